@@ -1,0 +1,64 @@
+//! On-CPU samples: the record that the CPU sampler sends for each sample it takes.
+
+use crate::{COMM_LEN, MAX_FRAMES};
+
+/// First word of a [`SampleHeader`]: tells this record from those of other probes in the same ring buffer.
+pub const KIND_CPU_SAMPLE: u32 = 1;
+
+/// The kernel stack could not be read.
+pub const FLAG_KERNEL_STACK_FAILED: u32 = 1 << 0;
+/// The user stack could not be read (kernel threads have none: that is no failure).
+pub const FLAG_USER_STACK_FAILED: u32 = 1 << 1;
+/// The kernel stack has more than [`MAX_FRAMES`] frames; the outermost are missing.
+pub const FLAG_KERNEL_STACK_TRUNCATED: u32 = 1 << 2;
+/// The user stack has more than [`MAX_FRAMES`] frames; the outermost are missing.
+pub const FLAG_USER_STACK_TRUNCATED: u32 = 1 << 3;
+
+/// Start of a sample record; `kernel_frames` then `user_frames` addresses (`u64`, innermost first) follow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleHeader {
+    /// [`KIND_CPU_SAMPLE`].
+    pub kind: u32,
+    /// `FLAG_*` bits.
+    pub flags: u32,
+    /// When the sample was taken: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// CPU the sample was taken on.
+    pub cpu: u32,
+    /// Number of kernel addresses that follow.
+    pub kernel_frames: u16,
+    /// Number of user addresses that follow the kernel's.
+    pub user_frames: u16,
+    /// Name of the thread, NUL-padded.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// Size of a [`SampleHeader`] in bytes.
+pub const SAMPLE_HEADER_LEN: usize = size_of::<SampleHeader>();
+
+/// Words kept for the addresses of one record: both stacks at their longest, rounded up to a power of two so
+/// that the kernel program can bound an index with a mask.
+pub const SAMPLE_FRAME_WORDS: usize = 256;
+
+/// Where a sample record is put together before it is copied to the ring buffer.
+#[repr(C)]
+pub struct SampleScratch {
+    /// The record's start.
+    pub header: SampleHeader,
+    /// Kernel addresses, then user addresses, without a gap.
+    pub frames: [u64; SAMPLE_FRAME_WORDS],
+}
+
+const _: () = {
+    assert!(SAMPLE_HEADER_LEN == 48);
+    assert!(core::mem::offset_of!(SampleHeader, time_ns) == 8);
+    assert!(core::mem::offset_of!(SampleHeader, kernel_frames) == 28);
+    assert!(core::mem::offset_of!(SampleHeader, comm) == 32);
+    assert!(core::mem::offset_of!(SampleScratch, frames) == SAMPLE_HEADER_LEN);
+    assert!(2 * MAX_FRAMES <= SAMPLE_FRAME_WORDS);
+};

@@ -1,0 +1,52 @@
+//! The on-CPU sampler: a perf software clock fires on each CPU at a fixed period; what it interrupts is a
+//! sample if it belongs to the target.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    btf_maps::PerCpuArray,
+    helpers::{bpf_get_current_comm, generated::bpf_get_smp_processor_id},
+    macros::{btf_map, perf_event},
+    programs::PerfEventContext,
+};
+use profiler_common::{
+    cost::Probe,
+    cpu::{KIND_CPU_SAMPLE, SAMPLE_HEADER_LEN, SampleScratch},
+    loss::KernelCounter,
+};
+
+use crate::{
+    output::{charge, count, now_ns, send},
+    stack,
+    target::current_target,
+};
+
+/// One per CPU: the clock's interrupt does not nest.
+#[btf_map]
+static CPU_SCRATCH: PerCpuArray<SampleScratch, 1> = PerCpuArray::new();
+
+/// Takes one sample of the interrupted task.
+#[perf_event]
+pub fn cpu_sample(ctx: PerfEventContext) -> u32 {
+    let Some(ids) = current_target() else { return 0 };
+    let time_ns = now_ns();
+    count(KernelCounter::SamplesTaken);
+    let Some(scratch) = CPU_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's own slot, see CPU_SCRATCH.
+    let scratch = unsafe { &mut *scratch };
+
+    // SAFETY: the context of this program.
+    let stack_bytes = unsafe { stack::capture(ctx.as_ptr(), scratch) };
+    let header = &mut scratch.header;
+    header.kind = KIND_CPU_SAMPLE;
+    header.time_ns = time_ns;
+    header.pid = ids.pid;
+    header.tid = ids.tid;
+    // SAFETY: no arguments.
+    header.cpu = unsafe { bpf_get_smp_processor_id() };
+    header.comm = bpf_get_current_comm().unwrap_or_default();
+
+    // SAFETY: header and stacks lie one after the other in the scratch, and stack_bytes is below 2048.
+    unsafe { send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (stack_bytes & 0x7ff)) };
+    charge(Probe::Cpu, time_ns);
+    0
+}

@@ -1,0 +1,73 @@
+//! The way out of the kernel: the ring buffer, the counters of what did not fit, and what each probe cost.
+
+use aya_ebpf::{
+    btf_maps::{PerCpuArray, RingBuf},
+    helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_output, bpf_ringbuf_query},
+    macros::btf_map,
+    Global,
+};
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use profiler_common::{
+    cost::{Probe, ProbeCost},
+    loss::KernelCounter,
+};
+
+/// Records of all probes. Userspace sets the real size before loading.
+#[btf_map]
+static RECORDS: RingBuf<u64, { 256 * 1024 }> = RingBuf::new();
+
+/// Userspace drains on a timer; the kernel wakes it early only when this many bytes wait.
+#[unsafe(no_mangle)]
+static WAKEUP_BYTES: Global<u64> = Global::new(128 * 1024);
+
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { KernelCounter::COUNT }> = PerCpuArray::new();
+
+#[btf_map]
+static COSTS: PerCpuArray<ProbeCost, { Probe::COUNT }> = PerCpuArray::new();
+
+/// Adds one to a counter.
+#[inline(always)]
+pub fn count(counter: KernelCounter) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: this CPU's own slot; an interrupt that hits between load and store can lose one count of
+        // its own kind only, and no probe counts the same thing both in and out of interrupts.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// Sends `len` bytes at `record`, or counts the record as lost. A wake-up costs more than the copy: see
+/// [`WAKEUP_BYTES`].
+///
+/// # Safety
+/// `len` bytes at `record` must be readable, in the verifier's eyes too.
+#[inline(always)]
+pub unsafe fn send(record: *const u8, len: u64) {
+    let ring = core::ptr::from_ref(&RECORDS).cast_mut().cast();
+    // SAFETY: a valid ring buffer map; only reads its positions.
+    let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+    let flags = if waiting >= WAKEUP_BYTES.load() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    // SAFETY: promised by the caller.
+    if unsafe { bpf_ringbuf_output(ring, record.cast_mut().cast(), len, u64::from(flags)) } != 0 {
+        count(KernelCounter::RingBufferFull);
+    }
+}
+
+/// Now, CLOCK_MONOTONIC, ns.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Books the time since `start_ns` as one run of `probe`.
+#[inline(always)]
+pub fn charge(probe: Probe, start_ns: u64) {
+    if let Some(cost) = COSTS.get_ptr_mut(probe as u32) {
+        // SAFETY: this CPU's own slot, see `count`.
+        unsafe {
+            (*cost).runs += 1;
+            (*cost).ns += now_ns() - start_ns;
+        }
+    }
+}

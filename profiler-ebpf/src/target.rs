@@ -1,0 +1,175 @@
+//! The target filter: the first thing every probe asks. And the two scheduler hooks that keep it up to date
+//! when targets fork (`--follow`) or are chosen by name (`--comm`).
+
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    btf_maps::{CgroupArray, HashMap},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        generated::bpf_get_current_task,
+    },
+    macros::{btf_map, raw_tracepoint},
+    programs::RawTracePointContext,
+};
+use profiler_common::{
+    COMM_LEN,
+    loss::KernelCounter,
+    target::{INIT_PIDNS_INUM, MAX_PIDNS_LEVELS, MAX_TARGETS, TargetMode},
+};
+
+use crate::output::count;
+
+#[unsafe(no_mangle)]
+static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
+/// Name that `exec` must leave behind for a process to become a target (`--comm`); empty: `exec` changes nothing.
+#[unsafe(no_mangle)]
+static TARGET_COMM: Global<[u8; COMM_LEN]> = Global::new([0; COMM_LEN]);
+/// Inode of the PID namespace whose ids are used; the initial one costs nothing extra.
+#[unsafe(no_mangle)]
+static PIDNS_INUM: Global<u32> = Global::new(INIT_PIDNS_INUM);
+
+// Offsets in the running kernel's structures, in bytes, from its BTF.
+#[unsafe(no_mangle)]
+static OFF_TASK_PID: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_TGID: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_GROUP_LEADER: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_THREAD_PID: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_PID_LEVEL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_PID_NUMBERS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_UPID_NS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIZE_UPID: Global<u32> = Global::new(16);
+#[unsafe(no_mangle)]
+static OFF_PIDNS_INUM: Global<u32> = Global::new(0);
+
+/// Mode `Cgroup`: the one cgroup.
+#[btf_map]
+static CGROUPS: CgroupArray<1> = CgroupArray::new();
+
+/// Process ids that are targets. The value is unused.
+#[btf_map]
+static TARGETS: HashMap<u32, u32, MAX_TARGETS> = HashMap::new();
+
+/// A task's ids in the profiler's PID namespace.
+pub struct Ids {
+    pub pid: u32,
+    pub tid: u32,
+}
+
+/// The current task's ids if it is a target.
+#[inline(always)]
+pub fn current_target() -> Option<Ids> {
+    let mode = TARGET_MODE.load();
+    if mode == TargetMode::Cgroup as u32 && !CGROUPS.current_task_under_cgroup(0).unwrap_or(false) {
+        return None;
+    }
+    let ids = current_ids()?;
+    if ids.pid == 0 {
+        return None; // the idle task
+    }
+    if mode == TargetMode::Pids as u32 && !is_target(ids.pid) {
+        return None;
+    }
+    Some(ids)
+}
+
+#[inline(always)]
+fn is_target(pid: u32) -> bool {
+    TARGETS.get_ptr(&pid).is_some()
+}
+
+#[inline(always)]
+fn current_ids() -> Option<Ids> {
+    if PIDNS_INUM.load() == INIT_PIDNS_INUM {
+        let both = bpf_get_current_pid_tgid();
+        return Some(Ids { pid: (both >> 32) as u32, tid: both as u32 });
+    }
+    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
+    task_ids(unsafe { bpf_get_current_task() })
+}
+
+/// Ids of any task; `None` when the task cannot be seen from the profiler's PID namespace.
+#[inline(always)]
+fn task_ids(task: u64) -> Option<Ids> {
+    if PIDNS_INUM.load() == INIT_PIDNS_INUM {
+        let pid = read::<u32>(task, OFF_TASK_TGID.load())?;
+        let tid = read::<u32>(task, OFF_TASK_PID.load())?;
+        return Some(Ids { pid, tid });
+    }
+    let leader = read::<u64>(task, OFF_TASK_GROUP_LEADER.load())?;
+    Some(Ids { pid: namespaced_pid(leader)?, tid: namespaced_pid(task)? })
+}
+
+/// Looks for the profiler's namespace among those the task has an id in: `pid->numbers[0..=pid->level]`.
+#[inline(always)]
+fn namespaced_pid(task: u64) -> Option<u32> {
+    let pid = read::<u64>(task, OFF_TASK_THREAD_PID.load())?;
+    let level = read::<u32>(pid, OFF_PID_LEVEL.load())?;
+    for i in 0..MAX_PIDNS_LEVELS {
+        if i > level {
+            break;
+        }
+        let upid = pid + u64::from(OFF_PID_NUMBERS.load()) + u64::from(i * SIZE_UPID.load());
+        let ns = read::<u64>(upid, OFF_UPID_NS.load())?;
+        if read::<u32>(ns, OFF_PIDNS_INUM.load())? == PIDNS_INUM.load() {
+            return read::<u32>(upid, 0); // upid.nr is its first member
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn read<T>(base: u64, offset: u32) -> Option<T> {
+    // SAFETY: bpf_probe_read_kernel checks the address; a bad one is an error, not a fault.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
+}
+
+/// `--follow`: a child of a target is a target from its first instruction on.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn follow_fork(ctx: RawTracePointContext) -> u32 {
+    let args = ctx.as_ptr().cast::<u64>();
+    // SAFETY: this tracepoint has two arguments, the parent and the child task (include/trace/events/sched.h).
+    let (parent, child) = unsafe { (*args, *args.add(1)) };
+    if let (Some(parent), Some(child)) = (task_ids(parent), task_ids(child))
+        && parent.pid != child.pid
+        && is_target(parent.pid)
+        && TARGETS.insert(&child.pid, &0, 0).is_err()
+    {
+        count(KernelCounter::TargetsFull);
+    }
+    0
+}
+
+/// `--comm`: `exec` gives a process its name, so that is when it becomes or stops being a target.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn match_exec(_ctx: RawTracePointContext) -> u32 {
+    let (Some(ids), Ok(comm)) = (current_ids(), bpf_get_current_comm()) else { return 0 };
+    if same_name(&comm, &TARGET_COMM.load()) {
+        if TARGETS.insert(&ids.pid, &0, 0).is_err() {
+            count(KernelCounter::TargetsFull);
+        }
+    } else {
+        let _absent_is_fine = TARGETS.remove(&ids.pid);
+    }
+    0
+}
+
+/// Compares up to the first NUL: what follows it in a task's name is left over from longer names.
+#[inline(always)]
+fn same_name(a: &[u8; COMM_LEN], b: &[u8; COMM_LEN]) -> bool {
+    for i in 0..COMM_LEN {
+        if a[i] != b[i] {
+            return false;
+        }
+        if a[i] == 0 {
+            return true;
+        }
+    }
+    true
+}

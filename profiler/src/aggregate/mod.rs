@@ -1,0 +1,110 @@
+//! Samples add up here. Keys are whole values (a thread and an interned stack), so two different stacks never
+//! merge; what does not fit within the limits is refused, and counted by the caller.
+
+use rustc_hash::FxHashMap;
+
+use crate::sample::{Frame, Sample, Stack, StackId, Tables, ThreadKey};
+
+/// Most distinct stacks kept: at 40 frames of 16 bytes each about 40 MB.
+pub const MAX_STACKS: usize = 65_536;
+
+/// Most distinct pairs of thread and stack kept: about 8 MB.
+pub const MAX_KEYS: usize = 262_144;
+
+/// Running totals.
+#[derive(Debug, Default)]
+pub struct Aggregator {
+    weights: FxHashMap<(ThreadKey, StackId), u64>,
+    total: u64,
+}
+
+/// Totals at one moment, heaviest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Weight by thread and stack.
+    pub entries: Vec<(ThreadKey, StackId, u64)>,
+    /// Sum of all weights.
+    pub total: u64,
+}
+
+impl Aggregator {
+    /// Adds a sample; `false` if there is no room for its key.
+    #[must_use]
+    pub fn add(&mut self, sample: &Sample) -> bool {
+        let key = (sample.thread, sample.stack);
+        if self.weights.len() >= MAX_KEYS && !self.weights.contains_key(&key) {
+            return false;
+        }
+        *self.weights.entry(key).or_default() += sample.weight;
+        self.total += sample.weight;
+        true
+    }
+
+    /// The totals so far.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut entries: Vec<_> =
+            self.weights.iter().map(|(&(thread, stack), &weight)| (thread, stack, weight)).collect();
+        entries.sort_unstable_by_key(|&(thread, stack, weight)| (std::cmp::Reverse(weight), thread, stack));
+        Snapshot { entries, total: self.total }
+    }
+
+    /// The totals so far, starting again from nothing.
+    pub fn take(&mut self) -> Snapshot {
+        let snapshot = self.snapshot();
+        *self = Aggregator::default();
+        snapshot
+    }
+}
+
+/// The id of a stack, new or known; `None` if it is new and there is no room.
+pub fn intern_stack(tables: &mut Tables, frames: &[Frame], kernel_frames: u16) -> Option<StackId> {
+    let stack = Stack { frames: frames.into(), kernel_frames };
+    if tables.stacks.len() >= MAX_STACKS {
+        return tables.stacks.get_index_of(&stack).map(|index| StackId(index as u32));
+    }
+    Some(StackId(tables.stacks.insert_full(stack).0 as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::ModuleId;
+
+    fn sample(tid: u32, stack: u32) -> Sample {
+        Sample { time_ns: 0, thread: ThreadKey { pid: 1, tid }, cpu: 0, stack: StackId(stack), weight: 1 }
+    }
+
+    #[test]
+    fn weights_add_up_by_thread_and_stack() {
+        let mut aggregator = Aggregator::default();
+        for (tid, stack) in [(1, 0), (1, 0), (2, 0), (1, 1)] {
+            assert!(aggregator.add(&sample(tid, stack)));
+        }
+        let snapshot = aggregator.take();
+        assert_eq!(snapshot.total, 4);
+        assert_eq!(snapshot.entries[0], (ThreadKey { pid: 1, tid: 1 }, StackId(0), 2));
+        assert_eq!(snapshot.entries.len(), 3);
+        assert_eq!(aggregator.snapshot(), Snapshot::default());
+    }
+
+    #[test]
+    fn a_full_table_refuses_new_keys_only() {
+        let mut aggregator = Aggregator::default();
+        for stack in 0..MAX_KEYS as u32 {
+            assert!(aggregator.add(&sample(1, stack)));
+        }
+        assert!(!aggregator.add(&sample(2, 0)));
+        assert!(aggregator.add(&sample(1, 0)));
+        assert_eq!(aggregator.snapshot().total, MAX_KEYS as u64 + 1, "what was refused is in no total");
+    }
+
+    #[test]
+    fn equal_stacks_share_an_id_and_others_do_not() {
+        let mut tables = Tables::default();
+        let frame = |address| Frame { module: ModuleId(0), address };
+        let a = intern_stack(&mut tables, &[frame(1), frame(2)], 0);
+        assert_eq!(a, intern_stack(&mut tables, &[frame(1), frame(2)], 0));
+        assert_ne!(a, intern_stack(&mut tables, &[frame(1), frame(2)], 1), "a kernel frame is another frame");
+        assert_ne!(a, intern_stack(&mut tables, &[frame(2), frame(1)], 0));
+    }
+}

@@ -1,0 +1,143 @@
+//! Where the CPU time goes: functions by their own samples (self) and by those of everything they call (total).
+
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use crate::{
+    profile::{Profile, ProfileStack},
+    sample::ThreadKey,
+};
+
+/// One function's share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hotspot {
+    /// Function name.
+    pub function: String,
+    /// Source location with the most samples, where debug information has one.
+    pub location: Option<String>,
+    /// Path of the module.
+    pub module: String,
+    /// Samples with this function innermost.
+    pub self_samples: u64,
+    /// Samples with this function anywhere in the stack, each counted once.
+    pub total_samples: u64,
+}
+
+/// Hotspots of one thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadHotspots {
+    /// Whose they are.
+    pub thread: ThreadKey,
+    /// Process and thread name.
+    pub names: (String, String),
+    /// All samples of the thread.
+    pub samples: u64,
+    /// Its functions, hottest first.
+    pub hotspots: Vec<Hotspot>,
+}
+
+/// Functions of the whole profile, hottest (by self, then total) first.
+pub fn hotspots(profile: &Profile) -> Vec<Hotspot> {
+    of_stacks(profile, profile.stacks.iter())
+}
+
+/// The same thread by thread, busiest first.
+pub fn by_thread(profile: &Profile) -> Vec<ThreadHotspots> {
+    let mut threads: FxHashMap<ThreadKey, Vec<&ProfileStack>> = FxHashMap::default();
+    for stack in &profile.stacks {
+        threads.entry(stack.thread).or_default().push(stack);
+    }
+    let mut result: Vec<_> = threads
+        .into_iter()
+        .map(|(thread, stacks)| ThreadHotspots {
+            thread,
+            names: (stacks[0].process.clone(), stacks[0].thread_name.clone()),
+            samples: stacks.iter().map(|stack| stack.weight).sum(),
+            hotspots: of_stacks(profile, stacks.into_iter()),
+        })
+        .collect();
+    result.sort_by_key(|thread| (std::cmp::Reverse(thread.samples), thread.thread));
+    result
+}
+
+#[derive(Default)]
+struct Counts<'a> {
+    own: u64,
+    total: u64,
+    last_stack: usize,
+    lines: FxHashMap<(&'a str, u32), (u64, u64)>,
+}
+
+fn of_stacks<'a>(profile: &'a Profile, stacks: impl Iterator<Item = &'a ProfileStack>) -> Vec<Hotspot> {
+    let mut counts: FxHashMap<(&str, usize), Counts<'_>> = FxHashMap::default();
+    for (number, stack) in (1..).zip(stacks) {
+        for (position, (function, frame, _)) in profile.functions(stack).enumerate() {
+            let count = counts.entry((&function.name, frame.module)).or_default();
+            let own = if position == 0 { stack.weight } else { 0 };
+            // A recursive function is in the stack many times and in the sample once.
+            let total = if count.last_stack == number { 0 } else { stack.weight };
+            count.last_stack = number;
+            count.own += own;
+            count.total += total;
+            if let (Some(file), Some(line)) = (&function.file, function.line) {
+                let at = count.lines.entry((file, line)).or_default();
+                at.0 += own;
+                at.1 += total;
+            }
+        }
+    }
+    let mut hotspots: Vec<_> = counts
+        .into_iter()
+        .map(|((function, module), count)| Hotspot {
+            function: function.to_owned(),
+            location: count
+                .lines
+                .iter()
+                .max_by_key(|&(&(file, line), &weights)| (weights, std::cmp::Reverse((file, line))))
+                .map(|((file, line), _)| format!("{file}:{line}")),
+            module: profile.modules[module].path.clone(),
+            self_samples: count.own,
+            total_samples: count.total,
+        })
+        .collect();
+    hotspots.sort_by(|a, b| {
+        (b.self_samples, b.total_samples, &a.function, &a.module).cmp(&(
+            a.self_samples,
+            a.total_samples,
+            &b.function,
+            &b.module,
+        ))
+    });
+    hotspots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::fixtures::profile;
+
+    #[test]
+    fn self_is_the_innermost_and_total_counts_recursion_once() {
+        let profile = profile(&[("a;b;b", 3), ("a;c", 2), ("a", 1)]);
+        let find = |name: &str| {
+            let all = hotspots(&profile);
+            let hotspot = all.iter().find(|hotspot| hotspot.function == name).unwrap();
+            (hotspot.self_samples, hotspot.total_samples)
+        };
+        assert_eq!(find("a"), (1, 6));
+        assert_eq!(find("b"), (3, 3));
+        assert_eq!(find("c"), (2, 2));
+        assert_eq!(hotspots(&profile)[0].function, "b", "hottest first");
+        assert_eq!(hotspots(&profile).iter().map(|hotspot| hotspot.self_samples).sum::<u64>(), profile.total);
+    }
+
+    #[test]
+    fn threads_are_kept_apart() {
+        let mut profile = profile(&[("a", 3), ("b", 2)]);
+        profile.stacks[1].thread.tid = 9;
+        let threads = by_thread(&profile);
+        assert_eq!(threads.iter().map(|thread| thread.samples).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(threads[1].hotspots[0].function, "b");
+        assert_eq!(threads[1].hotspots.len(), 1);
+    }
+}

@@ -1,0 +1,39 @@
+//! Failures that a caller decides on: each has its own exit code and one line that says what to do.
+
+use std::path::PathBuf;
+
+/// What can go wrong before or instead of profiling. Everything unforeseen is an `anyhow::Error` (exit code 1).
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the message says it")]
+pub enum Error {
+    #[error("no process with pid {0} here; `ps -e` lists them (pids count from the PID namespace you run in)")]
+    NoSuchPid(u32),
+    #[error("no running process is named '{0}'; `ps -eo comm` lists names (15 characters at most)")]
+    NoSuchComm(String),
+    #[error("{0} is no cgroup v2 directory; targets are paths below the cgroup2 mount, such as /sys/fs/cgroup/system.slice/nginx.service")]
+    NoSuchCgroup(PathBuf),
+    #[error("cannot start {command}: {reason}")]
+    CommandNotStarted { command: String, reason: std::io::Error },
+    #[error("missing rights to {what}: run as root (sudo), or with the capabilities CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, for deleted files, CAP_SYS_ADMIN; `profiler doctor` says which are missing")]
+    MissingRights { what: &'static str },
+    #[error("this kernel cannot run the profiler: {0}; `profiler doctor` shows what it lacks")]
+    KernelUnsupported(String),
+    #[error("cannot write {}: {reason}", path.display())]
+    OutputNotWritable { path: PathBuf, reason: std::io::Error },
+    #[error("cannot read recording {}: {reason}", path.display())]
+    BadRecording { path: PathBuf, reason: String },
+}
+
+impl Error {
+    /// The process exit code. 1 is an unforeseen failure, 2 a wrong command line.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::NoSuchPid(_) | Error::NoSuchComm(_) | Error::NoSuchCgroup(_) => 3,
+            Error::MissingRights { .. } => 4,
+            Error::KernelUnsupported(_) => 5,
+            Error::OutputNotWritable { .. } => 6,
+            Error::BadRecording { .. } => 7,
+            Error::CommandNotStarted { .. } => 127,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Offsets of members in the running kernel's structures, read from its BTF. Rust kernel programs carry no
+//! relocations, so userspace looks the offsets up and passes them in.
+//!
+//! Only what that takes: types in order, structs and their members. Format:
+//! <https://www.kernel.org/doc/html/latest/bpf/btf.html>.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Where the kernel publishes its own types.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+const MAGIC: u16 = 0xeb9f;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+
+/// The kernel's structures by name, as far as they were asked for.
+#[derive(Debug)]
+pub struct Btf<'a> {
+    structs: HashMap<&'a str, Struct<'a>>,
+}
+
+#[derive(Debug)]
+struct Struct<'a> {
+    size: u32,
+    members: HashMap<&'a str, u32>,
+}
+
+impl<'a> Btf<'a> {
+    /// Reads the structures called `names` out of BTF `data`.
+    pub fn parse(data: &'a [u8], names: &[&str]) -> Result<Btf<'a>> {
+        if u16::from_ne_bytes(array(data, 0)?) != MAGIC {
+            bail!("not BTF of this machine's byte order");
+        }
+        let header_len = word(data, 4)? as usize;
+        let section = |at: usize| -> Result<&'a [u8]> {
+            let (offset, len) = (word(data, at)? as usize, word(data, at + 4)? as usize);
+            let start = header_len.checked_add(offset).context("BTF section out of range")?;
+            let end = start.checked_add(len).context("BTF section out of range")?;
+            data.get(start..end).context("BTF section out of range")
+        };
+        let (types, strings) = (section(8)?, section(16)?);
+        let string = |offset: u32| -> &'a str {
+            let tail = strings.get(offset as usize..).unwrap_or_default();
+            let end = tail.iter().position(|&byte| byte == 0).unwrap_or(tail.len());
+            std::str::from_utf8(&tail[..end]).unwrap_or_default()
+        };
+
+        let mut structs = HashMap::new();
+        let mut at = 0;
+        while at < types.len() {
+            let (name, info, size) = (word(types, at)?, word(types, at + 4)?, word(types, at + 8)?);
+            let (kind, members, bitfields) = ((info >> 24) & 0x1f, (info & 0xffff) as usize, info >> 31 == 1);
+            at += 12;
+            if kind == KIND_STRUCT && names.contains(&string(name)) {
+                let members = (0..members)
+                    .map(|i| {
+                        let (member, bits) = (word(types, at + 12 * i)?, word(types, at + 12 * i + 8)?);
+                        let bits = if bitfields { bits & 0xff_ffff } else { bits };
+                        Ok((string(member), bits / 8))
+                    })
+                    .collect::<Result<_>>()?;
+                structs.entry(string(name)).or_insert(Struct { size, members });
+            }
+            at += trailing_bytes(kind, members)?;
+        }
+        Ok(Btf { structs })
+    }
+
+    /// Offset of a member, in bytes.
+    pub fn offset(&self, name: &str, member: &str) -> Result<u32> {
+        let found = self.structs.get(name).with_context(|| format!("kernel has no struct {name}"))?;
+        found.members.get(member).copied().with_context(|| format!("kernel's struct {name} has no member {member}"))
+    }
+
+    /// Size of a struct, in bytes.
+    pub fn size(&self, name: &str) -> Result<u32> {
+        Ok(self.structs.get(name).with_context(|| format!("kernel has no struct {name}"))?.size)
+    }
+}
+
+/// Whether the running kernel publishes BTF.
+pub fn is_available() -> bool {
+    Path::new(VMLINUX).exists()
+}
+
+/// Bytes after a type's three words.
+fn trailing_bytes(kind: u32, vlen: usize) -> Result<usize> {
+    Ok(match kind {
+        2 | 7 | 8 | 9 | 10 | 11 | 12 | 16 | 18 => 0, // ptr, fwd, typedef, cv-restrict, func, float, type tag
+        1 | 14 | 17 => 4,                            // int, var, decl tag
+        3 => 12,                                     // array
+        KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * vlen, // members, section variables, 64-bit enumerators
+        6 | 13 => 8 * vlen,                          // enumerators, parameters
+        other => bail!("BTF type of unknown kind {other}"),
+    })
+}
+
+fn array<const N: usize>(data: &[u8], at: usize) -> Result<[u8; N]> {
+    data.get(at..).and_then(|tail| tail.first_chunk()).copied().context("BTF ends too early")
+}
+
+fn word(data: &[u8], at: usize) -> Result<u32> {
+    Ok(u32::from_ne_bytes(array(data, at)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// BTF with one int and `struct pair { int a; int b; }`.
+    fn sample() -> Vec<u8> {
+        let strings = b"\0int\0pair\0a\0b\0";
+        let types: Vec<u32> = vec![1, 1 << 24, 4, 0x20, 5, 4 << 24 | 2, 8, 10, 1, 0, 12, 1, 32];
+        let mut data = vec![];
+        data.extend(MAGIC.to_ne_bytes());
+        data.extend([1, 0]);
+        for word in [24, 0, types.len() as u32 * 4, types.len() as u32 * 4, strings.len() as u32] {
+            data.extend(word.to_ne_bytes());
+        }
+        types.iter().for_each(|word| data.extend(word.to_ne_bytes()));
+        data.extend(strings);
+        data
+    }
+
+    #[test]
+    fn members_have_byte_offsets() {
+        let data = sample();
+        let btf = Btf::parse(&data, &["pair"]).unwrap();
+        assert_eq!(btf.offset("pair", "a").unwrap(), 0);
+        assert_eq!(btf.offset("pair", "b").unwrap(), 4);
+        assert_eq!(btf.size("pair").unwrap(), 8);
+        assert!(btf.offset("pair", "c").is_err());
+        assert!(btf.offset("other", "a").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_btf_never_panics(at in 0usize..90, byte: u8, cut in 0usize..120) {
+            let mut data = sample();
+            let len = data.len();
+            data[at.min(len - 1)] = byte;
+            data.truncate(cut.min(len));
+            let _any_result = Btf::parse(&data, &["pair"]);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Loads the kernel programs and attaches what a run needs. Nothing is pinned: when the agent ends, however it
+//! ends, the kernel closes its descriptors and with them every probe.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{CgroupArray, HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{
+        PerfEvent, RawTracePoint,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+    },
+    util::online_cpus,
+};
+use profiler_common::{
+    COMM_LEN,
+    cost::{Probe, ProbeCost},
+    loss::KernelCounter,
+    target::{INIT_PIDNS_INUM, TargetMode},
+};
+
+use super::btf::{self, Btf};
+use crate::{
+    error::Error,
+    process::target::Target,
+    sample::{Loss, Losses},
+};
+
+#[cfg(target_arch = "x86_64")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/profiler.x86_64.o");
+#[cfg(target_arch = "aarch64")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/profiler.aarch64.o");
+
+/// Ring buffer per CPU, bytes: half a second of the deepest stacks at the default frequency.
+const RING_BYTES_PER_CPU: u32 = 128 * 1024;
+const RING_BYTES_MAX: u32 = 16 * 1024 * 1024;
+
+/// The loaded kernel programs and their maps.
+pub struct Kernel {
+    /// `None` once detached.
+    ebpf: Option<Ebpf>,
+    /// Records of all probes.
+    pub records: RingBuf<MapData>,
+    targets: HashMap<MapData, u32, u32>,
+    counters: PerCpuArray<MapData, u64>,
+    costs: PerCpuArray<MapData, ProbeCost>,
+}
+
+impl Kernel {
+    /// Loads the programs for `target`. Nothing is attached yet.
+    pub fn load(target: &Target, kernel_log: bool) -> Result<Kernel> {
+        let pidns = own_pid_namespace()?;
+        let mode = match target {
+            Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
+            Target::All => TargetMode::All,
+            Target::Cgroup(_) => TargetMode::Cgroup,
+        } as u32;
+        let comm = match target {
+            Target::Comm(name) => comm_bytes(name),
+            _ => [0; COMM_LEN],
+        };
+        let cpus = cpus()?.len() as u32;
+        let ring_bytes = (RING_BYTES_PER_CPU * cpus).next_power_of_two().min(RING_BYTES_MAX);
+        let wakeup_bytes = u64::from(ring_bytes / 2);
+
+        let mut loader = EbpfLoader::new();
+        // None of the programs needs kernel types at load time; parsing them would cost more than all the rest.
+        loader.btf(None);
+        loader
+            .override_global("TARGET_MODE", &mode, true)
+            .override_global("TARGET_COMM", &comm, true)
+            .override_global("PIDNS_INUM", &pidns, true)
+            .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
+            .map_max_entries("RECORDS", ring_bytes);
+        let offsets = if pidns != INIT_PIDNS_INUM || target.follows() { task_offsets()? } else { Vec::new() };
+        for (name, offset) in &offsets {
+            loader.override_global(name, offset, true);
+        }
+        let log_level = if kernel_log { log::LevelFilter::Trace as u8 } else { 0 };
+        loader.override_global("AYA_LOG_LEVEL", &log_level, false);
+
+        let mut ebpf = loader.load(OBJECT).map_err(explain_load)?;
+        if let Target::Cgroup(path) = target {
+            let cgroups = ebpf.map_mut("CGROUPS").context("kernel object has no map CGROUPS")?;
+            CgroupArray::try_from(cgroups)?.set(0, fs::File::open(path)?, 0)?;
+        }
+        let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
+        Ok(Kernel {
+            records: RingBuf::try_from(take("RECORDS")?)?,
+            targets: HashMap::try_from(take("TARGETS")?)?,
+            counters: PerCpuArray::try_from(take("COUNTERS")?)?,
+            costs: PerCpuArray::try_from(take("COSTS")?)?,
+            ebpf: Some(ebpf),
+        })
+    }
+
+    /// Starts printing what the kernel programs log, on a task of its own.
+    pub fn start_log(&mut self) -> Result<()> {
+        let logger = aya_log::EbpfLogger::init(self.ebpf.as_mut().context("already detached")?)?;
+        let interest = tokio::io::Interest::READABLE;
+        // SAFETY: the logger keeps its one descriptor for as long as it lives.
+        let mut logger = unsafe { tokio::io::unix::AsyncFd::register_with_interest(logger, interest) }?;
+        tokio::spawn(async move {
+            while let Ok(mut guard) = logger.readable_mut().await {
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        });
+        Ok(())
+    }
+
+    /// Makes a process a target.
+    pub fn add_target(&mut self, pid: u32) -> Result<()> {
+        self.targets.insert(pid, 0, 0).context("too many processes for the target set")
+    }
+
+    /// Forgets a process that is gone, so that a later one with its number is no target.
+    pub fn remove_target(&mut self, pid: u32) {
+        let _never_was_one = self.targets.remove(&pid);
+    }
+
+    /// Samples every CPU each `period_ns` of its clock.
+    pub fn attach_cpu(&mut self, period_ns: u64) -> Result<()> {
+        let program: &mut PerfEvent = program(self.ebpf.as_mut(), "cpu_sample")?;
+        program.load().map_err(explain_program)?;
+        for cpu in cpus()? {
+            program
+                .attach(
+                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Period(period_ns),
+                    false,
+                )
+                .map_err(explain_program)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the set of targets up to date where `target` asks for it.
+    pub fn attach_target_hooks(&mut self, target: &Target) -> Result<()> {
+        let mut hooks = Vec::new();
+        if target.follows() {
+            hooks.push(("follow_fork", "sched_process_fork"));
+        }
+        if matches!(target, Target::Comm(_)) {
+            hooks.push(("match_exec", "sched_process_exec"));
+        }
+        for (name, tracepoint) in hooks {
+            let program: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
+            program.load().map_err(explain_program)?;
+            program.attach(tracepoint).map_err(explain_program)?;
+        }
+        Ok(())
+    }
+
+    /// Unloads all programs; counters and waiting records stay.
+    pub fn detach(&mut self) {
+        self.ebpf = None;
+    }
+
+    /// Becomes readable when the kernel has more records than it should keep waiting.
+    pub fn records_fd(&self) -> io::Result<OwnedFd> {
+        self.records.as_fd().try_clone_to_owned()
+    }
+
+    /// Samples taken so far, delivered or not.
+    pub fn samples_taken(&self) -> u64 {
+        self.counter(KernelCounter::SamplesTaken)
+    }
+
+    /// Brings the kernel's own loss counters into `losses`.
+    pub fn update_losses(&self, losses: &mut Losses) {
+        losses.set(Loss::RingBufferFull, self.counter(KernelCounter::RingBufferFull));
+        losses.set(Loss::TargetsFull, self.counter(KernelCounter::TargetsFull));
+    }
+
+    /// What a probe has cost so far, on all CPUs.
+    pub fn cost(&self, probe: Probe) -> ProbeCost {
+        let mut total = ProbeCost::default();
+        if let Ok(per_cpu) = self.costs.get(&(probe as u32), 0) {
+            for cost in per_cpu.iter() {
+                total.runs += cost.runs;
+                total.ns += cost.ns;
+            }
+        }
+        total
+    }
+
+    fn counter(&self, counter: KernelCounter) -> u64 {
+        self.counters.get(&(counter as u32), 0).map_or(0, |per_cpu| per_cpu.iter().sum())
+    }
+}
+
+fn program<'a, P>(ebpf: Option<&'a mut Ebpf>, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program = ebpf.and_then(|ebpf| ebpf.program_mut(name)).with_context(|| format!("kernel object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn cpus() -> Result<Vec<u32>> {
+    online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))
+}
+
+/// Inode number of the PID namespace this process is in.
+fn own_pid_namespace() -> Result<u32> {
+    Ok(fs::metadata("/proc/self/ns/pid").context("reading /proc/self/ns/pid")?.ino() as u32)
+}
+
+fn comm_bytes(name: &str) -> [u8; COMM_LEN] {
+    let mut bytes = [0; COMM_LEN];
+    let len = name.len().min(COMM_LEN - 1);
+    bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+    bytes
+}
+
+/// Offsets the target filter needs to read ids out of a task.
+fn task_offsets() -> Result<Vec<(&'static str, u32)>> {
+    if !btf::is_available() {
+        return Err(Error::KernelUnsupported(format!("{} is missing (CONFIG_DEBUG_INFO_BTF)", btf::VMLINUX)).into());
+    }
+    let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
+    let btf = Btf::parse(&data, &["task_struct", "pid", "upid", "pid_namespace", "ns_common"])?;
+    Ok(vec![
+        ("OFF_TASK_PID", btf.offset("task_struct", "pid")?),
+        ("OFF_TASK_TGID", btf.offset("task_struct", "tgid")?),
+        ("OFF_TASK_GROUP_LEADER", btf.offset("task_struct", "group_leader")?),
+        ("OFF_TASK_THREAD_PID", btf.offset("task_struct", "thread_pid")?),
+        ("OFF_PID_LEVEL", btf.offset("pid", "level")?),
+        ("OFF_PID_NUMBERS", btf.offset("pid", "numbers")?),
+        ("OFF_UPID_NS", btf.offset("upid", "ns")?),
+        ("SIZE_UPID", btf.size("upid")?),
+        ("OFF_PIDNS_INUM", btf.offset("pid_namespace", "ns")? + btf.offset("ns_common", "inum")?),
+    ])
+}
+
+/// The first refused system call in an error's chain of causes says what is missing.
+fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn explain_load(error: aya::EbpfError) -> anyhow::Error {
+    if refused(&error) && !super::preflight::may_load_programs() {
+        return Error::MissingRights { what: "load programs into the kernel" }.into();
+    }
+    anyhow::Error::new(error).context("loading the kernel programs")
+}
+
+fn explain_program(error: aya::programs::ProgramError) -> anyhow::Error {
+    if refused(&error) && !super::preflight::may_load_programs() {
+        return Error::MissingRights { what: "attach to kernel events" }.into();
+    }
+    anyhow::Error::new(error).context("attaching the kernel programs")
+}

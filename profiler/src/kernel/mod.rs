@@ -1,0 +1,9 @@
+//! The kernel boundary: everything that needs rights. Loads the programs, hands out their maps, reads the
+//! kernel's notices of new mappings; `preflight` says beforehand what would work.
+
+pub mod btf;
+pub mod load;
+pub mod preflight;
+pub mod sideband;
+
+pub use load::Kernel;

@@ -1,0 +1,61 @@
+//! A flame graph (SVG), drawn by inferno from the folded stacks.
+
+use std::io::Write;
+
+use anyhow::Result;
+
+use super::{RenderOptions, folded};
+use crate::profile::Profile;
+
+/// Draws the profile. One with no samples at all becomes a picture that says so.
+pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+    if profile.total == 0 {
+        writeln!(
+            out,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"600\" height=\"60\">\
+             <text x=\"20\" y=\"35\" font-family=\"sans-serif\">No samples: the target used no CPU.</text></svg>"
+        )?;
+        return Ok(());
+    }
+    let lines: Vec<String> =
+        folded::lines(profile, options).into_iter().map(|(stack, weight)| format!("{stack} {weight}")).collect();
+    let mut settings = inferno::flamegraph::Options::default();
+    settings.title = format!("{} on-CPU: {}", profile.meta.target, profile.meta.host);
+    settings.subtitle = Some(format!(
+        "{} samples at {} Hz, {:.1} s, lost {}",
+        profile.total,
+        profile.meta.frequency_hz,
+        profile.accounts.duration_ns as f64 / 1e9,
+        profile.accounts.losses.lost(),
+    ));
+    settings.count_name = profile.kind.sample_type.to_owned();
+    settings.colors = inferno::flamegraph::color::Palette::Multi(
+        inferno::flamegraph::color::MultiPalette::Java, // knows the suffixes of folded stacks
+    );
+    inferno::flamegraph::from_lines(&mut settings, lines.iter().map(String::as_str), out)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::fixtures::profile;
+
+    fn draw(profile: &Profile) -> String {
+        let mut svg = Vec::new();
+        write(profile, &RenderOptions::default(), &mut svg).unwrap();
+        String::from_utf8(svg).unwrap()
+    }
+
+    #[test]
+    fn every_function_is_in_the_picture() {
+        let svg = draw(&profile(&[("main;hot<T>", 3), ("main;cold", 1)]));
+        assert!(svg.contains("hot&lt;T&gt; (3 samples, 75.00%)"), "{svg}");
+        assert!(svg.contains("cold (1 samples, 25.00%)"));
+    }
+
+    #[test]
+    fn no_samples_is_no_failure() {
+        assert!(draw(&profile(&[])).contains("No samples"));
+    }
+}

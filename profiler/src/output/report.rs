@@ -1,0 +1,290 @@
+//! The report a person reads at the end: what was measured, the hottest functions, what is missing, what it cost.
+
+use std::io::Write;
+
+use anyhow::Result;
+
+use crate::{
+    detect::hotspot::{self, Hotspot},
+    profile::Profile,
+    sample::Loss,
+};
+
+/// How to lay the report out.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// Bold and colours.
+    pub colour: bool,
+    /// Columns to fill at most; `None` for no limit (a file or a pipe).
+    pub width: Option<usize>,
+    /// Keep threads apart.
+    pub threads: bool,
+    /// Functions in a table.
+    pub top: usize,
+}
+
+/// Writes the report.
+pub fn write(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let (meta, accounts) = (&profile.meta, &profile.accounts);
+    let seconds = accounts.duration_ns as f64 / 1e9;
+    let busy_ns = profile.estimated_ns(profile.total);
+    writeln!(
+        out,
+        "{}",
+        style.bold(&format!(
+            "{}: {seconds:.1} s, {} Hz, {}",
+            meta.target,
+            meta.frequency_hz,
+            count(u64::from(meta.cpus), "CPU")
+        ))
+    )?;
+    writeln!(
+        out,
+        "{} taken, {} lost; about {:.2} s on CPU (± {:.0} %), {:.0} % of one CPU",
+        count(accounts.samples_taken, "sample"),
+        thousands(accounts.losses.lost()),
+        busy_ns as f64 / 1e9,
+        100.0 / (profile.total.max(1) as f64).sqrt(),
+        percent(busy_ns, accounts.duration_ns),
+    )?;
+    if profile.total == 0 {
+        writeln!(
+            out,
+            "\nThe target was never seen on a CPU: it was idle or waiting. What it waits for, `cat /proc/PID/task/*/wchan` and `cat /proc/PID/task/*/syscall` show."
+        )?;
+    } else if style.threads {
+        for thread in hotspot::by_thread(profile) {
+            let (process, name) = &thread.names;
+            let title = format!("{process} (pid {}) / {name} (tid {})", thread.thread.pid, thread.thread.tid);
+            let share = percent(thread.samples, profile.total);
+            writeln!(out, "\n{}: {}, {share:.1} %", style.bold(&title), count(thread.samples, "sample"))?;
+            table(&thread.hotspots, thread.samples, style, out)?;
+        }
+    } else {
+        writeln!(out)?;
+        table(&hotspot::hotspots(profile), profile.total, style, out)?;
+    }
+    writeln!(out)?;
+    losses(profile, out)?;
+    costs(profile, out)
+}
+
+/// The hottest functions, one line each.
+pub fn table(hotspots: &[Hotspot], total: u64, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let shown = &hotspots[..hotspots.len().min(style.top)];
+    let longest = |text: fn(&Hotspot) -> usize, title: &str| {
+        shown.iter().map(text).chain([title.len()]).max().unwrap_or(0)
+    };
+    let mut name_width = longest(|hotspot| width(&hotspot.function), "function");
+    let mut location_width = longest(|hotspot| hotspot.location.as_deref().map_or(0, width), "location");
+    let module_width = longest(|hotspot| width(&hotspot.module), "module");
+    const NUMBERS: usize = 28; // what stands before the function
+    if let Some(limit) = style.width {
+        let room = limit.saturating_sub(NUMBERS + module_width.min(40) + 4).max(30);
+        location_width = location_width.min(room / 2);
+        name_width = name_width.min(room - location_width.min(room));
+    }
+    writeln!(
+        out,
+        "{}",
+        style.dim(&format!(
+            "{:>6}  {:>7}  {:>9}  {:<name_width$}  {:<location_width$}  module",
+            "self %", "total %", "samples", "function", "location"
+        ))
+    )?;
+    for hotspot in shown {
+        let own = percent(hotspot.self_samples, total);
+        let numbers = format!(
+            "{own:>6.1}  {:>7.1}  {:>9}",
+            percent(hotspot.total_samples, total),
+            thousands(hotspot.self_samples)
+        );
+        let name = fit(&hotspot.function, name_width, Keep::Start);
+        let location = fit(hotspot.location.as_deref().unwrap_or("-"), location_width, Keep::End);
+        let module = fit(&hotspot.module, style.width.map_or(usize::MAX, |_| 40), Keep::End);
+        let line = format!("{}  {name}  {location}  {}", style.heat(&numbers, own), module.trim_end());
+        writeln!(out, "{line}")?;
+    }
+    let rest = hotspots.len() - shown.len();
+    if rest > 0 {
+        let weight: u64 = hotspots[shown.len()..].iter().map(|hotspot| hotspot.self_samples).sum();
+        writeln!(
+            out,
+            "{:>6.1}  {:>7}  {:>9}  {rest} more functions (--top N shows more)",
+            percent(weight, total),
+            "",
+            thousands(weight)
+        )?;
+    }
+    Ok(())
+}
+
+fn losses(profile: &Profile, out: &mut dyn Write) -> Result<()> {
+    let losses = &profile.accounts.losses;
+    let list = |lost: bool| -> Vec<String> {
+        losses
+            .iter()
+            .filter(|(loss, _)| loss.loses_sample() == lost)
+            .map(|(loss, n)| {
+                let share = percent(n, profile.accounts.samples_taken);
+                match loss {
+                    Loss::TargetsFull | Loss::MappingNoticesLost => format!("{loss} {}", thousands(n)),
+                    _ => format!("{loss} {} ({share:.1} %)", thousands(n)),
+                }
+            })
+            .collect()
+    };
+    let (lost, degraded) = (list(true), list(false));
+    let join = |list: Vec<String>| if list.is_empty() { "none".to_owned() } else { list.join(", ") };
+    writeln!(out, "samples lost: {}", join(lost))?;
+    writeln!(out, "samples incomplete: {}", join(degraded))?;
+    Ok(())
+}
+
+fn costs(profile: &Profile, out: &mut dyn Write) -> Result<()> {
+    let accounts = &profile.accounts;
+    for probe in &accounts.probes {
+        writeln!(
+            out,
+            "cost of the {} probe: {:.1} us a run in the kernel, {:.4} % of one CPU",
+            probe.name,
+            probe.ns as f64 / 1e3 / probe.runs.max(1) as f64,
+            percent(probe.ns, accounts.duration_ns),
+        )?;
+    }
+    writeln!(
+        out,
+        "cost of the profiler itself: {:.2} % of one CPU, and {:.2} s of CPU time to start and to report; {:.0} MB of memory at most",
+        percent(accounts.agent_cpu_ns, accounts.duration_ns),
+        accounts.agent_setup_cpu_ns as f64 / 1e9,
+        accounts.agent_peak_rss_bytes as f64 / 1e6,
+    )?;
+    Ok(())
+}
+
+impl Style {
+    fn bold(&self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    fn dim(&self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn heat(&self, text: &str, percent: f64) -> String {
+        match percent {
+            20.0.. => self.paint("31", text),
+            5.0.. => self.paint("33", text),
+            _ => text.to_owned(),
+        }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// Which end of a text survives cutting.
+#[derive(Clone, Copy)]
+enum Keep {
+    Start,
+    End,
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// Pads or cuts to exactly `limit` columns (no padding where there is no limit). Control characters are replaced:
+/// names come from the target, and a terminal must not obey them.
+fn fit(text: &str, limit: usize, keep: Keep) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let len = width(&text);
+    if limit == usize::MAX {
+        return text;
+    }
+    if len <= limit {
+        return format!("{text:<limit$}");
+    }
+    let kept = limit.saturating_sub(1);
+    match keep {
+        Keep::Start => text.chars().take(kept).chain(['…']).collect(),
+        Keep::End => ['…'].into_iter().chain(text.chars().skip(len - kept)).collect(),
+    }
+}
+
+/// A share in percent; of nothing it is zero.
+pub fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}
+
+/// A number with separators.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn count(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        profile::{ProbeReport, fixtures},
+        sample::Loss,
+    };
+
+    fn render(profile: &Profile, style: Style) -> String {
+        let mut text = Vec::new();
+        write(profile, &style, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    fn sample() -> Profile {
+        let mut profile = fixtures::profile(&[("main;parse", 60), ("main;k:read", 30), ("main", 10)]);
+        profile.accounts.losses.add(Loss::RingBufferFull, 5);
+        profile.accounts.losses.add(Loss::SymbolMissing, 2);
+        profile.accounts.samples_taken += 5;
+        profile.accounts.probes = vec![ProbeReport { name: "cpu".into(), runs: 105, ns: 210_000 }];
+        profile
+    }
+
+    #[test]
+    fn a_pipe_gets_plain_lines() {
+        let style = Style { colour: false, width: None, threads: false, top: 2 };
+        insta::assert_snapshot!(render(&sample(), style));
+    }
+
+    #[test]
+    fn threads_are_split_on_request() {
+        let style = Style { colour: false, width: Some(80), threads: true, top: 9 };
+        insta::assert_snapshot!(render(&sample(), style));
+    }
+
+    #[test]
+    fn no_samples_says_what_that_means() {
+        let style = Style { colour: false, width: None, threads: false, top: 9 };
+        assert!(render(&fixtures::profile(&[]), style).contains("idle or waiting"));
+    }
+
+    #[test]
+    fn names_from_the_target_cannot_steer_the_terminal() {
+        assert_eq!(fit("a\x1b[2Jb", 8, Keep::Start), "a?[2Jb  ");
+        assert_eq!(fit("abcdef", 4, Keep::Start), "abc…");
+        assert_eq!(fit("abcdef", 4, Keep::End), "…def");
+    }
+
+    #[test]
+    fn numbers_have_separators() {
+        assert_eq!([0, 999, 1000, 1234567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

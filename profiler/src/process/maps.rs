@@ -1,0 +1,74 @@
+//! `/proc/PID/maps`. Parsed here and not with a crate because its lines hold any path a process likes: nothing
+//! in one may stop the agent (the crates looked at panic on file names such as `/SYSV`).
+
+use std::{fs, io, path::Path};
+
+/// One executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapsEntry {
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Offset of `start` in the file.
+    pub file_offset: u64,
+    /// Device of the file.
+    pub device: (u32, u32),
+    /// Inode of the file; zero for none.
+    pub inode: u64,
+    /// Path as the process sees it, a name in brackets, or nothing.
+    pub path: String,
+}
+
+/// Executable mappings of a process.
+pub fn read(proc_root: &Path, pid: u32) -> io::Result<Vec<MapsEntry>> {
+    let text = fs::read(proc_root.join(pid.to_string()).join("maps"))?;
+    Ok(String::from_utf8_lossy(&text).lines().filter_map(parse_line).collect())
+}
+
+/// `start-end perms offset major:minor inode   path`; `None` for what is not executable or not of that form.
+fn parse_line(line: &str) -> Option<MapsEntry> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    let permissions = fields.next()?;
+    if permissions.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let file_offset = hex(fields.next()?)?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let inode = fields.next()?.parse().ok()?;
+    let path = fields.next().unwrap_or_default().trim_start();
+    Some(MapsEntry {
+        start: hex(start)?,
+        end: hex(end)?,
+        file_offset,
+        device: (hex(major)? as u32, hex(minor)? as u32),
+        inode,
+        path: path.strip_suffix(" (deleted)").unwrap_or(path).to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn executable_lines_are_parsed() {
+        let entry = parse_line("55e0-66f0 r-xp 00001000 fe:01 1234       /usr/bin/a file (deleted)").unwrap();
+        assert_eq!((entry.start, entry.end, entry.file_offset), (0x55e0, 0x66f0, 0x1000));
+        assert_eq!((entry.device, entry.inode), ((0xfe, 1), 1234));
+        assert_eq!(entry.path, "/usr/bin/a file");
+        assert_eq!(parse_line("55e0-66f0 r-xp 0 00:00 0 ").unwrap().path, "");
+        assert_eq!(parse_line("55e0-66f0 rw-p 00001000 fe:01 1234 /usr/bin/a"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_survived(line in "[0-9a-f]{0,17}-?[0-9a-f]{0,17} ?[r-][w-][x-]p? ?.*") {
+            parse_line(&line);
+        }
+    }
+}

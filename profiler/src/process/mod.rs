@@ -1,0 +1,11 @@
+//! What processes have mapped: from /proc when they are first seen, from the kernel's notices afterwards. Turns
+//! raw addresses into [`Frame`](crate::sample::Frame)s. The /proc root is injected, so tests need no rights.
+
+pub mod elf;
+pub mod launch;
+pub mod life;
+pub mod maps;
+pub mod table;
+pub mod target;
+
+pub use table::ProcessTable;

@@ -1,0 +1,391 @@
+//! The mappings of every process that matters, kept up to date, and what is known of each mapped file.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    elf::ElfInfo,
+    maps::{self, MapsEntry},
+};
+use crate::{
+    kernel::sideband::{Event, Notice},
+    sample::{Frame, Module, ModuleId, ModuleKind, Tables},
+};
+
+/// A process's mappings are read again for an address in none of them, but not more often than this.
+const REREAD_NS: u64 = 1_000_000_000;
+
+/// Files kept open at once, so that their symbols outlive the process and the file's name. More are opened by
+/// path when needed.
+const MAX_OPEN_FILES: usize = 2048;
+
+/// Processes and the code they have mapped.
+pub struct ProcessTable {
+    proc_root: PathBuf,
+    /// Keep the mappings of every process there is, not just of those asked about: needed where any process may
+    /// turn out to be a target.
+    track_all: bool,
+    processes: FxHashMap<u32, Process>,
+    files: HashMap<FileKey, CodeFile>,
+    /// Files by the module they became.
+    by_module: FxHashMap<ModuleId, Rc<File>>,
+    /// JIT symbol maps that were there when their process was first seen to run JIT code.
+    jit_maps: FxHashMap<u32, Option<Rc<File>>>,
+}
+
+#[derive(Clone, Default)]
+struct Process {
+    mappings: Rc<BTreeMap<u64, Mapping>>,
+    /// Has been read from /proc, or is known from its exec on.
+    known: bool,
+    kernel_thread: bool,
+    last_read_ns: u64,
+    exited: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Mapping {
+    end: u64,
+    module: ModuleId,
+    /// Added (wrapping) to an address to get the module's address.
+    bias: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct FileKey {
+    device: (u32, u32),
+    inode: u64,
+    path: String,
+}
+
+struct CodeFile {
+    module: ModuleId,
+    elf: Option<ElfInfo>,
+}
+
+/// How an address was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// In a known mapping.
+    Mapped,
+    /// In none, though the mappings could be read.
+    Unmapped,
+    /// The process was gone before its mappings could be read.
+    ProcessGone,
+}
+
+impl ProcessTable {
+    /// An empty table that reads `proc_root` (`/proc`).
+    pub fn new(proc_root: &Path, track_all: bool) -> ProcessTable {
+        ProcessTable {
+            proc_root: proc_root.to_owned(),
+            track_all,
+            processes: FxHashMap::default(),
+            files: HashMap::new(),
+            by_module: FxHashMap::default(),
+            jit_maps: FxHashMap::default(),
+        }
+    }
+
+    /// Reads the mappings of a process that is about to matter.
+    pub fn track(&mut self, pid: u32, tables: &mut Tables) {
+        self.read(pid, 0, tables);
+    }
+
+    /// Whether the process is the kernel's own (it has no memory of its own, hence no user stacks).
+    pub fn is_kernel_thread(&mut self, pid: u32, tables: &mut Tables) -> bool {
+        if !self.processes.contains_key(&pid) {
+            self.read(pid, 0, tables);
+        }
+        self.processes.get(&pid).is_some_and(|process| process.kernel_thread)
+    }
+
+    /// Takes note of what happened to a process.
+    pub fn apply(&mut self, notice: &Notice, tables: &mut Tables) {
+        let pid = notice.pid;
+        let tracked = self.track_all || self.processes.contains_key(&pid);
+        match &notice.event {
+            Event::Exec { .. } if tracked => {
+                self.jit_maps.remove(&pid);
+                self.processes.insert(pid, Process { known: true, ..Process::default() });
+            }
+            Event::Mapped { start, len, file_offset, device, inode, path } if tracked => {
+                // Of a process that has not been read yet this would be one mapping out of many.
+                if !self.processes.get(&pid).is_some_and(|process| process.known) {
+                    return;
+                }
+                let entry = MapsEntry {
+                    start: *start,
+                    end: start.saturating_add(*len),
+                    file_offset: *file_offset,
+                    device: *device,
+                    inode: *inode,
+                    path: path.clone(),
+                };
+                let (module, bias) = self.module_of(pid, &entry, tables);
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    insert(Rc::make_mut(&mut process.mappings), entry.start, Mapping { end: entry.end, module, bias });
+                }
+            }
+            Event::Forked { parent } => {
+                if let Some(parent) = self.processes.get(parent) {
+                    let child = Process { exited: false, last_read_ns: 0, ..parent.clone() };
+                    self.processes.insert(pid, child);
+                } else {
+                    self.processes.remove(&pid);
+                }
+            }
+            Event::Exited => {
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.exited = true;
+                }
+            }
+            Event::Exec { .. } | Event::Mapped { .. } => {}
+        }
+    }
+
+    /// Forgets processes that have exited. Call when all samples taken before have been resolved. A process lives
+    /// on without its main thread; then its mappings can be read no more and must be kept.
+    pub fn sweep(&mut self, still_alive: impl Fn(u32) -> bool) {
+        self.processes.retain(|&pid, process| !process.exited || still_alive(pid));
+    }
+
+    /// Forgets every mapping: after lost notices none can be trusted. They are read again on demand.
+    pub fn distrust_all(&mut self) {
+        self.processes.clear();
+    }
+
+    /// Turns a user address of a process into a frame.
+    pub fn resolve(&mut self, pid: u32, address: u64, now_ns: u64, tables: &mut Tables) -> (Frame, Resolution) {
+        if let Some(frame) = self.lookup(pid, address) {
+            return (frame, Resolution::Mapped);
+        }
+        let readable = match self.processes.get(&pid) {
+            Some(process) if now_ns < process.last_read_ns.saturating_add(REREAD_NS) => process.known,
+            _ => self.read(pid, now_ns, tables),
+        };
+        if let Some(frame) = self.lookup(pid, address) {
+            return (frame, Resolution::Mapped);
+        }
+        let module = tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
+        (Frame { module, address }, if readable { Resolution::Unmapped } else { Resolution::ProcessGone })
+    }
+
+    /// The open file behind a module, if it could be opened.
+    pub fn file(&self, module: ModuleId) -> Option<&Rc<File>> {
+        self.by_module.get(&module)
+    }
+
+    /// The symbol map that a process's just-in-time compiler writes (`/tmp/perf-PID.map`, as the process sees
+    /// /tmp and its own pid).
+    pub fn jit_map(&mut self, pid: u32) -> Option<Rc<File>> {
+        if let Some(Some(file)) = self.jit_maps.get(&pid) {
+            return Some(file.clone());
+        }
+        let process = self.proc_root.join(pid.to_string());
+        let inner_pid = fs::read_to_string(process.join("status"))
+            .ok()
+            .and_then(|status| {
+                let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+                ids.split_whitespace().last()?.parse().ok()
+            })
+            .unwrap_or(pid);
+        let name = format!("tmp/perf-{inner_pid}.map");
+        let file = File::open(process.join("root").join(&name))
+            .or_else(|_gone| File::open(Path::new("/").join(&name)))
+            .ok()
+            .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))
+            .map(Rc::new);
+        self.jit_maps.insert(pid, file.clone());
+        file
+    }
+
+    fn lookup(&self, pid: u32, address: u64) -> Option<Frame> {
+        let process = self.processes.get(&pid)?;
+        let (_, mapping) = process.mappings.range(..=address).next_back()?;
+        (address < mapping.end)
+            .then(|| Frame { module: mapping.module, address: address.wrapping_add(mapping.bias) })
+    }
+
+    /// Reads a process's mappings from /proc. Returns whether its mappings are known afterwards.
+    fn read(&mut self, pid: u32, now_ns: u64, tables: &mut Tables) -> bool {
+        let Ok(entries) = maps::read(&self.proc_root, pid) else {
+            let process = self.processes.entry(pid).or_default();
+            process.last_read_ns = now_ns;
+            return process.known;
+        };
+        let mut mappings = BTreeMap::new();
+        for entry in &entries {
+            let (module, bias) = self.module_of(pid, entry, tables);
+            insert(&mut mappings, entry.start, Mapping { end: entry.end, module, bias });
+        }
+        let process = self.processes.entry(pid).or_default();
+        // A process that has just exited has no mappings any more; those seen before are still right.
+        if !mappings.is_empty() || !process.known {
+            process.kernel_thread = mappings.is_empty();
+            process.mappings = Rc::new(mappings);
+        }
+        process.known = true;
+        process.last_read_ns = now_ns;
+        true
+    }
+
+    /// The module that a mapping shows a part of, and what to add to its addresses.
+    fn module_of(&mut self, pid: u32, entry: &MapsEntry, tables: &mut Tables) -> (ModuleId, u64) {
+        let to_file = entry.file_offset.wrapping_sub(entry.start);
+        if entry.path == "[vdso]" {
+            let module = tables.module_id(Module::special(ModuleKind::Vdso));
+            return (module, entry.start.wrapping_neg()); // its only segment starts at virtual address zero
+        }
+        if !is_file(entry) {
+            if !self.jit_maps.contains_key(&pid) {
+                self.jit_map(pid);
+            }
+            return (tables.module_id(Module::special(ModuleKind::Jit(pid))), 0);
+        }
+        let key = FileKey { device: entry.device, inode: entry.inode, path: entry.path.clone() };
+        if !self.files.contains_key(&key) {
+            let file = self.open(pid, entry);
+            let elf = file.as_ref().and_then(ElfInfo::read);
+            let module = tables.module_id(Module {
+                kind: ModuleKind::File,
+                path: entry.path.clone(),
+                inode: entry.inode,
+                build_id: elf.as_ref().map(|elf| elf.build_id.clone()).unwrap_or_default(),
+            });
+            if let Some(file) = file
+                && self.by_module.len() < MAX_OPEN_FILES
+            {
+                self.by_module.insert(module, Rc::new(file));
+            }
+            self.files.insert(key.clone(), CodeFile { module, elf });
+        }
+        let known = &self.files[&key];
+        let bias = known.elf.as_ref().and_then(|elf| elf.bias(entry.file_offset)).unwrap_or(0);
+        (known.module, to_file.wrapping_add(bias))
+    }
+
+    /// Opens a mapped file: by its mapping, which works for deleted and replaced files too, or by its path if
+    /// that still leads to the same inode.
+    fn open(&self, pid: u32, entry: &MapsEntry) -> Option<File> {
+        let process = self.proc_root.join(pid.to_string());
+        let by_mapping = process.join("map_files").join(format!("{:x}-{:x}", entry.start, entry.end));
+        let relative = entry.path.trim_start_matches('/');
+        [by_mapping, process.join("root").join(relative), PathBuf::from(&entry.path)]
+            .into_iter()
+            .filter_map(|path| {
+                // Only a regular file: opening a device or a pipe can have effects or block.
+                fs::metadata(&path).ok().filter(|metadata| metadata.is_file() && metadata.ino() == entry.inode)?;
+                File::open(path).ok()
+            })
+            .next()
+    }
+}
+
+/// Whether a mapping shows a file, and not anonymous or special memory.
+fn is_file(entry: &MapsEntry) -> bool {
+    entry.inode != 0 && entry.path.starts_with('/') && !entry.path.starts_with("//anon")
+        && !entry.path.starts_with("/memfd:") && !entry.path.starts_with("/dev/zero") && !entry.path.starts_with("/SYSV")
+}
+
+/// Adds a mapping; what it covers of earlier ones is gone, as with mmap.
+fn insert(mappings: &mut BTreeMap<u64, Mapping>, start: u64, mapping: Mapping) {
+    let overlapping: Vec<u64> =
+        mappings.range(..mapping.end).rev().take_while(|(_, old)| old.end > start).map(|(&key, _)| key).collect();
+    for key in overlapping {
+        let Some(old) = mappings.remove(&key) else { continue };
+        if key < start {
+            mappings.insert(key, Mapping { end: start, ..old });
+        }
+        if old.end > mapping.end {
+            mappings.insert(mapping.end, old);
+        }
+    }
+    mappings.insert(start, mapping);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(end: u64, module: u32) -> Mapping {
+        Mapping { end, module: ModuleId(module), bias: 0 }
+    }
+
+    fn shape(mappings: &BTreeMap<u64, Mapping>) -> Vec<(u64, u64, u32)> {
+        mappings.iter().map(|(&start, mapping)| (start, mapping.end, mapping.module.0)).collect()
+    }
+
+    #[test]
+    fn a_new_mapping_hides_what_it_covers() {
+        let mut mappings = BTreeMap::new();
+        insert(&mut mappings, 100, mapping(200, 1));
+        insert(&mut mappings, 200, mapping(300, 2));
+        insert(&mut mappings, 150, mapping(250, 3));
+        assert_eq!(shape(&mappings), [(100, 150, 1), (150, 250, 3), (250, 300, 2)]);
+        insert(&mut mappings, 170, mapping(180, 4));
+        assert_eq!(shape(&mappings), [(100, 150, 1), (150, 170, 3), (170, 180, 4), (180, 250, 3), (250, 300, 2)]);
+        insert(&mut mappings, 0, mapping(1000, 5));
+        assert_eq!(shape(&mappings), [(0, 1000, 5)]);
+    }
+
+    fn fake_process(maps: &str) -> (tempfile::TempDir, ProcessTable, Tables) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("7")).unwrap();
+        fs::write(root.path().join("7/maps"), maps).unwrap();
+        let table = ProcessTable::new(root.path(), false);
+        (root, table, Tables::default())
+    }
+
+    fn notice(pid: u32, event: Event) -> Notice {
+        Notice { time_ns: 0, pid, event }
+    }
+
+    #[test]
+    fn addresses_become_module_addresses() {
+        let (_root, mut table, mut tables) =
+            fake_process("1000-2000 r-xp 00003000 08:01 99 /bin/none\n5000-6000 r-xp 0 00:00 0 \n");
+        let (frame, resolution) = table.resolve(7, 0x1010, 0, &mut tables);
+        assert_eq!(resolution, Resolution::Mapped);
+        assert_eq!(frame.address, 0x3010, "a file offset, since the file is not there to be read");
+        assert_eq!(tables.module(frame.module).path, "/bin/none");
+        let (frame, _) = table.resolve(7, 0x5010, 0, &mut tables);
+        assert_eq!((frame.address, &tables.module(frame.module).kind), (0x5010, &ModuleKind::Jit(7)));
+        assert_eq!(table.resolve(7, 0x9000, 0, &mut tables).1, Resolution::Unmapped);
+        assert_eq!(table.resolve(8, 0x1000, 0, &mut tables).1, Resolution::ProcessGone);
+    }
+
+    #[test]
+    fn notices_change_mappings_and_exits_keep_them_until_swept() {
+        let (_root, mut table, mut tables) = fake_process("1000-2000 r-xp 0 08:01 99 /bin/old\n");
+        table.track(7, &mut tables);
+        table.apply(&notice(8, Event::Forked { parent: 7 }), &mut tables);
+        table.apply(&notice(7, Event::Exec { name: "new".into() }), &mut tables);
+        let mapped = Event::Mapped {
+            start: 0x1000,
+            len: 0x1000,
+            file_offset: 0,
+            device: (8, 1),
+            inode: 100,
+            path: "/bin/new".into(),
+        };
+        table.apply(&notice(7, mapped), &mut tables);
+        table.apply(&notice(7, Event::Exited), &mut tables);
+        let path = |table: &mut ProcessTable, tables: &mut Tables, pid| {
+            let (frame, _) = table.resolve(pid, 0x1800, 0, tables);
+            tables.module(frame.module).path.clone()
+        };
+        assert_eq!(path(&mut table, &mut tables, 7), "/bin/new");
+        assert_eq!(path(&mut table, &mut tables, 8), "/bin/old", "the child keeps its parent's");
+        table.sweep(|_| false);
+        assert!(table.lookup(7, 0x1800).is_none());
+        assert!(table.lookup(8, 0x1800).is_some());
+    }
+}

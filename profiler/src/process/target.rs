@@ -1,0 +1,165 @@
+//! What the user asked to profile.
+
+use std::{
+    ffi::OsString,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+use crate::{cli::ProfileArgs, error::Error};
+
+/// The processes to profile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// These processes; with `follow` their children too.
+    Pids {
+        /// Process ids in the profiler's PID namespace. Empty until the command to run has been started.
+        pids: Vec<u32>,
+        /// Whether children are targets.
+        follow: bool,
+    },
+    /// Every process of this name.
+    Comm(String),
+    /// Members of a cgroup and of those below it.
+    Cgroup(PathBuf),
+    /// Everything.
+    All,
+}
+
+impl Target {
+    /// The target of a command line, and the command to start for it, if any.
+    pub fn from_args(args: &ProfileArgs) -> (Target, Option<&[OsString]>) {
+        if let Some(name) = &args.comm {
+            (Target::Comm(kernel_name(name).to_owned()), None)
+        } else if let Some(path) = &args.cgroup {
+            (Target::Cgroup(path.clone()), None)
+        } else if args.all {
+            (Target::All, None)
+        } else if args.run.is_empty() {
+            (Target::Pids { pids: args.pids.clone(), follow: args.follow }, None)
+        } else {
+            (Target::Pids { pids: Vec::new(), follow: true }, Some(&args.run))
+        }
+    }
+
+    /// Whether children of targets are targets. A child has its parent's name until it execs, so `--comm` follows.
+    pub fn follows(&self) -> bool {
+        matches!(self, Target::Pids { follow: true, .. } | Target::Comm(_))
+    }
+
+    /// Processes that are targets now; an error where the target does not exist.
+    pub fn initial_pids(&self, proc_root: &Path) -> Result<Vec<u32>, Error> {
+        match self {
+            Target::Pids { pids, .. } => {
+                for &pid in pids {
+                    // A thread's directory can be opened too, but is not listed: its Tgid differs.
+                    if thread_group(proc_root, pid) != Some(pid) {
+                        return Err(Error::NoSuchPid(pid));
+                    }
+                }
+                Ok(pids.clone())
+            }
+            Target::Comm(name) => {
+                let pids: Vec<u32> = running(proc_root)
+                    .filter(|pid| comm(proc_root, *pid).as_deref() == Some(kernel_name(name)))
+                    .collect();
+                if pids.is_empty() { Err(Error::NoSuchComm(name.clone())) } else { Ok(pids) }
+            }
+            Target::Cgroup(path) => {
+                // Only cgroup v2 directories have this file.
+                if path.join("cgroup.controllers").exists() {
+                    Ok(Vec::new())
+                } else {
+                    Err(Error::NoSuchCgroup(path.clone()))
+                }
+            }
+            Target::All => Ok(Vec::new()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Pids { pids, follow } => {
+                let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+                write!(f, "pid {}{}", pids.join(", "), if *follow { " and children" } else { "" })
+            }
+            Target::Comm(name) => write!(f, "processes named {name}"),
+            Target::Cgroup(path) => write!(f, "cgroup {}", path.display()),
+            Target::All => f.write_str("all processes"),
+        }
+    }
+}
+
+/// Name of a process, as the kernel knows it (15 bytes at most).
+pub fn comm(proc_root: &Path, pid: u32) -> Option<String> {
+    let name = fs::read(proc_root.join(pid.to_string()).join("comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
+}
+
+/// All processes there are.
+fn running(proc_root: &Path) -> impl Iterator<Item = u32> {
+    fs::read_dir(proc_root)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+fn thread_group(proc_root: &Path, pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(proc_root.join(pid.to_string()).join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+/// The kernel cuts names off; so must what is compared with them.
+fn kernel_name(name: &str) -> &str {
+    let mut end = name.len().min(profiler_common::COMM_LEN - 1);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fake_proc(processes: &[(u32, u32, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (pid, tgid, name) in processes {
+            let dir = root.path().join(pid.to_string());
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("comm"), format!("{name}\n")).unwrap();
+            fs::write(dir.join("status"), format!("Name:\t{name}\nTgid:\t{tgid}\nPid:\t{pid}\n")).unwrap();
+        }
+        fs::create_dir(root.path().join("sys")).unwrap();
+        root
+    }
+
+    #[test]
+    fn a_pid_must_be_a_process() {
+        let root = fake_proc(&[(7, 7, "a"), (8, 7, "a")]);
+        let target = |pid| Target::Pids { pids: vec![pid], follow: false };
+        assert_eq!(target(7).initial_pids(root.path()).unwrap(), [7]);
+        assert!(matches!(target(8).initial_pids(root.path()), Err(Error::NoSuchPid(8))), "a thread");
+        assert!(matches!(target(9).initial_pids(root.path()), Err(Error::NoSuchPid(9))), "nothing");
+    }
+
+    #[test]
+    fn names_are_compared_as_the_kernel_cuts_them() {
+        let root = fake_proc(&[(7, 7, "a-very-long-nam"), (8, 8, "b")]);
+        let long = Target::Comm("a-very-long-name".into());
+        assert_eq!(long.initial_pids(root.path()).unwrap(), [7]);
+        let none = Target::Comm("c".into());
+        assert!(matches!(none.initial_pids(root.path()), Err(Error::NoSuchComm(_))));
+    }
+
+    #[test]
+    fn a_cgroup_must_be_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::Cgroup(dir.path().to_owned());
+        assert!(matches!(target.initial_pids(Path::new("/proc")), Err(Error::NoSuchCgroup(_))));
+    }
+}

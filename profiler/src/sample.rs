@@ -1,0 +1,280 @@
+//! The types every stage speaks. A probe's record becomes a [`Sample`] once its addresses are resolved to
+//! modules and its stack is interned; samples add up to a [`Snapshot`](crate::aggregate::Snapshot).
+
+use std::fmt;
+
+use indexmap::{IndexMap, IndexSet};
+use rustc_hash::FxBuildHasher;
+use serde::{Deserialize, Serialize};
+
+/// What a profile counts. Outputs read this and never know a probe's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProfileKind {
+    /// Name of the profile in machine-readable output.
+    pub name: &'static str,
+    /// What one unit of weight is.
+    pub sample_type: &'static str,
+    /// Unit of the weight.
+    pub unit: &'static str,
+    /// What the period measures: weight times period is an estimate of this.
+    pub period_type: &'static str,
+    /// Unit of the period.
+    pub period_unit: &'static str,
+}
+
+/// On-CPU samples at a fixed period of CPU clock time.
+pub const CPU: ProfileKind = ProfileKind {
+    name: "cpu",
+    sample_type: "samples",
+    unit: "count",
+    period_type: "cpu",
+    period_unit: "nanoseconds",
+};
+
+/// Index into [`Tables::modules`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ModuleId(pub u32);
+
+/// Index into [`Tables::stacks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StackId(pub u32);
+
+/// Where code comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ModuleKind {
+    /// The running kernel; addresses are kernel virtual addresses.
+    Kernel,
+    /// A mapped file; addresses are ELF virtual addresses where the file is ELF, file offsets otherwise.
+    File,
+    /// The kernel's code page in every process; addresses are ELF virtual addresses.
+    Vdso,
+    /// Executable memory without a file (JIT code) of this process; addresses are absolute.
+    Jit(u32),
+    /// Addresses of this process in no known mapping; absolute.
+    Unmapped(u32),
+}
+
+/// A piece of code that addresses are relative to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Module {
+    /// Where the code comes from.
+    pub kind: ModuleKind,
+    /// Path as the process sees it, or a name in brackets.
+    pub path: String,
+    /// Inode of the file, zero for none: tells a replaced file from its successor where neither has a build id.
+    pub inode: u64,
+    /// GNU build id; empty if there is none.
+    pub build_id: Vec<u8>,
+}
+
+impl Module {
+    /// A module without a file.
+    pub fn special(kind: ModuleKind) -> Module {
+        let path = match kind {
+            ModuleKind::Kernel => "[kernel]",
+            ModuleKind::Vdso => "[vdso]",
+            ModuleKind::Jit(_) => "[jit]",
+            ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
+        };
+        Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }
+    }
+
+    /// The last component of the path.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or(&self.path)
+    }
+}
+
+/// One resolved address. For callers it is that of the call's last byte, not of the return: the return address
+/// can belong to the next function already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Frame {
+    /// Where the code comes from.
+    pub module: ModuleId,
+    /// Address in it, see [`ModuleKind`].
+    pub address: u64,
+}
+
+/// A stack: kernel frames, then user frames, innermost first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stack {
+    /// All frames.
+    pub frames: Box<[Frame]>,
+    /// How many of them are the kernel's.
+    pub kernel_frames: u16,
+}
+
+/// One thread of one process, as far as outputs care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ThreadKey {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+}
+
+/// One sample of any probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// Whose it is.
+    pub thread: ThreadKey,
+    /// CPU it was taken on.
+    pub cpu: u32,
+    /// Interned stack.
+    pub stack: StackId,
+    /// Weight in the profile kind's unit.
+    pub weight: u64,
+}
+
+/// Whole values behind the ids in samples: two different stacks never share an id.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// Every module seen.
+    pub modules: IndexSet<Module, FxBuildHasher>,
+    /// Every stack seen.
+    pub stacks: IndexSet<Stack, FxBuildHasher>,
+    /// Every thread seen, with its last name.
+    pub threads: IndexMap<ThreadKey, String, FxBuildHasher>,
+}
+
+impl Tables {
+    /// The id of `module`, new or known.
+    pub fn module_id(&mut self, module: Module) -> ModuleId {
+        ModuleId(self.modules.insert_full(module).0 as u32)
+    }
+
+    /// The module behind an id of this table.
+    pub fn module(&self, id: ModuleId) -> &Module {
+        &self.modules[id.0 as usize]
+    }
+
+    /// The stack behind an id of this table.
+    pub fn stack(&self, id: StackId) -> &Stack {
+        &self.stacks[id.0 as usize]
+    }
+
+    /// Last known name of a thread.
+    pub fn thread_name(&self, thread: ThreadKey) -> &str {
+        self.threads.get(&thread).map_or("?", String::as_str)
+    }
+
+    /// Name of a process: that of its main thread, or else of `thread`.
+    pub fn process_name(&self, thread: ThreadKey) -> &str {
+        self.threads
+            .get(&ThreadKey { pid: thread.pid, tid: thread.pid })
+            .map_or_else(|| self.thread_name(thread), String::as_str)
+    }
+}
+
+/// Why samples are missing or worth less. A lost sample is in no total; a degraded one is, with a part missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Lost: the ring buffer between kernel and agent was full.
+    RingBufferFull,
+    /// Lost: more distinct stacks than the agent keeps.
+    TooManyStacks,
+    /// Lost: a record that makes no sense.
+    BadRecord,
+    /// Lost processes, not samples: a new process could not be followed because the target set is full.
+    TargetsFull,
+    /// Degraded: the kernel stack could not be read.
+    KernelStackFailed,
+    /// Degraded: the user stack could not be read.
+    UserStackFailed,
+    /// Degraded: deeper than 127 frames, the outermost are missing.
+    StackTruncated,
+    /// Degraded: the process was gone before its mappings could be read.
+    ProcessGone,
+    /// Degraded: at least one address of the sample has no symbol.
+    SymbolMissing,
+    /// Degraded, not counted in samples: notices of new mappings that the kernel dropped.
+    MappingNoticesLost,
+}
+
+impl Loss {
+    /// Every reason, in the order of reports.
+    pub const ALL: [Loss; 10] = [
+        Loss::RingBufferFull,
+        Loss::TooManyStacks,
+        Loss::BadRecord,
+        Loss::TargetsFull,
+        Loss::KernelStackFailed,
+        Loss::UserStackFailed,
+        Loss::StackTruncated,
+        Loss::ProcessGone,
+        Loss::SymbolMissing,
+        Loss::MappingNoticesLost,
+    ];
+
+    /// Whether a sample is missing from the totals for this reason.
+    pub fn loses_sample(self) -> bool {
+        matches!(self, Loss::RingBufferFull | Loss::TooManyStacks | Loss::BadRecord)
+    }
+
+    /// Name in machine-readable output.
+    pub fn id(self) -> &'static str {
+        match self {
+            Loss::RingBufferFull => "ring_buffer_full",
+            Loss::TooManyStacks => "too_many_stacks",
+            Loss::BadRecord => "bad_record",
+            Loss::TargetsFull => "targets_full",
+            Loss::KernelStackFailed => "kernel_stack_failed",
+            Loss::UserStackFailed => "user_stack_failed",
+            Loss::StackTruncated => "stack_truncated",
+            Loss::ProcessGone => "process_gone",
+            Loss::SymbolMissing => "symbol_missing",
+            Loss::MappingNoticesLost => "mapping_notices_lost",
+        }
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Loss::RingBufferFull => "ring buffer full",
+            Loss::TooManyStacks => "too many distinct stacks",
+            Loss::BadRecord => "unreadable record",
+            Loss::TargetsFull => "processes not followed, target set full",
+            Loss::KernelStackFailed => "kernel stack unreadable",
+            Loss::UserStackFailed => "user stack unreadable",
+            Loss::StackTruncated => "stack deeper than 127 frames",
+            Loss::ProcessGone => "process gone before its mappings were read",
+            Loss::SymbolMissing => "an address without a symbol",
+            Loss::MappingNoticesLost => "notices of new mappings dropped",
+        })
+    }
+}
+
+/// Counts by reason, in samples unless the reason says otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Losses([u64; Loss::ALL.len()]);
+
+impl Losses {
+    /// Counts `n` more.
+    pub fn add(&mut self, loss: Loss, n: u64) {
+        self.0[loss as usize] += n;
+    }
+
+    /// Sets a count that is kept elsewhere (in the kernel).
+    pub fn set(&mut self, loss: Loss, n: u64) {
+        self.0[loss as usize] = n;
+    }
+
+    /// The count for a reason.
+    pub fn get(&self, loss: Loss) -> u64 {
+        self.0[loss as usize]
+    }
+
+    /// Samples that are in no total.
+    pub fn lost(&self) -> u64 {
+        self.iter().filter(|(loss, _)| loss.loses_sample()).map(|(_, n)| n).sum()
+    }
+
+    /// Reasons that occurred, with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (Loss, u64)> + '_ {
+        Loss::ALL.into_iter().map(|loss| (loss, self.get(loss))).filter(|&(_, n)| n > 0)
+    }
+}

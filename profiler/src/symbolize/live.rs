@@ -1,0 +1,224 @@
+//! Symbols of what is running on this machine: files and the kernel through blazesym, the vDSO out of our own
+//! memory, JIT code through perf maps.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    os::fd::{AsRawFd as _, FromRawFd as _},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use blazesym::{
+    MaybeDefault,
+    symbolize::{
+        Input, Symbolized,
+        source::{Elf, Kernel, Source},
+    },
+};
+use rustc_hash::FxHashMap;
+
+use super::{Detail, Function, Symbolizer, perf_map::PerfMap};
+use crate::{
+    process::ProcessTable,
+    sample::{Frame, Module, ModuleId, ModuleKind},
+};
+
+/// Files whose symbol tables are kept between two refreshes of the live view.
+const MAX_CACHED_FILES: usize = 16;
+
+/// Names kept between two refreshes of the live view: about 10 MB.
+const MAX_CACHED_NAMES: usize = 65_536;
+
+/// What stays in memory between calls: names, and the symbol tables of a few files. Debug information never does.
+pub struct SymbolCache {
+    names: blazesym::symbolize::Symbolizer,
+    cached_files: usize,
+    found: FxHashMap<Frame, Option<Rc<[Function]>>>,
+    vdso: Option<File>,
+}
+
+impl Default for SymbolCache {
+    fn default() -> Self {
+        SymbolCache { names: names_only(), cached_files: 0, found: FxHashMap::default(), vdso: vdso_file() }
+    }
+}
+
+/// Symbolizes with the files that a process table holds open.
+pub struct LiveSymbolizer<'a> {
+    cache: &'a mut SymbolCache,
+    processes: &'a mut ProcessTable,
+}
+
+impl<'a> LiveSymbolizer<'a> {
+    /// Joins a cache and the files it is about.
+    pub fn new(cache: &'a mut SymbolCache, processes: &'a mut ProcessTable) -> Self {
+        LiveSymbolizer { cache, processes }
+    }
+
+    fn uncached(
+        &mut self,
+        id: ModuleId,
+        module: &Module,
+        addresses: &[u64],
+        detail: Detail,
+    ) -> Vec<Option<Vec<Function>>> {
+        match &module.kind {
+            ModuleKind::Kernel => self.kernel(addresses),
+            ModuleKind::Unmapped(_) => vec![None; addresses.len()],
+            ModuleKind::Jit(pid) => self.jit(*pid, addresses),
+            ModuleKind::Vdso => match &self.cache.vdso {
+                Some(file) => from_elf(&names_only(), &path_of(file), addresses, Detail::Names),
+                None => vec![None; addresses.len()],
+            },
+            ModuleKind::File => {
+                let Some(file) = self.processes.file(id) else { return vec![None; addresses.len()] };
+                let path = path_of(file);
+                if detail == Detail::Full {
+                    // A symbolizer of its own, so that one file's debug information is gone before the next's.
+                    return from_elf(&full(), &path, addresses, Detail::Full);
+                }
+                if self.cache.cached_files >= MAX_CACHED_FILES {
+                    self.cache.names = names_only();
+                    self.cache.cached_files = 0;
+                }
+                self.cache.cached_files += 1;
+                from_elf(&self.cache.names, &path, addresses, Detail::Names)
+            }
+        }
+    }
+
+    fn kernel(&self, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
+        let mut kernel = Kernel::default();
+        kernel.kallsyms = MaybeDefault::Some(PathBuf::from("/proc/kallsyms"));
+        kernel.vmlinux = MaybeDefault::None;
+        // A symbolizer of its own: the kernel's whole symbol table need not stay in memory between two views.
+        collect(names_only().symbolize(&Source::Kernel(kernel), Input::AbsAddr(addresses)), addresses.len())
+    }
+
+    fn jit(&mut self, pid: u32, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
+        let Some(map) = self.processes.jit_map(pid).and_then(|file| PerfMap::read(&file).ok()) else {
+            return vec![None; addresses.len()];
+        };
+        let function = |name: &str| vec![Function { name: name.to_owned(), file: None, line: None }];
+        addresses.iter().map(|&address| map.find(address).map(function)).collect()
+    }
+}
+
+impl Symbolizer for LiveSymbolizer<'_> {
+    fn functions(
+        &mut self,
+        id: ModuleId,
+        module: &Module,
+        addresses: &[u64],
+        detail: Detail,
+    ) -> Vec<Option<Vec<Function>>> {
+        if detail == Detail::Full {
+            return self.uncached(id, module, addresses, detail);
+        }
+        let frame = |address: u64| Frame { module: id, address };
+        let missing: Vec<u64> = addresses
+            .iter()
+            .copied()
+            .filter(|&address| !self.cache.found.contains_key(&frame(address)))
+            .collect();
+        if !missing.is_empty() {
+            if self.cache.found.len() + missing.len() > MAX_CACHED_NAMES {
+                self.cache.found.clear();
+                return self.uncached(id, module, addresses, detail);
+            }
+            let names = self.uncached(id, module, &missing, detail);
+            for (address, functions) in missing.into_iter().zip(names) {
+                // JIT code without a name may get one any moment.
+                if functions.is_some() || !matches!(module.kind, ModuleKind::Jit(_)) {
+                    self.cache.found.insert(frame(address), functions.map(Into::into));
+                }
+            }
+        }
+        addresses
+            .iter()
+            .map(|&address| self.cache.found.get(&frame(address))?.as_deref().map(<[Function]>::to_vec))
+            .collect()
+    }
+}
+
+fn names_only() -> blazesym::symbolize::Symbolizer {
+    blazesym::symbolize::Symbolizer::builder()
+        .enable_auto_reload(false)
+        .enable_code_info(false)
+        .enable_inlined_fns(false)
+        .build()
+}
+
+fn full() -> blazesym::symbolize::Symbolizer {
+    blazesym::symbolize::Symbolizer::builder()
+        .enable_auto_reload(false)
+        .enable_code_info(true)
+        .enable_inlined_fns(true)
+        .build()
+}
+
+/// A path to a file that is open here, whatever has become of its name.
+fn path_of(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn from_elf(
+    symbolizer: &blazesym::symbolize::Symbolizer,
+    path: &Path,
+    addresses: &[u64],
+    detail: Detail,
+) -> Vec<Option<Vec<Function>>> {
+    let mut elf = Elf::new(path);
+    elf.debug_syms = detail == Detail::Full;
+    collect(symbolizer.symbolize(&Source::Elf(elf), Input::VirtOffset(addresses)), addresses.len())
+}
+
+fn collect(result: blazesym::Result<Vec<Symbolized<'_>>>, len: usize) -> Vec<Option<Vec<Function>>> {
+    let Ok(symbols) = result else { return vec![None; len] };
+    symbols
+        .into_iter()
+        .map(|symbolized| {
+            let symbol = symbolized.into_sym()?;
+            let location = |code: Option<&blazesym::symbolize::CodeInfo<'_>>| {
+                let file = code.map(|code| code.to_path().to_string_lossy().into_owned());
+                (file, code.and_then(|code| code.line))
+            };
+            // blazesym lists the outer function first, then the inlined ones from the outside in. Each one's
+            // location is where it stands at this address.
+            let mut functions = Vec::with_capacity(1 + symbol.inlined.len());
+            let (file, line) = location(symbol.code_info.as_deref());
+            functions.push(Function { name: symbol.name.into_owned(), file, line });
+            for inlined in &*symbol.inlined {
+                let (file, line) = location(inlined.code_info.as_ref());
+                functions.push(Function { name: inlined.name.clone().into_owned(), file, line });
+            }
+            functions.reverse();
+            Some(functions)
+        })
+        .collect()
+}
+
+/// A copy of the kernel's vDSO, which is the same in every process of this kernel and machine word size.
+fn vdso_file() -> Option<File> {
+    // SAFETY: getauxval has no preconditions.
+    let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
+    let (first, last) = line.split_once(' ')?.0.split_once('-')?;
+    let (first, last) = (u64::from_str_radix(first, 16).ok()?, u64::from_str_radix(last, 16).ok()?);
+    if start != first {
+        return None;
+    }
+    // SAFETY: the kernel keeps these pages mapped and readable for as long as the process lives.
+    let image = unsafe { std::slice::from_raw_parts(first as *const u8, (last - first) as usize) };
+    // SAFETY: the name is NUL-terminated; the result is checked.
+    let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: a fresh descriptor that nothing else owns.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    file.write_all(image).ok()?;
+    Some(file)
+}

@@ -1,0 +1,20 @@
+//! Development tasks: `cargo xtask VERB`. One file per verb.
+
+use anyhow::Result;
+use clap::Parser;
+
+mod build_ebpf;
+mod shell;
+
+#[derive(Parser)]
+#[command(about = "Development tasks of the profiler")]
+enum Task {
+    /// Build the kernel programs and their manifest, installing what that needs (Debian, as root)
+    BuildEbpf(build_ebpf::Args),
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::BuildEbpf(args) => build_ebpf::run(&args),
+    }
+}
