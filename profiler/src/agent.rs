@@ -184,7 +184,10 @@ impl Collector {
                 target: describe(target, pids),
                 profiler_version: env!("CARGO_PKG_VERSION").to_owned(),
                 kernel: preflight::release(),
-                host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+                host: std::fs::read_to_string("/proc/sys/kernel/hostname")
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned(),
                 cpus: cpus.len() as u32,
                 start_unix_ns: start_unix.as_nanos() as u64,
                 frequency_hz: args.frequency,
@@ -337,7 +340,15 @@ impl Collector {
         self.interval_started = Instant::now();
         let snapshot = self.last_interval.take();
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
-        Profile::build(CPU, self.meta.clone(), accounts, &snapshot, &self.tables, &mut symbolizer, Detail::Names)
+        Profile::build(
+            CPU,
+            self.meta.clone(),
+            accounts,
+            &snapshot,
+            &self.tables,
+            &mut symbolizer,
+            Detail::Names,
+        )
     }
 
     /// The whole run in full detail.
@@ -345,8 +356,15 @@ impl Collector {
         let accounts = self.accounts();
         let snapshot = self.totals.snapshot();
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
-        let mut profile =
-            Profile::build(CPU, self.meta.clone(), accounts, &snapshot, &self.tables, &mut symbolizer, Detail::Full);
+        let mut profile = Profile::build(
+            CPU,
+            self.meta.clone(),
+            accounts,
+            &snapshot,
+            &self.tables,
+            &mut symbolizer,
+            Detail::Full,
+        );
         let usage = Usage::now(); // naming is part of the price
         profile.accounts.agent_setup_cpu_ns = usage.cpu_ns - profile.accounts.agent_cpu_ns;
         profile.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;

@@ -6,15 +6,21 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the message says it")]
 pub enum Error {
-    #[error("no process with pid {0} here; `ps -e` lists them (pids count from the PID namespace you run in)")]
+    #[error(
+        "no process with pid {0} here; `ps -e` lists them (pids count from the PID namespace you run in)"
+    )]
     NoSuchPid(u32),
     #[error("no running process is named '{0}'; `ps -eo comm` lists names (15 characters at most)")]
     NoSuchComm(String),
-    #[error("{0} is no cgroup v2 directory; targets are paths below the cgroup2 mount, such as /sys/fs/cgroup/system.slice/nginx.service")]
+    #[error(
+        "{0} is no cgroup v2 directory; targets are paths below the cgroup2 mount, such as /sys/fs/cgroup/system.slice/nginx.service"
+    )]
     NoSuchCgroup(PathBuf),
     #[error("cannot start {command}: {reason}")]
     CommandNotStarted { command: String, reason: std::io::Error },
-    #[error("missing rights to {what}: run as root (sudo), or with the capabilities CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, for deleted files, CAP_SYS_ADMIN; `profiler doctor` says which are missing")]
+    #[error(
+        "missing rights to {what}: run as root (sudo), or with the capabilities CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, for deleted files, CAP_SYS_ADMIN; `profiler doctor` says which are missing"
+    )]
     MissingRights { what: &'static str },
     #[error("this kernel cannot run the profiler: {0}; `profiler doctor` shows what it lacks")]
     KernelUnsupported(String),

@@ -42,6 +42,8 @@ fn doctor() -> Result<()> {
         Some(_) if !kernel::preflight::may_load_programs() => {
             Err(error::Error::MissingRights { what: "profile" }.into())
         }
-        Some(check) => Err(error::Error::KernelUnsupported(format!("{} {}", check.feature, check.detail)).into()),
+        Some(check) => {
+            Err(error::Error::KernelUnsupported(format!("{} {}", check.feature, check.detail)).into())
+        }
     }
 }

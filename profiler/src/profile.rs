@@ -214,7 +214,8 @@ pub(crate) mod fixtures {
 
     /// A profile of stacks written as folded text, outermost first; a name in `k:` is a kernel function.
     pub fn profile(stacks: &[(&str, u64)]) -> Profile {
-        let file = Module { kind: ModuleKind::File, path: "/bin/app".into(), inode: 1, build_id: vec![0xab, 0xcd] };
+        let file =
+            Module { kind: ModuleKind::File, path: "/bin/app".into(), inode: 1, build_id: vec![0xab, 0xcd] };
         let mut profile = Profile {
             kind: CPU,
             meta: Meta {

@@ -65,7 +65,12 @@ impl<W: Write> Recorder<W> {
     }
 
     /// Records a sample and what it refers to.
-    pub fn sample(&mut self, sample: &Sample, tables: &Tables, new_thread_name: Option<&str>) -> io::Result<()> {
+    pub fn sample(
+        &mut self,
+        sample: &Sample,
+        tables: &Tables,
+        new_thread_name: Option<&str>,
+    ) -> io::Result<()> {
         while let Some(module) = tables.modules.get_index(self.modules) {
             self.event(&Event::Module(module.clone()))?;
             self.modules += 1;
@@ -120,7 +125,10 @@ pub fn read(path: &Path, each: impl FnMut(Event) -> Result<(), String>) -> Resul
 }
 
 /// The same from any stream.
-pub fn read_stream(mut input: impl Read, mut each: impl FnMut(Event) -> Result<(), String>) -> Result<Ending, String> {
+pub fn read_stream(
+    mut input: impl Read,
+    mut each: impl FnMut(Event) -> Result<(), String>,
+) -> Result<Ending, String> {
     let mut magic = [0; MAGIC.len()];
     input.read_exact(&mut magic).map_err(|_| "it is not a recording (too short)".to_owned())?;
     if magic[..7] != MAGIC[..7] {
@@ -145,7 +153,8 @@ pub fn read_stream(mut input: impl Read, mut each: impl FnMut(Event) -> Result<(
         if !matches!(input.by_ref().take(len.into()).read_to_end(&mut bytes), Ok(n) if n == len as usize) {
             break;
         }
-        let event: Event = postcard::from_bytes(&bytes).map_err(|error| format!("it is damaged ({error})"))?;
+        let event: Event =
+            postcard::from_bytes(&bytes).map_err(|error| format!("it is damaged ({error})"))?;
         if first != matches!(event, Event::Meta(_)) {
             return Err("it is damaged (facts about the run must come first, once)".to_owned());
         }
@@ -173,11 +182,14 @@ mod tests {
         for i in 0..samples {
             let frames = vec![Frame { module, address: i % 3 }].into();
             let stack = StackId(tables.stacks.insert_full(Stack { frames, kernel_frames: 1 }).0 as u32);
-            let sample = Sample { time_ns: i, thread: ThreadKey { pid: 1, tid: 1 }, cpu: 0, stack, weight: 1 };
+            let sample =
+                Sample { time_ns: i, thread: ThreadKey { pid: 1, tid: 1 }, cpu: 0, stack, weight: 1 };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
             recorder.checkpoint(&Accounts::default()).unwrap();
         }
-        recorder.finish(&Accounts::default(), &[(Frame { module, address: 0 }, vec![Function::default()])]).unwrap()
+        recorder
+            .finish(&Accounts::default(), &[(Frame { module, address: 0 }, vec![Function::default()])])
+            .unwrap()
     }
 
     fn replay(bytes: &[u8]) -> Result<(Ending, Vec<Event>), String> {

@@ -43,7 +43,8 @@ impl Results {
                     // Under its own name from the start: what is recorded survives the profiler. An older
                     // recording is emptied only once profiling starts.
                     let file = File::options().write(true).create(true).truncate(false).open(path);
-                    let file = file.map_err(|reason| Error::OutputNotWritable { path: path.clone(), reason })?;
+                    let file =
+                        file.map_err(|reason| Error::OutputNotWritable { path: path.clone(), reason })?;
                     results.waiting.push((path.clone(), file));
                 }
                 (Format::Recording, None) => {}
@@ -56,7 +57,8 @@ impl Results {
     pub fn start_recordings(&mut self, meta: &Meta) -> Result<()> {
         for (path, file) in self.waiting.drain(..) {
             let recorder = file.set_len(0).and_then(|()| Recorder::new(BufWriter::new(file), meta));
-            self.recorders.push((path.clone(), recorder.map_err(|reason| Error::OutputNotWritable { path, reason })?));
+            self.recorders
+                .push((path.clone(), recorder.map_err(|reason| Error::OutputNotWritable { path, reason })?));
         }
         Ok(())
     }

@@ -19,7 +19,10 @@ impl Usage {
             usage
         };
         let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1_000;
-        Usage { cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime), peak_rss_bytes: usage.ru_maxrss as u64 * 1024 }
+        Usage {
+            cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime),
+            peak_rss_bytes: usage.ru_maxrss as u64 * 1024,
+        }
     }
 }
 

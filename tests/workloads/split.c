@@ -27,7 +27,7 @@ static uint64_t wall_ns(void) {
         uint64_t end = cpu_ns() + (ns);                              \
         volatile uint64_t x = 1;                                     \
         do {                                                         \
-            for (int i = 0; i < 20000; i++) x = x * 2862933555777941757ull + 3037000493ull; \
+            for (int i = 0; i < 200000; i++) x = x * 2862933555777941757ull + 3037000493ull; \
         } while (cpu_ns() < end);                                    \
     } while (0)
 

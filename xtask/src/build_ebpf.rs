@@ -50,7 +50,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn build(workspace: &Path, linker: &Path, architecture: &str, object: &Path) -> Result<()> {
-    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")));
+    let home =
+        std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")));
     // Paths in the object must not depend on where it is built.
     let flags = [
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
@@ -126,7 +127,8 @@ fn compare(built: &Path, committed: &Path) -> Result<()> {
     let mut different = Vec::new();
     for entry in fs::read_dir(built)? {
         let name = entry?.file_name();
-        let same = fs::read(committed.join(&name)).is_ok_and(|bytes| bytes == fs::read(built.join(&name)).unwrap_or_default());
+        let same = fs::read(committed.join(&name))
+            .is_ok_and(|bytes| bytes == fs::read(built.join(&name)).unwrap_or_default());
         if !same {
             different.push(name.to_string_lossy().into_owned());
         }
@@ -146,5 +148,8 @@ fn compare(built: &Path, committed: &Path) -> Result<()> {
         eprintln!("sources changed since: {}", sources.join(", "));
     }
     different.sort();
-    bail!("profiler/bpf is not what the sources give ({}); run `cargo xtask build-ebpf`", different.join(", "))
+    bail!(
+        "profiler/bpf is not what the sources give ({}); run `cargo xtask build-ebpf`",
+        different.join(", ")
+    )
 }

@@ -71,7 +71,11 @@ impl<'a> Btf<'a> {
     /// Offset of a member, in bytes.
     pub fn offset(&self, name: &str, member: &str) -> Result<u32> {
         let found = self.structs.get(name).with_context(|| format!("kernel has no struct {name}"))?;
-        found.members.get(member).copied().with_context(|| format!("kernel's struct {name} has no member {member}"))
+        found
+            .members
+            .get(member)
+            .copied()
+            .with_context(|| format!("kernel's struct {name} has no member {member}"))
     }
 
     /// Size of a struct, in bytes.

@@ -91,7 +91,8 @@ impl Kernel {
             let cgroups = ebpf.map_mut("CGROUPS").context("kernel object has no map CGROUPS")?;
             CgroupArray::try_from(cgroups)?.set(0, fs::File::open(path)?, 0)?;
         }
-        let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
+        let mut take =
+            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(Kernel {
             records: RingBuf::try_from(take("RECORDS")?)?,
             targets: HashMap::try_from(take("TARGETS")?)?,
@@ -202,7 +203,9 @@ fn program<'a, P>(ebpf: Option<&'a mut Ebpf>, name: &str) -> Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
-    let program = ebpf.and_then(|ebpf| ebpf.program_mut(name)).with_context(|| format!("kernel object has no program {name}"))?;
+    let program = ebpf
+        .and_then(|ebpf| ebpf.program_mut(name))
+        .with_context(|| format!("kernel object has no program {name}"))?;
     Ok(program.try_into()?)
 }
 
@@ -225,7 +228,9 @@ fn comm_bytes(name: &str) -> [u8; COMM_LEN] {
 /// Offsets the target filter needs to read ids out of a task.
 fn task_offsets() -> Result<Vec<(&'static str, u32)>> {
     if !btf::is_available() {
-        return Err(Error::KernelUnsupported(format!("{} is missing (CONFIG_DEBUG_INFO_BTF)", btf::VMLINUX)).into());
+        return Err(
+            Error::KernelUnsupported(format!("{} is missing (CONFIG_DEBUG_INFO_BTF)", btf::VMLINUX)).into()
+        );
     }
     let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
     let btf = Btf::parse(&data, &["task_struct", "pid", "upid", "pid_namespace", "ns_common"])?;

@@ -63,7 +63,8 @@ pub fn checks() -> Vec<Check> {
 
     for (bit, name, purpose) in CAPABILITIES {
         let implied = has(bit) || (matches!(name, "CAP_BPF" | "CAP_PERFMON") && has(21));
-        let otherwise = if matches!(name, "CAP_BPF" | "CAP_PERFMON") { Verdict::No } else { Verdict::Degraded };
+        let otherwise =
+            if matches!(name, "CAP_BPF" | "CAP_PERFMON") { Verdict::No } else { Verdict::Degraded };
         check(name, implied, otherwise, purpose, &format!("missing, needed to {purpose}; run with sudo"));
     }
     check(
@@ -89,7 +90,13 @@ pub fn checks() -> Vec<Check> {
         ] {
             let needed = matches!(kind, ProgramType::PerfEvent);
             let otherwise = if needed { Verdict::No } else { Verdict::Degraded };
-            check(name, is_program_supported(kind).unwrap_or(false), otherwise, "supported", "not in this kernel");
+            check(
+                name,
+                is_program_supported(kind).unwrap_or(false),
+                otherwise,
+                "supported",
+                "not in this kernel",
+            );
         }
         check(
             "BPF ring buffer",
@@ -108,7 +115,9 @@ pub fn checks() -> Vec<Check> {
     );
     check(
         "deleted and replaced files",
-        fs::read_dir("/proc/self/map_files").is_ok_and(|mut dir| dir.next().is_some_and(|entry| entry.is_ok_and(|entry| fs::File::open(entry.path()).is_ok()))),
+        fs::read_dir("/proc/self/map_files").is_ok_and(|mut dir| {
+            dir.next().is_some_and(|entry| entry.is_ok_and(|entry| fs::File::open(entry.path()).is_ok()))
+        }),
         Verdict::Degraded,
         "/proc/PID/map_files can be opened",
         "/proc/PID/map_files cannot be opened (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE): no symbols for those",
@@ -137,7 +146,9 @@ fn kernel_version() -> Check {
     let release = release();
     let (verdict, detail) = match version(&release) {
         Some(version) if version >= (5, 15) => (Verdict::Yes, release),
-        Some(version) if version >= (5, 8) => (Verdict::Degraded, format!("{release}: older than 5.15, not everything works")),
+        Some(version) if version >= (5, 8) => {
+            (Verdict::Degraded, format!("{release}: older than 5.15, not everything works"))
+        }
         _ => (Verdict::No, format!("{release}: 5.15 or newer is needed")),
     };
     Check { feature: "kernel version".into(), verdict, detail }
@@ -160,7 +171,11 @@ fn read_number(path: impl AsRef<Path>) -> Option<i64> {
 fn kallsyms_readable() -> bool {
     use std::io::{BufRead as _, BufReader};
     let Ok(file) = fs::File::open("/proc/kallsyms") else { return false };
-    BufReader::new(file).lines().take(100).map_while(Result::ok).any(|line| !line.starts_with("0000000000000000"))
+    BufReader::new(file)
+        .lines()
+        .take(100)
+        .map_while(Result::ok)
+        .any(|line| !line.starts_with("0000000000000000"))
 }
 
 #[cfg(test)]

@@ -118,7 +118,13 @@ impl Ring {
 
         // SAFETY: attr is valid for the call; the result is checked.
         let fd = unsafe {
-            perf_event_open_sys::perf_event_open(&mut attr, -1, cpu as i32, -1, u64::from(sys::PERF_FLAG_FD_CLOEXEC))
+            perf_event_open_sys::perf_event_open(
+                &mut attr,
+                -1,
+                cpu as i32,
+                -1,
+                u64::from(sys::PERF_FLAG_FD_CLOEXEC),
+            )
         };
         if fd < 0 {
             return Err(io::Error::last_os_error());

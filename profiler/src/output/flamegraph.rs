@@ -17,8 +17,10 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
         )?;
         return Ok(());
     }
-    let lines: Vec<String> =
-        folded::lines(profile, options).into_iter().map(|(stack, weight)| format!("{stack} {weight}")).collect();
+    let lines: Vec<String> = folded::lines(profile, options)
+        .into_iter()
+        .map(|(stack, weight)| format!("{stack} {weight}"))
+        .collect();
     let mut settings = inferno::flamegraph::Options::default();
     settings.title = format!("{} on-CPU: {}", profile.meta.target, profile.meta.host);
     settings.subtitle = Some(format!(

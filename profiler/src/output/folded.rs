@@ -49,7 +49,17 @@ fn fold(profile: &Profile, stack: &ProfileStack, options: &RenderOptions) -> Str
 
 /// Names hold anything; the format's own separators and control characters must not.
 fn clean(name: &str) -> String {
-    name.chars().map(|c| if c == ';' { ':' } else if c.is_control() { ' ' } else { c }).collect()
+    name.chars()
+        .map(|c| {
+            if c == ';' {
+                ':'
+            } else if c.is_control() {
+                ' '
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -40,15 +40,19 @@ impl Live {
             let top: Vec<String> = hotspots
                 .iter()
                 .take(3)
-                .map(|hotspot| format!("{} {:.0} %", hotspot.function, report::percent(hotspot.self_samples, last.total)))
+                .map(|hotspot| {
+                    format!("{} {:.0} %", hotspot.function, report::percent(hotspot.self_samples, last.total))
+                })
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };
             eprintln!("{progress}: {busy:.0} % of one CPU, {lost} lost; {top}");
             return Ok(());
         }
 
-        let columns = terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0));
-        let rows = terminal_size::terminal_size_of(io::stderr()).map_or(24, |(_, height)| usize::from(height.0));
+        let columns =
+            terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0));
+        let rows =
+            terminal_size::terminal_size_of(io::stderr()).map_or(24, |(_, height)| usize::from(height.0));
         let style = Style {
             colour: true,
             width: Some(columns.saturating_sub(1)),
@@ -56,7 +60,8 @@ impl Live {
             top: ROWS.min(rows.saturating_sub(4)),
         };
         let mut text = Vec::new();
-        let header = format!("{}: {progress}; last interval {busy:.0} % of one CPU, {lost} lost", last.meta.target);
+        let header =
+            format!("{}: {progress}; last interval {busy:.0} % of one CPU, {lost} lost", last.meta.target);
         writeln!(text, "\x1b[1m{header}\x1b[0m")?;
         report::table(&hotspots, last.total, &style, &mut text)?;
         self.clear()?;

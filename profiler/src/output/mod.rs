@@ -66,7 +66,8 @@ impl FromStr for OutputSpec {
         if text == "-" {
             return Ok(OutputSpec { path: None, format: Format::Rendered(folded::write) });
         }
-        let found = FORMATS.into_iter().find(|(extension, _)| text.ends_with(extension) && text != *extension);
+        let found =
+            FORMATS.into_iter().find(|(extension, _)| text.ends_with(extension) && text != *extension);
         match found {
             Some((_, format)) => Ok(OutputSpec { path: Some(text.into()), format }),
             None => {
@@ -99,7 +100,9 @@ impl Destination {
     fn try_open(path: &Path) -> io::Result<Destination> {
         match fs::metadata(path) {
             Ok(existing) if existing.is_dir() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
-            Ok(existing) if !existing.is_file() => Ok(Destination::Special(File::options().write(true).open(path)?)),
+            Ok(existing) if !existing.is_file() => {
+                Ok(Destination::Special(File::options().write(true).open(path)?))
+            }
             Ok(_) => {
                 // A link stays a link: what it points to is replaced.
                 let path = fs::canonicalize(path)?;
@@ -146,7 +149,8 @@ impl Destination {
                 write(&mut out)?;
                 out.flush()?;
                 drop(out);
-                file.persist(&path).map_err(|error| Error::OutputNotWritable { path, reason: error.error })?;
+                file.persist(&path)
+                    .map_err(|error| Error::OutputNotWritable { path, reason: error.error })?;
                 Ok(())
             }
         }
@@ -187,7 +191,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(Destination::open(Some(dir.path())).is_err());
         assert!(Destination::open(Some(&dir.path().join("none/x.json"))).is_err());
-        Destination::open(Some(Path::new("/dev/null"))).unwrap().finish(|out| Ok(out.write_all(b"x")?)).unwrap();
+        Destination::open(Some(Path::new("/dev/null")))
+            .unwrap()
+            .finish(|out| Ok(out.write_all(b"x")?))
+            .unwrap();
         assert!(fs::metadata("/dev/null").is_ok_and(|metadata| !metadata.is_file()), "devices stay devices");
     }
 }

@@ -71,7 +71,8 @@ pub fn decode(record: &[u8]) -> Option<RawSample> {
     });
     let kernel: Vec<u64> = addresses.by_ref().take(header.kernel_frames.into()).collect();
     let user: Vec<u64> = addresses.take(header.user_frames.into()).collect();
-    let complete = kernel.len() == usize::from(header.kernel_frames) && user.len() == usize::from(header.user_frames);
+    let complete =
+        kernel.len() == usize::from(header.kernel_frames) && user.len() == usize::from(header.user_frames);
     complete.then_some(RawSample { header, kernel, user })
 }
 

@@ -1,6 +1,10 @@
 //! Which of the targets still live.
 
-use std::{collections::HashMap, fs, path::{Path, PathBuf}};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::kernel::sideband::{Event, Notice};
 
@@ -41,7 +45,10 @@ impl Living {
     /// Removes those that have ended and returns them.
     pub fn sweep(&mut self) -> Vec<u32> {
         let root = &self.proc_root;
-        self.processes.extract_if(|&pid, started| start_time(root, pid) != Some(*started)).map(|(pid, _)| pid).collect()
+        self.processes
+            .extract_if(|&pid, started| start_time(root, pid) != Some(*started))
+            .map(|(pid, _)| pid)
+            .collect()
     }
 
     /// Whether none is left.
@@ -70,7 +77,8 @@ mod tests {
     fn set(root: &Path, pid: u32, state: &str, threads: u32, started: u64) {
         let dir = root.join(pid.to_string());
         fs::create_dir_all(&dir).unwrap();
-        let stat = format!("{pid} (a) b) {state} 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 {started} 0 0\n");
+        let stat =
+            format!("{pid} (a) b) {state} 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 {started} 0 0\n");
         fs::write(dir.join("stat"), stat).unwrap();
     }
 

@@ -131,7 +131,11 @@ impl ProcessTable {
                 };
                 let (module, bias) = self.module_of(pid, &entry, tables);
                 if let Some(process) = self.processes.get_mut(&pid) {
-                    insert(Rc::make_mut(&mut process.mappings), entry.start, Mapping { end: entry.end, module, bias });
+                    insert(
+                        Rc::make_mut(&mut process.mappings),
+                        entry.start,
+                        Mapping { end: entry.end, module, bias },
+                    );
                 }
             }
             Event::Forked { parent } => {
@@ -163,7 +167,13 @@ impl ProcessTable {
     }
 
     /// Turns a user address of a process into a frame.
-    pub fn resolve(&mut self, pid: u32, address: u64, now_ns: u64, tables: &mut Tables) -> (Frame, Resolution) {
+    pub fn resolve(
+        &mut self,
+        pid: u32,
+        address: u64,
+        now_ns: u64,
+        tables: &mut Tables,
+    ) -> (Frame, Resolution) {
         if let Some(frame) = self.lookup(pid, address) {
             return (frame, Resolution::Mapped);
         }
@@ -282,7 +292,9 @@ impl ProcessTable {
             .into_iter()
             .filter_map(|path| {
                 // Only a regular file: opening a device or a pipe can have effects or block.
-                fs::metadata(&path).ok().filter(|metadata| metadata.is_file() && metadata.ino() == entry.inode)?;
+                fs::metadata(&path)
+                    .ok()
+                    .filter(|metadata| metadata.is_file() && metadata.ino() == entry.inode)?;
                 File::open(path).ok()
             })
             .next()
@@ -291,14 +303,22 @@ impl ProcessTable {
 
 /// Whether a mapping shows a file, and not anonymous or special memory.
 fn is_file(entry: &MapsEntry) -> bool {
-    entry.inode != 0 && entry.path.starts_with('/') && !entry.path.starts_with("//anon")
-        && !entry.path.starts_with("/memfd:") && !entry.path.starts_with("/dev/zero") && !entry.path.starts_with("/SYSV")
+    entry.inode != 0
+        && entry.path.starts_with('/')
+        && !entry.path.starts_with("//anon")
+        && !entry.path.starts_with("/memfd:")
+        && !entry.path.starts_with("/dev/zero")
+        && !entry.path.starts_with("/SYSV")
 }
 
 /// Adds a mapping; what it covers of earlier ones is gone, as with mmap.
 fn insert(mappings: &mut BTreeMap<u64, Mapping>, start: u64, mapping: Mapping) {
-    let overlapping: Vec<u64> =
-        mappings.range(..mapping.end).rev().take_while(|(_, old)| old.end > start).map(|(&key, _)| key).collect();
+    let overlapping: Vec<u64> = mappings
+        .range(..mapping.end)
+        .rev()
+        .take_while(|(_, old)| old.end > start)
+        .map(|(&key, _)| key)
+        .collect();
     for key in overlapping {
         let Some(old) = mappings.remove(&key) else { continue };
         if key < start {
@@ -331,7 +351,10 @@ mod tests {
         insert(&mut mappings, 150, mapping(250, 3));
         assert_eq!(shape(&mappings), [(100, 150, 1), (150, 250, 3), (250, 300, 2)]);
         insert(&mut mappings, 170, mapping(180, 4));
-        assert_eq!(shape(&mappings), [(100, 150, 1), (150, 170, 3), (170, 180, 4), (180, 250, 3), (250, 300, 2)]);
+        assert_eq!(
+            shape(&mappings),
+            [(100, 150, 1), (150, 170, 3), (170, 180, 4), (180, 250, 3), (250, 300, 2)]
+        );
         insert(&mut mappings, 0, mapping(1000, 5));
         assert_eq!(shape(&mappings), [(0, 1000, 5)]);
     }

@@ -34,13 +34,21 @@ const MAX_CACHED_NAMES: usize = 65_536;
 pub struct SymbolCache {
     names: blazesym::symbolize::Symbolizer,
     cached_files: usize,
+    /// Reading the kernel's symbols takes about 50 ms, keeping them about 8 MB: they are read once.
+    kernel: blazesym::symbolize::Symbolizer,
     found: FxHashMap<Frame, Option<Rc<[Function]>>>,
     vdso: Option<File>,
 }
 
 impl Default for SymbolCache {
     fn default() -> Self {
-        SymbolCache { names: names_only(), cached_files: 0, found: FxHashMap::default(), vdso: vdso_file() }
+        SymbolCache {
+            names: names_only(),
+            cached_files: 0,
+            kernel: names_only(),
+            found: FxHashMap::default(),
+            vdso: vdso_file(),
+        }
     }
 }
 
@@ -92,8 +100,10 @@ impl<'a> LiveSymbolizer<'a> {
         let mut kernel = Kernel::default();
         kernel.kallsyms = MaybeDefault::Some(PathBuf::from("/proc/kallsyms"));
         kernel.vmlinux = MaybeDefault::None;
-        // A symbolizer of its own: the kernel's whole symbol table need not stay in memory between two views.
-        collect(names_only().symbolize(&Source::Kernel(kernel), Input::AbsAddr(addresses)), addresses.len())
+        collect(
+            self.cache.kernel.symbolize(&Source::Kernel(kernel), Input::AbsAddr(addresses)),
+            addresses.len(),
+        )
     }
 
     fn jit(&mut self, pid: u32, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {

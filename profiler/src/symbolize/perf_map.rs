@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn the_function_compiled_last_wins() {
-        let map = PerfMap::parse("100 20 LazyCompile:~a /app/x.js:3\n0x200 10 b\nnonsense\n108 8 c\n100 10 d\n");
+        let map =
+            PerfMap::parse("100 20 LazyCompile:~a /app/x.js:3\n0x200 10 b\nnonsense\n108 8 c\n100 10 d\n");
         assert_eq!(map.find(0x11f), Some("LazyCompile:~a /app/x.js:3"));
         assert_eq!(map.find(0x105), Some("d"));
         assert_eq!(map.find(0x10f), Some("d"));
