@@ -64,7 +64,7 @@ pub struct ProfileArgs {
     #[arg(last = true, value_name = "COMMAND", group = "target")]
     pub run: Vec<OsString>,
     /// Profile children of --pid too, from their first instruction on
-    #[arg(long, requires = "pids")]
+    #[arg(long, conflicts_with_all = ["comm", "cgroup", "all", "run"])]
     pub follow: bool,
     /// Samples per second and CPU
     #[arg(short = 'F', long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(rejected(&["--all", "-F", "0"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "-d", "0s"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "-o", "x.gif"]), ErrorKind::ValueValidation);
-        assert_eq!(rejected(&["--all", "--follow"]), ErrorKind::MissingRequiredArgument);
+        assert_eq!(rejected(&["--all", "--follow"]), ErrorKind::ArgumentConflict);
     }
 
     #[test]

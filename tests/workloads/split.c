@@ -1,5 +1,6 @@
 // Three functions that take 60, 30 and 10 % of the CPU time, in chunks of random length so that no sampling
 // period can keep step with them. Usage: split SECONDS [THREADS]; with THREADS, thread N runs only function N%3.
+// SECONDS are of CPU time, for each thread: a busy machine makes the run longer, not the samples fewer.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -12,12 +13,6 @@ static double seconds;
 static uint64_t cpu_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return now.tv_sec * 1000000000ull + now.tv_nsec;
-}
-
-static uint64_t wall_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * 1000000000ull + now.tv_nsec;
 }
 
@@ -37,10 +32,10 @@ __attribute__((noinline, noclone)) void work_ten(uint64_t ns) { SPIN(ns); __asm_
 
 __attribute__((noinline, noclone)) void mixed(void) {
     unsigned seed = 1;
-    uint64_t end = wall_ns() + (uint64_t)(seconds * 1e9);
+    uint64_t end = (uint64_t)(seconds * 1e9);
     // Totals are kept, so that the shares are exact whatever the chunks are.
     double spent[3] = {0, 0, 0}, share[3] = {0.6, 0.3, 0.1};
-    while (wall_ns() < end) {
+    while (cpu_ns() < end) {
         int most_behind = 0;
         for (int i = 1; i < 3; i++)
             if (spent[i] / share[i] < spent[most_behind] / share[most_behind]) most_behind = i;
@@ -58,8 +53,8 @@ __attribute__((noinline, noclone)) void mixed(void) {
 }
 
 __attribute__((noinline, noclone)) void *one(void *arg) {
-    uint64_t end = wall_ns() + (uint64_t)(seconds * 1e9);
-    while (wall_ns() < end) {
+    uint64_t end = (uint64_t)(seconds * 1e9);
+    while (cpu_ns() < end) {
         if ((intptr_t)arg % 3 == 0) work_sixty(1000000);
         if ((intptr_t)arg % 3 == 1) work_thirty(1000000);
         if ((intptr_t)arg % 3 == 2) work_ten(1000000);

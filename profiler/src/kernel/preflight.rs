@@ -14,8 +14,8 @@ const CAPABILITIES: [(u32, &str, &str); 5] = [
     (39, "CAP_BPF", "load kernel programs"),
     (38, "CAP_PERFMON", "sample and read stacks"),
     (19, "CAP_SYS_PTRACE", "read other users' mappings"),
-    (21, "CAP_SYS_ADMIN", "symbols of deleted and replaced files; stands in for CAP_BPF and CAP_PERFMON"),
-    (24, "CAP_SYS_RESOURCE", "many files open at once"),
+    (21, "CAP_SYS_ADMIN", "read deleted and replaced files (and all that CAP_BPF and CAP_PERFMON allow)"),
+    (24, "CAP_SYS_RESOURCE", "keep many files open at once"),
 ];
 
 /// How much a check matters.
@@ -85,7 +85,7 @@ pub fn checks() -> Vec<Check> {
         for (name, kind) in [
             ("perf event programs", ProgramType::PerfEvent),
             ("raw tracepoint programs", ProgramType::RawTracePoint),
-            ("BTF tracepoint programs", ProgramType::Tracing),
+            ("function hooks (fentry)", ProgramType::Tracing),
             ("user and kernel probes", ProgramType::KProbe),
         ] {
             let needed = matches!(kind, ProgramType::PerfEvent);

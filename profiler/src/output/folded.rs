@@ -75,8 +75,8 @@ mod tests {
         write(&profile, &RenderOptions::default(), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         insta::assert_snapshot!(text, @r"
-        app;main 2
-        app;main;a;k:read_[k] 4
+        app;odd: name 2
+        app;odd: name;a;k:read_[k] 4
         ");
     }
 

@@ -122,7 +122,8 @@ impl Destination {
         let file = tempfile::Builder::new()
             .prefix(".profiler-")
             .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(directory)?;
+            .tempfile_in(directory)
+            .map_err(|error| io::Error::from(error.kind()))?; // without the temporary name in its text
         Ok(Destination::File(file, path.to_owned()))
     }
 

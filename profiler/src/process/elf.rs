@@ -72,6 +72,8 @@ impl ElfInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -88,8 +90,8 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_headers_never_panic(at in 0usize..4096, byte: u8, cut in 0usize..4096) {
-            let mut data = std::fs::read("/proc/self/exe").unwrap();
-            data.truncate(4096);
+            let mut data = vec![0; 4096];
+            File::open("/proc/self/exe").unwrap().read_exact(&mut data).unwrap();
             data[at] = byte;
             data.truncate(cut);
             ElfInfo::parse(&*data);
