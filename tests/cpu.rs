@@ -1,5 +1,7 @@
 //! The on-CPU sampler against workloads with known answers, and against programs nobody here wrote.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::{

@@ -1,12 +1,12 @@
 //! The way out of the kernel: the ring buffer, the counters of what did not fit, and what each probe cost.
 
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::{
+    Global,
     btf_maps::{PerCpuArray, RingBuf},
     helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_output, bpf_ringbuf_query},
     macros::btf_map,
-    Global,
 };
-use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use profiler_common::{
     cost::{Probe, ProbeCost},
     loss::KernelCounter,

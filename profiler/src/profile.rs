@@ -77,6 +77,8 @@ pub struct Profile {
     pub stacks: Vec<ProfileStack>,
     /// Sum of all stacks' weights.
     pub total: u64,
+    /// Times of the first and the last sample, CLOCK_MONOTONIC, ns.
+    pub span_ns: Option<(u64, u64)>,
 }
 
 /// A frame with its names.
@@ -172,6 +174,7 @@ impl Profile {
             frames,
             stacks,
             total: snapshot.total,
+            span_ns: snapshot.span_ns,
         }
     }
 
@@ -233,6 +236,7 @@ pub(crate) mod fixtures {
             frames: Vec::new(),
             stacks: Vec::new(),
             total: stacks.iter().map(|(_, weight)| weight).sum(),
+            span_ns: None,
         };
         profile.accounts.samples_taken = profile.total;
         for &(folded, weight) in stacks {

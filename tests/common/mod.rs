@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: building workloads, running the profiler on them, reading what it wrote.
 #![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::{
     fs,

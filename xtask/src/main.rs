@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Parser;
 
+mod bench;
 mod build_ebpf;
 mod shell;
 
@@ -11,10 +12,14 @@ mod shell;
 enum Task {
     /// Build the kernel programs and their manifest, installing what that needs (Debian, as root)
     BuildEbpf(build_ebpf::Args),
+    /// Measure what the profiler costs, against other profilers on the same workload (as root)
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> Result<()> {
     match Task::parse() {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Bench(bench) => bench::run(&bench),
     }
 }

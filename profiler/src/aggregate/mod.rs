@@ -16,6 +16,7 @@ pub const MAX_KEYS: usize = 262_144;
 pub struct Aggregator {
     weights: FxHashMap<(ThreadKey, StackId), u64>,
     total: u64,
+    span_ns: Option<(u64, u64)>,
 }
 
 /// Totals at one moment, heaviest first.
@@ -25,6 +26,8 @@ pub struct Snapshot {
     pub entries: Vec<(ThreadKey, StackId, u64)>,
     /// Sum of all weights.
     pub total: u64,
+    /// Times of the first and the last sample, CLOCK_MONOTONIC, ns.
+    pub span_ns: Option<(u64, u64)>,
 }
 
 impl Aggregator {
@@ -37,6 +40,8 @@ impl Aggregator {
         }
         *self.weights.entry(key).or_default() += sample.weight;
         self.total += sample.weight;
+        let (first, last) = self.span_ns.unwrap_or((sample.time_ns, sample.time_ns));
+        self.span_ns = Some((first.min(sample.time_ns), last.max(sample.time_ns)));
         true
     }
 
@@ -45,7 +50,7 @@ impl Aggregator {
         let mut entries: Vec<_> =
             self.weights.iter().map(|(&(thread, stack), &weight)| (thread, stack, weight)).collect();
         entries.sort_unstable_by_key(|&(thread, stack, weight)| (std::cmp::Reverse(weight), thread, stack));
-        Snapshot { entries, total: self.total }
+        Snapshot { entries, total: self.total, span_ns: self.span_ns }
     }
 
     /// The totals so far, starting again from nothing.
@@ -71,7 +76,13 @@ mod tests {
     use crate::sample::ModuleId;
 
     fn sample(tid: u32, stack: u32) -> Sample {
-        Sample { time_ns: 0, thread: ThreadKey { pid: 1, tid }, cpu: 0, stack: StackId(stack), weight: 1 }
+        Sample {
+            time_ns: stack.into(),
+            thread: ThreadKey { pid: 1, tid },
+            cpu: 0,
+            stack: StackId(stack),
+            weight: 1,
+        }
     }
 
     #[test]
@@ -81,7 +92,7 @@ mod tests {
             assert!(aggregator.add(&sample(tid, stack)));
         }
         let snapshot = aggregator.take();
-        assert_eq!(snapshot.total, 4);
+        assert_eq!((snapshot.total, snapshot.span_ns), (4, Some((0, 1))));
         assert_eq!(snapshot.entries[0], (ThreadKey { pid: 1, tid: 1 }, StackId(0), 2));
         assert_eq!(snapshot.entries.len(), 3);
         assert_eq!(aggregator.snapshot(), Snapshot::default());

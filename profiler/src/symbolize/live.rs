@@ -97,9 +97,11 @@ impl<'a> LiveSymbolizer<'a> {
     }
 
     fn kernel(&self, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
-        let mut kernel = Kernel::default();
-        kernel.kallsyms = MaybeDefault::Some(PathBuf::from("/proc/kallsyms"));
-        kernel.vmlinux = MaybeDefault::None;
+        let kernel = Kernel {
+            kallsyms: MaybeDefault::Some(PathBuf::from("/proc/kallsyms")),
+            vmlinux: MaybeDefault::None,
+            ..Kernel::default()
+        };
         collect(
             self.cache.kernel.symbolize(&Source::Kernel(kernel), Input::AbsAddr(addresses)),
             addresses.len(),
