@@ -6,6 +6,7 @@ pub mod cost;
 pub mod cpu;
 pub mod loss;
 pub mod target;
+pub mod unwind;
 
 /// Most frames kept of one stack, for kernel and user stacks each. It is the kernel's own default limit
 /// (`kernel.perf_event_max_stack` = 127).
