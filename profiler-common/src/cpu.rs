@@ -14,6 +14,14 @@ pub const FLAG_KERNEL_STACK_TRUNCATED: u32 = 1 << 2;
 /// The user stack has more than [`MAX_FRAMES`] frames; the outermost are missing.
 pub const FLAG_USER_STACK_TRUNCATED: u32 = 1 << 3;
 
+/// Lowest bit of the byte of `flags` that says how the user stack ends: zero where frame pointers were followed,
+/// which cannot tell; [`END_COMPLETE`]; or [`END_STOPPED`] plus a [`StopReason`](crate::unwind::StopReason).
+pub const FLAG_USER_END_SHIFT: u32 = 8;
+/// The user stack reaches the start of its thread.
+pub const END_COMPLETE: u32 = 1;
+/// The user stack could not be followed further.
+pub const END_STOPPED: u32 = 2;
+
 /// Start of a sample record; `kernel_frames` then `user_frames` addresses (`u64`, innermost first) follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

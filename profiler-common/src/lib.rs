@@ -5,6 +5,7 @@
 pub mod cost;
 pub mod cpu;
 pub mod loss;
+pub mod mapping;
 pub mod target;
 pub mod unwind;
 

@@ -34,8 +34,8 @@ pub fn cpu_sample(ctx: PerfEventContext) -> u32 {
     // SAFETY: this CPU's own slot, see CPU_SCRATCH.
     let scratch = unsafe { &mut *scratch };
 
-    // SAFETY: the context of this program.
-    let stack_bytes = unsafe { stack::capture(ctx.as_ptr(), scratch) };
+    // SAFETY: the context of this program, which begins with the registers.
+    let stack_bytes = unsafe { stack::capture(ctx.as_ptr(), &(*ctx.ctx).regs, ids.pid, scratch) };
     let header = &mut scratch.header;
     header.kind = KIND_CPU_SAMPLE;
     header.time_ns = time_ns;

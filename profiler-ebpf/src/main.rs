@@ -6,6 +6,7 @@ mod cpu;
 mod output;
 mod stack;
 mod target;
+mod unwind;
 
 // Helpers that only GPL-compatible programs may call (bpf_probe_read_*, bpf_get_stack) are used throughout.
 #[unsafe(link_section = "license")]

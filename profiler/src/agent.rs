@@ -16,9 +16,9 @@ use tokio::{
 
 use crate::{
     aggregate::{Aggregator, intern_stack},
-    cli::ProfileArgs,
+    cli::{ProfileArgs, Unwind},
     error::Error,
-    kernel::{Kernel, preflight, sideband::Sideband},
+    kernel::{Kernel, preflight, sideband::Sideband, unwind::UnwindMaps},
     output::{RenderOptions, live::Live},
     probe::cpu::{self, RawSample},
     process::{
@@ -29,8 +29,11 @@ use crate::{
     },
     profile::{Accounts, Meta, ProbeReport, Profile},
     replay::Results,
-    sample::{CPU, Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Tables, ThreadKey},
+    sample::{
+        CPU, Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, Tables, ThreadKey,
+    },
     symbolize::{Detail, LiveSymbolizer, SymbolCache},
+    unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
     usage::Usage,
 };
 
@@ -121,6 +124,8 @@ struct Collector {
     wakeup: AsyncFd<std::os::fd::OwnedFd>,
     sideband: Sideband,
     processes: ProcessTable,
+    /// `None` where frame pointers are followed only.
+    unwinder: Option<Feeder<UnwindMaps>>,
     /// `None` where the run does not end with its targets.
     living: Option<Living>,
     last_sweep: Instant,
@@ -144,7 +149,7 @@ impl Collector {
         let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let period_ns = cpu::period_ns(args.frequency);
         let track_all = !matches!(target, Target::Pids { .. });
-        let mut kernel = Kernel::load(target, args.kernel_log)?;
+        let mut kernel = Kernel::load(target, args.unwind == Unwind::Tables, args.kernel_log)?;
         if args.kernel_log {
             kernel.start_log()?;
         }
@@ -154,9 +159,19 @@ impl Collector {
         let mut tables = Tables::default();
         let kernel_module = tables.module_id(Module::special(ModuleKind::Kernel));
         let mut processes = ProcessTable::new(Path::new(PROC), track_all);
+        let mut unwinder = match args.unwind {
+            Unwind::Tables => Some(Feeder::new(kernel.take_unwind_maps()?, DEFAULT_BUDGET_BYTES)),
+            Unwind::FramePointers => None,
+        };
         for &pid in pids {
             kernel.add_target(pid)?;
             processes.track(pid, &mut tables);
+            if let Some(unwinder) = &mut unwinder {
+                unwinder.want(pid);
+            }
+        }
+        if let Some(unwinder) = &mut unwinder {
+            unwinder.update(&processes)?;
         }
         kernel.attach_target_hooks(target)?;
         kernel.attach_cpu(period_ns)?;
@@ -170,6 +185,7 @@ impl Collector {
             kernel,
             sideband,
             processes,
+            unwinder,
             living: matches!(target, Target::Pids { .. })
                 .then(|| Living::new(Path::new(PROC), pids, target.follows())),
             last_sweep: now,
@@ -229,8 +245,22 @@ impl Collector {
         for notice in notices {
             exits |= self.apply(&notice);
         }
-        if exits {
-            self.processes.sweep(|pid| life::start_time(Path::new(PROC), pid).is_some());
+        let gone = if exits {
+            self.processes.sweep(|pid| life::start_time(Path::new(PROC), pid).is_some())
+        } else {
+            Vec::new()
+        };
+        if let Some(unwinder) = &mut self.unwinder {
+            gone.into_iter().for_each(|pid| unwinder.forget(pid));
+            for pid in self.processes.take_changed() {
+                // A child of a followed process is one itself.
+                match &self.living {
+                    Some(living) if living.contains(pid) => unwinder.want(pid),
+                    _ => {}
+                }
+                unwinder.mappings_changed(pid);
+            }
+            unwinder.update(&self.processes)?;
         }
         Ok(self.sweep(exits))
     }
@@ -277,7 +307,14 @@ impl Collector {
         }
 
         let thread = ThreadKey { pid, tid: header.tid };
-        let Some(stack) = intern_stack(&mut self.tables, &frames, raw.kernel.len() as u16) else {
+        let end = raw.user_end();
+        if let Some(unwinder) = &mut self.unwinder
+            && end == StackEnd::FramePointers
+        {
+            unwinder.want(pid);
+        }
+        let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };
+        let Some(stack) = intern_stack(&mut self.tables, stack) else {
             self.losses.add(Loss::TooManyStacks, 1);
             return Ok(());
         };
@@ -295,6 +332,13 @@ impl Collector {
                 Loss::UserStackFailed,
             ),
             (raw.truncated(), Loss::StackTruncated),
+            (
+                !matches!(
+                    end,
+                    StackEnd::None | StackEnd::Complete | StackEnd::FramePointers | StackEnd::TooDeep
+                ),
+                Loss::UnwindFailed,
+            ),
             (gone, Loss::ProcessGone),
         ] {
             self.losses.add(loss, degraded.into());
@@ -327,6 +371,9 @@ impl Collector {
             samples_taken: self.kernel.samples_taken(),
             losses,
             probes: vec![ProbeReport { name: CPU.name.to_owned(), runs: cost.runs, ns: cost.ns }],
+            unwind: self.unwinder.as_ref().map_or_else(UnwindReport::default, |unwinder| {
+                unwinder.report(|module| self.tables.module(module).path.clone())
+            }),
             agent_cpu_ns,
             agent_setup_cpu_ns: now.cpu_ns - agent_cpu_ns,
             agent_peak_rss_bytes: now.peak_rss_bytes,

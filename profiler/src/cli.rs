@@ -75,6 +75,10 @@ pub struct ProfileArgs {
     /// How often the live view is refreshed
     #[arg(short, long, value_name = "TIME", default_value = "2s", value_parser = positive_duration)]
     pub interval: Duration,
+    /// How user stacks are followed: by unwind tables made from .eh_frame, or by frame pointers, which most
+    /// distribution packages lack
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Unwind::Tables)]
+    pub unwind: Unwind,
     /// No live view
     #[arg(short, long)]
     pub quiet: bool,
@@ -84,6 +88,15 @@ pub struct ProfileArgs {
     /// What to report, and where to.
     #[command(flatten)]
     pub report: ReportArgs,
+}
+
+/// Ways to follow a user stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Unwind {
+    /// By tables made from `.eh_frame`; frame pointers where there is no table.
+    Tables,
+    /// By frame pointers only.
+    FramePointers,
 }
 
 /// Options of the outputs, live or replayed.

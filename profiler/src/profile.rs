@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     aggregate::Snapshot,
-    sample::{Frame, Loss, Losses, Module, ModuleKind, ProfileKind, Tables, ThreadKey},
+    sample::{Frame, Loss, Losses, Module, ModuleKind, ProfileKind, StackEnd, Tables, ThreadKey},
     symbolize::{Detail, Function, Symbolizer},
+    unwind::feed::UnwindReport,
 };
 
 /// Facts about a run.
@@ -41,6 +42,8 @@ pub struct Accounts {
     pub losses: Losses,
     /// What each probe cost the machine, in the kernel.
     pub probes: Vec<ProbeReport>,
+    /// What unwinding took.
+    pub unwind: UnwindReport,
     /// CPU time of the profiler itself while it profiled, ns.
     pub agent_cpu_ns: u64,
     /// CPU time of the profiler itself to start, and to name what it found, ns.
@@ -103,6 +106,8 @@ pub struct ProfileStack {
     pub thread_name: String,
     /// Indices into [`Profile::frames`], innermost first.
     pub frames: Vec<usize>,
+    /// How the user's part ends.
+    pub end: StackEnd,
     /// Weight in [`ProfileKind::unit`].
     pub weight: u64,
 }
@@ -161,6 +166,7 @@ impl Profile {
                     process: tables.process_name(thread).to_owned(),
                     thread_name: tables.thread_name(thread).to_owned(),
                     frames: stack.frames.iter().map(|frame| index[frame].0).collect(),
+                    end: stack.end,
                     weight,
                 }
             })
@@ -193,6 +199,14 @@ impl Profile {
             let frame = &self.frames[index];
             let outermost = frame.functions.len() - 1;
             frame.functions.iter().enumerate().map(move |(i, function)| (function, frame, i != outermost))
+        })
+    }
+
+    /// Weight by how the user stack ends, in the order of [`StackEnd::ALL`].
+    pub fn ends(&self) -> impl Iterator<Item = (StackEnd, u64)> {
+        StackEnd::ALL.into_iter().map(|end| {
+            let weights = self.stacks.iter().filter(|stack| stack.end == end).map(|stack| stack.weight);
+            (end, weights.sum())
         })
     }
 
@@ -261,6 +275,7 @@ pub(crate) mod fixtures {
                 process: "app".into(),
                 thread_name: "worker".into(),
                 frames,
+                end: StackEnd::Complete,
                 weight,
             });
         }

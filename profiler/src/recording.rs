@@ -172,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sample::{ModuleId, ModuleKind, StackId};
+    use crate::sample::{ModuleId, ModuleKind, StackEnd, StackId};
 
     fn recording(samples: u64) -> Vec<u8> {
         let mut tables = Tables::default();
@@ -181,7 +181,10 @@ mod tests {
         let mut recorder = Recorder::new(Vec::new(), &Meta::default()).unwrap();
         for i in 0..samples {
             let frames = vec![Frame { module, address: i % 3 }].into();
-            let stack = StackId(tables.stacks.insert_full(Stack { frames, kernel_frames: 1 }).0 as u32);
+            let stack = StackId(
+                tables.stacks.insert_full(Stack { frames, kernel_frames: 1, end: StackEnd::Complete }).0
+                    as u32,
+            );
             let sample =
                 Sample { time_ns: i, thread: ThreadKey { pid: 1, tid: 1 }, cpu: 0, stack, weight: 1 };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();

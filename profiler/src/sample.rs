@@ -95,6 +95,77 @@ pub struct Frame {
     pub address: u64,
 }
 
+/// How a user stack ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StackEnd {
+    /// There is no user stack, or it could not be read.
+    #[default]
+    None,
+    /// It reaches the start of its thread.
+    Complete,
+    /// Frame pointers were followed; whether they led to the end nobody knows.
+    FramePointers,
+    /// Cut off in code of which no unwind table is there.
+    NoTable,
+    /// Cut off at an instruction without unwind information.
+    NoRow,
+    /// Cut off at unwind information that is not supported.
+    Unsupported,
+    /// Cut off at memory that could not be read.
+    Unreadable,
+    /// Cut off where the next frame would not be further out.
+    NoProgress,
+    /// Cut off after 127 frames.
+    TooDeep,
+}
+
+impl StackEnd {
+    /// Every end.
+    pub const ALL: [StackEnd; 9] = [
+        StackEnd::None,
+        StackEnd::Complete,
+        StackEnd::FramePointers,
+        StackEnd::NoTable,
+        StackEnd::NoRow,
+        StackEnd::Unsupported,
+        StackEnd::Unreadable,
+        StackEnd::NoProgress,
+        StackEnd::TooDeep,
+    ];
+
+    /// Name in machine-readable output.
+    pub fn id(self) -> &'static str {
+        match self {
+            StackEnd::None => "none",
+            StackEnd::Complete => "complete",
+            StackEnd::FramePointers => "frame_pointers",
+            StackEnd::NoTable => "no_table",
+            StackEnd::NoRow => "no_row",
+            StackEnd::Unsupported => "unsupported",
+            StackEnd::Unreadable => "unreadable",
+            StackEnd::NoProgress => "no_progress",
+            StackEnd::TooDeep => "too_deep",
+        }
+    }
+}
+
+impl fmt::Display for StackEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StackEnd::None => "no user stack",
+            StackEnd::Complete => "complete",
+            StackEnd::FramePointers => "by frame pointers",
+            StackEnd::NoTable => "cut off in code without an unwind table",
+            StackEnd::NoRow => "cut off in code without unwind information",
+            StackEnd::Unsupported => "cut off at unwind information that is not supported",
+            StackEnd::Unreadable => "cut off at unreadable memory",
+            StackEnd::NoProgress => "cut off where the next frame makes no sense",
+            StackEnd::TooDeep => "cut off after 127 frames",
+        })
+    }
+}
+
 /// A stack: kernel frames, then user frames, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stack {
@@ -102,6 +173,8 @@ pub struct Stack {
     pub frames: Box<[Frame]>,
     /// How many of them are the kernel's.
     pub kernel_frames: u16,
+    /// How the user's part ends.
+    pub end: StackEnd,
 }
 
 /// One thread of one process, as far as outputs care.
@@ -186,6 +259,8 @@ pub enum Loss {
     UserStackFailed,
     /// Degraded: deeper than 127 frames, the outermost are missing.
     StackTruncated,
+    /// Degraded: unwinding the user stack stopped before its end (and before 127 frames).
+    UnwindFailed,
     /// Degraded: the process was gone before its mappings could be read.
     ProcessGone,
     /// Degraded: at least one address of the sample has no symbol.
@@ -196,7 +271,7 @@ pub enum Loss {
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 10] = [
+    pub const ALL: [Loss; 11] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -204,6 +279,7 @@ impl Loss {
         Loss::KernelStackFailed,
         Loss::UserStackFailed,
         Loss::StackTruncated,
+        Loss::UnwindFailed,
         Loss::ProcessGone,
         Loss::SymbolMissing,
         Loss::MappingNoticesLost,
@@ -224,6 +300,7 @@ impl Loss {
             Loss::KernelStackFailed => "kernel_stack_failed",
             Loss::UserStackFailed => "user_stack_failed",
             Loss::StackTruncated => "stack_truncated",
+            Loss::UnwindFailed => "unwind_failed",
             Loss::ProcessGone => "process_gone",
             Loss::SymbolMissing => "symbol_missing",
             Loss::MappingNoticesLost => "mapping_notices_lost",
@@ -241,6 +318,7 @@ impl fmt::Display for Loss {
             Loss::KernelStackFailed => "kernel stack unreadable",
             Loss::UserStackFailed => "user stack unreadable",
             Loss::StackTruncated => "stack deeper than 127 frames",
+            Loss::UnwindFailed => "user stack not unwound to its end",
             Loss::ProcessGone => "process gone before its mappings were read",
             Loss::SymbolMissing => "an address without a symbol",
             Loss::MappingNoticesLost => "notices of new mappings dropped",

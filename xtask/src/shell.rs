@@ -16,7 +16,7 @@ pub fn workspace() -> PathBuf {
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("starting {:?}", command.get_program()))?;
     if !status.success() {
-        bail!("{command:?} failed ({status})");
+        bail!("{} failed ({status})", line(command));
     }
     Ok(())
 }
@@ -25,9 +25,20 @@ pub fn run(command: &mut Command) -> Result<()> {
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("starting {:?}", command.get_program()))?;
     if !output.status.success() {
-        bail!("{command:?} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{} failed ({}): {}",
+            line(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The command as one would type it, without its environment.
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 /// Installs Debian packages that are missing.

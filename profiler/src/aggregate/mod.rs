@@ -3,7 +3,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::sample::{Frame, Sample, Stack, StackId, Tables, ThreadKey};
+use crate::sample::{Sample, Stack, StackId, Tables, ThreadKey};
 
 /// Most distinct stacks kept: at 40 frames of 16 bytes each about 40 MB.
 pub const MAX_STACKS: usize = 65_536;
@@ -62,8 +62,7 @@ impl Aggregator {
 }
 
 /// The id of a stack, new or known; `None` if it is new and there is no room.
-pub fn intern_stack(tables: &mut Tables, frames: &[Frame], kernel_frames: u16) -> Option<StackId> {
-    let stack = Stack { frames: frames.into(), kernel_frames };
+pub fn intern_stack(tables: &mut Tables, stack: Stack) -> Option<StackId> {
     if tables.stacks.len() >= MAX_STACKS {
         return tables.stacks.get_index_of(&stack).map(|index| StackId(index as u32));
     }
@@ -73,7 +72,7 @@ pub fn intern_stack(tables: &mut Tables, frames: &[Frame], kernel_frames: u16) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::ModuleId;
+    use crate::sample::{Frame, ModuleId, StackEnd};
 
     fn sample(tid: u32, stack: u32) -> Sample {
         Sample {
@@ -112,10 +111,13 @@ mod tests {
     #[test]
     fn equal_stacks_share_an_id_and_others_do_not() {
         let mut tables = Tables::default();
-        let frame = |address| Frame { module: ModuleId(0), address };
-        let a = intern_stack(&mut tables, &[frame(1), frame(2)], 0);
-        assert_eq!(a, intern_stack(&mut tables, &[frame(1), frame(2)], 0));
-        assert_ne!(a, intern_stack(&mut tables, &[frame(1), frame(2)], 1), "a kernel frame is another frame");
-        assert_ne!(a, intern_stack(&mut tables, &[frame(2), frame(1)], 0));
+        let mut intern = |addresses: [u64; 2], kernel_frames| {
+            let frames = addresses.map(|address| Frame { module: ModuleId(0), address }).into();
+            intern_stack(&mut tables, Stack { frames, kernel_frames, end: StackEnd::Complete })
+        };
+        let a = intern([1, 2], 0);
+        assert_eq!(a, intern([1, 2], 0));
+        assert_ne!(a, intern([1, 2], 1), "a kernel frame is another frame");
+        assert_ne!(a, intern([2, 1], 0));
     }
 }

@@ -26,7 +26,10 @@ use profiler_common::{
     target::{INIT_PIDNS_INUM, TargetMode},
 };
 
-use super::btf::{self, Btf};
+use super::{
+    btf::{self, Btf},
+    unwind::UnwindMaps,
+};
 use crate::{
     error::Error,
     process::target::Target,
@@ -51,11 +54,12 @@ pub struct Kernel {
     targets: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
     costs: PerCpuArray<MapData, ProbeCost>,
+    unwind: Option<UnwindMaps>,
 }
 
 impl Kernel {
     /// Loads the programs for `target`. Nothing is attached yet.
-    pub fn load(target: &Target, kernel_log: bool) -> Result<Kernel> {
+    pub fn load(target: &Target, unwind: bool, kernel_log: bool) -> Result<Kernel> {
         let pidns = own_pid_namespace()?;
         let mode = match target {
             Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
@@ -70,6 +74,8 @@ impl Kernel {
         let ring_bytes = (RING_BYTES_PER_CPU * cpus).next_power_of_two().min(RING_BYTES_MAX);
         let wakeup_bytes = u64::from(ring_bytes / 2);
 
+        let (unwind, have_task_pt_regs) = (u32::from(unwind), u32::from(have_task_pt_regs()));
+
         let mut loader = EbpfLoader::new();
         // None of the programs needs kernel types at load time; parsing them would cost more than all the rest.
         loader.btf(None);
@@ -78,6 +84,8 @@ impl Kernel {
             .override_global("TARGET_COMM", &comm, true)
             .override_global("PIDNS_INUM", &pidns, true)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
+            .override_global("UNWIND", &unwind, true)
+            .override_global("HAVE_TASK_PT_REGS", &have_task_pt_regs, true)
             .map_max_entries("RECORDS", ring_bytes);
         let offsets = if pidns != INIT_PIDNS_INUM || target.follows() { task_offsets()? } else { Vec::new() };
         for (name, offset) in &offsets {
@@ -91,6 +99,7 @@ impl Kernel {
             let cgroups = ebpf.map_mut("CGROUPS").context("kernel object has no map CGROUPS")?;
             CgroupArray::try_from(cgroups)?.set(0, fs::File::open(path)?, 0)?;
         }
+        let unwind_maps = UnwindMaps::take(&mut ebpf)?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(Kernel {
@@ -98,6 +107,7 @@ impl Kernel {
             targets: HashMap::try_from(take("TARGETS")?)?,
             counters: PerCpuArray::try_from(take("COUNTERS")?)?,
             costs: PerCpuArray::try_from(take("COSTS")?)?,
+            unwind: Some(unwind_maps),
             ebpf: Some(ebpf),
         })
     }
@@ -115,6 +125,11 @@ impl Kernel {
             }
         });
         Ok(())
+    }
+
+    /// Hands out the maps of the unwind tables, once.
+    pub fn take_unwind_maps(&mut self) -> Result<UnwindMaps> {
+        self.unwind.take().context("the unwind maps have been taken")
     }
 
     /// Makes a process a target.
@@ -211,6 +226,15 @@ where
 
 fn cpus() -> Result<Vec<u32>> {
     online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))
+}
+
+/// Whether the kernel has the helper that finds a task's user registers (Linux 5.15).
+fn have_task_pt_regs() -> bool {
+    aya::sys::is_helper_supported(
+        aya::programs::ProgramType::PerfEvent,
+        aya::sys::BpfHelper::BPF_FUNC_task_pt_regs,
+    )
+    .unwrap_or(false)
 }
 
 /// Inode number of the PID namespace this process is in.

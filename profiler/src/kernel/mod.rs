@@ -5,5 +5,6 @@ pub mod btf;
 pub mod load;
 pub mod preflight;
 pub mod sideband;
+pub mod unwind;
 
 pub use load::Kernel;

@@ -85,7 +85,6 @@ pub fn checks() -> Vec<Check> {
         for (name, kind) in [
             ("perf event programs", ProgramType::PerfEvent),
             ("raw tracepoint programs", ProgramType::RawTracePoint),
-            ("function hooks (fentry)", ProgramType::Tracing),
             ("user and kernel probes", ProgramType::KProbe),
         ] {
             let needed = matches!(kind, ProgramType::PerfEvent);

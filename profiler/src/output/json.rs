@@ -1,7 +1,7 @@
 //! JSON for programs: everything the profile holds. The schema is described in docs/json.md; `version` grows by
 //! one with every change that could break a reader, never for an added key.
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -11,6 +11,7 @@ use crate::{
     detect::hotspot::{self, Hotspot},
     profile::{Meta, ProbeReport, Profile},
     sample::Loss,
+    unwind::feed::UnwindReport,
 };
 
 /// Identifies the schema.
@@ -31,6 +32,8 @@ struct Document<'a> {
     samples: u64,
     samples_lost: u64,
     losses: Vec<LossEntry>,
+    user_stacks: BTreeMap<&'static str, u64>,
+    unwind: &'a UnwindReport,
     cost: Cost<'a>,
     hotspots: Vec<Hotspot>,
     threads: Vec<Thread>,
@@ -88,6 +91,7 @@ struct Stack<'a> {
     pid: u32,
     tid: u32,
     samples: u64,
+    end: &'static str,
     frames: &'a [usize],
 }
 
@@ -117,6 +121,8 @@ pub fn write(profile: &Profile, _options: &RenderOptions, out: &mut dyn Write) -
                 count: accounts.losses.get(loss),
             })
             .collect(),
+        user_stacks: profile.ends().map(|(end, weight)| (end.id(), weight)).collect(),
+        unwind: &accounts.unwind,
         cost: Cost {
             probes: &accounts.probes,
             agent_cpu_ns: accounts.agent_cpu_ns,
@@ -151,6 +157,7 @@ pub fn write(profile: &Profile, _options: &RenderOptions, out: &mut dyn Write) -
                 pid: stack.thread.pid,
                 tid: stack.thread.tid,
                 samples: stack.weight,
+                end: stack.end.id(),
                 frames: &stack.frames,
             })
             .collect(),
@@ -184,6 +191,7 @@ mod tests {
         };
         assert_eq!(sum("stacks", "samples"), 5);
         assert_eq!(sum("threads", "samples"), 5);
+        assert_eq!(value["user_stacks"]["complete"].as_u64(), Some(5));
         assert_eq!(sum("hotspots", "self_samples"), 5);
         assert_eq!(value["samples_taken"].as_u64(), Some(9));
         assert_eq!(value["samples_lost"].as_u64(), Some(4));

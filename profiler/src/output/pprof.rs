@@ -209,6 +209,7 @@ fn encode(profile: &Profile) -> ProfileProto {
                 number(strings.id("tid"), stack.thread.tid),
                 text(strings.id("process"), strings.id(&stack.process)),
                 text(strings.id("thread"), strings.id(&stack.thread_name)),
+                text(strings.id("stack"), strings.id(stack.end.id())),
             ],
         });
     }

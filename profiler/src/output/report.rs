@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     detect::hotspot::{self, Hotspot},
     profile::Profile,
-    sample::Loss,
+    sample::{Loss, StackEnd},
 };
 
 /// How to lay the report out.
@@ -65,6 +65,7 @@ pub fn write(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()
         table(&hotspot::hotspots(profile), profile.total, style, out)?;
     }
     writeln!(out)?;
+    stacks(profile, out)?;
     losses(profile, out)?;
     costs(profile, out)
 }
@@ -115,6 +116,30 @@ pub fn table(hotspots: &[Hotspot], total: u64, style: &Style, out: &mut dyn Writ
             "",
             thousands(weight)
         )?;
+    }
+    Ok(())
+}
+
+/// How complete the user stacks are. What is no user stack (the kernel's threads) does not count.
+fn stacks(profile: &Profile, out: &mut dyn Write) -> Result<()> {
+    let ends: Vec<(StackEnd, u64)> =
+        profile.ends().filter(|&(end, n)| n > 0 && end != StackEnd::None).collect();
+    let whole: u64 = ends.iter().map(|(_, n)| n).sum();
+    if whole > 0 {
+        let list: Vec<String> =
+            ends.iter().map(|&(end, n)| format!("{:.1} % {end}", percent(n, whole))).collect();
+        writeln!(out, "user stacks: {}", list.join(", "))?;
+    }
+    let unwind = &profile.accounts.unwind;
+    let shown = 5;
+    for (path, reason) in unwind.failed.iter().take(shown) {
+        writeln!(out, "no unwind table for {}: {reason}", fit(path, usize::MAX, Keep::Start))?;
+    }
+    if unwind.failed.len() > shown {
+        writeln!(out, "no unwind table for {} more files", unwind.failed.len() - shown)?;
+    }
+    if unwind.processes_refused > 0 {
+        writeln!(out, "processes with too many mappings to unwind by tables: {}", unwind.processes_refused)?;
     }
     Ok(())
 }

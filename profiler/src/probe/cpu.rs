@@ -1,9 +1,12 @@
 //! The on-CPU sampler.
 
 use profiler_common::cpu::{
-    FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_STACK_FAILED, FLAG_USER_STACK_TRUNCATED,
-    KIND_CPU_SAMPLE, SAMPLE_HEADER_LEN, SampleHeader,
+    END_COMPLETE, END_STOPPED, FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT,
+    FLAG_USER_STACK_FAILED, FLAG_USER_STACK_TRUNCATED, KIND_CPU_SAMPLE, SAMPLE_HEADER_LEN, SampleHeader,
 };
+use profiler_common::unwind::StopReason;
+
+use crate::sample::StackEnd;
 
 /// A record as the kernel program sent it: raw addresses, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,28 @@ impl RawSample {
     /// One of the stacks was too deep.
     pub fn truncated(&self) -> bool {
         self.header.flags & (FLAG_KERNEL_STACK_TRUNCATED | FLAG_USER_STACK_TRUNCATED) != 0
+            || self.user_end() == StackEnd::TooDeep
+    }
+
+    /// How the user stack ends.
+    pub fn user_end(&self) -> StackEnd {
+        const FIRST_REASON: u32 = END_STOPPED;
+        const REASONS: [StackEnd; StopReason::COUNT] = [
+            StackEnd::NoTable,
+            StackEnd::NoRow,
+            StackEnd::Unsupported,
+            StackEnd::Unreadable,
+            StackEnd::NoProgress,
+            StackEnd::TooDeep,
+        ];
+        match (self.header.flags >> FLAG_USER_END_SHIFT) & 0xff {
+            _ if self.user.is_empty() => StackEnd::None,
+            0 => StackEnd::FramePointers,
+            END_COMPLETE => StackEnd::Complete,
+            stopped => {
+                REASONS.get((stopped - FIRST_REASON) as usize).copied().unwrap_or(StackEnd::NoProgress)
+            }
+        }
     }
 
     /// Name of the thread.
@@ -101,6 +126,22 @@ mod tests {
             bytes.extend(address.to_ne_bytes());
         }
         bytes
+    }
+
+    #[test]
+    fn every_end_has_its_own_meaning() {
+        let end = |code: u32| {
+            let header = SampleHeader { flags: code << FLAG_USER_END_SHIFT, ..SampleHeader::default() };
+            RawSample { header, kernel: vec![], user: vec![1] }.user_end()
+        };
+        assert_eq!((end(0), end(END_COMPLETE)), (StackEnd::FramePointers, StackEnd::Complete));
+        let stopped = |reason: StopReason| end(END_STOPPED + reason as u32);
+        assert_eq!(stopped(StopReason::NoTable), StackEnd::NoTable);
+        assert_eq!(stopped(StopReason::NoRow), StackEnd::NoRow);
+        assert_eq!(stopped(StopReason::Unsupported), StackEnd::Unsupported);
+        assert_eq!(stopped(StopReason::Unreadable), StackEnd::Unreadable);
+        assert_eq!(stopped(StopReason::NoProgress), StackEnd::NoProgress);
+        assert_eq!(stopped(StopReason::TooDeep), StackEnd::TooDeep);
     }
 
     proptest! {

@@ -51,6 +51,11 @@ impl Living {
             .collect()
     }
 
+    /// Whether a process counts.
+    pub fn contains(&self, pid: u32) -> bool {
+        self.processes.contains_key(&pid)
+    }
+
     /// Whether none is left.
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()

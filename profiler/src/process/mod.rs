@@ -7,5 +7,6 @@ pub mod life;
 pub mod maps;
 pub mod table;
 pub mod target;
+mod vdso;
 
 pub use table::ProcessTable;

@@ -8,11 +8,12 @@ use std::{
     rc::Rc,
 };
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     elf::ElfInfo,
     maps::{self, MapsEntry},
+    vdso,
 };
 use crate::{
     kernel::sideband::{Event, Notice},
@@ -36,6 +37,10 @@ pub struct ProcessTable {
     files: HashMap<FileKey, CodeFile>,
     /// Files by the module they became.
     by_module: FxHashMap<ModuleId, Rc<File>>,
+    /// A copy of the vDSO, until a process is seen to have it.
+    vdso: Option<File>,
+    /// Processes whose mappings have changed since `take_changed`.
+    changed: FxHashSet<u32>,
     /// JIT symbol maps that were there when their process was first seen to run JIT code.
     jit_maps: FxHashMap<u32, Option<Rc<File>>>,
 }
@@ -70,6 +75,19 @@ struct CodeFile {
     elf: Option<ElfInfo>,
 }
 
+/// An executable mapping of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedCode {
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// What is mapped.
+    pub module: ModuleId,
+    /// Added (wrapping) to an address to get the module's.
+    pub bias: u64,
+}
+
 /// How an address was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
@@ -90,6 +108,8 @@ impl ProcessTable {
             processes: FxHashMap::default(),
             files: HashMap::new(),
             by_module: FxHashMap::default(),
+            vdso: vdso::file(),
+            changed: FxHashSet::default(),
             jit_maps: FxHashMap::default(),
         }
     }
@@ -115,6 +135,7 @@ impl ProcessTable {
             Event::Exec { .. } if tracked => {
                 self.jit_maps.remove(&pid);
                 self.processes.insert(pid, Process { known: true, ..Process::default() });
+                self.changed.insert(pid);
             }
             Event::Mapped { start, len, file_offset, device, inode, path } if tracked => {
                 // Of a process that has not been read yet this would be one mapping out of many.
@@ -142,6 +163,7 @@ impl ProcessTable {
                 if let Some(parent) = self.processes.get(parent) {
                     let child = Process { exited: false, last_read_ns: 0, ..parent.clone() };
                     self.processes.insert(pid, child);
+                    self.changed.insert(pid);
                 } else {
                     self.processes.remove(&pid);
                 }
@@ -157,8 +179,28 @@ impl ProcessTable {
 
     /// Forgets processes that have exited. Call when all samples taken before have been resolved. A process lives
     /// on without its main thread; then its mappings can be read no more and must be kept.
-    pub fn sweep(&mut self, still_alive: impl Fn(u32) -> bool) {
-        self.processes.retain(|&pid, process| !process.exited || still_alive(pid));
+    /// Returns the processes that are forgotten.
+    pub fn sweep(&mut self, still_alive: impl Fn(u32) -> bool) -> Vec<u32> {
+        let gone = self.processes.extract_if(|&pid, process| process.exited && !still_alive(pid));
+        gone.map(|(pid, _)| pid).collect()
+    }
+
+    /// Processes whose mappings have changed since this was last asked.
+    pub fn take_changed(&mut self) -> FxHashSet<u32> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Mapped files of a process, sorted by address.
+    pub fn mapped_code(&self, pid: u32) -> impl Iterator<Item = MappedCode> {
+        let mappings = self.processes.get(&pid).into_iter().flat_map(|process| process.mappings.iter());
+        mappings.filter(|(_, mapping)| self.by_module.contains_key(&mapping.module)).map(
+            |(&start, mapping)| MappedCode {
+                start,
+                end: mapping.end,
+                module: mapping.module,
+                bias: mapping.bias,
+            },
+        )
     }
 
     /// Forgets every mapping: after lost notices none can be trusted. They are read again on demand.
@@ -241,6 +283,7 @@ impl ProcessTable {
         if !mappings.is_empty() || !process.known {
             process.kernel_thread = mappings.is_empty();
             process.mappings = Rc::new(mappings);
+            self.changed.insert(pid);
         }
         process.known = true;
         process.last_read_ns = now_ns;
@@ -252,6 +295,9 @@ impl ProcessTable {
         let to_file = entry.file_offset.wrapping_sub(entry.start);
         if entry.path == "[vdso]" {
             let module = tables.module_id(Module::special(ModuleKind::Vdso));
+            if let Some(file) = self.vdso.take() {
+                self.by_module.insert(module, Rc::new(file));
+            }
             return (module, entry.start.wrapping_neg()); // its only segment starts at virtual address zero
         }
         if !is_file(entry) {

@@ -3,8 +3,7 @@
 
 use std::{
     fs::File,
-    io::Write as _,
-    os::fd::{AsRawFd as _, FromRawFd as _},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -37,7 +36,6 @@ pub struct SymbolCache {
     /// Reading the kernel's symbols takes about 50 ms, keeping them about 8 MB: they are read once.
     kernel: blazesym::symbolize::Symbolizer,
     found: FxHashMap<Frame, Option<Rc<[Function]>>>,
-    vdso: Option<File>,
 }
 
 impl Default for SymbolCache {
@@ -47,7 +45,6 @@ impl Default for SymbolCache {
             cached_files: 0,
             kernel: names_only(),
             found: FxHashMap::default(),
-            vdso: vdso_file(),
         }
     }
 }
@@ -75,11 +72,7 @@ impl<'a> LiveSymbolizer<'a> {
             ModuleKind::Kernel => self.kernel(addresses),
             ModuleKind::Unmapped(_) => vec![None; addresses.len()],
             ModuleKind::Jit(pid) => self.jit(*pid, addresses),
-            ModuleKind::Vdso => match &self.cache.vdso {
-                Some(file) => from_elf(&names_only(), &path_of(file), addresses, Detail::Names),
-                None => vec![None; addresses.len()],
-            },
-            ModuleKind::File => {
+            ModuleKind::File | ModuleKind::Vdso => {
                 let Some(file) = self.processes.file(id) else { return vec![None; addresses.len()] };
                 let path = path_of(file);
                 if detail == Detail::Full {
@@ -209,28 +202,4 @@ fn collect(result: blazesym::Result<Vec<Symbolized<'_>>>, len: usize) -> Vec<Opt
             Some(functions)
         })
         .collect()
-}
-
-/// A copy of the kernel's vDSO, which is the same in every process of this kernel and machine word size.
-fn vdso_file() -> Option<File> {
-    // SAFETY: getauxval has no preconditions.
-    let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
-    let (first, last) = line.split_once(' ')?.0.split_once('-')?;
-    let (first, last) = (u64::from_str_radix(first, 16).ok()?, u64::from_str_radix(last, 16).ok()?);
-    if start != first {
-        return None;
-    }
-    // SAFETY: the kernel keeps these pages mapped and readable for as long as the process lives.
-    let image = unsafe { std::slice::from_raw_parts(first as *const u8, (last - first) as usize) };
-    // SAFETY: the name is NUL-terminated; the result is checked.
-    let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return None;
-    }
-    // SAFETY: a fresh descriptor that nothing else owns.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    file.write_all(image).ok()?;
-    Some(file)
 }

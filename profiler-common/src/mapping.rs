@@ -1,0 +1,56 @@
+//! Where a process has mapped which file's unwind table: what the kernel programs search before the table itself.
+
+/// Most mappings of all processes together.
+pub const MAX_MAPPINGS: usize = 65_536;
+
+/// Most mappings of one process: what the search's fixed number of steps can tell apart.
+pub const MAX_PROCESS_MAPPINGS: u32 = 1 << SEARCH_STEPS;
+
+/// Steps of the search for an address among a process's mappings.
+pub const SEARCH_STEPS: u32 = 12;
+
+/// Most tables at once.
+pub const MAX_TABLES: usize = 4096;
+
+/// An executable mapping with an unwind table. A process's mappings lie side by side, sorted by address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Added (wrapping) to an address gives the offset in the table's code, a multiple of the bucket size away
+    /// from the virtual address.
+    pub to_table: u64,
+    /// Index of the table in `TABLES`.
+    pub table: u32,
+    /// Buckets of the table.
+    pub buckets: u32,
+    /// Pages of the table before the first row page.
+    pub bucket_pages: u32,
+    /// Nothing.
+    pub _reserved: u32,
+}
+
+/// A process's entry in `PROCESSES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessMappings {
+    /// Index of its first mapping in `MAPPINGS`.
+    pub first: u32,
+    /// Number of its mappings.
+    pub count: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Mapping>() == 40);
+    assert!(size_of::<ProcessMappings>() == 8);
+};
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding, every bit pattern is valid.
+unsafe impl aya::Pod for Mapping {}
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding, every bit pattern is valid.
+unsafe impl aya::Pod for ProcessMappings {}

@@ -1,0 +1,82 @@
+//! The kernel's copy of the unwind tables.
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, HashMap, MapData, of_maps::ArrayOfMaps};
+use profiler_common::{
+    mapping::{Mapping, ProcessMappings},
+    unwind::{Page, Rule},
+};
+
+use crate::unwind::feed::TableSink;
+
+/// Lets inner maps differ in size (`BPF_F_INNER_MAP`, Linux 5.10).
+const INNER_MAP: u32 = 1 << 12;
+
+/// A page as a map value.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PageValue(Page);
+
+// SAFETY: transparent over an array of u64.
+unsafe impl aya::Pod for PageValue {}
+
+/// Maps of `profiler-ebpf/src/unwind.rs`.
+pub struct UnwindMaps {
+    processes: HashMap<MapData, u32, ProcessMappings>,
+    mappings: Array<MapData, Mapping>,
+    tables: ArrayOfMaps<MapData, Array<MapData, PageValue>>,
+    rules: Array<MapData, Rule>,
+    /// A slot of the outer map cannot be emptied, only replaced.
+    empty: Array<MapData, PageValue>,
+}
+
+impl UnwindMaps {
+    /// Takes the maps out of the loaded object.
+    pub fn take(ebpf: &mut aya::Ebpf) -> Result<UnwindMaps> {
+        let mut take =
+            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
+        Ok(UnwindMaps {
+            processes: take("PROCESSES")?.try_into()?,
+            mappings: take("MAPPINGS")?.try_into()?,
+            tables: take("TABLES")?.try_into()?,
+            rules: take("RULES")?.try_into()?,
+            empty: Array::create(1, INNER_MAP)?,
+        })
+    }
+}
+
+impl TableSink for UnwindMaps {
+    fn set_rules(&mut self, first_id: u32, rules: &[Rule]) -> Result<()> {
+        for (id, rule) in (first_id..).zip(rules) {
+            self.rules.set(id, rule, 0)?;
+        }
+        Ok(())
+    }
+
+    fn set_table(&mut self, index: u32, pages: &[Page]) -> Result<()> {
+        let mut table = Array::create(pages.len() as u32, INNER_MAP)?;
+        for (number, page) in (0..).zip(pages) {
+            table.set(number, PageValue(*page), 0)?;
+        }
+        Ok(self.tables.set(index, &table, 0)?)
+    }
+
+    fn remove_table(&mut self, index: u32) -> Result<()> {
+        Ok(self.tables.set(index, &self.empty, 0)?)
+    }
+
+    fn set_mappings(&mut self, first: u32, mappings: &[Mapping]) -> Result<()> {
+        for (index, mapping) in (first..).zip(mappings) {
+            self.mappings.set(index, mapping, 0)?;
+        }
+        Ok(())
+    }
+
+    fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()> {
+        Ok(self.processes.insert(pid, mappings, 0)?)
+    }
+
+    fn remove_process(&mut self, pid: u32) {
+        let _never_was_there = self.processes.remove(&pid);
+    }
+}

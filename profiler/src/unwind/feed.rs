@@ -1,0 +1,483 @@
+//! Keeps the kernel's tables what the processes need: built once per file on a thread of their own, placed for
+//! every process that maps the file, replaced when its mappings change, and evicted when room is needed.
+//!
+//! Until a file's table is there, its processes are sampled with frame pointers.
+
+use std::{
+    fs::File,
+    sync::mpsc::{Receiver, Sender, channel},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use profiler_common::{
+    mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
+    unwind::{BUCKET_SHIFT, Page, Rule},
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{BuildError, RuleTable, Table};
+use crate::{
+    process::{ProcessTable, table::MappedCode},
+    sample::ModuleId,
+};
+
+/// Kernel memory for tables, bytes. Node.js takes about a twentieth of it.
+pub const DEFAULT_BUDGET_BYTES: usize = 256 * 1024 * 1024;
+
+/// Where tables go: the kernel, or a fake in tests.
+pub trait TableSink {
+    /// Makes rules known, ids from `first_id` on.
+    fn set_rules(&mut self, first_id: u32, rules: &[Rule]) -> Result<()>;
+    /// Puts a table in a place.
+    fn set_table(&mut self, index: u32, pages: &[Page]) -> Result<()>;
+    /// Frees a place and the memory behind it.
+    fn remove_table(&mut self, index: u32) -> Result<()>;
+    /// Writes mappings side by side.
+    fn set_mappings(&mut self, first: u32, mappings: &[Mapping]) -> Result<()>;
+    /// Says which mappings are a process's.
+    fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()>;
+    /// Forgets a process.
+    fn remove_process(&mut self, pid: u32);
+}
+
+/// What unwinding took, and what could not be unwound by tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct UnwindReport {
+    /// Tables in the kernel.
+    pub tables: u64,
+    /// Their size, bytes.
+    pub table_bytes: u64,
+    /// Time it took to build all tables ever built, ns.
+    pub build_ns: u64,
+    /// Files without a table, each with the reason.
+    pub failed: Vec<(String, String)>,
+    /// Processes whose mappings did not fit.
+    pub processes_refused: u64,
+}
+
+enum State {
+    Building,
+    Ready(Placed),
+    Failed(String),
+}
+
+#[derive(Clone, Copy)]
+struct Placed {
+    index: u32,
+    base: u64,
+    buckets: u32,
+    bucket_pages: u32,
+    bytes: usize,
+}
+
+/// What a process has in the kernel.
+struct InKernel {
+    place: ProcessMappings,
+    modules: Vec<ModuleId>,
+    mappings: Vec<Mapping>,
+}
+
+struct Built {
+    module: ModuleId,
+    table: Result<Table, BuildError>,
+    first_rule: u32,
+    rules: Vec<Rule>,
+    took: Duration,
+}
+
+/// The tables, and the processes that use them.
+pub struct Feeder<S: TableSink> {
+    sink: S,
+    budget_bytes: usize,
+    requests: Sender<(ModuleId, File)>,
+    built: Receiver<Built>,
+    tables: FxHashMap<ModuleId, State>,
+    free_indices: Vec<u32>,
+    slots: Slots,
+    processes: FxHashMap<u32, InKernel>,
+    wanted: FxHashSet<u32>,
+    /// Wanted processes whose mappings or tables have changed.
+    changed: FxHashSet<u32>,
+    build_time: Duration,
+    refused: u64,
+}
+
+impl<S: TableSink> Feeder<S> {
+    /// Starts the building thread.
+    pub fn new(sink: S, budget_bytes: usize) -> Feeder<S> {
+        let (requests, to_build) = channel();
+        let (results, built) = channel();
+        std::thread::spawn(move || build_all(&to_build, &results));
+        Feeder {
+            sink,
+            budget_bytes,
+            requests,
+            built,
+            tables: FxHashMap::default(),
+            free_indices: (0..MAX_TABLES as u32).rev().collect(),
+            slots: Slots::new(MAX_MAPPINGS as u32),
+            processes: FxHashMap::default(),
+            wanted: FxHashSet::default(),
+            changed: FxHashSet::default(),
+            build_time: Duration::ZERO,
+            refused: 0,
+        }
+    }
+
+    /// Asks for a process to be unwound by tables from now on.
+    pub fn want(&mut self, pid: u32) {
+        if self.wanted.insert(pid) {
+            self.changed.insert(pid);
+        }
+    }
+
+    /// Says that a process's mappings have changed.
+    pub fn mappings_changed(&mut self, pid: u32) {
+        if self.wanted.contains(&pid) {
+            self.changed.insert(pid);
+        }
+    }
+
+    /// Forgets a process that is gone.
+    pub fn forget(&mut self, pid: u32) {
+        self.wanted.remove(&pid);
+        self.changed.remove(&pid);
+        if let Some(gone) = self.processes.remove(&pid) {
+            self.sink.remove_process(pid);
+            self.slots.retire(gone.place);
+        }
+    }
+
+    /// Brings the kernel up to date with what has changed since the last call.
+    pub fn update(&mut self, processes: &ProcessTable) -> Result<()> {
+        // No program can still be looking at what was retired by the last update: they run for microseconds.
+        self.slots.reuse_retired();
+        while let Ok(built) = self.built.try_recv() {
+            self.install(built, processes)?;
+        }
+        for pid in std::mem::take(&mut self.changed) {
+            self.place(pid, processes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether tables are still being built.
+    pub fn is_building(&self) -> bool {
+        self.tables.values().any(|state| matches!(state, State::Building))
+    }
+
+    /// What it took so far. `name` tells a module's path.
+    pub fn report(&self, name: impl Fn(ModuleId) -> String) -> UnwindReport {
+        let mut report = UnwindReport {
+            build_ns: self.build_time.as_nanos() as u64,
+            processes_refused: self.refused,
+            ..UnwindReport::default()
+        };
+        for (&module, state) in &self.tables {
+            match state {
+                State::Ready(placed) => {
+                    report.tables += 1;
+                    report.table_bytes += placed.bytes as u64;
+                }
+                State::Failed(reason) => report.failed.push((name(module), reason.clone())),
+                State::Building => {}
+            }
+        }
+        report.failed.sort();
+        report
+    }
+
+    fn install(&mut self, built: Built, processes: &ProcessTable) -> Result<()> {
+        self.build_time += built.took;
+        self.sink.set_rules(built.first_rule, &built.rules)?;
+        let state = match built.table {
+            Err(reason) => State::Failed(reason.to_string()),
+            Ok(table) => self.load(&table)?,
+        };
+        self.tables.insert(built.module, state);
+        for &pid in &self.wanted {
+            if processes.mapped_code(pid).any(|code| code.module == built.module) {
+                self.changed.insert(pid);
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, table: &Table) -> Result<State> {
+        let bytes = table.bytes();
+        if self.used_bytes() + bytes > self.budget_bytes {
+            self.evict_unused()?;
+        }
+        if self.used_bytes() + bytes > self.budget_bytes {
+            let megabytes = bytes / 1_000_000;
+            return Ok(State::Failed(format!("no room for its {megabytes} MB in the memory budget")));
+        }
+        let Some(index) = self.free_indices.pop() else {
+            return Ok(State::Failed("too many files".to_owned()));
+        };
+        self.sink.set_table(index, &table.pages)?;
+        Ok(State::Ready(Placed {
+            index,
+            base: table.base,
+            buckets: table.buckets,
+            bucket_pages: table.bucket_pages,
+            bytes,
+        }))
+    }
+
+    fn used_bytes(&self) -> usize {
+        self.tables
+            .values()
+            .map(|state| match state {
+                State::Ready(placed) => placed.bytes,
+                _ => 0,
+            })
+            .sum()
+    }
+
+    /// Frees the tables of files that no process has mapped any more.
+    fn evict_unused(&mut self) -> Result<()> {
+        let used: FxHashSet<ModuleId> =
+            self.processes.values().flat_map(|process| process.modules.clone()).collect();
+        let unused: Vec<(ModuleId, u32)> = self
+            .tables
+            .iter()
+            .filter_map(|(&module, state)| match state {
+                State::Ready(placed) if !used.contains(&module) => Some((module, placed.index)),
+                _ => None,
+            })
+            .collect();
+        for (module, index) in unused {
+            self.sink.remove_table(index)?;
+            self.tables.remove(&module);
+            self.free_indices.push(index);
+        }
+        Ok(())
+    }
+
+    /// Gives the kernel a process's mappings as far as their tables are there.
+    fn place(&mut self, pid: u32, processes: &ProcessTable) -> Result<()> {
+        let mut modules = Vec::new();
+        let mut mappings = Vec::new();
+        for code in processes.mapped_code(pid) {
+            match self.tables.get(&code.module) {
+                Some(State::Ready(placed)) => {
+                    modules.push(code.module);
+                    mappings.push(mapping(&code, placed));
+                }
+                Some(State::Building | State::Failed(_)) => {}
+                None => self.request(code.module, processes),
+            }
+        }
+        if self.processes.get(&pid).is_some_and(|process| process.mappings == mappings) {
+            return Ok(());
+        }
+        let placed = if mappings.is_empty() || mappings.len() > MAX_PROCESS_MAPPINGS as usize {
+            None
+        } else {
+            self.slots.take(mappings.len() as u32)
+        };
+        let Some(first) = placed else {
+            self.refused += u64::from(!mappings.is_empty());
+            if let Some(old) = self.processes.remove(&pid) {
+                self.sink.remove_process(pid);
+                self.slots.retire(old.place);
+            }
+            return Ok(());
+        };
+        let place = ProcessMappings { first, count: mappings.len() as u32 };
+        self.sink.set_mappings(first, &mappings)?;
+        self.sink.set_process(pid, place)?;
+        if let Some(old) = self.processes.insert(pid, InKernel { place, modules, mappings }) {
+            self.slots.retire(old.place);
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, module: ModuleId, processes: &ProcessTable) {
+        let file = processes.file(module).and_then(|file| file.try_clone().ok());
+        // The thread ends with the feeder and not before.
+        let requested = file.is_some_and(|file| self.requests.send((module, file)).is_ok());
+        let failed = || State::Failed("the file cannot be opened".to_owned());
+        self.tables.insert(module, if requested { State::Building } else { failed() });
+    }
+}
+
+/// A mapping as the kernel programs search it.
+fn mapping(code: &MappedCode, table: &Placed) -> Mapping {
+    debug_assert_eq!(table.base & ((1 << BUCKET_SHIFT) - 1), 0);
+    Mapping {
+        start: code.start,
+        end: code.end,
+        to_table: code.bias.wrapping_sub(table.base),
+        table: table.index,
+        buckets: table.buckets,
+        bucket_pages: table.bucket_pages,
+        _reserved: 0,
+    }
+}
+
+/// Builds tables until nobody wants any more.
+fn build_all(requests: &Receiver<(ModuleId, File)>, results: &Sender<Built>) {
+    // SAFETY: lowers the priority of this thread only (on Linux, PRIO_PROCESS with 0 is the calling thread): tables
+    // can wait, targets cannot.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+    let mut rules = RuleTable::new();
+    let mut known = 0;
+    while let Ok((module, file)) = requests.recv() {
+        let start = Instant::now();
+        let table = Table::read(&file, &mut rules);
+        let new = rules.rules()[known..].to_vec();
+        let built = Built { module, table, first_rule: known as u32, rules: new, took: start.elapsed() };
+        known = rules.rules().len();
+        if results.send(built).is_err() {
+            return;
+        }
+    }
+}
+
+/// Who has which part of the kernel's array of mappings.
+struct Slots {
+    /// Free ranges: first and length.
+    free: Vec<(u32, u32)>,
+    retired: Vec<(u32, u32)>,
+}
+
+impl Slots {
+    fn new(count: u32) -> Slots {
+        Slots { free: vec![(0, count)], retired: Vec::new() }
+    }
+
+    /// The first free range that is long enough.
+    fn take(&mut self, count: u32) -> Option<u32> {
+        let position = self.free.iter().position(|&(_, len)| len >= count)?;
+        let (first, len) = self.free[position];
+        if len == count {
+            self.free.remove(position);
+        } else {
+            self.free[position] = (first + count, len - count);
+        }
+        Some(first)
+    }
+
+    fn retire(&mut self, place: ProcessMappings) {
+        self.retired.push((place.first, place.count));
+    }
+
+    fn reuse_retired(&mut self) {
+        if self.retired.is_empty() {
+            return;
+        }
+        self.free.append(&mut self.retired);
+        self.free.sort_unstable();
+        self.free.dedup_by(|next, range| {
+            let adjacent = range.0 + range.1 == next.0;
+            if adjacent {
+                range.1 += next.1;
+            }
+            adjacent
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retired_slots_become_whole_again() {
+        let mut slots = Slots::new(10);
+        let place = |first, count| ProcessMappings { first, count };
+        assert_eq!((slots.take(3), slots.take(4), slots.take(4)), (Some(0), Some(3), None));
+        slots.retire(place(0, 3));
+        assert_eq!(slots.take(4), None, "not before the next update");
+        slots.reuse_retired();
+        assert_eq!(slots.take(2), Some(0));
+        slots.retire(place(0, 2));
+        slots.retire(place(3, 4));
+        slots.reuse_retired();
+        assert_eq!(slots.free, [(0, 10)]);
+    }
+
+    #[derive(Default)]
+    struct Fake {
+        tables: FxHashMap<u32, usize>,
+        mappings: FxHashMap<u32, Mapping>,
+        processes: FxHashMap<u32, ProcessMappings>,
+        rules: usize,
+    }
+
+    impl TableSink for Fake {
+        fn set_rules(&mut self, first_id: u32, rules: &[Rule]) -> Result<()> {
+            assert_eq!(first_id as usize, self.rules);
+            self.rules += rules.len();
+            Ok(())
+        }
+        fn set_table(&mut self, index: u32, pages: &[Page]) -> Result<()> {
+            assert!(self.tables.insert(index, pages.len()).is_none());
+            Ok(())
+        }
+        fn remove_table(&mut self, index: u32) -> Result<()> {
+            assert!(self.tables.remove(&index).is_some());
+            Ok(())
+        }
+        fn set_mappings(&mut self, first: u32, mappings: &[Mapping]) -> Result<()> {
+            self.mappings.extend((first..).zip(mappings.iter().copied()));
+            Ok(())
+        }
+        fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()> {
+            self.processes.insert(pid, mappings);
+            Ok(())
+        }
+        fn remove_process(&mut self, pid: u32) {
+            self.processes.remove(&pid);
+        }
+    }
+
+    /// Waits for the building thread.
+    fn settle(feeder: &mut Feeder<Fake>, processes: &ProcessTable) {
+        feeder.update(processes).unwrap();
+        while feeder.is_building() {
+            std::thread::yield_now();
+            feeder.update(processes).unwrap();
+        }
+    }
+
+    #[test]
+    fn this_very_process_gets_tables_and_gives_them_back() {
+        let mut tables = crate::sample::Tables::default();
+        let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
+        let me = std::process::id();
+        processes.track(me, &mut tables);
+        let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
+        feeder.want(me);
+        settle(&mut feeder, &processes);
+        let place = feeder.sink.processes[&me];
+        let here = this_very_process_gets_tables_and_gives_them_back as *const () as u64;
+        let mappings: Vec<Mapping> =
+            (place.first..place.first + place.count).map(|i| feeder.sink.mappings[&i]).collect();
+        assert!(mappings.is_sorted_by_key(|mapping| mapping.start));
+        let found = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&here)).unwrap();
+        assert!(here.wrapping_add(found.to_table) >> BUCKET_SHIFT < found.buckets.into());
+
+        feeder.forget(me);
+        feeder.evict_unused().unwrap();
+        assert!(feeder.sink.processes.is_empty() && feeder.sink.tables.is_empty());
+        assert_eq!(feeder.free_indices.len(), MAX_TABLES);
+    }
+
+    #[test]
+    fn a_budget_too_small_is_a_reason() {
+        let mut tables = crate::sample::Tables::default();
+        let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
+        let me = std::process::id();
+        processes.track(me, &mut tables);
+        let mut feeder = Feeder::new(Fake::default(), 8192);
+        feeder.want(me);
+        settle(&mut feeder, &processes);
+        let report = feeder.report(|module| tables.module(module).path.clone());
+        assert!(report.table_bytes <= 8192);
+        assert!(report.failed.iter().any(|(_, reason)| reason.contains("memory budget")), "{report:?}");
+    }
+}
