@@ -1,6 +1,6 @@
 //! On-CPU samples: the record that the CPU sampler sends for each sample it takes.
 
-use crate::{COMM_LEN, MAX_FRAMES};
+use crate::{COMM_LEN, MAX_FRAMES, mapping::Walk};
 
 /// First word of a [`SampleHeader`]: tells this record from those of other probes in the same ring buffer.
 pub const KIND_CPU_SAMPLE: u32 = 1;
@@ -60,6 +60,8 @@ pub struct SampleScratch {
     pub header: SampleHeader,
     /// Kernel addresses, then user addresses, without a gap.
     pub frames: [u64; SAMPLE_FRAME_WORDS],
+    /// Not sent: where the walk up the user stack stands.
+    pub walk: Walk,
 }
 
 const _: () = {

@@ -1,5 +1,7 @@
 //! Where a process has mapped which file's unwind table: what the kernel programs search before the table itself.
 
+use crate::unwind::Registers;
+
 /// Most mappings of all processes together.
 pub const MAX_MAPPINGS: usize = 65_536;
 
@@ -41,6 +43,20 @@ pub struct ProcessMappings {
     pub first: u32,
     /// Number of its mappings.
     pub count: u32,
+}
+
+/// Where a walk up a stack stands.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walk {
+    /// Registers of the current frame.
+    pub registers: Registers,
+    /// The mapping that the last instruction was found in; all zero if in none.
+    pub mapping: Mapping,
+    /// The process.
+    pub process: ProcessMappings,
+    /// 1 if the instruction pointer is that of an instruction, 0 if it is a return address.
+    pub exact: u64,
 }
 
 const _: () = {

@@ -12,6 +12,7 @@ use profiler_common::{
         FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT, FLAG_USER_STACK_FAILED,
         FLAG_USER_STACK_TRUNCATED, SampleScratch,
     },
+    mapping::{Mapping, Walk},
 };
 
 use crate::unwind;
@@ -49,7 +50,8 @@ pub unsafe fn capture(
 
     let user_bytes = match (unwind::process(pid), unwind::user_registers(interrupted)) {
         (Some(process), Some(registers)) => {
-            let (count, end) = unwind::walk(process, registers, &mut scratch.frames, kernel_bytes / 8);
+            scratch.walk = Walk { registers, mapping: Mapping::default(), process, exact: 1 };
+            let (count, end) = unwind::walk(&mut scratch.walk, &mut scratch.frames, kernel_bytes / 8);
             flags |= end << FLAG_USER_END_SHIFT;
             (count * 8) & 0x3ff
         }

@@ -16,12 +16,11 @@ use aya_ebpf::{
 use profiler_common::{
     MAX_FRAMES,
     cpu::{END_COMPLETE, END_STOPPED, SAMPLE_FRAME_WORDS},
-    mapping::{MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS},
+    mapping::{MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS, Walk},
     target::MAX_TARGETS,
     unwind::{
-        BUCKETS_PER_PAGE, MAX_RULES, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Rule, Step,
-        StopReason, bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step,
-        step_frame_pointer,
+        BUCKET_SHIFT, CfaKind, MAX_RULES, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Rule, Step,
+        StopReason, bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step, step_frame_pointer,
     },
 };
 
@@ -133,73 +132,71 @@ fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
     Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29], lr: regs.regs[30] }
 }
 
-/// Writes the stack that begins with `registers` to `frames` from `first` on. Returns the number of frames and how
-/// the stack ends (`END_*`).
+/// Writes the stack that begins at `walk` to `frames` from `first` on. Returns the number of frames and how the stack
+/// ends (`END_*`).
 #[inline(always)]
-pub fn walk(
-    process: ProcessMappings,
-    mut registers: Registers,
-    frames: &mut [u64; SAMPLE_FRAME_WORDS],
-    first: u64,
-) -> (u64, u32) {
-    let mut mapping: Option<&Mapping> = None;
-    // Of an interrupted instruction the row is the one at its address; of a call the one before its return address.
-    let mut exact = true;
+pub fn walk(walk: &mut Walk, frames: &mut [u64; SAMPLE_FRAME_WORDS], first: u64) -> (u64, u32) {
     for i in 0..MAX_FRAMES as u64 {
-        frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = registers.ip;
-        let address = registers.ip - u64::from(!exact);
-        let known = match mapping {
-            Some(mapping) => address >= mapping.start && address < mapping.end,
-            None => false,
-        };
-        if !known {
-            mapping = find_mapping(process, address);
-        }
-        let (rule, missing) = match mapping {
-            Some(mapping) => match find_rule(mapping, address) {
-                Some(rule) => (Some(rule), StopReason::NoRow),
-                None => (None, StopReason::NoRow),
-            },
-            None => (None, StopReason::NoTable),
-        };
-        let outcome = match rule {
-            Some(rule) => {
-                exact = rule.caller_is_exact();
-                step::<Native, _>(&mut registers, rule, &UserMemory)
-            }
-            None => {
-                exact = false;
-                // Just-in-time compiled or assembly: such code keeps frame pointers, or the stack ends here.
-                match step_frame_pointer::<Native, _>(&mut registers, &UserMemory) {
-                    Step::Stop(_) => Step::Stop(missing),
-                    other => other,
-                }
-            }
-        };
-        match outcome {
-            Step::Continue => {}
-            Step::End => return (i + 1, END_COMPLETE),
-            Step::Stop(reason) => return (i + 1, END_STOPPED + reason as u32),
+        frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = walk.registers.ip;
+        let end = unwind_frame(walk);
+        if end != 0 {
+            return (i + 1, end);
         }
     }
     (MAX_FRAMES as u64, END_STOPPED + StopReason::TooDeep as u32)
 }
 
-/// The last mapping of the process that begins at or before `address`, if it reaches that far.
+/// Steps to the caller's frame. Returns 0, or how the stack ends (`END_*`).
+///
+/// A global function in the verifier's sense: checked once and by itself, whatever state it is called in. Inlined
+/// into the loop it would be checked for each of the 127 frames, and for each combination of the paths through them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
+    // SAFETY: callers pass a valid walk; the verifier, which cannot know, wants to see the check for null.
+    let Some(walk) = (unsafe { walk.as_mut() }) else { return END_STOPPED };
+    let address = walk.registers.ip.wrapping_sub(1 ^ walk.exact);
+    if address < walk.mapping.start || address >= walk.mapping.end {
+        walk.mapping = find_mapping(walk.process, address);
+    }
+    let Some(rule) = RULES.get(find_rule(&walk.mapping, address)) else { return END_STOPPED };
+    walk.exact = u64::from(rule.caller_is_exact());
+    let outcome = if rule.cfa_kind == CfaKind::NoInfo as u8 {
+        // Just-in-time compiled or assembly: such code keeps frame pointers, or the stack ends here.
+        match step_frame_pointer::<Native, _>(&mut walk.registers, &UserMemory) {
+            Step::Stop(_) if walk.mapping.end == 0 => Step::Stop(StopReason::NoTable),
+            Step::Stop(_) => Step::Stop(StopReason::NoRow),
+            other => other,
+        }
+    } else {
+        step::<Native, _>(&mut walk.registers, rule, &UserMemory)
+    };
+    match outcome {
+        Step::Continue => 0,
+        Step::End => END_COMPLETE,
+        Step::Stop(reason) => END_STOPPED + reason as u32,
+    }
+}
+
+/// The last mapping of the process that begins at or before `address`, if it reaches that far; else an empty one.
 ///
 /// Like `search_rows` without a branch on data: the verifier would follow both sides of each.
 #[inline(always)]
-fn find_mapping(process: ProcessMappings, address: u64) -> Option<&'static Mapping> {
+fn find_mapping(process: ProcessMappings, address: u64) -> Mapping {
     let mut position = 0u64;
     for step in 0..SEARCH_STEPS {
         let bit = 1u64 << (SEARCH_STEPS - 1 - step);
         let inside = is_less(position + bit, u64::from(process.count));
-        let mapping = MAPPINGS.get(process.first + (position + inside * bit) as u32)?;
+        let Some(mapping) = MAPPINGS.get(process.first + (position + inside * bit) as u32) else {
+            return Mapping::default();
+        };
         let take = inside & (is_less(address, mapping.start) ^ 1);
         position += take * bit;
     }
-    let mapping = MAPPINGS.get(process.first + position as u32)?;
-    (mapping.start <= address && address < mapping.end).then_some(mapping)
+    match MAPPINGS.get(process.first + position as u32) {
+        Some(mapping) if mapping.start <= address && address < mapping.end => *mapping,
+        _ => Mapping::default(),
+    }
 }
 
 /// 1 if `a < b`, else 0, for values below 2^63 (user addresses are): the borrow of the subtraction.
@@ -208,23 +205,19 @@ fn is_less(a: u64, b: u64) -> u64 {
     a.wrapping_sub(b) >> 63
 }
 
-/// The rule for an address of the mapping; `None` where its table has no unwind information.
+/// Id of the rule for an address of the mapping.
 #[inline(always)]
-fn find_rule(mapping: &Mapping, address: u64) -> Option<&'static Rule> {
+fn find_rule(mapping: &Mapping, address: u64) -> u32 {
     let offset = address.wrapping_add(mapping.to_table);
-    let bucket = offset >> profiler_common::unwind::BUCKET_SHIFT;
+    let bucket = offset >> BUCKET_SHIFT;
     if bucket >= u64::from(mapping.buckets) {
-        return None;
+        return RULE_NO_INFO; // an empty mapping has no buckets
     }
-    let table = TABLES.get(mapping.table)?;
+    let Some(table) = TABLES.get(mapping.table) else { return RULE_NO_INFO };
     let (page, slot) = bucket_page(bucket as u32);
-    let buckets: &Page = table.get(page)?;
-    let (lo, count) = decode_bucket(buckets[(slot & (BUCKETS_PER_PAGE - 1)) as usize & (PAGE_WORDS - 1)]);
+    let Some(buckets) = table.get(page) else { return RULE_NO_INFO };
+    let (lo, count) = decode_bucket(buckets[slot as usize & (PAGE_WORDS - 1)]);
     let (page, slot) = row_page(lo);
-    let rows: &Page = table.get(mapping.bucket_pages + page)?;
-    let id = search_rows(rows, slot, count, bucket_offset(offset));
-    if id == RULE_NO_INFO {
-        return None;
-    }
-    RULES.get(id)
+    let Some(rows) = table.get(mapping.bucket_pages + page) else { return RULE_NO_INFO };
+    search_rows(rows, slot, count, bucket_offset(offset))
 }
