@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Parser;
 
 mod build_ebpf;
+mod kernel_matrix;
 mod shell;
 
 #[derive(Parser)]
@@ -11,10 +12,13 @@ mod shell;
 enum Task {
     /// Build the kernel programs and their manifest, installing what that needs (Debian, as root)
     BuildEbpf(build_ebpf::Args),
+    /// Check what the profiler measures in Debian's kernels, emulated, installing what that needs (Debian, as root)
+    KernelMatrix(kernel_matrix::Args),
 }
 
 fn main() -> Result<()> {
     match Task::parse() {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::KernelMatrix(args) => kernel_matrix::run(&args),
     }
 }
