@@ -25,6 +25,9 @@ const VARIANTS: [(&str, &[&str]); 2] = [
     ("", &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"]),
     ("-nofp", &["-fomit-frame-pointer"]),
 ];
+/// Every feature but cmpxchg16b: QEMU 7.2 emulates it with flags that are now and then made of stale data, which
+/// ends in a double fault of the guest's memory allocator. Kernels do without.
+const CPU: &str = "max,-cx16";
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet nokaslr mitigations=off tsc=reliable";
 
 /// What one check printed in the guest.
@@ -143,7 +146,7 @@ pub fn boot(
     let (console, results) = (logs.join("console.log"), logs.join("results"));
     fs::write(&results, "")?;
     let mut qemu = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-M", "q35", "-smp", "2", "-m", "1024"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-M", "q35", "-smp", "2", "-m", "1024"])
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
         .args(["-serial", &format!("file:{}", console.display())])
         .args(["-serial", &format!("file:{}", results.display())])

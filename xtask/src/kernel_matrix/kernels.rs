@@ -97,15 +97,19 @@ impl Kernel {
         let deb = only_file(scratch.path(), "linux-")?;
         let unpacked = scratch.path().join("unpacked");
         run(Command::new("dpkg").arg("-x").arg(deb).arg(&unpacked))?;
-        let compressed = only_file(&unpacked.join("boot"), "vmlinuz-")
-            .with_context(|| format!("the kernel image in {package}"))?;
+        let modules = unpacked.join("usr/lib/modules");
+        let compressed = match only_file(&unpacked.join("boot"), "vmlinuz-") {
+            Err(_) if modules.exists() => only_file(&only_file(&modules, "")?, "vmlinuz"), // since 7.x
+            result => result,
+        }
+        .with_context(|| format!("the kernel image in {package}"))?;
         extract(&fs::read(compressed)?).with_context(|| format!("unpacking the kernel of {package}"))
     }
 
     /// Writes the apt configuration and its package sources.
     fn configure(&self, folder: &Path) -> Result<()> {
         let apt = folder.join("apt");
-        for part in ["lists/partial", "cache/archives/partial", "etc/preferences.d"] {
+        for part in ["lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d"] {
             fs::create_dir_all(apt.join(part))?;
         }
         fs::write(apt.join("status"), "")?;
@@ -136,7 +140,7 @@ impl Kernel {
     }
 }
 
-/// The one file in `folder` whose name starts with `prefix`.
+/// The one file or folder in `folder` whose name starts with `prefix`.
 fn only_file(folder: &Path, prefix: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {

@@ -88,26 +88,35 @@ pub fn run(args: &Args) -> Result<()> {
 
     let mut rows = Vec::new();
     for kernel in KERNELS.iter().filter(|kernel| is_wanted(&args.kernels, kernel.name)) {
-        let image = kernel.fetch(&cache, args.update)?;
-        let logs = cache.join("runs").join(kernel.name);
         let first = rows.len();
-        let timeout = Duration::from_secs(args.timeout);
-        let boot = guest::boot(&image.vmlinux, &initramfs, &logs, timeout, |outcome| {
-            if let Some(check) = checks.iter().find(|check| check.name == outcome.name) {
-                rows.push(judge(kernel, &image.release, check, &outcome));
-                print(&rows[rows.len() - 1]);
+        let mut release = kernel.name.to_owned();
+        let result = kernel.fetch(&cache, args.update).and_then(|image| {
+            release.clone_from(&image.release);
+            let logs = cache.join("runs").join(kernel.name);
+            let timeout = Duration::from_secs(args.timeout);
+            guest::boot(&image.vmlinux, &initramfs, &logs, timeout, |outcome| {
+                if let Some(check) = checks.iter().find(|check| check.name == outcome.name) {
+                    rows.push(judge(kernel, &image.release, check, &outcome));
+                    print(&rows[rows.len() - 1]);
+                }
+            })?;
+            if rows.len() < first + checks.len() {
+                bail!("the guest ended early\n{}", guest::tail(&logs.join("console.log")));
             }
+            Ok(())
         });
-        if let Err(error) = boot {
-            eprintln!("{}: {error:#}", image.release);
-        } else if rows.len() < first + checks.len() {
-            eprintln!("{}: ended early\n{}", image.release, guest::tail(&logs.join("console.log")));
+        if let Err(error) = result {
+            eprintln!("{release}: {error:#}");
         }
         for check in &checks {
             if !rows[first..].iter().any(|row| row.check == check.name) {
-                let verdict = failure(kernel);
                 let detail = "did not run to its end".to_owned();
-                rows.push(Row { kernel: image.release.clone(), check: check.name, verdict, detail });
+                rows.push(Row {
+                    kernel: release.clone(),
+                    check: check.name,
+                    verdict: failure(kernel),
+                    detail,
+                });
                 print(&rows[rows.len() - 1]);
             }
         }
@@ -149,7 +158,8 @@ fn print(row: &Row) {
 
 /// One line per kernel, one column per check.
 fn summarize(rows: &[Row], checks: &[&Check]) {
-    println!("\n{:<16}{}", "", checks.iter().map(|check| format!(" {:<8}", check.name)).collect::<String>());
+    let head: String = checks.iter().map(|check| format!(" {:<8}", check.name)).collect();
+    println!("\n{:<16}{}", "", head.trim_end());
     for kernel in rows.chunks(checks.len()) {
         let cell = |check: &&Check| {
             let row = kernel.iter().find(|row| row.check == check.name);
