@@ -83,6 +83,9 @@ const SPLIT: [(&str, f64); 3] = [("work_sixty", 60.0), ("work_thirty", 30.0), ("
 /// How far a measured share may be off, points. Emulation is noisy: both emulated CPUs share the host's with
 /// whatever else runs there, and an emulated timer interrupt is late whenever the emulator is not running.
 const SHARE_TOLERANCE: f64 = 4.0;
+/// How much of its time a workload at least spends in its functions, %. The rest is its start, and reading the
+/// clock: a system call, and the place where a thread loses its CPU to another. 95 to 99 have been measured.
+const MIN_INSIDE: f64 = 90.0;
 /// Fewer samples than this, and the emulated machine was stuck rather than slow.
 const MIN_SAMPLES: u64 = 500;
 
@@ -97,14 +100,15 @@ fn doctor(output: &str) -> Result<String> {
 
 fn split(output: &str) -> Result<String> {
     let profile = Profile::parse(output)?;
+    let inside = profile.inside_split()?;
     let mut shares = Vec::new();
     for (function, expected) in SPLIT {
+        // Of the three together: what the workload does between them is its own, and not in its arithmetic.
         let samples = profile.total_of(function);
-        let share = percent(samples, profile.samples);
+        let share = percent(samples, inside);
         ensure!(
             (share - expected).abs() <= SHARE_TOLERANCE,
-            "{function} has {share:.1} % of the samples, not {expected} ({samples} of {})",
-            profile.samples
+            "{function} has {share:.1} % of the samples, not {expected} ({samples} of {inside})"
         );
         shares.push(format!("{share:.1}"));
     }
@@ -116,35 +120,30 @@ fn threads(output: &str) -> Result<String> {
     let mut least = 100.0f64;
     for worker in 0..4 {
         let name = format!("worker-{worker}");
-        let thread = profile
-            .threads
-            .iter()
+        let thread = (profile.threads.iter())
             .find(|thread| thread.name == name)
             .with_context(|| format!("no thread {name}"))?;
-        let function = SPLIT[worker % 3].0;
-        let inside: u64 = profile
-            .stacks
-            .iter()
-            .filter(|stack| stack.tid == thread.tid && profile.contains(stack, function))
-            .map(|stack| stack.samples)
-            .sum();
-        let share = percent(inside, thread.samples);
         // Four threads on two CPUs for five seconds.
         ensure!(thread.samples >= MIN_SAMPLES / 4, "only {} samples of {name}", thread.samples);
-        ensure!(
-            share >= 95.0,
-            "{name} has {share:.1} % of its {} samples in {function}, not 95",
-            thread.samples
-        );
-        least = least.min(share);
+        for (function, _) in SPLIT {
+            let stacks = profile.stacks.iter().filter(|stack| stack.tid == thread.tid);
+            let samples =
+                stacks.filter(|stack| profile.contains(stack, function)).map(|stack| stack.samples).sum();
+            let share = percent(samples, thread.samples);
+            if function == SPLIT[worker % 3].0 {
+                ensure!(share >= MIN_INSIDE, "{name} has {share:.1} % of its samples in {function}");
+                least = least.min(share);
+            } else {
+                ensure!(samples == 0, "{name} has {samples} samples in {function}, which it never calls");
+            }
+        }
     }
     Ok(format!("4 threads, each {least:.1} % or more in its function, {}", profile.summary()))
 }
 
 fn follow(output: &str) -> Result<String> {
     let profile = Profile::parse(output)?;
-    let share = profile.share_in_split();
-    ensure!(share >= 95.0, "{share:.1} % of the samples in the child's functions, not 95");
+    let share = percent(profile.inside_split()?, profile.samples);
     Ok(format!("{share:.1} % in the child, {}", profile.summary()))
 }
 
@@ -163,8 +162,7 @@ fn comm(output: &str) -> Result<String> {
         processes.len() == 2 && processes.values().all(|samples| *samples >= MIN_SAMPLES / 4),
         "samples by process, of two that should be there: {processes:?}"
     );
-    let share = profile.share_in_split();
-    ensure!(share >= 95.0, "{share:.1} % of the samples in the functions of split, not 95");
+    let share = percent(profile.inside_split()?, profile.samples);
     Ok(format!("2 processes and no other, {share:.1} % in their functions, {}", profile.summary()))
 }
 
@@ -253,9 +251,12 @@ impl Profile {
             .sum()
     }
 
-    /// How many of all samples are under one of the functions of split.c, %.
-    fn share_in_split(&self) -> f64 {
-        percent(SPLIT.iter().map(|(function, _)| self.total_of(function)).sum(), self.samples)
+    /// Samples under one of the functions of split.c; an error where these are not (nearly) all.
+    fn inside_split(&self) -> Result<u64> {
+        let inside = SPLIT.iter().map(|(function, _)| self.total_of(function)).sum();
+        let share = percent(inside, self.samples);
+        ensure!(share >= MIN_INSIDE, "only {share:.1} % of the samples in the functions of split.c");
+        Ok(inside)
     }
 
     fn contains(&self, stack: &Stack, function: &str) -> bool {
