@@ -18,15 +18,15 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::checks::Check;
 use crate::shell::{output, run};
 
-/// What may take forever takes this long, seconds.
+/// A check that hangs is killed after this, seconds.
 const CHECK_TIMEOUT: u32 = 60;
 /// Variants of each workload: suffix of the name, and how its frames are compiled.
 const VARIANTS: [(&str, &[&str]); 2] = [
     ("", &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"]),
     ("-nofp", &["-fomit-frame-pointer"]),
 ];
-/// Every feature but cmpxchg16b: QEMU 7.2 emulates it with flags that are now and then made of stale data, which
-/// ends in a double fault of the guest's memory allocator. Kernels do without.
+/// Every feature but cmpxchg16b: QEMU 7.2 leaves stale data in the flags after it, and kernels from 6.12 on end in a
+/// double fault in their memory allocator. They do without the instruction where it is missing.
 const CPU: &str = "max,-cx16";
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet nokaslr mitigations=off tsc=reliable";
 

@@ -29,8 +29,7 @@ pub struct Kernel {
     pub best_effort: bool,
 }
 
-/// All of them, oldest first. Debian never had 5.15, the oldest kernel that is promised; 5.10 is as near as its
-/// archive comes from below.
+/// All of them, oldest first. Debian has no 5.15, the oldest kernel that is promised; 5.10 is the nearest before it.
 pub const KERNELS: [Kernel; 4] = [
     Kernel {
         name: "5.10",
@@ -153,8 +152,7 @@ fn only_file(folder: &Path, prefix: &str) -> Result<PathBuf> {
     Ok(found.remove(0))
 }
 
-/// The ELF image inside a bzImage. QEMU enters it directly, without the minute that emulated decompression
-/// takes.
+/// The ELF image inside a bzImage. QEMU enters it directly, which spares the emulated decompression.
 fn extract(image: &[u8]) -> Result<Vec<u8>> {
     // Offsets of Documentation/arch/x86/boot.rst.
     let number = |offset: usize| -> Result<usize> {

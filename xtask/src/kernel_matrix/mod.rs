@@ -30,7 +30,7 @@ const PACKAGES: [&str; 9] = [
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Kernels to run in (all by default): 5.10, 6.1, 6.12, newest
+    /// Kernels to run in, all by default
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(KERNELS.map(|kernel| kernel.name)))]
     kernels: Vec<String>,
     /// Run only this check (repeatable)
