@@ -5,6 +5,7 @@ use clap::Parser;
 
 mod bench;
 mod build_ebpf;
+mod kernel_matrix;
 mod shell;
 
 #[derive(Parser)]
@@ -15,11 +16,14 @@ enum Task {
     /// Measure what the profiler costs, against other profilers on the same workload (as root)
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Check what the profiler measures in Debian's kernels, emulated, installing what that needs (Debian, as root)
+    KernelMatrix(kernel_matrix::Args),
 }
 
 fn main() -> Result<()> {
     match Task::parse() {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Bench(bench) => bench::run(&bench),
+        Task::KernelMatrix(args) => kernel_matrix::run(&args),
     }
 }

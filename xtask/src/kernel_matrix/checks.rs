@@ -1,0 +1,389 @@
+//! What is checked in every kernel: a shell command run in the guest, and what its output must be.
+//!
+//! To add a check, append it to [`CHECKS`]. The command runs as root under busybox's `sh` in `/tmp`, with
+//! `profiler` on the PATH and the workloads of `tests/workloads` in `/work` (each also without frame pointers, as
+//! `/work/NAME-nofp`); it may take a minute, must end with code 0 and should leave nothing running. What it
+//! prints to stdout goes to the function, which returns a few words about what it measured.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+/// A check.
+pub struct Check {
+    /// One word.
+    pub name: &'static str,
+    /// The shell command.
+    pub command: &'static str,
+    /// Judges what the command printed.
+    pub assert: fn(&str) -> Result<String>,
+}
+
+/// Every check, in the order they run.
+pub const CHECKS: [Check; 9] = [
+    Check { name: "doctor", command: "profiler doctor", assert: doctor },
+    Check {
+        name: "split",
+        command: "profiler -q -F 499 -o out.json -- /work/split 8 >&2 && cat out.json",
+        assert: split,
+    },
+    Check {
+        name: "threads",
+        command: "/work/split 8 4 >&2 & sleep 1
+            profiler -q -F 499 -d 5s -o out.json --pid $! >&2 && wait && cat out.json",
+        assert: threads,
+    },
+    // Only the shell is named; the workload is forked and replaced (exec) while the profiler runs.
+    Check {
+        name: "follow",
+        command: "sh -c 'sleep 2; /work/split 4; true' >&2 &
+            profiler -q -F 499 -d 6s -o out.json --pid $! --follow >&2 && wait && cat out.json",
+        assert: follow,
+    },
+    // One process runs already, one starts later, and one with the same code has another name.
+    Check {
+        name: "comm",
+        command: "cp /work/split other
+            /work/split 8 >&2 & ./other 8 >&2 & (sleep 3; exec /work/split 5 >&2) & sleep 1
+            profiler -q -F 499 -d 6s -o out.json --comm split >&2 && wait && cat out.json",
+        assert: comm,
+    },
+    // One process in the cgroup, one in a cgroup below it, one outside.
+    Check {
+        name: "cgroup",
+        command: "cp /work/split other; cgroup=/sys/fs/cgroup/outer; mkdir -p $cgroup/inner
+            sh -c \"echo \\$\\$ >$cgroup/cgroup.procs; exec /work/split 6\" >&2 &
+            sh -c \"echo \\$\\$ >$cgroup/inner/cgroup.procs; exec /work/split 6\" >&2 &
+            ./other 6 >&2 & sleep 1
+            profiler -q -F 499 -d 4s -o out.json --cgroup $cgroup >&2 && wait && cat out.json",
+        assert: comm,
+    },
+    // Process ids of a container: the kernel programs find them at offsets that differ from kernel to kernel.
+    Check {
+        name: "pidns",
+        command: "unshare -p -f -m sh -c 'mount -t proc proc /proc
+            sh -c \"sleep 2; /work/split 4; true\" >&2 &
+            profiler -q -F 499 -d 6s -o out.json --pid $! --follow >&2 && wait' && cat out.json",
+        assert: follow,
+    },
+    Check {
+        name: "kernel",
+        command: "dd if=/dev/zero of=/dev/null bs=16k & sleep 1
+            profiler -q -F 499 -d 4s -o out.json --pid $! >&2; code=$?
+            kill $!; [ $code = 0 ] && cat out.json",
+        assert: kernel,
+    },
+    // Without frame pointers only the unwind tables lead to the end of a stack. Some samples are taken before the
+    // tables are there, which takes the emulator a while.
+    Check {
+        name: "complete",
+        command: "/work/split-nofp 12 >&2 & sleep 1
+            profiler -q -F 499 -d 8s -o out.json --pid $! >&2 && wait && cat out.json",
+        assert: complete,
+    },
+];
+
+/// The functions of tests/workloads/split.c and their shares of its CPU time, %.
+const SPLIT: [(&str, f64); 3] = [("work_sixty", 60.0), ("work_thirty", 30.0), ("work_ten", 10.0)];
+/// How far a measured share may be off, points. Emulation is noisy: both emulated CPUs share the host's with
+/// whatever else runs there, and an emulated timer interrupt is late whenever the emulator is not running.
+const SHARE_TOLERANCE: f64 = 4.0;
+/// How much of its time a workload at least spends in its functions, %. The rest is its start, and reading the
+/// clock: a system call, and the place where a thread loses its CPU to another. 95 to 99 have been measured.
+const MIN_INSIDE: f64 = 90.0;
+/// Fewer samples than this, and the emulated machine was stuck rather than slow.
+const MIN_SAMPLES: u64 = 500;
+
+fn doctor(output: &str) -> Result<String> {
+    let count = |mark: &str| output.lines().filter(|line| line.starts_with(mark)).count();
+    let missing: Vec<&str> =
+        output.lines().filter(|line| !line.starts_with("ok ")).map(|line| line.trim()).collect();
+    ensure!(count("ok ") > 0, "no feature is there");
+    let missing = if missing.is_empty() { "none missing".to_owned() } else { missing.join("; ") };
+    Ok(format!("{} features, {missing}", count("ok ")))
+}
+
+fn split(output: &str) -> Result<String> {
+    let profile = Profile::parse(output)?;
+    let inside = profile.inside_split()?;
+    let mut shares = Vec::new();
+    for (function, expected) in SPLIT {
+        // Of the three together: what the workload does between them is its own, and not in its arithmetic.
+        let samples = profile.total_of(function);
+        let share = percent(samples, inside);
+        ensure!(
+            (share - expected).abs() <= SHARE_TOLERANCE,
+            "{function} has {share:.1} % of the samples, not {expected} ({samples} of {inside})"
+        );
+        shares.push(format!("{share:.1}"));
+    }
+    Ok(format!("{} %, {}", shares.join("/"), profile.summary()))
+}
+
+fn complete(output: &str) -> Result<String> {
+    let profile = Profile::parse(output)?;
+    let before: u64 = profile.ending("frame_pointers");
+    let unwound = profile.samples - before - profile.ending("none");
+    ensure!(before * 2 < profile.samples, "the tables came too late: {before} of {}", profile.samples);
+    let complete = percent(profile.ending("complete"), unwound);
+    ensure!(complete >= 99.5, "only {complete:.2} % of stacks are complete");
+    // And they are right: from the workload's functions out to the process's start.
+    let expected = ["mixed", "main", "_start"];
+    let right: u64 = (profile.stacks.iter())
+        .filter(|stack| stack.end == "complete")
+        .filter(|stack| {
+            let names: Vec<&str> = profile.names(stack).collect();
+            expected.iter().all(|function| names.contains(function)) && names.last() == Some(&"_start")
+        })
+        .map(|stack| stack.samples)
+        .sum();
+    ensure!(percent(right, unwound) >= 99.0, "only {right} of {unwound} stacks lead from mixed to _start");
+    Ok(format!("{complete:.2} % of {unwound} stacks complete, {right} from mixed to _start"))
+}
+
+fn threads(output: &str) -> Result<String> {
+    let profile = Profile::parse(output)?;
+    let mut least = 100.0f64;
+    for worker in 0..4 {
+        let name = format!("worker-{worker}");
+        let thread = (profile.threads.iter())
+            .find(|thread| thread.name == name)
+            .with_context(|| format!("no thread {name}"))?;
+        // Four threads on two CPUs for five seconds.
+        ensure!(thread.samples >= MIN_SAMPLES / 4, "only {} samples of {name}", thread.samples);
+        for (function, _) in SPLIT {
+            let stacks = profile.stacks.iter().filter(|stack| stack.tid == thread.tid);
+            let samples =
+                stacks.filter(|stack| profile.contains(stack, function)).map(|stack| stack.samples).sum();
+            let share = percent(samples, thread.samples);
+            if function == SPLIT[worker % 3].0 {
+                ensure!(share >= MIN_INSIDE, "{name} has {share:.1} % of its samples in {function}");
+                least = least.min(share);
+            } else {
+                ensure!(samples == 0, "{name} has {samples} samples in {function}, which it never calls");
+            }
+        }
+    }
+    Ok(format!("4 threads, each {least:.1} % or more in its function, {}", profile.summary()))
+}
+
+fn follow(output: &str) -> Result<String> {
+    let profile = Profile::parse(output)?;
+    let share = percent(profile.inside_split()?, profile.samples);
+    Ok(format!("{share:.1} % in the child, {}", profile.summary()))
+}
+
+fn comm(output: &str) -> Result<String> {
+    let profile = Profile::parse(output)?;
+    let others: BTreeSet<&str> = (profile.threads.iter())
+        .map(|thread| &*thread.process)
+        .filter(|process| *process != "split")
+        .collect();
+    ensure!(others.is_empty(), "samples of other processes: {others:?}");
+    let mut processes: BTreeMap<u32, u64> = BTreeMap::new();
+    for thread in &profile.threads {
+        *processes.entry(thread.pid).or_default() += thread.samples;
+    }
+    ensure!(
+        processes.len() == 2 && processes.values().all(|samples| *samples >= MIN_SAMPLES / 4),
+        "samples by process, of two that should be there: {processes:?}"
+    );
+    let share = percent(profile.inside_split()?, profile.samples);
+    Ok(format!("2 processes and no other, {share:.1} % in their functions, {}", profile.summary()))
+}
+
+fn kernel(output: &str) -> Result<String> {
+    let profile = Profile::parse(output)?;
+    // On the way from the read() system call to /dev/zero in every kernel.
+    let named = percent(profile.total_of("vfs_read"), profile.samples);
+    ensure!(named >= 40.0, "{named:.1} % of the samples under vfs_read, not 40 or more");
+    Ok(format!("{named:.1} % under vfs_read, {}", profile.summary()))
+}
+
+/// The parts of the JSON output that are checked; docs/json.md describes it.
+#[derive(Deserialize)]
+struct Profile {
+    samples_taken: u64,
+    samples: u64,
+    samples_lost: u64,
+    losses: Vec<Loss>,
+    hotspots: Vec<Hotspot>,
+    threads: Vec<Thread>,
+    frames: Vec<Frame>,
+    stacks: Vec<Stack>,
+    user_stacks: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+struct Loss {
+    reason: String,
+    count: u64,
+}
+
+#[derive(Deserialize)]
+struct Hotspot {
+    function: String,
+    total_samples: u64,
+}
+
+#[derive(Deserialize)]
+struct Thread {
+    pid: u32,
+    tid: u32,
+    process: String,
+    name: String,
+    samples: u64,
+}
+
+#[derive(Deserialize)]
+struct Frame {
+    functions: Vec<Function>,
+}
+
+#[derive(Deserialize)]
+struct Function {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Stack {
+    tid: u32,
+    samples: u64,
+    end: String,
+    frames: Vec<usize>,
+}
+
+impl Profile {
+    /// Reads a profile and checks what holds for every one: its sums, enough samples, and none lost.
+    fn parse(output: &str) -> Result<Profile> {
+        let profile: Profile = serde_json::from_str(output).context("the profile's JSON")?;
+        let stacks: u64 = profile.stacks.iter().map(|stack| stack.samples).sum();
+        let threads: u64 = profile.threads.iter().map(|thread| thread.samples).sum();
+        let (samples, taken, lost) = (profile.samples, profile.samples_taken, profile.samples_lost);
+        ensure!(stacks == samples, "{samples} samples, but {stacks} in stacks");
+        ensure!(threads == samples, "{samples} samples, but {threads} in threads");
+        ensure!(taken == samples + lost, "{taken} samples taken, {samples} there and {lost} lost");
+        let mut frames = profile.stacks.iter().flat_map(|stack| &stack.frames);
+        ensure!(frames.all(|frame| *frame < profile.frames.len()), "a stack has a frame that is not there");
+        ensure!(lost == 0, "{lost} samples lost: {}", counts(profile.losses.iter()));
+        ensure!(samples >= MIN_SAMPLES, "only {samples} samples");
+        Ok(profile)
+    }
+
+    /// Samples whose user stack ends in this way.
+    fn ending(&self, end: &str) -> u64 {
+        self.user_stacks.get(end).copied().unwrap_or(0)
+    }
+
+    /// Functions of a stack, innermost first.
+    fn names<'a>(&'a self, stack: &'a Stack) -> impl Iterator<Item = &'a str> {
+        let frames = stack.frames.iter().flat_map(|&frame| &self.frames[frame].functions);
+        frames.map(|function| function.name.as_str())
+    }
+
+    /// Samples with `function` in their stack.
+    fn total_of(&self, function: &str) -> u64 {
+        self.hotspots
+            .iter()
+            .filter(|hotspot| hotspot.function == function)
+            .map(|hotspot| hotspot.total_samples)
+            .sum()
+    }
+
+    /// Samples under one of the functions of split.c; an error where these are not (nearly) all.
+    fn inside_split(&self) -> Result<u64> {
+        let inside = SPLIT.iter().map(|(function, _)| self.total_of(function)).sum();
+        let share = percent(inside, self.samples);
+        ensure!(share >= MIN_INSIDE, "only {share:.1} % of the samples in the functions of split.c");
+        Ok(inside)
+    }
+
+    fn contains(&self, stack: &Stack, function: &str) -> bool {
+        let mut names = stack.frames.iter().flat_map(|frame| &self.frames[*frame].functions);
+        names.any(|known| known.name == function)
+    }
+
+    /// How many samples there are and what is missing.
+    fn summary(&self) -> String {
+        // Debian strips its libraries: hardly a stack is without an address in them that has no name.
+        let known = |loss: &&Loss| loss.reason != "symbol_missing";
+        let missing = counts(self.losses.iter().filter(known));
+        let missing = if missing.is_empty() { missing } else { format!(" ({missing})") };
+        format!("{} lost{missing}, {} samples", self.samples_lost, grouped(self.samples))
+    }
+}
+
+fn counts<'a>(losses: impl Iterator<Item = &'a Loss>) -> String {
+    let texts: Vec<String> = losses
+        .filter(|loss| loss.count > 0)
+        .map(|loss| format!("{} {}", grouped(loss.count), loss.reason))
+        .collect();
+    texts.join(", ")
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
+}
+
+/// `2970` as `2,970`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(shares: [u64; 3], lost: u64) -> String {
+        let total: u64 = shares.iter().sum();
+        let list = |entry: &dyn Fn(usize, u64) -> serde_json::Value| -> Vec<serde_json::Value> {
+            shares.iter().enumerate().map(|(index, samples)| entry(index, *samples)).collect()
+        };
+        serde_json::json!({
+            "samples_taken": total + lost, "samples": total, "samples_lost": lost,
+            "losses": [{ "reason": "ring_buffer_full", "count": lost }],
+            "hotspots": list(&|index, samples| {
+                serde_json::json!({ "function": SPLIT[index].0, "total_samples": samples })
+            }),
+            "threads": [{ "pid": 1, "tid": 1, "process": "split", "name": "split", "samples": total }],
+            "frames": list(&|index, _| serde_json::json!({ "functions": [{ "name": SPLIT[index].0 }] })),
+            "stacks": list(&|index, samples| {
+                serde_json::json!({ "tid": 1, "samples": samples, "frames": [index] })
+            }),
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn shares_and_losses_are_judged() {
+        assert_eq!(split(&document([1210, 600, 190], 0)).unwrap(), "60.5/30.0/9.5 %, 0 lost, 2,000 samples");
+        assert!(
+            split(&document([1000, 800, 200], 0)).unwrap_err().to_string().contains("work_sixty has 50.0")
+        );
+        assert!(
+            split(&document([1200, 600, 200], 1)).unwrap_err().to_string().contains("1 ring_buffer_full")
+        );
+        assert!(split(&document([12, 6, 2], 0)).is_err(), "too few");
+    }
+
+    #[test]
+    fn sums_are_checked() {
+        let wrong = document([1200, 600, 200], 0).replace("\"samples\":600", "\"samples\":601");
+        assert!(split(&wrong).unwrap_err().to_string().contains("in stacks"));
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        let names: BTreeSet<&str> = CHECKS.iter().map(|check| check.name).collect();
+        assert_eq!(names.len(), CHECKS.len());
+    }
+}
