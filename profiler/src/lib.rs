@@ -19,6 +19,7 @@ pub mod recording;
 pub mod replay;
 pub mod sample;
 pub mod symbolize;
+pub mod unwind;
 pub mod usage;
 
 use anyhow::Result;

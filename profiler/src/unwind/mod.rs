@@ -1,0 +1,17 @@
+//! Tables that let the kernel programs unwind user stacks: made here from the `.eh_frame` of each mapped file,
+//! in the layout of [`profiler_common::unwind`].
+//!
+//! [`image`] finds the section in a file, [`eh_frame`] turns its entries into rules, [`table`] packs them, and
+//! [`walk`] does on the host what the kernel programs do with the result.
+
+pub mod eh_frame;
+pub mod image;
+pub mod rules;
+pub mod table;
+pub mod walk;
+
+#[cfg(test)]
+mod tests;
+
+pub use rules::RuleTable;
+pub use table::{BuildError, Source, Stats, Table};
