@@ -8,7 +8,7 @@ use std::{
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, LittleEndian, Register, RegisterRule, UnwindContext, UnwindSection,
 };
-use profiler_common::unwind::{CfaKind, FpKind, RaKind, Rule, Step, StopReason};
+use profiler_common::unwind::{CfaKind, FpKind, RaKind, Rule};
 use proptest::prelude::*;
 
 use super::{
