@@ -24,9 +24,11 @@ const MAX_FDES: usize = 1 << 21;
 const MAX_CIES: usize = 1 << 14;
 /// Longest CIE; real ones have some tens of bytes.
 const MAX_CIE_BYTES: u64 = 4096;
-/// Most bytes of CIEs that are interpreted for a file: those of a CIE again for each of its FDEs, so that a long
-/// one with many would cost time without limit.
-const MAX_CIE_WORK: usize = 64 << 20;
+/// Most work that a file may ask for, in bytes of CIEs interpreted (about 10 ns each): a CIE's run again for each
+/// of its FDEs. Real files stay below a tenth of it; a hostile one is given up after some seconds.
+const MAX_WORK: usize = 1 << 28;
+/// Work of an instruction that remembers the current row, which copies it.
+const REMEMBER_WORK: usize = 16;
 /// Encoding format DWARF 64 announces itself by this length.
 const DWARF_64: u32 = 0xffff_ffff;
 
@@ -135,8 +137,8 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
             }
             // It parsed when it was collected.
             let Ok(fde) = self.fde(span.offset as usize) else { continue };
-            work += fde.cie().entry_len();
-            if work > MAX_CIE_WORK {
+            work += fde.cie().entry_len() + self.remembers(span.offset as usize) * REMEMBER_WORK;
+            if work > MAX_WORK {
                 return Err(BuildError::TooLarge("unwind information"));
             }
             self.pack(&fde, span.start, end, &mut context, &mut packer, rules, stats)?;
@@ -193,6 +195,14 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
         }
         let len = self.data.get(at + 4..at.checked_add(12)?)?;
         Some((12, u64::from_le_bytes(len.try_into().ok()?)))
+    }
+
+    /// At least as many as the instructions of an entry that remember a row.
+    fn remembers(&self, at: usize) -> usize {
+        let Some((header, len)) = self.entry_len(at) else { return 0 };
+        let end = at.saturating_add(header).saturating_add(len as usize).min(self.data.len());
+        let bytes = self.data.get(at..end).unwrap_or_default();
+        bytes.iter().filter(|&&byte| byte == gimli::DW_CFA_remember_state.0).count()
     }
 
     /// The part of an FDE's function that is code of the image. Functions that the linker dropped have FDEs left
