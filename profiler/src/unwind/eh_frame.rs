@@ -2,8 +2,8 @@
 
 use gimli::{
     BaseAddresses, CfaRule, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice, FrameDescriptionEntry,
-    LittleEndian, Operation, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindOffset,
-    UnwindSection, UnwindTableRow, Vendor,
+    LittleEndian, Operation, Register, RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression,
+    UnwindOffset, UnwindSection, UnwindTableRow, Vendor,
 };
 use profiler_common::unwind::{CfaKind, FpKind, RULE_NO_INFO, RULE_UNSUPPORTED, RaKind, Rule};
 use rustc_hash::FxHashMap;
@@ -22,11 +22,26 @@ type Fde<'a> = FrameDescriptionEntry<Reader<'a>>;
 const MAX_FDES: usize = 1 << 21;
 /// Most CIEs kept. Linkers merge them, so that a file has a handful.
 const MAX_CIES: usize = 1 << 14;
-/// Longest CIE. Its instructions run again for each of its FDEs, so that a long one would cost time without
-/// limit; real ones have some tens of bytes.
+/// Longest CIE; real ones have some tens of bytes.
 const MAX_CIE_BYTES: u64 = 4096;
+/// Most work that a file may ask for, in bytes of CIEs interpreted (about 10 ns each): a CIE's run again for each
+/// of its FDEs. Real files stay below a tenth of it; a hostile one is given up after some seconds.
+const MAX_WORK: usize = 1 << 28;
+/// Work of an instruction that remembers the current row, which copies it.
+const REMEMBER_WORK: usize = 16;
 /// Encoding format DWARF 64 announces itself by this length.
 const DWARF_64: u32 = 0xffff_ffff;
+
+/// Room for the rows that gimli makes. Less than its own choice: no compiler saves more registers, nor remembers
+/// more states, and each remembered row is a copy that a hostile file can ask for with a single byte.
+struct Rows;
+
+impl UnwindContextStorage<usize> for Rows {
+    type Rules = [(Register, RegisterRule<usize>); 64];
+    type Stack = Box<[Row; 6]>;
+}
+
+type Row = UnwindTableRow<usize, Rows>;
 
 /// Where a function is, and its FDE. Many, so kept small.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +126,8 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
         stats.fdes = spans.len() as u32;
 
         let mut packer = Packer::new(end);
-        let mut context = UnwindContext::new();
+        let mut context = UnwindContext::new_in();
+        let mut work = 0;
         for (index, span) in spans.iter().enumerate() {
             // Of functions that overlap, the one that starts later has the rest, as in a search by start.
             let next = spans.get(index + 1).map_or(u32::MAX, |next| next.start);
@@ -121,6 +137,10 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
             }
             // It parsed when it was collected.
             let Ok(fde) = self.fde(span.offset as usize) else { continue };
+            work += fde.cie().entry_len() + self.remembers(span.offset as usize) * REMEMBER_WORK;
+            if work > MAX_WORK {
+                return Err(BuildError::TooLarge("unwind information"));
+            }
             self.pack(&fde, span.start, end, &mut context, &mut packer, rules, stats)?;
             if end != next {
                 packer.set(end, RULE_NO_INFO)?;
@@ -177,6 +197,14 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
         Some((12, u64::from_le_bytes(len.try_into().ok()?)))
     }
 
+    /// At least as many as the instructions of an entry that remember a row.
+    fn remembers(&self, at: usize) -> usize {
+        let Some((header, len)) = self.entry_len(at) else { return 0 };
+        let end = at.saturating_add(header).saturating_add(len as usize).min(self.data.len());
+        let bytes = self.data.get(at..end).unwrap_or_default();
+        bytes.iter().filter(|&&byte| byte == gimli::DW_CFA_remember_state.0).count()
+    }
+
     /// The part of an FDE's function that is code of the image. Functions that the linker dropped have FDEs left
     /// that say zero.
     fn span(&self, fde: &Fde<'a>, offset: usize) -> Option<Span> {
@@ -221,7 +249,7 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
         fde: &Fde<'a>,
         start: u32,
         end: u32,
-        context: &mut UnwindContext<usize>,
+        context: &mut UnwindContext<usize, Rows>,
         packer: &mut Packer,
         rules: &mut RuleTable,
         stats: &mut Stats,
@@ -303,14 +331,14 @@ impl<'a, 's, S: UnwindSection<Reader<'a>>> Translate<'s, S> {
         })
     }
 
-    fn rule(&self, row: &UnwindTableRow<usize>) -> Rule {
+    fn rule(&self, row: &Row) -> Rule {
         if self.signal_frame && self.machine == Machine::Aarch64 {
             return AARCH64_SIGNAL_FRAME;
         }
         self.try_rule(row).unwrap_or(Rule::UNSUPPORTED)
     }
 
-    fn try_rule(&self, row: &UnwindTableRow<usize>) -> Option<Rule> {
+    fn try_rule(&self, row: &Row) -> Option<Rule> {
         if self.return_register != self.ra() {
             return None;
         }
@@ -360,8 +388,10 @@ impl<'a, 's, S: UnwindSection<Reader<'a>>> Translate<'s, S> {
             Some(_) => (FpKind::Undefined, 0),
         };
 
-        let flags =
-            u8::from(self.signal_frame) * Rule::SIGNAL_FRAME | ((addend / 8) as u8) << Rule::ADDEND_SHIFT;
+        let mut flags = ((addend / 8) as u8) << Rule::ADDEND_SHIFT;
+        if self.signal_frame {
+            flags |= Rule::SIGNAL_FRAME;
+        }
         Some(Rule {
             cfa_kind: cfa_kind as u8,
             fp_kind: fp_kind as u8,

@@ -8,7 +8,7 @@ use std::{
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, LittleEndian, Register, RegisterRule, UnwindContext, UnwindSection,
 };
-use profiler_common::unwind::{CfaKind, FpKind, RaKind, Rule, Step, StopReason};
+use profiler_common::unwind::{CfaKind, FpKind, RaKind, Rule};
 use proptest::prelude::*;
 
 use super::{
@@ -313,6 +313,17 @@ fn entry(id: u32, contents: &[u8]) -> Vec<u8> {
 
 fn address_and_len(start: u64, len: u64) -> Vec<u8> {
     [start.to_le_bytes(), len.to_le_bytes()].concat()
+}
+
+#[test]
+fn work_without_limit_is_refused() {
+    // Each remembered row is one more copy.
+    let program = [0x0a, 0x0b].repeat(17 << 20);
+    let frames = eh_frame(62, X86_64_INITIAL, &[(0x1100, 0x80, &program)]);
+    assert_eq!(
+        Table::build(synthetic(62, false, &frames).as_slice(), &mut RuleTable::new()).map(|_| ()),
+        Err(BuildError::TooLarge("unwind information"))
+    );
 }
 
 /// `.eh_frame` of absolute addresses: a CIE (code alignment 1 or 4, data alignment -8) and functions.

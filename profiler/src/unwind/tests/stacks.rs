@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+/// How a walk ended, and its frames.
+type Stack = (Step, Vec<u64>);
+
 /// Memory of a process, read through the kernel so that a wrong address is an error and not a fault.
 struct ProcessMemory(i32);
 
@@ -66,7 +69,7 @@ impl Tables {
         tables
     }
 
-    fn walk(&self, pid: i32, registers: Registers) -> (Step, Vec<u64>) {
+    fn walk(&self, pid: i32, registers: Registers) -> Stack {
         let modules: Vec<Module<'_>> = self
             .modules
             .iter()
@@ -86,7 +89,7 @@ fn own_tables() -> &'static Tables {
 
 /// The registers of this very instruction, and the stack above it.
 #[inline(never)]
-fn own_stack() -> (Step, Vec<u64>) {
+fn own_stack() -> Stack {
     let (ip, sp, fp): (u64, u64, u64);
     // SAFETY: copies registers.
     unsafe {
@@ -114,13 +117,13 @@ fn has_frame_in(frames: &[u64], function: *const ()) -> bool {
 }
 
 #[inline(never)]
-fn outer(depth: u32) -> (Step, Vec<u64>) {
+fn outer(depth: u32) -> Stack {
     let stack = if depth == 0 { inner(&[1; 100]) } else { outer(depth - 1) };
     black_box(stack)
 }
 
 #[inline(never)]
-fn inner(values: &[u64]) -> (Step, Vec<u64>) {
+fn inner(values: &[u64]) -> Stack {
     black_box(values);
     black_box(own_stack())
 }
@@ -141,7 +144,7 @@ fn the_own_stack_is_followed_to_the_start_of_the_thread() {
 
 thread_local! {
     /// What the handler saw: its own stack, and the interrupted one.
-    static SEEN: RefCell<Option<[(Step, Vec<u64>); 2]>> = const { RefCell::new(None) };
+    static SEEN: RefCell<Option<[Stack; 2]>> = const { RefCell::new(None) };
 }
 
 extern "C" fn handler(_signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -217,7 +220,7 @@ impl Traced {
     }
 
     /// Stops a thread, walks its stack, and lets it go on. `None` where tracing is not allowed.
-    fn stack(&self, tid: i32, tables: &Tables) -> Option<(Step, Vec<u64>)> {
+    fn stack(&self, tid: i32, tables: &Tables) -> Option<Stack> {
         let none = std::ptr::null_mut::<libc::c_void>();
         // SAFETY: traces a child of ours; the kernel writes the structure of registers it is given.
         unsafe {
@@ -247,7 +250,11 @@ fn every_thread_at_rest_is_followed_to_its_start() {
         let Some(child) = Traced::start(&mut command) else { continue };
         let tables = Tables::of(child.0.id());
         for tid in child.threads() {
-            let Some((step, frames)) = child.stack(tid, &tables) else { continue };
+            let Some((step, frames)) = child.stack(tid, &tables) else {
+                eprintln!("skipped: tracing is not allowed");
+                continue;
+            };
+            eprintln!("{command:?} thread {tid}: {} frames", frames.len());
             assert_eq!(step, Step::End, "{command:?}: {frames:x?}");
             assert!(frames.len() >= 3, "{command:?}: {frames:x?}");
         }
@@ -266,7 +273,10 @@ fn a_busy_program_is_followed_from_wherever_it_is() {
     for sample in 0..SAMPLES {
         std::thread::sleep(Duration::from_micros(500 + sample as u64 * 7));
         match child.stack(child.pid(), &tables) {
-            None => return,
+            None => {
+                eprintln!("skipped: tracing is not allowed");
+                return;
+            }
             Some((Step::End, _)) => ended += 1,
             Some(stack) => other.push(stack),
         }
