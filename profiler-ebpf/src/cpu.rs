@@ -16,7 +16,7 @@ use profiler_common::{
 
 use crate::{
     output::{charge, count, now_ns, send},
-    stack,
+    stack::{self, FramePointers, Tables, Unwind},
     target::current_target,
 };
 
@@ -27,6 +27,17 @@ static CPU_SCRATCH: PerCpuArray<SampleScratch, 1> = PerCpuArray::new();
 /// Takes one sample of the interrupted task.
 #[perf_event]
 pub fn cpu_sample(ctx: PerfEventContext) -> u32 {
+    sample::<Tables>(&ctx)
+}
+
+/// The same for kernels that cannot verify the unwinder, and for those who do not want it.
+#[perf_event]
+pub fn cpu_sample_fp(ctx: PerfEventContext) -> u32 {
+    sample::<FramePointers>(&ctx)
+}
+
+#[inline(always)]
+fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
     let Some(ids) = current_target() else { return 0 };
     let time_ns = now_ns();
     count(KernelCounter::SamplesTaken);
@@ -35,7 +46,7 @@ pub fn cpu_sample(ctx: PerfEventContext) -> u32 {
     let scratch = unsafe { &mut *scratch };
 
     // SAFETY: the context of this program, which begins with the registers.
-    let stack_bytes = unsafe { stack::capture(ctx.as_ptr(), &(*ctx.ctx).regs, ids.pid, scratch) };
+    let stack_bytes = unsafe { stack::capture::<U>(ctx.as_ptr(), &(*ctx.ctx).regs, ids.pid, scratch) };
     let header = &mut scratch.header;
     header.kind = KIND_CPU_SAMPLE;
     header.time_ns = time_ns;

@@ -20,6 +20,26 @@ use crate::unwind;
 /// The longest stack that is kept.
 const STACK_BYTES: u32 = (MAX_FRAMES * 8) as u32;
 
+/// How user stacks are followed: chosen when a program is compiled, because a kernel before 5.15 has not all that
+/// the unwinder calls and refuses a program that mentions it.
+pub trait Unwind {
+    const TABLES: bool;
+}
+
+/// By unwind tables, and by frame pointers where there are none.
+pub struct Tables;
+
+impl Unwind for Tables {
+    const TABLES: bool = true;
+}
+
+/// By frame pointers only.
+pub struct FramePointers;
+
+impl Unwind for FramePointers {
+    const TABLES: bool = false;
+}
+
 /// Writes the current task's kernel and user stacks to `scratch` and describes them in its header. The user stack
 /// is unwound by tables if there are any for process `pid`, else by frame pointers. Returns the number of bytes of
 /// both.
@@ -27,7 +47,7 @@ const STACK_BYTES: u32 = (MAX_FRAMES * 8) as u32;
 /// # Safety
 /// `ctx` must be the running program's context, `interrupted` the registers it was started with.
 #[inline(always)]
-pub unsafe fn capture(
+pub unsafe fn capture<U: Unwind>(
     ctx: *mut c_void,
     interrupted: &bpf_user_pt_regs_t,
     pid: u32,
@@ -48,14 +68,15 @@ pub unsafe fn capture(
         flags |= FLAG_KERNEL_STACK_TRUNCATED;
     }
 
-    let user_bytes = match (unwind::process(pid), unwind::user_registers(interrupted)) {
-        (Some(process), Some(registers)) => {
+    let start = if U::TABLES { unwind::start(pid, Some(interrupted)) } else { None };
+    let user_bytes = match start {
+        Some((process, registers)) => {
             scratch.walk = Walk { registers, mapping: Mapping::default(), process, exact: 1 };
             let (count, end) = unwind::walk(&mut scratch.walk, &mut scratch.frames, kernel_bytes / 8);
             flags |= end << FLAG_USER_END_SHIFT;
             (count * 8) & 0x3ff
         }
-        _ => {
+        None => {
             // SAFETY: kernel_bytes < 1024, so STACK_BYTES more still lie within the 2048 bytes of `frames`.
             let user = unsafe {
                 bpf_get_stack(

@@ -84,8 +84,9 @@ fn is_target(pid: u32) -> bool {
     TARGETS.get_ptr(&pid).is_some()
 }
 
+/// The current task's ids; `None` when it cannot be seen from the profiler's PID namespace.
 #[inline(always)]
-fn current_ids() -> Option<Ids> {
+pub fn current_ids() -> Option<Ids> {
     if PIDNS_INUM.load() == INIT_PIDNS_INUM {
         let both = bpf_get_current_pid_tgid();
         return Some(Ids { pid: (both >> 32) as u32, tid: both as u32 });

@@ -3,15 +3,16 @@
 //!
 //! One bounded loop in one program: see ARCHITECTURE.md for why no tail calls.
 
+use crate::target::current_ids;
 use aya_ebpf::{
-    Global,
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, ArrayOfMaps, HashMap},
     helpers::{
         bpf_probe_read_kernel,
         generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
     },
-    macros::btf_map,
+    macros::{btf_map, raw_tracepoint},
+    programs::RawTracePointContext,
 };
 use profiler_common::{
     MAX_FRAMES,
@@ -20,7 +21,8 @@ use profiler_common::{
     target::MAX_TARGETS,
     unwind::{
         BUCKET_SHIFT, CfaKind, MAX_RULES, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Rule, Step,
-        StopReason, bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step, step_frame_pointer,
+        StopReason, bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step,
+        step_frame_pointer,
     },
 };
 
@@ -31,14 +33,6 @@ type Native = profiler_common::unwind::X86_64;
 
 /// Lets inner maps differ in size (`BPF_F_INNER_MAP`, Linux 5.10).
 const INNER_MAP: usize = 1 << 12;
-
-/// Whether there are tables at all.
-#[unsafe(no_mangle)]
-static UNWIND: Global<u32> = Global::new(0);
-/// Whether the kernel has `bpf_task_pt_regs` (Linux 5.15): without it, only samples taken in user mode can be
-/// unwound.
-#[unsafe(no_mangle)]
-static HAVE_TASK_PT_REGS: Global<u32> = Global::new(0);
 
 /// Where each process's mappings are in `MAPPINGS`.
 #[btf_map]
@@ -77,25 +71,17 @@ impl Memory for UserMemory {
     }
 }
 
-/// The process's mappings, if it is to be unwound by tables.
+/// What a walk by tables begins with: the mappings of process `pid`, which is the current one, if there are tables
+/// for it, and the registers with which the current task is, or was last, in user mode. `interrupted` are those the
+/// program was started with, if it interrupted anything.
 #[inline(always)]
-pub fn process(pid: u32) -> Option<ProcessMappings> {
-    if UNWIND.load() == 0 {
-        return None;
-    }
+pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(ProcessMappings, Registers)> {
     // SAFETY: userspace replaces an entry as a whole; a stale copy leads to mappings that are still there.
-    unsafe { PROCESSES.get(&pid) }.copied()
-}
-
-/// The registers with which the current task is, or was last, in user mode. `interrupted` are those the program
-/// was started with.
-#[inline(always)]
-pub fn user_registers(interrupted: &bpf_user_pt_regs_t) -> Option<Registers> {
-    if is_user(interrupted) {
-        return Some(registers(interrupted));
-    }
-    if HAVE_TASK_PT_REGS.load() == 0 {
-        return None;
+    let process = unsafe { PROCESSES.get(&pid) }.copied()?;
+    if let Some(interrupted) = interrupted
+        && is_user(interrupted)
+    {
+        return Some((process, registers(interrupted)));
     }
     // SAFETY: the helpers take and return kernel pointers; what they point to is read by a checked copy.
     let saved = unsafe {
@@ -103,7 +89,16 @@ pub fn user_registers(interrupted: &bpf_user_pt_regs_t) -> Option<Registers> {
     }
     .ok()?;
     // A kernel thread has no user registers.
-    is_user(&saved).then(|| registers(&saved))
+    is_user(&saved).then(|| (process, registers(&saved)))
+}
+
+/// A process that replaces its program has none of the old one's mappings from here on.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn forget_exec(_ctx: RawTracePointContext) -> u32 {
+    if let Some(ids) = current_ids() {
+        let _had_no_tables = PROCESSES.remove(&ids.pid);
+    }
+    0
 }
 
 #[cfg(not(bpf_target_arch = "aarch64"))]

@@ -43,6 +43,9 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Mapping notices per CPU, bytes: a few hundred where few processes matter, more where all do.
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
+/// How long sampling waits for the targets' unwind tables; after that it begins with frame pointers.
+const TABLES_PATIENCE: Duration = Duration::from_millis(150);
+
 const PROC: &str = "/proc";
 
 /// Profiles as `args` say, until the end.
@@ -149,7 +152,7 @@ impl Collector {
         let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let period_ns = cpu::period_ns(args.frequency);
         let track_all = !matches!(target, Target::Pids { .. });
-        let mut kernel = Kernel::load(target, args.unwind == Unwind::Tables, args.kernel_log)?;
+        let mut kernel = Kernel::load(target, args.kernel_log)?;
         if args.kernel_log {
             kernel.start_log()?;
         }
@@ -159,9 +162,17 @@ impl Collector {
         let mut tables = Tables::default();
         let kernel_module = tables.module_id(Module::special(ModuleKind::Kernel));
         let mut processes = ProcessTable::new(Path::new(PROC), track_all);
-        let mut unwinder = match args.unwind {
-            Unwind::Tables => Some(Feeder::new(kernel.take_unwind_maps()?, DEFAULT_BUDGET_BYTES)),
-            Unwind::FramePointers => None,
+        let by_tables = args.unwind == Unwind::Tables && preflight::can_unwind();
+        if args.unwind == Unwind::Tables && !by_tables {
+            eprintln!(
+                "profiler: this kernel cannot unwind by .eh_frame (5.15 and newer can); stacks of programs \
+                       without frame pointers are cut off"
+            );
+        }
+        let mut unwinder = if by_tables {
+            Some(Feeder::new(kernel.take_unwind_maps()?, DEFAULT_BUDGET_BYTES))
+        } else {
+            None
         };
         for &pid in pids {
             kernel.add_target(pid)?;
@@ -171,10 +182,10 @@ impl Collector {
             }
         }
         if let Some(unwinder) = &mut unwinder {
-            unwinder.update(&processes)?;
+            unwinder.settle(&processes, TABLES_PATIENCE)?;
         }
-        kernel.attach_target_hooks(target)?;
-        kernel.attach_cpu(period_ns)?;
+        kernel.attach_target_hooks(target, by_tables)?;
+        kernel.attach_cpu(period_ns, by_tables)?;
 
         let start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Instant::now();

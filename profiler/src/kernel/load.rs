@@ -59,7 +59,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the programs for `target`. Nothing is attached yet.
-    pub fn load(target: &Target, unwind: bool, kernel_log: bool) -> Result<Kernel> {
+    pub fn load(target: &Target, kernel_log: bool) -> Result<Kernel> {
         let pidns = own_pid_namespace()?;
         let mode = match target {
             Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
@@ -74,8 +74,6 @@ impl Kernel {
         let ring_bytes = (RING_BYTES_PER_CPU * cpus).next_power_of_two().min(RING_BYTES_MAX);
         let wakeup_bytes = u64::from(ring_bytes / 2);
 
-        let (unwind, have_task_pt_regs) = (u32::from(unwind), u32::from(have_task_pt_regs()));
-
         let mut loader = EbpfLoader::new();
         // None of the programs needs kernel types at load time; parsing them would cost more than all the rest.
         loader.btf(None);
@@ -84,8 +82,6 @@ impl Kernel {
             .override_global("TARGET_COMM", &comm, true)
             .override_global("PIDNS_INUM", &pidns, true)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
-            .override_global("UNWIND", &unwind, true)
-            .override_global("HAVE_TASK_PT_REGS", &have_task_pt_regs, true)
             .map_max_entries("RECORDS", ring_bytes);
         let offsets = if pidns != INIT_PIDNS_INUM || target.follows() { task_offsets()? } else { Vec::new() };
         for (name, offset) in &offsets {
@@ -142,9 +138,10 @@ impl Kernel {
         let _never_was_one = self.targets.remove(&pid);
     }
 
-    /// Samples every CPU each `period_ns` of its clock.
-    pub fn attach_cpu(&mut self, period_ns: u64) -> Result<()> {
-        let program: &mut PerfEvent = program(self.ebpf.as_mut(), "cpu_sample")?;
+    /// Samples every CPU each `period_ns` of its clock, and unwinds user stacks by tables or by frame pointers.
+    pub fn attach_cpu(&mut self, period_ns: u64, by_tables: bool) -> Result<()> {
+        let name = if by_tables { "cpu_sample" } else { "cpu_sample_fp" };
+        let program: &mut PerfEvent = program(self.ebpf.as_mut(), name)?;
         program.load().map_err(explain_program)?;
         for cpu in cpus()? {
             program
@@ -159,9 +156,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Keeps the set of targets up to date where `target` asks for it.
-    pub fn attach_target_hooks(&mut self, target: &Target) -> Result<()> {
+    /// Keeps the set of targets up to date where `target` asks for it, and that of processes with unwind tables.
+    pub fn attach_target_hooks(&mut self, target: &Target, by_tables: bool) -> Result<()> {
         let mut hooks = Vec::new();
+        if by_tables {
+            hooks.push(("forget_exec", "sched_process_exec"));
+        }
         if target.follows() {
             hooks.push(("follow_fork", "sched_process_fork"));
         }
@@ -226,15 +226,6 @@ where
 
 fn cpus() -> Result<Vec<u32>> {
     online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))
-}
-
-/// Whether the kernel has the helper that finds a task's user registers (Linux 5.15).
-fn have_task_pt_regs() -> bool {
-    aya::sys::is_helper_supported(
-        aya::programs::ProgramType::PerfEvent,
-        aya::sys::BpfHelper::BPF_FUNC_task_pt_regs,
-    )
-    .unwrap_or(false)
 }
 
 /// Inode number of the PID namespace this process is in.

@@ -4,7 +4,7 @@ use std::{fmt, fs, path::Path};
 
 use aya::{
     programs::ProgramType,
-    sys::{is_map_supported, is_program_supported},
+    sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
 use super::btf;
@@ -104,6 +104,13 @@ pub fn checks() -> Vec<Check> {
             "supported",
             "not in this kernel (5.8 and newer have it)",
         );
+        check(
+            "unwinding by .eh_frame",
+            can_unwind(),
+            Verdict::Degraded,
+            "supported",
+            "needs Linux 5.15: stacks of programs without frame pointers are cut off",
+        );
     }
     check(
         "kernel symbols",
@@ -129,6 +136,12 @@ pub fn may_load_programs() -> bool {
     let effective = effective_capabilities();
     let has = |bit: u32| effective & (1 << bit) != 0;
     has(21) || (has(39) && has(38))
+}
+
+/// Whether kernel programs can unwind user stacks by tables: they need the helper that finds a task's user registers
+/// (Linux 5.15; all that the unwinder needs besides is older).
+pub fn can_unwind() -> bool {
+    is_helper_supported(ProgramType::PerfEvent, BpfHelper::BPF_FUNC_task_pt_regs).unwrap_or(false)
 }
 
 fn effective_capabilities() -> u64 {

@@ -162,9 +162,16 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
-    /// Whether tables are still being built.
-    pub fn is_building(&self) -> bool {
-        self.tables.values().any(|state| matches!(state, State::Building))
+    /// Like [`update`](Self::update), and waits for the tables that are being built, but not longer than `timeout`.
+    pub fn settle(&mut self, processes: &ProcessTable, timeout: Duration) -> Result<()> {
+        let start = Instant::now();
+        self.update(processes)?;
+        while self.tables.values().any(|state| matches!(state, State::Building)) {
+            let Ok(built) = self.built.recv_timeout(timeout.saturating_sub(start.elapsed())) else { break };
+            self.install(built, processes)?;
+            self.update(processes)?;
+        }
+        Ok(())
     }
 
     /// What it took so far. `name` tells a module's path.
@@ -256,22 +263,31 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
-    /// Gives the kernel a process's mappings as far as their tables are there.
+    /// Gives the kernel a process's mappings, but not before all their tables are there: a stack that is cut off
+    /// where the next table is missing is worth less than one by frame pointers.
     fn place(&mut self, pid: u32, processes: &ProcessTable) -> Result<()> {
         let mut modules = Vec::new();
         let mut mappings = Vec::new();
+        let mut waits = false;
         for code in processes.mapped_code(pid) {
             match self.tables.get(&code.module) {
                 Some(State::Ready(placed)) => {
                     modules.push(code.module);
                     mappings.push(mapping(&code, placed));
                 }
-                Some(State::Building | State::Failed(_)) => {}
-                None => self.request(code.module, processes),
+                Some(State::Building) => waits = true,
+                Some(State::Failed(_)) => {}
+                None => waits |= self.request(code.module, processes),
             }
         }
-        if self.processes.get(&pid).is_some_and(|process| process.mappings == mappings) {
-            return Ok(());
+        if waits {
+            return Ok(()); // `install` comes back to it
+        }
+        if let Some(process) = self.processes.get(&pid)
+            && process.mappings == mappings
+        {
+            // Told again all the same: the kernel has forgotten it if this is another program now.
+            return self.sink.set_process(pid, process.place);
         }
         let placed = if mappings.is_empty() || mappings.len() > MAX_PROCESS_MAPPINGS as usize {
             None
@@ -295,12 +311,14 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
-    fn request(&mut self, module: ModuleId, processes: &ProcessTable) {
+    /// Has a table built; returns whether it will be.
+    fn request(&mut self, module: ModuleId, processes: &ProcessTable) -> bool {
         let file = processes.file(module).and_then(|file| file.try_clone().ok());
         // The thread ends with the feeder and not before.
         let requested = file.is_some_and(|file| self.requests.send((module, file)).is_ok());
         let failed = || State::Failed("the file cannot be opened".to_owned());
         self.tables.insert(module, if requested { State::Building } else { failed() });
+        requested
     }
 }
 
@@ -435,14 +453,8 @@ mod tests {
         }
     }
 
-    /// Waits for the building thread.
-    fn settle(feeder: &mut Feeder<Fake>, processes: &ProcessTable) {
-        feeder.update(processes).unwrap();
-        while feeder.is_building() {
-            std::thread::yield_now();
-            feeder.update(processes).unwrap();
-        }
-    }
+    /// For ever.
+    const ENOUGH: Duration = Duration::from_secs(60);
 
     #[test]
     fn this_very_process_gets_tables_and_gives_them_back() {
@@ -452,7 +464,7 @@ mod tests {
         processes.track(me, &mut tables);
         let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
         feeder.want(me);
-        settle(&mut feeder, &processes);
+        feeder.settle(&processes, ENOUGH).unwrap();
         let place = feeder.sink.processes[&me];
         let here = this_very_process_gets_tables_and_gives_them_back as *const () as u64;
         let mappings: Vec<Mapping> =
@@ -475,7 +487,7 @@ mod tests {
         processes.track(me, &mut tables);
         let mut feeder = Feeder::new(Fake::default(), 8192);
         feeder.want(me);
-        settle(&mut feeder, &processes);
+        feeder.settle(&processes, ENOUGH).unwrap();
         let report = feeder.report(|module| tables.module(module).path.clone());
         assert!(report.table_bytes <= 8192);
         assert!(report.failed.iter().any(|(_, reason)| reason.contains("memory budget")), "{report:?}");
