@@ -357,8 +357,9 @@ mod tests {
             "threads": [{ "pid": 1, "tid": 1, "process": "split", "name": "split", "samples": total }],
             "frames": list(&|index, _| serde_json::json!({ "functions": [{ "name": SPLIT[index].0 }] })),
             "stacks": list(&|index, samples| {
-                serde_json::json!({ "tid": 1, "samples": samples, "frames": [index] })
+                serde_json::json!({ "tid": 1, "samples": samples, "end": "complete", "frames": [index] })
             }),
+            "user_stacks": { "complete": total },
         })
         .to_string()
     }
