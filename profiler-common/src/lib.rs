@@ -4,8 +4,10 @@
 
 pub mod cost;
 pub mod cpu;
+pub mod histogram;
 pub mod loss;
 pub mod mapping;
+pub mod sched;
 pub mod target;
 pub mod unwind;
 

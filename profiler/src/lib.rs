@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod aggregate;
+pub mod blocking;
 pub mod cli;
 pub mod detect;
 pub mod error;

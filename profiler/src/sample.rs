@@ -31,6 +31,15 @@ pub const CPU: ProfileKind = ProfileKind {
     period_unit: "nanoseconds",
 };
 
+/// Time blocked, exact, by the stack that blocked.
+pub const OFF_CPU: ProfileKind = ProfileKind {
+    name: "offcpu",
+    sample_type: "offcpu",
+    unit: "nanoseconds",
+    period_type: "offcpu",
+    period_unit: "nanoseconds",
+};
+
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModuleId(pub u32);
@@ -178,7 +187,7 @@ pub struct Stack {
 }
 
 /// One thread of one process, as far as outputs care.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ThreadKey {
     /// Process id.
     pub pid: u32,

@@ -1,0 +1,336 @@
+//! Where a thread's time goes when it is not on a CPU: states, causes, and the records of the scheduler probe.
+
+use crate::COMM_LEN;
+
+/// First word of a [`StackHeader`].
+pub const KIND_STACK: u32 = 2;
+/// First word of an [`Interval`].
+pub const KIND_INTERVAL: u32 = 3;
+/// First word of a [`Turn`].
+pub const KIND_TURN: u32 = 4;
+/// First word of an [`Exit`].
+pub const KIND_EXIT: u32 = 5;
+/// First word of a [`LoopSeen`].
+pub const KIND_LOOP: u32 = 6;
+
+/// What a blocked thread waits for: from its state, the system call in progress, and the kind of the descriptor.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Not known: blocked since before the probe saw it.
+    Unknown = 0,
+    /// Files and block devices.
+    Disk = 1,
+    /// Internet sockets.
+    Network = 2,
+    /// A contended lock: a futex whose expected value says that somebody holds it, or a priority-inheriting one.
+    Lock = 3,
+    /// Any other futex: a condition variable, a parked or idle thread.
+    Park = 4,
+    /// Sleep and timers.
+    Sleep = 5,
+    /// Waiting for any of many descriptors, or for a connection to accept: idle.
+    Poll = 6,
+    /// Pipes, Unix sockets, terminals, message queues, event descriptors.
+    Pipe = 7,
+    /// A page that had to be fetched.
+    PageFault = 8,
+    /// The end of a child, or vfork.
+    Child = 9,
+    /// Anything else.
+    Other = 10,
+}
+
+impl Cause {
+    /// Number of causes.
+    pub const COUNT: usize = 11;
+    /// Every cause, by its number.
+    pub const ALL: [Cause; Cause::COUNT] = [
+        Cause::Unknown,
+        Cause::Disk,
+        Cause::Network,
+        Cause::Lock,
+        Cause::Park,
+        Cause::Sleep,
+        Cause::Poll,
+        Cause::Pipe,
+        Cause::PageFault,
+        Cause::Child,
+        Cause::Other,
+    ];
+}
+
+/// What a system call waits for: value of the kernel's array `SYSCALLS`, by number.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyscallClass {
+    /// Nothing that has a name here.
+    Other = 0,
+    /// What its first argument, a descriptor, is.
+    Descriptor = 1,
+    /// Files and devices, whatever the arguments.
+    Disk = 2,
+    /// A futex: first argument the address, second the operation, third the expected value.
+    Futex = 3,
+    /// Sleep and timers.
+    Sleep = 4,
+    /// Any of many descriptors, epoll's way: first argument an epoll descriptor.
+    Epoll = 5,
+    /// Any of many descriptors, otherwise.
+    Poll = 6,
+    /// A connection to accept: idle, but no event loop.
+    Accept = 7,
+    /// Messages and semaphores.
+    Ipc = 8,
+    /// The end of a child.
+    Child = 9,
+}
+
+/// Highest system call number known by class, plus one. 32-bit calls have no class.
+pub const MAX_SYSCALLS: usize = 512;
+
+/// What a thread does.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// On a CPU.
+    Running = 0,
+    /// Waits for a CPU.
+    Runnable = 1,
+    /// Waits for something else.
+    Blocked = 2,
+}
+
+/// Time by what a thread did with it, ns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// On a CPU.
+    pub on_cpu_ns: u64,
+    /// Waiting for one.
+    pub run_queue_ns: u64,
+    /// Blocked, by [`Cause`].
+    pub blocked_ns: [u64; Cause::COUNT],
+}
+
+/// A thread of a target: value of the map `THREADS`, whose key is the thread's id in the initial PID namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadState {
+    /// Phases that have ended.
+    pub times: Times,
+    /// Start of the current phase: CLOCK_MONOTONIC, ns.
+    pub since_ns: u64,
+    /// When it was woken, if it was blocked and has been woken since; else zero.
+    pub woken_ns: u64,
+    /// First and only wait of the loop's turn in progress: when the call returned, or zero outside of turns.
+    pub turn_start_ns: u64,
+    /// `times.on_cpu_ns` at the start of the turn.
+    pub turn_on_cpu_ns: u64,
+    /// `times.run_queue_ns` at the start of the turn.
+    pub turn_run_queue_ns: u64,
+    /// Stack it blocked with, an id; zero for none.
+    pub stack: u64,
+    /// User instruction pointer, stack pointer and frame pointer that `stack` was taken with, mixed.
+    pub stack_key: u64,
+    /// What it waits for: the system call's first argument.
+    pub object: u64,
+    /// Its [`Phase`].
+    pub phase: u32,
+    /// Its [`Cause`] if blocked.
+    pub cause: u32,
+    /// System call it blocked in, -1 for none.
+    pub syscall: i32,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// Class of the calls it waits in as an event loop (a [`SyscallClass`]), zero if it is none.
+    pub loop_class: u32,
+    /// Blocks since `stack` was taken that were assumed to have the same.
+    pub reused: u32,
+    /// Blocked uninterruptibly.
+    pub uninterruptible: u32,
+}
+
+/// Key of the map `OFF_CPU`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OffCpuKey {
+    /// Stack id, zero where none was taken.
+    pub stack: u64,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// [`Cause`].
+    pub cause: u32,
+    /// System call, -1 for none.
+    pub syscall: i32,
+}
+
+/// Value of the map `OFF_CPU`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OffCpuTime {
+    /// Time blocked, ns.
+    pub ns: u64,
+    /// Times blocked.
+    pub count: u64,
+    /// Longest, ns.
+    pub max_ns: u64,
+}
+
+/// A stack, sent when it is first seen; its addresses follow as in a CPU sample.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackHeader {
+    /// [`KIND_STACK`].
+    pub kind: u32,
+    /// As in a CPU sample.
+    pub flags: u32,
+    /// When it was taken: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread it was first seen in.
+    pub tid: u32,
+    /// Not used.
+    pub _reserved: u32,
+    /// Number of kernel addresses that follow.
+    pub kernel_frames: u16,
+    /// Number of user addresses that follow the kernel's.
+    pub user_frames: u16,
+    /// Its id: a hash of the process and the addresses.
+    pub id: u64,
+    /// Not used.
+    pub _padding: u64,
+}
+
+/// Something that kept a thread from running for long.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interval {
+    /// [`KIND_INTERVAL`].
+    pub kind: u32,
+    /// [`Cause`] of the block.
+    pub cause: u32,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// When it blocked, or when it was preempted: CLOCK_MONOTONIC, ns.
+    pub start_ns: u64,
+    /// When it could run again; the same as `start_ns` for a preempted thread.
+    pub woken_ns: u64,
+    /// When it ran again.
+    pub end_ns: u64,
+    /// Stack it blocked with, an id; zero for none.
+    pub stack: u64,
+    /// The system call's first argument.
+    pub object: u64,
+    /// System call, -1 for none.
+    pub syscall: i32,
+    /// Thread that was on the CPU when it got it, or waits there no more (initial PID namespace).
+    pub instead_tid: u32,
+    /// Name of that thread.
+    pub instead_comm: [u8; COMM_LEN],
+}
+
+/// A turn of an event loop that took longer than the threshold.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// [`KIND_TURN`].
+    pub kind: u32,
+    /// System call the loop waits in.
+    pub syscall: i32,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// When the wait before it ended: CLOCK_MONOTONIC, ns.
+    pub start_ns: u64,
+    /// When the next wait began.
+    pub end_ns: u64,
+    /// Time on a CPU, ns.
+    pub on_cpu_ns: u64,
+    /// Time waiting for one, ns.
+    pub run_queue_ns: u64,
+}
+
+/// A thread has ended: what it did in all.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// [`KIND_EXIT`].
+    pub kind: u32,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// Not used.
+    pub _reserved: u32,
+    /// When: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// All its time since the run, or the thread, began.
+    pub times: Times,
+    /// Its name.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A thread waits as event loops do, for the first time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopSeen {
+    /// [`KIND_LOOP`].
+    pub kind: u32,
+    /// System call.
+    pub syscall: i32,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// The call's first argument.
+    pub object: u64,
+}
+
+/// What a histogram counts.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HistogramKind {
+    /// Waits for a CPU, by process.
+    RunQueue = 0,
+    /// Turns of an event loop, by thread.
+    Turns = 1,
+}
+
+/// Key of the map `HISTOGRAMS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HistogramKey {
+    /// [`HistogramKind`].
+    pub kind: u32,
+    /// Process or thread id in the profiler's PID namespace; zero for all that have none of their own.
+    pub id: u32,
+}
+
+const _: () = {
+    assert!(size_of::<StackHeader>() == crate::cpu::SAMPLE_HEADER_LEN);
+    assert!(core::mem::offset_of!(StackHeader, kernel_frames) == 28);
+    assert!(size_of::<Interval>() == 80);
+    assert!(size_of::<Turn>() == 48);
+    assert!(size_of::<Exit>() == 24 + size_of::<Times>() + COMM_LEN);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C) integers without padding, every bit pattern is valid.
+    unsafe impl aya::Pod for super::ThreadState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::OffCpuKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::OffCpuTime {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::HistogramKey {}
+}
