@@ -152,9 +152,10 @@ fn losses(profile: &Profile, out: &mut dyn Write) -> Result<()> {
             .filter(|(loss, _)| loss.loses_sample() == lost)
             .map(|(loss, n)| {
                 let share = percent(n, profile.accounts.samples_taken);
-                match loss {
-                    Loss::TargetsFull | Loss::MappingNoticesLost => format!("{loss} {}", thousands(n)),
-                    _ => format!("{loss} {} ({share:.1} %)", thousands(n)),
+                if loss.counts_samples() {
+                    format!("{loss} {} ({share:.1} %)", thousands(n))
+                } else {
+                    format!("{loss} {}", thousands(n))
                 }
             })
             .collect()
