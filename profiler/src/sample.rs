@@ -7,6 +7,8 @@ use indexmap::{IndexMap, IndexSet};
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
+use crate::blocking::WaitCause;
+
 /// What a profile counts. Outputs read this and never know a probe's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProfileKind {
@@ -39,6 +41,9 @@ pub const OFF_CPU: ProfileKind = ProfileKind {
     period_type: "offcpu",
     period_unit: "nanoseconds",
 };
+
+/// Every kind of profile.
+pub const KINDS: [ProfileKind; 2] = [CPU, OFF_CPU];
 
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -208,6 +213,8 @@ pub struct Sample {
     pub stack: StackId,
     /// Weight in the profile kind's unit.
     pub weight: u64,
+    /// What the thread waited for: says that this belongs to [`OFF_CPU`], otherwise to [`CPU`].
+    pub cause: Option<WaitCause>,
 }
 
 /// Whole values behind the ids in samples: two different stacks never share an id.
