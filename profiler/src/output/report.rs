@@ -8,7 +8,7 @@ use super::waiting;
 use crate::{
     detect::hotspot::{self, Hotspot},
     profile::{Profile, Run},
-    sample::{Loss, StackEnd},
+    sample::StackEnd,
 };
 
 /// How to lay the report out.
