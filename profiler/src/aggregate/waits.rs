@@ -113,9 +113,10 @@ impl Waits {
     /// A turn that took long enough to be told.
     pub fn turn(&mut self, turn: &Turn) {
         let thread = ThreadKey { pid: turn.pid, tid: turn.tid };
+        let Some(severity) = self.thresholds.turn(length_ns(turn)) else { return };
         self.add_loop(thread);
-        let (Some(of), Some(severity)) = (self.loops.get_mut(&thread), self.thresholds.turn(length_ns(turn)))
-        else {
+        let Some(of) = self.loops.get_mut(&thread) else {
+            self.stalls.dropped += 1; // a loop too many
             return;
         };
         match severity {
