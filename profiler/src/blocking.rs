@@ -297,6 +297,8 @@ pub struct Stall {
     pub on_cpu_ns: u64,
     /// Of that, waiting for a CPU.
     pub run_queue_ns: u64,
+    /// Of that, in blocks that were told one by one, by cause; listed below or not.
+    pub blocked: Vec<(WaitCause, u64)>,
     /// CPU samples inside it, as many stacks as are kept: stack and number, most first.
     pub samples: Vec<(StackId, u64)>,
     /// Blocks inside it that took long enough to be told one by one, the longest if they are many; in order of time.
