@@ -116,6 +116,21 @@ pub struct Times {
     pub blocked_ns: [u64; Cause::COUNT],
 }
 
+/// Stacks remembered of each thread.
+pub const KNOWN_STACKS: usize = 4;
+
+/// A stack that need not be taken again, because the thread blocks with the same registers as it did then.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownStack {
+    /// User instruction, stack and frame pointer mixed; zero for none.
+    pub key: u64,
+    /// Its id.
+    pub stack: u64,
+    /// Blocks since that were assumed to have it.
+    pub reused: u64,
+}
+
 /// A thread of a target: value of the map `THREADS`, whose key is the thread's id in the initial PID namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,8 +151,8 @@ pub struct ThreadState {
     pub turn_run_queue_ns: u64,
     /// Stack it blocked with, an id; zero for none.
     pub stack: u64,
-    /// User instruction pointer, stack pointer and frame pointer that `stack` was taken with, mixed.
-    pub stack_key: u64,
+    /// The last stacks, an entry by key modulo their number.
+    pub known: [KnownStack; KNOWN_STACKS],
     /// What it waits for: the system call's first argument.
     pub object: u64,
     /// Its [`Phase`].
@@ -152,14 +167,14 @@ pub struct ThreadState {
     pub tid: u32,
     /// Class of the calls it waits in as an event loop (a [`SyscallClass`]), zero if it is none.
     pub loop_class: u32,
-    /// Blocks since `stack` was taken that were assumed to have the same.
-    pub reused: u32,
     /// Blocked uninterruptibly.
     pub uninterruptible: u32,
     /// Slice of time in which `stacks_taken` were taken.
     pub slice: u32,
     /// Stacks taken in that slice.
     pub stacks_taken: u32,
+    /// Not used.
+    pub _reserved: u32,
 }
 
 /// Key of the map `OFF_CPU`.

@@ -26,8 +26,8 @@ use profiler_common::{
     loss::KernelCounter,
     sched::{
         Cause, Exit, HistogramKey, HistogramKind, Interval, KIND_EXIT, KIND_INTERVAL, KIND_LOOP, KIND_STACK,
-        KIND_TURN, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase, StackHeader,
-        SyscallClass, ThreadState, Turn,
+        KIND_TURN, KNOWN_STACKS, KnownStack, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime,
+        Phase, StackHeader, SyscallClass, ThreadState, Turn,
     },
     target::TargetMode,
 };
@@ -146,7 +146,7 @@ const RECORDS_PER_SLICE: u32 = 64;
 
 /// Blocks that are assumed to have the same stack as the last one, because they have the same registers, before it
 /// is taken anew.
-const MAX_REUSED: u32 = 31;
+const MAX_REUSED: u64 = 31;
 
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -240,21 +240,7 @@ fn leave(ctx: &RawTracePointContext, tid: u32, preempted: bool, began: u64, now:
         see_loop(state, wait.class.into());
         state.turn_start_ns = 0;
     }
-    let same = state.stack != 0 && wait.stack_key == state.stack_key;
-    if same && state.reused < MAX_REUSED {
-        state.reused += 1;
-        return true;
-    }
-    if !may_take_stack(state, now) {
-        if !same {
-            count(KernelCounter::StacksSkipped);
-            state.stack = 0;
-        }
-        return true;
-    }
-    state.stack_key = wait.stack_key;
-    state.stack = take_stack(ctx, ids.pid, ids.tid, now);
-    state.reused = 0;
+    state.stack = stack_of(ctx, state, wait.stack_key, now);
     true
 }
 
@@ -581,6 +567,28 @@ fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u3
     let used = which(budget);
     *used += 1;
     *used <= limit
+}
+
+/// Id of the stack that the current thread blocks with: one it had before if its registers are the same, or taken
+/// now. Zero if there is neither.
+#[inline(always)]
+fn stack_of(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now: u64) -> u64 {
+    let entry = (key >> 1) as usize % KNOWN_STACKS;
+    let known = state.known[entry];
+    let same = known.key == key && known.stack != 0;
+    if same && known.reused < MAX_REUSED {
+        state.known[entry].reused = known.reused + 1;
+        return known.stack;
+    }
+    if !may_take_stack(state, now) {
+        if !same {
+            count(KernelCounter::StacksSkipped);
+        }
+        return if same { known.stack } else { 0 };
+    }
+    let stack = take_stack(ctx, state.pid, state.tid, now);
+    state.known[entry] = KnownStack { key, stack, reused: 0 };
+    stack
 }
 
 /// Whether the current thread may take its stack now: within its own share, so that one thread cannot use up all of
