@@ -4,12 +4,16 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Output, Stdio},
+    process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio},
     sync::Mutex,
 };
 
+use profiler::{
+    recording::{self, Ending, Event},
+    sample::StackEnd,
+};
 use serde_json::Value;
 
 /// The profiler under test.
@@ -52,19 +56,27 @@ pub fn which(program: &str) -> Option<PathBuf> {
 
 /// Compiles `tests/workloads/NAME.c` once, with `flags`, and returns the program.
 pub fn workload(name: &str, flags: &[&str]) -> PathBuf {
+    let mut command = vec!["cc", "-O2", "-g", "-pthread"];
+    command.extend(flags);
+    compiled(&format!("{name}.c"), &command)
+}
+
+/// Compiles `tests/workloads/SOURCE` once, with `command` before its name, and returns what comes out.
+pub fn compiled(source: &str, command: &[&str]) -> PathBuf {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(format!("{name}.c"));
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workloads").join(flags.join(""));
-    let program = dir.join(name);
+    let name = source.replace('.', "-");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(source);
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workloads").join(command.join(""));
+    let program = dir.join(name.trim_end_matches("-c"));
     let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     if time(&program) < time(&source) {
         fs::create_dir_all(&dir).unwrap();
         // Another test process may be doing the same: the rename makes it one or the other.
-        let temporary = dir.join(format!("{name}.{}", std::process::id()));
-        let mut cc = Command::new("cc");
-        cc.args(["-O2", "-g", "-pthread"]).args(flags).arg(&source).arg("-o").arg(&temporary);
-        assert!(cc.status().expect("a C compiler, cc").success(), "{cc:?}");
+        let temporary = program.with_extension(std::process::id().to_string());
+        let mut compiler = Command::new(command[0]);
+        compiler.args(&command[1..]).arg(&source).arg("-o").arg(&temporary);
+        assert!(compiler.status().is_ok_and(|status| status.success()), "{compiler:?}");
         fs::rename(temporary, &program).unwrap();
     }
     program
@@ -90,6 +102,46 @@ impl Running {
         let mut out = BufReader::new(self.0.stdout.take().expect("a pipe"));
         out.read_line(&mut String::new()).unwrap();
         out
+    }
+}
+
+/// The profiler at work on something that goes on beside it.
+pub struct Profiling {
+    run: Running,
+    live: BufReader<ChildStderr>,
+    outputs: Outputs,
+}
+
+impl Profiling {
+    /// Starts it, and returns when sampling has begun.
+    pub fn start(args: &[&str]) -> Profiling {
+        let outputs = Outputs::new();
+        let mut command = Command::new(PROFILER);
+        command.arg("-o").arg(outputs.path("x.json")).arg("-o").arg(outputs.path("x.prec"));
+        // The live view's first line says that sampling has begun.
+        command.arg("-i200ms").args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut run = Running::start(&mut command);
+        let mut live = BufReader::new(run.0.stderr.take().expect("a pipe"));
+        live.read_line(&mut String::new()).unwrap();
+        Profiling { run, live, outputs }
+    }
+
+    /// Waits for its end; returns the profile, and each sample's time and the end of its stack.
+    pub fn finish(mut self) -> (Profile, Vec<(u64, StackEnd)>) {
+        let mut said = String::new();
+        self.live.read_to_string(&mut said).unwrap();
+        assert!(self.run.0.wait().unwrap().success(), "{said}");
+        let (mut ends, mut samples) = (Vec::new(), Vec::new());
+        let ending = recording::read(&self.outputs.path("x.prec"), |event| {
+            match event {
+                Event::Stack(stack) => ends.push(stack.end),
+                Event::Sample(sample) => samples.push((sample.time_ns, ends[sample.stack.0 as usize])),
+                _ => {}
+            }
+            Ok(())
+        });
+        assert_eq!(ending.unwrap(), Ending::Complete);
+        (self.outputs.json("x.json"), samples)
     }
 }
 
