@@ -12,10 +12,13 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard},
-    time::{Duration, Instant},
 };
 
-use common::{Profile, Profiling, Running, compiled, kernel_ready, workload};
+use common::{
+    Profile, Profiling, Running, compiled, kernel_ready,
+    programs::{self, Program},
+    workload,
+};
 use profiler::sample::StackEnd;
 use serde_json::Value;
 
@@ -33,9 +36,12 @@ fn percent(part: u64, whole: u64) -> f64 {
     100.0 * part as f64 / whole.max(1) as f64
 }
 
-/// Profiles what runs already, by tables and by frame pointers, and judges the stacks.
-fn assert_complete(target: &[&str]) {
-    let run = |how: &[&str]| Profiling::start(&[how, &["-F", "499"], target].concat()).finish().0;
+/// Profiles a program by tables and by frame pointers, and judges the stacks.
+fn assert_complete(start: impl FnOnce() -> Program) {
+    let _alone = alone();
+    let program = start();
+    let target: Vec<&str> = program.target.iter().map(String::as_str).collect();
+    let run = |how: &[&str]| Profiling::start(&[how, &["-F", "499"], &target].concat()).finish().0;
     let profile = run(&["-d", "3s"]);
     profile.assert_consistent();
     let (starts, complete) = starts_of_threads(&profile);
@@ -87,145 +93,45 @@ fn starts_of_threads(profile: &Profile) -> (BTreeSet<(String, u64)>, u64) {
     (starts.into_iter().map(|(place, _)| place).collect(), samples)
 }
 
-fn quiet(command: &mut Command) -> &mut Command {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn redis() {
-    if !kernel_ready(&["redis-server", "redis-benchmark"]) {
-        return;
+    if kernel_ready(&["redis-server", "redis-benchmark"]) {
+        assert_complete(programs::redis);
     }
-    let _alone = alone();
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("redis.sock");
-    let mut server = Command::new("redis-server");
-    server.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket).current_dir(&dir);
-    let server = Running::start(quiet(&mut server));
-    wait_until("redis listens", || socket.exists());
-    let mut load = Command::new("redis-benchmark");
-    load.args(["-q", "-n", "100000000", "-t", "set,get,lpush,lrange_100,zadd", "-s"]).arg(&socket);
-    let _load = Running::start(quiet(&mut load));
-    assert_complete(&["--pid", &server.pid()]);
 }
 
 #[test]
 fn postgres() {
-    if !kernel_ready(&["pgbench", "setpriv"]) {
-        return;
+    if kernel_ready(&["pgbench", "setpriv"]) {
+        assert_complete(programs::postgres);
     }
-    let _alone = alone();
-    // It refuses to run as root.
-    let nobody = |program: &Path| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
-        command
-    };
-    let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
-    let bin = versions.map(|entry| entry.unwrap().path().join("bin")).max().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    assert!(Command::new("chown").arg("nobody:nogroup").arg(dir.path()).status().unwrap().success());
-    let data = dir.path().join("data");
-    let mut initdb = nobody(&bin.join("initdb"));
-    initdb.args(["--auth=trust", "--username=me", "--no-sync", "-D"]).arg(&data);
-    assert!(quiet(&mut initdb).status().unwrap().success());
-    let mut server = nobody(&bin.join("postgres"));
-    server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"]).arg(dir.path()).arg("-D").arg(&data);
-    let _server = Running::start(quiet(&mut server));
-    let client = |program: &str| {
-        let mut command = Command::new(program);
-        command.args(["-U", "me", "-h"]).arg(dir.path());
-        command
-    };
-    wait_until("postgres answers", || quiet(&mut client("pg_isready")).status().unwrap().success());
-    assert!(quiet(client("pgbench").args(["-i", "-s", "1", "postgres"])).status().unwrap().success());
-    let _load = Running::start(quiet(client("pgbench").args(["-c", "2", "-T", "600", "-n", "postgres"])));
-    let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
-    wait_until("pgbench has its backends", || {
-        client("psql").args(["-Atc", count, "postgres"]).output().unwrap().stdout.trim_ascii() == b"2"
-    });
-    assert_complete(&["--comm", "postgres"]);
 }
 
 #[test]
 fn nginx() {
-    if !kernel_ready(&["nginx", "wrk"]) {
-        return;
+    if kernel_ready(&["nginx", "wrk"]) {
+        assert_complete(programs::nginx);
     }
-    let _alone = alone();
-    let dir = tempfile::tempdir().unwrap();
-    // Free at this moment; who else would want it?
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let config = format!(
-        "worker_processes 1; daemon off; user root; pid pid; error_log stderr crit;
-         events {{ worker_connections 64; }}
-         http {{
-             access_log off; gzip on; gzip_types *;
-             client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
-             server {{ listen 127.0.0.1:{port}; root .; }}
-         }}"
-    );
-    fs::write(dir.path().join("conf"), config).unwrap();
-    fs::write(dir.path().join("index.html"), "Why is that process slow? ".repeat(2000)).unwrap();
-    let mut server = Command::new("/usr/sbin/nginx");
-    let _server = Running::start(quiet(server.arg("-p").arg(dir.path()).args(["-c", "conf"])));
-    wait_until("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-    let mut load = Command::new("wrk");
-    load.args(["-t1", "-c8", "-d600s", "-H", "Accept-Encoding: gzip"]);
-    let _load = Running::start(quiet(load.arg(format!("http://127.0.0.1:{port}/"))));
-    assert_complete(&["--comm", "nginx"]);
 }
 
 #[test]
 fn python() {
-    if !kernel_ready(&["python3"]) {
-        return;
+    if kernel_ready(&["python3"]) {
+        assert_complete(programs::python);
     }
-    let _alone = alone();
-    let script = "
-import json, re, sys, threading
-def depth(n): return sum(x * x for x in range(50)) if n == 0 else depth(n - 1) + 1
-def work():
-    while True:
-        depth(4)
-        json.loads(json.dumps({'a': [1, 2, {'b': 'c' * 50}]}))
-        re.sub('(a|b)+c', lambda match: match.group(0).upper(), 'abababc' * 20)
-        sorted(range(200), key=lambda x: -x)
-print('ready', flush=True)
-threading.Thread(target=work, daemon=True).start()
-work()";
-    let mut target = Command::new("/usr/bin/python3");
-    let mut target = Running::start(target.args(["-c", script]).stdout(Stdio::piped()));
-    let _out = target.ready();
-    assert_complete(&["--pid", &target.pid()]);
-}
-
-fn assert_compiled_is_complete(source: &str, compiler: &[&str]) {
-    let _alone = alone();
-    let mut target = Running::start(Command::new(compiled(source, compiler)).stdout(Stdio::piped()));
-    let _out = target.ready();
-    assert_complete(&["--pid", &target.pid()]);
 }
 
 #[test]
 fn rust() {
     if kernel_ready(&[]) {
-        assert_compiled_is_complete("compiled.rs", &["rustc", "-O", "-g", "-Cforce-frame-pointers=no"]);
+        assert_complete(|| programs::running(&compiled("compiled.rs", programs::RUSTC)));
     }
 }
 
 #[test]
 fn cpp() {
     if kernel_ready(&["g++"]) {
-        assert_compiled_is_complete("compiled.cc", &["g++", "-O2", "-g", "-pthread", "-fomit-frame-pointer"]);
+        assert_complete(|| programs::running(&compiled("compiled.cc", programs::CXX)));
     }
 }
 

@@ -6,8 +6,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio},
-    sync::Mutex,
+    process::{ChildStderr, Command, Output, Stdio},
 };
 
 use profiler::{
@@ -15,6 +14,10 @@ use profiler::{
     sample::StackEnd,
 };
 use serde_json::Value;
+
+pub mod programs;
+
+pub use programs::Running;
 
 /// The profiler under test.
 pub const PROFILER: &str = env!("CARGO_BIN_EXE_profiler");
@@ -63,47 +66,11 @@ pub fn workload(name: &str, flags: &[&str]) -> PathBuf {
 
 /// Compiles `tests/workloads/SOURCE` once, with `command` before its name, and returns what comes out.
 pub fn compiled(source: &str, command: &[&str]) -> PathBuf {
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = BUILDING.lock();
-    let name = source.replace('.', "-");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(source);
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workloads").join(command.join(""));
-    let program = dir.join(name.trim_end_matches("-c"));
-    let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    if time(&program) < time(&source) {
-        fs::create_dir_all(&dir).unwrap();
-        // Another test process may be doing the same: the rename makes it one or the other.
-        let temporary = program.with_extension(std::process::id().to_string());
-        let mut compiler = Command::new(command[0]);
-        compiler.args(&command[1..]).arg(&source).arg("-o").arg(&temporary);
-        assert!(compiler.status().is_ok_and(|status| status.success()), "{compiler:?}");
-        fs::rename(temporary, &program).unwrap();
-    }
-    program
+    programs::compile(source, command, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 /// Frame pointers for those who walk by them.
 pub const FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer"];
-
-/// A process that ends with the test.
-pub struct Running(pub Child);
-
-impl Running {
-    pub fn start(command: &mut Command) -> Running {
-        Running(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
-    }
-
-    pub fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-
-    /// Waits for the process to print its first line; returns what follows.
-    pub fn ready(&mut self) -> BufReader<ChildStdout> {
-        let mut out = BufReader::new(self.0.stdout.take().expect("a pipe"));
-        out.read_line(&mut String::new()).unwrap();
-        out
-    }
-}
 
 /// The profiler at work on something that goes on beside it.
 pub struct Profiling {
@@ -142,13 +109,6 @@ impl Profiling {
         });
         assert_eq!(ending.unwrap(), Ending::Complete);
         (self.outputs.json("x.json"), samples)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _already_gone = self.0.kill();
-        let _reaped = self.0.wait();
     }
 }
 

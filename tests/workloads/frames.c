@@ -1,5 +1,6 @@
-// Frames that are hard to leave. Usage: frames DEPTH spins at the bottom of DEPTH calls; frames signal, in a handler
-// that interrupts a leaf function, every other time on a stack of its own. Both until they are killed.
+// Frames that are hard to leave. Usage: frames DEPTH [MB] spins at the bottom of DEPTH calls, walking through so much
+// memory that nothing else stays in the caches; frames signal, in a handler that interrupts a leaf function, every
+// other time on a stack of its own. Both until they are killed.
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdint.h>
@@ -11,7 +12,11 @@
 
 static volatile uint64_t sink;
 
+static volatile char *memory;
+static size_t memory_size;
+
 __attribute__((noinline, noclone)) void spin(void) {
+    for (size_t at = 0; memory_size; at = (at + 64) % memory_size) memory[at]++;
     for (;;) sink = sink * 2862933555777941757ull + 3037000493ull;
 }
 
@@ -56,6 +61,7 @@ int main(int argc, char **argv) {
     if (argc < 2) return 2;
     puts("ready");
     fflush(stdout);
+    if (argc > 2) memory = calloc(1, memory_size = atol(argv[2]) << 20);
     if (strcmp(argv[1], "signal")) return (int)descend(atoi(argv[1]));
     static char other_stack[1 << 16];
     sigaltstack(&(stack_t){.ss_sp = other_stack, .ss_size = sizeof other_stack}, 0);
