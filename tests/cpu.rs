@@ -7,8 +7,9 @@ mod common;
 use std::process::{Command, Stdio};
 
 use common::{
-    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler, programs, wait_until, which,
-    workload,
+    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler,
+    programs::{self, wait_until},
+    which, workload,
 };
 
 /// Three functions take 60, 30 and 10 % of the time: five runs in a row say so within two points.

@@ -63,7 +63,7 @@ int main(int argc, char **argv) {
     fflush(stdout);
     if (argc > 2) memory = calloc(1, memory_size = atol(argv[2]) << 20);
     if (strcmp(argv[1], "signal")) return (int)descend(atoi(argv[1]));
-    static char other_stack[1 << 16];
+    char other_stack[1 << 16]; // further out than what is interrupted: this one goes down when it is left
     sigaltstack(&(stack_t){.ss_sp = other_stack, .ss_size = sizeof other_stack}, 0);
     sigaction(SIGPROF, &(struct sigaction){.sa_handler = on_same_stack, .sa_flags = SA_RESTART}, 0);
     struct itimerval every = {{0, 10000}, {0, 10000}};

@@ -66,6 +66,9 @@ const STARTS: [&str; 8] = [
     "__libc_start_call_main",
 ];
 
+/// Starts a program.
+type Start<'a> = Box<dyn Fn() -> Program + 'a>;
+
 struct Bench<'a> {
     profiler: PathBuf,
     compiled: PathBuf,
@@ -122,7 +125,7 @@ fn frame<'v>(profile: &'v Value, index: &Value) -> (&'v str, u64, &'v [Value]) {
 }
 
 /// The symbol of a frame: what all that is inlined there is inlined into.
-fn symbol<'v>(functions: &'v [Value]) -> &'v str {
+fn symbol(functions: &[Value]) -> &str {
     functions.last().and_then(|function| function["name"].as_str()).unwrap_or_default()
 }
 
@@ -168,7 +171,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn programs(&self) -> Vec<(&'static str, Box<dyn FnOnce() -> Program + '_>)> {
+    fn programs(&self) -> Vec<(&'static str, Start<'_>)> {
         let compiled =
             |source, command| programs::running(&programs::compile(source, command, &self.compiled));
         vec![
@@ -380,17 +383,25 @@ impl Bench<'_> {
         // Symbols only: perf and the profiler differ in how they name what debug information describes.
         let plain = ["g++", "-O2", "-pthread", "-fomit-frame-pointer"];
         let cpp = programs::compile("compiled.cc", &plain, &self.compiled);
-        let starts: [(&str, Box<dyn Fn() -> Program>); 2] =
+        let starts: [(&str, Start<'_>); 2] =
             [("C++", Box::new(move || programs::running(&cpp))), ("redis", Box::new(programs::redis))];
         for (name, start) in starts {
+            let program = start();
+            let again = || ours(&self.profile(&program.target, &["-F", "499"])?);
+            let (first, second) = (again()?, again()?);
+            println!("\n{name}: user stacks, as functions");
+            // Stacks that are rare are not in both of two runs of the same profiler either.
+            let expected = shared_percent(&first, &second);
+            println!("{expected:.1} % of our samples have a stack of a second run's of ours");
             for dump in ["8192", "65528"] {
-                let program = start();
-                let ours = ours(&self.profile(&program.target, &["-F", "499"])?)?;
                 let perfs = self.perf_stacks(&program, dump)?;
-                drop(program);
-                println!("\n{name}: user stacks, as functions, beside perf record --call-graph dwarf,{dump}");
-                compare("ours, not perf's", &ours, &perfs);
-                compare("perf's, not ours", &perfs, &ours);
+                println!("perf record --call-graph dwarf,{dump}");
+                compare("ours, not perf's", &first, &perfs);
+                compare("perf's, not ours", &perfs, &first);
+                goal(
+                    &format!("{name}: as alike as two runs of ours, within 3 points"),
+                    shared_percent(&first, &perfs) >= expected - 3.0,
+                );
             }
         }
         Ok(())
@@ -467,15 +478,19 @@ fn plain(name: &str) -> String {
     .to_owned()
 }
 
+/// The share of samples in `these` whose stack is in `those`.
+fn shared_percent(these: &Stacks, those: &Stacks) -> f64 {
+    let shared = these.iter().filter(|(stack, _)| those.contains_key(*stack)).map(|(_, samples)| samples);
+    percent(shared.sum(), these.values().sum())
+}
+
 /// How much of `these` is in `those`, and why the rest is not.
 fn compare(what: &str, these: &Stacks, those: &Stacks) {
     let all: u64 = these.values().sum();
-    let shared: u64 =
-        these.iter().filter(|(stack, _)| those.contains_key(*stack)).map(|(_, samples)| samples).sum();
     println!(
         "{what}: {all} samples, {} stacks; {:.1} % of the samples have a stack of the other's",
         these.len(),
-        percent(shared, all)
+        shared_percent(these, those)
     );
     let callers = |stack: &[String]| stack.get(1..).map(<[String]>::to_vec);
     let known_callers: BTreeSet<_> = those.keys().filter_map(|stack| callers(stack)).collect();
