@@ -187,9 +187,12 @@ impl Bench<'_> {
     /// On each CPU a target, so that (nearly) every run of the program takes a sample.
     fn cost(&self) -> Result<()> {
         println!("\ntime per sample in the kernel, by the kernel's BPF statistics, us");
-        println!("{:<16} {:>6} {:>9} {:>9} {:>24}", "", "depth", "999 Hz", "99 Hz", "99 Hz, caches cold (*)");
+        println!(
+            "{:<16} {:>6} {:>6} {:>9} {:>9} {:>14} {:>20}",
+            "", "depth", "frames", "999 Hz", "99 Hz", "99 Hz, cold(*)", "runs that sampled, %"
+        );
         let _statistics = Statistics::enable()?;
-        let mut at_goal = f64::NAN;
+        let mut at_goal = None;
         for (how, frame_pointers) in
             [("tables", "-fomit-frame-pointer"), ("frame-pointers", "-fno-omit-frame-pointer")]
         {
@@ -200,14 +203,23 @@ impl Bench<'_> {
                     self.cost_of(&program, how, depth, frequency, megabytes).context("measuring the cost")
                 };
                 let (often, seldom, cold) = (cost("999", "0")?, cost("99", "0")?, cost("99", "64")?);
-                println!("{how:<16} {depth:>6} {often:>9.2} {seldom:>9.2} {cold:>24.2}");
+                let least = often.sampled_percent.min(seldom.sampled_percent).min(cold.sampled_percent);
+                println!(
+                    "{how:<16} {depth:>6} {:>6} {:>9.2} {:>9.2} {:>14.2} {least:>20.0}",
+                    often.frames, often.us, seldom.us, cold.us
+                );
                 if how == "tables" && depth == 30 {
-                    at_goal = often;
+                    at_goal = Some(often);
                 }
             }
         }
-        println!("(*) the target walks through 64 MB between samples");
-        goal("at most 3 us at depth 30, 999 Hz", at_goal <= 3.0);
+        println!(
+            "(*) the target walks through 64 MB between samples. By frame pointers the C library's frames are"
+        );
+        println!(
+            "    missing. All time is charged to the runs that sampled: with fewer than all, figures are high."
+        );
+        goal("at most 3 us at depth 30, 999 Hz", at_goal.is_some_and(|cost| cost.us <= 3.0));
         Ok(())
     }
 
@@ -218,7 +230,7 @@ impl Bench<'_> {
         depth: u32,
         frequency: &str,
         megabytes: &str,
-    ) -> Result<f64> {
+    ) -> Result<Cost> {
         // `_start`, two of the C library's, `main`, and `spin` are there too.
         let arguments = [(depth - 5).to_string(), megabytes.to_owned()];
         let targets: Vec<Program> = (0..std::thread::available_parallelism()?.get())
@@ -244,13 +256,30 @@ impl Bench<'_> {
         interrupt(&child);
         wait(&child)?;
         let profile: Value = serde_json::from_slice(&fs::read(json)?)?;
-        let deepest =
-            list(&profile, "stacks")?.iter().map(|stack| stack["frames"].as_array().map_or(0, Vec::len));
-        if deepest.max().unwrap_or_default() < depth as usize {
-            eprintln!("stacks are not {depth} deep: {}", profile["user_stacks"]);
+        let mut frames = Vec::new();
+        for stack in list(&profile, "stacks")? {
+            let of_user =
+                list(stack, "frames")?.iter().filter(|index| frame(&profile, index).0 != "[kernel]");
+            frames.extend(std::iter::repeat_n(of_user.count(), number(stack, "samples")? as usize));
         }
-        Ok((after.0 - before.0) as f64 / 1e3 / (after.1 - before.1).max(1) as f64)
+        frames.sort_unstable();
+        // Ticks that hit something else are runs too, but cheap ones: an average over all runs would make a sample
+        // look the cheaper the busier the machine is with others.
+        let sampled = (number(&profile, "samples_taken")? as f64 / after.1 as f64).min(1.0);
+        Ok(Cost {
+            us: (after.0 - before.0) as f64 / 1e3 / ((after.1 - before.1) as f64 * sampled),
+            frames: frames.get(frames.len() / 2).copied().unwrap_or_default(),
+            sampled_percent: 100.0 * sampled,
+        })
     }
+}
+
+/// What a sample took.
+struct Cost {
+    us: f64,
+    /// User frames of the median stack.
+    frames: usize,
+    sampled_percent: f64,
 }
 
 /// The share of stacks by frame pointers that reach the start of their thread, percent.
