@@ -41,7 +41,7 @@ fn assert_complete(start: impl FnOnce() -> Program) {
     let _alone = alone();
     let program = start();
     let target: Vec<&str> = program.target.iter().map(String::as_str).collect();
-    let run = |how: &[&str]| Profiling::start(&[how, &["-F", "499"], &target].concat()).finish().0;
+    let run = |how: &[&str]| Profiling::start(&[how, &["-F", "1999"], &target].concat()).finish().0;
     let profile = run(&["-d", "3s"]);
     profile.assert_consistent();
     let (starts, complete) = starts_of_threads(&profile);
@@ -49,7 +49,8 @@ fn assert_complete(start: impl FnOnce() -> Program) {
     let all = profile.number("samples") - ends("none");
     let by_tables = all - ends("frame_pointers");
     let said = format!("{complete} complete of {}", profile.0["user_stacks"]);
-    assert!(by_tables > 300, "{said}");
+    // With fewer, a single stack would decide. A busy machine leaves little time to the program.
+    assert!(by_tables > 200, "{said}");
     assert!(percent(complete, by_tables) >= COMPLETE_PERCENT, "{said}");
     // Before the tables are there.
     assert!(percent(ends("frame_pointers"), all) < 15.0, "{said}");
