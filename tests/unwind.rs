@@ -52,8 +52,9 @@ fn assert_complete(start: impl FnOnce() -> Program) {
     // With fewer, a single stack would decide. A busy machine leaves little time to the program.
     assert!(by_tables > 200, "{said}");
     assert!(percent(complete, by_tables) >= COMPLETE_PERCENT, "{said}");
-    // Before the tables are there.
-    assert!(percent(ends("frame_pointers"), all) < 15.0, "{said}");
+    // Before the tables are there: next to none on a quiet machine, almost a second on one whose CPUs are all taken,
+    // since whoever builds them is polite.
+    assert!(percent(ends("frame_pointers"), all) < 50.0, "{said}");
 
     let profile = run(&["-d", "1s", "--unwind", "frame-pointers"]);
     let (mut reached, mut walked) = (0, 0);
