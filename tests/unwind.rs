@@ -163,7 +163,7 @@ fn change(line: impl FnOnce(&Path) -> String) -> Profile {
     let mut target = Command::new(workload("change", NO_FRAME_POINTERS));
     let mut target = Running::start(target.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let _out = target.ready();
-    let profiling = Profiling::start(&["--pid", &target.pid(), "-F", "499", "-d", "4s"]);
+    let profiling = Profiling::start(&["--pid", &target.pid(), "-F", "1999", "-d", "4s"]);
     let event_ns = now_ns();
     writeln!(target.0.stdin.as_ref().unwrap(), "{line}").unwrap();
     let (profile, samples) = profiling.finish();
@@ -215,7 +215,7 @@ fn a_file_is_replaced() {
     fs::copy(workload("change", NO_FRAME_POINTERS), &path).unwrap();
     fs::copy(workload("change", &["-fomit-frame-pointer", "-O1"]), &next).unwrap();
     let (before, _out) = start(&path);
-    let profiling = Profiling::start(&["--comm", "replaced", "-F", "499", "-d", "4s"]);
+    let profiling = Profiling::start(&["--comm", "replaced", "-F", "1999", "-d", "4s"]);
     fs::rename(&next, &path).unwrap();
     let event_ns = now_ns();
     let (after, _out) = start(&path);
@@ -302,7 +302,7 @@ fn code_compiled_at_run_time() {
     let mut target = Command::new("/usr/bin/node");
     let mut target = Running::start(target.args(["-e", script]).stdout(Stdio::piped()));
     let _out = target.ready();
-    let (profile, _samples) = Profiling::start(&["--pid", &target.pid(), "-F", "499", "-d", "4s"]).finish();
+    let (profile, _samples) = Profiling::start(&["--pid", &target.pid(), "-F", "1999", "-d", "4s"]).finish();
     profile.assert_consistent();
     let (mut all, mut complete) = (0, 0);
     for stack in profile.list("stacks").iter().filter(|stack| stack["end"] != "frame_pointers") {
