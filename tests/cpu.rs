@@ -4,12 +4,13 @@
 
 mod common;
 
-use std::{
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::process::{Command, Stdio};
 
-use common::{FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler, which, workload};
+use common::{
+    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler,
+    programs::{self, wait_until},
+    which, workload,
+};
 
 /// Three functions take 60, 30 and 10 % of the time: five runs in a row say so within two points.
 #[test]
@@ -283,26 +284,10 @@ fn redis_is_profiled() {
     if !kernel_ready(&["redis-server", "redis-benchmark"]) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("redis.sock");
-    let server = Running::start(
-        Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--unixsocket"])
-            .arg(&socket)
-            .current_dir(dir.path())
-            .stdout(Stdio::null()),
-    );
-    wait_until("redis listens", || socket.exists());
-    let _load = Running::start(
-        Command::new("redis-benchmark")
-            .args(["-q", "-n", "100000000", "-t", "set,get", "-s"])
-            .arg(&socket)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    );
+    let redis = programs::redis();
     let out = Outputs::new();
     let (json, folded) = (out.path("x.json"), out.path("x.folded"));
-    let pid = server.pid();
+    let pid = redis.pid();
     profiler(&[
         "-q",
         "--pid",
@@ -378,13 +363,4 @@ fn nothing_stays_attached_after_kill() {
     run.0.kill().unwrap();
     run.0.wait().unwrap();
     wait_until("the kernel has let go", || !ids.iter().any(|&id| exists(id)));
-}
-
-/// Waits for a condition; a minute is for ever.
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

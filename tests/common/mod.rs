@@ -4,13 +4,20 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Output, Stdio},
-    sync::Mutex,
+    process::{ChildStderr, Command, Output, Stdio},
 };
 
+use profiler::{
+    recording::{self, Ending, Event},
+    sample::StackEnd,
+};
 use serde_json::Value;
+
+pub mod programs;
+
+pub use programs::Running;
 
 /// The profiler under test.
 pub const PROFILER: &str = env!("CARGO_BIN_EXE_profiler");
@@ -52,51 +59,56 @@ pub fn which(program: &str) -> Option<PathBuf> {
 
 /// Compiles `tests/workloads/NAME.c` once, with `flags`, and returns the program.
 pub fn workload(name: &str, flags: &[&str]) -> PathBuf {
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = BUILDING.lock();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(format!("{name}.c"));
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workloads").join(flags.join(""));
-    let program = dir.join(name);
-    let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    if time(&program) < time(&source) {
-        fs::create_dir_all(&dir).unwrap();
-        // Another test process may be doing the same: the rename makes it one or the other.
-        let temporary = dir.join(format!("{name}.{}", std::process::id()));
-        let mut cc = Command::new("cc");
-        cc.args(["-O2", "-g", "-pthread"]).args(flags).arg(&source).arg("-o").arg(&temporary);
-        assert!(cc.status().expect("a C compiler, cc").success(), "{cc:?}");
-        fs::rename(temporary, &program).unwrap();
-    }
-    program
+    let mut command = vec!["cc", "-O2", "-g", "-pthread"];
+    command.extend(flags);
+    compiled(&format!("{name}.c"), &command)
+}
+
+/// Compiles `tests/workloads/SOURCE` once, with `command` before its name, and returns what comes out.
+pub fn compiled(source: &str, command: &[&str]) -> PathBuf {
+    programs::compile(source, command, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 /// Frame pointers for those who walk by them.
 pub const FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer"];
 
-/// A process that ends with the test.
-pub struct Running(pub Child);
-
-impl Running {
-    pub fn start(command: &mut Command) -> Running {
-        Running(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
-    }
-
-    pub fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-
-    /// Waits for the process to print its first line; returns what follows.
-    pub fn ready(&mut self) -> BufReader<ChildStdout> {
-        let mut out = BufReader::new(self.0.stdout.take().expect("a pipe"));
-        out.read_line(&mut String::new()).unwrap();
-        out
-    }
+/// The profiler at work on something that goes on beside it.
+pub struct Profiling {
+    run: Running,
+    live: BufReader<ChildStderr>,
+    outputs: Outputs,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _already_gone = self.0.kill();
-        let _reaped = self.0.wait();
+impl Profiling {
+    /// Starts it, and returns when sampling has begun.
+    pub fn start(args: &[&str]) -> Profiling {
+        let outputs = Outputs::new();
+        let mut command = Command::new(PROFILER);
+        command.arg("-o").arg(outputs.path("x.json")).arg("-o").arg(outputs.path("x.prec"));
+        // The live view's first line says that sampling has begun.
+        command.arg("-i200ms").args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut run = Running::start(&mut command);
+        let mut live = BufReader::new(run.0.stderr.take().expect("a pipe"));
+        live.read_line(&mut String::new()).unwrap();
+        Profiling { run, live, outputs }
+    }
+
+    /// Waits for its end; returns the profile, and each sample's time and the end of its stack.
+    pub fn finish(mut self) -> (Profile, Vec<(u64, StackEnd)>) {
+        let mut said = String::new();
+        self.live.read_to_string(&mut said).unwrap();
+        assert!(self.run.0.wait().unwrap().success(), "{said}");
+        let (mut ends, mut samples) = (Vec::new(), Vec::new());
+        let ending = recording::read(&self.outputs.path("x.prec"), |event| {
+            match event {
+                Event::Stack(stack) => ends.push(stack.end),
+                Event::Sample(sample) => samples.push((sample.time_ns, ends[sample.stack.0 as usize])),
+                _ => {}
+            }
+            Ok(())
+        });
+        assert_eq!(ending.unwrap(), Ending::Complete);
+        (self.outputs.json("x.json"), samples)
     }
 }
 

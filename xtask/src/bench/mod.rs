@@ -14,17 +14,24 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{run as run_command, workspace};
 
 mod cpu;
+mod unwind;
+
+#[path = "../../../tests/common/programs.rs"]
+mod programs;
 
 /// What to measure.
 #[derive(clap::Subcommand)]
 pub enum Bench {
     /// The on-CPU sampler against `perf record -F 99 -g`
     Cpu(cpu::Args),
+    /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
+    Unwind(unwind::Args),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(args),
+        Bench::Unwind(args) => unwind::run(args),
     }
 }
 
