@@ -132,6 +132,9 @@ pub struct KnownStack {
 }
 
 /// A thread of a target: value of the map `THREADS`, whose key is the thread's id in the initial PID namespace.
+///
+/// The probe sees a thread when it leaves a CPU, and event loops when they wait; what happened in between is worked out
+/// then, from what the scheduler keeps in `task_struct.sched_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThreadState {
@@ -139,11 +142,17 @@ pub struct ThreadState {
     pub times: Times,
     /// Since when it is known, the start of the run or its own: CLOCK_MONOTONIC, ns.
     pub first_ns: u64,
-    /// Start of the current phase: CLOCK_MONOTONIC, ns.
+    /// When it left the CPU, or if [`Phase::Running`] when it got one: CLOCK_MONOTONIC, ns.
     pub since_ns: u64,
-    /// When it was woken, if it was blocked and has been woken since; else zero.
-    pub woken_ns: u64,
-    /// First and only wait of the loop's turn in progress: when the call returned, or zero outside of turns.
+    /// When it left the CPU, by the scheduler's clock, ns; zero if that was not seen.
+    pub left_clock_ns: u64,
+    /// `sched_info.run_delay` then: all its waits for a CPU so far, ns.
+    pub run_delay_ns: u64,
+    /// `se.sum_exec_runtime` then: all its time on CPUs so far, ns.
+    pub exec_ns: u64,
+    /// `sched_info.pcount` then: how often it has got a CPU so far.
+    pub arrivals: u64,
+    /// Start of the loop's turn in progress: when the call it waits in returned, or zero outside of turns.
     pub turn_start_ns: u64,
     /// `times.on_cpu_ns` at the start of the turn.
     pub turn_on_cpu_ns: u64,
@@ -155,7 +164,7 @@ pub struct ThreadState {
     pub known: [KnownStack; KNOWN_STACKS],
     /// What it waits for: the system call's first argument.
     pub object: u64,
-    /// Its [`Phase`].
+    /// Its [`Phase`] when it was last seen.
     pub phase: u32,
     /// Its [`Cause`] if blocked.
     pub cause: u32,
@@ -173,8 +182,10 @@ pub struct ThreadState {
     pub slice: u32,
     /// Stacks taken in that slice.
     pub stacks_taken: u32,
-    /// Not used.
-    pub _reserved: u32,
+    /// Thread that got its CPU when it was preempted (initial PID namespace).
+    pub instead_tid: u32,
+    /// Name of that thread.
+    pub instead_comm: [u8; COMM_LEN],
 }
 
 /// Key of the map `OFF_CPU`.
@@ -257,7 +268,7 @@ pub struct Interval {
     pub syscall: i32,
     /// Not even a signal could have ended the block.
     pub uninterruptible: u32,
-    /// Thread that was on the CPU just before (initial PID namespace).
+    /// Thread that got its CPU when it was preempted (initial PID namespace); zero if it was not.
     pub instead_tid: u32,
     /// Not used.
     pub _reserved: u32,
