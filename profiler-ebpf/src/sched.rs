@@ -697,15 +697,9 @@ fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
     let scratch = unsafe { &mut *scratch };
     // SAFETY: the context of this program.
     let bytes = unsafe { stack::capture::<Tables>(ctx.as_ptr(), None, pid, scratch) };
-    let words = (bytes / 8) as usize;
     // How the stack ends is part of it.
-    let mut id = mix(u64::from(pid) << 32 | u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT));
-    for i in 0..SAMPLE_FRAME_WORDS {
-        if i >= words {
-            break;
-        }
-        id = mix(id ^ scratch.frames[i]);
-    }
+    let seed = u64::from(pid) << 32 | u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT);
+    let id = hash_stack(scratch, bytes / 8, seed);
     // SAFETY: any number is a valid key.
     if unsafe { STACKS_SENT.get(&id) }.is_none() {
         let header = core::ptr::from_mut(&mut scratch.header).cast::<StackHeader>();
@@ -726,6 +720,22 @@ fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
         }
     }
     id
+}
+
+/// A hash of the first `words` addresses. Global for the same reason as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hash_stack(scratch: *const SampleScratch, words: u64, seed: u64) -> u64 {
+    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
+    let Some(scratch) = (unsafe { scratch.as_ref() }) else { return 0 };
+    let mut hash = mix(seed);
+    for i in 0..SAMPLE_FRAME_WORDS {
+        if i as u64 >= words {
+            break;
+        }
+        hash = mix(hash ^ scratch.frames[i]);
+    }
+    hash
 }
 
 /// A step of a 64-bit hash: multiplication by 2^64 over the golden ratio, and the high half folded in.
