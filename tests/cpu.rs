@@ -4,12 +4,11 @@
 
 mod common;
 
-use std::{
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::process::{Command, Stdio};
 
-use common::{FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler, which, workload};
+use common::{
+    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler, wait_until, which, workload,
+};
 
 /// Three functions take 60, 30 and 10 % of the time: five runs in a row say so within two points.
 #[test]
@@ -378,13 +377,4 @@ fn nothing_stays_attached_after_kill() {
     run.0.kill().unwrap();
     run.0.wait().unwrap();
     wait_until("the kernel has let go", || !ids.iter().any(|&id| exists(id)));
-}
-
-/// Waits for a condition; a minute is for ever.
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

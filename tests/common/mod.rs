@@ -4,10 +4,12 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Output, Stdio},
     sync::Mutex,
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -140,6 +142,63 @@ pub fn profile(args: &[&str]) -> Profile {
     outputs.json("out.json")
 }
 
+/// A profiler that has begun to watch processes.
+pub struct Watching {
+    run: Running,
+    live: thread::JoinHandle<()>,
+    pub out: Outputs,
+}
+
+impl Watching {
+    /// Returns when the live view's first line says that profiling has begun.
+    pub fn start(pid: &str, args: &[&str]) -> Watching {
+        let out = Outputs::new();
+        let mut command = Command::new(PROFILER);
+        command.args(["-i500ms", "--pid", pid]).args(args).arg("-o").arg(out.path("out.json"));
+        command.arg("-o").arg(out.path("offcpu.folded")).stderr(Stdio::piped()).stdout(Stdio::null());
+        let mut run = Running::start(&mut command);
+        let mut live = BufReader::new(run.0.stderr.take().unwrap());
+        let mut line = String::new();
+        live.read_line(&mut line).unwrap();
+        assert!(run.0.try_wait().unwrap().is_none(), "it has ended: {line}{}", rest(&mut live));
+        let live = thread::spawn(move || drop(io::copy(&mut live, &mut io::sink())));
+        Watching { run, live, out }
+    }
+
+    /// As Ctrl-C does.
+    pub fn interrupt(&self) {
+        // SAFETY: plain system call on a child that has not been waited for, so its pid is its own.
+        unsafe { libc::kill(self.run.0.id() as i32, libc::SIGINT) };
+    }
+
+    /// Waits for the end, and reads what was found.
+    pub fn end(mut self) -> (Profile, Outputs) {
+        assert!(self.run.0.wait().unwrap().success());
+        self.live.join().unwrap();
+        (self.out.json("out.json"), self.out)
+    }
+}
+
+/// Profiles a workload that prints a line when it is ready and waits for one to begin. Returns the profile and what
+/// else the workload printed.
+pub fn watch(command: &mut Command, args: &[&str]) -> (Profile, Outputs, String) {
+    let mut target = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut said = target.ready();
+    let watching = Watching::start(&target.pid(), args);
+    let mut input = target.0.stdin.take().unwrap();
+    input.write_all(b"go\n").unwrap();
+    let said = rest(&mut said);
+    let (profile, out) = watching.end();
+    assert!(target.0.wait().unwrap().success());
+    (profile, out, said)
+}
+
+fn rest(from: &mut impl io::Read) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).unwrap();
+    text
+}
+
 /// A profile as its JSON output tells it.
 #[derive(Debug)]
 pub struct Profile(pub Value);
@@ -192,5 +251,14 @@ impl Profile {
         assert_eq!(sum("threads", "samples"), samples);
         assert_eq!(sum("hotspots", "self_samples"), samples);
         assert_eq!(self.number("samples_taken") - self.number("samples_lost"), samples);
+    }
+}
+
+/// Waits for a condition; a minute is for ever.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        thread::sleep(Duration::from_millis(10));
     }
 }

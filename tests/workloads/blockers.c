@@ -200,8 +200,8 @@ __attribute__((noinline, noclone)) void wait_fsync(struct thread *self) {
     char block[4096];
     if (fd < 0) CHECK((fd = open(file, O_RDWR | O_CREAT | O_TRUNC, 0600)) >= 0);
     memset(block, at, sizeof block);
-    CHECK(pwrite(fd, block, sizeof block, at++ % 256 * sizeof block) == sizeof block);
-    WAIT(self, DISK, CHECK(fsync(fd) == 0));
+    off_t to = at++ % 256 * sizeof block;
+    WAIT(self, DISK, CHECK(pwrite(fd, block, sizeof block, to) == sizeof block && fsync(fd) == 0));
 }
 
 // Reads through a mapping of a file whose pages are not in memory.

@@ -49,7 +49,7 @@ function once() {
         clearInterval(timer);
         console.log(`${stalls.join("\n")}\nmeasured ${measured}\ncalm ${calm}`);
         process.exit();
-    }, gap / 4);
+    }, 5);
 }
 
 let timer;

@@ -14,17 +14,21 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{run as run_command, workspace};
 
 mod cpu;
+mod sched;
 
 /// What to measure.
 #[derive(clap::Subcommand)]
 pub enum Bench {
     /// The on-CPU sampler against `perf record -F 99 -g`
     Cpu(cpu::Args),
+    /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
+    Sched(sched::Args),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(args),
+        Bench::Sched(args) => sched::run(args),
     }
 }
 
