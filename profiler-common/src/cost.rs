@@ -17,11 +17,15 @@ pub struct ProbeCost {
 pub enum Probe {
     /// The on-CPU sampler.
     Cpu = 0,
+    /// The scheduler probe.
+    Sched = 1,
+    /// The hook of the calls that event loops wait in.
+    Loop = 2,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 1;
+    pub const COUNT: usize = 3;
 }
 
 #[cfg(feature = "user")]

@@ -7,13 +7,23 @@
 pub enum KernelCounter {
     /// Samples that matched the target, whether delivered or lost.
     SamplesTaken = 0,
-    /// Lost: the ring buffer was full.
+    /// Samples lost: the ring buffer was full.
     RingBufferFull = 1,
     /// Lost to follow: a new process could not be added to the set of targets because it is full.
     TargetsFull = 2,
+    /// Lost: a thread's time, because there are too many threads.
+    ThreadsFull = 3,
+    /// Lost: the stack of a block, because there are too many different ones.
+    OffCpuFull = 4,
+    /// Lost: a long block or wait that is in the totals, but was not told by itself.
+    IntervalsDropped = 5,
+    /// Not taken: the stack of a block, because the CPU has taken its share for now.
+    StacksSkipped = 6,
+    /// Lost: a record other than a sample, because the ring buffer was full.
+    RecordsLost = 7,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 8;
 }

@@ -89,6 +89,9 @@ pub enum SyscallClass {
 /// Highest system call number known by class, plus one. 32-bit calls have no class.
 pub const MAX_SYSCALLS: usize = 512;
 
+/// Most threads of targets at once.
+pub const MAX_THREADS: usize = 16_384;
+
 /// What a thread does.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +122,8 @@ pub struct Times {
 pub struct ThreadState {
     /// Phases that have ended.
     pub times: Times,
+    /// Since when it is known, the start of the run or its own: CLOCK_MONOTONIC, ns.
+    pub first_ns: u64,
     /// Start of the current phase: CLOCK_MONOTONIC, ns.
     pub since_ns: u64,
     /// When it was woken, if it was blocked and has been woken since; else zero.
@@ -231,8 +236,12 @@ pub struct Interval {
     pub object: u64,
     /// System call, -1 for none.
     pub syscall: i32,
-    /// Thread that was on the CPU when it got it, or waits there no more (initial PID namespace).
+    /// Not even a signal could have ended the block.
+    pub uninterruptible: u32,
+    /// Thread that was on the CPU just before (initial PID namespace).
     pub instead_tid: u32,
+    /// Not used.
+    pub _reserved: u32,
     /// Name of that thread.
     pub instead_comm: [u8; COMM_LEN],
 }
@@ -271,6 +280,8 @@ pub struct Exit {
     pub tid: u32,
     /// Not used.
     pub _reserved: u32,
+    /// Since when it was known, the start of the run or its own: CLOCK_MONOTONIC, ns.
+    pub first_ns: u64,
     /// When: CLOCK_MONOTONIC, ns.
     pub time_ns: u64,
     /// All its time since the run, or the thread, began.
@@ -318,9 +329,9 @@ pub struct HistogramKey {
 const _: () = {
     assert!(size_of::<StackHeader>() == crate::cpu::SAMPLE_HEADER_LEN);
     assert!(core::mem::offset_of!(StackHeader, kernel_frames) == 28);
-    assert!(size_of::<Interval>() == 80);
+    assert!(size_of::<Interval>() == 88);
     assert!(size_of::<Turn>() == 48);
-    assert!(size_of::<Exit>() == 24 + size_of::<Times>() + COMM_LEN);
+    assert!(size_of::<Exit>() == 32 + size_of::<Times>() + COMM_LEN);
 };
 
 #[cfg(feature = "user")]

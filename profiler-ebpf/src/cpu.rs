@@ -46,7 +46,7 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
     let scratch = unsafe { &mut *scratch };
 
     // SAFETY: the context of this program, which begins with the registers.
-    let stack_bytes = unsafe { stack::capture::<U>(ctx.as_ptr(), &(*ctx.ctx).regs, ids.pid, scratch) };
+    let stack_bytes = unsafe { stack::capture::<U>(ctx.as_ptr(), Some(&(*ctx.ctx).regs), ids.pid, scratch) };
     let header = &mut scratch.header;
     header.kind = KIND_CPU_SAMPLE;
     header.time_ns = time_ns;
@@ -57,7 +57,12 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
     header.comm = bpf_get_current_comm().unwrap_or_default();
 
     // SAFETY: header and stacks lie one after the other in the scratch, and stack_bytes is below 2048.
-    unsafe { send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (stack_bytes & 0x7ff)) };
+    let sent = unsafe {
+        send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (stack_bytes & 0x7ff))
+    };
+    if !sent {
+        count(KernelCounter::RingBufferFull);
+    }
     charge(Probe::Cpu, time_ns);
     0
 }

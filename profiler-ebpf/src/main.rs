@@ -4,6 +4,7 @@
 
 mod cpu;
 mod output;
+mod sched;
 mod stack;
 mod target;
 mod unwind;

@@ -36,21 +36,19 @@ pub fn count(counter: KernelCounter) {
     }
 }
 
-/// Sends `len` bytes at `record`, or counts the record as lost. A wake-up costs more than the copy: see
+/// Sends `len` bytes at `record`; returns whether there was room. A wake-up costs more than the copy: see
 /// [`WAKEUP_BYTES`].
 ///
 /// # Safety
 /// `len` bytes at `record` must be readable, in the verifier's eyes too.
 #[inline(always)]
-pub unsafe fn send(record: *const u8, len: u64) {
+pub unsafe fn send(record: *const u8, len: u64) -> bool {
     let ring = core::ptr::from_ref(&RECORDS).cast_mut().cast();
     // SAFETY: a valid ring buffer map; only reads its positions.
     let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
     let flags = if waiting >= WAKEUP_BYTES.load() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: promised by the caller.
-    if unsafe { bpf_ringbuf_output(ring, record.cast_mut().cast(), len, u64::from(flags)) } != 0 {
-        count(KernelCounter::RingBufferFull);
-    }
+    unsafe { bpf_ringbuf_output(ring, record.cast_mut().cast(), len, u64::from(flags)) == 0 }
 }
 
 /// Now, CLOCK_MONOTONIC, ns.

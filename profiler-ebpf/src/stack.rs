@@ -45,11 +45,11 @@ impl Unwind for FramePointers {
 /// both.
 ///
 /// # Safety
-/// `ctx` must be the running program's context, `interrupted` the registers it was started with.
+/// `ctx` must be the running program's context, `interrupted` the registers it interrupted, if any.
 #[inline(always)]
 pub unsafe fn capture<U: Unwind>(
     ctx: *mut c_void,
-    interrupted: &bpf_user_pt_regs_t,
+    interrupted: Option<&bpf_user_pt_regs_t>,
     pid: u32,
     scratch: &mut SampleScratch,
 ) -> u64 {
@@ -68,7 +68,7 @@ pub unsafe fn capture<U: Unwind>(
         flags |= FLAG_KERNEL_STACK_TRUNCATED;
     }
 
-    let start = if U::TABLES { unwind::start(pid, Some(interrupted)) } else { None };
+    let start = if U::TABLES { unwind::start(pid, interrupted) } else { None };
     let user_bytes = match start {
         Some((process, registers)) => {
             scratch.walk = Walk { registers, mapping: Mapping::default(), process, exact: 1 };

@@ -20,7 +20,7 @@ use profiler_common::{
 use crate::output::count;
 
 #[unsafe(no_mangle)]
-static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
+pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
 /// Name that `exec` must leave behind for a process to become a target (`--comm`); empty: `exec` changes nothing.
 #[unsafe(no_mangle)]
 static TARGET_COMM: Global<[u8; COMM_LEN]> = Global::new([0; COMM_LEN]);
@@ -30,7 +30,7 @@ static PIDNS_INUM: Global<u32> = Global::new(INIT_PIDNS_INUM);
 
 // Offsets in the running kernel's structures, in bytes, from its BTF.
 #[unsafe(no_mangle)]
-static OFF_TASK_PID: Global<u32> = Global::new(0);
+pub static OFF_TASK_PID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_TASK_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -79,8 +79,9 @@ pub fn current_target() -> Option<Ids> {
     Some(ids)
 }
 
+/// Mode `Pids`: whether a process is a target.
 #[inline(always)]
-fn is_target(pid: u32) -> bool {
+pub fn is_target(pid: u32) -> bool {
     TARGETS.get_ptr(&pid).is_some()
 }
 
@@ -97,7 +98,7 @@ pub fn current_ids() -> Option<Ids> {
 
 /// Ids of any task; `None` when the task cannot be seen from the profiler's PID namespace.
 #[inline(always)]
-fn task_ids(task: u64) -> Option<Ids> {
+pub fn task_ids(task: u64) -> Option<Ids> {
     if PIDNS_INUM.load() == INIT_PIDNS_INUM {
         let pid = read::<u32>(task, OFF_TASK_TGID.load())?;
         let tid = read::<u32>(task, OFF_TASK_PID.load())?;
@@ -125,8 +126,9 @@ fn namespaced_pid(task: u64) -> Option<u32> {
     None
 }
 
+/// Reads a member of a kernel structure.
 #[inline(always)]
-fn read<T>(base: u64, offset: u32) -> Option<T> {
+pub fn read<T>(base: u64, offset: u32) -> Option<T> {
     // SAFETY: bpf_probe_read_kernel checks the address; a bad one is an error, not a fault.
     unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
 }

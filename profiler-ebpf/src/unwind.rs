@@ -3,14 +3,14 @@
 //!
 //! One bounded loop in one program: see ARCHITECTURE.md for why no tail calls.
 
-use crate::target::current_ids;
+use crate::target::{current_ids, read};
+#[cfg(not(bpf_target_arch = "aarch64"))]
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::{
-        bpf_probe_read_kernel,
-        generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
-    },
+    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
 };
@@ -83,13 +83,14 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
     {
         return Some((process, registers(interrupted)));
     }
-    // SAFETY: the helpers take and return kernel pointers; what they point to is read by a checked copy.
-    let saved = unsafe {
-        bpf_probe_read_kernel(bpf_task_pt_regs(bpf_get_current_task_btf()) as *const bpf_user_pt_regs_t)
-    }
-    .ok()?;
-    // A kernel thread has no user registers.
-    is_user(&saved).then(|| (process, registers(&saved)))
+    Some((process, user_registers(saved_registers())?))
+}
+
+/// Address of the registers with which the current task entered the kernel.
+#[inline(always)]
+pub fn saved_registers() -> u64 {
+    // SAFETY: the helpers take and return kernel pointers, the latter only ever used through checked copies.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 }
 }
 
 /// A process that replaces its program has none of the old one's mappings from here on.
@@ -112,6 +113,25 @@ fn is_user(regs: &bpf_user_pt_regs_t) -> bool {
 #[inline(always)]
 fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
     Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp, lr: 0 }
+}
+
+/// The user's registers at `regs`; `None` for a kernel thread.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[inline(always)]
+fn user_registers(regs: u64) -> Option<Registers> {
+    // In the order of struct pt_regs, arch/x86/include/asm/ptrace.h.
+    let [ip, cs, _flags, sp]: [u64; 4] = read(regs, offset_of!(bpf_user_pt_regs_t, rip) as u32)?;
+    let fp = read(regs, offset_of!(bpf_user_pt_regs_t, rbp) as u32)?;
+    if cs == 0x33 { Some(Registers { ip, sp, fp, lr: 0 }) } else { None }
+}
+
+/// The user's registers at `regs`; `None` for a kernel thread.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+fn user_registers(regs: u64) -> Option<Registers> {
+    // In the order of struct user_pt_regs, arch/arm64/include/uapi/asm/ptrace.h.
+    let [fp, lr, sp, ip, pstate]: [u64; 5] = read(regs, 29 * 8)?;
+    if pstate & 0x1f == 0 { Some(Registers { ip, sp, fp, lr }) } else { None }
 }
 
 #[cfg(bpf_target_arch = "aarch64")]

@@ -27,7 +27,7 @@ use crate::{
         table::Resolution,
         target::Target,
     },
-    profile::{Accounts, Meta, ProbeReport, Profile},
+    profile::{Accounts, Meta, ProbeReport, Run, Totals},
     replay::Results,
     sample::{
         CPU, Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, Tables, ThreadKey,
@@ -58,6 +58,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     let (mut target, command) = Target::from_args(args);
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
+    results.check(&[CPU])?;
     if !preflight::may_load_programs() {
         return Err(Error::MissingRights { what: "profile" }.into());
     }
@@ -88,8 +89,8 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
             wakeup = collector.wakeup.readable() => wakeup?.clear_ready(),
             _ = show.tick() => {
                 collector.drain(&mut results)?;
-                results.checkpoint(&collector.accounts())?;
-                let last = collector.interval_profile();
+                results.checkpoint(&collector.accounts(), None, &collector.tables)?;
+                let last = collector.interval_run();
                 if !args.quiet {
                     live.show(&last, collector.started.elapsed(), args.duration)?;
                 }
@@ -106,7 +107,8 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     collector.stop(&mut results)?;
     live.clear()?;
     let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
-    results.finish(&collector.final_profile(), &options)?;
+    let run = collector.final_run();
+    results.finish(&run, &collector.tables, &options)?;
     if let Some(command) = &mut command {
         eprintln!("{}", command.describe());
     }
@@ -329,7 +331,7 @@ impl Collector {
             self.losses.add(Loss::TooManyStacks, 1);
             return Ok(());
         };
-        let sample = Sample { time_ns: now_ns, thread, cpu: header.cpu, stack, weight: 1 };
+        let sample = Sample { time_ns: now_ns, thread, cpu: header.cpu, stack, weight: 1, cause: None };
         if !self.totals.add(&sample) {
             self.losses.add(Loss::TooManyStacks, 1);
             return Ok(());
@@ -392,41 +394,26 @@ impl Collector {
     }
 
     /// What happened since this was last asked, with names but without source lines.
-    fn interval_profile(&mut self) -> Profile {
+    fn interval_run(&mut self) -> Run {
         let mut accounts = self.accounts();
         accounts.duration_ns = self.interval_started.elapsed().as_nanos() as u64;
         self.interval_started = Instant::now();
-        let snapshot = self.last_interval.take();
+        let totals = Totals { cpu: self.last_interval.take(), ..Totals::default() };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
-        Profile::build(
-            CPU,
-            self.meta.clone(),
-            accounts,
-            &snapshot,
-            &self.tables,
-            &mut symbolizer,
-            Detail::Names,
-        )
+        Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
     }
 
     /// The whole run in full detail.
-    fn final_profile(&mut self) -> Profile {
+    fn final_run(&mut self) -> Run {
         let accounts = self.accounts();
-        let snapshot = self.totals.snapshot();
+        let totals = Totals { cpu: self.totals.snapshot(), ..Totals::default() };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
-        let mut profile = Profile::build(
-            CPU,
-            self.meta.clone(),
-            accounts,
-            &snapshot,
-            &self.tables,
-            &mut symbolizer,
-            Detail::Full,
-        );
+        let mut run =
+            Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
         let usage = Usage::now(); // naming is part of the price
-        profile.accounts.agent_setup_cpu_ns = usage.cpu_ns - profile.accounts.agent_cpu_ns;
-        profile.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;
-        profile
+        run.cpu.accounts.agent_setup_cpu_ns = usage.cpu_ns - run.cpu.accounts.agent_cpu_ns;
+        run.cpu.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;
+        run
     }
 }
 

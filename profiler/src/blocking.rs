@@ -4,11 +4,16 @@
 use profiler_common::{histogram, sched::Cause};
 use serde::{Deserialize, Serialize};
 
-use crate::sample::{StackId, ThreadKey};
+use crate::{
+    detect::threshold::Thresholds,
+    sample::{StackId, ThreadKey},
+};
 
 /// Everything known about a run, or an interval of it, besides stacks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Blocking {
+    /// What counted as too long.
+    pub thresholds: Thresholds,
     /// Every thread, the busiest in wall time first.
     pub threads: Vec<ThreadTime>,
     /// Waits for a CPU, by process.
@@ -25,6 +30,19 @@ pub struct Blocking {
     pub long_waits_unlisted: u64,
     /// Locks that many threads wait for.
     pub convoys: Vec<Convoy>,
+}
+
+impl Blocking {
+    /// Every stack that something here refers to; some more than once.
+    pub fn stacks(&self) -> impl Iterator<Item = StackId> + '_ {
+        let stalls = self.stalls.iter().flat_map(|stall| {
+            let blocks = stall.blocks.iter().filter_map(|block| block.stack);
+            stall.samples.iter().map(|&(stack, _)| stack).chain(blocks)
+        });
+        let waits = self.long_waits.iter().filter_map(|wait| wait.block.stack);
+        let convoys = self.convoys.iter().flat_map(|convoy| [convoy.holder_stack, convoy.waiter_stack]);
+        stalls.chain(waits).chain(convoys.flatten())
+    }
 }
 
 /// A thread's wall time, split without gaps, ns.
@@ -54,6 +72,28 @@ impl ThreadTime {
     /// Sum of all parts: the wall time, as far as the probe is right.
     pub fn accounted_ns(&self) -> u64 {
         self.on_cpu_ns + self.run_queue_ns + self.blocked.iter().map(|(_, ns)| ns).sum::<u64>()
+    }
+
+    /// The part in which the thread had something to do, whether it got on with it or not, ns.
+    pub fn not_idle_ns(&self) -> u64 {
+        let blocked = self.blocked.iter().filter(|(cause, _)| !cause.is_idle()).map(|(_, ns)| ns);
+        self.on_cpu_ns + self.run_queue_ns + blocked.sum::<u64>()
+    }
+
+    /// Adds the times of `other`, ns by ns.
+    pub fn add(&mut self, other: &ThreadTime) {
+        self.wall_ns += other.wall_ns;
+        self.on_cpu_ns += other.on_cpu_ns;
+        self.on_cpu_kernel_ns += other.on_cpu_kernel_ns;
+        self.cpu_samples += other.cpu_samples;
+        self.run_queue_ns += other.run_queue_ns;
+        for &(cause, ns) in &other.blocked {
+            match self.blocked.iter_mut().find(|(known, _)| *known == cause) {
+                Some((_, sum)) => *sum += ns,
+                None => self.blocked.push((cause, ns)),
+            }
+        }
+        self.blocked.sort_unstable();
     }
 }
 
@@ -104,6 +144,14 @@ impl WaitCause {
     /// By the kernel programs' number.
     pub fn from_number(number: u32) -> WaitCause {
         WaitCause::ALL.get(number as usize).copied().unwrap_or(WaitCause::Unknown)
+    }
+
+    /// Whether a thread that waits for this has nothing to do, rather than something that it does not get on with.
+    pub fn is_idle(self) -> bool {
+        matches!(
+            self,
+            WaitCause::Unknown | WaitCause::Park | WaitCause::Sleep | WaitCause::Poll | WaitCause::Child
+        )
     }
 
     /// Name in machine-readable output.
@@ -221,6 +269,16 @@ pub enum Severity {
     Critical,
 }
 
+impl Severity {
+    /// Name in machine-readable output.
+    pub fn id(self) -> &'static str {
+        match self {
+            Severity::Warning => "warning",
+            Severity::Critical => "critical",
+        }
+    }
+}
+
 /// A turn of an event loop that took too long, and what happened in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stall {
@@ -236,9 +294,9 @@ pub struct Stall {
     pub on_cpu_ns: u64,
     /// Of that, waiting for a CPU.
     pub run_queue_ns: u64,
-    /// CPU samples inside it: stack and number, most first.
+    /// CPU samples inside it, as many stacks as are kept: stack and number, most first.
     pub samples: Vec<(StackId, u64)>,
-    /// Blocks inside it that took long enough to be told one by one.
+    /// Blocks inside it that took long enough to be told one by one, the longest if they are many; in order of time.
     pub blocks: Vec<Block>,
     /// Share of its length that is explained: by blocks with a cause, by waiting for a CPU, and by time on a CPU if
     /// there is a sample of what ran. From 0 to 1.

@@ -1,15 +1,19 @@
 //! The command line.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
-use crate::output::OutputSpec;
+use crate::{blocking::WaitCause, detect::threshold::Thresholds, output::OutputSpec};
+
+/// Heading of the options of [`BlockingArgs`].
+const BLOCKING: &str = "What is too long";
 
 const EXAMPLES: &str = "\
 Examples:
   sudo profiler --pid 4711                       watch a process until Ctrl-C, then report its hot functions
   sudo profiler --pid 4711 -d 30s -o hot.svg     thirty seconds, and a flame graph
+  sudo profiler --pid 4711 -d 30s -o offcpu.svg  the same of the time it waits, by where it waits
   sudo profiler --comm nginx --threads           every nginx process, split by thread
   sudo profiler --cgroup /sys/fs/cgroup/system.slice/redis.service -d 1m
   sudo profiler --all -d 10s -o - | less         the whole machine, folded stacks to stdout
@@ -18,6 +22,7 @@ Examples:
   profiler doctor                                what this kernel and these rights allow
 
 Output formats (-o FILE, by extension): .folded .svg .pb.gz .json .prec; '-' is folded stacks on stdout.
+Where they hold one profile (.folded .svg .pb.gz): offcpu:FILE, or a FILE called offcpu…, is that of waiting, in ns.
 Exit codes: 0 done, 1 unforeseen, 2 wrong arguments, 3 no such target, 4 missing rights, 5 kernel lacks a
 feature, 6 output not writable, 7 bad recording, 127 command could not be started.";
 
@@ -88,6 +93,77 @@ pub struct ProfileArgs {
     /// What to report, and where to.
     #[command(flatten)]
     pub report: ReportArgs,
+    /// What is too long.
+    #[command(flatten)]
+    pub blocking: BlockingArgs,
+}
+
+/// From which length on waiting is worth telling.
+#[derive(Debug, Args)]
+pub struct BlockingArgs {
+    /// Warn of an event loop that comes back to its epoll_wait (poll, select, …) later than this
+    #[arg(long, value_name = "TIME", default_value = "10ms", help_heading = BLOCKING, value_parser = positive_duration)]
+    pub stall_warning: Duration,
+    /// Call it critical from here on
+    #[arg(long, value_name = "TIME", default_value = "50ms", help_heading = BLOCKING, value_parser = positive_duration)]
+    pub stall_critical: Duration,
+    /// Warn of any other thread that blocks for longer: in whatever is not idle waiting, or in one cause (repeatable;
+    /// disk, network, lock, pipe, page_fault, other; sleep, poll, park and child are idle unless given here)
+    #[arg(long, value_name = "[CAUSE=]TIME", default_value = "1s", help_heading = BLOCKING)]
+    pub long_block: Vec<LongBlock>,
+    /// Warn of a thread that is ready to run and gets no CPU for this long
+    #[arg(long, value_name = "TIME", default_value = "100ms", help_heading = BLOCKING, value_parser = positive_duration)]
+    pub starvation: Duration,
+}
+
+/// One `--long-block`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongBlock {
+    /// In what; `None` for everything that is not idle waiting.
+    pub cause: Option<WaitCause>,
+    /// From which length on.
+    pub time: Duration,
+}
+
+impl FromStr for LongBlock {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((cause, time)) = text.split_once('=') else {
+            return Ok(LongBlock { cause: None, time: positive_duration(text)? });
+        };
+        match WaitCause::ALL.into_iter().find(|known| known.id() == cause) {
+            Some(cause) => Ok(LongBlock { cause: Some(cause), time: positive_duration(time)? }),
+            None => {
+                let known: Vec<&str> = WaitCause::ALL.map(WaitCause::id).into();
+                Err(format!("'{cause}' is no cause; known are {}", known.join(" ")))
+            }
+        }
+    }
+}
+
+impl BlockingArgs {
+    /// The same in nanoseconds. What is given for one cause counts more than what is given for all.
+    pub fn thresholds(&self) -> Thresholds {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let mut thresholds = Thresholds {
+            stall_warning_ns: ns(self.stall_warning.min(self.stall_critical)),
+            stall_critical_ns: ns(self.stall_critical),
+            starvation_ns: ns(self.starvation),
+            ..Thresholds::default()
+        };
+        for of_all in self.long_block.iter().filter(|given| given.cause.is_none()) {
+            for cause in WaitCause::ALL.into_iter().filter(|cause| !cause.is_idle()) {
+                thresholds.block_ns[cause as usize] = ns(of_all.time);
+            }
+        }
+        for given in &self.long_block {
+            if let Some(cause) = given.cause {
+                thresholds.block_ns[cause as usize] = ns(given.time);
+            }
+        }
+        thresholds
+    }
 }
 
 /// Ways to follow a user stack.
@@ -102,7 +178,8 @@ pub enum Unwind {
 /// Options of the outputs, live or replayed.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// Write the result to FILE, format by extension; '-' for folded stacks on stdout (repeatable)
+    /// Write the result to FILE, format by extension; '-' for folded stacks on stdout; offcpu:FILE for time off CPUs
+    /// instead of samples on them (repeatable)
     #[arg(short, long = "output", value_name = "FILE")]
     pub outputs: Vec<OutputSpec>,
     /// Split the report by thread
@@ -158,6 +235,26 @@ mod tests {
         assert_eq!(rejected(&["--all", "-d", "0s"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "-o", "x.gif"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "--follow"]), ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn thresholds_can_be_given_by_cause() {
+        let thresholds = |args: &[&str]| {
+            let cli = Cli::try_parse_from([&["profiler", "--all"], args].concat()).unwrap();
+            cli.profile.blocking.thresholds()
+        };
+        assert_eq!(thresholds(&[]), Thresholds::default());
+        let given =
+            thresholds(&["--long-block", "disk=200ms", "--long-block", "2s", "--long-block", "sleep=1m"]);
+        let of = |cause: WaitCause| given.block_ns[cause as usize];
+        assert_eq!(of(WaitCause::Disk), 200_000_000);
+        assert_eq!(of(WaitCause::Network), 2_000_000_000);
+        assert_eq!(of(WaitCause::Sleep), 60_000_000_000);
+        assert_eq!(of(WaitCause::Poll), u64::MAX);
+        let short = thresholds(&["--stall-critical", "5ms", "--starvation", "1s"]);
+        assert_eq!((short.stall_warning_ns, short.starvation_ns), (5_000_000, 1_000_000_000));
+        assert_eq!(rejected(&["--all", "--long-block", "nap=1s"]), ErrorKind::ValueValidation);
+        assert_eq!(rejected(&["--all", "--stall-warning", "0s"]), ErrorKind::ValueValidation);
     }
 
     #[test]

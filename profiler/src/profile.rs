@@ -1,11 +1,17 @@
 //! A symbolized profile: what detection and all outputs read, whether it was just measured or replayed.
 
-use rustc_hash::FxHashMap;
+use std::rc::Rc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     aggregate::Snapshot,
-    sample::{Frame, Loss, Losses, Module, ModuleKind, ProfileKind, StackEnd, Tables, ThreadKey},
+    blocking::{Blocking, WaitCause},
+    sample::{
+        CPU, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, StackEnd, StackId, Tables,
+        ThreadKey,
+    },
     symbolize::{Detail, Function, Symbolizer},
     unwind::feed::UnwindReport,
 };
@@ -63,7 +69,29 @@ pub struct ProbeReport {
     pub ns: u64,
 }
 
-/// A profile with names.
+/// Everything that was measured, with names: what detection and all outputs read.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Samples on CPUs.
+    pub cpu: Profile,
+    /// Time off CPUs, if the scheduler was watched.
+    pub off_cpu: Option<Profile>,
+    /// Where the time went and what was wrong with it, if the scheduler was watched.
+    pub blocking: Option<Blocking>,
+}
+
+/// What a [`Run`] is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Samples on CPUs.
+    pub cpu: Snapshot,
+    /// Time off CPUs, if the scheduler was watched.
+    pub off_cpu: Option<Snapshot>,
+    /// Where the time went, if the scheduler was watched.
+    pub blocking: Option<Blocking>,
+}
+
+/// One profile with names.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// What the weights count.
@@ -72,10 +100,8 @@ pub struct Profile {
     pub meta: Meta,
     /// Counts beside the samples.
     pub accounts: Accounts,
-    /// Modules that frames refer to.
-    pub modules: Vec<Module>,
-    /// Every distinct frame once.
-    pub frames: Vec<NamedFrame>,
+    /// What addresses are called; shared by all profiles of a run.
+    pub names: Rc<Names>,
     /// Every distinct pair of thread and stack, heaviest first.
     pub stacks: Vec<ProfileStack>,
     /// Sum of all stacks' weights.
@@ -84,10 +110,21 @@ pub struct Profile {
     pub span_ns: Option<(u64, u64)>,
 }
 
+/// What addresses are called.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Modules that frames refer to.
+    pub modules: Vec<Module>,
+    /// Every distinct frame once.
+    pub frames: Vec<NamedFrame>,
+    /// Stacks that are referred to by id: indices into `frames`, innermost first.
+    pub stacks: FxHashMap<StackId, Vec<usize>>,
+}
+
 /// A frame with its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedFrame {
-    /// Index into [`Profile::modules`].
+    /// Index into [`Names::modules`].
     pub module: usize,
     /// Address in the module.
     pub address: u64,
@@ -104,102 +141,162 @@ pub struct ProfileStack {
     pub process: String,
     /// Name of the thread.
     pub thread_name: String,
-    /// Indices into [`Profile::frames`], innermost first.
+    /// Indices into [`Names::frames`], innermost first.
     pub frames: Vec<usize>,
     /// How the user's part ends.
     pub end: StackEnd,
     /// Weight in [`ProfileKind::unit`].
     pub weight: u64,
+    /// What the thread waited for, if it did.
+    pub cause: Option<WaitCause>,
 }
 
-impl Profile {
-    /// Names everything in a snapshot.
+impl Run {
+    /// Names everything.
     pub fn build(
-        kind: ProfileKind,
         meta: Meta,
         mut accounts: Accounts,
-        snapshot: &Snapshot,
+        totals: Totals,
         tables: &Tables,
         symbolizer: &mut dyn Symbolizer,
         detail: Detail,
-    ) -> Profile {
-        // Addresses by module, so that each file's symbols are read once.
-        let mut wanted: FxHashMap<u32, Vec<u64>> = FxHashMap::default();
-        let mut distinct = rustc_hash::FxHashSet::default();
-        for &(_, stack, _) in &snapshot.entries {
-            for &frame in &*tables.stack(stack).frames {
-                if distinct.insert(frame) {
-                    wanted.entry(frame.module.0).or_default().push(frame.address);
-                }
-            }
-        }
-        let mut frames = Vec::with_capacity(distinct.len());
-        let mut index: FxHashMap<Frame, (usize, bool)> = FxHashMap::default();
-        let mut modules: Vec<_> = wanted.into_iter().collect();
-        modules.sort_unstable_by_key(|(module, _)| *module);
-        for (module, mut addresses) in modules {
-            addresses.sort_unstable();
-            let id = crate::sample::ModuleId(module);
-            let names = symbolizer.functions(id, tables.module(id), &addresses, detail);
-            for (position, address) in addresses.into_iter().enumerate() {
-                let found = names.get(position).cloned().flatten().filter(|functions| !functions.is_empty());
-                index.insert(Frame { module: id, address }, (frames.len(), found.is_some()));
-                frames.push(NamedFrame {
-                    module: module as usize,
-                    address,
-                    functions: found.unwrap_or_else(|| vec![Function::unknown(tables.module(id), address)]),
-                });
-            }
-        }
-
-        let mut unnamed = 0;
-        let stacks = snapshot
+    ) -> Run {
+        let Totals { cpu, off_cpu, blocking } = totals;
+        let told: Vec<StackId> = blocking.iter().flat_map(Blocking::stacks).collect();
+        let sampled =
+            [Some(&cpu), off_cpu.as_ref()].into_iter().flatten().flat_map(|snapshot| &snapshot.entries);
+        let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied());
+        let (mut names, index) = name(stacks, tables, symbolizer, detail);
+        let frames = |stack| tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect();
+        names.stacks = told.into_iter().map(|stack| (stack, frames(stack))).collect();
+        let unnamed = cpu
             .entries
             .iter()
-            .map(|&(thread, stack, weight)| {
-                let stack = tables.stack(stack);
-                if stack.frames.iter().any(|frame| !index[frame].1) {
-                    unnamed += weight;
-                }
-                ProfileStack {
-                    thread,
-                    process: tables.process_name(thread).to_owned(),
-                    thread_name: tables.thread_name(thread).to_owned(),
-                    frames: stack.frames.iter().map(|frame| index[frame].0).collect(),
-                    end: stack.end,
-                    weight,
-                }
-            })
-            .collect();
-        accounts.losses.set(Loss::SymbolMissing, unnamed);
-        Profile {
+            .filter(|(key, _)| tables.stack(key.stack).frames.iter().any(|frame| !index[frame].1));
+        accounts.losses.set(Loss::SymbolMissing, unnamed.map(|(_, weight)| weight).sum());
+
+        let names = Rc::new(names);
+        let profile = |kind, snapshot: &Snapshot| Profile {
             kind,
-            meta,
-            accounts,
-            modules: tables.modules.iter().cloned().collect(),
-            frames,
-            stacks,
+            meta: meta.clone(),
+            accounts: accounts.clone(),
+            names: Rc::clone(&names),
+            stacks: snapshot
+                .entries
+                .iter()
+                .map(|&(key, weight)| ProfileStack {
+                    thread: key.thread,
+                    process: tables.process_name(key.thread).to_owned(),
+                    thread_name: tables.thread_name(key.thread).to_owned(),
+                    frames: frames(key.stack),
+                    end: tables.stack(key.stack).end,
+                    weight,
+                    cause: key.cause,
+                })
+                .collect(),
             total: snapshot.total,
             span_ns: snapshot.span_ns,
+        };
+        Run {
+            cpu: profile(CPU, &cpu),
+            off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
+            blocking,
         }
     }
 
+    /// The profile of a kind, if it was measured.
+    pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
+        [Some(&self.cpu), self.off_cpu.as_ref()].into_iter().flatten().find(|profile| profile.kind == *kind)
+    }
+
+    /// What addresses are called.
+    pub fn names(&self) -> &Names {
+        &self.cpu.names
+    }
+}
+
+/// Names all frames of some stacks. The index says of each frame where it is among the names, and whether it has a
+/// name of its own.
+fn name(
+    stacks: impl Iterator<Item = StackId>,
+    tables: &Tables,
+    symbolizer: &mut dyn Symbolizer,
+    detail: Detail,
+) -> (Names, FxHashMap<Frame, (usize, bool)>) {
+    // Addresses by module, so that each file's symbols are read once.
+    let mut wanted: FxHashMap<u32, Vec<u64>> = FxHashMap::default();
+    let mut distinct = FxHashSet::default();
+    for stack in stacks.collect::<FxHashSet<_>>() {
+        for &frame in &*tables.stack(stack).frames {
+            if distinct.insert(frame) {
+                wanted.entry(frame.module.0).or_default().push(frame.address);
+            }
+        }
+    }
+    let mut frames = Vec::with_capacity(distinct.len());
+    let mut index: FxHashMap<Frame, (usize, bool)> = FxHashMap::default();
+    let mut modules: Vec<_> = wanted.into_iter().collect();
+    modules.sort_unstable_by_key(|(module, _)| *module);
+    for (module, mut addresses) in modules {
+        addresses.sort_unstable();
+        let id = crate::sample::ModuleId(module);
+        let names = symbolizer.functions(id, tables.module(id), &addresses, detail);
+        for (position, address) in addresses.into_iter().enumerate() {
+            let found = names.get(position).cloned().flatten().filter(|functions| !functions.is_empty());
+            index.insert(Frame { module: id, address }, (frames.len(), found.is_some()));
+            frames.push(NamedFrame {
+                module: module as usize,
+                address,
+                functions: found.unwrap_or_else(|| vec![Function::unknown(tables.module(id), address)]),
+            });
+        }
+    }
+    let modules = tables.modules.iter().cloned().collect();
+    (Names { modules, frames, stacks: FxHashMap::default() }, index)
+}
+
+impl Names {
     /// The module a frame belongs to.
     pub fn module_of(&self, frame: &NamedFrame) -> &Module {
         &self.modules[frame.module]
+    }
+
+    /// Whether a frame is the kernel's.
+    pub fn is_kernel(&self, frame: &NamedFrame) -> bool {
+        self.module_of(frame).kind == ModuleKind::Kernel
     }
 
     /// Functions of a stack, innermost first, inlined ones included, each with its frame and whether the compiler
     /// inlined it into the next.
     pub fn functions<'a>(
         &'a self,
-        stack: &'a ProfileStack,
+        frames: &'a [usize],
     ) -> impl DoubleEndedIterator<Item = (&'a Function, &'a NamedFrame, bool)> {
-        stack.frames.iter().flat_map(move |&index| {
+        frames.iter().flat_map(move |&index| {
             let frame = &self.frames[index];
             let outermost = frame.functions.len() - 1;
             frame.functions.iter().enumerate().map(move |(i, function)| (function, frame, i != outermost))
         })
+    }
+
+    /// Frames of a stack that is referred to by id; none if it is unknown.
+    pub fn stack(&self, stack: StackId) -> &[usize] {
+        self.stacks.get(&stack).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Profile {
+    /// The module a frame belongs to.
+    pub fn module_of(&self, frame: &NamedFrame) -> &Module {
+        self.names.module_of(frame)
+    }
+
+    /// As [`Names::functions`].
+    pub fn functions<'a>(
+        &'a self,
+        stack: &'a ProfileStack,
+    ) -> impl DoubleEndedIterator<Item = (&'a Function, &'a NamedFrame, bool)> {
+        self.names.functions(&stack.frames)
     }
 
     /// Weight by how the user stack ends, in the order of [`StackEnd::ALL`].
@@ -214,11 +311,6 @@ impl Profile {
     /// root of the number of samples.
     pub fn estimated_ns(&self, weight: u64) -> u64 {
         weight.saturating_mul(self.meta.period_ns)
-    }
-
-    /// Whether a frame is the kernel's.
-    pub fn is_kernel(&self, frame: &NamedFrame) -> bool {
-        self.module_of(frame).kind == ModuleKind::Kernel
     }
 }
 
@@ -246,30 +338,16 @@ pub(crate) mod fixtures {
                 period_ns: 10_000_000,
             },
             accounts: Accounts { duration_ns: 1_000_000_000, ..Accounts::default() },
-            modules: vec![Module::special(ModuleKind::Kernel), file],
-            frames: Vec::new(),
+            names: Rc::default(),
             stacks: Vec::new(),
             total: stacks.iter().map(|(_, weight)| weight).sum(),
             span_ns: None,
         };
         profile.accounts.samples_taken = profile.total;
+        let modules = vec![Module::special(ModuleKind::Kernel), file];
+        let mut names = Names { modules, ..Names::default() };
         for &(folded, weight) in stacks {
-            let frames = folded
-                .rsplit(';')
-                .map(|name| {
-                    let kernel = name.starts_with("k:");
-                    let function = Function { name: name.into(), file: Some("app.c".into()), line: Some(7) };
-                    let existing = profile.frames.iter().position(|frame| frame.functions[0] == function);
-                    existing.unwrap_or_else(|| {
-                        profile.frames.push(NamedFrame {
-                            module: usize::from(!kernel),
-                            address: 0x1000 + profile.frames.len() as u64,
-                            functions: vec![function],
-                        });
-                        profile.frames.len() - 1
-                    })
-                })
-                .collect();
+            let frames = frames(&mut names, folded);
             profile.stacks.push(ProfileStack {
                 thread: ThreadKey { pid: 7, tid: 8 },
                 process: "app".into(),
@@ -277,8 +355,33 @@ pub(crate) mod fixtures {
                 frames,
                 end: StackEnd::Complete,
                 weight,
+                cause: None,
             });
         }
+        profile.names = Rc::new(names);
         profile
+    }
+
+    /// Indices of a folded stack's frames, new or known, innermost first.
+    pub fn frames(names: &mut Names, folded: &str) -> Vec<usize> {
+        let each = folded.rsplit(';').map(|name| {
+            let kernel = name.starts_with("k:");
+            let function = Function { name: name.into(), file: Some("app.c".into()), line: Some(7) };
+            let existing = names.frames.iter().position(|frame| frame.functions[0] == function);
+            existing.unwrap_or_else(|| {
+                names.frames.push(NamedFrame {
+                    module: usize::from(!kernel),
+                    address: 0x1000 + names.frames.len() as u64,
+                    functions: vec![function],
+                });
+                names.frames.len() - 1
+            })
+        });
+        each.collect()
+    }
+
+    /// A run of nothing but a CPU profile.
+    pub fn run(stacks: &[(&str, u64)]) -> Run {
+        Run { cpu: profile(stacks), off_cpu: None, blocking: None }
     }
 }

@@ -15,6 +15,7 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    blocking::Blocking,
     error::Error,
     profile::{Accounts, Meta},
     sample::{Frame, Module, Sample, Stack, Tables, ThreadKey},
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x01";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x02";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
@@ -44,22 +45,31 @@ pub enum Event {
     Names(Vec<(Frame, Vec<Function>)>),
     /// Counts so far; the last one counts.
     Accounts(Accounts),
+    /// Where the time went so far; the last one counts.
+    Blocking(Box<Blocking>),
     /// Everything has been written.
     End,
 }
+
+/// What [`Event::Blocking`] may take in any recording, bytes before compression; beyond that, no more than a fourth
+/// of it. Each is whole, and there is one at each checkpoint.
+const BLOCKING_BYTES: u64 = 1024 * 1024;
 
 /// Writes a recording while profiling goes on.
 pub struct Recorder<W: Write> {
     out: GzEncoder<W>,
     modules: usize,
     stacks: usize,
+    /// Written before compression: all, and of blocking.
+    bytes: (u64, u64),
 }
 
 impl<W: Write> Recorder<W> {
     /// Starts a recording.
     pub fn new(mut out: W, meta: &Meta) -> io::Result<Recorder<W>> {
         out.write_all(MAGIC)?;
-        let mut recorder = Recorder { out: GzEncoder::new(out, Compression::fast()), modules: 0, stacks: 0 };
+        let out = GzEncoder::new(out, Compression::fast());
+        let mut recorder = Recorder { out, modules: 0, stacks: 0, bytes: (0, 0) };
         recorder.event(&Event::Meta(meta.clone()))?;
         Ok(recorder)
     }
@@ -71,28 +81,41 @@ impl<W: Write> Recorder<W> {
         tables: &Tables,
         new_thread_name: Option<&str>,
     ) -> io::Result<()> {
-        while let Some(module) = tables.modules.get_index(self.modules) {
-            self.event(&Event::Module(module.clone()))?;
-            self.modules += 1;
-        }
-        while let Some(stack) = tables.stacks.get_index(self.stacks) {
-            self.event(&Event::Stack(stack.clone()))?;
-            self.stacks += 1;
-        }
+        self.tables(tables)?;
         if let Some(name) = new_thread_name {
             self.event(&Event::Thread(sample.thread, name.to_owned()))?;
         }
         self.event(&Event::Sample(*sample))
     }
 
-    /// Records the counts so far and makes sure that everything up to here can be replayed.
-    pub fn checkpoint(&mut self, accounts: &Accounts) -> io::Result<()> {
+    /// Records the counts so far and makes sure that everything up to here can be replayed. Now and then, that is
+    /// not at every call, where the time went is recorded too.
+    pub fn checkpoint(
+        &mut self,
+        accounts: &Accounts,
+        blocking: Option<&Blocking>,
+        tables: &Tables,
+    ) -> io::Result<()> {
+        if let Some(blocking) = blocking
+            && self.bytes.1 <= BLOCKING_BYTES.max(self.bytes.0 / 4)
+        {
+            self.blocking(blocking, tables)?;
+        }
         self.event(&Event::Accounts(accounts.clone()))?;
         self.out.flush()
     }
 
-    /// Ends the recording with the names of its frames.
-    pub fn finish(mut self, accounts: &Accounts, names: &[(Frame, Vec<Function>)]) -> io::Result<W> {
+    /// Ends the recording with where the time went and the names of its frames.
+    pub fn finish(
+        mut self,
+        accounts: &Accounts,
+        blocking: Option<&Blocking>,
+        tables: &Tables,
+        names: &[(Frame, Vec<Function>)],
+    ) -> io::Result<W> {
+        if let Some(blocking) = blocking {
+            self.blocking(blocking, tables)?;
+        }
         for some in names.chunks(4096) {
             self.event(&Event::Names(some.to_vec()))?;
         }
@@ -101,8 +124,30 @@ impl<W: Write> Recorder<W> {
         self.out.finish()
     }
 
+    /// Records what events refer to, as far as it is new.
+    fn tables(&mut self, tables: &Tables) -> io::Result<()> {
+        while let Some(module) = tables.modules.get_index(self.modules) {
+            self.event(&Event::Module(module.clone()))?;
+            self.modules += 1;
+        }
+        while let Some(stack) = tables.stacks.get_index(self.stacks) {
+            self.event(&Event::Stack(stack.clone()))?;
+            self.stacks += 1;
+        }
+        Ok(())
+    }
+
+    fn blocking(&mut self, blocking: &Blocking, tables: &Tables) -> io::Result<()> {
+        self.tables(tables)?;
+        let before = self.bytes.0;
+        self.event(&Event::Blocking(Box::new(blocking.clone())))?;
+        self.bytes.1 += self.bytes.0 - before;
+        Ok(())
+    }
+
     fn event(&mut self, event: &Event) -> io::Result<()> {
         let bytes = postcard::to_stdvec(event).map_err(io::Error::other)?;
+        self.bytes.0 += bytes.len() as u64 + 4;
         self.out.write_all(&(bytes.len() as u32).to_le_bytes())?;
         self.out.write_all(&bytes)
     }
@@ -185,13 +230,24 @@ mod tests {
                 tables.stacks.insert_full(Stack { frames, kernel_frames: 1, end: StackEnd::Complete }).0
                     as u32,
             );
-            let sample =
-                Sample { time_ns: i, thread: ThreadKey { pid: 1, tid: 1 }, cpu: 0, stack, weight: 1 };
+            let sample = Sample {
+                time_ns: i,
+                thread: ThreadKey { pid: 1, tid: 1 },
+                cpu: 0,
+                stack,
+                weight: 1,
+                cause: None,
+            };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
-            recorder.checkpoint(&Accounts::default()).unwrap();
+            recorder.checkpoint(&Accounts::default(), Some(&Blocking::default()), &tables).unwrap();
         }
         recorder
-            .finish(&Accounts::default(), &[(Frame { module, address: 0 }, vec![Function::default()])])
+            .finish(
+                &Accounts::default(),
+                None,
+                &tables,
+                &[(Frame { module, address: 0 }, vec![Function::default()])],
+            )
             .unwrap()
     }
 
@@ -226,7 +282,7 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x02more", MAGIC] {
+        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x03more", MAGIC] {
             assert!(replay(other).is_err(), "{other:?}");
         }
     }

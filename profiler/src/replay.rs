@@ -11,21 +11,22 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     aggregate::Aggregator,
+    blocking::Blocking,
     cli::{ReplayArgs, ReportArgs},
     error::Error,
     output::{
-        Destination, Format, RenderOptions, WriteProfile,
+        Destination, Format, OutputSpec, RenderOptions,
         report::{self, Style},
     },
-    profile::{Accounts, Meta, Profile},
+    profile::{Accounts, Meta, Run, Totals},
     recording::{self, Ending, Event, Recorder},
-    sample::{CPU, Frame, Module, ModuleId, Sample, Tables},
+    sample::{CPU, Frame, KINDS, Module, ModuleId, ProfileKind, Sample, Tables},
     symbolize::{Detail, Function, Symbolizer},
 };
 
 /// Everything a run writes. Opened before it starts, so that what cannot be written is known at once.
 pub struct Results {
-    rendered: Vec<(Destination, WriteProfile)>,
+    rendered: Vec<(Destination, OutputSpec)>,
     waiting: Vec<(PathBuf, File)>,
     recorders: Vec<(PathBuf, Recorder<BufWriter<File>>)>,
 }
@@ -36,8 +37,8 @@ impl Results {
         let mut results = Results { rendered: Vec::new(), waiting: Vec::new(), recorders: Vec::new() };
         for spec in &args.outputs {
             match (spec.format, &spec.path) {
-                (Format::Rendered(write), path) => {
-                    results.rendered.push((Destination::open(path.as_deref())?, write));
+                (Format::Profile(_) | Format::Run(_), path) => {
+                    results.rendered.push((Destination::open(path.as_deref())?, spec.clone()));
                 }
                 (Format::Recording, Some(path)) => {
                     // Under its own name from the start: what is recorded survives the profiler. An older
@@ -51,6 +52,16 @@ impl Results {
             }
         }
         Ok(results)
+    }
+
+    /// Fails if an output needs a kind of profile that is not among those there are or will be.
+    pub fn check(&self, kinds: &[ProfileKind]) -> Result<(), Error> {
+        for (_, spec) in &self.rendered {
+            if matches!(spec.format, Format::Profile(_)) && !kinds.contains(&spec.kind) {
+                return Err(Error::NotMeasured { kind: spec.kind.name, output: spec.to_string() });
+            }
+        }
+        Ok(())
     }
 
     /// Begins the recordings.
@@ -69,13 +80,19 @@ impl Results {
     }
 
     /// Makes everything recorded so far safe.
-    pub fn checkpoint(&mut self, accounts: &Accounts) -> Result<()> {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts))
+    pub fn checkpoint(
+        &mut self,
+        accounts: &Accounts,
+        blocking: Option<&Blocking>,
+        tables: &Tables,
+    ) -> Result<()> {
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, blocking, tables))
     }
 
     /// Writes every output, then the report.
-    pub fn finish(self, profile: &Profile, options: &RenderOptions) -> Result<()> {
-        let names: Vec<(Frame, Vec<Function>)> = profile
+    pub fn finish(self, run: &Run, tables: &Tables, options: &RenderOptions) -> Result<()> {
+        let names: Vec<(Frame, Vec<Function>)> = run
+            .names()
             .frames
             .iter()
             .map(|frame| {
@@ -84,17 +101,18 @@ impl Results {
             })
             .collect();
         for (path, recorder) in self.recorders {
-            let written = recorder.finish(&profile.accounts, &names).and_then(|mut out| out.flush());
+            let finished = recorder.finish(&run.cpu.accounts, run.blocking.as_ref(), tables, &names);
+            let written = finished.and_then(|mut out| out.flush());
             written.map_err(|reason| Error::OutputNotWritable { path, reason })?;
         }
         let stdout_taken = self.rendered.iter().any(|(destination, _)| destination.is_stdout());
-        for (destination, write) in self.rendered {
-            destination.finish(|out| write(profile, options, out))?;
+        for (destination, spec) in self.rendered {
+            destination.finish(|out| spec.write(run, options, out))?;
         }
         if stdout_taken {
-            print_report(profile, options, io::stderr().is_terminal(), &mut io::stderr().lock())
+            print_report(run, options, io::stderr().is_terminal(), &mut io::stderr().lock())
         } else {
-            print_report(profile, options, io::stdout().is_terminal(), &mut io::stdout().lock())
+            print_report(run, options, io::stdout().is_terminal(), &mut io::stdout().lock())
         }
     }
 
@@ -109,12 +127,7 @@ impl Results {
     }
 }
 
-fn print_report(
-    profile: &Profile,
-    options: &RenderOptions,
-    terminal: bool,
-    out: &mut dyn io::Write,
-) -> Result<()> {
+fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dyn io::Write) -> Result<()> {
     let style = Style {
         colour: terminal && std::env::var_os("NO_COLOR").is_none(),
         width: terminal.then(|| terminal_size::terminal_size().map_or(100, |(width, _)| width.0.into())),
@@ -122,7 +135,7 @@ fn print_report(
         top: options.top,
     };
     let mut text = Vec::new();
-    report::write(profile, &style, &mut text)?;
+    report::write(run, &style, &mut text)?;
     out.write_all(&text)?;
     Ok(out.flush()?)
 }
@@ -130,28 +143,38 @@ fn print_report(
 /// Turns a recording into a report and any other output.
 pub fn run(args: &ReplayArgs) -> Result<()> {
     let mut results = Results::open(&args.report)?;
-    let (profile, samples, tables, ending) = load(&args.recording)?;
+    let Replayed { run, samples, tables, ending } = load(&args.recording)?;
+    results.check(if run.off_cpu.is_some() { &KINDS } else { &[CPU] })?;
     if ending == Ending::CutOff {
         eprintln!(
             "profiler: {} ends early; this is what it holds, and symbols may be missing",
             args.recording.display()
         );
     }
-    results.start_recordings(&profile.meta)?;
+    results.start_recordings(&run.cpu.meta)?;
     for sample in &samples {
         let first = tables.threads.get(&sample.thread).map(String::as_str);
         results.record(sample, &tables, first)?;
     }
     let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
-    results.finish(&profile, &options)
+    results.finish(&run, &tables, &options)
 }
 
-/// Reads a recording back into a profile.
-fn load(path: &std::path::Path) -> Result<(Profile, Vec<Sample>, Tables, Ending)> {
+/// What is in a recording.
+struct Replayed {
+    run: Run,
+    samples: Vec<Sample>,
+    tables: Tables,
+    ending: Ending,
+}
+
+/// Reads a recording back.
+fn load(path: &std::path::Path) -> Result<Replayed> {
     let mut meta = Meta::default();
     let mut accounts = Accounts::default();
     let mut tables = Tables::default();
-    let mut totals = Aggregator::default();
+    let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
+    let mut blocking: Option<Blocking> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
     let ending = recording::read(path, |event| {
@@ -172,6 +195,7 @@ fn load(path: &std::path::Path) -> Result<(Profile, Vec<Sample>, Tables, Ending)
                 tables.threads.insert(thread, name);
             }
             Event::Sample(sample) => {
+                let totals = if sample.cause.is_some() { &mut off_cpu } else { &mut cpu };
                 if sample.stack.0 as usize >= tables.stacks.len() || !totals.add(&sample) {
                     return Err("it is damaged (a sample refers to nothing)".to_owned());
                 }
@@ -179,12 +203,24 @@ fn load(path: &std::path::Path) -> Result<(Profile, Vec<Sample>, Tables, Ending)
             }
             Event::Names(some) => names.0.extend(some),
             Event::Accounts(recorded) => accounts = recorded,
+            Event::Blocking(recorded) => {
+                if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (a stall refers to nothing)".to_owned());
+                }
+                blocking = Some(*recorded);
+            }
             Event::End => {}
         }
         Ok(())
     })?;
-    let profile = Profile::build(CPU, meta, accounts, &totals.snapshot(), &tables, &mut names, Detail::Full);
-    Ok((profile, samples, tables, ending))
+    let off_cpu = off_cpu.snapshot();
+    let totals = Totals {
+        cpu: cpu.snapshot(),
+        off_cpu: (blocking.is_some() || off_cpu.total > 0).then_some(off_cpu),
+        blocking,
+    };
+    let run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
+    Ok(Replayed { run, samples, tables, ending })
 }
 
 /// The names that a recording holds itself.

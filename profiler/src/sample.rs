@@ -7,6 +7,8 @@ use indexmap::{IndexMap, IndexSet};
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
+use crate::blocking::WaitCause;
+
 /// What a profile counts. Outputs read this and never know a probe's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProfileKind {
@@ -39,6 +41,9 @@ pub const OFF_CPU: ProfileKind = ProfileKind {
     period_type: "offcpu",
     period_unit: "nanoseconds",
 };
+
+/// Every kind of profile.
+pub const KINDS: [ProfileKind; 2] = [CPU, OFF_CPU];
 
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -208,6 +213,8 @@ pub struct Sample {
     pub stack: StackId,
     /// Weight in the profile kind's unit.
     pub weight: u64,
+    /// What the thread waited for: says that this belongs to [`OFF_CPU`], otherwise to [`CPU`].
+    pub cause: Option<WaitCause>,
 }
 
 /// Whole values behind the ids in samples: two different stacks never share an id.
@@ -276,11 +283,22 @@ pub enum Loss {
     SymbolMissing,
     /// Degraded, not counted in samples: notices of new mappings that the kernel dropped.
     MappingNoticesLost,
+    /// Lost threads, not samples: their time is in no account because there are too many.
+    ThreadsFull,
+    /// Lost blocks, not samples: their time is in no off-CPU profile because it has too many stacks.
+    OffCpuFull,
+    /// Degraded, not counted in samples: blocks whose stack was not taken, to keep the cost down.
+    OffCpuStacksSkipped,
+    /// Degraded, not counted in samples: long waits that are in all totals but are not listed, because there were
+    /// too many at once.
+    WaitsUntold,
+    /// Lost records other than samples: the ring buffer was full.
+    RecordsLost,
 }
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 11] = [
+    pub const ALL: [Loss; 16] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -292,7 +310,26 @@ impl Loss {
         Loss::ProcessGone,
         Loss::SymbolMissing,
         Loss::MappingNoticesLost,
+        Loss::ThreadsFull,
+        Loss::OffCpuFull,
+        Loss::OffCpuStacksSkipped,
+        Loss::WaitsUntold,
+        Loss::RecordsLost,
     ];
+
+    /// Whether it counts samples, not other things.
+    pub fn counts_samples(self) -> bool {
+        !matches!(
+            self,
+            Loss::TargetsFull
+                | Loss::MappingNoticesLost
+                | Loss::ThreadsFull
+                | Loss::OffCpuFull
+                | Loss::OffCpuStacksSkipped
+                | Loss::WaitsUntold
+                | Loss::RecordsLost
+        )
+    }
 
     /// Whether a sample is missing from the totals for this reason.
     pub fn loses_sample(self) -> bool {
@@ -313,6 +350,11 @@ impl Loss {
             Loss::ProcessGone => "process_gone",
             Loss::SymbolMissing => "symbol_missing",
             Loss::MappingNoticesLost => "mapping_notices_lost",
+            Loss::ThreadsFull => "threads_full",
+            Loss::OffCpuFull => "offcpu_full",
+            Loss::OffCpuStacksSkipped => "offcpu_stacks_skipped",
+            Loss::WaitsUntold => "waits_untold",
+            Loss::RecordsLost => "records_lost",
         }
     }
 }
@@ -331,6 +373,11 @@ impl fmt::Display for Loss {
             Loss::ProcessGone => "process gone before its mappings were read",
             Loss::SymbolMissing => "an address without a symbol",
             Loss::MappingNoticesLost => "notices of new mappings dropped",
+            Loss::ThreadsFull => "threads not accounted for, too many",
+            Loss::OffCpuFull => "blocks without a place in the off-CPU profile",
+            Loss::OffCpuStacksSkipped => "blocks without a stack, to keep the cost down",
+            Loss::WaitsUntold => "long waits not listed, too many at once",
+            Loss::RecordsLost => "records of waits lost",
         })
     }
 }

@@ -1,20 +1,36 @@
 //! Samples add up here. Keys are whole values (a thread and an interned stack), so two different stacks never
 //! merge; what does not fit within the limits is refused, and counted by the caller.
 
+pub mod waits;
+
 use rustc_hash::FxHashMap;
 
-use crate::sample::{Sample, Stack, StackId, Tables, ThreadKey};
+use crate::{
+    blocking::WaitCause,
+    sample::{Sample, Stack, StackId, Tables, ThreadKey},
+};
 
 /// Most distinct stacks kept: at 40 frames of 16 bytes each about 40 MB.
 pub const MAX_STACKS: usize = 65_536;
 
-/// Most distinct pairs of thread and stack kept: about 8 MB.
+/// Most distinct [`Key`]s kept: about 8 MB.
 pub const MAX_KEYS: usize = 262_144;
+
+/// What samples add up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Whose they are.
+    pub thread: ThreadKey,
+    /// Where.
+    pub stack: StackId,
+    /// What for, if it waited.
+    pub cause: Option<WaitCause>,
+}
 
 /// Running totals.
 #[derive(Debug, Default)]
 pub struct Aggregator {
-    weights: FxHashMap<(ThreadKey, StackId), u64>,
+    weights: FxHashMap<Key, u64>,
     total: u64,
     span_ns: Option<(u64, u64)>,
 }
@@ -22,8 +38,8 @@ pub struct Aggregator {
 /// Totals at one moment, heaviest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Weight by thread and stack.
-    pub entries: Vec<(ThreadKey, StackId, u64)>,
+    /// Weight by thread, stack and cause.
+    pub entries: Vec<(Key, u64)>,
     /// Sum of all weights.
     pub total: u64,
     /// Times of the first and the last sample, CLOCK_MONOTONIC, ns.
@@ -34,7 +50,7 @@ impl Aggregator {
     /// Adds a sample; `false` if there is no room for its key.
     #[must_use]
     pub fn add(&mut self, sample: &Sample) -> bool {
-        let key = (sample.thread, sample.stack);
+        let key = Key { thread: sample.thread, stack: sample.stack, cause: sample.cause };
         if self.weights.len() >= MAX_KEYS && !self.weights.contains_key(&key) {
             return false;
         }
@@ -47,9 +63,8 @@ impl Aggregator {
 
     /// The totals so far.
     pub fn snapshot(&self) -> Snapshot {
-        let mut entries: Vec<_> =
-            self.weights.iter().map(|(&(thread, stack), &weight)| (thread, stack, weight)).collect();
-        entries.sort_unstable_by_key(|&(thread, stack, weight)| (std::cmp::Reverse(weight), thread, stack));
+        let mut entries: Vec<_> = self.weights.iter().map(|(&key, &weight)| (key, weight)).collect();
+        entries.sort_unstable_by_key(|&(key, weight)| (std::cmp::Reverse(weight), key));
         Snapshot { entries, total: self.total, span_ns: self.span_ns }
     }
 
@@ -81,6 +96,7 @@ mod tests {
             cpu: 0,
             stack: StackId(stack),
             weight: 1,
+            cause: None,
         }
     }
 
@@ -92,7 +108,8 @@ mod tests {
         }
         let snapshot = aggregator.take();
         assert_eq!((snapshot.total, snapshot.span_ns), (4, Some((0, 1))));
-        assert_eq!(snapshot.entries[0], (ThreadKey { pid: 1, tid: 1 }, StackId(0), 2));
+        let key = Key { thread: ThreadKey { pid: 1, tid: 1 }, stack: StackId(0), cause: None };
+        assert_eq!(snapshot.entries[0], (key, 2));
         assert_eq!(snapshot.entries.len(), 3);
         assert_eq!(aggregator.snapshot(), Snapshot::default());
     }

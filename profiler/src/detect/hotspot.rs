@@ -95,7 +95,7 @@ fn of_stacks<'a>(profile: &'a Profile, stacks: impl Iterator<Item = &'a ProfileS
                 .iter()
                 .max_by_key(|&(&(file, line), &weights)| (weights, std::cmp::Reverse((file, line))))
                 .map(|((file, line), _)| format!("{file}:{line}")),
-            module: profile.modules[module].path.clone(),
+            module: profile.names.modules[module].path.clone(),
             self_samples: count.own,
             total_samples: count.total,
         })

@@ -1,3 +1,8 @@
 //! Conclusions from a profile. One file per rule; time is an argument, never read from a clock.
 
+pub mod convoy;
+pub mod finding;
 pub mod hotspot;
+pub mod long_wait;
+pub mod stall;
+pub mod threshold;

@@ -28,6 +28,7 @@ use profiler_common::{
 
 use super::{
     btf::{self, Btf},
+    sched::{self, SchedMaps},
     unwind::UnwindMaps,
 };
 use crate::{
@@ -55,11 +56,12 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, u64>,
     costs: PerCpuArray<MapData, ProbeCost>,
     unwind: Option<UnwindMaps>,
+    sched: Option<SchedMaps>,
 }
 
 impl Kernel {
     /// Loads the programs for `target`. Nothing is attached yet.
-    pub fn load(target: &Target, kernel_log: bool) -> Result<Kernel> {
+    pub fn load(target: &Target, kernel_log: bool, sched: Option<&sched::Limits>) -> Result<Kernel> {
         let pidns = own_pid_namespace()?;
         let mode = match target {
             Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
@@ -74,6 +76,12 @@ impl Kernel {
         let ring_bytes = (RING_BYTES_PER_CPU * cpus).next_power_of_two().min(RING_BYTES_MAX);
         let wakeup_bytes = u64::from(ring_bytes / 2);
 
+        // Spares all other processes a look into the set of targets.
+        let only: u32 = match target {
+            Target::Pids { pids, follow: false } if pids.len() == 1 && pidns == INIT_PIDNS_INUM => pids[0],
+            _ => 0,
+        };
+
         let mut loader = EbpfLoader::new();
         // None of the programs needs kernel types at load time; parsing them would cost more than all the rest.
         loader.btf(None);
@@ -83,7 +91,24 @@ impl Kernel {
             .override_global("PIDNS_INUM", &pidns, true)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .map_max_entries("RECORDS", ring_bytes);
-        let offsets = if pidns != INIT_PIDNS_INUM || target.follows() { task_offsets()? } else { Vec::new() };
+        let needs_ids = pidns != INIT_PIDNS_INUM || target.follows();
+        let mut offsets = if needs_ids || sched.is_some() { task_offsets()? } else { Vec::new() };
+        match sched {
+            Some(sched) => {
+                offsets.extend(sched::offsets()?);
+                loader
+                    .override_global("ONLY_TGID", &only, true)
+                    .override_global("STALL_NS", &sched.stall_ns, true)
+                    .override_global("LOOP_BLOCK_NS", &sched.loop_block_ns, true)
+                    .override_global("STARVATION_NS", &sched.starvation_ns, true)
+                    .override_global("BLOCK_NS", &sched.block_ns, true);
+            }
+            None => {
+                for map in sched::LARGE_MAPS {
+                    loader.map_max_entries(map, 1);
+                }
+            }
+        }
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
@@ -96,6 +121,7 @@ impl Kernel {
             CgroupArray::try_from(cgroups)?.set(0, fs::File::open(path)?, 0)?;
         }
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
+        let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf)).transpose()?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(Kernel {
@@ -104,6 +130,7 @@ impl Kernel {
             counters: PerCpuArray::try_from(take("COUNTERS")?)?,
             costs: PerCpuArray::try_from(take("COSTS")?)?,
             unwind: Some(unwind_maps),
+            sched: sched_maps,
             ebpf: Some(ebpf),
         })
     }
@@ -126,6 +153,11 @@ impl Kernel {
     /// Hands out the maps of the unwind tables, once.
     pub fn take_unwind_maps(&mut self) -> Result<UnwindMaps> {
         self.unwind.take().context("the unwind maps have been taken")
+    }
+
+    /// Hands out the maps of the scheduler probe, once, if it was asked for.
+    pub fn take_sched_maps(&mut self) -> Option<SchedMaps> {
+        self.sched.take()
     }
 
     /// Makes a process a target.
@@ -168,6 +200,26 @@ impl Kernel {
         if matches!(target, Target::Comm(_)) {
             hooks.push(("match_exec", "sched_process_exec"));
         }
+        self.attach_raw(&hooks)
+    }
+
+    /// Attaches the scheduler probe; it begins when [`SchedMaps::start`] says so.
+    pub fn attach_sched(&mut self) -> Result<()> {
+        self.attach_raw(&[
+            ("sched_wakeup", "sched_wakeup"),
+            ("sched_wakeup_new", "sched_wakeup_new"),
+            ("sched_exec", "sched_process_exec"),
+            ("sched_switch", "sched_switch"),
+        ])
+    }
+
+    /// Attaches the hook of the calls that event loops wait in. Every system call of every process passes it: only
+    /// for targets that have an event loop.
+    pub fn attach_loops(&mut self) -> Result<()> {
+        self.attach_raw(&[("wait_enter", "sys_enter")])
+    }
+
+    fn attach_raw(&mut self, hooks: &[(&str, &str)]) -> Result<()> {
         for (name, tracepoint) in hooks {
             let program: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
             program.load().map_err(explain_program)?;
@@ -195,6 +247,11 @@ impl Kernel {
     pub fn update_losses(&self, losses: &mut Losses) {
         losses.set(Loss::RingBufferFull, self.counter(KernelCounter::RingBufferFull));
         losses.set(Loss::TargetsFull, self.counter(KernelCounter::TargetsFull));
+        losses.set(Loss::ThreadsFull, self.counter(KernelCounter::ThreadsFull));
+        losses.set(Loss::OffCpuFull, self.counter(KernelCounter::OffCpuFull));
+        losses.set(Loss::WaitsUntold, self.counter(KernelCounter::IntervalsDropped));
+        losses.set(Loss::OffCpuStacksSkipped, self.counter(KernelCounter::StacksSkipped));
+        losses.set(Loss::RecordsLost, self.counter(KernelCounter::RecordsLost));
     }
 
     /// What a probe has cost so far, on all CPUs.

@@ -4,6 +4,7 @@
 pub mod btf;
 pub mod load;
 pub mod preflight;
+pub mod sched;
 pub mod sideband;
 pub mod unwind;
 

@@ -1,5 +1,6 @@
 //! Folded stacks, as flame graph tools read them: `process;outermost;…;innermost count`. Suffixes as FlameGraph's
-//! own: `_[k]` kernel, `_[i]` inlined, `_[j]` just-in-time compiled.
+//! own: `_[k]` kernel, `_[i]` inlined, `_[j]` just-in-time compiled. Counts are in the profile's unit: samples on
+//! CPUs, nanoseconds off them.
 
 use std::{collections::BTreeMap, fmt::Write as _, io::Write};
 
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn stacks_are_outermost_first_and_add_up() {
         let mut profile = profile(&[("main;a;k:read", 3), ("main", 2), ("main;a;k:read", 1)]);
-        profile.frames[2].functions[0].name = "odd;\nname".into();
+        std::rc::Rc::make_mut(&mut profile.names).frames[2].functions[0].name = "odd;\nname".into();
         let mut text = Vec::new();
         write(&profile, &RenderOptions::default(), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();

@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::RenderOptions;
 use crate::{
+    blocking::{self, LongWaitKind, RunQueue, Summary, WaitCause},
     detect::hotspot::{self, Hotspot},
-    profile::{Meta, ProbeReport, Profile},
-    sample::Loss,
+    profile::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
+    sample::{Loss, StackId, ThreadKey},
     unwind::feed::UnwindReport,
 };
 
@@ -40,6 +41,129 @@ struct Document<'a> {
     modules: Vec<Module<'a>>,
     frames: Vec<Frame<'a>>,
     stacks: Vec<Stack<'a>>,
+    offcpu: Option<OffCpu<'a>>,
+    blocking: Option<Blocking<'a>>,
+}
+
+#[derive(Serialize)]
+struct OffCpu<'a> {
+    total_ns: u64,
+    stacks: Vec<OffCpuStack<'a>>,
+}
+
+#[derive(Serialize)]
+struct OffCpuStack<'a> {
+    pid: u32,
+    tid: u32,
+    ns: u64,
+    cause: Option<&'static str>,
+    end: &'static str,
+    frames: &'a [usize],
+}
+
+#[derive(Serialize)]
+struct Blocking<'a> {
+    thresholds: Thresholds,
+    threads: Vec<ThreadTime<'a>>,
+    run_queue: &'a [RunQueue],
+    loops: Vec<EventLoop<'a>>,
+    stalls: Vec<Stall<'a>>,
+    stalls_unlisted: u64,
+    long_waits: Vec<LongWait<'a>>,
+    long_waits_unlisted: u64,
+    convoys: Vec<Convoy<'a>>,
+}
+
+#[derive(Serialize)]
+struct Thresholds {
+    stall_warning_ns: u64,
+    stall_critical_ns: u64,
+    starvation_ns: u64,
+    /// Causes that are never too long are left out.
+    block_ns: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct ThreadTime<'a> {
+    pid: u32,
+    tid: u32,
+    process: &'a str,
+    name: &'a str,
+    wall_ns: u64,
+    on_cpu_ns: u64,
+    on_cpu_kernel_ns: u64,
+    cpu_samples: u64,
+    run_queue_ns: u64,
+    blocked_ns: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct EventLoop<'a> {
+    pid: u32,
+    tid: u32,
+    process: &'a str,
+    name: &'a str,
+    wait: &'a str,
+    turns: Summary,
+    warnings: u64,
+    criticals: u64,
+}
+
+#[derive(Serialize)]
+struct Stall<'a> {
+    severity: &'static str,
+    pid: u32,
+    tid: u32,
+    start_ns: u64,
+    duration_ns: u64,
+    on_cpu_ns: u64,
+    run_queue_ns: u64,
+    explained: f64,
+    samples: Vec<Samples<'a>>,
+    blocks: Vec<Block<'a>>,
+}
+
+#[derive(Serialize)]
+struct Samples<'a> {
+    samples: u64,
+    stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Block<'a> {
+    start_ns: u64,
+    blocked_ns: u64,
+    run_queue_ns: u64,
+    cause: &'static str,
+    syscall: &'a str,
+    object: Option<&'a str>,
+    stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct LongWait<'a> {
+    severity: &'static str,
+    pid: u32,
+    tid: u32,
+    kind: &'static str,
+    uninterruptible: bool,
+    instead_tid: Option<u32>,
+    instead: Option<&'a str>,
+    ongoing: bool,
+    block: Block<'a>,
+}
+
+#[derive(Serialize)]
+struct Convoy<'a> {
+    severity: &'static str,
+    pid: u32,
+    process: &'a str,
+    futex: u64,
+    waiters: u64,
+    seen: u64,
+    holder: Option<ThreadKey>,
+    holder_stack: Vec<&'a str>,
+    waiter_stack: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -95,8 +219,9 @@ struct Stack<'a> {
     frames: &'a [usize],
 }
 
-/// Writes the profile as one JSON document.
-pub fn write(profile: &Profile, _options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+/// Writes the run as one JSON document.
+pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+    let profile = &run.cpu;
     let accounts = &profile.accounts;
     let document = Document {
         schema: SCHEMA,
@@ -141,11 +266,13 @@ pub fn write(profile: &Profile, _options: &RenderOptions, out: &mut dyn Write) -
             })
             .collect(),
         modules: profile
+            .names
             .modules
             .iter()
             .map(|module| Module { path: &module.path, build_id: hex(&module.build_id) })
             .collect(),
         frames: profile
+            .names
             .frames
             .iter()
             .map(|frame| Frame { module: frame.module, address: frame.address, functions: &frame.functions })
@@ -161,10 +288,126 @@ pub fn write(profile: &Profile, _options: &RenderOptions, out: &mut dyn Write) -
                 frames: &stack.frames,
             })
             .collect(),
+        offcpu: run.off_cpu.as_ref().map(off_cpu),
+        blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
     Ok(())
+}
+
+fn off_cpu<'a>(profile: &'a Profile) -> OffCpu<'a> {
+    let stack = |stack: &'a ProfileStack| OffCpuStack {
+        pid: stack.thread.pid,
+        tid: stack.thread.tid,
+        ns: stack.weight,
+        cause: stack.cause.map(WaitCause::id),
+        end: stack.end.id(),
+        frames: &stack.frames,
+    };
+    OffCpu { total_ns: profile.total, stacks: profile.stacks.iter().map(stack).collect() }
+}
+
+fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
+    let stack = |id: Option<StackId>| -> Vec<&'a str> {
+        let frames = id.map_or(&[][..], |id| names.stack(id));
+        names.functions(frames).map(|(function, ..)| function.name.as_str()).collect()
+    };
+    let block = |of: &'a blocking::Block| Block {
+        start_ns: of.start_ns,
+        blocked_ns: of.blocked_ns,
+        run_queue_ns: of.run_queue_ns,
+        cause: of.cause.id(),
+        syscall: &of.syscall,
+        object: of.object.as_deref(),
+        stack: stack(of.stack),
+    };
+    let thread = |of: &'a blocking::ThreadTime| ThreadTime {
+        pid: of.thread.pid,
+        tid: of.thread.tid,
+        process: &of.process,
+        name: &of.name,
+        wall_ns: of.wall_ns,
+        on_cpu_ns: of.on_cpu_ns,
+        on_cpu_kernel_ns: of.on_cpu_kernel_ns,
+        cpu_samples: of.cpu_samples,
+        run_queue_ns: of.run_queue_ns,
+        blocked_ns: of.blocked.iter().map(|&(cause, ns)| (cause.id(), ns)).collect(),
+    };
+    let event_loop = |of: &'a blocking::EventLoop| EventLoop {
+        pid: of.thread.pid,
+        tid: of.thread.tid,
+        process: &of.process,
+        name: &of.name,
+        wait: &of.wait,
+        turns: of.turns,
+        warnings: of.warnings,
+        criticals: of.criticals,
+    };
+    let stall = |of: &'a blocking::Stall| Stall {
+        severity: of.severity.id(),
+        pid: of.thread.pid,
+        tid: of.thread.tid,
+        start_ns: of.start_ns,
+        duration_ns: of.duration_ns,
+        on_cpu_ns: of.on_cpu_ns,
+        run_queue_ns: of.run_queue_ns,
+        explained: of.explained,
+        samples: of
+            .samples
+            .iter()
+            .map(|&(id, samples)| Samples { samples, stack: stack(Some(id)) })
+            .collect(),
+        blocks: of.blocks.iter().map(block).collect(),
+    };
+    let long_wait = |of: &'a blocking::LongWait| {
+        let (kind, uninterruptible, instead) = match &of.kind {
+            LongWaitKind::Blocked { uninterruptible } => ("blocked", *uninterruptible, None),
+            LongWaitKind::Starved { instead_tid, instead } => {
+                ("starved", false, Some((*instead_tid, instead.as_str())))
+            }
+        };
+        LongWait {
+            severity: of.severity.id(),
+            pid: of.thread.pid,
+            tid: of.thread.tid,
+            kind,
+            uninterruptible,
+            instead_tid: instead.map(|(tid, _)| tid),
+            instead: instead.map(|(_, name)| name),
+            ongoing: of.ongoing,
+            block: block(&of.block),
+        }
+    };
+    let convoy = |of: &'a blocking::Convoy| Convoy {
+        severity: of.severity.id(),
+        pid: of.pid,
+        process: &of.process,
+        futex: of.futex,
+        waiters: of.waiters,
+        seen: of.seen,
+        holder: of.holder,
+        holder_stack: stack(of.holder_stack),
+        waiter_stack: stack(of.waiter_stack),
+    };
+    let limits = &of.thresholds;
+    let block_ns = WaitCause::ALL.into_iter().map(|cause| (cause.id(), limits.block_ns[cause as usize]));
+    Blocking {
+        thresholds: Thresholds {
+            stall_warning_ns: limits.stall_warning_ns,
+            stall_critical_ns: limits.stall_critical_ns,
+            starvation_ns: limits.starvation_ns,
+            block_ns: block_ns.filter(|&(_, ns)| ns != u64::MAX).collect(),
+        },
+        threads: of.threads.iter().map(thread).collect(),
+        run_queue: &of.run_queue,
+        loops: of.loops.iter().map(event_loop).collect(),
+        stalls: of.stalls.iter().map(stall).collect(),
+        stalls_unlisted: of.stalls_unlisted,
+        long_waits: of.long_waits.iter().map(long_wait).collect(),
+        long_waits_unlisted: of.long_waits_unlisted,
+        convoys: of.convoys.iter().map(convoy).collect(),
+    }
 }
 
 /// Lower-case hexadecimal digits.
@@ -175,16 +418,20 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::fixtures::profile;
+    use crate::{detect::finding::fixtures::run_with_findings, profile::fixtures};
+
+    fn render(run: &Run) -> serde_json::Value {
+        let mut text = Vec::new();
+        write(run, &RenderOptions::default(), &mut text).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
 
     #[test]
     fn the_document_adds_up() {
-        let mut profile = profile(&[("main;a", 3), ("main;k:read", 2)]);
-        profile.accounts.losses.add(Loss::RingBufferFull, 4);
-        profile.accounts.samples_taken += 4;
-        let mut text = Vec::new();
-        write(&profile, &RenderOptions::default(), &mut text).unwrap();
-        let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let mut run = fixtures::run(&[("main;a", 3), ("main;k:read", 2)]);
+        run.cpu.accounts.losses.add(Loss::RingBufferFull, 4);
+        run.cpu.accounts.samples_taken += 4;
+        let value = render(&run);
         assert_eq!((value["schema"].as_str(), value["version"].as_u64()), (Some(SCHEMA), Some(1)));
         let sum = |list: &str, key: &str| -> u64 {
             value[list].as_array().unwrap().iter().map(|entry| entry[key].as_u64().unwrap()).sum()
@@ -196,5 +443,26 @@ mod tests {
         assert_eq!(value["samples_taken"].as_u64(), Some(9));
         assert_eq!(value["samples_lost"].as_u64(), Some(4));
         assert_eq!(value["modules"][1]["build_id"], "abcd");
+    }
+
+    #[test]
+    fn what_waits_is_told_in_full() {
+        let run = run_with_findings();
+        let value = render(&run);
+        assert!(value["offcpu"]["stacks"].as_array().unwrap().iter().all(|stack| stack["cause"].is_string()));
+        assert_eq!(value["offcpu"]["total_ns"].as_u64(), run.off_cpu.map(|profile| profile.total));
+        let mut blocking = value["blocking"].clone();
+        blocking["stalls"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|stall| stall["start_ns"].as_u64() >= Some(59_000_000_000));
+        blocking["stalls"].as_array_mut().unwrap().truncate(2);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&blocking).unwrap());
+    }
+
+    #[test]
+    fn without_the_scheduler_there_is_nothing_to_tell() {
+        let value = render(&fixtures::run(&[("main", 1)]));
+        assert!(value["offcpu"].is_null() && value["blocking"].is_null());
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use super::report::{self, Style};
-use crate::{detect::hotspot, profile::Profile};
+use crate::{blocking::Blocking, detect::hotspot, profile::Run};
 
 /// Functions in the live table.
 const ROWS: usize = 12;
@@ -27,8 +27,10 @@ impl Default for Live {
 }
 
 impl Live {
-    /// Shows the last interval. `elapsed` and `total` are the run's.
-    pub fn show(&mut self, last: &Profile, elapsed: Duration, total: Option<Duration>) -> Result<()> {
+    /// Shows the last interval, and what was found wrong since the start. `elapsed` and `total` are the run's.
+    pub fn show(&mut self, run: &Run, elapsed: Duration, total: Option<Duration>) -> Result<()> {
+        let last = &run.cpu;
+        let found = run.blocking.as_ref().and_then(found);
         let progress = match total {
             Some(total) => format!("{} of {}", seconds(elapsed), seconds(total)),
             None => format!("{}, Ctrl-C ends", seconds(elapsed)),
@@ -45,7 +47,8 @@ impl Live {
                 })
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };
-            eprintln!("{progress}: {busy:.0} % of one CPU, {lost} lost; {top}");
+            let found = found.map_or_else(String::new, |found| format!("; {found}"));
+            eprintln!("{progress}: {busy:.0} % of one CPU, {lost} lost; {top}{found}");
             return Ok(());
         }
 
@@ -57,13 +60,16 @@ impl Live {
             colour: true,
             width: Some(columns.saturating_sub(1)),
             threads: false,
-            top: ROWS.min(rows.saturating_sub(4)),
+            top: ROWS.min(rows.saturating_sub(5)),
         };
         let mut text = Vec::new();
         let header =
             format!("{}: {progress}; last interval {busy:.0} % of one CPU, {lost} lost", last.meta.target);
         writeln!(text, "\x1b[1m{header}\x1b[0m")?;
         report::table(&hotspots, last.total, &style, &mut text)?;
+        if let Some(found) = found {
+            writeln!(text, "{found}")?;
+        }
         self.clear()?;
         self.lines = text.iter().filter(|&&byte| byte == b'\n').count();
         io::stderr().write_all(&text)?;
@@ -78,6 +84,22 @@ impl Live {
         }
         Ok(())
     }
+}
+
+/// What was found wrong so far, if anything.
+fn found(blocking: &Blocking) -> Option<String> {
+    let stalls: u64 = blocking.loops.iter().map(|of| of.warnings + of.criticals).sum();
+    let counts = [
+        (stalls, "stalls of event loops"),
+        (blocking.long_waits.len() as u64 + blocking.long_waits_unlisted, "long waits"),
+        (blocking.convoys.len() as u64, "lock convoys"),
+    ];
+    let some: Vec<String> = counts
+        .into_iter()
+        .filter(|&(n, _)| n > 0)
+        .map(|(n, what)| format!("{} {what}", report::thousands(n)))
+        .collect();
+    (!some.is_empty()).then(|| format!("found since the start: {}", some.join(", ")))
 }
 
 fn seconds(duration: Duration) -> String {

@@ -1,7 +1,8 @@
 //! The ways out. One file per format; a format is one line in [`FORMATS`] and reads nothing but a
-//! [`Profile`]. Recordings are written while profiling goes on, see [`crate::recording`].
+//! [`Run`], or one [`Profile`] of it. Recordings are written while profiling goes on, see [`crate::recording`].
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -11,7 +12,11 @@ use std::{
 use anyhow::Result;
 use tempfile::NamedTempFile;
 
-use crate::{error::Error, profile::Profile};
+use crate::{
+    error::Error,
+    profile::{Profile, Run},
+    sample::{CPU, KINDS, OFF_CPU, ProfileKind},
+};
 
 pub mod flamegraph;
 pub mod folded;
@@ -19,24 +24,29 @@ pub mod json;
 pub mod live;
 pub mod pprof;
 pub mod report;
+pub mod waiting;
 
-/// Writes a whole profile.
+/// Writes one profile.
 pub type WriteProfile = fn(&Profile, &RenderOptions, &mut dyn Write) -> Result<()>;
+/// Writes everything.
+pub type WriteRun = fn(&Run, &RenderOptions, &mut dyn Write) -> Result<()>;
 
 /// Every format by its file name extension; what the last one does is a stream, not a rendering.
 pub const FORMATS: [(&str, Format); 5] = [
-    (".folded", Format::Rendered(folded::write)),
-    (".svg", Format::Rendered(flamegraph::write)),
-    (".pb.gz", Format::Rendered(pprof::write)),
-    (".json", Format::Rendered(json::write)),
+    (".folded", Format::Profile(folded::write)),
+    (".svg", Format::Profile(flamegraph::write)),
+    (".pb.gz", Format::Profile(pprof::write)),
+    (".json", Format::Run(json::write)),
     (".prec", Format::Recording),
 ];
 
 /// How a format comes about.
 #[derive(Clone, Copy, Debug)]
 pub enum Format {
-    /// At the end, from the profile.
-    Rendered(WriteProfile),
+    /// At the end, from one profile.
+    Profile(WriteProfile),
+    /// At the end, from everything.
+    Run(WriteRun),
     /// As samples come in.
     Recording,
 }
@@ -55,21 +65,59 @@ pub struct RenderOptions {
 pub struct OutputSpec {
     /// Where to; `None` is stdout.
     pub path: Option<PathBuf>,
-    /// What.
+    /// How.
     pub format: Format,
+    /// Which profile, where the format holds only one.
+    pub kind: ProfileKind,
+}
+
+impl OutputSpec {
+    /// Writes what this asks for.
+    pub fn write(&self, run: &Run, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+        match self.format {
+            Format::Profile(write) => match run.profile(&self.kind) {
+                Some(profile) => write(profile, options, out),
+                None => Err(Error::NotMeasured { kind: self.kind.name, output: self.to_string() }.into()),
+            },
+            Format::Run(write) => write(run, options, out),
+            Format::Recording => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for OutputSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => path.display().fmt(f),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`.
+fn split_kind(text: &str) -> (ProfileKind, &str) {
+    for kind in KINDS {
+        if let Some(file) = text.strip_prefix(kind.name).and_then(|rest| rest.strip_prefix(':')) {
+            return (kind, file);
+        }
+    }
+    let name = text.rsplit('/').next().unwrap_or(text);
+    let off_cpu = ["offcpu", "off-cpu"].iter().any(|prefix| name.starts_with(prefix));
+    (if off_cpu { OFF_CPU } else { CPU }, text)
 }
 
 impl FromStr for OutputSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, text) = split_kind(text);
         if text == "-" {
-            return Ok(OutputSpec { path: None, format: Format::Rendered(folded::write) });
+            return Ok(OutputSpec { path: None, format: Format::Profile(folded::write), kind });
         }
         let found =
             FORMATS.into_iter().find(|(extension, _)| text.ends_with(extension) && text != *extension);
         match found {
-            Some((_, format)) => Ok(OutputSpec { path: Some(text.into()), format }),
+            Some((_, format)) => Ok(OutputSpec { path: Some(text.into()), format, kind }),
             None => {
                 let known: Vec<&str> = FORMATS.iter().map(|(extension, _)| *extension).collect();
                 Err(format!("the extension says the format; known are {} and '-'", known.join(" ")))
@@ -171,6 +219,30 @@ mod tests {
         assert!("x.txt".parse::<OutputSpec>().is_err());
         assert!(".svg".parse::<OutputSpec>().is_err());
         assert!("-".parse::<OutputSpec>().unwrap().path.is_none());
+    }
+
+    #[test]
+    fn the_name_says_which_profile() {
+        let parse = |text: &str| {
+            let spec: OutputSpec = text.parse().unwrap();
+            (spec.kind.name, spec.to_string())
+        };
+        assert_eq!(parse("x.svg"), ("cpu", "x.svg".into()));
+        assert_eq!(parse("offcpu:dir/x.svg"), ("offcpu", "dir/x.svg".into()));
+        assert_eq!(parse("offcpu:-"), ("offcpu", "-".into()));
+        assert_eq!(parse("dir/offcpu.folded"), ("offcpu", "dir/offcpu.folded".into()));
+        assert_eq!(parse("off-cpu2.pb.gz"), ("offcpu", "off-cpu2.pb.gz".into()));
+        assert_eq!(parse("cpu:offcpu.folded"), ("cpu", "offcpu.folded".into()));
+        assert_eq!(parse("offcpu/x.svg"), ("cpu", "offcpu/x.svg".into()));
+        assert_eq!(parse("heap:x.svg"), ("cpu", "heap:x.svg".into()), "any file may have a colon");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_one_clear_failure() {
+        let run = crate::profile::fixtures::run(&[("main", 1)]);
+        let spec: OutputSpec = "offcpu:x.svg".parse().unwrap();
+        let error = spec.write(&run, &RenderOptions::default(), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().starts_with("no offcpu profile was measured, so x.svg"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io::Write;
 use anyhow::Result;
 use indexmap::IndexSet;
 use prost::Message;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{RenderOptions, json::hex};
 use crate::{profile::Profile, sample::Module};
@@ -133,7 +133,7 @@ impl Strings {
     }
 }
 
-/// Writes the profile: two values per sample, the weight and what it estimates.
+/// Writes the profile: two values per sample, the weight and what it estimates; of what is exact, the weight only.
 pub fn write(profile: &Profile, _options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
     let mut gzip = flate2::write::GzEncoder::new(out, flate2::Compression::default());
     gzip.write_all(&encode(profile).encode_to_vec())?;
@@ -144,12 +144,13 @@ pub fn write(profile: &Profile, _options: &RenderOptions, out: &mut dyn Write) -
 fn encode(profile: &Profile) -> ProfileProto {
     let mut strings = Strings(IndexSet::from([String::new()]));
     let kind = &profile.kind;
+    let exact = kind.sample_type == kind.period_type;
     let count = ValueType { r#type: strings.id(kind.sample_type), unit: strings.id(kind.unit) };
     let period = ValueType { r#type: strings.id(kind.period_type), unit: strings.id(kind.period_unit) };
     let mut message = ProfileProto {
-        sample_type: vec![count, period],
+        sample_type: if exact { vec![count] } else { vec![count, period] },
         period_type: Some(period),
-        period: profile.meta.period_ns as i64,
+        period: if exact { 1 } else { profile.meta.period_ns as i64 },
         time_nanos: profile.meta.start_unix_ns as i64,
         duration_nanos: profile.accounts.duration_ns as i64,
         ..ProfileProto::default()
@@ -158,8 +159,9 @@ fn encode(profile: &Profile) -> ProfileProto {
     // Addresses are relative to their module, so each module is one mapping that spans those seen in it.
     let mut mappings: FxHashMap<usize, usize> = FxHashMap::default();
     let mut functions: FxHashMap<(i64, i64), u64> = FxHashMap::default();
-    for (index, frame) in profile.frames.iter().enumerate() {
-        let module: &Module = &profile.modules[frame.module];
+    let used: FxHashSet<usize> = profile.stacks.iter().flat_map(|stack| &stack.frames).copied().collect();
+    for (index, frame) in profile.names.frames.iter().enumerate().filter(|(index, _)| used.contains(index)) {
+        let module: &Module = profile.module_of(frame);
         let mapping = *mappings.entry(frame.module).or_insert_with(|| {
             message.mapping.push(Mapping {
                 id: message.mapping.len() as u64 + 1,
@@ -201,16 +203,19 @@ fn encode(profile: &Profile) -> ProfileProto {
     for stack in &profile.stacks {
         let text = |key: i64, str: i64| Label { key, str, num: 0 };
         let number = |key: i64, num: u32| Label { key, str: 0, num: num.into() };
+        let mut label = vec![
+            number(strings.id("pid"), stack.thread.pid),
+            number(strings.id("tid"), stack.thread.tid),
+            text(strings.id("process"), strings.id(&stack.process)),
+            text(strings.id("thread"), strings.id(&stack.thread_name)),
+            text(strings.id("stack"), strings.id(stack.end.id())),
+        ];
+        label.extend(stack.cause.map(|cause| text(strings.id("cause"), strings.id(cause.id()))));
+        let weight = stack.weight as i64;
         message.sample.push(Sample {
             location_id: stack.frames.iter().map(|&frame| frame as u64 + 1).collect(),
-            value: vec![stack.weight as i64, profile.estimated_ns(stack.weight) as i64],
-            label: vec![
-                number(strings.id("pid"), stack.thread.pid),
-                number(strings.id("tid"), stack.thread.tid),
-                text(strings.id("process"), strings.id(&stack.process)),
-                text(strings.id("thread"), strings.id(&stack.thread_name)),
-                text(strings.id("stack"), strings.id(stack.end.id())),
-            ],
+            value: if exact { vec![weight] } else { vec![weight, profile.estimated_ns(stack.weight) as i64] },
+            label,
         });
     }
     let accounts = &profile.accounts;
@@ -255,5 +260,20 @@ mod tests {
         assert_eq!(string(0), "");
         assert_eq!(string(message.sample[0].label[2].str), "app");
         assert_eq!(message.sample[0].label[1].num, 8);
+    }
+
+    #[test]
+    fn time_off_cpus_is_one_exact_value() {
+        let mut profile = profile(&[("main;read", 3_000_000), ("main;write", 1)]);
+        profile.kind = crate::sample::OFF_CPU;
+        profile.stacks.truncate(1);
+        profile.stacks[0].cause = Some(crate::blocking::WaitCause::Pipe);
+        let message = encode(&profile);
+        let string = |id: i64| message.string_table[id as usize].as_str();
+        assert_eq!(message.sample[0].value, [3_000_000]);
+        assert_eq!(message.sample_type.len(), 1);
+        assert_eq!(string(message.sample_type[0].unit), "nanoseconds");
+        assert_eq!(string(message.sample[0].label[5].str), "pipe");
+        assert_eq!(message.location.len(), 2, "frames of other profiles are not in it");
     }
 }

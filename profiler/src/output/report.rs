@@ -4,9 +4,10 @@ use std::io::Write;
 
 use anyhow::Result;
 
+use super::waiting;
 use crate::{
     detect::hotspot::{self, Hotspot},
-    profile::Profile,
+    profile::{Profile, Run},
     sample::{Loss, StackEnd},
 };
 
@@ -24,7 +25,8 @@ pub struct Style {
 }
 
 /// Writes the report.
-pub fn write(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
+pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let profile = &run.cpu;
     let (meta, accounts) = (&profile.meta, &profile.accounts);
     let seconds = accounts.duration_ns as f64 / 1e9;
     let busy_ns = profile.estimated_ns(profile.total);
@@ -48,10 +50,11 @@ pub fn write(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()
         percent(busy_ns, accounts.duration_ns),
     )?;
     if profile.total == 0 {
-        writeln!(
-            out,
-            "\nThe target was never seen on a CPU: it was idle or waiting. What it waits for, `cat /proc/PID/task/*/wchan` and `cat /proc/PID/task/*/syscall` show."
-        )?;
+        let what = match &run.blocking {
+            Some(_) => "see below",
+            None => "`cat /proc/PID/task/*/wchan` and `cat /proc/PID/task/*/syscall` show",
+        };
+        writeln!(out, "\nThe target was never seen on a CPU: it was idle or waiting. What for, {what}.")?;
     } else if style.threads {
         for thread in hotspot::by_thread(profile) {
             let (process, name) = &thread.names;
@@ -64,6 +67,7 @@ pub fn write(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()
         writeln!(out)?;
         table(&hotspot::hotspots(profile), profile.total, style, out)?;
     }
+    waiting::write(run, style, out)?;
     writeln!(out)?;
     stacks(profile, out)?;
     losses(profile, out)?;
@@ -152,9 +156,10 @@ fn losses(profile: &Profile, out: &mut dyn Write) -> Result<()> {
             .filter(|(loss, _)| loss.loses_sample() == lost)
             .map(|(loss, n)| {
                 let share = percent(n, profile.accounts.samples_taken);
-                match loss {
-                    Loss::TargetsFull | Loss::MappingNoticesLost => format!("{loss} {}", thousands(n)),
-                    _ => format!("{loss} {} ({share:.1} %)", thousands(n)),
+                if loss.counts_samples() {
+                    format!("{loss} {} ({share:.1} %)", thousands(n))
+                } else {
+                    format!("{loss} {}", thousands(n))
                 }
             })
             .collect()
@@ -188,11 +193,11 @@ fn costs(profile: &Profile, out: &mut dyn Write) -> Result<()> {
 }
 
 impl Style {
-    fn bold(&self, text: &str) -> String {
+    pub(super) fn bold(&self, text: &str) -> String {
         self.paint("1", text)
     }
 
-    fn dim(&self, text: &str) -> String {
+    pub(super) fn dim(&self, text: &str) -> String {
         self.paint("2", text)
     }
 
@@ -204,25 +209,25 @@ impl Style {
         }
     }
 
-    fn paint(&self, code: &str, text: &str) -> String {
+    pub(super) fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
 /// Which end of a text survives cutting.
 #[derive(Clone, Copy)]
-enum Keep {
+pub(super) enum Keep {
     Start,
     End,
 }
 
-fn width(text: &str) -> usize {
+pub(super) fn width(text: &str) -> usize {
     text.chars().count()
 }
 
 /// Pads or cuts to exactly `limit` columns (no padding where there is no limit). Control characters are replaced:
 /// names come from the target, and a terminal must not obey them.
-fn fit(text: &str, limit: usize, keep: Keep) -> String {
+pub(super) fn fit(text: &str, limit: usize, keep: Keep) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     let len = width(&text);
     if limit == usize::MAX {
@@ -256,7 +261,7 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-fn count(number: u64, noun: &str) -> String {
+pub(super) fn count(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 
@@ -268,19 +273,20 @@ mod tests {
         sample::Loss,
     };
 
-    fn render(profile: &Profile, style: Style) -> String {
+    fn render(run: &Run, style: Style) -> String {
         let mut text = Vec::new();
-        write(profile, &style, &mut text).unwrap();
+        write(run, &style, &mut text).unwrap();
         String::from_utf8(text).unwrap()
     }
 
-    fn sample() -> Profile {
-        let mut profile = fixtures::profile(&[("main;parse", 60), ("main;k:read", 30), ("main", 10)]);
+    fn sample() -> Run {
+        let mut run = fixtures::run(&[("main;parse", 60), ("main;k:read", 30), ("main", 10)]);
+        let profile = &mut run.cpu;
         profile.accounts.losses.add(Loss::RingBufferFull, 5);
         profile.accounts.losses.add(Loss::SymbolMissing, 2);
         profile.accounts.samples_taken += 5;
         profile.accounts.probes = vec![ProbeReport { name: "cpu".into(), runs: 105, ns: 210_000 }];
-        profile
+        run
     }
 
     #[test]
@@ -298,7 +304,7 @@ mod tests {
     #[test]
     fn no_samples_says_what_that_means() {
         let style = Style { colour: false, width: None, threads: false, top: 9 };
-        assert!(render(&fixtures::profile(&[]), style).contains("idle or waiting"));
+        assert!(render(&fixtures::run(&[]), style).contains("/proc/PID/task/*/wchan"));
     }
 
     #[test]

@@ -72,14 +72,19 @@ pub fn period_ns(frequency_hz: u32) -> u64 {
 
 /// Decodes one record; `None` if it is not a complete CPU sample.
 pub fn decode(record: &[u8]) -> Option<RawSample> {
+    decode_stack(record, KIND_CPU_SAMPLE)
+}
+
+/// Decodes a record of some kind that is laid out as a CPU sample is.
+pub fn decode_stack(record: &[u8], kind: u32) -> Option<RawSample> {
     let u16_at = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
     let u32_at = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
     let u64_at = |at: usize| Some(u64::from_ne_bytes(*record.get(at..)?.first_chunk()?));
-    if u32_at(0)? != KIND_CPU_SAMPLE {
+    if u32_at(0)? != kind {
         return None;
     }
     let header = SampleHeader {
-        kind: KIND_CPU_SAMPLE,
+        kind,
         flags: u32_at(4)?,
         time_ns: u64_at(8)?,
         pid: u32_at(16)?,

@@ -1,3 +1,70 @@
 //! One room per probe: its options, how it attaches, how its records are decoded.
 
+use profiler_common::{cpu::KIND_CPU_SAMPLE, sched as raw};
+
 pub mod cpu;
+pub mod sched;
+pub mod syscalls;
+
+/// A record from the kernel programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A CPU sample.
+    Cpu(cpu::RawSample),
+    /// A stack that blocks, by its id.
+    Stack(u64, cpu::RawSample),
+    /// A long block or wait for a CPU.
+    Interval(raw::Interval),
+    /// A long turn of an event loop.
+    Turn(raw::Turn),
+    /// The end of a thread.
+    Exit(raw::Exit),
+    /// The first wait of an event loop.
+    Loop(raw::LoopSeen),
+}
+
+impl Record {
+    /// Decodes one; `None` for what is none, or not complete.
+    pub fn decode(bytes: &[u8]) -> Option<Record> {
+        let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
+        match kind {
+            KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
+            raw::KIND_STACK => sched::decode_stack(bytes).map(|(id, stack)| Record::Stack(id, stack)),
+            raw::KIND_INTERVAL => sched::plain(bytes).map(Record::Interval),
+            raw::KIND_TURN => sched::plain(bytes).map(Record::Turn),
+            raw::KIND_EXIT => sched::plain(bytes).map(Record::Exit),
+            raw::KIND_LOOP => sched::plain(bytes).map(Record::Loop),
+            _ => None,
+        }
+    }
+
+    /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
+    pub fn time_ns(&self) -> u64 {
+        match self {
+            Record::Cpu(sample) | Record::Stack(_, sample) => sample.header.time_ns,
+            Record::Interval(interval) => interval.end_ns,
+            Record::Turn(turn) => turn.end_ns,
+            Record::Exit(exit) => exit.time_ns,
+            Record::Loop(_) => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(kind in 0u32..9, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Some(first) = bytes.first_chunk_mut() {
+                *first = kind.to_ne_bytes();
+            }
+            if let Some(record) = Record::decode(&bytes) {
+                record.time_ns();
+            }
+        }
+    }
+}

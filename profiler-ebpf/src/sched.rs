@@ -1,0 +1,781 @@
+//! The scheduler probe: every nanosecond of a target's threads by what they did with it, stacks of what blocked
+//! them, waits for a CPU, and turns of event loops.
+//!
+//! `sched_switch` says when a thread leaves a CPU and when it gets one; `sched_wakeup` when it could run again. What
+//! a blocked thread waits for is read from the registers it entered the kernel with: no system call has to be
+//! hooked for that. Only the turns of event loops need a hook, see [`wait_enter`].
+
+#[cfg(not(bpf_target_arch = "aarch64"))]
+use core::mem::offset_of;
+
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    bindings::bpf_user_pt_regs_t,
+    btf_maps::{Array, HashMap, PerCpuArray},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_get_current_task,
+    },
+    macros::{btf_map, raw_tracepoint},
+    programs::RawTracePointContext,
+};
+use profiler_common::{
+    COMM_LEN,
+    cost::Probe,
+    cpu::{FLAG_USER_END_SHIFT, SAMPLE_FRAME_WORDS, SAMPLE_HEADER_LEN, SampleScratch},
+    histogram::{Histogram, bucket},
+    loss::KernelCounter,
+    sched::{
+        Cause, Exit, HistogramKey, HistogramKind, Interval, KIND_EXIT, KIND_INTERVAL, KIND_LOOP, KIND_STACK,
+        KIND_TURN, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase, StackHeader,
+        SyscallClass, ThreadState, Turn,
+    },
+    target::TargetMode,
+};
+
+use crate::{
+    output::{charge, count, now_ns, send},
+    stack::{self, Tables},
+    target::{OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
+    unwind::saved_registers,
+};
+
+/// The one target process, if there is only one and its children are none: spares others a look into a map.
+/// In the initial PID namespace; zero for none.
+#[unsafe(no_mangle)]
+static ONLY_TGID: Global<u32> = Global::new(0);
+/// Turns longer than this are told one by one, ns.
+#[unsafe(no_mangle)]
+static STALL_NS: Global<u64> = Global::new(u64::MAX);
+/// Blocks of event loops, and their waits for a CPU, that are told one by one, ns.
+#[unsafe(no_mangle)]
+static LOOP_BLOCK_NS: Global<u64> = Global::new(u64::MAX);
+/// Waits of any thread for a CPU that are told one by one, ns.
+#[unsafe(no_mangle)]
+static STARVATION_NS: Global<u64> = Global::new(u64::MAX);
+/// Blocks of any thread that are told one by one, ns, by cause.
+#[unsafe(no_mangle)]
+static BLOCK_NS: Global<[u64; Cause::COUNT]> = Global::new([u64::MAX; Cause::COUNT]);
+
+// Offsets in the running kernel's structures, in bytes, from its BTF.
+#[unsafe(no_mangle)]
+static OFF_TASK_STATE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_FILES: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILES_FDT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FDT_MAX_FDS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FDT_FD: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILE_INODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILE_PRIVATE_DATA: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_INODE_MODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_INODE_SB: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SB_MAGIC: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCKET_SK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
+
+/// When the run began: CLOCK_MONOTONIC, ns; zero before and after. A thread not seen yet has been doing the same
+/// since then.
+#[btf_map]
+static SCHED_START_NS: Array<u64, 1> = Array::new();
+
+/// Threads of targets, by thread id in the initial PID namespace.
+#[btf_map]
+static THREADS: HashMap<u32, ThreadState, MAX_THREADS> = HashMap::new();
+
+/// Time blocked, by stack.
+#[btf_map]
+static OFF_CPU: HashMap<OffCpuKey, OffCpuTime, 16384> = HashMap::new();
+
+/// Stacks that have been sent. The value is unused.
+#[btf_map]
+static STACKS_SENT: HashMap<u64, u32, 32768> = HashMap::new();
+
+/// Userspace makes the entries, and memory with them: nothing is allocated where the scheduler runs.
+#[btf_map]
+static HISTOGRAMS: HashMap<HistogramKey, Histogram, 4096, NO_PREALLOC> = HashMap::new();
+const NO_PREALLOC: usize = 1;
+
+/// What each system call waits for, a [`SyscallClass`], by number.
+#[btf_map]
+static SYSCALLS: Array<u8, MAX_SYSCALLS> = Array::new();
+
+/// One per CPU: the scheduler does not interrupt itself.
+#[btf_map]
+static SCHED_SCRATCH: PerCpuArray<SampleScratch, 1> = PerCpuArray::new();
+
+/// What a new thread begins with: too large for the stack.
+#[btf_map]
+static NEW_THREAD: PerCpuArray<ThreadState, 1> = PerCpuArray::new();
+
+/// How many stacks and records may still be taken in this slice of time.
+#[btf_map]
+static BUDGETS: PerCpuArray<Budget, 1> = PerCpuArray::new();
+
+/// Where records too large for the stack are put together.
+#[btf_map]
+static OUTGOING: PerCpuArray<Outgoing, 1> = PerCpuArray::new();
+
+#[repr(C)]
+struct Outgoing {
+    interval: Interval,
+    exit: Exit,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Budget {
+    slice: u64,
+    stacks: u32,
+    records: u32,
+}
+
+/// Slices are 2^23 ns (8.4 ms) long; in each a CPU takes at most so many stacks (about 0.5 % of its time) and sends
+/// at most so many records of intervals.
+const SLICE_SHIFT: u64 = 23;
+const STACKS_PER_SLICE: u32 = 16;
+const RECORDS_PER_SLICE: u32 = 64;
+
+/// Blocks that are assumed to have the same stack as the last one, because they have the same registers, before it
+/// is taken anew.
+const MAX_REUSED: u32 = 31;
+
+const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
+const TASK_UNINTERRUPTIBLE: u32 = 0x2;
+/// EXIT_DEAD, EXIT_ZOMBIE, TASK_DEAD: include/linux/sched.h.
+const TASK_GONE: u32 = 0x10 | 0x20 | 0x80;
+
+/// What a blocked thread waits for.
+struct Wait {
+    cause: Cause,
+    class: u8,
+    syscall: i32,
+    object: u64,
+    stack_key: u64,
+}
+
+/// A thread leaves the CPU and another one gets it.
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub fn sched_switch(ctx: RawTracePointContext) -> u32 {
+    let args = ctx.as_ptr().cast::<u64>();
+    // SAFETY: preempt, prev and next are the first arguments in every kernel (include/trace/events/sched.h).
+    let (preempted, next) = unsafe { (*args as u8 != 0, *args.add(2)) };
+    // The tracepoint is passed on the way out: the current task is still the one that leaves.
+    let both = bpf_get_current_pid_tgid();
+    let only = ONLY_TGID.load();
+    let may_leave = both != 0 && (only == 0 || (both >> 32) as u32 == only);
+    let arrives = host_tid(next, only);
+    if !may_leave && arrives.is_none() {
+        return 0;
+    }
+    let began = SCHED_START_NS.get(0).copied().unwrap_or(0);
+    if began == 0 {
+        return 0;
+    }
+    let now = now_ns();
+    let mut worked = may_leave && leave(&ctx, both as u32, preempted, began, now);
+    if let Some(tid) = arrives {
+        worked |= arrive(next, tid, only, began, now);
+    }
+    if worked {
+        charge(Probe::Sched, now);
+    }
+    0
+}
+
+/// The current thread, `tid`, leaves the CPU.
+#[inline(always)]
+fn leave(ctx: &RawTracePointContext, tid: u32, preempted: bool, began: u64, now: u64) -> bool {
+    let Some(ids) = current_target() else { return false };
+    let state = match THREADS.get_ptr_mut(&tid) {
+        Some(state) => state,
+        None => {
+            // The processes named are seen from the beginning: this thread has been running since. Of others nobody
+            // knows.
+            let named = TARGET_MODE.load() == TargetMode::Pids as u32;
+            let phase = if named { Phase::Running } else { Phase::Blocked };
+            let new = new_thread(ids.pid, ids.tid, began, phase);
+            match new.and_then(|new| insert(tid, new)) {
+                Some(state) => state,
+                None => return true,
+            }
+        }
+    };
+    // SAFETY: the entry stays where it is, and a thread is only at one place at a time.
+    let state = unsafe { &mut *state };
+    let passed = now.saturating_sub(state.since_ns);
+    if state.phase == Phase::Blocked as u32 {
+        state.times.blocked_ns[Cause::Unknown as usize] += passed;
+    } else {
+        state.times.on_cpu_ns += passed;
+    }
+    state.since_ns = now;
+    state.woken_ns = 0;
+    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
+    let task = unsafe { bpf_get_current_task() };
+    let task_state: u32 = read(task, OFF_TASK_STATE.load()).unwrap_or(0);
+    if task_state & TASK_GONE != 0 {
+        exit(tid, state, now);
+        return true;
+    }
+    if preempted || task_state == 0 {
+        state.phase = Phase::Runnable as u32;
+        return true;
+    }
+    state.phase = Phase::Blocked as u32;
+    state.uninterruptible = u32::from(task_state & TASK_UNINTERRUPTIBLE != 0);
+    let wait = waits_for(task, task_state, state.loop_class);
+    state.cause = wait.cause as u32;
+    state.syscall = wait.syscall;
+    state.object = wait.object;
+    if wait.class == SyscallClass::Epoll as u8 || wait.class == SyscallClass::Poll as u8 {
+        see_loop(state, wait.class.into());
+        state.turn_start_ns = 0;
+    }
+    if wait.stack_key != 0 && wait.stack_key == state.stack_key && state.reused < MAX_REUSED {
+        state.reused += 1;
+        return true;
+    }
+    state.stack_key = wait.stack_key;
+    state.stack = take_stack(ctx, ids.pid, ids.tid, now);
+    state.reused = 0;
+    true
+}
+
+/// The thread of `next` gets a CPU.
+#[inline(always)]
+fn arrive(next: u64, tid: u32, only: u32, began: u64, now: u64) -> bool {
+    let state = match THREADS.get_ptr_mut(&tid) {
+        Some(state) => state,
+        None => {
+            if only == 0 && TARGET_MODE.load() != TargetMode::All as u32 {
+                return false;
+            }
+            let Some(ids) = task_ids(next) else { return false };
+            match new_thread(ids.pid, ids.tid, began, Phase::Blocked).and_then(|new| insert(tid, new)) {
+                Some(state) => state,
+                None => return true,
+            }
+        }
+    };
+    // SAFETY: see `leave`.
+    let state = unsafe { &mut *state };
+    let mut telling = false;
+    let woken = if state.phase == Phase::Blocked as u32 {
+        let woken = if state.woken_ns == 0 { now } else { state.woken_ns };
+        let blocked = woken.saturating_sub(state.since_ns);
+        let cause = state.cause as usize & 15;
+        if cause < Cause::COUNT {
+            state.times.blocked_ns[cause] += blocked;
+        }
+        off_cpu(state, blocked);
+        let in_loop = state.loop_class != 0 && cause != Cause::Poll as usize;
+        let limit = if cause < Cause::COUNT { BLOCK_NS.load()[cause] } else { u64::MAX };
+        if blocked >= limit || (in_loop && blocked >= LOOP_BLOCK_NS.load()) {
+            telling = true;
+        }
+        woken
+    } else if state.phase == Phase::Runnable as u32 {
+        state.since_ns
+    } else {
+        state.since_ns = now; // an event was missed
+        return true;
+    };
+    let waited = now.saturating_sub(woken);
+    state.times.run_queue_ns += waited;
+    record(HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid }, waited);
+    if waited >= STARVATION_NS.load() || (state.loop_class != 0 && waited >= LOOP_BLOCK_NS.load()) {
+        telling = true;
+    }
+    if telling {
+        send_interval(state, woken, now);
+    }
+    if state.phase == Phase::Blocked as u32 && is_loop_wait(state) {
+        state.turn_start_ns = now;
+        state.turn_on_cpu_ns = state.times.on_cpu_ns;
+        state.turn_run_queue_ns = state.times.run_queue_ns;
+    }
+    state.phase = Phase::Running as u32;
+    state.since_ns = now;
+    true
+}
+
+/// A thread can run again.
+#[raw_tracepoint(tracepoint = "sched_wakeup")]
+pub fn sched_wakeup(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: the task is the first argument (include/trace/events/sched.h).
+    let task = unsafe { *ctx.as_ptr().cast::<u64>() };
+    let Some(tid) = host_tid(task, ONLY_TGID.load()) else { return 0 };
+    if let Some(state) = THREADS.get_ptr_mut(&tid) {
+        // SAFETY: see `leave`; it has been left before it can be woken.
+        let state = unsafe { &mut *state };
+        if state.phase == Phase::Blocked as u32 && state.woken_ns == 0 {
+            state.woken_ns = now_ns();
+        }
+    }
+    0
+}
+
+/// A new thread can run for the first time.
+#[raw_tracepoint(tracepoint = "sched_wakeup_new")]
+pub fn sched_wakeup_new(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: as above.
+    let task = unsafe { *ctx.as_ptr().cast::<u64>() };
+    let mode = TARGET_MODE.load();
+    if mode == TargetMode::Cgroup as u32 && current_target().is_none() {
+        return 0; // the parent is the current task, and its cgroup the child's
+    }
+    let Some(tid) = host_tid(task, ONLY_TGID.load()) else { return 0 };
+    let Some(ids) = task_ids(task) else { return 0 };
+    if mode == TargetMode::Pids as u32 && !is_target(ids.pid) {
+        return 0;
+    }
+    if let Some(new) = new_thread(ids.pid, ids.tid, now_ns(), Phase::Runnable) {
+        insert(tid, new);
+    }
+    0
+}
+
+/// A thread other than the main one that replaces its program takes over the main thread's id.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn sched_exec(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: the task and its former id (include/trace/events/sched.h).
+    let former = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
+    let tid = bpf_get_current_pid_tgid() as u32;
+    if former != tid
+        && let Some(state) = THREADS.get_ptr_mut(&former)
+        && let Some(ids) = current_target()
+    {
+        // SAFETY: see `leave`.
+        unsafe { (*state).tid = ids.tid };
+        insert(tid, state);
+        let _was_there = THREADS.remove(&former);
+    }
+    0
+}
+
+/// An event loop asks for work: the end of its turn, and the start of the next should work be ready. Attached once a
+/// target is seen to be an event loop, since every system call of every process passes here.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: the registers and the number (include/trace/events/syscalls.h).
+    let number = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
+    let Some(&class) = SYSCALLS.get(number) else { return 0 };
+    if class != SyscallClass::Epoll as u8 && class != SyscallClass::Poll as u8 {
+        return 0;
+    }
+    let both = bpf_get_current_pid_tgid();
+    let only = ONLY_TGID.load();
+    if only != 0 && (both >> 32) as u32 != only {
+        return 0;
+    }
+    let Some(state) = THREADS.get_ptr_mut(&(both as u32)) else { return 0 };
+    let now = now_ns();
+    // SAFETY: see `leave`; the thread is here.
+    let state = unsafe { &mut *state };
+    state.syscall = number as i32;
+    see_loop(state, class.into());
+    if state.loop_class != u32::from(class) {
+        return 0; // it waits otherwise for its work: this is part of its turn
+    }
+    let on_cpu_ns = state.times.on_cpu_ns + now.saturating_sub(state.since_ns);
+    if state.turn_start_ns != 0 {
+        let length = now.saturating_sub(state.turn_start_ns);
+        record(HistogramKey { kind: HistogramKind::Turns as u32, id: state.tid }, length);
+        if length >= STALL_NS.load() {
+            let turn = Turn {
+                kind: KIND_TURN,
+                syscall: number as i32,
+                pid: state.pid,
+                tid: state.tid,
+                start_ns: state.turn_start_ns,
+                end_ns: now,
+                on_cpu_ns: on_cpu_ns.saturating_sub(state.turn_on_cpu_ns),
+                run_queue_ns: state.times.run_queue_ns.saturating_sub(state.turn_run_queue_ns),
+            };
+            tell(&turn);
+        }
+    }
+    state.turn_start_ns = now;
+    state.turn_on_cpu_ns = on_cpu_ns;
+    state.turn_run_queue_ns = state.times.run_queue_ns;
+    charge(Probe::Loop, now);
+    0
+}
+
+/// Takes note that a thread waits as event loops do; epoll outranks the others, which loops also use otherwise.
+#[inline(always)]
+fn see_loop(state: &mut ThreadState, class: u32) {
+    if state.loop_class == class || state.loop_class == SyscallClass::Epoll as u32 {
+        return;
+    }
+    state.loop_class = class;
+    state.turn_start_ns = 0;
+    let seen = LoopSeen {
+        kind: KIND_LOOP,
+        syscall: state.syscall,
+        pid: state.pid,
+        tid: state.tid,
+        object: state.object,
+    };
+    tell(&seen);
+}
+
+/// Whether the thread is, or was just, blocked in the call it waits in as an event loop.
+#[inline(always)]
+fn is_loop_wait(state: &ThreadState) -> bool {
+    state.loop_class != 0
+        && SYSCALLS.get(state.syscall as u32).is_some_and(|&class| u32::from(class) == state.loop_class)
+}
+
+/// A task's thread id in the initial PID namespace, if its process can be a target at all.
+#[inline(always)]
+fn host_tid(task: u64, only: u32) -> Option<u32> {
+    // `pid` and `tgid` lie side by side in every kernel; userspace has made sure.
+    let [tid, tgid]: [u32; 2] = read(task, OFF_TASK_PID.load())?;
+    if tid == 0 || (only != 0 && tgid != only) { None } else { Some(tid) }
+}
+
+#[inline(always)]
+fn new_thread(pid: u32, tid: u32, since_ns: u64, phase: Phase) -> Option<*mut ThreadState> {
+    let new = NEW_THREAD.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own slot, and no program that uses it interrupts another. Userspace never writes it, so all
+    // else is zero.
+    unsafe {
+        (*new).pid = pid;
+        (*new).tid = tid;
+        (*new).since_ns = since_ns;
+        (*new).first_ns = since_ns;
+        (*new).phase = phase as u32;
+    }
+    Some(new)
+}
+
+#[inline(always)]
+fn insert(tid: u32, state: *mut ThreadState) -> Option<*mut ThreadState> {
+    // SAFETY: points to a map's value.
+    if THREADS.insert(&tid, unsafe { &*state }, 0).is_err() {
+        count(KernelCounter::ThreadsFull);
+    }
+    THREADS.get_ptr_mut(&tid)
+}
+
+#[inline(always)]
+fn exit(tid: u32, state: &ThreadState, now: u64) {
+    let Some(outgoing) = OUTGOING.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own slot, and the scheduler does not interrupt itself.
+    let exit = unsafe { &mut (*outgoing).exit };
+    exit.kind = KIND_EXIT;
+    exit.pid = state.pid;
+    exit.tid = state.tid;
+    exit.first_ns = state.first_ns;
+    exit.time_ns = now;
+    exit.times = state.times;
+    exit.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+    tell(exit);
+    let _was_there = THREADS.remove(&tid);
+}
+
+/// Adds a block that has ended to its stack's.
+#[inline(always)]
+fn off_cpu(state: &ThreadState, ns: u64) {
+    let key = OffCpuKey {
+        stack: state.stack,
+        pid: state.pid,
+        tid: state.tid,
+        cause: state.cause,
+        syscall: state.syscall,
+    };
+    if let Some(time) = OFF_CPU.get_ptr_mut(&key) {
+        // SAFETY: only this thread's blocks have this key, and they end one after the other.
+        let time = unsafe { &mut *time };
+        time.ns += ns;
+        time.count += 1;
+        if ns > time.max_ns {
+            time.max_ns = ns;
+        }
+    } else if OFF_CPU.insert(&key, &OffCpuTime { ns, count: 1, max_ns: ns }, 0).is_err() {
+        count(KernelCounter::OffCpuFull);
+    }
+}
+
+#[inline(always)]
+fn record(key: HistogramKey, ns: u64) {
+    let histogram = match HISTOGRAMS.get_ptr_mut(&key) {
+        Some(histogram) => histogram,
+        None => match HISTOGRAMS.get_ptr_mut(&HistogramKey { kind: key.kind, id: 0 }) {
+            Some(histogram) => histogram,
+            None => return,
+        },
+    };
+    // SAFETY: two CPUs that count at once can lose one of the two counts; everything else stays as it is.
+    let histogram = unsafe { &mut *histogram };
+    histogram.sum_ns += ns;
+    if ns > histogram.max_ns {
+        histogram.max_ns = ns;
+    }
+    if let Some(slot) = histogram.counts.get_mut(bucket(ns)) {
+        *slot += 1;
+    }
+}
+
+#[inline(always)]
+fn send_interval(state: &ThreadState, woken: u64, now: u64) {
+    if !take_from_budget(now, |budget| &mut budget.records, RECORDS_PER_SLICE) {
+        count(KernelCounter::IntervalsDropped);
+        return;
+    }
+    let Some(outgoing) = OUTGOING.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own slot, and the scheduler does not interrupt itself.
+    let interval = unsafe { &mut (*outgoing).interval };
+    let blocked = state.phase == Phase::Blocked as u32;
+    interval.kind = KIND_INTERVAL;
+    interval.cause = if blocked { state.cause } else { Cause::Unknown as u32 };
+    interval.pid = state.pid;
+    interval.tid = state.tid;
+    interval.start_ns = state.since_ns;
+    interval.woken_ns = woken;
+    interval.end_ns = now;
+    interval.stack = if blocked { state.stack } else { 0 };
+    interval.object = state.object;
+    interval.syscall = if blocked { state.syscall } else { -1 };
+    interval.uninterruptible = state.uninterruptible;
+    interval.instead_tid = bpf_get_current_pid_tgid() as u32;
+    interval.instead_comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+    tell(interval);
+}
+
+/// Sends a record other than a sample.
+#[inline(always)]
+fn tell<T>(record: &T) {
+    // SAFETY: a value and its size.
+    if !unsafe { send(core::ptr::from_ref(record).cast(), size_of::<T>() as u64) } {
+        count(KernelCounter::RecordsLost);
+    }
+}
+
+#[inline(always)]
+fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u32) -> bool {
+    let Some(budget) = BUDGETS.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own slot.
+    let budget = unsafe { &mut *budget };
+    if budget.slice != now >> SLICE_SHIFT {
+        *budget = Budget { slice: now >> SLICE_SHIFT, stacks: 0, records: 0 };
+    }
+    let used = which(budget);
+    *used += 1;
+    *used <= limit
+}
+
+/// Takes the current thread's stack, and sends it if it is new. Returns its id, or zero.
+#[inline(always)]
+fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
+    if !take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE) {
+        count(KernelCounter::StacksSkipped);
+        return 0;
+    }
+    let Some(scratch) = SCHED_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's own slot, see SCHED_SCRATCH.
+    let scratch = unsafe { &mut *scratch };
+    // SAFETY: the context of this program.
+    let bytes = unsafe { stack::capture::<Tables>(ctx.as_ptr(), None, pid, scratch) };
+    let words = (bytes / 8) as usize;
+    // How the stack ends is part of it.
+    let mut id = mix(u64::from(pid) << 32 | u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT));
+    for i in 0..SAMPLE_FRAME_WORDS {
+        if i >= words {
+            break;
+        }
+        id = mix(id ^ scratch.frames[i]);
+    }
+    // SAFETY: any number is a valid key.
+    if unsafe { STACKS_SENT.get(&id) }.is_none() {
+        let header = core::ptr::from_mut(&mut scratch.header).cast::<StackHeader>();
+        // SAFETY: both headers have the same size and alignment, and flags and counts are at the same place.
+        unsafe {
+            (*header).kind = KIND_STACK;
+            (*header).time_ns = now;
+            (*header).pid = pid;
+            (*header).tid = tid;
+            (*header).id = id;
+            if !send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (bytes & 0x7ff)) {
+                count(KernelCounter::RecordsLost);
+                return 0;
+            }
+        }
+        if STACKS_SENT.insert(&id, &0, 0).is_err() {
+            count(KernelCounter::OffCpuFull); // it will be sent again
+        }
+    }
+    id
+}
+
+/// A step of a 64-bit hash: multiplication by 2^64 over the golden ratio, and the high half folded in.
+#[inline(always)]
+fn mix(value: u64) -> u64 {
+    let product = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 32)
+}
+
+/// What the current task, about to block in `task_state`, waits for.
+#[inline(always)]
+fn waits_for(task: u64, task_state: u32, loop_class: u32) -> Wait {
+    let none = Wait { cause: Cause::Other, class: 0, syscall: -1, object: 0, stack_key: 0 };
+    let Some(entry) = syscall_entry() else { return none };
+    let wait = Wait { stack_key: entry.stack_key, ..none };
+    if entry.number < 0 {
+        // Not in a system call: an exception, nearly always for a page; or stopped.
+        let stopped = task_state & TASK_STOPPED_OR_TRACED != 0;
+        return Wait { cause: if stopped { Cause::Other } else { Cause::PageFault }, ..wait };
+    }
+    let class = SYSCALLS.get(entry.number as u32).copied().unwrap_or(SyscallClass::Other as u8);
+    let wait = Wait { syscall: entry.number, class, object: entry.args[0], ..wait };
+    let cause = if class == SyscallClass::Descriptor as u8 {
+        descriptor_cause(task, entry.args[0])
+    } else if class == SyscallClass::Disk as u8 {
+        Cause::Disk
+    } else if class == SyscallClass::Futex as u8 {
+        futex_cause(entry.args[1], entry.args[2])
+    } else if class == SyscallClass::Sleep as u8 {
+        Cause::Sleep
+    } else if class == SyscallClass::Poll as u8
+        && loop_class == SyscallClass::Epoll as u32
+        && entry.args[1] == 1
+        // SAFETY: the helper checks the address. The descriptor is the first member of struct pollfd.
+        && let Ok(descriptor) = unsafe { bpf_probe_read_user(entry.args[0] as *const u32) }
+    {
+        // An event loop that waits for one descriptor elsewhere than in its epoll_wait waits in the middle of work.
+        descriptor_cause(task, descriptor.into())
+    } else if class == SyscallClass::Epoll as u8
+        || class == SyscallClass::Poll as u8
+        || class == SyscallClass::Accept as u8
+    {
+        Cause::Poll
+    } else if class == SyscallClass::Ipc as u8 {
+        Cause::Pipe
+    } else if class == SyscallClass::Child as u8 {
+        Cause::Child
+    } else {
+        Cause::Other
+    };
+    Wait { cause, ..wait }
+}
+
+/// A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which the mutexes of glibc,
+/// musl, Rust and Go mean by "locked, with waiters" (Drepper, Futexes Are Tricky, 2011).
+#[inline(always)]
+fn futex_cause(operation: u64, expected: u64) -> Cause {
+    const COMMAND: u64 = 0x7f;
+    let command = operation & COMMAND;
+    let wait = command == 0 || command == 9; // FUTEX_WAIT, FUTEX_WAIT_BITSET
+    let lock_pi = command == 6 || command == 13; // FUTEX_LOCK_PI, FUTEX_LOCK_PI2
+    if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
+}
+
+/// What a descriptor of the current task is: task -> files -> table -> file -> inode.
+#[inline(always)]
+fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
+    const S_IFMT: u16 = 0o170_000;
+    const S_IFSOCK: u16 = 0o140_000;
+    const S_IFREG: u16 = 0o100_000;
+    const S_IFBLK: u16 = 0o060_000;
+    const S_IFDIR: u16 = 0o040_000;
+    const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
+    const AF_UNIX: u16 = 1;
+    const AF_INET: u16 = 2;
+    const AF_INET6: u16 = 10;
+    let descriptor = descriptor as u32;
+    let found = (|| {
+        let files: u64 = read(task, OFF_TASK_FILES.load())?;
+        let table: u64 = read(files, OFF_FILES_FDT.load())?;
+        let count: u32 = read(table, OFF_FDT_MAX_FDS.load())?;
+        if descriptor >= count {
+            return None;
+        }
+        let array: u64 = read(table, OFF_FDT_FD.load())?;
+        let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
+        let inode: u64 = read(file, OFF_FILE_INODE.load())?;
+        let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
+        let kind = mode & S_IFMT;
+        if kind == S_IFSOCK {
+            let socket: u64 = read(file, OFF_FILE_PRIVATE_DATA.load())?;
+            let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
+            let family: u16 = read(sock, OFF_SOCK_FAMILY.load())?;
+            return Some(if family == AF_INET || family == AF_INET6 {
+                Cause::Network
+            } else if family == AF_UNIX {
+                Cause::Pipe
+            } else {
+                Cause::Other
+            });
+        }
+        if kind == S_IFREG {
+            let sb: u64 = read(inode, OFF_INODE_SB.load())?;
+            let magic: u64 = read(sb, OFF_SB_MAGIC.load())?;
+            return Some(if magic == ANON_INODE_FS_MAGIC { Cause::Pipe } else { Cause::Disk });
+        }
+        Some(if kind == S_IFBLK || kind == S_IFDIR { Cause::Disk } else { Cause::Pipe })
+    })();
+    found.unwrap_or(Cause::Other)
+}
+
+/// How the current task entered the kernel.
+struct Entry {
+    /// System call, negative for none.
+    number: i32,
+    args: [u64; 3],
+    /// Instruction, stack and frame pointer mixed; never zero.
+    stack_key: u64,
+}
+
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[inline(always)]
+fn syscall_entry() -> Option<Entry> {
+    /// From `dx` on, as in `struct pt_regs`, arch/x86/include/asm/ptrace.h.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Part {
+        dx: u64,
+        si: u64,
+        di: u64,
+        orig_ax: u64,
+        ip: u64,
+        cs: u64,
+        flags: u64,
+        sp: u64,
+    }
+    let regs = saved_registers();
+    let part: Part = read(regs, offset_of!(bpf_user_pt_regs_t, rdx) as u32)?;
+    let bp: u64 = read(regs, offset_of!(bpf_user_pt_regs_t, rbp) as u32)?;
+    // 32-bit calls have numbers of their own: __USER32_CS, arch/x86/include/asm/segment.h. For exceptions the kernel
+    // sets orig_ax to -1.
+    let number = if part.cs == 0x23 { MAX_SYSCALLS as i32 } else { part.orig_ax as i32 };
+    let stack_key = mix(mix(mix(part.ip) ^ part.sp) ^ bp) | 1;
+    Some(Entry { number, args: [part.di, part.si, part.dx], stack_key })
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+fn syscall_entry() -> Option<Entry> {
+    /// What follows the user's part in `struct pt_regs`, arch/arm64/include/asm/ptrace.h.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Part {
+        orig_x0: u64,
+        syscall: i32,
+    }
+    let regs = saved_registers();
+    let part: Part = read(regs, size_of::<bpf_user_pt_regs_t>() as u32)?;
+    let args: [u64; 3] = read(regs, 0)?;
+    let [fp, _lr, sp, pc]: [u64; 4] = read(regs, 29 * 8)?;
+    let stack_key = mix(mix(mix(pc) ^ sp) ^ fp) | 1;
+    Some(Entry { number: part.syscall, args: [part.orig_x0, args[1], args[2]], stack_key })
+}

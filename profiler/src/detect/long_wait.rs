@@ -1,0 +1,99 @@
+//! Threads that do not get on: blocked for long in something other than idleness, or without a CPU.
+
+use super::threshold::Thresholds;
+use crate::{
+    blocking::{Block, LongWait, LongWaitKind, Severity},
+    sample::ThreadKey,
+};
+
+/// One wait of a thread: it blocked, or was preempted, and then waited for a CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The thread.
+    pub thread: ThreadKey,
+    /// How long, and what for; of a preempted thread `blocked_ns` is zero.
+    pub block: Block,
+    /// Not even a signal could end the block.
+    pub uninterruptible: bool,
+    /// Thread id (initial PID namespace) and name of the thread that ran while this one waited for the CPU.
+    pub instead: Option<(u32, String)>,
+    /// It has not ended yet; its lengths are those so far.
+    pub ongoing: bool,
+}
+
+/// What is worth telling of a wait: that it blocked for long, unless in an event loop, where that is a stall; that
+/// it waited long for a CPU; or both.
+pub fn long_waits(wait: &Wait, event_loop: bool, thresholds: &Thresholds) -> impl Iterator<Item = LongWait> {
+    let finding = |severity, kind| LongWait {
+        severity,
+        thread: wait.thread,
+        kind,
+        block: wait.block.clone(),
+        ongoing: wait.ongoing,
+    };
+    let block = &wait.block;
+    let blocked = thresholds.block(block.cause, block.blocked_ns).filter(|_| !event_loop).map(|severity| {
+        // Nobody can end it, and it does not end by itself: the thread is stuck.
+        let stuck = wait.uninterruptible && wait.ongoing;
+        let severity = if stuck { Severity::Critical } else { severity };
+        finding(severity, LongWaitKind::Blocked { uninterruptible: wait.uninterruptible })
+    });
+    let starved = thresholds.starvation(block.run_queue_ns).map(|severity| {
+        let (instead_tid, instead) = wait.instead.clone().unwrap_or_default();
+        finding(severity, LongWaitKind::Starved { instead_tid, instead })
+    });
+    blocked.into_iter().chain(starved)
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Waits made by hand.
+
+    use super::*;
+    use crate::{blocking::WaitCause, detect::stall::fixtures};
+
+    /// A wait that has ended, ns.
+    pub fn wait(tid: u32, start_ns: u64, blocked_ns: u64, run_queue_ns: u64, cause: WaitCause) -> Wait {
+        Wait {
+            thread: ThreadKey { pid: 7, tid },
+            block: fixtures::block(start_ns, blocked_ns, run_queue_ns, cause),
+            uninterruptible: false,
+            instead: Some((99, "hog".into())),
+            ongoing: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{fixtures::wait, *};
+    use crate::blocking::WaitCause;
+
+    const S: u64 = 1_000_000_000;
+
+    fn found(wait: &Wait, event_loop: bool) -> Vec<(Severity, bool)> {
+        long_waits(wait, event_loop, &Thresholds::default())
+            .map(|found| (found.severity, matches!(found.kind, LongWaitKind::Starved { .. })))
+            .collect()
+    }
+
+    #[test]
+    fn long_blocks_and_long_waits_for_a_cpu_are_told_apart() {
+        assert_eq!(found(&wait(9, 0, 2 * S, 0, WaitCause::Network), false), [(Severity::Warning, false)]);
+        assert_eq!(found(&wait(9, 0, 2 * S, 0, WaitCause::Poll), false), []);
+        assert_eq!(found(&wait(9, 0, S / 2, 0, WaitCause::Network), false), []);
+        assert_eq!(found(&wait(9, 0, 0, S / 5, WaitCause::Other), false), [(Severity::Warning, true)]);
+        let both = wait(9, 0, 10 * S, S, WaitCause::Disk);
+        assert_eq!(found(&both, false), [(Severity::Critical, false), (Severity::Critical, true)]);
+        assert_eq!(found(&both, true), [(Severity::Critical, true)], "in an event loop it is a stall");
+    }
+
+    #[test]
+    fn a_thread_stuck_for_good_is_critical() {
+        let mut stuck = wait(9, 0, 2 * S, 0, WaitCause::Disk);
+        stuck.uninterruptible = true;
+        assert_eq!(found(&stuck, false), [(Severity::Warning, false)]);
+        stuck.ongoing = true;
+        assert_eq!(found(&stuck, false), [(Severity::Critical, false)]);
+    }
+}

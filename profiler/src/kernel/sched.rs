@@ -1,0 +1,128 @@
+//! The maps and settings of the scheduler probe.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, HashMap, MapData};
+use profiler_common::{
+    histogram::{BUCKETS, Histogram},
+    sched::{Cause, HistogramKey, OffCpuKey, OffCpuTime, ThreadState},
+};
+
+use super::btf::{self, Btf};
+use crate::probe::syscalls;
+
+/// Maps that need memory only where the probe runs.
+pub const LARGE_MAPS: [&str; 3] = ["THREADS", "OFF_CPU", "STACKS_SENT"];
+
+/// `BPF_NOEXIST`: what the kernel knows already it knows better.
+const NOEXIST: u64 = 1;
+
+/// What is told one by one, ns.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Turns of event loops from this length on.
+    pub stall_ns: u64,
+    /// Blocks of event loops, and their waits for a CPU.
+    pub loop_block_ns: u64,
+    /// Waits of any thread for a CPU.
+    pub starvation_ns: u64,
+    /// Blocks of any thread, by cause.
+    pub block_ns: [u64; Cause::COUNT],
+}
+
+/// Maps of `profiler-ebpf/src/sched.rs`.
+pub struct SchedMaps {
+    start_ns: Array<MapData, u64>,
+    threads: HashMap<MapData, u32, ThreadState>,
+    off_cpu: HashMap<MapData, OffCpuKey, OffCpuTime>,
+    histograms: HashMap<MapData, HistogramKey, Histogram>,
+}
+
+impl SchedMaps {
+    /// Takes the maps out of the loaded object, and tells the kernel programs what each system call waits for.
+    pub fn take(ebpf: &mut aya::Ebpf) -> Result<SchedMaps> {
+        let mut take =
+            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
+        let mut classes: Array<MapData, u8> = take("SYSCALLS")?.try_into()?;
+        for (number, class) in (0..).zip(syscalls::classes()) {
+            if class != 0 {
+                classes.set(number, class, 0)?;
+            }
+        }
+        Ok(SchedMaps {
+            start_ns: take("SCHED_START_NS")?.try_into()?,
+            threads: take("THREADS")?.try_into()?,
+            off_cpu: take("OFF_CPU")?.try_into()?,
+            histograms: take("HISTOGRAMS")?.try_into()?,
+        })
+    }
+
+    /// Begins at `now_ns`, CLOCK_MONOTONIC; zero ends.
+    pub fn start(&mut self, now_ns: u64) -> Result<()> {
+        Ok(self.start_ns.set(0, now_ns, 0)?)
+    }
+
+    /// Says what a thread has been doing since the start, unless the kernel has seen it do something since.
+    pub fn seed(&mut self, tid: u32, state: &ThreadState) {
+        let _known_better = self.threads.insert(tid, state, NOEXIST);
+    }
+
+    /// Every thread that has not ended.
+    pub fn threads(&self) -> Vec<ThreadState> {
+        self.threads.iter().filter_map(|entry| Some(entry.ok()?.1)).collect()
+    }
+
+    /// Time blocked by stack, blocks that have ended.
+    pub fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)> {
+        self.off_cpu.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Counts apart from now on what falls under `key`.
+    pub fn add_histogram(&mut self, key: HistogramKey) {
+        let empty = Histogram { max_ns: 0, sum_ns: 0, counts: [0; BUCKETS] };
+        let _full_or_there = self.histograms.insert(key, empty, NOEXIST);
+    }
+
+    /// All histograms.
+    pub fn histograms(&self) -> Vec<(HistogramKey, Histogram)> {
+        self.histograms.iter().filter_map(Result::ok).collect()
+    }
+}
+
+/// Offsets the probe needs to find out what a thread waits for.
+pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
+    let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
+    let btf = Btf::parse(
+        &data,
+        &[
+            "task_struct",
+            "files_struct",
+            "fdtable",
+            "file",
+            "inode",
+            "super_block",
+            "socket",
+            "sock",
+            "sock_common",
+        ],
+    )?;
+    let (pid, tgid) = (btf.offset("task_struct", "pid")?, btf.offset("task_struct", "tgid")?);
+    ensure!(tgid == pid + 4, "the kernel's task_struct has tgid not next to pid");
+    // Called `state` before Linux 5.14.
+    let state = btf.offset("task_struct", "__state").or_else(|_| btf.offset("task_struct", "state"))?;
+    Ok(vec![
+        ("OFF_TASK_STATE", state),
+        ("OFF_TASK_FILES", btf.offset("task_struct", "files")?),
+        ("OFF_FILES_FDT", btf.offset("files_struct", "fdt")?),
+        ("OFF_FDT_MAX_FDS", btf.offset("fdtable", "max_fds")?),
+        ("OFF_FDT_FD", btf.offset("fdtable", "fd")?),
+        ("OFF_FILE_INODE", btf.offset("file", "f_inode")?),
+        ("OFF_FILE_PRIVATE_DATA", btf.offset("file", "private_data")?),
+        ("OFF_INODE_MODE", btf.offset("inode", "i_mode")?),
+        ("OFF_INODE_SB", btf.offset("inode", "i_sb")?),
+        ("OFF_SB_MAGIC", btf.offset("super_block", "s_magic")?),
+        ("OFF_SOCKET_SK", btf.offset("socket", "sk")?),
+        ("OFF_SOCK_FAMILY", btf.offset("sock", "__sk_common")? + btf.offset("sock_common", "skc_family")?),
+    ])
+}

@@ -1,0 +1,457 @@
+//! The report's part about where the time went, on CPUs and off them, and what was wrong with it.
+
+use std::{collections::BTreeMap, io::Write};
+
+use anyhow::Result;
+
+use super::report::{Keep, Style, count, fit, percent, thousands, width};
+use crate::{
+    blocking::{Blocking, Convoy, EventLoop, LongWaitKind, Severity, Summary, ThreadTime, WaitCause},
+    detect::finding::{self, Finding, Reason, StallGroup, WaitGroup},
+    profile::{Names, Profile, Run},
+    sample::{StackId, ThreadKey},
+    symbolize::Function,
+};
+
+/// Threads listed of a process, if they are not asked for.
+const THREADS: usize = 8;
+/// Findings told in full.
+const FINDINGS: usize = 10;
+/// Functions shown of a finding's stack.
+const FRAMES: usize = 5;
+/// Stacks listed of those that waited longest, and functions of each.
+const OFF_CPU: (usize, usize) = (5, 4);
+
+/// Writes the part; nothing if the scheduler was not watched.
+pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(blocking) = &run.blocking else { return Ok(()) };
+    times(blocking, style, out)?;
+    for of in blocking.run_queue.iter().filter(|of| of.waits.count > 0).take(style.top) {
+        let Summary { count: n, p50_ns, p90_ns, p99_ns, p999_ns, max_ns, .. } = of.waits;
+        let [p50, p90, p99, p999, max] = [p50_ns, p90_ns, p99_ns, p999_ns, max_ns].map(time);
+        let text = format!(
+            "run queue {}: {}, p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}",
+            if of.pid == 0 { "of all others".to_owned() } else { format!("{} (pid {})", of.process, of.pid) },
+            count(n, "wait"),
+        );
+        line(&text, style, out)?;
+    }
+    for of in blocking.loops.iter().filter(|of| of.turns.count > 0).take(style.top) {
+        event_loop(of, style, out)?;
+    }
+    if blocking.loops.len() > style.top {
+        writeln!(out, "{} more event loops", blocking.loops.len() - style.top)?;
+    }
+    findings(run, blocking, style, out)?;
+    if let Some(off_cpu) = &run.off_cpu {
+        stacks(off_cpu, style, out)?;
+    }
+    Ok(())
+}
+
+fn event_loop(of: &EventLoop, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let turns = &of.turns;
+    let stalls = match (of.warnings, of.criticals) {
+        (0, 0) => "no stall".to_owned(),
+        (warnings, 0) => count(warnings, "stall"),
+        (warnings, criticals) => format!("{} ({criticals} critical)", count(warnings + criticals, "stall")),
+    };
+    let text = format!(
+        "event loop {} (tid {}), {}: {}, p50 {}, p99 {}, max {}; {stalls}",
+        of.name,
+        of.thread.tid,
+        of.wait,
+        count(turns.count, "turn"),
+        time(turns.p50_ns),
+        time(turns.p99_ns),
+        time(turns.max_ns),
+    );
+    line(&text, style, out)
+}
+
+/// The table: a line per process, the busiest first, and its threads.
+fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let mut processes: BTreeMap<u32, (ThreadTime, Vec<&ThreadTime>)> = BTreeMap::new();
+    for thread in &blocking.threads {
+        let (sum, threads) = processes.entry(thread.thread.pid).or_default();
+        sum.process.clone_from(&thread.process);
+        sum.add(thread);
+        threads.push(thread);
+    }
+    let mut processes: Vec<_> = processes.into_iter().collect();
+    processes.sort_by_key(|(_, (sum, _))| std::cmp::Reverse(sum.not_idle_ns()));
+    writeln!(out, "\n{}", style.bold("where the time went, % of wall time"))?;
+    let head = format!(
+        "{:>8}  {:>6}  {:>6}  {:>6}  {:>6}  who: blocked in",
+        "wall", "on CPU", "user", "kernel", "queue"
+    );
+    writeln!(out, "{}", style.dim(&head))?;
+    for (pid, (sum, threads)) in processes.iter_mut().take(style.top) {
+        let all = threads.len();
+        let title = match *pid {
+            0 => sum.process.clone(),
+            pid => format!("{} (pid {pid}), {}", sum.process, count(all as u64, "thread")),
+        };
+        row(sum, &title, style, out)?;
+        if all == 1 {
+            continue;
+        }
+        threads.sort_by_key(|thread| (std::cmp::Reverse(thread.not_idle_ns()), thread.thread));
+        if !style.threads {
+            threads.retain(|thread| thread.not_idle_ns() > 0);
+            threads.truncate(THREADS);
+        }
+        for thread in threads.iter() {
+            row(thread, &format!("  {} (tid {})", thread.name, thread.thread.tid), style, out)?;
+        }
+        if threads.len() < all {
+            writeln!(
+                out,
+                "{:>42}    {} more, less busy (--threads shows them)",
+                "",
+                thousands((all - threads.len()) as u64)
+            )?;
+        }
+    }
+    if processes.len() > style.top {
+        writeln!(
+            out,
+            "{} more processes (--top N shows more)",
+            thousands((processes.len() - style.top) as u64)
+        )?;
+    }
+    Ok(())
+}
+
+fn row(of: &ThreadTime, title: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let share = |ns| percent(ns, of.wall_ns);
+    let mut causes = of.blocked.clone();
+    causes.retain(|&(_, ns)| share(ns) >= 0.05);
+    causes.sort_by_key(|&(cause, ns)| (std::cmp::Reverse(ns), cause));
+    let causes: Vec<String> =
+        causes.into_iter().map(|(cause, ns)| format!("{} {:.1}", cause.words(), share(ns))).collect();
+    let on_cpu = format!("{:>6.1}", share(of.on_cpu_ns));
+    // Without samples nobody knows how it divides.
+    let [user, kernel] = match of.cpu_samples {
+        0 => ["-".to_owned(), "-".to_owned()],
+        _ => [of.on_cpu_ns.saturating_sub(of.on_cpu_kernel_ns), of.on_cpu_kernel_ns]
+            .map(|ns| format!("{:.1}", share(ns))),
+    };
+    let text = format!(
+        "{:>8}  {on_cpu}  {user:>6}  {kernel:>6}  {:>6.1}  {title}: {}",
+        time(of.wall_ns),
+        share(of.run_queue_ns),
+        if causes.is_empty() { "nothing".to_owned() } else { causes.join(", ") },
+    );
+    line(&text, style, out)
+}
+
+fn findings(run: &Run, blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let found = finding::findings(run);
+    if found.is_empty() {
+        let limits = &blocking.thresholds;
+        let turns: u64 = blocking.loops.iter().map(|of| of.turns.count).sum();
+        let in_turns = match blocking.loops.len() as u64 {
+            0 => String::new(),
+            loops => format!(
+                "no stall over {} in {} of {}, ",
+                time(limits.stall_warning_ns),
+                count(turns, "turn"),
+                count(loops, "event loop")
+            ),
+        };
+        let text = format!(
+            "nothing found: {in_turns}no thread blocked for long, none without a CPU for {}, no queue for a lock",
+            time(limits.starvation_ns)
+        );
+        return line(&text, style, out);
+    }
+    let name = Namer::new(blocking);
+    writeln!(out, "\n{}", style.bold("what was wrong, worst first"))?;
+    for finding in found.iter().take(FINDINGS) {
+        let (text, stack) = match finding {
+            Finding::Stalls(group) => (stalls(group, &name), group.stack),
+            Finding::Waits(group) => {
+                let blocked = matches!(group.longest.kind, LongWaitKind::Blocked { .. });
+                (waits(group, &name), group.longest.block.stack.filter(|_| blocked))
+            }
+            Finding::Convoy(convoy) => {
+                (self::convoy(convoy, &name), convoy.holder_stack.or(convoy.waiter_stack))
+            }
+        };
+        let label = match finding.severity() {
+            Severity::Critical => style.paint("1;31", "CRITICAL"),
+            Severity::Warning => style.paint("33", "WARNING "),
+        };
+        writeln!(out, "{label}  {}", fit(&text, usize::MAX, Keep::Start))?;
+        let both = match finding {
+            Finding::Convoy(convoy) => {
+                [("holder at", convoy.holder_stack), ("waiting at", convoy.waiter_stack)]
+            }
+            _ => [("", stack), ("", None)],
+        };
+        for (whose, stack) in both {
+            let functions = stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
+            for (i, function) in functions.iter().take(FRAMES).enumerate() {
+                let whose = if i == 0 { whose } else { "" };
+                let gap = if whose.is_empty() { "" } else { " " };
+                line(&format!("            {whose}{gap}{}", at(function)), style, out)?;
+            }
+        }
+    }
+    if found.len() > FINDINGS {
+        writeln!(out, "{} more findings (JSON holds all)", found.len() - FINDINGS)?;
+    }
+    let unlisted = blocking.stalls_unlisted + blocking.long_waits_unlisted;
+    if unlisted > 0 {
+        writeln!(out, "shorter stalls and waits that are in none of these: {}", thousands(unlisted))?;
+    }
+    Ok(())
+}
+
+fn stalls(group: &StallGroup, name: &Namer<'_>) -> String {
+    let how_often = match group.count {
+        1 => format!("stalled for {}", time(group.total_ns)),
+        n => format!(
+            "stalled {} times, {} in all, longest {}",
+            thousands(n),
+            time(group.total_ns),
+            time(group.longest_ns)
+        ),
+    };
+    let reason = match &group.reason {
+        Reason::OnCpu(Some(function)) => format!("on CPU in {}", at(function)),
+        Reason::OnCpu(None) => "on CPU, too short for a sample".to_owned(),
+        Reason::RunQueue => "waiting for a CPU".to_owned(),
+        Reason::Blocked { cause, syscall } => {
+            format!(
+                "blocked, {}",
+                join([cause.words(), syscall, group.object.as_deref().unwrap_or_default()])
+            )
+        }
+        Reason::Unexplained => "unexplained".to_owned(),
+    };
+    let share = percent(group.reason_ns, group.total_ns);
+    let unexplained = 100.0 - percent(group.explained_ns, group.total_ns);
+    let rest = match group.reason {
+        Reason::Unexplained => String::new(),
+        _ if unexplained < 10.0 => String::new(),
+        _ => format!("; {unexplained:.0} % unexplained"),
+    };
+    format!("event loop {} {how_often}: {share:.0} % {reason}{rest}", name.thread(group.thread))
+}
+
+fn waits(group: &WaitGroup, name: &Namer<'_>) -> String {
+    let who = match &group.threads[..] {
+        [thread] => format!("thread {}", name.thread(*thread)),
+        threads => {
+            let first = threads.first().copied().unwrap_or_default();
+            format!("{} threads of {} (pid {})", threads.len(), name.process(first), first.pid)
+        }
+    };
+    let ongoing = match (group.ongoing, group.count) {
+        (0, _) => String::new(),
+        (1, 1) => ", and still does".to_owned(),
+        (n, _) => format!(", {n} still do"),
+    };
+    let how_long = match group.count {
+        1 => format!("for {}", time(group.total_ns)),
+        n => format!(
+            "{} times, {} in all, longest {}",
+            thousands(n),
+            time(group.total_ns),
+            time(group.longest.length_ns())
+        ),
+    };
+    let block = &group.longest.block;
+    match &group.longest.kind {
+        LongWaitKind::Blocked { uninterruptible } => {
+            let stuck = if *uninterruptible { ", uninterruptibly" } else { "" };
+            let object = block.object.as_deref().unwrap_or_default();
+            let what = join([block.cause.words(), &block.syscall, object]);
+            format!("{who} blocked {how_long}{stuck}{ongoing}: {what}")
+        }
+        LongWaitKind::Starved { .. } => {
+            let instead: Vec<String> = group
+                .instead
+                .iter()
+                .filter(|(name, _)| !name.is_empty())
+                .take(3)
+                .map(|(name, ns)| format!("{name} ({:.0} %)", percent(*ns, group.total_ns)))
+                .collect();
+            let instead = if instead.is_empty() { "unknown".to_owned() } else { instead.join(", ") };
+            format!("{who} ready but without a CPU {how_long}{ongoing}; ran instead: {instead}")
+        }
+    }
+}
+
+fn convoy(convoy: &Convoy, name: &Namer<'_>) -> String {
+    let holder = match convoy.holder {
+        Some(holder) => format!("held by {}", name.thread(holder)),
+        None => "holder unknown".to_owned(),
+    };
+    format!(
+        "lock convoy in {} (pid {}): up to {} threads queue for the lock at {:#x}, in {} looks; {holder}",
+        convoy.process, convoy.pid, convoy.waiters, convoy.futex, convoy.seen
+    )
+}
+
+/// The stacks that waited longest in something else than idleness.
+fn stacks(off_cpu: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let mut weights: BTreeMap<(WaitCause, Vec<&str>), u64> = BTreeMap::new();
+    for stack in &off_cpu.stacks {
+        let cause = stack.cause.unwrap_or(WaitCause::Unknown);
+        if !cause.is_idle() {
+            let functions = user_functions(&off_cpu.names, &stack.frames);
+            let names =
+                functions.into_iter().take(OFF_CPU.1).map(|function| function.name.as_str()).collect();
+            *weights.entry((cause, names)).or_default() += stack.weight;
+        }
+    }
+    if weights.is_empty() {
+        return Ok(());
+    }
+    let total: u64 = weights.values().sum();
+    let mut weights: Vec<_> = weights.into_iter().collect();
+    weights.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+    let title = format!("longest off CPU, without idle waits: {} in all", time(total));
+    writeln!(out, "\n{}", style.bold(&title))?;
+    for ((cause, functions), ns) in weights.into_iter().take(OFF_CPU.0) {
+        let share = percent(ns, total);
+        let text = format!("{:>8}  {share:>5.1} %  {}: {}", time(ns), cause.words(), functions.join(" < "));
+        line(&text, style, out)?;
+    }
+    Ok(())
+}
+
+/// Names of threads and processes.
+struct Namer<'a>(BTreeMap<ThreadKey, &'a ThreadTime>);
+
+impl<'a> Namer<'a> {
+    fn new(blocking: &'a Blocking) -> Namer<'a> {
+        Namer(blocking.threads.iter().map(|thread| (thread.thread, thread)).collect())
+    }
+
+    fn thread(&self, thread: ThreadKey) -> String {
+        match self.0.get(&thread) {
+            Some(known) => format!("{} (tid {})", known.name, thread.tid),
+            None => format!("tid {}", thread.tid),
+        }
+    }
+
+    fn process(&self, thread: ThreadKey) -> &str {
+        let of_process = ThreadKey { pid: thread.pid, tid: 0 }..=ThreadKey { pid: thread.pid, tid: u32::MAX };
+        self.0.range(of_process).next().map_or("?", |(_, known)| &known.process)
+    }
+}
+
+fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
+    user_functions(names, names.stack(stack))
+}
+
+/// The user's functions of a stack, innermost first, or the kernel's if there are no others.
+fn user_functions<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function> {
+    let all = || names.functions(frames);
+    let user: Vec<_> =
+        all().filter(|(_, frame, _)| !names.is_kernel(frame)).map(|(function, ..)| function).collect();
+    if user.is_empty() { all().map(|(function, ..)| function).collect() } else { user }
+}
+
+/// A function and where it is.
+fn at(function: &Function) -> String {
+    match (&function.file, function.line) {
+        (Some(file), Some(line)) => format!("{} ({file}:{line})", function.name),
+        _ => function.name.clone(),
+    }
+}
+
+/// The parts that say something.
+fn join(parts: [&str; 3]) -> String {
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+/// A line that is cut where the terminal ends.
+fn line(text: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let limit = style.width.filter(|limit| width(text) > *limit).unwrap_or(usize::MAX);
+    writeln!(out, "{}", fit(text, limit, Keep::Start))?;
+    Ok(())
+}
+
+/// A duration with three digits.
+fn time(ns: u64) -> String {
+    let (value, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (ns as f64 / 1e3, "us"),
+        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
+        _ => (ns as f64 / 1e9, "s"),
+    };
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    let text = format!("{value:.digits$}");
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures};
+
+    const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
+
+    fn render(run: &Run, style: Style) -> String {
+        let mut text = Vec::new();
+        write(run, &style, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn what_was_wrong_can_be_acted_on() {
+        insta::assert_snapshot!(render(&run_with_findings(), PLAIN));
+    }
+
+    #[test]
+    fn nothing_wrong_is_one_line() {
+        let mut run = fixtures::run(&[("main", 1)]);
+        let turns = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
+        let name = || "quiet\x1b[2J".to_owned();
+        let blocking = Blocking {
+            loops: vec![EventLoop { turns, name: name(), wait: "poll".into(), ..EventLoop::default() }],
+            threads: vec![ThreadTime { process: name(), wall_ns: 1_000_000_000, ..ThreadTime::default() }],
+            ..Blocking::default()
+        };
+        run.blocking = Some(blocking);
+        insta::assert_snapshot!(render(&run, PLAIN));
+    }
+
+    #[test]
+    fn lines_fit_a_terminal() {
+        let narrow = Style { width: Some(60), ..PLAIN };
+        let text = render(&run_with_findings(), narrow);
+        let findings = |line: &&str| !line.starts_with("CRITICAL") && !line.starts_with("WARNING");
+        assert!(text.lines().filter(findings).all(|line| width(line) <= 60), "{text}");
+    }
+
+    #[test]
+    fn threads_are_listed_on_request_only() {
+        let mut run = run_with_findings();
+        let blocking = run.blocking.as_mut().unwrap();
+        let idle = ThreadTime {
+            thread: ThreadKey { pid: 7, tid: 20 },
+            name: "idle".into(),
+            wall_ns: 5,
+            blocked: vec![(WaitCause::Park, 5)],
+            ..blocking.threads[0].clone()
+        };
+        let idle = ThreadTime { on_cpu_ns: 0, run_queue_ns: 0, ..idle };
+        blocking.threads.push(idle);
+        assert!(render(&run, PLAIN).contains("1 more, less busy"));
+        let all = render(&run, Style { threads: true, ..PLAIN });
+        assert!(all.contains("idle (tid 20): parked (futex) 100.0") && !all.contains("less busy"), "{all}");
+    }
+
+    #[test]
+    fn durations_have_three_digits() {
+        let text = [0, 999, 1_000, 12_345, 999_999, 203_400_000, 9_996_000_000, 3_600_000_000_000].map(time);
+        assert_eq!(text, ["0 ns", "999 ns", "1 us", "12.3 us", "1000 us", "203 ms", "10 s", "3600 s"]);
+    }
+}

@@ -1,0 +1,177 @@
+//! The scheduler probe: decodes its records, and knows what threads did before it was attached.
+
+use std::{fs, path::Path};
+
+use profiler_common::sched::{
+    Cause, Exit, Interval, KIND_STACK, LoopSeen, Phase, SyscallClass, ThreadState, Times, Turn,
+};
+
+use super::{
+    cpu::{self, RawSample},
+    syscalls,
+};
+
+/// A record without a variable part.
+pub trait Plain: Copy {}
+impl Plain for Interval {}
+impl Plain for Turn {}
+impl Plain for Exit {}
+impl Plain for LoopSeen {}
+
+/// Reads one; `None` if bytes are missing.
+pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: a Plain type is repr(C) and made of integers, for which any bytes will do; there are enough of them.
+    (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Decodes a stack and its id, which lies where a CPU sample has the thread's name.
+pub fn decode_stack(bytes: &[u8]) -> Option<(u64, RawSample)> {
+    let stack = cpu::decode_stack(bytes, KIND_STACK)?;
+    Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), stack))
+}
+
+/// What a thread that has done nothing since `began_ns` is doing, as /proc tells it; `None` if it is gone.
+pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<ThreadState> {
+    let task = proc_root.join(format!("{pid}/task/{tid}"));
+    let stat = fs::read(task.join("stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The name, in parentheses, may itself hold spaces and parentheses.
+    let state = stat.get(stat.rfind(')')? + 1..)?.trim_start().chars().next()?;
+    if matches!(state, 'Z' | 'X') {
+        return None;
+    }
+    let mut seed = ThreadState {
+        first_ns: began_ns,
+        since_ns: began_ns,
+        pid,
+        tid,
+        syscall: -1,
+        phase: Phase::Running as u32,
+        ..ThreadState::default()
+    };
+    if state == 'R' {
+        return Some(seed);
+    }
+    seed.phase = Phase::Blocked as u32;
+    seed.uninterruptible = u32::from(state == 'D');
+    // "running", "-1 sp pc", or the number and six arguments: Documentation/filesystems/proc.rst.
+    let text = fs::read_to_string(task.join("syscall")).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let number: i32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(-1);
+    let args: Vec<u64> =
+        words.map_while(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok()).collect();
+    if number >= 0 {
+        let arg = |i: usize| args.get(i).copied().unwrap_or(0);
+        seed.syscall = number;
+        seed.object = arg(0);
+        let class = syscalls::class(number);
+        seed.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
+        if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
+            seed.loop_class = class.into();
+        }
+    } else {
+        seed.cause = if state == 'D' { Cause::PageFault } else { Cause::Other } as u32;
+    }
+    Some(seed)
+}
+
+/// As the kernel program's `waits_for`.
+fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> Cause {
+    match class {
+        c if c == SyscallClass::Descriptor as u8 => {
+            let link = fs::read_link(proc_root.join(format!("{pid}/fd/{}", args[0]))).unwrap_or_default();
+            match link.to_string_lossy().split(':').next().unwrap_or_default() {
+                "socket" if is_internet_socket(proc_root, pid, &link) => Cause::Network,
+                "socket" | "pipe" | "anon_inode" => Cause::Pipe,
+                path if path.starts_with("/dev/") => Cause::Pipe,
+                path if path.starts_with('/') => Cause::Disk,
+                _ => Cause::Other,
+            }
+        }
+        c if c == SyscallClass::Disk as u8 => Cause::Disk,
+        c if c == SyscallClass::Futex as u8 => {
+            let command = args[1] & 0x7f;
+            let lock = matches!(command, 6 | 13) || (matches!(command, 0 | 9) && args[2] as u32 == 2);
+            if lock { Cause::Lock } else { Cause::Park }
+        }
+        c if c == SyscallClass::Sleep as u8 => Cause::Sleep,
+        c if c == SyscallClass::Epoll as u8
+            || c == SyscallClass::Poll as u8
+            || c == SyscallClass::Accept as u8 =>
+        {
+            Cause::Poll
+        }
+        c if c == SyscallClass::Ipc as u8 => Cause::Pipe,
+        c if c == SyscallClass::Child as u8 => Cause::Child,
+        _ => Cause::Other,
+    }
+}
+
+/// Whether a descriptor's link, `socket:[inode]`, is in one of the process's tables of internet sockets.
+fn is_internet_socket(proc_root: &Path, pid: u32, link: &Path) -> bool {
+    crate::process::objects::socket(proc_root, pid, &link.to_string_lossy())
+        .is_some_and(|socket| !socket.starts_with("unix"))
+}
+
+/// A thread's time with its current phase brought to an end at `now_ns`.
+pub fn times_until(state: &ThreadState, now_ns: u64) -> Times {
+    let mut times = state.times;
+    let passed = now_ns.saturating_sub(state.since_ns);
+    if state.phase == Phase::Running as u32 {
+        times.on_cpu_ns += passed;
+    } else if state.phase == Phase::Runnable as u32 {
+        times.run_queue_ns += passed;
+    } else if let Some(blocked) = times.blocked_ns.get_mut(state.cause as usize) {
+        let woken = if state.woken_ns == 0 { now_ns } else { state.woken_ns.clamp(state.since_ns, now_ns) };
+        *blocked += woken - state.since_ns.min(woken);
+        times.run_queue_ns += now_ns - woken;
+    }
+    times
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_in_progress_counts_up_to_now() {
+        let mut state = ThreadState { since_ns: 100, cause: Cause::Disk as u32, ..ThreadState::default() };
+        state.times.on_cpu_ns = 5;
+        let total =
+            |times: Times| times.on_cpu_ns + times.run_queue_ns + times.blocked_ns.iter().sum::<u64>();
+        for (phase, woken_ns, on_cpu, run_queue, disk) in [
+            (Phase::Running, 0, 45, 0, 0),
+            (Phase::Runnable, 0, 5, 40, 0),
+            (Phase::Blocked, 0, 5, 0, 40),
+            (Phase::Blocked, 130, 5, 10, 30),
+        ] {
+            state.phase = phase as u32;
+            state.woken_ns = woken_ns;
+            let times = times_until(&state, 140);
+            assert_eq!((times.on_cpu_ns, times.run_queue_ns), (on_cpu, run_queue));
+            assert_eq!(times.blocked_ns[Cause::Disk as usize], disk);
+            assert_eq!(total(times), 45);
+        }
+    }
+
+    #[test]
+    fn what_threads_are_doing_is_read_from_proc() {
+        let root = tempfile::tempdir().unwrap();
+        let task = root.path().join("7/task/8");
+        fs::create_dir_all(&task).unwrap();
+        let seed = |state: &str, syscall: &str| {
+            fs::write(task.join("stat"), format!("8 (a) b) {state} 1 1")).unwrap();
+            fs::write(task.join("syscall"), syscall).unwrap();
+            super::seed(root.path(), 7, 8, 100)
+        };
+        let futex = format!("{} 0xabc 0x80 0x2 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_futex);
+        let state = seed("S", &futex).unwrap();
+        assert_eq!((state.phase, state.cause), (Phase::Blocked as u32, Cause::Lock as u32));
+        assert_eq!((state.syscall, state.object), (libc::SYS_futex as i32, 0xabc));
+        assert_eq!(seed("R", "running\n").unwrap().phase, Phase::Running as u32);
+        assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().cause, Cause::PageFault as u32);
+        assert_eq!(seed("Z", ""), None);
+        let poll = format!("{} 0x3 0x0\n", libc::SYS_epoll_pwait);
+        assert_eq!(seed("S", &poll).unwrap().loop_class, SyscallClass::Epoll as u32);
+    }
+}

@@ -1,0 +1,175 @@
+//! System calls of the running architecture: names, and what each of them waits for.
+
+use libc::c_long;
+use profiler_common::sched::{MAX_SYSCALLS, SyscallClass};
+
+/// Name of a system call; `sys_N` for an unknown one, empty for none (-1).
+pub fn name(number: i32) -> String {
+    match usize::try_from(number) {
+        Err(_none) => String::new(),
+        Ok(n) => syscalls::Sysno::new(n).map_or_else(|| format!("sys_{n}"), |known| known.name().to_owned()),
+    }
+}
+
+/// Class of every system call, by number.
+pub fn classes() -> [u8; MAX_SYSCALLS] {
+    let mut classes = [SyscallClass::Other as u8; MAX_SYSCALLS];
+    for (class, numbers) in CLASSES.iter().chain(LEGACY) {
+        for &number in *numbers {
+            if let Some(slot) = usize::try_from(number).ok().and_then(|n| classes.get_mut(n)) {
+                *slot = *class as u8;
+            }
+        }
+    }
+    classes
+}
+
+/// The class of one.
+pub fn class(number: i32) -> u8 {
+    usize::try_from(number).ok().and_then(|n| classes().get(n).copied()).unwrap_or(SyscallClass::Other as u8)
+}
+
+/// Calls that every architecture has.
+const CLASSES: &[(SyscallClass, &[c_long])] = &[
+    (
+        SyscallClass::Descriptor,
+        &[
+            libc::SYS_read,
+            libc::SYS_write,
+            libc::SYS_readv,
+            libc::SYS_writev,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
+            libc::SYS_preadv,
+            libc::SYS_pwritev,
+            libc::SYS_preadv2,
+            libc::SYS_pwritev2,
+            libc::SYS_sendfile,
+            libc::SYS_splice,
+            libc::SYS_tee,
+            libc::SYS_vmsplice,
+            libc::SYS_copy_file_range,
+            libc::SYS_ioctl,
+            libc::SYS_fcntl,
+            libc::SYS_flock,
+            libc::SYS_connect,
+            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
+            libc::SYS_recvmmsg,
+            libc::SYS_sendto,
+            libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
+            libc::SYS_shutdown,
+            libc::SYS_close,
+        ],
+    ),
+    (
+        SyscallClass::Disk,
+        &[
+            libc::SYS_fsync,
+            libc::SYS_fdatasync,
+            libc::SYS_sync,
+            libc::SYS_syncfs,
+            libc::SYS_sync_file_range,
+            libc::SYS_msync,
+            libc::SYS_fallocate,
+            libc::SYS_ftruncate,
+            libc::SYS_truncate,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_unlinkat,
+            libc::SYS_mkdirat,
+            libc::SYS_renameat2,
+            libc::SYS_linkat,
+            libc::SYS_symlinkat,
+            libc::SYS_newfstatat,
+            libc::SYS_fstat,
+            libc::SYS_statx,
+            libc::SYS_statfs,
+            libc::SYS_fstatfs,
+            libc::SYS_faccessat,
+            libc::SYS_faccessat2,
+            libc::SYS_readlinkat,
+            libc::SYS_getdents64,
+            libc::SYS_readahead,
+            libc::SYS_fadvise64,
+            libc::SYS_io_getevents,
+            libc::SYS_io_submit,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_mount,
+            libc::SYS_umount2,
+        ],
+    ),
+    (SyscallClass::Futex, &[libc::SYS_futex]),
+    (SyscallClass::Sleep, &[libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_rt_sigtimedwait]),
+    (SyscallClass::Epoll, &[libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2]),
+    (SyscallClass::Poll, &[libc::SYS_ppoll, libc::SYS_pselect6, libc::SYS_io_uring_enter]),
+    (SyscallClass::Accept, &[libc::SYS_accept, libc::SYS_accept4]),
+    (
+        SyscallClass::Ipc,
+        &[
+            libc::SYS_msgrcv,
+            libc::SYS_msgsnd,
+            libc::SYS_semop,
+            libc::SYS_semtimedop,
+            libc::SYS_mq_timedreceive,
+            libc::SYS_mq_timedsend,
+        ],
+    ),
+    (SyscallClass::Child, &[libc::SYS_wait4, libc::SYS_waitid]),
+];
+
+/// Calls that newer architectures do without.
+#[cfg(target_arch = "x86_64")]
+const LEGACY: &[(SyscallClass, &[c_long])] = &[
+    (SyscallClass::Epoll, &[libc::SYS_epoll_wait]),
+    (SyscallClass::Poll, &[libc::SYS_poll, libc::SYS_select]),
+    (SyscallClass::Sleep, &[libc::SYS_pause]),
+    (SyscallClass::Child, &[libc::SYS_vfork]),
+    (
+        SyscallClass::Disk,
+        &[
+            libc::SYS_open,
+            libc::SYS_creat,
+            libc::SYS_stat,
+            libc::SYS_lstat,
+            libc::SYS_access,
+            libc::SYS_unlink,
+            libc::SYS_rename,
+            libc::SYS_renameat,
+            libc::SYS_mkdir,
+            libc::SYS_rmdir,
+            libc::SYS_link,
+            libc::SYS_symlink,
+            libc::SYS_readlink,
+            libc::SYS_getdents,
+        ],
+    ),
+];
+#[cfg(not(target_arch = "x86_64"))]
+const LEGACY: &[(SyscallClass, &[c_long])] = &[];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_have_names_and_classes() {
+        assert_eq!(name(libc::SYS_futex as i32), "futex");
+        assert_eq!((name(-1), name(100_000)), (String::new(), "sys_100000".to_owned()));
+        assert_eq!(class(libc::SYS_read as i32), SyscallClass::Descriptor as u8);
+        assert_eq!(class(libc::SYS_epoll_pwait as i32), SyscallClass::Epoll as u8);
+        assert_eq!((class(-1), class(i32::MAX)), (SyscallClass::Other as u8, SyscallClass::Other as u8));
+    }
+
+    #[test]
+    fn no_call_has_two_classes() {
+        let mut all: Vec<c_long> =
+            CLASSES.iter().chain(LEGACY).flat_map(|(_, numbers)| *numbers).copied().collect();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+}

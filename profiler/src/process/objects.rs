@@ -1,0 +1,104 @@
+//! What a descriptor of a process is: a path, a socket with its peer, a pipe.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+/// Describes a process's descriptor, as long as it is open.
+pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String> {
+    let link = fs::read_link(proc_root.join(format!("{pid}/fd/{descriptor}"))).ok()?;
+    let link = link.to_string_lossy().into_owned();
+    if link.starts_with("socket:[") {
+        Some(socket(proc_root, pid, &link).unwrap_or(link))
+    } else {
+        Some(link)
+    }
+}
+
+/// Describes a socket by its link, `socket:[inode]`, from the tables of the process's network namespace.
+pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
+    let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
+    let net = proc_root.join(format!("{pid}/net"));
+    for protocol in ["tcp", "tcp6", "udp", "udp6"] {
+        let table = fs::read_to_string(net.join(protocol)).unwrap_or_default();
+        // sl local remote state queues timer retransmits uid timeout inode: Documentation/networking/proc_net_tcp.rst.
+        let found = table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            (*fields.get(9)? == inode).then(|| Some((address(fields.get(1)?)?, address(fields.get(2)?)?)))?
+        });
+        if let Some((local, remote)) = found {
+            let name = protocol.trim_end_matches('6');
+            return Some(match remote.ends_with(":0") {
+                true => format!("{name} {local}"),
+                false => format!("{name} {local} -> {remote}"),
+            });
+        }
+    }
+    // Num RefCount Protocol Flags Type St Inode Path: unix(7).
+    let table = fs::read_to_string(net.join("unix")).unwrap_or_default();
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (*fields.get(6)? == inode).then(|| match fields.get(7) {
+            Some(path) => format!("unix {path}"),
+            None => "unix".to_owned(),
+        })
+    })
+}
+
+/// `0100007F:1F90`, in the machine's byte order by words, as `127.0.0.1:8080`.
+fn address(text: &str) -> Option<String> {
+    let (host, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let words: Vec<u32> = (0..host.len())
+        .step_by(8)
+        .map(|at| u32::from_str_radix(host.get(at..at + 8)?, 16).ok())
+        .collect::<Option<_>>()?;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    if let Ok(v4) = <[u8; 4]>::try_from(&*bytes) {
+        return Some(format!("{}:{port}", Ipv4Addr::from(v4)));
+    }
+    let v6 = Ipv6Addr::from(<[u8; 16]>::try_from(&*bytes).ok()?);
+    Some(match v6.to_ipv4_mapped() {
+        Some(v4) => format!("{v4}:{port}"),
+        None => format!("[{v6}]:{port}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_found_in_the_tables() {
+        let root = tempfile::tempdir().unwrap();
+        let net = root.path().join("7/net");
+        fs::create_dir_all(&net).unwrap();
+        fs::write(
+            net.join("tcp"),
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+             0: 0100007F:1F90 0200007F:1538 01 00000000:00000000 00:00000000 00000000  1000        0 77 1 0\n   \
+             1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 78 1 0\n",
+        )
+        .unwrap();
+        fs::write(
+            net.join("unix"),
+            "Num       RefCount Protocol Flags    Type St Inode Path\n0000: 00000002 00000000 00010000 0001 01 79 /run/x\n",
+        )
+        .unwrap();
+        let socket = |inode: u32| socket(root.path(), 7, &format!("socket:[{inode}]"));
+        assert_eq!(socket(77).as_deref(), Some("tcp 127.0.0.1:8080 -> 127.0.0.2:5432"));
+        assert_eq!(socket(78).as_deref(), Some("tcp 127.0.0.1:8080"));
+        assert_eq!(socket(79).as_deref(), Some("unix /run/x"));
+        assert_eq!(socket(80), None);
+        assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_address_is_survived(text in "[0-9A-Fé]{0,40}:?[0-9A-F]{0,6}") {
+            address(&text);
+        }
+    }
+}
