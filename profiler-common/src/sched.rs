@@ -156,6 +156,10 @@ pub struct ThreadState {
     pub reused: u32,
     /// Blocked uninterruptibly.
     pub uninterruptible: u32,
+    /// Slice of time in which `stacks_taken` were taken.
+    pub slice: u32,
+    /// Stacks taken in that slice.
+    pub stacks_taken: u32,
 }
 
 /// Key of the map `OFF_CPU`.

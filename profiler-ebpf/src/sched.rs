@@ -240,8 +240,16 @@ fn leave(ctx: &RawTracePointContext, tid: u32, preempted: bool, began: u64, now:
         see_loop(state, wait.class.into());
         state.turn_start_ns = 0;
     }
-    if wait.stack_key != 0 && wait.stack_key == state.stack_key && state.reused < MAX_REUSED {
+    let same = state.stack != 0 && wait.stack_key == state.stack_key;
+    if same && state.reused < MAX_REUSED {
         state.reused += 1;
+        return true;
+    }
+    if !may_take_stack(state, now) {
+        if !same {
+            count(KernelCounter::StacksSkipped);
+            state.stack = 0;
+        }
         return true;
     }
     state.stack_key = wait.stack_key;
@@ -575,13 +583,23 @@ fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u3
     *used <= limit
 }
 
+/// Whether the current thread may take its stack now: within its own share, so that one thread cannot use up all of
+/// its CPU's, and within that.
+#[inline(always)]
+fn may_take_stack(state: &mut ThreadState, now: u64) -> bool {
+    let slice = (now >> SLICE_SHIFT) as u32;
+    if state.slice != slice {
+        state.slice = slice;
+        state.stacks_taken = 0;
+    }
+    state.stacks_taken += 1;
+    state.stacks_taken <= STACKS_PER_SLICE / 4
+        && take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE)
+}
+
 /// Takes the current thread's stack, and sends it if it is new. Returns its id, or zero.
 #[inline(always)]
 fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
-    if !take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE) {
-        count(KernelCounter::StacksSkipped);
-        return 0;
-    }
     let Some(scratch) = SCHED_SCRATCH.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot, see SCHED_SCRATCH.
     let scratch = unsafe { &mut *scratch };

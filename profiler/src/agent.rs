@@ -7,7 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use profiler_common::cost::Probe;
+use profiler_common::{
+    cost::Probe,
+    cpu::{END_COMPLETE, END_STOPPED, FLAG_USER_END_SHIFT, SampleHeader},
+    unwind::{Registers, Step},
+};
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -16,32 +21,52 @@ use tokio::{
 
 use crate::{
     aggregate::{Aggregator, intern_stack},
-    cli::{ProfileArgs, Unwind},
+    blocking::Blocking,
+    cli::{ProfileArgs, Unwind, Waits},
+    detect::threshold::Thresholds,
     error::Error,
-    kernel::{Kernel, preflight, sideband::Sideband, unwind::UnwindMaps},
+    kernel::{Kernel, btf, preflight, sideband::Sideband, unwind::UnwindMaps},
     output::{RenderOptions, live::Live},
-    probe::cpu::{self, RawSample},
+    probe::{
+        Record,
+        cpu::{self, RawSample},
+    },
     process::{
         ProcessTable, launch,
         life::{self, Living},
+        memory::ProcessMemory,
         table::Resolution,
         target::Target,
     },
     profile::{Accounts, Meta, ProbeReport, Run, Totals},
     replay::Results,
     sample::{
-        CPU, Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, Tables, ThreadKey,
+        CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId,
+        Tables, ThreadKey,
     },
     symbolize::{Detail, LiveSymbolizer, SymbolCache},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
     usage::Usage,
 };
 
+#[cfg(target_arch = "aarch64")]
+type NativeArch = profiler_common::unwind::Aarch64;
+#[cfg(target_arch = "x86_64")]
+type NativeArch = profiler_common::unwind::X86_64;
+
+mod scheduler;
+
+use scheduler::Scheduler;
+
 /// How often records are fetched from the kernel when nothing else happens.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Mapping notices per CPU, bytes: a few hundred where few processes matter, more where all do.
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
+
+/// What costs something in the kernel, by the names of reports.
+const PROBES: [(Probe, &str); 3] =
+    [(Probe::Cpu, "cpu"), (Probe::Sched, "scheduler"), (Probe::Loop, "event loop")];
 
 /// How long sampling waits for the targets' unwind tables; after that it begins with frame pointers.
 const TABLES_PATIENCE: Duration = Duration::from_millis(150);
@@ -58,7 +83,8 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     let (mut target, command) = Target::from_args(args);
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
-    results.check(&[CPU])?;
+    let waits = watches_waits(args, &target);
+    results.check(if waits { &KINDS } else { &[CPU] })?;
     if !preflight::may_load_programs() {
         return Err(Error::MissingRights { what: "profile" }.into());
     }
@@ -70,7 +96,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
         pids.push(held.pid());
     }
 
-    let mut collector = Collector::start(args, &target, &pids)?;
+    let mut collector = Collector::start(args, &target, &pids, waits)?;
     results.start_recordings(&collector.meta)?;
     let mut command = held.map(launch::Held::start).transpose()?;
 
@@ -89,7 +115,9 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
             wakeup = collector.wakeup.readable() => wakeup?.clear_ready(),
             _ = show.tick() => {
                 collector.drain(&mut results)?;
-                results.checkpoint(&collector.accounts(), None, &collector.tables)?;
+                collector.take_off_cpu(&mut results)?;
+                let blocking = collector.blocking();
+                results.checkpoint(&collector.accounts(), blocking.as_ref(), &collector.tables)?;
                 let last = collector.interval_run();
                 if !args.quiet {
                     live.show(&last, collector.started.elapsed(), args.duration)?;
@@ -131,6 +159,9 @@ struct Collector {
     processes: ProcessTable,
     /// `None` where frame pointers are followed only.
     unwinder: Option<Feeder<UnwindMaps>>,
+    /// `None` where only CPUs are sampled.
+    scheduler: Option<Scheduler>,
+    loops_attached: bool,
     /// `None` where the run does not end with its targets.
     living: Option<Living>,
     last_sweep: Instant,
@@ -138,6 +169,9 @@ struct Collector {
     kernel_module: ModuleId,
     totals: Aggregator,
     last_interval: Aggregator,
+    off_cpu: Aggregator,
+    /// Threads with time off CPUs whose names have been recorded.
+    off_cpu_named: FxHashSet<ThreadKey>,
     interval_started: Instant,
     symbols: SymbolCache,
     losses: Losses,
@@ -149,12 +183,21 @@ struct Collector {
 }
 
 impl Collector {
-    fn start(args: &ProfileArgs, target: &Target, pids: &[u32]) -> Result<Collector> {
+    fn start(args: &ProfileArgs, target: &Target, pids: &[u32], waits: bool) -> Result<Collector> {
         crate::usage::raise_file_limit();
         let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let period_ns = cpu::period_ns(args.frequency);
         let track_all = !matches!(target, Target::Pids { .. });
-        let mut kernel = Kernel::load(target, args.kernel_log)?;
+        let by_tables = args.unwind == Unwind::Tables && preflight::can_unwind();
+        if args.unwind == Unwind::Tables && !by_tables {
+            eprintln!(
+                "profiler: this kernel cannot unwind by .eh_frame (5.15 and newer can); stacks of programs without \
+                 frame pointers are cut off"
+            );
+        }
+        let thresholds = waits.then(|| args.blocking.thresholds());
+        let limits = thresholds.as_ref().map(scheduler::limits);
+        let mut kernel = Kernel::load(target, args.kernel_log, limits.as_ref())?;
         if args.kernel_log {
             kernel.start_log()?;
         }
@@ -164,13 +207,6 @@ impl Collector {
         let mut tables = Tables::default();
         let kernel_module = tables.module_id(Module::special(ModuleKind::Kernel));
         let mut processes = ProcessTable::new(Path::new(PROC), track_all);
-        let by_tables = args.unwind == Unwind::Tables && preflight::can_unwind();
-        if args.unwind == Unwind::Tables && !by_tables {
-            eprintln!(
-                "profiler: this kernel cannot unwind by .eh_frame (5.15 and newer can); stacks of programs \
-                       without frame pointers are cut off"
-            );
-        }
         let mut unwinder = if by_tables {
             Some(Feeder::new(kernel.take_unwind_maps()?, DEFAULT_BUDGET_BYTES))
         } else {
@@ -188,10 +224,9 @@ impl Collector {
         }
         kernel.attach_target_hooks(target, by_tables)?;
         kernel.attach_cpu(period_ns, by_tables)?;
-
         let start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Instant::now();
-        Ok(Collector {
+        let mut collector = Collector {
             // SAFETY: an OwnedFd is the same descriptor for as long as it lives.
             wakeup: unsafe { AsyncFd::register_with_interest(kernel.records_fd()?, Interest::READABLE) }
                 .context("waiting for kernel records")?,
@@ -199,6 +234,8 @@ impl Collector {
             sideband,
             processes,
             unwinder,
+            scheduler: None,
+            loops_attached: false,
             living: matches!(target, Target::Pids { .. })
                 .then(|| Living::new(Path::new(PROC), pids, target.follows())),
             last_sweep: now,
@@ -206,6 +243,8 @@ impl Collector {
             kernel_module,
             totals: Aggregator::default(),
             last_interval: Aggregator::default(),
+            off_cpu: Aggregator::default(),
+            off_cpu_named: FxHashSet::default(),
             interval_started: now,
             symbols: SymbolCache::default(),
             losses: Losses::default(),
@@ -226,20 +265,68 @@ impl Collector {
             stopped: None,
             usage_at_start: Usage::now(),
             usage_at_stop: None,
-        })
+        };
+        if let Some(thresholds) = thresholds {
+            collector.start_scheduler(pids, thresholds)?;
+        }
+        Ok(collector)
+    }
+
+    /// Lets the kernel programs watch the scheduler, and tells them what the threads of the targets are doing already.
+    fn start_scheduler(&mut self, pids: &[u32], thresholds: Thresholds) -> Result<()> {
+        let Some(maps) = self.kernel.take_sched_maps() else { return Ok(()) };
+        self.kernel.attach_sched()?;
+        let mut scheduler = Scheduler::new(maps, Path::new(PROC), pids, thresholds);
+        // Stacks first: they take a while, in which threads wake up unseen.
+        let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();
+        for &pid in pids {
+            for seed in scheduler.seeds(pid) {
+                if let Some((ip, sp)) = seed.at
+                    && let Some(stack) = self.stack_at_rest(pid, ip, sp)
+                {
+                    stacks.insert((seed.state.tid, (ip, sp)), stack);
+                }
+            }
+        }
+        scheduler.start(monotonic_ns())?;
+        for &pid in pids {
+            for seed in scheduler.seeds(pid) {
+                let stack = seed.at.and_then(|at| stacks.get(&(seed.state.tid, at)).copied());
+                scheduler.seed(seed.state, stack);
+            }
+        }
+        self.scheduler = Some(scheduler);
+        Ok(())
+    }
+
+    /// The user stack of a blocked thread, from outside. Its frame pointer is not known: where it is needed before the
+    /// stack itself tells it, the stack ends.
+    fn stack_at_rest(&mut self, pid: u32, ip: u64, sp: u64) -> Option<StackId> {
+        let memory = ProcessMemory::open(Path::new(PROC), pid)?;
+        let registers = Registers { ip, sp, fp: 0, lr: 0 };
+        let (user, end) = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
+        let mut raw = RawSample { header: SampleHeader::default(), kernel: Vec::new(), user };
+        raw.header.pid = pid;
+        raw.header.time_ns = monotonic_ns();
+        let end = match end {
+            Step::Stop(reason) => END_STOPPED + reason as u32,
+            Step::End | Step::Continue => END_COMPLETE,
+        };
+        raw.header.flags = end << FLAG_USER_END_SHIFT;
+        self.resolve(&raw)
     }
 
     /// Brings everything that waits in the kernel into the totals.
     fn drain(&mut self, results: &mut Results) -> Result<Targets> {
         // Records before notices: then every mapping a record needs has its notice here already.
-        let mut samples = Vec::new();
+        let mut records = Vec::new();
         while let Some(record) = self.kernel.records.next() {
-            match cpu::decode(&record) {
-                Some(sample) => samples.push(sample),
+            match Record::decode(&record) {
+                Some(record) => records.push(record),
                 None => self.losses.add(Loss::BadRecord, 1),
             }
         }
-        samples.sort_by_key(|sample| sample.header.time_ns);
+        records.sort_by_key(Record::time_ns);
         let mut notices = Vec::new();
         let dropped = self.sideband.drain(&mut notices);
         if dropped > 0 {
@@ -249,11 +336,11 @@ impl Collector {
 
         let mut notices = notices.into_iter().peekable();
         let mut exits = false;
-        for sample in samples {
-            while let Some(notice) = notices.next_if(|notice| notice.time_ns <= sample.header.time_ns) {
+        for record in records {
+            while let Some(notice) = notices.next_if(|notice| notice.time_ns <= record.time_ns()) {
                 exits |= self.apply(&notice);
             }
-            self.take(&sample, results)?;
+            self.take(&record, results)?;
         }
         for notice in notices {
             exits |= self.apply(&notice);
@@ -274,6 +361,13 @@ impl Collector {
                 unwinder.mappings_changed(pid);
             }
             unwinder.update(&self.processes)?;
+        }
+        if let Some(scheduler) = &mut self.scheduler {
+            scheduler.look();
+            if scheduler.has_loops() && !self.loops_attached && self.stopped.is_none() {
+                self.kernel.attach_loops()?;
+                self.loops_attached = true;
+            }
         }
         Ok(self.sweep(exits))
     }
@@ -299,60 +393,60 @@ impl Collector {
         if living.is_empty() { Targets::Ended } else { Targets::Live }
     }
 
-    /// Resolves, interns, records and adds up one sample.
-    fn take(&mut self, raw: &RawSample, results: &mut Results) -> Result<()> {
-        let header = &raw.header;
-        let (pid, now_ns) = (header.pid, header.time_ns);
-        let mut frames = Vec::with_capacity(raw.kernel.len() + raw.user.len() + 1);
-        for (i, &address) in raw.kernel.iter().enumerate() {
-            frames.push(Frame { module: self.kernel_module, address: call_site(i, address) });
+    /// Takes in one record.
+    fn take(&mut self, record: &Record, results: &mut Results) -> Result<()> {
+        match record {
+            Record::Cpu(sample) => return self.take_sample(sample, results),
+            Record::Stack(id, raw) => {
+                let stack = self.resolve(raw);
+                if let (Some(scheduler), Some(stack)) = (&mut self.scheduler, stack) {
+                    scheduler.stack(*id, stack);
+                }
+            }
+            _ => {}
         }
-        let mut gone = false;
-        for (i, &address) in raw.user.iter().enumerate() {
-            let (frame, resolution) =
-                self.processes.resolve(pid, call_site(i, address), now_ns, &mut self.tables);
-            gone |= resolution == Resolution::ProcessGone;
-            frames.push(frame);
+        let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
+        match record {
+            Record::Cpu(_) | Record::Stack(..) => {}
+            Record::Interval(interval) => scheduler.interval(interval),
+            Record::Turn(turn) => scheduler.turn(turn),
+            Record::Exit(exit) => scheduler.exit(exit, &mut self.tables),
+            Record::Loop(seen) => scheduler.loop_seen(seen),
         }
-        if frames.is_empty() {
-            let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
-            frames.push(Frame { module, address: 0 });
-        }
+        Ok(())
+    }
 
-        let thread = ThreadKey { pid, tid: header.tid };
-        let end = raw.user_end();
-        if let Some(unwinder) = &mut self.unwinder
-            && end == StackEnd::FramePointers
-        {
-            unwinder.want(pid);
-        }
-        let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };
-        let Some(stack) = intern_stack(&mut self.tables, stack) else {
+    /// Records and adds up one CPU sample.
+    fn take_sample(&mut self, raw: &RawSample, results: &mut Results) -> Result<()> {
+        let header = &raw.header;
+        let thread = ThreadKey { pid: header.pid, tid: header.tid };
+        let Some(stack) = self.resolve(raw) else {
             self.losses.add(Loss::TooManyStacks, 1);
             return Ok(());
         };
-        let sample = Sample { time_ns: now_ns, thread, cpu: header.cpu, stack, weight: 1, cause: None };
+        let sample =
+            Sample { time_ns: header.time_ns, thread, cpu: header.cpu, stack, weight: 1, cause: None };
         if !self.totals.add(&sample) {
             self.losses.add(Loss::TooManyStacks, 1);
             return Ok(());
         }
         // The interval has no more keys than the run.
         let _fits = self.last_interval.add(&sample);
+        if let Some(scheduler) = &mut self.scheduler {
+            scheduler.cpu_sample(thread, sample.time_ns, stack, !raw.kernel.is_empty());
+        }
+        let has_user_stack = !self.processes.is_kernel_thread(header.pid, &mut self.tables);
         for (degraded, loss) in [
             (raw.kernel_stack_failed(), Loss::KernelStackFailed),
-            (
-                raw.user_stack_failed() && !self.processes.is_kernel_thread(pid, &mut self.tables),
-                Loss::UserStackFailed,
-            ),
+            (raw.user_stack_failed() && has_user_stack, Loss::UserStackFailed),
             (raw.truncated(), Loss::StackTruncated),
             (
                 !matches!(
-                    end,
+                    raw.user_end(),
                     StackEnd::None | StackEnd::Complete | StackEnd::FramePointers | StackEnd::TooDeep
                 ),
                 Loss::UnwindFailed,
             ),
-            (gone, Loss::ProcessGone),
         ] {
             self.losses.add(loss, degraded.into());
         }
@@ -364,26 +458,91 @@ impl Collector {
         results.record(&sample, &self.tables, renamed.then_some(name.as_str()))
     }
 
+    /// Resolves and interns a stack; `None` if there is no room for it.
+    fn resolve(&mut self, raw: &RawSample) -> Option<StackId> {
+        let (pid, now_ns) = (raw.header.pid, raw.header.time_ns);
+        let mut frames = Vec::with_capacity(raw.kernel.len() + raw.user.len() + 1);
+        for (i, &address) in raw.kernel.iter().enumerate() {
+            frames.push(Frame { module: self.kernel_module, address: call_site(i, address) });
+        }
+        let mut gone = false;
+        for (i, &address) in raw.user.iter().enumerate() {
+            let (frame, resolution) =
+                self.processes.resolve(pid, call_site(i, address), now_ns, &mut self.tables);
+            gone |= resolution == Resolution::ProcessGone;
+            frames.push(frame);
+        }
+        self.losses.add(Loss::ProcessGone, gone.into());
+        if frames.is_empty() {
+            let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
+            frames.push(Frame { module, address: 0 });
+        }
+        let end = raw.user_end();
+        if let Some(unwinder) = &mut self.unwinder
+            && end == StackEnd::FramePointers
+        {
+            unwinder.want(pid);
+        }
+        let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };
+        intern_stack(&mut self.tables, stack)
+    }
+
+    /// Brings the time off CPUs into the totals.
+    fn take_off_cpu(&mut self, results: &mut Results) -> Result<()> {
+        let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
+        for (thread, stack, cause, ns) in scheduler.off_cpu(&mut self.tables) {
+            let stack = match stack {
+                Some(stack) => stack,
+                None => {
+                    let module = self.tables.module_id(Module::special(ModuleKind::NotTaken));
+                    let frames = [Frame { module, address: 0 }].into();
+                    let untaken = Stack { frames, kernel_frames: 0, end: StackEnd::None };
+                    let Some(stack) = intern_stack(&mut self.tables, untaken) else {
+                        self.losses.add(Loss::OffCpuFull, 1);
+                        continue;
+                    };
+                    stack
+                }
+            };
+            let sample =
+                Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: Some(cause) };
+            if self.off_cpu.add(&sample) {
+                let named = self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
+                results.record(&sample, &self.tables, named.as_deref())?;
+            } else {
+                self.losses.add(Loss::OffCpuFull, 1);
+            }
+        }
+        Ok(())
+    }
+
     /// Ends sampling and takes what is left in the kernel.
     fn stop(&mut self, results: &mut Results) -> Result<()> {
         self.stopped = Some(self.started.elapsed());
         self.usage_at_stop = Some(Usage::now());
+        if let Some(scheduler) = &mut self.scheduler {
+            scheduler.stop(monotonic_ns())?;
+        }
         self.kernel.detach();
         self.drain(results)?;
-        Ok(())
+        self.take_off_cpu(results)
     }
 
     fn accounts(&self) -> Accounts {
         let mut losses = self.losses.clone();
         self.kernel.update_losses(&mut losses);
-        let cost = self.kernel.cost(Probe::Cpu);
         let (now, running) = (Usage::now(), self.usage_at_stop.unwrap_or_else(Usage::now));
         let agent_cpu_ns = running.cpu_ns.saturating_sub(self.usage_at_start.cpu_ns);
         Accounts {
             duration_ns: self.stopped.unwrap_or_else(|| self.started.elapsed()).as_nanos() as u64,
             samples_taken: self.kernel.samples_taken(),
             losses,
-            probes: vec![ProbeReport { name: CPU.name.to_owned(), runs: cost.runs, ns: cost.ns }],
+            probes: PROBES
+                .into_iter()
+                .map(|(probe, name)| (name, self.kernel.cost(probe)))
+                .filter(|(_, cost)| cost.runs > 0)
+                .map(|(name, cost)| ProbeReport { name: name.to_owned(), runs: cost.runs, ns: cost.ns })
+                .collect(),
             unwind: self.unwinder.as_ref().map_or_else(UnwindReport::default, |unwinder| {
                 unwinder.report(|module| self.tables.module(module).path.clone())
             }),
@@ -393,12 +552,19 @@ impl Collector {
         }
     }
 
+    /// Where the time went so far, if the scheduler is watched.
+    fn blocking(&mut self) -> Option<Blocking> {
+        let scheduler = self.scheduler.as_mut()?;
+        Some(scheduler.blocking(&mut self.tables, monotonic_ns()))
+    }
+
     /// What happened since this was last asked, with names but without source lines.
     fn interval_run(&mut self) -> Run {
         let mut accounts = self.accounts();
         accounts.duration_ns = self.interval_started.elapsed().as_nanos() as u64;
         self.interval_started = Instant::now();
-        let totals = Totals { cpu: self.last_interval.take(), ..Totals::default() };
+        let blocking = self.blocking();
+        let totals = Totals { cpu: self.last_interval.take(), off_cpu: None, blocking };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
     }
@@ -406,7 +572,9 @@ impl Collector {
     /// The whole run in full detail.
     fn final_run(&mut self) -> Run {
         let accounts = self.accounts();
-        let totals = Totals { cpu: self.totals.snapshot(), ..Totals::default() };
+        let blocking = self.blocking();
+        let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
+        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
@@ -415,6 +583,30 @@ impl Collector {
         run.cpu.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;
         run
     }
+}
+
+/// Whether the scheduler is watched too. Of the whole machine that costs more than most would expect: only if asked.
+fn watches_waits(args: &ProfileArgs, target: &Target) -> bool {
+    let wanted = match args.waits {
+        Waits::Auto => !matches!(target, Target::All),
+        Waits::On => true,
+        Waits::Off => false,
+    };
+    if wanted && !(preflight::can_unwind() && btf::is_available()) {
+        eprintln!(
+            "profiler: this kernel is too old (5.15 is needed, with BTF) to tell what threads wait for"
+        );
+        return false;
+    }
+    wanted
+}
+
+/// Now: CLOCK_MONOTONIC, ns, as the kernel programs have it.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime fills the struct.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// The address to look up for a stack's `i`th entry: all but the innermost are return addresses, and the call

@@ -211,7 +211,10 @@ pub struct Summary {
 impl Summary {
     /// Of what the kernel programs counted, by way of an hdrhistogram that is finer than their buckets.
     pub fn of(kernel: &histogram::Histogram) -> Summary {
-        let Ok(mut merged) = hdrhistogram::Histogram::<u64>::new(3) else { return Summary::default() };
+        let longest = histogram::bounds(histogram::BUCKETS - 1).0 * 2;
+        let Ok(mut merged) = hdrhistogram::Histogram::<u64>::new_with_max(longest, 3) else {
+            return Summary::default();
+        };
         for (bucket, &count) in kernel.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             let (first, width) = histogram::bounds(bucket);
             merged.saturating_record_n(first + width / 2, count.into());
@@ -294,6 +297,8 @@ pub struct Stall {
     pub on_cpu_ns: u64,
     /// Of that, waiting for a CPU.
     pub run_queue_ns: u64,
+    /// Of that, in blocks that were told one by one, by cause; listed below or not.
+    pub blocked: Vec<(WaitCause, u64)>,
     /// CPU samples inside it, as many stacks as are kept: stack and number, most first.
     pub samples: Vec<(StackId, u64)>,
     /// Blocks inside it that took long enough to be told one by one, the longest if they are many; in order of time.

@@ -84,6 +84,9 @@ pub struct ProfileArgs {
     /// distribution packages lack
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Unwind::Tables)]
     pub unwind: Unwind,
+    /// Whether to find out what threads wait for: auto is on, except with --all
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Waits::Auto)]
+    pub waits: Waits,
     /// No live view
     #[arg(short, long)]
     pub quiet: bool,
@@ -173,6 +176,17 @@ pub enum Unwind {
     Tables,
     /// By frame pointers only.
     FramePointers,
+}
+
+/// Whether to watch the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Waits {
+    /// On, unless the target is the whole machine.
+    Auto,
+    /// On.
+    On,
+    /// Off: only CPUs are sampled.
+    Off,
 }
 
 /// Options of the outputs, live or replayed.

@@ -167,8 +167,11 @@ impl Run {
             [Some(&cpu), off_cpu.as_ref()].into_iter().flatten().flat_map(|snapshot| &snapshot.entries);
         let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied());
         let (mut names, index) = name(stacks, tables, symbolizer, detail);
-        let frames = |stack| tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect();
-        names.stacks = told.into_iter().map(|stack| (stack, frames(stack))).collect();
+        let frames = |stack: StackId| -> Vec<usize> {
+            tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect()
+        };
+        let waiting = |names: &Names, stack| names.without_probe(frames(stack));
+        names.stacks = told.into_iter().map(|stack| (stack, waiting(&names, stack))).collect();
         let unnamed = cpu
             .entries
             .iter()
@@ -188,7 +191,7 @@ impl Run {
                     thread: key.thread,
                     process: tables.process_name(key.thread).to_owned(),
                     thread_name: tables.thread_name(key.thread).to_owned(),
-                    frames: frames(key.stack),
+                    frames: if key.cause.is_some() { waiting(&names, key.stack) } else { frames(key.stack) },
                     end: tables.stack(key.stack).end,
                     weight,
                     cause: key.cause,
@@ -264,6 +267,20 @@ impl Names {
     /// Whether a frame is the kernel's.
     pub fn is_kernel(&self, frame: &NamedFrame) -> bool {
         self.module_of(frame).kind == ModuleKind::Kernel
+    }
+
+    /// A stack without what the scheduler calls to tell the probe of a switch; how much that is differs from kernel
+    /// to kernel.
+    fn without_probe(&self, mut frames: Vec<usize>) -> Vec<usize> {
+        const AT_MOST: usize = 8;
+        let switches = |frame: &&usize| {
+            let frame = &self.frames[**frame];
+            self.is_kernel(frame) && frame.functions.iter().any(|function| function.name == "__schedule")
+        };
+        if let Some(at) = frames.iter().take(AT_MOST).position(|frame| switches(&frame)) {
+            frames.drain(..=at);
+        }
+        frames
     }
 
     /// Functions of a stack, innermost first, inlined ones included, each with its frame and whether the compiler

@@ -91,15 +91,7 @@ impl Results {
 
     /// Writes every output, then the report.
     pub fn finish(self, run: &Run, tables: &Tables, options: &RenderOptions) -> Result<()> {
-        let names: Vec<(Frame, Vec<Function>)> = run
-            .names()
-            .frames
-            .iter()
-            .map(|frame| {
-                let address = Frame { module: ModuleId(frame.module as u32), address: frame.address };
-                (address, frame.functions.clone())
-            })
-            .collect();
+        let names = names(run);
         for (path, recorder) in self.recorders {
             let finished = recorder.finish(&run.cpu.accounts, run.blocking.as_ref(), tables, &names);
             let written = finished.and_then(|mut out| out.flush());
@@ -125,6 +117,15 @@ impl Results {
         }
         Ok(())
     }
+}
+
+/// What a recording holds of a run's names.
+fn names(run: &Run) -> Vec<(Frame, Vec<Function>)> {
+    let each = run.names().frames.iter().map(|frame| {
+        let address = Frame { module: ModuleId(frame.module as u32), address: frame.address };
+        (address, frame.functions.clone())
+    });
+    each.collect()
 }
 
 fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dyn io::Write) -> Result<()> {
@@ -243,5 +244,159 @@ impl Symbolizer for RecordedNames {
                 (functions != &[Function::unknown(module, address)]).then(|| functions.clone())
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        aggregate::{
+            intern_stack,
+            waits::{Now, Waits},
+        },
+        blocking::{ThreadTime, WaitCause},
+        detect::{
+            long_wait::fixtures::wait,
+            stall::fixtures::{LOOP, turn},
+            threshold::Thresholds,
+        },
+        output::FORMATS,
+        sample::{ModuleKind, Stack, StackEnd, StackId, ThreadKey},
+    };
+
+    /// Names every address but each seventh.
+    struct Fake;
+
+    impl Symbolizer for Fake {
+        fn functions(
+            &mut self,
+            _: ModuleId,
+            _: &Module,
+            addresses: &[u64],
+            _: Detail,
+        ) -> Vec<Option<Vec<Function>>> {
+            let name = |address| Function { name: format!("f{address}"), file: None, line: None };
+            addresses.iter().map(|&address| (address % 7 != 0).then(|| vec![name(address)])).collect()
+        }
+    }
+
+    /// Every rendering of a run.
+    fn render(run: &Run) -> Vec<Vec<u8>> {
+        let mut outputs = Vec::new();
+        let options = RenderOptions { threads: true, top: 10 };
+        for (extension, _) in FORMATS.iter().filter(|(_, format)| !matches!(format, Format::Recording)) {
+            for kind in KINDS {
+                let spec: OutputSpec = format!("{}:x{extension}", kind.name).parse().unwrap();
+                let mut out = Vec::new();
+                spec.write(run, &options, &mut out).unwrap();
+                outputs.push(out);
+            }
+        }
+        let mut out = Vec::new();
+        report::write(run, &Style { colour: false, width: None, threads: true, top: 10 }, &mut out).unwrap();
+        outputs.push(out);
+        outputs
+    }
+
+    fn stack(tables: &mut Tables, address: u64) -> StackId {
+        let kernel = tables.module_id(Module::special(ModuleKind::Kernel));
+        let module = tables.module_id(Module::special(ModuleKind::Jit(7)));
+        let user = (1..=address % 4 + 1).map(|i| Frame { module, address: address / i });
+        let frames = std::iter::once(Frame { module: kernel, address }).chain(user).collect();
+        intern_stack(tables, Stack { frames, kernel_frames: 1, end: StackEnd::Complete }).unwrap()
+    }
+
+    /// What a live run does with samples (thread, stack, weight, cause) and stalls (start and length, ms), into a
+    /// recording at `path`.
+    fn record(path: &std::path::Path, samples: &[(u32, u64, u64, u32)], stalls: &[(u64, u64)]) -> Run {
+        const MS: u64 = 1_000_000;
+        let mut tables = Tables::default();
+        let meta = Meta { target: "pid 7".into(), period_ns: 10 * MS, ..Meta::default() };
+        let mut recorder = Recorder::new(Vec::new(), &meta).unwrap();
+        let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
+        let mut waits = Waits::new(Thresholds::default());
+        waits.add_loop(LOOP);
+        for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
+            let thread = ThreadKey { pid: 7, tid };
+            let (stack, time_ns) = (stack(&mut tables, address), i as u64 * 10 * MS);
+            let cause = (cause > 0).then(|| WaitCause::from_number(cause));
+            let sample = Sample { time_ns, thread, cpu: 0, stack, weight, cause };
+            let name = format!("t{tid}");
+            let new = tables.threads.insert(thread, name.clone()).is_none().then_some(name.as_str());
+            recorder.sample(&sample, &tables, new).unwrap();
+            assert!(if cause.is_some() { off_cpu.add(&sample) } else { cpu.add(&sample) });
+            if cause.is_none() {
+                waits.cpu_sample(thread, time_ns, stack, true);
+            }
+        }
+        for &(start, length) in stalls {
+            let mut slow = wait(LOOP.tid, start * MS, length * MS / 2, 0, WaitCause::Disk);
+            slow.block.stack = Some(stack(&mut tables, 1000 + start)); // in no sample
+            waits.wait(slow);
+            waits.turn(&turn(start * MS, (start + length) * MS, length * MS / 2, 0));
+            let mut starved = wait(9, start, 0, length * MS, WaitCause::Other);
+            starved.block.stack = None;
+            waits.wait(starved);
+        }
+        let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
+        let blocking = waits.blocking(Now { threads, ..Now::default() });
+        recorder.checkpoint(&Accounts::default(), Some(&Blocking::default()), &tables).unwrap();
+        let totals =
+            Totals { cpu: cpu.snapshot(), off_cpu: Some(off_cpu.snapshot()), blocking: Some(blocking) };
+        let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
+        let written =
+            recorder.finish(&run.cpu.accounts, run.blocking.as_ref(), &tables, &names(&run)).unwrap();
+        std::fs::write(path, written).unwrap();
+        run
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_replay_gives_the_same_outputs(
+            samples in prop::collection::vec((7u32..10, 0u64..40, 1u64..1000, 0u32..11), 0..60),
+            stalls in prop::collection::vec((0u64..1000, 1u64..200), 0..20),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("x.prec");
+            let live = record(&path, &samples, &stalls);
+            let replayed = load(&path).unwrap();
+            prop_assert_eq!(replayed.ending, Ending::Complete);
+            prop_assert_eq!(&replayed.run.blocking, &live.blocking);
+            prop_assert_eq!(replayed.samples.len(), samples.len());
+            prop_assert!(render(&replayed.run) == render(&live));
+            let of_kind = |waiting: bool| -> u64 {
+                samples.iter().filter(|(.., cause)| (*cause > 0) == waiting).map(|(_, _, weight, _)| weight).sum()
+            };
+            prop_assert_eq!((live.cpu.total, live.off_cpu.unwrap().total), (of_kind(false), of_kind(true)));
+        }
+    }
+
+    #[test]
+    fn a_stall_that_refers_to_nothing_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.prec");
+        let live = record(&path, &[], &[(0, 100)]);
+        let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
+        let nothing = Tables::default();
+        let written = recorder.finish(&live.cpu.accounts, live.blocking.as_ref(), &nothing, &[]).unwrap();
+        std::fs::write(&path, written).unwrap();
+        assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
+    }
+
+    #[test]
+    fn an_output_of_what_was_not_measured_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |name: &str, kinds: &[ProfileKind]| {
+            let outputs = vec![dir.path().join(name).display().to_string().parse().unwrap()];
+            Results::open(&ReportArgs { outputs, threads: false, top: 1 }).unwrap().check(kinds)
+        };
+        assert!(check("offcpu.svg", &[CPU]).is_err());
+        assert!(check("offcpu.svg", &KINDS).is_ok());
+        assert!(check("offcpu.json", &[CPU]).is_ok(), "holds what there is");
     }
 }

@@ -66,6 +66,8 @@ pub enum ModuleKind {
     Jit(u32),
     /// Addresses of this process in no known mapping; absolute.
     Unmapped(u32),
+    /// Stands for a stack that was not taken.
+    NotTaken,
 }
 
 /// A piece of code that addresses are relative to.
@@ -88,6 +90,7 @@ impl Module {
             ModuleKind::Kernel => "[kernel]",
             ModuleKind::Vdso => "[vdso]",
             ModuleKind::Jit(_) => "[jit]",
+            ModuleKind::NotTaken => "[stack not taken]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }

@@ -113,9 +113,10 @@ impl Waits {
     /// A turn that took long enough to be told.
     pub fn turn(&mut self, turn: &Turn) {
         let thread = ThreadKey { pid: turn.pid, tid: turn.tid };
+        let Some(severity) = self.thresholds.turn(length_ns(turn)) else { return };
         self.add_loop(thread);
-        let (Some(of), Some(severity)) = (self.loops.get_mut(&thread), self.thresholds.turn(length_ns(turn)))
-        else {
+        let Some(of) = self.loops.get_mut(&thread) else {
+            self.stalls.dropped += 1; // a loop too many
             return;
         };
         match severity {
@@ -274,6 +275,8 @@ impl<T> Worst<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{
         blocking::WaitCause,
@@ -374,5 +377,38 @@ mod tests {
         assert_eq!(blocking.threads.len(), MAX_THREADS);
         let rest = blocking.threads.last().unwrap();
         assert_eq!((rest.wall_ns, rest.accounted_ns()), (55, 55));
+    }
+
+    proptest! {
+        #[test]
+        fn parts_add_up(
+            parts in prop::collection::vec((0u64..1 << 40, 0u64..1 << 40, 0u64..1 << 40, 0u32..11), 1..20),
+            user in 0u64..50,
+            kernel in 0u64..50,
+        ) {
+            let mut waits = waits();
+            for i in 0..user + kernel {
+                waits.cpu_sample(LOOP, i, StackId(0), i < kernel);
+            }
+            let thread = |&(on_cpu_ns, run_queue_ns, blocked, cause): &(u64, u64, u64, u32)| ThreadTime {
+                thread: LOOP,
+                wall_ns: on_cpu_ns + run_queue_ns + blocked,
+                on_cpu_ns,
+                run_queue_ns,
+                blocked: vec![(WaitCause::from_number(cause), blocked)],
+                ..ThreadTime::default()
+            };
+            let now = Now { threads: parts.iter().map(thread).collect(), ..Now::default() };
+            let threads = waits.blocking(now).threads;
+            let mut sum = ThreadTime::default();
+            for thread in &threads {
+                prop_assert_eq!(thread.accounted_ns(), thread.wall_ns);
+                prop_assert!(thread.on_cpu_kernel_ns <= thread.on_cpu_ns);
+                prop_assert!(thread.not_idle_ns() <= thread.wall_ns);
+                sum.add(thread);
+            }
+            prop_assert_eq!(sum.accounted_ns(), sum.wall_ns);
+            prop_assert_eq!(sum.wall_ns, threads.iter().map(|thread| thread.wall_ns).sum::<u64>());
+        }
     }
 }

@@ -128,27 +128,36 @@ pub fn findings(run: &Run) -> Vec<Finding> {
     findings
 }
 
-/// What most of a stall's time went to, ns: reasons are compared, not only listed.
+/// What most of a stall's time went to: reasons are compared, not only listed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Main<'a> {
     OnCpu,
     RunQueue,
+    /// Cause, system call, and functions.
     Blocked(WaitCause, &'a str, Vec<&'a str>),
     Unexplained,
 }
 
+/// The main reason, and how much of the stall it took, ns.
 fn main_reason<'a>(stall: &'a Stall, names: &'a Names) -> (Main<'a>, u64) {
-    let mut parts: BTreeMap<Main<'_>, u64> = BTreeMap::new();
-    parts.insert(Main::OnCpu, stall.on_cpu_ns);
-    parts.insert(Main::RunQueue, stall.run_queue_ns);
-    for block in &stall.blocks {
-        let stack = block.stack.map_or_else(Vec::new, |stack| path(names, stack));
-        let functions = stack.into_iter().map(|function| function.name.as_str()).collect();
-        *parts.entry(Main::Blocked(block.cause, &block.syscall, functions)).or_default() += block.blocked_ns;
+    let (cause, blocked_ns) =
+        stall.blocked.iter().copied().max_by_key(|(_, ns)| *ns).unwrap_or((WaitCause::Unknown, 0));
+    let seen: u64 = stall.blocked.iter().map(|(_, ns)| ns).sum();
+    let unseen = stall.duration_ns.saturating_sub(seen + stall.on_cpu_ns + stall.run_queue_ns);
+    match blocked_ns.max(stall.on_cpu_ns).max(stall.run_queue_ns).max(unseen) {
+        ns if ns == stall.on_cpu_ns => (Main::OnCpu, ns),
+        ns if ns == stall.run_queue_ns => (Main::RunQueue, ns),
+        ns if ns == unseen => (Main::Unexplained, ns),
+        ns => {
+            let mut places: BTreeMap<(&str, Option<StackId>), u64> = BTreeMap::new();
+            for block in stall.blocks.iter().filter(|block| block.cause == cause) {
+                *places.entry((&block.syscall, block.stack)).or_default() += block.blocked_ns;
+            }
+            let place = places.into_iter().max_by_key(|(_, ns)| *ns);
+            let (syscall, stack) = place.map_or(("", None), |(place, _)| place);
+            (Main::Blocked(cause, syscall, functions(names, stack)), ns)
+        }
     }
-    let seen: u64 = parts.values().sum();
-    parts.insert(Main::Unexplained, stall.duration_ns.saturating_sub(seen));
-    parts.into_iter().max_by_key(|(_, ns)| *ns).unwrap_or((Main::Unexplained, 0))
 }
 
 fn stalls(blocking: &Blocking, names: &Names) -> Vec<StallGroup> {
@@ -263,6 +272,12 @@ fn by_function<'a>(
 /// Proper, non-empty prefixes, longest first.
 fn prefixes<'s, 'a>(path: &'s [&'a str]) -> impl Iterator<Item = &'s [&'a str]> {
     (1..path.len()).rev().map(|len| &path[..len])
+}
+
+/// Names of a stack's functions, as [`path`].
+fn functions(names: &Names, stack: Option<StackId>) -> Vec<&str> {
+    let path = stack.map_or_else(Vec::new, |stack| path(names, stack));
+    path.into_iter().map(|function| function.name.as_str()).collect()
 }
 
 /// Functions of a stack, outermost first: the user's, or the kernel's if there are no others.
@@ -505,7 +520,7 @@ mod tests {
     }
 
     /// Stalls made of samples: stack and number.
-    fn functions(stacks: &[&str], stalls: &[&[(u32, u64)]]) -> Vec<(String, usize)> {
+    fn grouped(stacks: &[&str], stalls: &[&[(u32, u64)]]) -> Vec<(String, usize)> {
         let mut run = crate::profile::fixtures::run(&[]);
         name_stacks(&mut run, stacks);
         let stall = |samples: &&[(u32, u64)]| Stall {
@@ -516,6 +531,7 @@ mod tests {
             on_cpu_ns: 20,
             run_queue_ns: 0,
             samples: samples.iter().map(|&(stack, n)| (StackId(stack), n)).collect(),
+            blocked: Vec::new(),
             blocks: Vec::new(),
             explained: 1.0,
         };
@@ -532,16 +548,30 @@ mod tests {
         let stacks = ["main;loop;a;x", "main;loop;a;y", "main;loop;b"];
         let stalls: [&[_]; 5] = [&[(0, 5), (1, 5)], &[(0, 4), (1, 5)], &[(2, 9)], &[(0, 9)], &[(2, 1)]];
         assert_eq!(
-            functions(&stacks, &stalls),
+            grouped(&stacks, &stalls),
             [("a".into(), 3), ("b".into(), 2)],
             "x alone is a all the same"
         );
     }
 
     #[test]
+    fn many_short_blocks_are_a_reason_too() {
+        let run = run_with_findings();
+        let mut stall = run.blocking.as_ref().unwrap().stalls[60].clone();
+        (stall.duration_ns, stall.on_cpu_ns) = (1000, 100);
+        stall.blocked = vec![(WaitCause::Disk, 800), (WaitCause::Lock, 50)];
+        stall.blocks[0].blocked_ns = 1; // the others are not listed
+        let (main, ns) = main_reason(&stall, run.names());
+        assert!(matches!(main, Main::Blocked(WaitCause::Disk, "read", _)), "{main:?}");
+        assert_eq!(ns, 800);
+        stall.blocked.clear();
+        assert_eq!(main_reason(&stall, run.names()), (Main::Unexplained, 900));
+    }
+
+    #[test]
     fn stalls_with_few_samples_are_looked_at_together() {
         let stacks = ["main;loop;a;x", "main;loop;a;y", "main;loop;a;k:z"];
-        assert_eq!(functions(&stacks, &[&[(0, 1)], &[(1, 1)], &[(2, 2)]]), [("a".into(), 3)]);
-        assert_eq!(functions(&stacks, &[&[], &[(1, 1)]]), [(String::new(), 1), ("y".into(), 1)]);
+        assert_eq!(grouped(&stacks, &[&[(0, 1)], &[(1, 1)], &[(2, 2)]]), [("a".into(), 3)]);
+        assert_eq!(grouped(&stacks, &[&[], &[(1, 1)]]), [(String::new(), 1), ("y".into(), 1)]);
     }
 }

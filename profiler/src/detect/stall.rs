@@ -1,5 +1,7 @@
 //! Why a turn of an event loop took so long: what ran, what it blocked in, and how long it waited for a CPU.
 
+use std::collections::BTreeMap;
+
 use profiler_common::sched::Turn;
 use rustc_hash::FxHashMap;
 
@@ -24,10 +26,13 @@ pub fn explain(turn: &Turn, samples: &[(u64, StackId)], blocks: &[Block], thresh
     samples.sort_unstable_by_key(|&(stack, count)| (std::cmp::Reverse(count), stack));
     let mut blocks: Vec<_> = blocks.iter().filter_map(|block| clip(block, start, end)).collect();
 
-    let blocked =
-        blocks.iter().filter(|block| block.cause != WaitCause::Unknown).map(|block| block.blocked_ns);
+    let mut blocked: BTreeMap<WaitCause, u64> = BTreeMap::new();
+    for block in &blocks {
+        *blocked.entry(block.cause).or_default() += block.blocked_ns;
+    }
+    let known = blocked.iter().filter(|(cause, _)| **cause != WaitCause::Unknown).map(|(_, ns)| ns);
     let seen_running = if samples.is_empty() { 0 } else { turn.on_cpu_ns };
-    let explained_ns = blocked.sum::<u64>() + turn.run_queue_ns + seen_running;
+    let explained_ns = known.sum::<u64>() + turn.run_queue_ns + seen_running;
 
     samples.truncate(MAX_EVIDENCE);
     blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.blocked_ns));
@@ -40,6 +45,7 @@ pub fn explain(turn: &Turn, samples: &[(u64, StackId)], blocks: &[Block], thresh
         duration_ns,
         on_cpu_ns: turn.on_cpu_ns,
         run_queue_ns: turn.run_queue_ns,
+        blocked: blocked.into_iter().collect(),
         samples,
         blocks,
         explained: (explained_ns as f64 / duration_ns.max(1) as f64).min(1.0),
@@ -156,6 +162,8 @@ mod tests {
             }
             prop_assert!((0.0..=1.0).contains(&stall.explained));
             prop_assert!(stall.blocks.len() <= MAX_EVIDENCE);
+            let listed: u64 = stall.blocks.iter().map(|block| block.blocked_ns).sum();
+            prop_assert!(stall.blocked.iter().map(|(_, ns)| ns).sum::<u64>() >= listed);
         }
     }
 }

@@ -42,14 +42,15 @@ pub struct SchedMaps {
 impl SchedMaps {
     /// Takes the maps out of the loaded object, and tells the kernel programs what each system call waits for.
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<SchedMaps> {
-        let mut take =
-            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
-        let mut classes: Array<MapData, u8> = take("SYSCALLS")?.try_into()?;
+        let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
+        let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
         for (number, class) in (0..).zip(syscalls::classes()) {
             if class != 0 {
                 classes.set(number, class, 0)?;
             }
         }
+        let mut take =
+            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(SchedMaps {
             start_ns: take("SCHED_START_NS")?.try_into()?,
             threads: take("THREADS")?.try_into()?,

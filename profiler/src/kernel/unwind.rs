@@ -7,6 +7,8 @@ use profiler_common::{
     unwind::{Page, Rule},
 };
 
+use rustc_hash::FxHashMap;
+
 use crate::unwind::feed::TableSink;
 
 /// Lets inner maps differ in size (`BPF_F_INNER_MAP`, Linux 5.10).
@@ -26,6 +28,8 @@ pub struct UnwindMaps {
     mappings: Array<MapData, Mapping>,
     tables: ArrayOfMaps<MapData, Array<MapData, PageValue>>,
     rules: Array<MapData, Rule>,
+    /// The inner maps, by index.
+    loaded: FxHashMap<u32, Array<MapData, PageValue>>,
     /// A slot of the outer map cannot be emptied, only replaced.
     empty: Array<MapData, PageValue>,
 }
@@ -40,6 +44,7 @@ impl UnwindMaps {
             mappings: take("MAPPINGS")?.try_into()?,
             tables: take("TABLES")?.try_into()?,
             rules: take("RULES")?.try_into()?,
+            loaded: FxHashMap::default(),
             empty: Array::create(1, INNER_MAP)?,
         })
     }
@@ -58,10 +63,13 @@ impl TableSink for UnwindMaps {
         for (number, page) in (0..).zip(pages) {
             table.set(number, PageValue(*page), 0)?;
         }
-        Ok(self.tables.set(index, &table, 0)?)
+        self.tables.set(index, &table, 0)?;
+        self.loaded.insert(index, table);
+        Ok(())
     }
 
     fn remove_table(&mut self, index: u32) -> Result<()> {
+        self.loaded.remove(&index);
         Ok(self.tables.set(index, &self.empty, 0)?)
     }
 
@@ -78,5 +86,13 @@ impl TableSink for UnwindMaps {
 
     fn remove_process(&mut self, pid: u32) {
         let _never_was_there = self.processes.remove(&pid);
+    }
+
+    fn page(&self, table: u32, page: u32) -> Option<Page> {
+        Some(self.loaded.get(&table)?.get(&page, 0).ok()?.0)
+    }
+
+    fn rule(&self, id: u32) -> Option<Rule> {
+        self.rules.get(&id, 0).ok()
     }
 }

@@ -38,6 +38,7 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
         format!("{} samples at {} Hz, {seconds:.1} s, lost {lost}", profile.total, profile.meta.frequency_hz)
     });
     settings.count_name = if off_cpu { "ns".to_owned() } else { profile.kind.sample_type.to_owned() };
+    settings.deterministic = true; // colours by name: a replay draws the same picture
     settings.colors = inferno::flamegraph::color::Palette::Multi(
         inferno::flamegraph::color::MultiPalette::Java, // knows the suffixes of folded stacks
     );

@@ -118,6 +118,7 @@ struct Stall<'a> {
     duration_ns: u64,
     on_cpu_ns: u64,
     run_queue_ns: u64,
+    blocked_ns: BTreeMap<&'static str, u64>,
     explained: f64,
     samples: Vec<Samples<'a>>,
     blocks: Vec<Block<'a>>,
@@ -313,6 +314,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
         let frames = id.map_or(&[][..], |id| names.stack(id));
         names.functions(frames).map(|(function, ..)| function.name.as_str()).collect()
     };
+    let causes = |of: &[(WaitCause, u64)]| of.iter().map(|&(cause, ns)| (cause.id(), ns)).collect();
     let block = |of: &'a blocking::Block| Block {
         start_ns: of.start_ns,
         blocked_ns: of.blocked_ns,
@@ -332,7 +334,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
         on_cpu_kernel_ns: of.on_cpu_kernel_ns,
         cpu_samples: of.cpu_samples,
         run_queue_ns: of.run_queue_ns,
-        blocked_ns: of.blocked.iter().map(|&(cause, ns)| (cause.id(), ns)).collect(),
+        blocked_ns: causes(&of.blocked),
     };
     let event_loop = |of: &'a blocking::EventLoop| EventLoop {
         pid: of.thread.pid,
@@ -352,6 +354,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
         duration_ns: of.duration_ns,
         on_cpu_ns: of.on_cpu_ns,
         run_queue_ns: of.run_queue_ns,
+        blocked_ns: causes(&of.blocked),
         explained: of.explained,
         samples: of
             .samples

@@ -8,7 +8,7 @@ use super::waiting;
 use crate::{
     detect::hotspot::{self, Hotspot},
     profile::{Profile, Run},
-    sample::{Loss, StackEnd},
+    sample::StackEnd,
 };
 
 /// How to lay the report out.
@@ -304,7 +304,11 @@ mod tests {
     #[test]
     fn no_samples_says_what_that_means() {
         let style = Style { colour: false, width: None, threads: false, top: 9 };
-        assert!(render(&fixtures::run(&[]), style).contains("/proc/PID/task/*/wchan"));
+        let mut run = fixtures::run(&[]);
+        assert!(render(&run, style).contains("/proc/PID/task/*/wchan"));
+        run.blocking = Some(crate::blocking::Blocking::default());
+        let text = render(&run, style);
+        assert!(text.contains("What for, see below") && text.contains("where the time went"), "{text}");
     }
 
     #[test]

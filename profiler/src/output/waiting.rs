@@ -13,8 +13,10 @@ use crate::{
     symbolize::Function,
 };
 
-/// Threads listed of a process, if they are not asked for.
-const THREADS: usize = 8;
+/// Processes listed, and lines about waits for a CPU and about event loops.
+const PROCESSES: usize = 10;
+/// Threads listed of a process, if they are not asked for: of the only one, and of one of many.
+const THREADS: (usize, usize) = (8, 3);
 /// Findings told in full.
 const FINDINGS: usize = 10;
 /// Functions shown of a finding's stack.
@@ -26,7 +28,7 @@ const OFF_CPU: (usize, usize) = (5, 4);
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(blocking) = &run.blocking else { return Ok(()) };
     times(blocking, style, out)?;
-    for of in blocking.run_queue.iter().filter(|of| of.waits.count > 0).take(style.top) {
+    for of in blocking.run_queue.iter().filter(|of| of.waits.count > 0).take(PROCESSES) {
         let Summary { count: n, p50_ns, p90_ns, p99_ns, p999_ns, max_ns, .. } = of.waits;
         let [p50, p90, p99, p999, max] = [p50_ns, p90_ns, p99_ns, p999_ns, max_ns].map(time);
         let text = format!(
@@ -36,11 +38,15 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         );
         line(&text, style, out)?;
     }
-    for of in blocking.loops.iter().filter(|of| of.turns.count > 0).take(style.top) {
+    for of in blocking.loops.iter().filter(|of| of.turns.count > 0).take(PROCESSES) {
         event_loop(of, style, out)?;
     }
-    if blocking.loops.len() > style.top {
-        writeln!(out, "{} more event loops", blocking.loops.len() - style.top)?;
+    if blocking.loops.len() > PROCESSES {
+        writeln!(
+            out,
+            "{} more event loops (JSON holds all)",
+            thousands((blocking.loops.len() - PROCESSES) as u64)
+        )?;
     }
     findings(run, blocking, style, out)?;
     if let Some(off_cpu) = &run.off_cpu {
@@ -86,7 +92,8 @@ fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> 
         "wall", "on CPU", "user", "kernel", "queue"
     );
     writeln!(out, "{}", style.dim(&head))?;
-    for (pid, (sum, threads)) in processes.iter_mut().take(style.top) {
+    let listed = if processes.len() == 1 { THREADS.0 } else { THREADS.1 };
+    for (pid, (sum, threads)) in processes.iter_mut().take(PROCESSES) {
         let all = threads.len();
         let title = match *pid {
             0 => sum.process.clone(),
@@ -99,7 +106,7 @@ fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> 
         threads.sort_by_key(|thread| (std::cmp::Reverse(thread.not_idle_ns()), thread.thread));
         if !style.threads {
             threads.retain(|thread| thread.not_idle_ns() > 0);
-            threads.truncate(THREADS);
+            threads.truncate(listed);
         }
         for thread in threads.iter() {
             row(thread, &format!("  {} (tid {})", thread.name, thread.thread.tid), style, out)?;
@@ -113,11 +120,11 @@ fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> 
             )?;
         }
     }
-    if processes.len() > style.top {
+    if processes.len() > PROCESSES {
         writeln!(
             out,
-            "{} more processes (--top N shows more)",
-            thousands((processes.len() - style.top) as u64)
+            "{} more processes, less busy (JSON holds all)",
+            thousands((processes.len() - PROCESSES) as u64)
         )?;
     }
     Ok(())

@@ -30,8 +30,17 @@ pub fn decode_stack(bytes: &[u8]) -> Option<(u64, RawSample)> {
     Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), stack))
 }
 
+/// A thread before the probe has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// What it is doing.
+    pub state: ThreadState,
+    /// Its instruction and stack pointer, if it is blocked.
+    pub at: Option<(u64, u64)>,
+}
+
 /// What a thread that has done nothing since `began_ns` is doing, as /proc tells it; `None` if it is gone.
-pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<ThreadState> {
+pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed> {
     let task = proc_root.join(format!("{pid}/task/{tid}"));
     let stat = fs::read(task.join("stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
@@ -40,7 +49,7 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Threa
     if matches!(state, 'Z' | 'X') {
         return None;
     }
-    let mut seed = ThreadState {
+    let mut thread = ThreadState {
         first_ns: began_ns,
         since_ns: began_ns,
         pid,
@@ -50,10 +59,10 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Threa
         ..ThreadState::default()
     };
     if state == 'R' {
-        return Some(seed);
+        return Some(Seed { state: thread, at: None });
     }
-    seed.phase = Phase::Blocked as u32;
-    seed.uninterruptible = u32::from(state == 'D');
+    thread.phase = Phase::Blocked as u32;
+    thread.uninterruptible = u32::from(state == 'D');
     // "running", "-1 sp pc", or the number and six arguments: Documentation/filesystems/proc.rst.
     let text = fs::read_to_string(task.join("syscall")).unwrap_or_default();
     let mut words = text.split_whitespace();
@@ -62,17 +71,21 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Threa
         words.map_while(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok()).collect();
     if number >= 0 {
         let arg = |i: usize| args.get(i).copied().unwrap_or(0);
-        seed.syscall = number;
-        seed.object = arg(0);
+        thread.syscall = number;
+        thread.object = arg(0);
         let class = syscalls::class(number);
-        seed.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
+        thread.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
         if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
-            seed.loop_class = class.into();
+            thread.loop_class = class.into();
         }
     } else {
-        seed.cause = if state == 'D' { Cause::PageFault } else { Cause::Other } as u32;
+        thread.cause = if state == 'D' { Cause::PageFault } else { Cause::Other } as u32;
     }
-    Some(seed)
+    let at = match &args[..] {
+        [.., sp, ip] if *sp != 0 => Some((*ip, *sp)),
+        _ => None,
+    };
+    Some(Seed { state: thread, at })
 }
 
 /// As the kernel program's `waits_for`.
@@ -113,7 +126,7 @@ fn is_internet_socket(proc_root: &Path, pid: u32, link: &Path) -> bool {
         .is_some_and(|socket| !socket.starts_with("unix"))
 }
 
-/// A thread's time with its current phase brought to an end at `now_ns`.
+/// A thread's time with its current phase brought to an end at `now_ns`, which may be a little before it began.
 pub fn times_until(state: &ThreadState, now_ns: u64) -> Times {
     let mut times = state.times;
     let passed = now_ns.saturating_sub(state.since_ns);
@@ -122,8 +135,8 @@ pub fn times_until(state: &ThreadState, now_ns: u64) -> Times {
     } else if state.phase == Phase::Runnable as u32 {
         times.run_queue_ns += passed;
     } else if let Some(blocked) = times.blocked_ns.get_mut(state.cause as usize) {
-        let woken = if state.woken_ns == 0 { now_ns } else { state.woken_ns.clamp(state.since_ns, now_ns) };
-        *blocked += woken - state.since_ns.min(woken);
+        let woken = if state.woken_ns == 0 { now_ns } else { state.woken_ns.min(now_ns) };
+        *blocked += woken.saturating_sub(state.since_ns);
         times.run_queue_ns += now_ns - woken;
     }
     times
@@ -162,16 +175,17 @@ mod tests {
         let seed = |state: &str, syscall: &str| {
             fs::write(task.join("stat"), format!("8 (a) b) {state} 1 1")).unwrap();
             fs::write(task.join("syscall"), syscall).unwrap();
-            super::seed(root.path(), 7, 8, 100)
+            super::seed(root.path(), 7, 8, 100).map(|seed| (seed.state, seed.at))
         };
         let futex = format!("{} 0xabc 0x80 0x2 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_futex);
-        let state = seed("S", &futex).unwrap();
+        let (state, at) = seed("S", &futex).unwrap();
+        assert_eq!(at, Some((0x7e, 0x7f)));
         assert_eq!((state.phase, state.cause), (Phase::Blocked as u32, Cause::Lock as u32));
         assert_eq!((state.syscall, state.object), (libc::SYS_futex as i32, 0xabc));
-        assert_eq!(seed("R", "running\n").unwrap().phase, Phase::Running as u32);
-        assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().cause, Cause::PageFault as u32);
+        assert_eq!(seed("R", "running\n").unwrap().0.phase, Phase::Running as u32);
+        assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().0.cause, Cause::PageFault as u32);
         assert_eq!(seed("Z", ""), None);
         let poll = format!("{} 0x3 0x0\n", libc::SYS_epoll_pwait);
-        assert_eq!(seed("S", &poll).unwrap().loop_class, SyscallClass::Epoll as u32);
+        assert_eq!(seed("S", &poll).unwrap().0.loop_class, SyscallClass::Epoll as u32);
     }
 }

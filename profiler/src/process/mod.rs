@@ -5,6 +5,7 @@ pub mod elf;
 pub mod launch;
 pub mod life;
 pub mod maps;
+pub mod memory;
 pub mod objects;
 pub mod table;
 pub mod target;

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use super::memory::ProcessMemory;
+
 /// Describes a process's descriptor, as long as it is open.
 pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String> {
     let link = fs::read_link(proc_root.join(format!("{pid}/fd/{descriptor}"))).ok()?;
@@ -45,6 +47,18 @@ pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
             None => "unix".to_owned(),
         })
     })
+}
+
+/// The thread that holds a lock whose futex is at `futex`, where the lock says so: glibc's and musl's mutexes keep the
+/// owner's id near the futex, priority-inheriting ones in it.
+pub fn lock_owner(proc_root: &Path, pid: u32, futex: u64) -> Option<u32> {
+    const FUTEX_TID_MASK: u32 = 0x3fff_ffff; // include/uapi/linux/futex.h
+    let memory = ProcessMemory::open(proc_root, pid)?;
+    // struct __pthread_mutex_s: lock, count, owner (sysdeps/nptl/bits/struct_mutex.h).
+    let (lock, owner) = (memory.read_u32(futex)?, memory.read_u32(futex.checked_add(8)?)?);
+    [owner, lock & FUTEX_TID_MASK]
+        .into_iter()
+        .find(|tid| *tid > 0 && proc_root.join(format!("{pid}/task/{tid}")).exists())
 }
 
 /// `0100007F:1F90`, in the machine's byte order by words, as `127.0.0.1:8080`.

@@ -11,8 +11,12 @@ use std::{
 
 use anyhow::Result;
 use profiler_common::{
+    MAX_FRAMES,
     mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
-    unwind::{BUCKET_SHIFT, Page, Rule},
+    unwind::{
+        Arch, BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, Registers, Rule, Step, StopReason,
+        bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step,
+    },
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -39,6 +43,10 @@ pub trait TableSink {
     fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()>;
     /// Forgets a process.
     fn remove_process(&mut self, pid: u32);
+    /// A page of a table.
+    fn page(&self, table: u32, page: u32) -> Option<Page>;
+    /// A rule.
+    fn rule(&self, id: u32) -> Option<Rule>;
 }
 
 /// What unwinding took, and what could not be unwound by tables.
@@ -172,6 +180,47 @@ impl<S: TableSink> Feeder<S> {
             self.update(processes)?;
         }
         Ok(())
+    }
+
+    /// Follows a stack as the kernel programs would, by the tables they have: innermost first, and how it ended.
+    /// `None` for a process without tables.
+    pub fn walk<A: Arch, M: Memory>(
+        &self,
+        pid: u32,
+        mut registers: Registers,
+        memory: &M,
+    ) -> Option<(Vec<u64>, Step)> {
+        let mappings = &self.processes.get(&pid)?.mappings;
+        let mut frames = Vec::new();
+        let mut exact = true;
+        while frames.len() < MAX_FRAMES {
+            frames.push(registers.ip);
+            let address = registers.ip.wrapping_sub(u64::from(!exact));
+            let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address));
+            let outcome = match mapping.map(|mapping| self.find_rule(mapping, address)) {
+                None => Step::Stop(StopReason::NoTable),
+                Some(None) => Step::Stop(StopReason::NoRow),
+                Some(Some(rule)) => {
+                    exact = rule.caller_is_exact();
+                    step::<A, M>(&mut registers, &rule, memory)
+                }
+            };
+            if outcome != Step::Continue {
+                return Some((frames, outcome));
+            }
+        }
+        Some((frames, Step::Stop(StopReason::TooDeep)))
+    }
+
+    fn find_rule(&self, mapping: &Mapping, address: u64) -> Option<Rule> {
+        let offset = address.wrapping_add(mapping.to_table);
+        let bucket = u32::try_from(offset >> BUCKET_SHIFT).ok().filter(|bucket| *bucket < mapping.buckets)?;
+        let (page, slot) = bucket_page(bucket);
+        let (lo, count) = decode_bucket(self.sink.page(mapping.table, page)?[slot as usize % PAGE_WORDS]);
+        let (page, slot) = row_page(lo);
+        let rows = self.sink.page(mapping.table, mapping.bucket_pages + page)?;
+        let rule = self.sink.rule(search_rows(&rows, slot, count, bucket_offset(offset)))?;
+        (rule.cfa_kind != CfaKind::NoInfo as u8).then_some(rule)
     }
 
     /// What it took so far. `name` tells a module's path.
@@ -420,20 +469,20 @@ mod tests {
 
     #[derive(Default)]
     struct Fake {
-        tables: FxHashMap<u32, usize>,
+        tables: FxHashMap<u32, Vec<Page>>,
         mappings: FxHashMap<u32, Mapping>,
         processes: FxHashMap<u32, ProcessMappings>,
-        rules: usize,
+        rules: Vec<Rule>,
     }
 
     impl TableSink for Fake {
         fn set_rules(&mut self, first_id: u32, rules: &[Rule]) -> Result<()> {
-            assert_eq!(first_id as usize, self.rules);
-            self.rules += rules.len();
+            assert_eq!(first_id as usize, self.rules.len());
+            self.rules.extend(rules);
             Ok(())
         }
         fn set_table(&mut self, index: u32, pages: &[Page]) -> Result<()> {
-            assert!(self.tables.insert(index, pages.len()).is_none());
+            assert!(self.tables.insert(index, pages.to_vec()).is_none());
             Ok(())
         }
         fn remove_table(&mut self, index: u32) -> Result<()> {
@@ -450,6 +499,12 @@ mod tests {
         }
         fn remove_process(&mut self, pid: u32) {
             self.processes.remove(&pid);
+        }
+        fn page(&self, table: u32, page: u32) -> Option<Page> {
+            self.tables.get(&table)?.get(page as usize).copied()
+        }
+        fn rule(&self, id: u32) -> Option<Rule> {
+            self.rules.get(id as usize).copied()
         }
     }
 

@@ -1,0 +1,441 @@
+//! The scheduler probe's half of a live run: what threads did before it began, what its records add up to, and who
+//! waits for whom now.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use profiler_common::sched::{
+    Exit, HistogramKey, HistogramKind, Interval, LoopSeen, MAX_THREADS, OffCpuKey, Phase, SyscallClass,
+    ThreadState, Times, Turn,
+};
+use profiler_common::target::INIT_PIDNS_INUM;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    aggregate::waits::{Now, Waits},
+    blocking::{Block, Blocking, EventLoop, RunQueue, Summary, ThreadTime, WaitCause},
+    detect::{
+        convoy::{Holder, Waiter},
+        long_wait::Wait,
+        threshold::Thresholds,
+    },
+    kernel::sched::{Limits, SchedMaps},
+    probe::{
+        sched::{self, Seed},
+        syscalls,
+    },
+    process::{objects, target::comm},
+    sample::{StackId, Tables, ThreadKey},
+};
+
+/// Blocks of an event loop this many times shorter than a stall are told one by one, so that they can explain one.
+const LOOP_BLOCK_PART: u64 = 20;
+
+/// How often the kernel is asked who waits for whom.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Ended threads listed by themselves; more are added up by process.
+const MAX_ENDED: usize = 16_384;
+
+/// Descriptors looked up in /proc between two calls of [`Scheduler::look`]: each may read long tables.
+const MAX_LOOKUPS: u32 = 100;
+
+/// What the kernel programs tell one by one for these thresholds.
+pub fn limits(thresholds: &Thresholds) -> Limits {
+    Limits {
+        stall_ns: thresholds.stall_warning_ns,
+        loop_block_ns: thresholds.stall_warning_ns / LOOP_BLOCK_PART,
+        starvation_ns: thresholds.starvation_ns,
+        block_ns: thresholds.block_ns,
+    }
+}
+
+/// Everything the scheduler probe has told.
+pub struct Scheduler {
+    maps: SchedMaps,
+    proc_root: PathBuf,
+    began_ns: u64,
+    ended_ns: Option<u64>,
+    waits: Waits,
+    /// Stacks by the kernel programs' ids.
+    stacks: FxHashMap<u64, StackId>,
+    ended: Vec<ThreadTime>,
+    loops: FxHashMap<ThreadKey, Loop>,
+    /// Threads by process and epoll descriptor they wait in.
+    sharers: FxHashMap<(u32, u64), FxHashSet<u32>>,
+    /// Off-CPU time that has become samples, ns.
+    taken: FxHashMap<OffCpuKey, u64>,
+    counted: FxHashSet<HistogramKey>,
+    last_look: Instant,
+    lookups: u32,
+}
+
+struct Loop {
+    syscall: i32,
+    object: u64,
+}
+
+/// Off-CPU time since this was last asked: whose, at which stack if it was taken, what for, and how long, ns.
+pub type OffCpuSample = (ThreadKey, Option<StackId>, WaitCause, u64);
+
+impl Scheduler {
+    /// Does not count yet.
+    pub fn new(mut maps: SchedMaps, proc_root: &Path, pids: &[u32], thresholds: Thresholds) -> Scheduler {
+        for &id in [0].iter().chain(pids) {
+            maps.add_histogram(HistogramKey { kind: HistogramKind::RunQueue as u32, id });
+        }
+        Scheduler {
+            maps,
+            proc_root: proc_root.to_owned(),
+            began_ns: 0,
+            ended_ns: None,
+            waits: Waits::new(thresholds),
+            stacks: FxHashMap::default(),
+            ended: Vec::new(),
+            loops: FxHashMap::default(),
+            sharers: FxHashMap::default(),
+            taken: FxHashMap::default(),
+            counted: FxHashSet::default(),
+            last_look: Instant::now(),
+            lookups: 0,
+        }
+    }
+
+    /// Begins. The probe must be attached.
+    pub fn start(&mut self, now_ns: u64) -> Result<()> {
+        self.began_ns = now_ns;
+        self.maps.start(now_ns)
+    }
+
+    /// What the threads of a process are doing: it has been so since the start, or the kernel has seen it change and
+    /// knows better. None inside a PID namespace: to the kernel programs thread ids are those of the initial one.
+    pub fn seeds(&self, pid: u32) -> Vec<Seed> {
+        let namespace = fs::metadata("/proc/self/ns/pid").map_or(0, |metadata| metadata.ino());
+        if namespace != u64::from(INIT_PIDNS_INUM) {
+            return Vec::new();
+        }
+        let tids = threads_of(&self.proc_root, pid).into_iter().take(MAX_THREADS);
+        tids.filter_map(|tid| sched::seed(&self.proc_root, pid, tid, self.began_ns)).collect()
+    }
+
+    /// Tells the kernel programs, and what the thread's stack is.
+    pub fn seed(&mut self, mut state: ThreadState, stack: Option<StackId>) {
+        if let Some(stack) = stack {
+            // A number that is no hash.
+            state.stack = state.tid.into();
+            self.stacks.insert(state.stack, stack);
+        }
+        self.maps.seed(state.tid, &state);
+        if state.loop_class != 0 {
+            self.add_loop(ThreadKey { pid: state.pid, tid: state.tid }, state.syscall, state.object);
+        }
+    }
+
+    /// Ends: nothing is counted after `now_ns`.
+    pub fn stop(&mut self, now_ns: u64) -> Result<()> {
+        self.ended_ns = Some(now_ns);
+        self.maps.start(0)
+    }
+
+    /// Whether any thread is an event loop whose turns have to be told apart.
+    pub fn has_loops(&self) -> bool {
+        !self.loops.is_empty()
+    }
+
+    /// A stack of the kernel programs.
+    pub fn stack(&mut self, id: u64, stack: StackId) {
+        self.stacks.insert(id, stack);
+    }
+
+    /// A CPU sample.
+    pub fn cpu_sample(&mut self, thread: ThreadKey, time_ns: u64, stack: StackId, in_kernel: bool) {
+        self.waits.cpu_sample(thread, time_ns, stack, in_kernel);
+    }
+
+    /// A long block or wait for a CPU.
+    pub fn interval(&mut self, interval: &Interval) {
+        let cause = WaitCause::from_number(interval.cause);
+        let blocked = interval.syscall >= 0 || interval.woken_ns > interval.start_ns;
+        let comm = &interval.instead_comm;
+        let name = &comm[..comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len())];
+        let wait = Wait {
+            thread: ThreadKey { pid: interval.pid, tid: interval.tid },
+            block: Block {
+                start_ns: interval.start_ns,
+                blocked_ns: interval.woken_ns.saturating_sub(interval.start_ns),
+                run_queue_ns: interval.end_ns.saturating_sub(interval.woken_ns),
+                cause,
+                syscall: syscalls::name(interval.syscall),
+                object: if blocked {
+                    self.object(interval.pid, cause, interval.syscall, interval.object)
+                } else {
+                    None
+                },
+                stack: self.stacks.get(&interval.stack).copied(),
+            },
+            uninterruptible: interval.uninterruptible != 0,
+            instead: Some((interval.instead_tid, String::from_utf8_lossy(name).into_owned())),
+            ongoing: false,
+        };
+        self.waits.wait(wait);
+    }
+
+    /// A long turn of an event loop.
+    pub fn turn(&mut self, turn: &Turn) {
+        let thread = ThreadKey { pid: turn.pid, tid: turn.tid };
+        if !self.is_shared(thread) {
+            self.waits.turn(turn);
+        }
+    }
+
+    /// A thread has ended.
+    pub fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
+        let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
+        let end = exit.comm.iter().position(|&byte| byte == 0).unwrap_or(exit.comm.len());
+        let name = String::from_utf8_lossy(&exit.comm[..end]).into_owned();
+        tables.threads.insert(thread, name);
+        let time = thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
+        if self.ended.len() < MAX_ENDED {
+            self.ended.push(time);
+        } else if let Some(last) = self.ended.last_mut() {
+            last.name = "(and others that ended)".to_owned();
+            last.add(&time);
+        }
+        self.waits.ended(thread);
+    }
+
+    /// A thread waits as event loops do.
+    pub fn loop_seen(&mut self, seen: &LoopSeen) {
+        self.add_loop(ThreadKey { pid: seen.pid, tid: seen.tid }, seen.syscall, seen.object);
+    }
+
+    fn add_loop(&mut self, thread: ThreadKey, syscall: i32, object: u64) {
+        self.loops.insert(thread, Loop { syscall, object });
+        if syscalls::class(syscall) == SyscallClass::Epoll as u8 {
+            self.sharers.entry((thread.pid, object)).or_default().insert(thread.tid);
+        }
+        self.maps.add_histogram(HistogramKey { kind: HistogramKind::Turns as u32, id: thread.tid });
+        if !self.is_shared(thread) {
+            self.waits.add_loop(thread);
+        }
+    }
+
+    /// Whether other threads wait in the same epoll descriptor: the runtime (Go's, multi-threaded tokio's) lets any
+    /// thread poll and any other work, so a thread that is long away from it holds nobody up.
+    fn is_shared(&self, thread: ThreadKey) -> bool {
+        let sharers = self.loops.get(&thread).and_then(|of| self.sharers.get(&(thread.pid, of.object)));
+        sharers.is_some_and(|threads| threads.len() > 1)
+    }
+
+    /// Asks the kernel, once a second, who waits for locks, and gives new processes a histogram of their own.
+    pub fn look(&mut self) {
+        if self.last_look.elapsed() < LOOK_INTERVAL {
+            return;
+        }
+        self.last_look = Instant::now();
+        self.lookups = 0;
+        let states = self.maps.threads();
+        for state in &states {
+            let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid };
+            if self.counted.insert(key) {
+                self.maps.add_histogram(key);
+            }
+        }
+        let waiters: Vec<Waiter> = states
+            .iter()
+            .filter(|state| is_blocked(state) && WaitCause::from_number(state.cause) == WaitCause::Lock)
+            .map(|state| Waiter {
+                thread: ThreadKey { pid: state.pid, tid: state.tid },
+                futex: state.object,
+                stack: self.stacks.get(&state.stack).copied(),
+            })
+            .collect();
+        let (stacks, proc_root) = (&self.stacks, &self.proc_root);
+        self.waits.look(&waiters, |pid, futex| {
+            let tid = objects::lock_owner(proc_root, pid, futex)?;
+            let owner = states.iter().find(|state| state.pid == pid && state.tid == tid);
+            Some(Holder {
+                thread: ThreadKey { pid, tid },
+                stack: owner
+                    .filter(|state| is_blocked(state))
+                    .and_then(|state| stacks.get(&state.stack))
+                    .copied(),
+            })
+        });
+    }
+
+    /// Off-CPU time since this was last asked; at the end that of blocks still going on, too.
+    pub fn off_cpu(&mut self, tables: &mut Tables) -> Vec<OffCpuSample> {
+        let mut samples = Vec::new();
+        for (key, time) in self.maps.off_cpu() {
+            let taken = self.taken.entry(key).or_default();
+            let new = time.ns.saturating_sub(*taken);
+            *taken = time.ns;
+            if new > 0 {
+                let thread = ThreadKey { pid: key.pid, tid: key.tid };
+                let stack = self.stacks.get(&key.stack).copied();
+                samples.push((thread, stack, WaitCause::from_number(key.cause), new));
+            }
+        }
+        if let Some(now_ns) = self.ended_ns {
+            for state in self.maps.threads().iter().filter(|state| state.phase == Phase::Blocked as u32) {
+                let until = if state.woken_ns == 0 { now_ns } else { state.woken_ns };
+                let ns = until.saturating_sub(state.since_ns);
+                let thread = ThreadKey { pid: state.pid, tid: state.tid };
+                let stack = self.stacks.get(&state.stack).copied();
+                samples.push((thread, stack, WaitCause::from_number(state.cause), ns));
+            }
+        }
+        for (thread, ..) in &samples {
+            self.name(*thread, tables);
+        }
+        samples
+    }
+
+    /// Everything up to `now_ns`, or up to the end.
+    pub fn blocking(&mut self, tables: &mut Tables, now_ns: u64) -> Blocking {
+        let now_ns = self.ended_ns.unwrap_or(now_ns);
+        let states = self.maps.threads();
+        let mut now = Now { threads: self.ended.clone(), ..Now::default() };
+        for state in &states {
+            let thread = ThreadKey { pid: state.pid, tid: state.tid };
+            self.name(thread, tables);
+            let wall_ns = now_ns.saturating_sub(state.first_ns.max(self.began_ns));
+            now.threads.push(thread_time(thread, &sched::times_until(state, now_ns), wall_ns, tables));
+            if is_blocked(state) {
+                now.waits.push(self.ongoing(state, now_ns));
+            } else if state.turn_start_ns != 0 && !self.is_shared(thread) {
+                now.turns.push(turn_so_far(state, now_ns));
+            }
+        }
+        for (key, histogram) in self.maps.histograms() {
+            let summary = Summary::of(&histogram);
+            if key.kind == HistogramKind::RunQueue as u32 && summary.count > 0 {
+                let process = match key.id {
+                    0 => "(others)".to_owned(),
+                    pid => tables.process_name(ThreadKey { pid, tid: pid }).to_owned(),
+                };
+                now.run_queue.push(RunQueue { pid: key.id, process, waits: summary });
+            } else if key.kind == HistogramKind::Turns as u32 {
+                let found = self.loops.iter().find(|(thread, _)| thread.tid == key.id);
+                if let Some((&thread, of)) = found {
+                    now.loops.push(EventLoop {
+                        thread,
+                        process: tables.process_name(thread).to_owned(),
+                        name: tables.thread_name(thread).to_owned(),
+                        wait: syscalls::name(of.syscall),
+                        turns: summary,
+                        warnings: 0,
+                        criticals: 0,
+                    });
+                }
+            }
+        }
+        self.waits.blocking(now)
+    }
+
+    /// A wait that goes on.
+    fn ongoing(&mut self, state: &ThreadState, now_ns: u64) -> Wait {
+        Wait {
+            thread: ThreadKey { pid: state.pid, tid: state.tid },
+            block: Block {
+                start_ns: state.since_ns,
+                blocked_ns: now_ns.saturating_sub(state.since_ns),
+                run_queue_ns: 0,
+                cause: WaitCause::from_number(state.cause),
+                syscall: syscalls::name(state.syscall),
+                object: self.object(
+                    state.pid,
+                    WaitCause::from_number(state.cause),
+                    state.syscall,
+                    state.object,
+                ),
+                stack: self.stacks.get(&state.stack).copied(),
+            },
+            uninterruptible: state.uninterruptible != 0,
+            instead: None,
+            ongoing: true,
+        }
+    }
+
+    /// What a call waits for, from its first argument.
+    fn object(&mut self, pid: u32, cause: WaitCause, syscall: i32, argument: u64) -> Option<String> {
+        /// No descriptor is larger (`fs.nr_open`, default); what is, is an address.
+        const MAX_DESCRIPTOR: u64 = 1 << 20;
+        if syscall < 0 {
+            return None;
+        }
+        let class = syscalls::class(syscall);
+        if class == SyscallClass::Futex as u8 {
+            let owner =
+                (cause == WaitCause::Lock).then(|| objects::lock_owner(&self.proc_root, pid, argument));
+            return Some(match owner.flatten() {
+                Some(tid) => format!("futex {argument:#x}, held by thread {tid}"),
+                None => format!("futex {argument:#x}"),
+            });
+        }
+        let takes_descriptor = [SyscallClass::Descriptor, SyscallClass::Disk, SyscallClass::Accept]
+            .into_iter()
+            .any(|with| with as u8 == class);
+        if !takes_descriptor || argument >= MAX_DESCRIPTOR || self.lookups >= MAX_LOOKUPS {
+            return None;
+        }
+        self.lookups += 1;
+        objects::descriptor(&self.proc_root, pid, argument)
+    }
+
+    /// Finds out a thread's name, and its process's, where no sample has told them.
+    fn name(&self, thread: ThreadKey, tables: &mut Tables) {
+        for of in [ThreadKey { tid: thread.pid, ..thread }, thread] {
+            if !tables.threads.contains_key(&of) {
+                let task = self.proc_root.join(format!("{}/task", of.pid));
+                if let Some(name) = comm(&task, of.tid) {
+                    tables.threads.insert(of, name);
+                }
+            }
+        }
+    }
+}
+
+fn is_blocked(state: &ThreadState) -> bool {
+    state.phase == Phase::Blocked as u32 && state.woken_ns == 0
+}
+
+fn threads_of(proc_root: &Path, pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(proc_root.join(format!("{pid}/task"))).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn thread_time(thread: ThreadKey, times: &Times, wall_ns: u64, tables: &Tables) -> ThreadTime {
+    let blocked = WaitCause::ALL.into_iter().zip(times.blocked_ns).filter(|(_, ns)| *ns > 0);
+    ThreadTime {
+        thread,
+        process: tables.process_name(thread).to_owned(),
+        name: tables.thread_name(thread).to_owned(),
+        wall_ns,
+        on_cpu_ns: times.on_cpu_ns,
+        run_queue_ns: times.run_queue_ns,
+        blocked: blocked.collect(),
+        ..ThreadTime::default()
+    }
+}
+
+/// A turn that goes on.
+fn turn_so_far(state: &ThreadState, now_ns: u64) -> Turn {
+    let times = sched::times_until(state, now_ns);
+    Turn {
+        syscall: state.syscall,
+        pid: state.pid,
+        tid: state.tid,
+        start_ns: state.turn_start_ns,
+        end_ns: now_ns,
+        on_cpu_ns: times.on_cpu_ns.saturating_sub(state.turn_on_cpu_ns),
+        run_queue_ns: times.run_queue_ns.saturating_sub(state.turn_run_queue_ns),
+        ..Turn::default()
+    }
+}
