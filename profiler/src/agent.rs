@@ -507,7 +507,8 @@ impl Collector {
             let sample =
                 Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: Some(cause) };
             if self.off_cpu.add(&sample) {
-                let named = self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
+                let named =
+                    self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
                 results.record(&sample, &self.tables, named.as_deref())?;
             } else {
                 self.losses.add(Loss::OffCpuFull, 1);
