@@ -280,6 +280,7 @@ fn slow_commands_stall_redis() {
     let mut client = Redis::connect(&socket);
     client.ask("DEBUG POPULATE 1000000");
     client.ask("SLOWLOG RESET");
+    client.ask("LATENCY RESET");
     let _load = Running::start(
         Command::new("redis-benchmark")
             .args(["-q", "-c", "5", "-n", "100000000", "-t", "set,get", "-s"])

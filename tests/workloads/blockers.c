@@ -1,6 +1,6 @@
 // Threads that wait in known ways and say how long they did. The process prints "ready", reads a line, runs, and ends
 // with a line for each thread:
-//   NAME tid=N wall=NS on_cpu=NS run_queue=NS CAUSE=NS...
+//   NAME tid=N wall=NS on_cpu=NS run_queue=NS runs=N CAUSE=NS...
 // and two for the process: "held=ADDRESS", the lock of `hold`, and "waits=NS,NS,...", the waits for a CPU of threads
 // that only spin, one by one.
 //
@@ -68,14 +68,19 @@ static const char *file;
         }                                                   \
     } while (0)
 
+// All clocks at once: a stretch in which the thread did not leave its CPU.
 static struct stamp stamp(struct thread *self) {
-    struct stamp now = {ns(CLOCK_MONOTONIC), ns(CLOCK_THREAD_CPUTIME_ID), 0, 0};
-    char line[80] = {0};
-    unsigned long long on_cpu, run_queue, runs;
-    CHECK(pread(self->schedstat, line, sizeof line - 1, 0) > 0);
-    CHECK(sscanf(line, "%llu %llu %llu", &on_cpu, &run_queue, &runs) == 3);
-    now.run_queue = run_queue, now.runs = runs;
-    return now;
+    struct stamp now = {0, 0, 0, 0};
+    for (;;) {
+        now.wall = ns(CLOCK_MONOTONIC);
+        now.on_cpu = ns(CLOCK_THREAD_CPUTIME_ID);
+        char line[80] = {0};
+        unsigned long long on_cpu, run_queue, runs;
+        CHECK(pread(self->schedstat, line, sizeof line - 1, 0) > 0);
+        CHECK(sscanf(line, "%llu %llu %llu", &on_cpu, &run_queue, &runs) == 3);
+        if (runs == now.runs) return now;
+        now.run_queue = run_queue, now.runs = runs;
+    }
 }
 
 // Does `call` and adds what it waited to `cause`.
@@ -428,9 +433,9 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; i < count; i++) {
         struct thread *t = &threads[i];
-        printf("%s tid=%d wall=%llu on_cpu=%llu run_queue=%llu", t->name, t->tid,
+        printf("%s tid=%d wall=%llu on_cpu=%llu run_queue=%llu runs=%llu", t->name, t->tid,
                (unsigned long long)(t->end.wall - t->start.wall), (unsigned long long)t->end.on_cpu,
-               (unsigned long long)t->end.run_queue);
+               (unsigned long long)t->end.run_queue, (unsigned long long)t->end.runs);
         for (int cause = 0; cause < CAUSES; cause++)
             if (t->waited[cause] > 0) printf(" %s=%lld", cause_names[cause], (long long)t->waited[cause]);
         puts("");
