@@ -7,7 +7,9 @@ mod common;
 use std::process::{Command, Stdio};
 
 use common::{
-    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler, wait_until, which, workload,
+    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler,
+    programs::{self, wait_until},
+    which, workload,
 };
 
 /// Three functions take 60, 30 and 10 % of the time: five runs in a row say so within two points.
@@ -282,26 +284,10 @@ fn redis_is_profiled() {
     if !kernel_ready(&["redis-server", "redis-benchmark"]) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("redis.sock");
-    let server = Running::start(
-        Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--unixsocket"])
-            .arg(&socket)
-            .current_dir(dir.path())
-            .stdout(Stdio::null()),
-    );
-    wait_until("redis listens", || socket.exists());
-    let _load = Running::start(
-        Command::new("redis-benchmark")
-            .args(["-q", "-n", "100000000", "-t", "set,get", "-s"])
-            .arg(&socket)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    );
+    let redis = programs::redis();
     let out = Outputs::new();
     let (json, folded) = (out.path("x.json"), out.path("x.folded"));
-    let pid = server.pid();
+    let pid = redis.pid();
     profiler(&[
         "-q",
         "--pid",

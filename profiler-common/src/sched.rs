@@ -116,7 +116,25 @@ pub struct Times {
     pub blocked_ns: [u64; Cause::COUNT],
 }
 
+/// Stacks remembered of each thread.
+pub const KNOWN_STACKS: usize = 4;
+
+/// A stack that need not be taken again, because the thread blocks with the same registers as it did then.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownStack {
+    /// User instruction, stack and frame pointer mixed; zero for none.
+    pub key: u64,
+    /// Its id.
+    pub stack: u64,
+    /// Blocks since that were assumed to have it.
+    pub reused: u64,
+}
+
 /// A thread of a target: value of the map `THREADS`, whose key is the thread's id in the initial PID namespace.
+///
+/// The probe sees a thread when it leaves a CPU, and event loops when they wait; what happened in between is worked out
+/// then, from what the scheduler keeps in `task_struct.sched_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThreadState {
@@ -124,11 +142,17 @@ pub struct ThreadState {
     pub times: Times,
     /// Since when it is known, the start of the run or its own: CLOCK_MONOTONIC, ns.
     pub first_ns: u64,
-    /// Start of the current phase: CLOCK_MONOTONIC, ns.
+    /// When it left the CPU, or if [`Phase::Running`] when it got one: CLOCK_MONOTONIC, ns.
     pub since_ns: u64,
-    /// When it was woken, if it was blocked and has been woken since; else zero.
-    pub woken_ns: u64,
-    /// First and only wait of the loop's turn in progress: when the call returned, or zero outside of turns.
+    /// When it left the CPU, by the scheduler's clock, ns; zero if that was not seen.
+    pub left_clock_ns: u64,
+    /// `sched_info.run_delay` then: all its waits for a CPU so far, ns.
+    pub run_delay_ns: u64,
+    /// `se.sum_exec_runtime` then: all its time on CPUs so far, ns.
+    pub exec_ns: u64,
+    /// `sched_info.pcount` then: how often it has got a CPU so far.
+    pub arrivals: u64,
+    /// Start of the loop's turn in progress: when the call it waits in returned, or zero outside of turns.
     pub turn_start_ns: u64,
     /// `times.on_cpu_ns` at the start of the turn.
     pub turn_on_cpu_ns: u64,
@@ -136,11 +160,11 @@ pub struct ThreadState {
     pub turn_run_queue_ns: u64,
     /// Stack it blocked with, an id; zero for none.
     pub stack: u64,
-    /// User instruction pointer, stack pointer and frame pointer that `stack` was taken with, mixed.
-    pub stack_key: u64,
+    /// The last stacks, an entry by key modulo their number.
+    pub known: [KnownStack; KNOWN_STACKS],
     /// What it waits for: the system call's first argument.
     pub object: u64,
-    /// Its [`Phase`].
+    /// Its [`Phase`] when it was last seen.
     pub phase: u32,
     /// Its [`Cause`] if blocked.
     pub cause: u32,
@@ -152,14 +176,16 @@ pub struct ThreadState {
     pub tid: u32,
     /// Class of the calls it waits in as an event loop (a [`SyscallClass`]), zero if it is none.
     pub loop_class: u32,
-    /// Blocks since `stack` was taken that were assumed to have the same.
-    pub reused: u32,
     /// Blocked uninterruptibly.
     pub uninterruptible: u32,
     /// Slice of time in which `stacks_taken` were taken.
     pub slice: u32,
     /// Stacks taken in that slice.
     pub stacks_taken: u32,
+    /// Thread that got its CPU when it was preempted (initial PID namespace).
+    pub instead_tid: u32,
+    /// Name of that thread.
+    pub instead_comm: [u8; COMM_LEN],
 }
 
 /// Key of the map `OFF_CPU`.
@@ -242,7 +268,7 @@ pub struct Interval {
     pub syscall: i32,
     /// Not even a signal could have ended the block.
     pub uninterruptible: u32,
-    /// Thread that was on the CPU just before (initial PID namespace).
+    /// Thread that got its CPU when it was preempted (initial PID namespace); zero if it was not.
     pub instead_tid: u32,
     /// Not used.
     pub _reserved: u32,

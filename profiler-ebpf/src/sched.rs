@@ -1,9 +1,10 @@
 //! The scheduler probe: every nanosecond of a target's threads by what they did with it, stacks of what blocked
 //! them, waits for a CPU, and turns of event loops.
 //!
-//! `sched_switch` says when a thread leaves a CPU and when it gets one; `sched_wakeup` when it could run again. What
-//! a blocked thread waits for is read from the registers it entered the kernel with: no system call has to be
-//! hooked for that. Only the turns of event loops need a hook, see [`wait_enter`].
+//! One hook in the scheduler, where a thread leaves a CPU. When it had got it, and how long it had waited for it, the
+//! scheduler itself keeps in `task_struct.sched_info`, so neither `sched_wakeup` nor the arriving thread is looked at:
+//! that would cost every other process, too. What a blocked thread waits for is read from the registers it entered the
+//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook, see [`wait_enter`].
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 use core::mem::offset_of;
@@ -26,8 +27,8 @@ use profiler_common::{
     loss::KernelCounter,
     sched::{
         Cause, Exit, HistogramKey, HistogramKind, Interval, KIND_EXIT, KIND_INTERVAL, KIND_LOOP, KIND_STACK,
-        KIND_TURN, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase, StackHeader,
-        SyscallClass, ThreadState, Turn,
+        KIND_TURN, KNOWN_STACKS, KnownStack, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime,
+        Phase, StackHeader, SyscallClass, ThreadState, Turn,
     },
     target::TargetMode,
 };
@@ -35,7 +36,7 @@ use profiler_common::{
 use crate::{
     output::{charge, count, now_ns, send},
     stack::{self, Tables},
-    target::{OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
+    target::{Ids, OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
     unwind::saved_registers,
 };
 
@@ -59,6 +60,22 @@ static BLOCK_NS: Global<[u64; Cause::COUNT]> = Global::new([u64::MAX; Cause::COU
 // Offsets in the running kernel's structures, in bytes, from its BTF.
 #[unsafe(no_mangle)]
 static OFF_TASK_STATE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_COMM: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_PCOUNT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_RUN_DELAY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_LAST_ARRIVAL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_EXEC: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_CFS_RQ: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_CFS_RQ_RQ: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_RQ_CLOCK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_TASK_FILES: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -146,7 +163,7 @@ const RECORDS_PER_SLICE: u32 = 64;
 
 /// Blocks that are assumed to have the same stack as the last one, because they have the same registers, before it
 /// is taken anew.
-const MAX_REUSED: u32 = 31;
+const MAX_REUSED: u64 = 31;
 
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -165,70 +182,103 @@ struct Wait {
 /// A thread leaves the CPU and another one gets it.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch(ctx: RawTracePointContext) -> u32 {
-    let args = ctx.as_ptr().cast::<u64>();
-    // SAFETY: preempt, prev and next are the first arguments in every kernel (include/trace/events/sched.h).
-    let (preempted, next) = unsafe { (*args as u8 != 0, *args.add(2)) };
     // The tracepoint is passed on the way out: the current task is still the one that leaves.
     let both = bpf_get_current_pid_tgid();
     let only = ONLY_TGID.load();
-    let may_leave = both != 0 && (only == 0 || (both >> 32) as u32 == only);
-    let arrives = host_tid(next, only);
-    if !may_leave && arrives.is_none() {
+    if both == 0 || (only != 0 && (both >> 32) as u32 != only) {
         return 0;
     }
     let began = SCHED_START_NS.get(0).copied().unwrap_or(0);
     if began == 0 {
         return 0;
     }
+    let Some(ids) = current_target() else { return 0 };
     let now = now_ns();
-    let mut worked = may_leave && leave(&ctx, both as u32, preempted, began, now);
-    if let Some(tid) = arrives {
-        worked |= arrive(next, tid, only, began, now);
-    }
-    if worked {
-        charge(Probe::Sched, now);
-    }
+    leave(&ctx, both as u32, &ids, began, now);
+    charge(Probe::Sched, now);
     0
+}
+
+/// What the scheduler keeps of a task.
+#[derive(Clone, Copy)]
+struct SchedInfo {
+    /// How often it has got a CPU.
+    arrivals: u64,
+    /// How long it has waited for one in all, ns.
+    run_delay_ns: u64,
+    /// When it last got one, by the scheduler's clock, ns.
+    last_arrival_ns: u64,
+}
+
+#[inline(always)]
+fn sched_info(task: u64) -> SchedInfo {
+    SchedInfo {
+        arrivals: read(task, OFF_TASK_PCOUNT.load()).unwrap_or(0),
+        run_delay_ns: read(task, OFF_TASK_RUN_DELAY.load()).unwrap_or(0),
+        last_arrival_ns: read(task, OFF_TASK_LAST_ARRIVAL.load()).unwrap_or(0),
+    }
+}
+
+/// The scheduler's clock on this CPU when it was last brought up to date, which it has been when a task leaves. ns.
+#[inline(always)]
+fn scheduler_clock_ns(task: u64) -> u64 {
+    let clock = (|| {
+        let cfs_rq: u64 = read(task, OFF_TASK_CFS_RQ.load())?;
+        let rq: u64 = read(cfs_rq, OFF_CFS_RQ_RQ.load())?;
+        read(rq, OFF_RQ_CLOCK.load())
+    })();
+    clock.unwrap_or(0)
 }
 
 /// The current thread, `tid`, leaves the CPU.
 #[inline(always)]
-fn leave(ctx: &RawTracePointContext, tid: u32, preempted: bool, began: u64, now: u64) -> bool {
-    let Some(ids) = current_target() else { return false };
+fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) {
+    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
+    let task = unsafe { bpf_get_current_task() };
+    let info = sched_info(task);
+    let clock_ns = scheduler_clock_ns(task);
     let state = match THREADS.get_ptr_mut(&tid) {
         Some(state) => state,
         None => {
-            // The processes named are seen from the beginning: this thread has been running since. Of others nobody
-            // knows.
-            let named = TARGET_MODE.load() == TargetMode::Pids as u32;
-            let phase = if named { Phase::Running } else { Phase::Blocked };
-            let new = new_thread(ids.pid, ids.tid, began, phase);
+            let new = new_thread(ids, began, Phase::Blocked, info.run_delay_ns);
             match new.and_then(|new| insert(tid, new)) {
                 Some(state) => state,
-                None => return true,
+                None => return,
             }
         }
     };
     // SAFETY: the entry stays where it is, and a thread is only at one place at a time.
     let state = unsafe { &mut *state };
-    let passed = now.saturating_sub(state.since_ns);
-    if state.phase == Phase::Blocked as u32 {
-        state.times.blocked_ns[Cause::Unknown as usize] += passed;
-    } else {
-        state.times.on_cpu_ns += passed;
+    if state.phase != Phase::Running as u32 {
+        let arrival = if state.left_clock_ns == 0 {
+            now.saturating_sub(clock_ns.saturating_sub(info.last_arrival_ns))
+        } else {
+            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
+        };
+        arrived(state, &info, arrival, now);
     }
+    state.times.on_cpu_ns += now.saturating_sub(state.since_ns);
     state.since_ns = now;
-    state.woken_ns = 0;
-    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
-    let task = unsafe { bpf_get_current_task() };
+    state.left_clock_ns = clock_ns;
+    state.run_delay_ns = info.run_delay_ns;
+    state.arrivals = info.arrivals;
+    state.exec_ns = read(task, OFF_TASK_EXEC.load()).unwrap_or(0);
+    state.instead_tid = 0;
     let task_state: u32 = read(task, OFF_TASK_STATE.load()).unwrap_or(0);
     if task_state & TASK_GONE != 0 {
         exit(tid, state, now);
-        return true;
+        return;
     }
+    // SAFETY: preempt, prev and next are the first arguments in every kernel (include/trace/events/sched.h).
+    let (preempted, next) = unsafe {
+        let args = ctx.as_ptr().cast::<u64>();
+        (*args as u8 != 0, *args.add(2))
+    };
     if preempted || task_state == 0 {
         state.phase = Phase::Runnable as u32;
-        return true;
+        state.instead_tid = read(next, OFF_TASK_PID.load()).unwrap_or(0);
+        state.instead_comm = read(next, OFF_TASK_COMM.load()).unwrap_or([0; COMM_LEN]);
+        return;
     }
     state.phase = Phase::Blocked as u32;
     state.uninterruptible = u32::from(task_state & TASK_UNINTERRUPTIBLE != 0);
@@ -240,113 +290,60 @@ fn leave(ctx: &RawTracePointContext, tid: u32, preempted: bool, began: u64, now:
         see_loop(state, wait.class.into());
         state.turn_start_ns = 0;
     }
-    let same = state.stack != 0 && wait.stack_key == state.stack_key;
-    if same && state.reused < MAX_REUSED {
-        state.reused += 1;
-        return true;
-    }
-    if !may_take_stack(state, now) {
-        if !same {
-            count(KernelCounter::StacksSkipped);
-            state.stack = 0;
-        }
-        return true;
-    }
-    state.stack_key = wait.stack_key;
-    state.stack = take_stack(ctx, ids.pid, ids.tid, now);
-    state.reused = 0;
-    true
+    state.stack = stack_of(ctx, state, wait.stack_key, now);
 }
 
-/// The thread of `next` gets a CPU.
+/// The thread got a CPU at `arrival`, before `now`: adds up what it did since it left the last one.
 #[inline(always)]
-fn arrive(next: u64, tid: u32, only: u32, began: u64, now: u64) -> bool {
-    let state = match THREADS.get_ptr_mut(&tid) {
-        Some(state) => state,
-        None => {
-            if only == 0 && TARGET_MODE.load() != TargetMode::All as u32 {
-                return false;
-            }
-            let Some(ids) = task_ids(next) else { return false };
-            match new_thread(ids.pid, ids.tid, began, Phase::Blocked).and_then(|new| insert(tid, new)) {
-                Some(state) => state,
-                None => return true,
-            }
-        }
-    };
-    // SAFETY: see `leave`.
-    let state = unsafe { &mut *state };
-    let mut telling = false;
-    let woken = if state.phase == Phase::Blocked as u32 {
-        let woken = if state.woken_ns == 0 { now } else { state.woken_ns };
-        let blocked = woken.saturating_sub(state.since_ns);
+fn arrived(state: &mut ThreadState, info: &SchedInfo, arrival: u64, now: u64) {
+    let arrival = if arrival > now { now } else { arrival };
+    let arrival = if arrival < state.since_ns { state.since_ns } else { arrival };
+    let away = arrival.saturating_sub(state.since_ns);
+    let queued = info.run_delay_ns.saturating_sub(state.run_delay_ns);
+    let blocked = state.phase == Phase::Blocked as u32;
+    let waited = if blocked && queued < away { queued } else { away };
+    let mut telling =
+        waited >= STARVATION_NS.load() || (state.loop_class != 0 && waited >= LOOP_BLOCK_NS.load());
+    if blocked {
+        let ns = away - waited;
         let cause = state.cause as usize & 15;
         if cause < Cause::COUNT {
-            state.times.blocked_ns[cause] += blocked;
+            state.times.blocked_ns[cause] += ns;
+            let in_loop = state.loop_class != 0 && cause != Cause::Poll as usize;
+            telling |= ns >= BLOCK_NS.load()[cause] || (in_loop && ns >= LOOP_BLOCK_NS.load());
         }
-        off_cpu(state, blocked);
-        let in_loop = state.loop_class != 0 && cause != Cause::Poll as usize;
-        let limit = if cause < Cause::COUNT { BLOCK_NS.load()[cause] } else { u64::MAX };
-        if blocked >= limit || (in_loop && blocked >= LOOP_BLOCK_NS.load()) {
-            telling = true;
-        }
-        woken
-    } else if state.phase == Phase::Runnable as u32 {
-        state.since_ns
-    } else {
-        state.since_ns = now; // an event was missed
-        return true;
-    };
-    let waited = now.saturating_sub(woken);
+        off_cpu(state, ns);
+    }
     state.times.run_queue_ns += waited;
     record(HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid }, waited);
-    if waited >= STARVATION_NS.load() || (state.loop_class != 0 && waited >= LOOP_BLOCK_NS.load()) {
-        telling = true;
-    }
     if telling {
-        send_interval(state, woken, now);
+        send_interval(state, arrival - waited, arrival);
     }
-    if state.phase == Phase::Blocked as u32 && is_loop_wait(state) {
-        state.turn_start_ns = now;
+    if blocked && is_loop_wait(state) {
+        state.turn_start_ns = arrival;
         state.turn_on_cpu_ns = state.times.on_cpu_ns;
         state.turn_run_queue_ns = state.times.run_queue_ns;
     }
     state.phase = Phase::Running as u32;
-    state.since_ns = now;
-    true
-}
-
-/// A thread can run again.
-#[raw_tracepoint(tracepoint = "sched_wakeup")]
-pub fn sched_wakeup(ctx: RawTracePointContext) -> u32 {
-    // SAFETY: the task is the first argument (include/trace/events/sched.h).
-    let task = unsafe { *ctx.as_ptr().cast::<u64>() };
-    let Some(tid) = host_tid(task, ONLY_TGID.load()) else { return 0 };
-    if let Some(state) = THREADS.get_ptr_mut(&tid) {
-        // SAFETY: see `leave`; it has been left before it can be woken.
-        let state = unsafe { &mut *state };
-        if state.phase == Phase::Blocked as u32 && state.woken_ns == 0 {
-            state.woken_ns = now_ns();
-        }
-    }
-    0
+    state.since_ns = arrival;
 }
 
 /// A new thread can run for the first time.
 #[raw_tracepoint(tracepoint = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: RawTracePointContext) -> u32 {
-    // SAFETY: as above.
+    // SAFETY: the task is the first argument (include/trace/events/sched.h).
     let task = unsafe { *ctx.as_ptr().cast::<u64>() };
     let mode = TARGET_MODE.load();
     if mode == TargetMode::Cgroup as u32 && current_target().is_none() {
         return 0; // the parent is the current task, and its cgroup the child's
     }
-    let Some(tid) = host_tid(task, ONLY_TGID.load()) else { return 0 };
     let Some(ids) = task_ids(task) else { return 0 };
     if mode == TargetMode::Pids as u32 && !is_target(ids.pid) {
         return 0;
     }
-    if let Some(new) = new_thread(ids.pid, ids.tid, now_ns(), Phase::Runnable) {
+    if let (Some(tid), Some(new)) =
+        (read(task, OFF_TASK_PID.load()), new_thread(&ids, now_ns(), Phase::Runnable, 0))
+    {
         insert(tid, new);
     }
     0
@@ -389,8 +386,22 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     let now = now_ns();
     // SAFETY: see `leave`; the thread is here.
     let state = unsafe { &mut *state };
-    state.syscall = number as i32;
-    see_loop(state, class.into());
+    if state.phase != Phase::Running as u32 {
+        if state.left_clock_ns == 0 {
+            return 0; // it is not known when it got the CPU
+        }
+        // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
+        let info = sched_info(unsafe { bpf_get_current_task() });
+        let arrival = state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns);
+        arrived(state, &info, arrival, now);
+    }
+    if state.loop_class != u32::from(class) {
+        state.syscall = number as i32;
+        // SAFETY: the registers are the first argument.
+        let regs = unsafe { *ctx.as_ptr().cast::<u64>() };
+        state.object = read(regs, OFF_FIRST_ARGUMENT).unwrap_or(0);
+        see_loop(state, class.into());
+    }
     if state.loop_class != u32::from(class) {
         return 0; // it waits otherwise for its work: this is part of its turn
     }
@@ -444,25 +455,18 @@ fn is_loop_wait(state: &ThreadState) -> bool {
         && SYSCALLS.get(state.syscall as u32).is_some_and(|&class| u32::from(class) == state.loop_class)
 }
 
-/// A task's thread id in the initial PID namespace, if its process can be a target at all.
 #[inline(always)]
-fn host_tid(task: u64, only: u32) -> Option<u32> {
-    // `pid` and `tgid` lie side by side in every kernel; userspace has made sure.
-    let [tid, tgid]: [u32; 2] = read(task, OFF_TASK_PID.load())?;
-    if tid == 0 || (only != 0 && tgid != only) { None } else { Some(tid) }
-}
-
-#[inline(always)]
-fn new_thread(pid: u32, tid: u32, since_ns: u64, phase: Phase) -> Option<*mut ThreadState> {
+fn new_thread(ids: &Ids, since_ns: u64, phase: Phase, run_delay_ns: u64) -> Option<*mut ThreadState> {
     let new = NEW_THREAD.get_ptr_mut(0)?;
     // SAFETY: this CPU's own slot, and no program that uses it interrupts another. Userspace never writes it, so all
     // else is zero.
     unsafe {
-        (*new).pid = pid;
-        (*new).tid = tid;
+        (*new).pid = ids.pid;
+        (*new).tid = ids.tid;
         (*new).since_ns = since_ns;
         (*new).first_ns = since_ns;
         (*new).phase = phase as u32;
+        (*new).run_delay_ns = run_delay_ns;
     }
     Some(new)
 }
@@ -536,8 +540,8 @@ fn record(key: HistogramKey, ns: u64) {
 }
 
 #[inline(always)]
-fn send_interval(state: &ThreadState, woken: u64, now: u64) {
-    if !take_from_budget(now, |budget| &mut budget.records, RECORDS_PER_SLICE) {
+fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
+    if !take_from_budget(arrival, |budget| &mut budget.records, RECORDS_PER_SLICE) {
         count(KernelCounter::IntervalsDropped);
         return;
     }
@@ -551,13 +555,13 @@ fn send_interval(state: &ThreadState, woken: u64, now: u64) {
     interval.tid = state.tid;
     interval.start_ns = state.since_ns;
     interval.woken_ns = woken;
-    interval.end_ns = now;
+    interval.end_ns = arrival;
     interval.stack = if blocked { state.stack } else { 0 };
     interval.object = state.object;
     interval.syscall = if blocked { state.syscall } else { -1 };
     interval.uninterruptible = state.uninterruptible;
-    interval.instead_tid = bpf_get_current_pid_tgid() as u32;
-    interval.instead_comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+    interval.instead_tid = state.instead_tid;
+    interval.instead_comm = state.instead_comm;
     tell(interval);
 }
 
@@ -581,6 +585,28 @@ fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u3
     let used = which(budget);
     *used += 1;
     *used <= limit
+}
+
+/// Id of the stack that the current thread blocks with: one it had before if its registers are the same, or taken
+/// now. Zero if there is neither.
+#[inline(always)]
+fn stack_of(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now: u64) -> u64 {
+    let entry = (key >> 1) as usize % KNOWN_STACKS;
+    let known = state.known[entry];
+    let same = known.key == key && known.stack != 0;
+    if same && known.reused < MAX_REUSED {
+        state.known[entry].reused = known.reused + 1;
+        return known.stack;
+    }
+    if !may_take_stack(state, now) {
+        if !same {
+            count(KernelCounter::StacksSkipped);
+        }
+        return if same { known.stack } else { 0 };
+    }
+    let stack = take_stack(ctx, state.pid, state.tid, now);
+    state.known[entry] = KnownStack { key, stack, reused: 0 };
+    stack
 }
 
 /// Whether the current thread may take its stack now: within its own share, so that one thread cannot use up all of
@@ -744,6 +770,12 @@ fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
     })();
     found.unwrap_or(Cause::Other)
 }
+
+/// Where a system call's first argument is among the registers.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+const OFF_FIRST_ARGUMENT: u32 = offset_of!(bpf_user_pt_regs_t, rdi) as u32;
+#[cfg(bpf_target_arch = "aarch64")]
+const OFF_FIRST_ARGUMENT: u32 = 0;
 
 /// How the current task entered the kernel.
 struct Entry {

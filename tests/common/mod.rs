@@ -4,15 +4,20 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Output, Stdio},
-    sync::Mutex,
-    thread,
-    time::{Duration, Instant},
+    process::{ChildStderr, Command, Output, Stdio},
 };
 
+use profiler::{
+    recording::{self, Ending, Event},
+    sample::StackEnd,
+};
 use serde_json::Value;
+
+pub mod programs;
+
+pub use programs::Running;
 
 /// The profiler under test.
 pub const PROFILER: &str = env!("CARGO_BIN_EXE_profiler");
@@ -54,51 +59,56 @@ pub fn which(program: &str) -> Option<PathBuf> {
 
 /// Compiles `tests/workloads/NAME.c` once, with `flags`, and returns the program.
 pub fn workload(name: &str, flags: &[&str]) -> PathBuf {
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = BUILDING.lock();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(format!("{name}.c"));
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workloads").join(flags.join(""));
-    let program = dir.join(name);
-    let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    if time(&program) < time(&source) {
-        fs::create_dir_all(&dir).unwrap();
-        // Another test process may be doing the same: the rename makes it one or the other.
-        let temporary = dir.join(format!("{name}.{}", std::process::id()));
-        let mut cc = Command::new("cc");
-        cc.args(["-O2", "-g", "-pthread"]).args(flags).arg(&source).arg("-o").arg(&temporary);
-        assert!(cc.status().expect("a C compiler, cc").success(), "{cc:?}");
-        fs::rename(temporary, &program).unwrap();
-    }
-    program
+    let mut command = vec!["cc", "-O2", "-g", "-pthread"];
+    command.extend(flags);
+    compiled(&format!("{name}.c"), &command)
+}
+
+/// Compiles `tests/workloads/SOURCE` once, with `command` before its name, and returns what comes out.
+pub fn compiled(source: &str, command: &[&str]) -> PathBuf {
+    programs::compile(source, command, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 /// Frame pointers for those who walk by them.
 pub const FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer"];
 
-/// A process that ends with the test.
-pub struct Running(pub Child);
-
-impl Running {
-    pub fn start(command: &mut Command) -> Running {
-        Running(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
-    }
-
-    pub fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-
-    /// Waits for the process to print its first line; returns what follows.
-    pub fn ready(&mut self) -> BufReader<ChildStdout> {
-        let mut out = BufReader::new(self.0.stdout.take().expect("a pipe"));
-        out.read_line(&mut String::new()).unwrap();
-        out
-    }
+/// The profiler at work on something that goes on beside it.
+pub struct Profiling {
+    run: Running,
+    live: BufReader<ChildStderr>,
+    outputs: Outputs,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _already_gone = self.0.kill();
-        let _reaped = self.0.wait();
+impl Profiling {
+    /// Starts it, and returns when sampling has begun.
+    pub fn start(args: &[&str]) -> Profiling {
+        let outputs = Outputs::new();
+        let mut command = Command::new(PROFILER);
+        command.arg("-o").arg(outputs.path("x.json")).arg("-o").arg(outputs.path("x.prec"));
+        // The live view's first line says that sampling has begun.
+        command.arg("-i200ms").args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut run = Running::start(&mut command);
+        let mut live = BufReader::new(run.0.stderr.take().expect("a pipe"));
+        live.read_line(&mut String::new()).unwrap();
+        Profiling { run, live, outputs }
+    }
+
+    /// Waits for its end; returns the profile, and each sample's time and the end of its stack.
+    pub fn finish(mut self) -> (Profile, Vec<(u64, StackEnd)>) {
+        let mut said = String::new();
+        self.live.read_to_string(&mut said).unwrap();
+        assert!(self.run.0.wait().unwrap().success(), "{said}");
+        let (mut ends, mut samples) = (Vec::new(), Vec::new());
+        let ending = recording::read(&self.outputs.path("x.prec"), |event| {
+            match event {
+                Event::Stack(stack) => ends.push(stack.end),
+                Event::Sample(sample) => samples.push((sample.time_ns, ends[sample.stack.0 as usize])),
+                _ => {}
+            }
+            Ok(())
+        });
+        assert_eq!(ending.unwrap(), Ending::Complete);
+        (self.outputs.json("x.json"), samples)
     }
 }
 
@@ -140,63 +150,6 @@ pub fn profile(args: &[&str]) -> Profile {
     all.extend(args);
     profiler(&all);
     outputs.json("out.json")
-}
-
-/// A profiler that has begun to watch processes.
-pub struct Watching {
-    run: Running,
-    live: thread::JoinHandle<()>,
-    pub out: Outputs,
-}
-
-impl Watching {
-    /// Returns when the live view's first line says that profiling has begun.
-    pub fn start(pid: &str, args: &[&str]) -> Watching {
-        let out = Outputs::new();
-        let mut command = Command::new(PROFILER);
-        command.args(["-i500ms", "--pid", pid]).args(args).arg("-o").arg(out.path("out.json"));
-        command.arg("-o").arg(out.path("offcpu.folded")).stderr(Stdio::piped()).stdout(Stdio::null());
-        let mut run = Running::start(&mut command);
-        let mut live = BufReader::new(run.0.stderr.take().unwrap());
-        let mut line = String::new();
-        live.read_line(&mut line).unwrap();
-        assert!(run.0.try_wait().unwrap().is_none(), "it has ended: {line}{}", rest(&mut live));
-        let live = thread::spawn(move || drop(io::copy(&mut live, &mut io::sink())));
-        Watching { run, live, out }
-    }
-
-    /// As Ctrl-C does.
-    pub fn interrupt(&self) {
-        // SAFETY: plain system call on a child that has not been waited for, so its pid is its own.
-        unsafe { libc::kill(self.run.0.id() as i32, libc::SIGINT) };
-    }
-
-    /// Waits for the end, and reads what was found.
-    pub fn end(mut self) -> (Profile, Outputs) {
-        assert!(self.run.0.wait().unwrap().success());
-        self.live.join().unwrap();
-        (self.out.json("out.json"), self.out)
-    }
-}
-
-/// Profiles a workload that prints a line when it is ready and waits for one to begin. Returns the profile and what
-/// else the workload printed.
-pub fn watch(command: &mut Command, args: &[&str]) -> (Profile, Outputs, String) {
-    let mut target = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
-    let mut said = target.ready();
-    let watching = Watching::start(&target.pid(), args);
-    let mut input = target.0.stdin.take().unwrap();
-    input.write_all(b"go\n").unwrap();
-    let said = rest(&mut said);
-    let (profile, out) = watching.end();
-    assert!(target.0.wait().unwrap().success());
-    (profile, out, said)
-}
-
-fn rest(from: &mut impl io::Read) -> String {
-    let mut text = String::new();
-    from.read_to_string(&mut text).unwrap();
-    text
 }
 
 /// A profile as its JSON output tells it.
@@ -251,14 +204,5 @@ impl Profile {
         assert_eq!(sum("threads", "samples"), samples);
         assert_eq!(sum("hotspots", "self_samples"), samples);
         assert_eq!(self.number("samples_taken") - self.number("samples_lost"), samples);
-    }
-}
-
-/// Waits for a condition; a minute is for ever.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
-        thread::sleep(Duration::from_millis(10));
     }
 }

@@ -14,7 +14,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <linux/futex.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -25,6 +25,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -123,6 +124,25 @@ static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
 static uint64_t signalled;
 static int stop_feeding;
 
+// A page that is absent until the feeder provides it.
+enum { PAGE = 4096 };
+static char *absent;
+static int faults;
+static void prepare_fault(void) {
+    struct uffdio_api api = {.api = UFFD_API};
+    CHECK((faults = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)) >= 0);
+    CHECK((absent = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) != MAP_FAILED);
+    struct uffdio_register range = {{(uintptr_t)absent, PAGE}, UFFDIO_REGISTER_MODE_MISSING, 0};
+    CHECK(ioctl(faults, UFFDIO_API, &api) == 0 && ioctl(faults, UFFDIO_REGISTER, &range) == 0);
+}
+
+static void provide_page(void) {
+    struct uffd_msg fault;
+    if (read(faults, &fault, sizeof fault) != sizeof fault) return; // nobody waits
+    struct uffdio_zeropage zero = {{(uintptr_t)absent, PAGE}, 0, 0};
+    CHECK(ioctl(faults, UFFDIO_ZEROPAGE, &zero) == 0);
+}
+
 static void send_all(void) {
     uint64_t one = 1;
     CHECK(write(a_pipe[1], "x", 1) == 1 && write(tcp[1], "x", 1) == 1 && write(a_unix[1], "x", 1) == 1);
@@ -134,6 +154,7 @@ static void send_all(void) {
     signalled++;
     pthread_mutex_unlock(&condition_mutex);
     pthread_cond_signal(&condition);
+    provide_page();
 }
 
 static void *feed(void *nothing) {
@@ -150,6 +171,7 @@ static void prepare(void) {
     CHECK(pipe(a_pipe) == 0 && pipe(polled) == 0 && pipe(epolled) == 0);
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, a_unix) == 0);
     CHECK((event = eventfd(0, 0)) >= 0);
+    prepare_fault();
     socklen_t size = sizeof address;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     CHECK((listener = socket(AF_INET, SOCK_STREAM, 0)) >= 0);
@@ -200,37 +222,20 @@ __attribute__((noinline, noclone)) void wait_condition(struct thread *self) {
 }
 
 __attribute__((noinline, noclone)) void wait_fsync(struct thread *self) {
+    enum { SIZE = 2 << 20 };
     static int fd = -1;
-    static unsigned at;
-    char block[4096];
-    if (fd < 0) CHECK((fd = open(file, O_RDWR | O_CREAT | O_TRUNC, 0600)) >= 0);
-    memset(block, at, sizeof block);
-    off_t to = at++ % 256 * sizeof block;
-    WAIT(self, DISK, CHECK(pwrite(fd, block, sizeof block, to) == sizeof block && fsync(fd) == 0));
+    static char *bytes;
+    if (fd < 0) {
+        CHECK((fd = open(file, O_RDWR | O_CREAT | O_TRUNC, 0600)) >= 0);
+        CHECK((bytes = calloc(1, SIZE)));
+    }
+    WAIT(self, DISK, CHECK(pwrite(fd, bytes, SIZE, 0) == SIZE && fsync(fd) == 0));
 }
 
-// Reads through a mapping of a file whose pages are not in memory.
+// Touches a page that the feeder has yet to provide.
 __attribute__((noinline, noclone)) void wait_fault(struct thread *self) {
-    enum { SIZE = 1 << 20, PAGE = 4096 };
-    static int fd = -1;
-    static volatile char *map;
-    static unsigned at;
-    if (fd < 0) {
-        char name[4096];
-        snprintf(name, sizeof name, "%s.mapped", file);
-        CHECK((fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600)) >= 0);
-        char *bytes = malloc(SIZE);
-        memset(bytes, 1, SIZE);
-        CHECK(write(fd, bytes, SIZE) == SIZE && fsync(fd) == 0);
-        free(bytes);
-        CHECK((map = mmap(0, SIZE, PROT_READ, MAP_SHARED, fd, 0)) != MAP_FAILED);
-        CHECK(madvise((void *)map, SIZE, MADV_RANDOM) == 0);
-    }
-    if (at++ % (SIZE / PAGE) == 0) {
-        CHECK(madvise((void *)map, SIZE, MADV_DONTNEED) == 0);
-        CHECK(posix_fadvise(fd, 0, SIZE, POSIX_FADV_DONTNEED) == 0);
-    }
-    WAIT(self, PAGE_FAULT, (void)map[at % (SIZE / PAGE) * PAGE]);
+    WAIT(self, PAGE_FAULT, (void)*(volatile char *)absent);
+    CHECK(madvise(absent, PAGE, MADV_DONTNEED) == 0);
 }
 
 __attribute__((noinline, noclone)) void wait_child(struct thread *self) {

@@ -26,7 +26,7 @@ use crate::{
     },
     kernel::sched::{Limits, SchedMaps},
     probe::{
-        sched::{self, Seed},
+        sched::{self, SchedStat, Seed},
         syscalls,
     },
     process::{objects, target::comm},
@@ -248,7 +248,10 @@ impl Scheduler {
         }
         let waiters: Vec<Waiter> = states
             .iter()
-            .filter(|state| is_blocked(state) && WaitCause::from_number(state.cause) == WaitCause::Lock)
+            .filter(|state| {
+                WaitCause::from_number(state.cause) == WaitCause::Lock
+                    && sched::is_blocked(state, &schedstat(&self.proc_root, state))
+            })
             .map(|state| Waiter {
                 thread: ThreadKey { pid: state.pid, tid: state.tid },
                 futex: state.object,
@@ -259,13 +262,9 @@ impl Scheduler {
         self.waits.look(&waiters, |pid, futex| {
             let tid = objects::lock_owner(proc_root, pid, futex)?;
             let owner = states.iter().find(|state| state.pid == pid && state.tid == tid);
-            Some(Holder {
-                thread: ThreadKey { pid, tid },
-                stack: owner
-                    .filter(|state| is_blocked(state))
-                    .and_then(|state| stacks.get(&state.stack))
-                    .copied(),
-            })
+            let blocked = owner.filter(|state| sched::is_blocked(state, &schedstat(proc_root, state)));
+            let stack = blocked.and_then(|state| stacks.get(&state.stack)).copied();
+            Some(Holder { thread: ThreadKey { pid, tid }, stack })
         });
     }
 
@@ -284,8 +283,9 @@ impl Scheduler {
         }
         if let Some(now_ns) = self.ended_ns {
             for state in self.maps.threads().iter().filter(|state| state.phase == Phase::Blocked as u32) {
-                let until = if state.woken_ns == 0 { now_ns } else { state.woken_ns };
-                let ns = until.saturating_sub(state.since_ns);
+                let times = sched::times_until(state, &schedstat(&self.proc_root, state), now_ns);
+                let cause = state.cause as usize % WaitCause::ALL.len();
+                let ns = times.blocked_ns[cause] - state.times.blocked_ns[cause];
                 let thread = ThreadKey { pid: state.pid, tid: state.tid };
                 let stack = self.stacks.get(&state.stack).copied();
                 samples.push((thread, stack, WaitCause::from_number(state.cause), ns));
@@ -306,11 +306,12 @@ impl Scheduler {
             let thread = ThreadKey { pid: state.pid, tid: state.tid };
             self.name(thread, tables);
             let wall_ns = now_ns.saturating_sub(state.first_ns.max(self.began_ns));
-            now.threads.push(thread_time(thread, &sched::times_until(state, now_ns), wall_ns, tables));
-            if is_blocked(state) {
+            let stat = schedstat(&self.proc_root, state);
+            now.threads.push(thread_time(thread, &sched::times_until(state, &stat, now_ns), wall_ns, tables));
+            if sched::is_blocked(state, &stat) {
                 now.waits.push(self.ongoing(state, now_ns));
             } else if state.turn_start_ns != 0 && !self.is_shared(thread) {
-                now.turns.push(turn_so_far(state, now_ns));
+                now.turns.push(turn_so_far(state, &stat, now_ns));
             }
         }
         for (key, histogram) in self.maps.histograms() {
@@ -402,8 +403,13 @@ impl Scheduler {
     }
 }
 
-fn is_blocked(state: &ThreadState) -> bool {
-    state.phase == Phase::Blocked as u32 && state.woken_ns == 0
+/// What the scheduler says of a thread now; nothing new of one that is gone.
+fn schedstat(proc_root: &Path, state: &ThreadState) -> SchedStat {
+    SchedStat::read(proc_root, state.pid, state.tid).unwrap_or(SchedStat {
+        exec_ns: state.exec_ns,
+        run_delay_ns: state.run_delay_ns,
+        arrivals: state.arrivals,
+    })
 }
 
 fn threads_of(proc_root: &Path, pid: u32) -> Vec<u32> {
@@ -426,8 +432,8 @@ fn thread_time(thread: ThreadKey, times: &Times, wall_ns: u64, tables: &Tables) 
 }
 
 /// A turn that goes on.
-fn turn_so_far(state: &ThreadState, now_ns: u64) -> Turn {
-    let times = sched::times_until(state, now_ns);
+fn turn_so_far(state: &ThreadState, stat: &SchedStat, now_ns: u64) -> Turn {
+    let times = sched::times_until(state, stat, now_ns);
     Turn {
         syscall: state.syscall,
         pid: state.pid,

@@ -157,6 +157,7 @@ impl ProcessTable {
                         entry.start,
                         Mapping { end: entry.end, module, bias },
                     );
+                    self.changed.insert(pid);
                 }
             }
             Event::Forked { parent } => {

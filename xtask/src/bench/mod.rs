@@ -15,6 +15,10 @@ use crate::shell::{run as run_command, workspace};
 
 mod cpu;
 mod sched;
+mod unwind;
+
+#[path = "../../../tests/common/programs.rs"]
+mod programs;
 
 /// What to measure.
 #[derive(clap::Subcommand)]
@@ -23,12 +27,15 @@ pub enum Bench {
     Cpu(cpu::Args),
     /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
     Sched(sched::Args),
+    /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
+    Unwind(unwind::Args),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(args),
         Bench::Sched(args) => sched::run(args),
+        Bench::Unwind(args) => unwind::run(args),
     }
 }
 

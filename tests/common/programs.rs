@@ -1,0 +1,200 @@
+//! Programs to profile, for the tests and for `cargo xtask bench`: each running under its load, which ends with it.
+#![allow(clippy::unwrap_used, reason = "without the program there is nothing to measure")]
+#![allow(dead_code, reason = "each user uses some of it")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// A process that ends when this is dropped.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn start(command: &mut Command) -> Running {
+        Running(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    pub fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    /// Waits for the process to print its first line; returns what follows.
+    pub fn ready(&mut self) -> BufReader<ChildStdout> {
+        let mut out = BufReader::new(self.0.stdout.take().expect("a pipe"));
+        out.read_line(&mut String::new()).unwrap();
+        out
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _already_gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// A program under its load.
+pub struct Program {
+    /// The arguments that have the profiler profile it.
+    pub target: Vec<String>,
+    processes: Vec<Running>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Program {
+    /// The process id of the program, or of its first process.
+    pub fn pid(&self) -> String {
+        self.processes[0].pid()
+    }
+
+    fn new(target: [&str; 2], processes: Vec<Running>, dir: Option<tempfile::TempDir>) -> Program {
+        Program { target: target.map(str::to_owned).into(), processes, _dir: dir }
+    }
+}
+
+/// Rust as it is released; its standard library has frame pointers all the same.
+pub const RUSTC: &[&str] = &["rustc", "-O", "-g", "-Cforce-frame-pointers=no"];
+/// C++ as it is released.
+pub const CXX: &[&str] = &["g++", "-O2", "-g", "-pthread", "-fomit-frame-pointer"];
+
+/// Compiles `tests/workloads/SOURCE` once, with `command` before its name, and returns what comes out.
+pub fn compile(source: &str, command: &[&str], into: &Path) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock();
+    let name = source.replace('.', "-");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(source);
+    let dir = into.join("workloads").join(command.join(""));
+    let program = dir.join(name.trim_end_matches("-c"));
+    let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    if time(&program) < time(&source) {
+        fs::create_dir_all(&dir).unwrap();
+        // Another test process may be doing the same: the rename makes it one or the other.
+        let temporary = program.with_extension(std::process::id().to_string());
+        let mut compiler = Command::new(command[0]);
+        compiler.args(&command[1..]).arg(&source).arg("-o").arg(&temporary);
+        assert!(compiler.status().is_ok_and(|status| status.success()), "{compiler:?}");
+        fs::rename(temporary, &program).unwrap();
+    }
+    program
+}
+
+/// A program that is its own load, and says when it has begun.
+pub fn running(program: &Path) -> Program {
+    start(&mut Command::new(program))
+}
+
+/// The same with arguments.
+pub fn start(command: &mut Command) -> Program {
+    let mut process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()));
+    process.ready();
+    Program::new(["--pid", &process.pid()], vec![process], None)
+}
+
+/// Under redis-benchmark.
+pub fn redis() -> Program {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("redis.sock");
+    let mut server = Command::new("redis-server");
+    server.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket).current_dir(&dir);
+    let server = Running::start(quiet(&mut server));
+    wait_until("redis listens", || socket.exists());
+    let mut load = Command::new("redis-benchmark");
+    load.args(["-q", "-n", "100000000", "-t", "set,get,lpush,lrange_100,zadd", "-s"]).arg(&socket);
+    let load = Running::start(quiet(&mut load));
+    Program::new(["--pid", &server.pid()], vec![server, load], Some(dir))
+}
+
+/// Its backends under pgbench.
+pub fn postgres() -> Program {
+    // It refuses to run as root.
+    let nobody = |program: &Path| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
+        command
+    };
+    let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
+    let bin = versions.map(|entry| entry.unwrap().path().join("bin")).max().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Command::new("chown").arg("nobody:nogroup").arg(dir.path()).status().unwrap().success());
+    let data = dir.path().join("data");
+    let mut initdb = nobody(&bin.join("initdb"));
+    initdb.args(["--auth=trust", "--username=me", "--no-sync", "-D"]).arg(&data);
+    assert!(quiet(&mut initdb).status().unwrap().success());
+    let mut server = nobody(&bin.join("postgres"));
+    server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"]).arg(dir.path()).arg("-D").arg(&data);
+    let server = Running::start(quiet(&mut server));
+    let client = |program: &str| {
+        let mut command = Command::new(program);
+        command.args(["-U", "me", "-h"]).arg(dir.path());
+        command
+    };
+    wait_until("postgres answers", || quiet(&mut client("pg_isready")).status().unwrap().success());
+    assert!(quiet(client("pgbench").args(["-i", "-s", "1", "postgres"])).status().unwrap().success());
+    let load = Running::start(quiet(client("pgbench").args(["-c", "2", "-T", "600", "-n", "postgres"])));
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+    wait_until("pgbench has its backends", || {
+        client("psql").args(["-Atc", count, "postgres"]).output().unwrap().stdout.trim_ascii() == b"2"
+    });
+    Program::new(["--comm", "postgres"], vec![server, load], Some(dir))
+}
+
+/// Compressing what wrk asks for. Without a master: killed, it would leave its worker behind.
+pub fn nginx() -> Program {
+    let dir = tempfile::tempdir().unwrap();
+    // Free at this moment; who else would want it?
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = format!(
+        "daemon off; master_process off; user root; pid pid; error_log stderr crit;
+         events {{ worker_connections 64; }}
+         http {{
+             access_log off; gzip on; gzip_types *;
+             client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
+             server {{ listen 127.0.0.1:{port}; root .; }}
+         }}"
+    );
+    fs::write(dir.path().join("conf"), config).unwrap();
+    fs::write(dir.path().join("index.html"), "Why is that process slow? ".repeat(2000)).unwrap();
+    let mut server = Command::new("/usr/sbin/nginx");
+    let server = Running::start(quiet(server.arg("-p").arg(dir.path()).args(["-c", "conf"])));
+    wait_until("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let mut load = Command::new("wrk");
+    load.args(["-t1", "-c8", "-d600s", "-H", "Accept-Encoding: gzip"]);
+    let load = Running::start(quiet(load.arg(format!("http://127.0.0.1:{port}/"))));
+    Program::new(["--comm", "nginx"], vec![server, load], Some(dir))
+}
+
+/// Debian's, whatever else is installed.
+pub fn python() -> Program {
+    let script = "
+import json, re, sys, threading
+def depth(n): return sum(x * x for x in range(50)) if n == 0 else depth(n - 1) + 1
+def work():
+    while True:
+        depth(4)
+        json.loads(json.dumps({'a': [1, 2, {'b': 'c' * 50}]}))
+        re.sub('(a|b)+c', lambda match: match.group(0).upper(), 'abababc' * 20)
+        sorted(range(200), key=lambda x: -x)
+print('ready', flush=True)
+threading.Thread(target=work, daemon=True).start()
+work()";
+    start(Command::new("/usr/bin/python3").args(["-c", script]))
+}
+
+/// A command that says nothing.
+pub fn quiet(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
+}
+
+/// Waits for a condition; a minute is for ever.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
