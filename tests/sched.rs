@@ -17,7 +17,9 @@ use std::{
     thread,
 };
 
-use common::{FRAME_POINTERS, Profile, Running, Watching, kernel_ready, wait_until, watch, which, workload};
+use common::{
+    FRAME_POINTERS, Outputs, PROFILER, Profile, Running, kernel_ready, programs::wait_until, which, workload,
+};
 use serde_json::Value;
 
 /// Every way to wait has its cause, its length, and its stack.

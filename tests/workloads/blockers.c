@@ -362,6 +362,8 @@ __attribute__((noinline, noclone)) void wait_vfork(struct thread *self) {
     wait(0);
 }
 
+static sem_t all_there;
+
 static void *begin(void *argument) {
     struct thread *self = argument;
     self->tid = gettid();
@@ -369,6 +371,8 @@ static void *begin(void *argument) {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/task/%d/schedstat", self->tid);
     CHECK((self->schedstat = open(path, O_RDONLY)) >= 0);
+    // None begins before all are there, or the start of the last would be a wait for the others.
+    WAIT(self, PARK, sem_wait(&all_there));
     self->work(self);
     // One ends after the other, or the last stretch of hundreds of threads would be lost in waiting for a CPU.
     WAIT(self, PARK, sem_wait(&self->go));
@@ -409,6 +413,8 @@ int main(int argc, char **argv) {
     fflush(stdout);
     if (getchar() < 0) return 1;
     deadline = ns(CLOCK_MONOTONIC) + (uint64_t)(atof(argv[2]) * 1e9);
+    int held_before = 0;
+    sem_init(&all_there, 0, 0);
     pthread_t feeder;
     if (each) CHECK(pthread_create(&feeder, 0, feed, 0) == 0);
     for (int i = 0; i < count; i++) {
@@ -423,8 +429,12 @@ int main(int argc, char **argv) {
         sem_init(&thread->go, 0, 0);
         thread->start.wall = ns(CLOCK_MONOTONIC);
         CHECK(pthread_create(&thread->id, 0, begin, thread) == 0);
-        if (thread->work == hold_lock) sem_wait(&taken);
+        if (thread->work != hold_lock) continue;
+        sem_post(&all_there);
+        sem_wait(&taken);
+        held_before = 1;
     }
+    for (int i = held_before; i < count; i++) sem_post(&all_there);
     // To sleep until then, or it would be one more to compete.
     uint64_t now = ns(CLOCK_MONOTONIC);
     if (now < deadline) pause_ns(deadline - now);
