@@ -90,7 +90,7 @@ pub enum SyscallClass {
 pub const MAX_SYSCALLS: usize = 512;
 
 /// Most threads of targets at once.
-pub const MAX_THREADS: usize = 16_384;
+pub const MAX_THREADS: usize = 8192;
 
 /// What a thread does.
 #[repr(u32)]
@@ -119,16 +119,25 @@ pub struct Times {
 /// Stacks remembered of each thread.
 pub const KNOWN_STACKS: usize = 4;
 
-/// A stack that need not be taken again, because the thread blocks with the same registers as it did then.
+/// A stack that need not be taken again while the thread blocks with the same registers as it did then; and its time
+/// blocked there, until it is added to `OFF_CPU`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KnownStack {
-    /// User instruction, stack and frame pointer mixed; zero for none.
+    /// User instruction, stack and frame pointer and the system call's first argument mixed; zero for none.
     pub key: u64,
-    /// Its id.
+    /// Its id, zero if none could be taken.
     pub stack: u64,
     /// Blocks since that were assumed to have it.
-    pub reused: u64,
+    pub reused: u32,
+    /// [`Cause`] of the last block.
+    pub cause: u32,
+    /// System call, -1 for none.
+    pub syscall: i32,
+    /// Not used.
+    pub _reserved: u32,
+    /// Time blocked since.
+    pub time: OffCpuTime,
 }
 
 /// A thread of a target: value of the map `THREADS`, whose key is the thread's id in the initial PID namespace.
@@ -186,6 +195,10 @@ pub struct ThreadState {
     pub instead_tid: u32,
     /// Name of that thread.
     pub instead_comm: [u8; COMM_LEN],
+    /// Entry of `known` for the block in progress.
+    pub at: u32,
+    /// Not used.
+    pub _reserved: u32,
 }
 
 /// Key of the map `OFF_CPU`.

@@ -14,7 +14,8 @@ use aya_ebpf::{
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, HashMap, PerCpuArray},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_get_current_task,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_user,
+        generated::bpf_get_current_task_btf,
     },
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
@@ -27,14 +28,14 @@ use profiler_common::{
     loss::KernelCounter,
     sched::{
         Cause, Exit, HistogramKey, HistogramKind, Interval, KIND_EXIT, KIND_INTERVAL, KIND_LOOP, KIND_STACK,
-        KIND_TURN, KNOWN_STACKS, KnownStack, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime,
-        Phase, StackHeader, SyscallClass, ThreadState, Turn,
+        KIND_TURN, KNOWN_STACKS, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase,
+        StackHeader, SyscallClass, ThreadState, Turn,
     },
     target::TargetMode,
 };
 
 use crate::{
-    output::{charge, count, now_ns, send},
+    output::{charge, charge_some, count, now_ns, send},
     stack::{self, Tables},
     target::{Ids, OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
     unwind::saved_registers,
@@ -163,7 +164,7 @@ const RECORDS_PER_SLICE: u32 = 64;
 
 /// Blocks that are assumed to have the same stack as the last one, because they have the same registers, before it
 /// is taken anew.
-const MAX_REUSED: u64 = 31;
+const MAX_REUSED: u32 = 31;
 
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -172,7 +173,8 @@ const TASK_GONE: u32 = 0x10 | 0x20 | 0x80;
 
 /// What a blocked thread waits for.
 struct Wait {
-    cause: Cause,
+    /// A [`Cause`].
+    cause: u32,
     class: u8,
     syscall: i32,
     object: u64,
@@ -192,11 +194,31 @@ pub fn sched_switch(ctx: RawTracePointContext) -> u32 {
     if began == 0 {
         return 0;
     }
-    let Some(ids) = current_target() else { return 0 };
+    let ids = if only != 0 {
+        Ids { pid: only, tid: both as u32 }
+    } else {
+        let Some(ids) = current_target() else { return 0 };
+        ids
+    };
     let now = now_ns();
     leave(&ctx, both as u32, &ids, began, now);
-    charge(Probe::Sched, now);
+    charge_some(Probe::Sched, now);
     0
+}
+
+/// Reads a member of a kernel structure that the verifier knows `base` to point to: a plain load, which the kernel makes
+/// good for any address.
+#[inline(always)]
+fn load<T: Copy>(base: *const u8, offset: u32) -> T {
+    // SAFETY: the verifier checks that the structure has such a member.
+    unsafe { base.add(offset as usize).cast::<T>().read_volatile() }
+}
+
+/// The current task, as the verifier knows it.
+#[inline(always)]
+fn current_task() -> *const u8 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task_btf() as *const u8 }
 }
 
 /// What the scheduler keeps of a task.
@@ -211,30 +233,26 @@ struct SchedInfo {
 }
 
 #[inline(always)]
-fn sched_info(task: u64) -> SchedInfo {
+fn sched_info(task: *const u8) -> SchedInfo {
     SchedInfo {
-        arrivals: read(task, OFF_TASK_PCOUNT.load()).unwrap_or(0),
-        run_delay_ns: read(task, OFF_TASK_RUN_DELAY.load()).unwrap_or(0),
-        last_arrival_ns: read(task, OFF_TASK_LAST_ARRIVAL.load()).unwrap_or(0),
+        arrivals: load(task, OFF_TASK_PCOUNT.load()),
+        run_delay_ns: load(task, OFF_TASK_RUN_DELAY.load()),
+        last_arrival_ns: load(task, OFF_TASK_LAST_ARRIVAL.load()),
     }
 }
 
 /// The scheduler's clock on this CPU when it was last brought up to date, which it has been when a task leaves. ns.
 #[inline(always)]
-fn scheduler_clock_ns(task: u64) -> u64 {
-    let clock = (|| {
-        let cfs_rq: u64 = read(task, OFF_TASK_CFS_RQ.load())?;
-        let rq: u64 = read(cfs_rq, OFF_CFS_RQ_RQ.load())?;
-        read(rq, OFF_RQ_CLOCK.load())
-    })();
-    clock.unwrap_or(0)
+fn scheduler_clock_ns(task: *const u8) -> u64 {
+    let cfs_rq: *const u8 = load(task, OFF_TASK_CFS_RQ.load());
+    let rq: *const u8 = load(cfs_rq, OFF_CFS_RQ_RQ.load());
+    load(rq, OFF_RQ_CLOCK.load())
 }
 
 /// The current thread, `tid`, leaves the CPU.
 #[inline(always)]
 fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) {
-    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
-    let task = unsafe { bpf_get_current_task() };
+    let task = current_task();
     let info = sched_info(task);
     let clock_ns = scheduler_clock_ns(task);
     let state = match THREADS.get_ptr_mut(&tid) {
@@ -262,9 +280,9 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     state.left_clock_ns = clock_ns;
     state.run_delay_ns = info.run_delay_ns;
     state.arrivals = info.arrivals;
-    state.exec_ns = read(task, OFF_TASK_EXEC.load()).unwrap_or(0);
+    state.exec_ns = load(task, OFF_TASK_EXEC.load());
     state.instead_tid = 0;
-    let task_state: u32 = read(task, OFF_TASK_STATE.load()).unwrap_or(0);
+    let task_state: u32 = load(task, OFF_TASK_STATE.load());
     if task_state & TASK_GONE != 0 {
         exit(tid, state, now);
         return;
@@ -282,15 +300,22 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     }
     state.phase = Phase::Blocked as u32;
     state.uninterruptible = u32::from(task_state & TASK_UNINTERRUPTIBLE != 0);
-    let wait = waits_for(task, task_state, state.loop_class);
-    state.cause = wait.cause as u32;
+    let wait = waits_for(task, task_state, state);
+    let at = state.at as usize % KNOWN_STACKS;
+    if state.known[at].cause != wait.cause || state.known[at].syscall != wait.syscall {
+        flush(state, at);
+        state.known[at].time = OffCpuTime { ns: 0, count: 0, max_ns: 0 };
+        state.known[at].cause = wait.cause;
+        state.known[at].syscall = wait.syscall;
+    }
+    state.cause = wait.cause;
     state.syscall = wait.syscall;
     state.object = wait.object;
     if wait.class == SyscallClass::Epoll as u8 || wait.class == SyscallClass::Poll as u8 {
         see_loop(state, wait.class.into());
         state.turn_start_ns = 0;
     }
-    state.stack = stack_of(ctx, state, wait.stack_key, now);
+    note_stack(ctx, state, wait.stack_key, now);
 }
 
 /// The thread got a CPU at `arrival`, before `now`: adds up what it did since it left the last one.
@@ -390,8 +415,7 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
         if state.left_clock_ns == 0 {
             return 0; // it is not known when it got the CPU
         }
-        // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
-        let info = sched_info(unsafe { bpf_get_current_task() });
+        let info = sched_info(current_task());
         let arrival = state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns);
         arrived(state, &info, arrival, now);
     }
@@ -482,6 +506,9 @@ fn insert(tid: u32, state: *mut ThreadState) -> Option<*mut ThreadState> {
 
 #[inline(always)]
 fn exit(tid: u32, state: &ThreadState, now: u64) {
+    for at in 0..KNOWN_STACKS {
+        flush(state, at);
+    }
     let Some(outgoing) = OUTGOING.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own slot, and the scheduler does not interrupt itself.
     let exit = unsafe { &mut (*outgoing).exit };
@@ -498,23 +525,54 @@ fn exit(tid: u32, state: &ThreadState, now: u64) {
 
 /// Adds a block that has ended to its stack's.
 #[inline(always)]
-fn off_cpu(state: &ThreadState, ns: u64) {
-    let key = OffCpuKey {
-        stack: state.stack,
-        pid: state.pid,
-        tid: state.tid,
-        cause: state.cause,
-        syscall: state.syscall,
-    };
-    if let Some(time) = OFF_CPU.get_ptr_mut(&key) {
+fn off_cpu(state: &mut ThreadState, ns: u64) {
+    let known = &mut state.known[state.at as usize % KNOWN_STACKS];
+    if state.stack == 0 || state.stack != known.stack {
+        let key = OffCpuKey {
+            stack: state.stack,
+            pid: state.pid,
+            tid: state.tid,
+            cause: state.cause,
+            syscall: state.syscall,
+        };
+        add_off_cpu(&key, ns, 1, ns);
+        return;
+    }
+    known.time.ns += ns;
+    known.time.count += 1;
+    if ns > known.time.max_ns {
+        known.time.max_ns = ns;
+    }
+}
+
+/// Adds the time kept with a thread's known stack to all time.
+#[inline(always)]
+fn flush(state: &ThreadState, at: usize) {
+    let known = &state.known[at % KNOWN_STACKS];
+    if known.time.count != 0 {
+        let key = OffCpuKey {
+            stack: known.stack,
+            pid: state.pid,
+            tid: state.tid,
+            cause: known.cause,
+            syscall: known.syscall,
+        };
+        add_off_cpu(&key, known.time.ns, known.time.count, known.time.max_ns);
+    }
+}
+
+/// Not inlined: it is called from many places.
+#[inline(never)]
+fn add_off_cpu(key: &OffCpuKey, ns: u64, times: u64, max_ns: u64) {
+    if let Some(time) = OFF_CPU.get_ptr_mut(key) {
         // SAFETY: only this thread's blocks have this key, and they end one after the other.
         let time = unsafe { &mut *time };
         time.ns += ns;
-        time.count += 1;
-        if ns > time.max_ns {
-            time.max_ns = ns;
+        time.count += times;
+        if max_ns > time.max_ns {
+            time.max_ns = max_ns;
         }
-    } else if OFF_CPU.insert(&key, &OffCpuTime { ns, count: 1, max_ns: ns }, 0).is_err() {
+    } else if OFF_CPU.insert(key, &OffCpuTime { ns, count: times, max_ns }, 0).is_err() {
         count(KernelCounter::OffCpuFull);
     }
 }
@@ -587,26 +645,34 @@ fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u3
     *used <= limit
 }
 
-/// Id of the stack that the current thread blocks with: one it had before if its registers are the same, or taken
-/// now. Zero if there is neither.
+/// Makes `state.stack` the stack that the current thread blocks with: the one it had before if it is to be `reused`, or
+/// taken now. Zero if there is neither.
 #[inline(always)]
-fn stack_of(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now: u64) -> u64 {
-    let entry = (key >> 1) as usize % KNOWN_STACKS;
-    let known = state.known[entry];
-    let same = known.key == key && known.stack != 0;
-    if same && known.reused < MAX_REUSED {
-        state.known[entry].reused = known.reused + 1;
-        return known.stack;
+fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now: u64) {
+    let at = state.at as usize % KNOWN_STACKS;
+    let (known_key, known_stack) = (state.known[at].key, state.known[at].stack);
+    let same = known_key == key && known_stack != 0;
+    if same && state.known[at].reused < MAX_REUSED {
+        state.known[at].reused += 1;
+        state.stack = known_stack;
+        return;
     }
     if !may_take_stack(state, now) {
         if !same {
             count(KernelCounter::StacksSkipped);
         }
-        return if same { known.stack } else { 0 };
+        state.stack = if same { known_stack } else { 0 };
+        return;
     }
     let stack = take_stack(ctx, state.pid, state.tid, now);
-    state.known[entry] = KnownStack { key, stack, reused: 0 };
-    stack
+    state.stack = stack;
+    if stack != known_stack {
+        flush(state, at);
+        state.known[at].stack = stack;
+        state.known[at].time = OffCpuTime { ns: 0, count: 0, max_ns: 0 };
+    }
+    state.known[at].key = key;
+    state.known[at].reused = 0;
 }
 
 /// Whether the current thread may take its stack now: within its own share, so that one thread cannot use up all of
@@ -669,21 +735,29 @@ fn mix(value: u64) -> u64 {
     product ^ (product >> 32)
 }
 
-/// What the current task, about to block in `task_state`, waits for.
+/// What the current task, about to block in `task_state`, waits for. Sets `state.at`.
 #[inline(always)]
-fn waits_for(task: u64, task_state: u32, loop_class: u32) -> Wait {
-    let none = Wait { cause: Cause::Other, class: 0, syscall: -1, object: 0, stack_key: 0 };
-    let Some(entry) = syscall_entry() else { return none };
-    let wait = Wait { stack_key: entry.stack_key, ..none };
+fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait {
+    let entry = syscall_entry();
+    let object = entry.args[0];
+    let stack_key = mix(entry.stack_key ^ object) | 1;
+    let at = (stack_key >> 8) as usize % KNOWN_STACKS;
+    state.at = at as u32;
     if entry.number < 0 {
         // Not in a system call: an exception, nearly always for a page; or stopped.
         let stopped = task_state & TASK_STOPPED_OR_TRACED != 0;
-        return Wait { cause: if stopped { Cause::Other } else { Cause::PageFault }, ..wait };
+        let cause = if stopped { Cause::Other } else { Cause::PageFault } as u32;
+        return Wait { cause, class: 0, syscall: -1, object: 0, stack_key };
     }
     let class = SYSCALLS.get(entry.number as u32).copied().unwrap_or(SyscallClass::Other as u8);
-    let wait = Wait { syscall: entry.number, class, object: entry.args[0], ..wait };
+    let wait = Wait { cause: Cause::Other as u32, syscall: entry.number, class, object, stack_key };
+    let known = &state.known[at];
     let cause = if class == SyscallClass::Descriptor as u8 {
-        descriptor_cause(task, entry.args[0])
+        // The descriptor is the same as before, and what it is has been looked up lately.
+        if known.key == stack_key && known.reused != 0 && known.reused < MAX_REUSED {
+            return Wait { cause: known.cause, ..wait };
+        }
+        descriptor_cause(task, object)
     } else if class == SyscallClass::Disk as u8 {
         Cause::Disk
     } else if class == SyscallClass::Futex as u8 {
@@ -691,10 +765,10 @@ fn waits_for(task: u64, task_state: u32, loop_class: u32) -> Wait {
     } else if class == SyscallClass::Sleep as u8 {
         Cause::Sleep
     } else if class == SyscallClass::Poll as u8
-        && loop_class == SyscallClass::Epoll as u32
+        && state.loop_class == SyscallClass::Epoll as u32
         && entry.args[1] == 1
         // SAFETY: the helper checks the address. The descriptor is the first member of struct pollfd.
-        && let Ok(descriptor) = unsafe { bpf_probe_read_user(entry.args[0] as *const u32) }
+        && let Ok(descriptor) = unsafe { bpf_probe_read_user(object as *const u32) }
     {
         // An event loop that waits for one descriptor elsewhere than in its epoll_wait waits in the middle of work.
         descriptor_cause(task, descriptor.into())
@@ -710,7 +784,7 @@ fn waits_for(task: u64, task_state: u32, loop_class: u32) -> Wait {
     } else {
         Cause::Other
     };
-    Wait { cause, ..wait }
+    Wait { cause: cause as u32, ..wait }
 }
 
 /// A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which the mutexes of glibc,
@@ -726,7 +800,7 @@ fn futex_cause(operation: u64, expected: u64) -> Cause {
 
 /// What a descriptor of the current task is: task -> files -> table -> file -> inode.
 #[inline(always)]
-fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
+fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const S_IFREG: u16 = 0o100_000;
@@ -738,13 +812,13 @@ fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
     const AF_INET6: u16 = 10;
     let descriptor = descriptor as u32;
     let found = (|| {
-        let files: u64 = read(task, OFF_TASK_FILES.load())?;
-        let table: u64 = read(files, OFF_FILES_FDT.load())?;
-        let count: u32 = read(table, OFF_FDT_MAX_FDS.load())?;
+        let files: *const u8 = load(task, OFF_TASK_FILES.load());
+        let table: *const u8 = load(files, OFF_FILES_FDT.load());
+        let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
         if descriptor >= count {
             return None;
         }
-        let array: u64 = read(table, OFF_FDT_FD.load())?;
+        let array: u64 = load(table, OFF_FDT_FD.load());
         let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
         let inode: u64 = read(file, OFF_FILE_INODE.load())?;
         let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
@@ -782,50 +856,41 @@ struct Entry {
     /// System call, negative for none.
     number: i32,
     args: [u64; 3],
-    /// Instruction, stack and frame pointer mixed; never zero.
+    /// Instruction, stack and frame pointer mixed.
     stack_key: u64,
 }
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 #[inline(always)]
-fn syscall_entry() -> Option<Entry> {
-    /// From `dx` on, as in `struct pt_regs`, arch/x86/include/asm/ptrace.h.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Part {
-        dx: u64,
-        si: u64,
-        di: u64,
-        orig_ax: u64,
-        ip: u64,
-        cs: u64,
-        flags: u64,
-        sp: u64,
-    }
+fn syscall_entry() -> Entry {
     let regs = saved_registers();
-    let part: Part = read(regs, offset_of!(bpf_user_pt_regs_t, rdx) as u32)?;
-    let bp: u64 = read(regs, offset_of!(bpf_user_pt_regs_t, rbp) as u32)?;
+    let at = |offset: usize| -> u64 { load(regs, offset as u32) };
     // 32-bit calls have numbers of their own: __USER32_CS, arch/x86/include/asm/segment.h. For exceptions the kernel
-    // sets orig_ax to -1.
-    let number = if part.cs == 0x23 { MAX_SYSCALLS as i32 } else { part.orig_ax as i32 };
-    let stack_key = mix(mix(mix(part.ip) ^ part.sp) ^ bp) | 1;
-    Some(Entry { number, args: [part.di, part.si, part.dx], stack_key })
+    // sets orig_rax to -1.
+    let compat = at(offset_of!(bpf_user_pt_regs_t, cs)) == 0x23;
+    let number =
+        if compat { MAX_SYSCALLS as i32 } else { at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32 };
+    let (ip, sp) = (at(offset_of!(bpf_user_pt_regs_t, rip)), at(offset_of!(bpf_user_pt_regs_t, rsp)));
+    let args = [
+        at(offset_of!(bpf_user_pt_regs_t, rdi)),
+        at(offset_of!(bpf_user_pt_regs_t, rsi)),
+        at(offset_of!(bpf_user_pt_regs_t, rdx)),
+    ];
+    let stack_key = mix(mix(ip) ^ sp) ^ at(offset_of!(bpf_user_pt_regs_t, rbp));
+    Entry { number, args, stack_key }
 }
 
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-fn syscall_entry() -> Option<Entry> {
-    /// What follows the user's part in `struct pt_regs`, arch/arm64/include/asm/ptrace.h.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Part {
-        orig_x0: u64,
-        syscall: i32,
-    }
+fn syscall_entry() -> Entry {
+    // struct pt_regs, arch/arm64/include/asm/ptrace.h: the user's registers, orig_x0 and the number.
+    const ORIG_X0: u32 = size_of::<bpf_user_pt_regs_t>() as u32;
     let regs = saved_registers();
-    let part: Part = read(regs, size_of::<bpf_user_pt_regs_t>() as u32)?;
-    let args: [u64; 3] = read(regs, 0)?;
-    let [fp, _lr, sp, pc]: [u64; 4] = read(regs, 29 * 8)?;
-    let stack_key = mix(mix(mix(pc) ^ sp) ^ fp) | 1;
-    Some(Entry { number: part.syscall, args: [part.orig_x0, args[1], args[2]], stack_key })
+    let register = |number: u32| -> u64 { load(regs, number * 8) };
+    let stack_key = mix(mix(register(32)) ^ register(31)) ^ register(29); // pc, sp, fp
+    Entry {
+        number: load(regs, ORIG_X0 + 8),
+        args: [load(regs, ORIG_X0), register(1), register(2)],
+        stack_key,
+    }
 }

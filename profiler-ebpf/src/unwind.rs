@@ -83,14 +83,23 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
     {
         return Some((process, registers(interrupted)));
     }
-    Some((process, user_registers(saved_registers())?))
+    Some((process, user_registers(saved_registers() as u64)?))
 }
 
-/// Address of the registers with which the current task entered the kernel.
+/// The registers with which the current task entered the kernel.
 #[inline(always)]
-pub fn saved_registers() -> u64 {
-    // SAFETY: the helpers take and return kernel pointers, the latter only ever used through checked copies.
-    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 }
+pub fn saved_registers() -> *const u8 {
+    // SAFETY: the helpers take and return pointers that the verifier knows.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 }
+}
+
+/// A child has its parent's mappings, and so its tables, until userspace gives it a copy of its own or it ends.
+#[inline(always)]
+pub fn inherit(parent: u32, child: u32) {
+    // SAFETY: as in `start`.
+    if let Some(mappings) = unsafe { PROCESSES.get(&parent) }.copied() {
+        let _full = PROCESSES.insert(&child, &mappings, 0);
+    }
 }
 
 /// A process that replaces its program has none of the old one's mappings from here on.

@@ -270,11 +270,21 @@ impl Scheduler {
 
     /// Off-CPU time since this was last asked; at the end that of blocks still going on, too.
     pub fn off_cpu(&mut self, tables: &mut Tables) -> Vec<OffCpuSample> {
+        // What a thread keeps itself is in the map later, never earlier: so the map first.
+        let mut sums: FxHashMap<OffCpuKey, u64> =
+            self.maps.off_cpu().into_iter().map(|(key, time)| (key, time.ns)).collect();
+        for state in self.maps.threads() {
+            for known in state.known.iter().filter(|known| known.time.count > 0) {
+                let (cause, syscall, stack) = (known.cause, known.syscall, known.stack);
+                let key = OffCpuKey { stack, pid: state.pid, tid: state.tid, cause, syscall };
+                *sums.entry(key).or_default() += known.time.ns;
+            }
+        }
         let mut samples = Vec::new();
-        for (key, time) in self.maps.off_cpu() {
+        for (key, ns) in sums {
             let taken = self.taken.entry(key).or_default();
-            let new = time.ns.saturating_sub(*taken);
-            *taken = time.ns;
+            let new = ns.saturating_sub(*taken);
+            *taken = ns.max(*taken);
             if new > 0 {
                 let thread = ThreadKey { pid: key.pid, tid: key.tid };
                 let stack = self.stacks.get(&key.stack).copied();
