@@ -582,6 +582,7 @@ impl Own {
             let mut take = |key| blocked.remove(key).unwrap();
             let (tid, wall, on_cpu, run_queue) =
                 (take("tid"), take("wall"), take("on_cpu"), take("run_queue"));
+            let runs = take("runs");
             Own { name: name.into(), tid, wall, on_cpu, run_queue, runs, blocked }
         });
         own.collect()
