@@ -335,7 +335,9 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, arrival: u64, now: u64) {
         if cause < Cause::COUNT {
             state.times.blocked_ns[cause] += ns;
             let in_loop = state.loop_class != 0 && cause != Cause::Poll as usize;
-            telling |= ns >= BLOCK_NS.load()[cause] || (in_loop && ns >= LOOP_BLOCK_NS.load());
+            // Nobody is idle who cannot be interrupted.
+            let limit = if state.uninterruptible != 0 { Cause::Disk as usize } else { cause };
+            telling |= ns >= BLOCK_NS.load()[limit] || (in_loop && ns >= LOOP_BLOCK_NS.load());
         }
         off_cpu(state, ns);
     }
@@ -412,11 +414,14 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     // SAFETY: see `leave`; the thread is here.
     let state = unsafe { &mut *state };
     if state.phase != Phase::Running as u32 {
-        if state.left_clock_ns == 0 {
-            return 0; // it is not known when it got the CPU
-        }
         let info = sched_info(current_task());
-        let arrival = state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns);
+        let arrival = if state.left_clock_ns != 0 {
+            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
+        } else if state.phase == Phase::Runnable as u32 {
+            state.since_ns // it has been running since the start, or nearly
+        } else {
+            return 0; // it is not known when it got the CPU
+        };
         arrived(state, &info, arrival, now);
     }
     if state.loop_class != u32::from(class) {
@@ -657,7 +662,8 @@ fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now
         state.stack = known_stack;
         return;
     }
-    if !may_take_stack(state, now) {
+    // The first few of each thread are not limited: they may be all it ever has.
+    if known_key != 0 && !may_take_stack(state, now) {
         if !same {
             count(KernelCounter::StacksSkipped);
         }
@@ -768,8 +774,8 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
             return Wait { cause: known.cause, ..wait };
         }
         descriptor_cause(task, object)
-    } else if class == SyscallClass::Disk as u8 {
-        Cause::Disk
+    } else if class == SyscallClass::Disk as u8 && task_state & TASK_UNINTERRUPTIBLE != 0 {
+        Cause::Disk // and not, say, the other end of a FIFO
     } else if class == SyscallClass::Futex as u8 {
         futex_cause(entry.args[1], entry.args[2])
     } else if class == SyscallClass::Sleep as u8 {

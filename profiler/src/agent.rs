@@ -294,6 +294,10 @@ impl Collector {
                 }
             }
         }
+        if scheduler.has_loops() {
+            self.kernel.attach_loops()?;
+            self.loops_attached = true;
+        }
         scheduler.start(monotonic_ns())?;
         for &pid in pids {
             for seed in scheduler.seeds(pid) {

@@ -73,6 +73,8 @@ pub struct Scheduler {
     counted: FxHashSet<HistogramKey>,
     last_look: Instant,
     lookups: u32,
+    /// A target has an epoll descriptor.
+    polls: bool,
 }
 
 struct Loop {
@@ -103,6 +105,7 @@ impl Scheduler {
             counted: FxHashSet::default(),
             last_look: Instant::now(),
             lookups: 0,
+            polls: pids.iter().any(|&pid| objects::has_epoll(proc_root, pid)),
         }
     }
 
@@ -142,9 +145,9 @@ impl Scheduler {
         self.maps.start(0)
     }
 
-    /// Whether any thread is an event loop whose turns have to be told apart.
+    /// Whether any thread is an event loop whose turns have to be told apart, or may be one that never sleeps.
     pub fn has_loops(&self) -> bool {
-        !self.loops.is_empty()
+        !self.loops.is_empty() || self.polls
     }
 
     /// A stack of the kernel programs.
@@ -240,6 +243,11 @@ impl Scheduler {
         self.last_look = Instant::now();
         self.lookups = 0;
         let states = self.maps.threads();
+        if !self.has_loops() {
+            let pids: FxHashSet<u32> =
+                states.iter().map(|state| state.pid).take(MAX_LOOKUPS as usize).collect();
+            self.polls = pids.into_iter().any(|pid| objects::has_epoll(&self.proc_root, pid));
+        }
         for state in &states {
             let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid };
             if self.counted.insert(key) {
