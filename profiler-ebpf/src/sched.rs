@@ -414,13 +414,13 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     // SAFETY: see `leave`; the thread is here.
     let state = unsafe { &mut *state };
     if state.phase != Phase::Running as u32 {
-        let info = sched_info(current_task());
-        let arrival = if state.left_clock_ns != 0 {
-            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
-        } else if state.phase == Phase::Runnable as u32 {
-            state.since_ns // it has been running since the start, or nearly
+        let task = current_task();
+        let info = sched_info(task);
+        let arrival = if state.left_clock_ns == 0 {
+            // Too late by as much as the clock is behind, at most a tick, once for each thread.
+            now.saturating_sub(scheduler_clock_ns(task).saturating_sub(info.last_arrival_ns))
         } else {
-            return 0; // it is not known when it got the CPU
+            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
         };
         arrived(state, &info, arrival, now);
     }

@@ -45,6 +45,9 @@ const MAX_ENDED: usize = 16_384;
 /// Descriptors looked up in /proc between two calls of [`Scheduler::look`]: each may read long tables.
 const MAX_LOOKUPS: u32 = 100;
 
+/// Histograms made for threads that are not yet known to be event loops.
+const MAX_EARLY_HISTOGRAMS: usize = 256;
+
 /// What the kernel programs tell one by one for these thresholds.
 pub fn limits(thresholds: &Thresholds) -> Limits {
     Limits {
@@ -132,6 +135,11 @@ impl Scheduler {
             // A number that is no hash.
             state.stack = state.tid.into();
             self.stacks.insert(state.stack, stack);
+        }
+        // Its first turns may be over before it is known to be a loop.
+        let turns = HistogramKey { kind: HistogramKind::Turns as u32, id: state.tid };
+        if self.polls && self.counted.len() < MAX_EARLY_HISTOGRAMS && self.counted.insert(turns) {
+            self.maps.add_histogram(turns);
         }
         self.maps.seed(state.tid, &state);
         if state.loop_class != 0 {
