@@ -115,12 +115,13 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
             wakeup = collector.wakeup.readable() => wakeup?.clear_ready(),
             _ = show.tick() => {
                 collector.drain(&mut results)?;
-                collector.take_off_cpu(&mut results)?;
-                let blocking = collector.blocking();
-                results.checkpoint(&collector.accounts(), blocking.as_ref(), &collector.tables)?;
-                let last = collector.interval_run();
+                if results.is_recording() {
+                    collector.take_off_cpu(&mut results)?;
+                    let blocking = collector.blocking();
+                    results.checkpoint(&collector.accounts(), blocking.as_ref(), &collector.tables)?;
+                }
                 if !args.quiet {
-                    live.show(&last, collector.started.elapsed(), args.duration)?;
+                    live.show(&collector.interval_run(), collector.started.elapsed(), args.duration)?;
                 }
             }
             () = &mut end => break,
