@@ -168,6 +168,7 @@ const MAX_REUSED: u32 = 31;
 
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
+const TASK_NOLOAD: u32 = 0x400;
 /// EXIT_DEAD, EXIT_ZOMBIE, TASK_DEAD: include/linux/sched.h.
 const TASK_GONE: u32 = 0x10 | 0x20 | 0x80;
 
@@ -299,7 +300,9 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
         return;
     }
     state.phase = Phase::Blocked as u32;
-    state.uninterruptible = u32::from(task_state & TASK_UNINTERRUPTIBLE != 0);
+    // Kernel threads without work are in TASK_IDLE: uninterruptible, but no load.
+    state.uninterruptible =
+        u32::from(task_state & (TASK_UNINTERRUPTIBLE | TASK_NOLOAD) == TASK_UNINTERRUPTIBLE);
     let wait = waits_for(task, task_state, state);
     let at = state.at as usize % KNOWN_STACKS;
     if state.known[at].cause != wait.cause || state.known[at].syscall != wait.syscall {
@@ -765,8 +768,13 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
     state.at = at as u32;
     if entry.number < 0 {
         // Not in a system call: an exception, nearly always for a page; or stopped.
-        let stopped = task_state & TASK_STOPPED_OR_TRACED != 0;
-        let cause = if stopped { Cause::Other } else { Cause::PageFault } as u32;
+        let cause = if entry.number == KERNEL_THREAD && state.uninterruptible == 0 {
+            Cause::Park // it has no work
+        } else if task_state & TASK_STOPPED_OR_TRACED != 0 || entry.number == KERNEL_THREAD {
+            Cause::Other
+        } else {
+            Cause::PageFault
+        } as u32;
         return Wait { cause, class: 0, syscall: -1, object: 0, stack_key };
     }
     let class = SYSCALLS.get(entry.number as u32).copied().unwrap_or(SyscallClass::Other as u8);
@@ -871,6 +879,9 @@ const OFF_FIRST_ARGUMENT: u32 = offset_of!(bpf_user_pt_regs_t, rdi) as u32;
 #[cfg(bpf_target_arch = "aarch64")]
 const OFF_FIRST_ARGUMENT: u32 = 0;
 
+/// [`Entry::number`] of a thread that never was in user mode.
+const KERNEL_THREAD: i32 = -2;
+
 /// How the current task entered the kernel.
 struct Entry {
     /// System call, negative for none.
@@ -891,6 +902,7 @@ fn syscall_entry() -> Entry {
     let number =
         if compat { MAX_SYSCALLS as i32 } else { at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32 };
     let (ip, sp) = (at(offset_of!(bpf_user_pt_regs_t, rip)), at(offset_of!(bpf_user_pt_regs_t, rsp)));
+    let number = if ip == 0 { KERNEL_THREAD } else { number };
     let args = [
         at(offset_of!(bpf_user_pt_regs_t, rdi)),
         at(offset_of!(bpf_user_pt_regs_t, rsi)),
