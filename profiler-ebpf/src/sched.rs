@@ -569,9 +569,12 @@ fn flush(state: &ThreadState, at: usize) {
     }
 }
 
-/// Not inlined: it is called from many places.
+/// Called from many places, so not inlined; and without a mangled name, which would depend on where it is built.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn add_off_cpu(key: &OffCpuKey, ns: u64, times: u64, max_ns: u64) {
+pub extern "C" fn add_off_cpu(key: *const OffCpuKey, ns: u64, times: u64, max_ns: u64) -> u32 {
+    // SAFETY: callers pass a valid key; the verifier, which cannot know, wants to see the check for null.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
     if let Some(time) = OFF_CPU.get_ptr_mut(key) {
         // SAFETY: only this thread's blocks have this key, and they end one after the other.
         let time = unsafe { &mut *time };
@@ -583,6 +586,7 @@ fn add_off_cpu(key: &OffCpuKey, ns: u64, times: u64, max_ns: u64) {
     } else if OFF_CPU.insert(key, &OffCpuTime { ns, count: times, max_ns }, 0).is_err() {
         count(KernelCounter::OffCpuFull);
     }
+    0
 }
 
 /// Counts a duration. A global function, which is checked without what its callers know of `ns`: from that the verifiers
