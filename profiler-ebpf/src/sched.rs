@@ -303,7 +303,7 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     // Kernel threads without work are in TASK_IDLE: uninterruptible, but no load.
     state.uninterruptible =
         u32::from(task_state & (TASK_UNINTERRUPTIBLE | TASK_NOLOAD) == TASK_UNINTERRUPTIBLE);
-    let wait = waits_for(task, task_state, state);
+    let wait = waits_for(task_state, state);
     let at = state.at as usize % KNOWN_STACKS;
     if state.known[at].cause != wait.cause || state.known[at].syscall != wait.syscall {
         flush(state, at);
@@ -764,7 +764,7 @@ fn mix(value: u64) -> u64 {
 
 /// What the current task, about to block in `task_state`, waits for. Sets `state.at`.
 #[inline(always)]
-fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait {
+fn waits_for(task_state: u32, state: &mut ThreadState) -> Wait {
     let entry = syscall_entry();
     let object = entry.args[0];
     let stack_key = mix(entry.stack_key ^ object) | 1;
@@ -789,7 +789,7 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
         if known.key == stack_key && known.reused != 0 && known.reused < MAX_REUSED {
             return Wait { cause: known.cause, ..wait };
         }
-        descriptor_cause(task, object)
+        return Wait { cause: descriptor_cause(object as u32), ..wait };
     } else if class == SyscallClass::Disk as u8 && task_state & TASK_UNINTERRUPTIBLE != 0 {
         Cause::Disk // and not, say, the other end of a FIFO
     } else if class == SyscallClass::Futex as u8 {
@@ -803,7 +803,7 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
         && let Ok(descriptor) = unsafe { bpf_probe_read_user(object as *const u32) }
     {
         // An event loop that waits for one descriptor elsewhere than in its epoll_wait waits in the middle of work.
-        descriptor_cause(task, descriptor.into())
+        return Wait { cause: descriptor_cause(descriptor), ..wait };
     } else if class == SyscallClass::Epoll as u8
         || class == SyscallClass::Poll as u8
         || class == SyscallClass::Accept as u8
@@ -830,9 +830,11 @@ fn futex_cause(operation: u64, expected: u64) -> Cause {
     if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
 }
 
-/// What a descriptor of the current task is: task -> files -> table -> file -> inode.
-#[inline(always)]
-fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
+/// What a descriptor of the current task is, a [`Cause`]: task -> files -> table -> file -> inode. Called from two places,
+/// so not inlined.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const S_IFREG: u16 = 0o100_000;
@@ -842,8 +844,8 @@ fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
     const AF_UNIX: u16 = 1;
     const AF_INET: u16 = 2;
     const AF_INET6: u16 = 10;
-    let descriptor = descriptor as u32;
     let found = (|| {
+        let task = current_task();
         let files: *const u8 = load(task, OFF_TASK_FILES.load());
         let table: *const u8 = load(files, OFF_FILES_FDT.load());
         let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
@@ -874,7 +876,7 @@ fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
         }
         Some(if kind == S_IFBLK || kind == S_IFDIR { Cause::Disk } else { Cause::Pipe })
     })();
-    found.unwrap_or(Cause::Other)
+    found.unwrap_or(Cause::Other) as u32
 }
 
 /// Where a system call's first argument is among the registers.
