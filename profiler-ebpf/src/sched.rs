@@ -575,6 +575,8 @@ fn flush(state: &ThreadState, at: usize) {
 pub extern "C" fn add_off_cpu(key: *const OffCpuKey, ns: u64, times: u64, max_ns: u64) -> u32 {
     // SAFETY: callers pass a valid key; the verifier, which cannot know, wants to see the check for null.
     let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    // A copy: up to 6.1 only the stack may hold a key.
+    let key = &OffCpuKey { ..*key };
     if let Some(time) = OFF_CPU.get_ptr_mut(key) {
         // SAFETY: only this thread's blocks have this key, and they end one after the other.
         let time = unsafe { &mut *time };
