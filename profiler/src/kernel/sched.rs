@@ -44,7 +44,7 @@ impl SchedMaps {
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<SchedMaps> {
         let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
         let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
-        for (number, class) in (0..).zip(syscalls::classes()) {
+        for (number, class) in (0..).zip(*syscalls::CLASS_TABLE) {
             if class != 0 {
                 classes.set(number, class, 0)?;
             }
