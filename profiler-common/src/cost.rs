@@ -21,11 +21,13 @@ pub enum Probe {
     Sched = 1,
     /// The hook of the calls that event loops wait in.
     Loop = 2,
+    /// The hook of wake-ups.
+    Waker = 3,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 }
 
 #[cfg(feature = "user")]

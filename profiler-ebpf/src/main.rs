@@ -3,11 +3,13 @@
 #![no_main]
 
 mod cpu;
+mod loops;
 mod output;
 mod sched;
 mod stack;
 mod target;
 mod unwind;
+mod waker;
 
 // Helpers that only GPL-compatible programs may call (bpf_probe_read_*, bpf_get_stack) are used throughout.
 #[unsafe(link_section = "license")]
