@@ -80,6 +80,9 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 
 async fn profile(args: &ProfileArgs) -> Result<()> {
     // Everything that can be wrong is found out before anything starts.
+    if args.wakers && args.waits == Waits::Off {
+        return Err(Error::Contradiction("who ends a wait (--wakers) is not known with --waits off").into());
+    }
     let (mut target, command) = Target::from_args(args);
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
