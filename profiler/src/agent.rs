@@ -479,12 +479,13 @@ impl Collector {
         let thread = ThreadKey { pid: raw.header.pid, tid: raw.header.tid };
         let interrupt = thread.tid == 0 || self.is_interrupt(&raw.kernel);
         let mut raw = raw.clone();
-        if interrupt {
+        // Of a process that is gone, addresses say nothing.
+        if interrupt || !Path::new(PROC).join(thread.pid.to_string()).exists() {
             raw.user.clear();
             raw.header.flags = 0;
         }
         let taken = !(raw.kernel.is_empty() && raw.user.is_empty());
-        let stack = if taken { self.resolve(&raw) } else { None };
+        let stack = if taken { self.resolve_any(&raw).0 } else { None };
         let Some(scheduler) = &mut self.scheduler else { return };
         let who = if interrupt { "an interrupt".to_owned() } else { format!("{name} (tid {})", thread.tid) };
         scheduler.waker(id, Waker { who, stack });
@@ -516,6 +517,13 @@ impl Collector {
 
     /// Resolves and interns a stack; `None` if there is no room for it.
     fn resolve(&mut self, raw: &RawSample) -> Option<StackId> {
+        let (stack, gone) = self.resolve_any(raw);
+        self.losses.add(Loss::ProcessGone, gone.into());
+        stack
+    }
+
+    /// The same of a stack that is not the target's, perhaps; and whether its process was gone.
+    fn resolve_any(&mut self, raw: &RawSample) -> (Option<StackId>, bool) {
         let (pid, now_ns) = (raw.header.pid, raw.header.time_ns);
         let mut frames = Vec::with_capacity(raw.kernel.len() + raw.user.len() + 1);
         for (i, &address) in raw.kernel.iter().enumerate() {
@@ -528,7 +536,6 @@ impl Collector {
             gone |= resolution == Resolution::ProcessGone;
             frames.push(frame);
         }
-        self.losses.add(Loss::ProcessGone, gone.into());
         if frames.is_empty() {
             let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
             frames.push(Frame { module, address: 0 });
@@ -540,7 +547,7 @@ impl Collector {
             unwinder.want(pid);
         }
         let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };
-        intern_stack(&mut self.tables, stack)
+        (intern_stack(&mut self.tables, stack), gone)
     }
 
     /// Brings the time off CPUs into the totals.

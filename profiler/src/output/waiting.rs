@@ -8,8 +8,8 @@ use super::report::{Keep, Style, count, fit, percent, thousands, width};
 use crate::{
     blocking::{Blocking, Convoy, EventLoop, LongWaitKind, Severity, Summary, ThreadTime, WaitCause},
     detect::finding::{self, Finding, Reason, StallGroup, WaitGroup},
-    profile::{Names, Profile, Run},
-    sample::{StackId, ThreadKey},
+    profile::{NamedFrame, Names, Profile, Run},
+    sample::{ModuleKind, ThreadKey},
     symbolize::Function,
 };
 
@@ -203,11 +203,11 @@ fn findings(run: &Run, blocking: &Blocking, style: &Style, out: &mut dyn Write) 
             _ => [("", stack), ("", None)],
         };
         for (whose, stack) in both {
-            let functions = stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-            for (i, function) in functions.iter().take(FRAMES).enumerate() {
+            let functions = stack.map_or_else(Vec::new, |stack| told(run.names(), run.names().stack(stack)));
+            for (i, function) in functions.iter().enumerate() {
                 let whose = if i == 0 { whose } else { "" };
                 let gap = if whose.is_empty() { "" } else { " " };
-                line(&format!("            {whose}{gap}{}", at(function)), style, out)?;
+                line(&format!("            {whose}{gap}{function}"), style, out)?;
             }
         }
     }
@@ -379,8 +379,17 @@ impl<'a> Namer<'a> {
     }
 }
 
-fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
-    user_functions(names, names.stack(stack))
+/// The innermost functions of a stack, and the first that a just-in-time compiler made, which is the program's own, where
+/// the others are all its runtime's.
+fn told(names: &Names, frames: &[usize]) -> Vec<String> {
+    let functions = user_functions(names, frames);
+    let mut told: Vec<String> = functions.iter().take(FRAMES).map(|function| at(function)).collect();
+    let compiled = |frame: &NamedFrame| matches!(names.module_of(frame).kind, ModuleKind::Jit(_));
+    let own = names.functions(frames).find(|(_, frame, _)| compiled(frame)).map(|(function, ..)| function);
+    if let Some(own) = own.filter(|own| !functions.iter().take(FRAMES).any(|function| function == own)) {
+        told.push(format!("… {}", at(own)));
+    }
+    told
 }
 
 /// The user's functions of a stack, innermost first, or the kernel's if there are no others.
@@ -428,7 +437,9 @@ fn time(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures};
+    use crate::{
+        blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures, sample::Module,
+    };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
 
@@ -481,6 +492,28 @@ mod tests {
         assert!(render(&run, PLAIN).contains("1 more, less busy"));
         let all = render(&run, Style { threads: true, ..PLAIN });
         assert!(all.contains("idle (tid 20): parked (futex) 100.0") && !all.contains("less busy"), "{all}");
+    }
+
+    #[test]
+    fn the_programs_own_function_is_told_however_deep_its_runtime() {
+        let function = |name: String| Function { name, ..Function::default() };
+        let frame = |(address, (module, name)): (usize, (usize, String))| NamedFrame {
+            module,
+            address: address as u64,
+            functions: vec![function(name)],
+        };
+        let runtime = (0..7).map(|i| (0, format!("runtime{i}")));
+        let stack =
+            runtime.chain([(1, "JS:~mine app.js:1".to_owned()), (1, "JS:~caller app.js:9".to_owned())]);
+        let file = Module { path: "/usr/bin/node".into(), ..Module::special(ModuleKind::File) };
+        let names = Names {
+            modules: vec![file, Module::special(ModuleKind::Jit(7))],
+            frames: stack.enumerate().map(frame).collect(),
+            ..Names::default()
+        };
+        let told = |first: usize| told(&names, &(first..9).collect::<Vec<_>>());
+        assert_eq!(told(0)[FRAMES - 1..], ["runtime4", "… JS:~mine app.js:1"]);
+        assert_eq!(told(6), ["runtime6", "JS:~mine app.js:1", "JS:~caller app.js:9"]);
     }
 
     #[test]
