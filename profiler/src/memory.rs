@@ -14,6 +14,13 @@ pub struct Memory {
     pub sites: Vec<Site>,
 }
 
+impl Memory {
+    /// The stack of every site.
+    pub fn stacks(&self) -> impl Iterator<Item = StackId> + Clone + '_ {
+        self.sites.iter().map(|site| site.stack)
+    }
+}
+
 /// One process over time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Footprint {
@@ -224,6 +231,40 @@ impl FromIterator<u64> for Log2 {
         let mut counts: Vec<u64> = counts.into_iter().take(u64::BITS as usize).collect();
         counts.truncate(counts.iter().rposition(|&n| n > 0).map_or(0, |last| last + 1));
         Log2(counts)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Sites made by hand.
+
+    use super::*;
+
+    /// A site of objects of 100 bytes, looked at once a second from zero on; its live bytes are given.
+    pub fn site(stack: u32, live_bytes: impl IntoIterator<Item = f64>) -> Site {
+        let points: Series<LivePoint> = (0u64..)
+            .zip(live_bytes)
+            .map(|(s, live_bytes)| LivePoint {
+                time_ns: s * 1_000_000_000,
+                live_bytes,
+                live_count: live_bytes / 100.0,
+                live_bytes_err: 0.0,
+            })
+            .collect();
+        let live = points.last().copied().unwrap_or_default();
+        Site {
+            pid: 7,
+            stack: StackId(stack),
+            allocated_bytes: live.live_bytes as u64,
+            allocated_count: live.live_count as u64,
+            freed_bytes: 0,
+            freed_count: 0,
+            points,
+            ages_ns: Log2::default(),
+            lifetimes_ns: Log2::default(),
+            sizes_bytes: Log2::default(),
+            estimated: false,
+        }
     }
 }
 
