@@ -39,6 +39,7 @@ use crate::{
         target::Target,
     },
     profile::{Accounts, Meta, ProbeReport, Run, Totals},
+    recording::Told,
     replay::Results,
     sample::{
         CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId,
@@ -118,7 +119,8 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                 if results.is_recording() {
                     collector.take_off_cpu(&mut results)?;
                     let blocking = collector.blocking();
-                    results.checkpoint(&collector.accounts(), blocking.as_ref(), &collector.tables)?;
+                    let told = Told { blocking: blocking.as_ref(), memory: None };
+                    results.checkpoint(&collector.accounts(), told, &collector.tables)?;
                 }
                 if !args.quiet {
                     live.show(&collector.interval_run(), collector.started.elapsed(), args.duration)?;
@@ -576,7 +578,7 @@ impl Collector {
         accounts.duration_ns = self.interval_started.elapsed().as_nanos() as u64;
         self.interval_started = Instant::now();
         let blocking = self.blocking();
-        let totals = Totals { cpu: self.last_interval.take(), off_cpu: None, blocking };
+        let totals = Totals { cpu: self.last_interval.take(), off_cpu: None, blocking, memory: None };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
     }
@@ -586,7 +588,7 @@ impl Collector {
         let accounts = self.accounts();
         let blocking = self.blocking();
         let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
-        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking };
+        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, memory: None };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);

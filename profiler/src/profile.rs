@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     aggregate::Snapshot,
     blocking::{Blocking, WaitCause},
+    memory::Memory,
+    recording::Told,
     sample::{
         CPU, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, StackEnd, StackId, Tables,
         ThreadKey,
@@ -78,6 +80,8 @@ pub struct Run {
     pub off_cpu: Option<Profile>,
     /// Where the time went and what was wrong with it, if the scheduler was watched.
     pub blocking: Option<Blocking>,
+    /// How memory grew, if it was watched.
+    pub memory: Option<Memory>,
 }
 
 /// What a [`Run`] is made of.
@@ -89,6 +93,8 @@ pub struct Totals {
     pub off_cpu: Option<Snapshot>,
     /// Where the time went, if the scheduler was watched.
     pub blocking: Option<Blocking>,
+    /// How memory grew, if it was watched.
+    pub memory: Option<Memory>,
 }
 
 /// One profile with names.
@@ -161,17 +167,19 @@ impl Run {
         symbolizer: &mut dyn Symbolizer,
         detail: Detail,
     ) -> Run {
-        let Totals { cpu, off_cpu, blocking } = totals;
+        let Totals { cpu, off_cpu, blocking, memory } = totals;
         let told: Vec<StackId> = blocking.iter().flat_map(Blocking::stacks).collect();
+        let sites = memory.iter().flat_map(Memory::stacks);
         let sampled =
             [Some(&cpu), off_cpu.as_ref()].into_iter().flatten().flat_map(|snapshot| &snapshot.entries);
-        let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied());
+        let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied()).chain(sites.clone());
         let (mut names, index) = name(stacks, tables, symbolizer, detail);
         let frames = |stack: StackId| -> Vec<usize> {
             tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect()
         };
         let waiting = |names: &Names, stack| names.without_probe(frames(stack));
-        names.stacks = told.into_iter().map(|stack| (stack, waiting(&names, stack))).collect();
+        let told = told.into_iter().map(|stack| (stack, waiting(&names, stack)));
+        names.stacks = sites.map(|stack| (stack, frames(stack))).chain(told).collect();
         let unnamed = cpu
             .entries
             .iter()
@@ -204,12 +212,18 @@ impl Run {
             cpu: profile(CPU, &cpu),
             off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
             blocking,
+            memory,
         }
     }
 
     /// The profile of a kind, if it was measured.
     pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
         [Some(&self.cpu), self.off_cpu.as_ref()].into_iter().flatten().find(|profile| profile.kind == *kind)
+    }
+
+    /// What is known besides samples, for a recording.
+    pub fn told(&self) -> Told<'_> {
+        Told { blocking: self.blocking.as_ref(), memory: self.memory.as_ref() }
     }
 
     /// What addresses are called.
@@ -399,6 +413,6 @@ pub(crate) mod fixtures {
 
     /// A run of nothing but a CPU profile.
     pub fn run(stacks: &[(&str, u64)]) -> Run {
-        Run { cpu: profile(stacks), off_cpu: None, blocking: None }
+        Run { cpu: profile(stacks), off_cpu: None, blocking: None, memory: None }
     }
 }
