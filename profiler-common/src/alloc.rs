@@ -11,6 +11,9 @@ pub const MAX_LIVE: u32 = 1 << 20;
 /// Most stacks that are told apart, at about 450 bytes each.
 pub const MAX_ALLOC_STACKS: u32 = 16_384;
 
+/// Most processes whose allocations are watched at once.
+pub const MAX_ALLOC_PROCESSES: u32 = 64;
+
 /// Places for calls in progress, by the low bits of the thread id. A power of two.
 pub const CALL_SLOTS: u32 = 32_768;
 

@@ -27,15 +27,13 @@ pub enum KernelCounter {
     AllocStacksFull = 9,
     /// Lost: an allocation, because another thread's call has its place, or the CPU's scratch memory is in use.
     AllocClash = 10,
-    /// Frees of objects that are not watched: allocated before, or lost.
-    FreesUnknown = 11,
     /// Frees that were not seen: the address was given out again.
-    FreesImplied = 12,
+    FreesImplied = 11,
     /// Stacks of allocations that had to be walked.
-    AllocWalks = 13,
+    AllocWalks = 12,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 13;
 }

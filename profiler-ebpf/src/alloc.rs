@@ -15,8 +15,8 @@ use aya_ebpf::{
 };
 use profiler_common::{
     alloc::{
-        AllocControl, BUCKETS, CALL_SLOTS, Call, CallInProgress, MAX_ALLOC_STACKS, MAX_LIVE, Object,
-        ObjectKey, StackTotals,
+        AllocControl, BUCKETS, CALL_SLOTS, Call, CallInProgress, MAX_ALLOC_PROCESSES, MAX_ALLOC_STACKS,
+        MAX_LIVE, Object, ObjectKey, StackTotals,
     },
     cost::Probe,
     histogram::log2,
@@ -46,6 +46,10 @@ static OBJECTS: HashMap<ObjectKey, Object, { MAX_LIVE as usize }, NO_PREALLOC> =
 #[btf_map]
 static ALLOC_STACKS: HashMap<u64, StackTotals, { MAX_ALLOC_STACKS as usize }, NO_PREALLOC> = HashMap::new();
 const NO_PREALLOC: usize = 1;
+
+/// Frees of objects that are not watched, by process. Userspace makes the entries.
+#[btf_map]
+static UNKNOWN_FREES: HashMap<u32, u64, { MAX_ALLOC_PROCESSES as usize }> = HashMap::new();
 
 /// What a stack begins with: too large for the stack.
 #[btf_map]
@@ -205,7 +209,7 @@ fn leave(ctx: &RetProbeContext, ids: &Ids) {
         if call.old.stack != 0 {
             freed(&call.old, now);
         } else {
-            count(KernelCounter::FreesUnknown);
+            unknown_free(ids.pid);
         }
     }
     if address == 0 {
@@ -272,7 +276,9 @@ fn free(ctx: &ProbeContext, ids: &Ids) {
     let key = ObjectKey { address, pid: ids.pid, _padding: 0 };
     // SAFETY: only who owns the object frees it.
     let Some(object) = (unsafe { OBJECTS.get(&key) }) else {
-        count(KernelCounter::FreesUnknown);
+        if cookie(ctx) != Call::Munmap as u8 {
+            unknown_free(ids.pid);
+        }
         return;
     };
     let object = *object;
@@ -294,6 +300,15 @@ fn free(ctx: &ProbeContext, ids: &Ids) {
         }
     }
     freed(&object, now);
+}
+
+/// An object is freed that was allocated before anyone watched, or was lost.
+#[inline(always)]
+fn unknown_free(pid: u32) {
+    if let Some(frees) = UNKNOWN_FREES.get_ptr_mut(&pid) {
+        // SAFETY: a map's value.
+        unsafe { add(frees, 1) };
+    }
 }
 
 /// Books the end of an object.
