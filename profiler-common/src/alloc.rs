@@ -175,7 +175,7 @@ pub struct CachedStack {
     pub ip: u64,
     /// Its stack pointer.
     pub sp: u64,
-    /// Its frame pointer.
+    /// Its frame pointer, zero if the register does not point into the stack.
     pub fp: u64,
     /// Hash of process, end and all addresses.
     pub id: u64,
