@@ -89,6 +89,10 @@ pub struct ProfileArgs {
     /// Whether to find out what threads wait for: auto is on, except with --all
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Waits::Auto)]
     pub waits: Waits,
+    /// Find out who ends each wait, too: the stacks off CPUs go on with the thread, or interrupt, that woke them, and its
+    /// stack. Costs every wake-up of every process
+    #[arg(long)]
+    pub wakers: bool,
     /// How allocations are watched.
     #[command(flatten)]
     pub alloc: AllocArgs,
@@ -237,7 +241,7 @@ pub struct ReportArgs {
     /// instead of samples on them (repeatable)
     #[arg(short, long = "output", value_name = "FILE")]
     pub outputs: Vec<OutputSpec>,
-    /// Split the report by thread
+    /// Split the report by thread, waits for a CPU too
     #[arg(long)]
     pub threads: bool,
     /// Number of functions in the report
