@@ -23,11 +23,19 @@ pub enum Probe {
     Loop = 2,
     /// The hook of wake-ups.
     Waker = 3,
+    /// The sampler of page faults.
+    Fault = 4,
+    /// Beginnings of allocators' functions.
+    AllocEnter = 5,
+    /// Ends of those.
+    AllocReturn = 6,
+    /// Frees.
+    Free = 7,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 8;
 }
 
 #[cfg(feature = "user")]

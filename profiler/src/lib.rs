@@ -12,6 +12,7 @@ pub mod cli;
 pub mod detect;
 pub mod error;
 pub mod kernel;
+pub mod memory;
 pub mod output;
 pub mod probe;
 pub mod process;

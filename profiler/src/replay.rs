@@ -14,13 +14,14 @@ use crate::{
     blocking::Blocking,
     cli::{ReplayArgs, ReportArgs},
     error::Error,
+    memory::Memory,
     output::{
         Destination, Format, OutputSpec, RenderOptions,
         report::{self, Style},
     },
     profile::{Accounts, Meta, Run, Totals},
-    recording::{self, Ending, Event, Recorder},
-    sample::{CPU, Frame, KINDS, Module, ModuleId, ProfileKind, Sample, Tables},
+    recording::{self, Ending, Event, Recorder, Told},
+    sample::{Frame, KINDS, Module, ModuleId, ProfileKind, Sample, Tables},
     symbolize::{Detail, Function, Symbolizer},
 };
 
@@ -85,20 +86,15 @@ impl Results {
     }
 
     /// Makes everything recorded so far safe.
-    pub fn checkpoint(
-        &mut self,
-        accounts: &Accounts,
-        blocking: Option<&Blocking>,
-        tables: &Tables,
-    ) -> Result<()> {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts, blocking, tables))
+    pub fn checkpoint(&mut self, accounts: &Accounts, told: Told<'_>, tables: &Tables) -> Result<()> {
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, told, tables))
     }
 
     /// Writes every output, then the report.
     pub fn finish(self, run: &Run, tables: &Tables, options: &RenderOptions) -> Result<()> {
         let names = names(run);
         for (path, recorder) in self.recorders {
-            let finished = recorder.finish(&run.cpu.accounts, run.blocking.as_ref(), tables, &names);
+            let finished = recorder.finish(&run.cpu.accounts, run.told(), tables, &names);
             let written = finished.and_then(|mut out| out.flush());
             written.map_err(|reason| Error::OutputNotWritable { path, reason })?;
         }
@@ -150,7 +146,8 @@ fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dy
 pub fn run(args: &ReplayArgs) -> Result<()> {
     let mut results = Results::open(&args.report)?;
     let Replayed { run, samples, tables, ending } = load(&args.recording)?;
-    results.check(if run.off_cpu.is_some() { &KINDS } else { &[CPU] })?;
+    let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
+    results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
         eprintln!(
             "profiler: {} ends early; this is what it holds, and symbols may be missing",
@@ -181,6 +178,7 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
     let mut tables = Tables::default();
     let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
     let mut blocking: Option<Blocking> = None;
+    let mut memory: Option<Memory> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
     let ending = recording::read(path, |event| {
@@ -215,6 +213,18 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
                 }
                 blocking = Some(*recorded);
             }
+            Event::Memory(recorded) => {
+                if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (a page fault refers to nothing)".to_owned());
+                }
+                memory = Some(*recorded);
+            }
+            Event::Sites(sites) => {
+                if sites.iter().any(|site| site.stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (an allocation refers to nothing)".to_owned());
+                }
+                memory.get_or_insert_default().sites.extend(sites);
+            }
             Event::End => {}
         }
         Ok(())
@@ -224,6 +234,7 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
         cpu: cpu.snapshot(),
         off_cpu: (blocking.is_some() || off_cpu.total > 0).then_some(off_cpu),
         blocking,
+        memory,
     };
     let run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
     Ok(Replayed { run, samples, tables, ending })
@@ -268,8 +279,9 @@ mod tests {
             stall::fixtures::{LOOP, turn},
             threshold::Thresholds,
         },
+        memory::{Footprint, fixtures::site},
         output::FORMATS,
-        sample::{ModuleKind, Stack, StackEnd, StackId, ThreadKey},
+        sample::{CPU, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
     };
 
     /// Names every address but each seventh.
@@ -324,6 +336,8 @@ mod tests {
         let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
         let mut waits = Waits::new(Thresholds::default());
         waits.add_loop(LOOP);
+        let processes = vec![Footprint { pid: 7, process: "t7".into(), ..Footprint::default() }];
+        let mut memory = Memory { processes, ..Memory::default() };
         for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
             let thread = ThreadKey { pid: 7, tid };
             let (stack, time_ns) = (stack(&mut tables, address), i as u64 * 10 * MS);
@@ -340,20 +354,26 @@ mod tests {
         for &(start, length) in stalls {
             let mut slow = wait(LOOP.tid, start * MS, length * MS / 2, 0, WaitCause::Disk);
             slow.block.stack = Some(stack(&mut tables, 1000 + start)); // in no sample
+            let slow_site = slow.block.stack.map(|stack| site(stack.0, [0.0, length as f64]));
             waits.wait(slow);
             waits.turn(&turn(start * MS, (start + length) * MS, length * MS / 2, 0));
+            memory.sites.extend(slow_site);
             let mut starved = wait(9, start, 0, length * MS, WaitCause::Other);
             starved.block.stack = None;
             waits.wait(starved);
         }
         let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
         let blocking = waits.blocking(Now { threads, ..Now::default() });
-        recorder.checkpoint(&Accounts::default(), Some(&Blocking::default()), &tables).unwrap();
-        let totals =
-            Totals { cpu: cpu.snapshot(), off_cpu: Some(off_cpu.snapshot()), blocking: Some(blocking) };
+        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory) };
+        recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
+        let totals = Totals {
+            cpu: cpu.snapshot(),
+            off_cpu: Some(off_cpu.snapshot()),
+            blocking: Some(blocking),
+            memory: Some(memory),
+        };
         let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
-        let written =
-            recorder.finish(&run.cpu.accounts, run.blocking.as_ref(), &tables, &names(&run)).unwrap();
+        let written = recorder.finish(&run.cpu.accounts, run.told(), &tables, &names(&run)).unwrap();
         std::fs::write(path, written).unwrap();
         run
     }
@@ -372,6 +392,7 @@ mod tests {
             let replayed = load(&path).unwrap();
             prop_assert_eq!(replayed.ending, Ending::Complete);
             prop_assert_eq!(&replayed.run.blocking, &live.blocking);
+            prop_assert_eq!(&replayed.run.memory, &live.memory);
             prop_assert_eq!(replayed.samples.len(), samples.len());
             prop_assert!(render(&replayed.run) == render(&live));
             let of_kind = |waiting: bool| -> u64 {
@@ -382,15 +403,18 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_that_refers_to_nothing_is_damage() {
+    fn a_stall_or_site_that_refers_to_nothing_is_damage() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.prec");
         let live = record(&path, &[], &[(0, 100)]);
-        let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
         let nothing = Tables::default();
-        let written = recorder.finish(&live.cpu.accounts, live.blocking.as_ref(), &nothing, &[]).unwrap();
-        std::fs::write(&path, written).unwrap();
-        assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
+        let told = live.told();
+        for told in [Told { memory: None, ..told }, Told { blocking: None, ..told }] {
+            let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
+            let written = recorder.finish(&live.cpu.accounts, told, &nothing, &[]).unwrap();
+            std::fs::write(&path, written).unwrap();
+            assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::RenderOptions;
 use crate::{
     blocking::{self, LongWaitKind, RanInstead, RunQueue, Summary, WaitCause},
     detect::hotspot::{self, Hotspot},
+    memory::{self, Growth, Heap, Limit, LivePoint, Watching},
     profile::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
     sample::{Loss, StackId, ThreadKey},
     unwind::feed::UnwindReport,
@@ -43,6 +44,49 @@ struct Document<'a> {
     stacks: Vec<Stack<'a>>,
     offcpu: Option<OffCpu<'a>>,
     blocking: Option<Blocking<'a>>,
+    memory: Option<Memory<'a>>,
+}
+
+#[derive(Serialize)]
+struct Memory<'a> {
+    processes: Vec<Footprint<'a>>,
+    watching: &'a Watching,
+    sites: Vec<Site<'a>>,
+    faults: Vec<Faults<'a>>,
+}
+
+#[derive(Serialize)]
+struct Footprint<'a> {
+    pid: u32,
+    process: &'a str,
+    growth: &'a [Growth],
+    heap: &'a [Heap],
+    limit: Option<&'a Limit>,
+}
+
+#[derive(Serialize)]
+struct Site<'a> {
+    pid: u32,
+    live_bytes: f64,
+    live_bytes_err: f64,
+    live_count: f64,
+    allocated_bytes: u64,
+    allocated_count: u64,
+    freed_bytes: u64,
+    freed_count: u64,
+    estimated: bool,
+    ages_ns: &'a [u64],
+    lifetimes_ns: &'a [u64],
+    sizes_bytes: &'a [u64],
+    points: &'a [LivePoint],
+    frames: &'a [usize],
+}
+
+#[derive(Serialize)]
+struct Faults<'a> {
+    pid: u32,
+    faults: u64,
+    frames: &'a [usize],
 }
 
 #[derive(Serialize)]
@@ -292,6 +336,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
             .collect(),
         offcpu: run.off_cpu.as_ref().map(off_cpu),
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
+        memory: run.memory.as_ref().map(|of| memory(of, run.names())),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
@@ -308,6 +353,48 @@ fn off_cpu<'a>(profile: &'a Profile) -> OffCpu<'a> {
         frames: &stack.frames,
     };
     OffCpu { total_ns: profile.total, stacks: profile.stacks.iter().map(stack).collect() }
+}
+
+fn memory<'a>(of: &'a memory::Memory, names: &'a Names) -> Memory<'a> {
+    let process = |of: &'a memory::Footprint| Footprint {
+        pid: of.pid,
+        process: &of.process,
+        growth: of.growth.points(),
+        heap: of.heap.points(),
+        limit: of.limit.as_ref(),
+    };
+    let site = |of: &'a memory::Site| {
+        let LivePoint { live_bytes, live_count, live_bytes_err, .. } =
+            of.points.last().copied().unwrap_or_default();
+        Site {
+            pid: of.pid,
+            live_bytes,
+            live_bytes_err,
+            live_count,
+            allocated_bytes: of.allocated_bytes,
+            allocated_count: of.allocated_count,
+            freed_bytes: of.freed_bytes,
+            freed_count: of.freed_count,
+            estimated: of.estimated,
+            ages_ns: of.ages_ns.counts(),
+            lifetimes_ns: of.lifetimes_ns.counts(),
+            sizes_bytes: of.sizes_bytes.counts(),
+            points: of.points.points(),
+            frames: names.stack(of.stack),
+        }
+    };
+    let mut sites: Vec<Site<'_>> = of.sites.iter().map(site).collect();
+    sites.sort_by(|a, b| b.live_bytes.total_cmp(&a.live_bytes).then_with(|| a.frames.cmp(b.frames)));
+    Memory {
+        processes: of.processes.iter().map(process).collect(),
+        watching: &of.watching,
+        sites,
+        faults: of
+            .faults
+            .iter()
+            .map(|&(pid, stack, faults)| Faults { pid, faults, frames: names.stack(stack) })
+            .collect(),
+    }
 }
 
 fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {

@@ -393,7 +393,7 @@ fn told(names: &Names, frames: &[usize]) -> Vec<String> {
 }
 
 /// The user's functions of a stack, innermost first, or the kernel's if there are no others.
-fn user_functions<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function> {
+pub(super) fn user_functions<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function> {
     let all = || names.functions(frames);
     let user: Vec<_> =
         all().filter(|(_, frame, _)| !names.is_kernel(frame)).map(|(function, ..)| function).collect();
@@ -414,14 +414,14 @@ fn join(parts: [&str; 3]) -> String {
 }
 
 /// A line that is cut where the terminal ends.
-fn line(text: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
+pub(super) fn line(text: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
     let limit = style.width.filter(|limit| width(text) > *limit).unwrap_or(usize::MAX);
     writeln!(out, "{}", fit(text, limit, Keep::Start))?;
     Ok(())
 }
 
 /// A duration with three digits.
-fn time(ns: u64) -> String {
+pub(super) fn time(ns: u64) -> String {
     let (value, unit) = match ns {
         0..1_000 => return format!("{ns} ns"),
         1_000..1_000_000 => (ns as f64 / 1e3, "us"),
