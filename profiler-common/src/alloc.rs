@@ -116,6 +116,18 @@ pub struct StackTotals {
     pub seen_allocated: u64,
     /// Frees seen of those, unweighted.
     pub seen_freed: u64,
+    /// The window that the last allocation was seen in, what an allocation in it stands for, and how many were seen in it.
+    pub window: u32,
+    /// See above.
+    pub window_weight: u32,
+    /// See above.
+    pub window_count: u64,
+    /// Over all windows before that which stand for more than themselves: the sum of what their allocations stand for,
+    pub window_sum: u64,
+    /// of its squares,
+    pub window_squares: u64,
+    /// and of its products with the window's weight.
+    pub window_products: u64,
     /// Lifetimes of freed objects, ns.
     pub lifetimes: [u32; BUCKETS],
     /// Sizes of allocated objects, bytes.
@@ -131,9 +143,28 @@ impl StackTotals {
         freed_count: 0,
         seen_allocated: 0,
         seen_freed: 0,
+        window: 0,
+        window_weight: 1,
+        window_count: 0,
+        window_sum: 0,
+        window_squares: 0,
+        window_products: 0,
         lifetimes: [0; BUCKETS],
         sizes: [0; BUCKETS],
     };
+
+    /// Adds the last window to those before it. A window of weight one is no sample: everything was seen.
+    #[inline(always)]
+    pub fn close_window(&mut self) {
+        if self.window_weight > 1 {
+            let sum = self.window_count.wrapping_mul(self.window_weight.into());
+            self.window_sum = self.window_sum.wrapping_add(sum);
+            self.window_squares = self.window_squares.wrapping_add(sum.wrapping_mul(sum));
+            self.window_products =
+                self.window_products.wrapping_add(sum.wrapping_mul(self.window_weight.into()));
+        }
+        self.window_count = 0;
+    }
 }
 
 /// A thread's call in progress: the outermost one of an allocator's functions.
@@ -207,7 +238,7 @@ const _: () = {
     assert!(size_of::<ObjectKey>() == 16);
     assert!(size_of::<Object>() == 32);
     assert!(size_of::<CallInProgress>() == 80);
-    assert!(size_of::<StackTotals>() == 48 + 8 * BUCKETS);
+    assert!(size_of::<StackTotals>() == 88 + 8 * BUCKETS);
     assert!(size_of::<AllocScratch>() <= 32 * 1024); // PCPU_MIN_UNIT_SIZE
 };
 

@@ -252,6 +252,13 @@ fn leave(ctx: &RetProbeContext, ids: &Ids) {
         add(&raw mut (*totals).allocated_bytes, object.size * u64::from(weight));
         add(&raw mut (*totals).allocated_count, weight.into());
         add(&raw mut (*totals).seen_allocated, 1);
+        // Two CPUs that do this at once can lose a little of what the error is estimated from.
+        if (*totals).window != control.window {
+            (*totals).close_window();
+            (*totals).window = control.window;
+            (*totals).window_weight = weight;
+        }
+        add(&raw mut (*totals).window_count, 1);
         count_in(&raw mut (*totals).sizes, object.size, weight);
     }
 }

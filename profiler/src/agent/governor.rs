@@ -3,9 +3,14 @@
 //!
 //! Of each nanosecond the target runs, the share is earned; each hit of a breakpoint spends what a trap costs here
 //! (measured at start-up) and what the kernel program took. While there is credit the breakpoints stay. When it is used
-//! up, they are there only in windows, each as soon as what the last one cost has been earned again. An allocation seen in
-//! a window stands for as many as would have been seen since the window before: (time without + window) / window, which
-//! the window's length is chosen to make a whole number.
+//! up, they are there only in windows, at such distances that what they cost on average is earned. A window must not open
+//! when the target has just been busy, which is when credit comes in, or it would see what comes after its work, not the
+//! work: so the time of the next one is drawn by lot when the last one closes. An allocation seen in a window stands for as
+//! many as would have been seen since the window before: (time without + window) / window, which the window's length is
+//! chosen to make a whole number.
+//!
+//! What this cannot see: in a window the target runs slower. A program that allocates as fast as it can allocates less in it,
+//! and estimates are too low by that.
 
 use std::{
     collections::{BTreeMap, hash_map::RandomState},
@@ -37,8 +42,15 @@ const WINDOW_NS: u64 = 20_000_000;
 const LOOK_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// Credit at the start, ns of the target's CPU time, and the most that is kept.
 const CREDIT_NS: (f64, f64) = (20_000_000.0, 100_000_000.0);
+/// Shortest and longest time between windows on average, ns.
+const GAP_NS: (f64, f64) = (40_000_000.0, 30_000_000_000.0);
+/// Weight of the newest window among all, when their price and the target's appetite for CPU time are averaged.
+const NEWEST: f64 = 0.2;
 /// The breakpoints stay again when they would cost less than this part of the allowed share.
 const COMFORTABLE: f64 = 0.7;
+
+/// So many windows at least before that is decided.
+const ENOUGH_WINDOWS: u32 = 10;
 
 /// What has been done, so far.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,6 +61,8 @@ pub struct Status {
     pub seen_ns: u64,
     /// How often the breakpoints were there for a window only.
     pub windows: u64,
+    /// Sum of what an allocation in each window stood for, and of its squares.
+    pub weights: (f64, f64),
     /// Hits of breakpoints.
     pub hits: u64,
     /// What they cost the target, ns.
@@ -64,7 +78,7 @@ pub struct Status {
     /// Why breakpoints could not be put in place.
     pub failure: Option<String>,
     /// Orders that have been carried out.
-    done: u64,
+    pub done: u64,
 }
 
 /// The thread, from outside.
@@ -142,6 +156,13 @@ impl Credit {
     fn account(&mut self, cpu_ns: u64, cost_ns: f64) {
         self.ns = (self.ns + self.share * cpu_ns as f64 - cost_ns).min(CREDIT_NS.1);
     }
+
+    /// In how long, on average, a window that costs `price_ns` is earned and what is owed paid back, ns; by a target that
+    /// uses `busy` CPUs.
+    fn gap_ns(&self, price_ns: f64, busy: f64) -> f64 {
+        let gap = (price_ns - self.ns) / (self.share * busy).max(1e-9);
+        gap.clamp(GAP_NS.0, GAP_NS.1)
+    }
 }
 
 /// What the next window is like after so long without: its length, ns, and what an allocation in it stands for.
@@ -154,11 +175,28 @@ fn next_window(gap_ns: u64) -> (u64, u32) {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Always,
-    /// Without since `closed_ns`; the next window as soon as there is so much credit.
+    /// Without since `closed_ns`, up to `open_ns`.
     Windows {
         closed_ns: u64,
-        price_ns: f64,
+        open_ns: u64,
     },
+}
+
+/// What windows have been like, the newest most: what one costs, ns, and how many CPUs the target uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Usual {
+    price_ns: f64,
+    busy: f64,
+    windows: u32,
+}
+
+impl Usual {
+    fn add(&mut self, price_ns: f64, busy: f64) {
+        self.windows += 1;
+        let part = NEWEST.max(1.0 / f64::from(self.windows));
+        self.price_ns += part * (price_ns - self.price_ns);
+        self.busy += part * (busy - self.busy);
+    }
 }
 
 struct Worker {
@@ -170,6 +208,9 @@ struct Worker {
     wanted: Wanted,
     attached: BTreeMap<u32, (usize, Vec<Attached>)>,
     mode: Mode,
+    usual: Usual,
+    /// CPU time of the target and the time when the last window closed, ns.
+    closed: (u64, u64),
     window: u32,
     traps: TrapCosts,
     /// As last accounted for: hits, cost, CPU time by process, and when.
@@ -197,6 +238,8 @@ impl Worker {
             wanted: Wanted::new(),
             attached: BTreeMap::new(),
             mode: Mode::Always,
+            usual: Usual::default(),
+            closed: (0, monotonic_ns()),
             window: 0,
             traps: TrapCosts::default(),
             hits: 0,
@@ -241,6 +284,12 @@ impl Worker {
             }
         }
         self.account();
+        // Whatever the credit: the time since the last window has to be stood for by something.
+        if let Mode::Windows { closed_ns, .. } = self.mode
+            && !self.wanted.is_empty()
+        {
+            self.open_window(closed_ns);
+        }
         self.close();
     }
 
@@ -249,7 +298,10 @@ impl Worker {
         match (self.mode, self.credit) {
             (Mode::Always, Some(credit)) if credit.ns < 0.0 && !self.attached.is_empty() => {
                 self.close();
-                self.mode = Mode::Windows { closed_ns: monotonic_ns(), price_ns: 0.0 };
+                self.account();
+                let busy = self.busy_since_closed();
+                self.usual = Usual { busy, ..Usual::default() };
+                self.mode = self.next_window(credit);
             }
             (Mode::Always, _) => {
                 if self.attached.is_empty() {
@@ -258,19 +310,30 @@ impl Worker {
                 self.allow(u64::MAX, 1);
                 self.put_in_place();
             }
-            // Not as regular as what they are to catch.
-            (Mode::Windows { closed_ns, price_ns }, Some(credit))
-                if credit.ns >= price_ns * (0.5 + self.chance()) =>
-            {
-                self.open_window(closed_ns, credit.share);
+            (Mode::Windows { closed_ns, open_ns }, Some(_)) if monotonic_ns() >= open_ns => {
+                self.open_window(closed_ns);
             }
             (Mode::Windows { .. }, _) => {}
         }
     }
 
-    fn open_window(&mut self, closed_ns: u64, share: f64) {
-        let (before_ns, cost_before) = (self.time_ns, self.cost_ns);
-        let cpu_before: u64 = self.cpu_ns.values().sum();
+    /// How many CPUs the target has used since the last window closed, or since this was last asked.
+    fn busy_since_closed(&mut self) -> f64 {
+        let now: (u64, u64) = (self.cpu_ns.values().sum(), self.time_ns);
+        let (cpu_ns, time_ns) = (now.0.saturating_sub(self.closed.0), now.1.saturating_sub(self.closed.1));
+        self.closed = now;
+        cpu_ns as f64 / time_ns.max(1) as f64
+    }
+
+    /// Draws the time of the next window by lot: up to twice what it takes to earn it.
+    fn next_window(&self, credit: Credit) -> Mode {
+        let closed_ns = monotonic_ns();
+        let gap_ns = credit.gap_ns(self.usual.price_ns, self.usual.busy) * 2.0 * self.chance();
+        Mode::Windows { closed_ns, open_ns: closed_ns + gap_ns as u64 }
+    }
+
+    fn open_window(&mut self, closed_ns: u64) {
+        let cost_before = self.cost_ns;
         self.window += 1;
         self.allow(0, 1);
         self.put_in_place();
@@ -280,19 +343,28 @@ impl Worker {
         std::thread::sleep(Duration::from_nanos(length_ns));
         self.close();
         self.account();
-        let cost_ns = self.cost_ns - cost_before;
         self.tell(|status| {
             status.windows += 1;
             status.seen_ns += length_ns;
+            status.weights.0 += f64::from(weight);
+            status.weights.1 += f64::from(weight).powi(2);
         });
+        let busy = self.busy_since_closed();
+        self.usual.add(self.cost_ns - cost_before, busy);
+        let Some(credit) = self.credit else { return };
         // What all the time would cost, and what it may.
-        let cpu_ns = self.cpu_ns.values().sum::<u64>().saturating_sub(cpu_before) as f64;
-        let per_ns = cost_ns / length_ns as f64;
-        let busy = cpu_ns / self.time_ns.saturating_sub(before_ns).max(1) as f64;
-        self.mode = if per_ns < COMFORTABLE * share * busy {
+        let all_the_time = self.usual.price_ns / WINDOW_NS as f64;
+        let comfortable = all_the_time < COMFORTABLE * credit.share * self.usual.busy;
+        self.mode = if comfortable && self.usual.windows >= ENOUGH_WINDOWS {
             Mode::Always
         } else {
-            Mode::Windows { closed_ns: open_ns + length_ns, price_ns: cost_ns }
+            match self.next_window(credit) {
+                // What came after the window's end was not seen.
+                Mode::Windows { open_ns: next_ns, .. } => {
+                    Mode::Windows { closed_ns: open_ns + length_ns, open_ns: next_ns }
+                }
+                Mode::Always => Mode::Always,
+            }
         };
     }
 
@@ -330,13 +402,14 @@ impl Worker {
     fn take_away(&mut self, which: impl Fn(u32, &Wanted) -> bool) {
         let start = monotonic_ns();
         let wanted = &self.wanted;
-        let mut gone: Vec<_> = self.attached.extract_if(.., |pid, _| which(*pid, wanted)).collect();
+        let gone: Vec<u32> = self.attached.keys().copied().filter(|&pid| which(pid, wanted)).collect();
+        let mut gone: Vec<_> = gone.iter().filter_map(|pid| self.attached.remove(pid)).collect();
         if gone.is_empty() {
             return;
         }
         // All at once: each waits for all CPUs.
         let mut all = Attached::default();
-        for (_, (_, links)) in &mut gone {
+        for (_, links) in &mut gone {
             links.iter_mut().for_each(|link| all.append(link));
         }
         drop(all);
@@ -437,5 +510,28 @@ mod tests {
         assert!(credit.ns < 0.0);
         credit.account(u64::MAX / 2, 0.0);
         assert!(credit.ns <= CREDIT_NS.1);
+    }
+
+    #[test]
+    fn windows_are_as_far_apart_as_it_takes_to_earn_them() {
+        let mut credit = Credit { share: 0.05, ns: 0.0 };
+        assert!((credit.gap_ns(10e6, 1.0) - 200e6).abs() < 1.0, "10 ms at 5 % of one CPU");
+        assert!((credit.gap_ns(10e6, 2.0) - 100e6).abs() < 1.0, "of two");
+        credit.ns = -10e6;
+        assert!((credit.gap_ns(10e6, 1.0) - 400e6).abs() < 1.0, "what is owed is paid back");
+        credit.ns = 50e6;
+        assert!((credit.gap_ns(10e6, 1.0) - GAP_NS.0).abs() < 1.0);
+        assert!((credit.gap_ns(10e6, 0.0) - GAP_NS.0).abs() < 1.0);
+        credit.ns = -50e6;
+        assert!((credit.gap_ns(10e6, 0.0) - GAP_NS.1).abs() < 1.0);
+    }
+
+    #[test]
+    fn usual_is_mostly_what_was_lately() {
+        let mut usual = Usual::default();
+        usual.add(10.0, 1.0);
+        assert_eq!((usual.price_ns, usual.busy), (10.0, 1.0));
+        (0..50).for_each(|_| usual.add(20.0, 0.5));
+        assert!((usual.price_ns - 20.0).abs() < 0.1 && (usual.busy - 0.5).abs() < 0.01);
     }
 }

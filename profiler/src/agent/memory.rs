@@ -12,7 +12,10 @@ use anyhow::Result;
 use profiler_common::alloc::{BUCKETS, Call, MAX_ALLOC_PROCESSES, StackTotals};
 use rustc_hash::FxHashMap;
 
-use super::{governor::Governor, monotonic_ns};
+use super::{
+    governor::{Governor, Status},
+    monotonic_ns,
+};
 use crate::{
     cli::{Alloc, AllocArgs},
     kernel::{
@@ -276,10 +279,11 @@ impl MemoryWatch {
 
     /// Adds a point to the series of every site and process.
     fn read_sites(&mut self, time_ns: u64) {
+        let windows = self.governor.as_ref().map(Governor::status).unwrap_or_default();
         let mut live: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
         for (id, totals) in self.maps.stacks() {
             let site = self.sites.entry(id).or_default();
-            let point = live_point(&totals, site.gone, time_ns);
+            let point = live_point(&totals, site.gone, &windows, time_ns);
             if let Some((pid, _)) = self.stacks.get(&id) {
                 let sum = live.entry(*pid).or_default();
                 sum.0 += point.live_bytes;
@@ -441,10 +445,10 @@ fn breakpoints(library: &Library) -> Vec<Breakpoint> {
     breakpoints
 }
 
-/// What a stack's objects occupy, with the standard error of an estimate: of so many objects that were seen to live,
-/// each of which stands for some, by the spread of their sizes (Poisson; the time between windows is no sample of
-/// its own, so bursts make it larger).
-fn live_point(totals: &StackTotals, gone: (u64, u64), time_ns: u64) -> LivePoint {
+/// What a stack's objects occupy, with the standard error of an estimate. It has two parts: how much what was seen differs
+/// from window to window (Cochran, Sampling Techniques, 3rd edition, 6.4: a ratio estimate, windows being the sample and
+/// what each stands for its size), and, of the objects seen that live, how many these happen to be and how large.
+fn live_point(totals: &StackTotals, gone: (u64, u64), windows: &Status, time_ns: u64) -> LivePoint {
     let live =
         |allocated: u64, freed: u64, gone: u64| allocated.saturating_sub(freed).saturating_sub(gone) as f64;
     let live_bytes = live(totals.allocated_bytes, totals.freed_bytes, gone.0);
@@ -454,9 +458,25 @@ fn live_point(totals: &StackTotals, gone: (u64, u64), time_ns: u64) -> LivePoint
     let live_bytes_err = if seen_share >= 1.0 {
         0.0
     } else {
-        live_bytes * ((1.0 - seen_share) * (1.0 + size_spread(&totals.sizes)) / seen.max(1.0)).sqrt()
+        let objects = (1.0 - seen_share) * (1.0 + size_spread(&totals.sizes)) / seen.max(1.0);
+        live_bytes * (between_windows(totals, windows) + objects).sqrt()
     };
     LivePoint { time_ns, live_bytes, live_count, live_bytes_err }
+}
+
+/// Variance of the number of allocations from window to window over its square.
+fn between_windows(totals: &StackTotals, windows: &Status) -> f64 {
+    let mut all = *totals;
+    all.close_window();
+    let (n, sum) = (windows.windows as f64, all.window_sum as f64);
+    if n < 2.0 || windows.weights.0 <= 0.0 || all.allocated_count == 0 {
+        return 1.0;
+    }
+    let rate = sum / windows.weights.0;
+    let squares =
+        all.window_squares as f64 - 2.0 * rate * all.window_products as f64 + rate * rate * windows.weights.1;
+    let variance = squares.max(0.0) * n / (n - 1.0);
+    variance / (all.allocated_count as f64).powi(2)
 }
 
 /// Variance of sizes over their mean squared.
@@ -527,14 +547,22 @@ mod tests {
             ..StackTotals::EMPTY
         };
         totals.sizes[6] = 100;
-        let exact = live_point(&totals, (0, 0), 1);
+        let windows = Status { windows: 5, weights: (20.0, 80.0), ..Status::default() };
+        let live_point = |totals: &StackTotals, gone| live_point(totals, gone, &windows, 1);
+        let exact = live_point(&totals, (0, 0));
         assert_eq!((exact.live_bytes, exact.live_count, exact.live_bytes_err), (6400.0, 100.0, 0.0));
         totals.seen_allocated = 25;
-        let estimate = live_point(&totals, (0, 0), 1);
+        // Five windows of weight four, five objects in each.
+        (totals.window_sum, totals.window_squares, totals.window_products) = (100, 5 * 400, 5 * 80);
+        let estimate = live_point(&totals, (0, 0));
         assert!((estimate.live_bytes_err / 6400.0 - (0.75f64 / 25.0).sqrt()).abs() < 1e-9);
         totals.sizes[12] = 100;
-        assert!(live_point(&totals, (0, 0), 1).live_bytes_err > estimate.live_bytes_err);
-        assert_eq!(live_point(&totals, (6400, 100), 1).live_bytes, 0.0);
+        assert!(live_point(&totals, (0, 0)).live_bytes_err > estimate.live_bytes_err);
+        assert_eq!(live_point(&totals, (6400, 100)).live_bytes, 0.0);
+        // All of them in one of the five: it might as well have been none.
+        (totals.window_squares, totals.window_products) = (100 * 100, 100 * 4);
+        let burst = live_point(&totals, (0, 0));
+        assert!(burst.live_bytes_err > 0.9 * burst.live_bytes, "{burst:?}");
     }
 
     #[test]
