@@ -6,3 +6,4 @@ pub mod hotspot;
 pub mod long_wait;
 pub mod stall;
 pub mod threshold;
+pub mod trend;
