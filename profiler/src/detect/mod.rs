@@ -3,6 +3,7 @@
 pub mod convoy;
 pub mod finding;
 pub mod hotspot;
+pub mod leak;
 pub mod long_wait;
 pub mod stall;
 pub mod threshold;

@@ -110,27 +110,37 @@ fn ranks(values: &[f64]) -> (Vec<f64>, Vec<usize>) {
     (ranks, ties)
 }
 
-/// Probability that a random walk without drift rises as steadily as these levels, taken at equal intervals: Student's
-/// t-test of their steps (one-sided). It asks more than Mann–Kendall, whose correction cannot tell a trend from
-/// correlation that lasts as long as the series.
-pub fn drift(levels: &[f64]) -> f64 {
-    let steps: Vec<f64> = levels.windows(2).map(|pair| pair[1] - pair[0]).collect();
+/// What the steps of a series say of its drift.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drift {
+    /// Probability that a random walk without drift rises as steadily (one-sided).
+    pub p: f64,
+    /// Mean slope.
+    pub slope: Slope,
+}
+
+/// Student's t-test of a series' steps, taken at about equal intervals. It asks more than Mann–Kendall, whose correction
+/// cannot tell a trend from correlation that lasts as long as the series; and its interval is right for what adds up
+/// events that happen at random. `None` for fewer than two steps.
+pub fn drift(levels: &[Point]) -> Option<Drift> {
+    let steps: Vec<f64> = levels.windows(2).map(|pair| pair[1].1 - pair[0].1).collect();
     let n = steps.len() as f64;
     if n < 2.0 {
-        return 1.0;
+        return None;
     }
     let mean = steps.iter().sum::<f64>() / n;
-    let variance = steps.iter().map(|step| (step - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    if mean <= 0.0 {
-        return 1.0;
-    }
-    // As even as numbers can be; no test is needed.
-    if variance.sqrt() <= mean * 1e-9 {
-        return 0.0;
-    }
-    let t = mean / (variance / n).sqrt();
-    let student = StudentsT::new(0.0, 1.0, n - 1.0).ok().filter(|_| t.is_finite());
-    student.map_or(1.0, |student| student.sf(t))
+    let error = (steps.iter().map(|step| (step - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
+    let student = StudentsT::new(0.0, 1.0, n - 1.0).ok()?;
+    let p = match mean / error {
+        // As even as numbers can be: no test is needed.
+        _ if error <= mean * 1e-9 => 0.0,
+        t if t.is_finite() && mean > 0.0 => student.sf(t),
+        _ => 1.0,
+    };
+    let width = (levels.last()?.0 - levels.first()?.0) / n;
+    let half = error * student.inverse_cdf(0.975);
+    let slope = Slope { per_time: mean / width, low: (mean - half) / width, high: (mean + half) / width };
+    Some(Drift { p, slope })
 }
 
 /// The lowest point of each of `n` equal pieces of time: the lower envelope. Pieces without a point are left out.
@@ -180,6 +190,13 @@ fn median_of_sorted(values: &[f64]) -> Option<f64> {
         _ if n % 2 == 1 => Some(values[n / 2]),
         _ => Some((values[n / 2 - 1] + values[n / 2]) / 2.0),
     }
+}
+
+/// The value that a share of `quantile` is below.
+pub fn quantile(values: &[f64], quantile: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted.get(((sorted.len() as f64 - 1.0).max(0.0) * quantile).round() as usize).copied()
 }
 
 /// Adjusts the p-values of many tests so that of those called significant only that share is expected to be wrong (Y.
@@ -243,7 +260,7 @@ mod tests {
     #[test]
     fn a_random_walk_without_drift_seldom_seems_to_have_one() {
         let mut rng = fastrand::Rng::with_seed(1);
-        let mut found = 0;
+        let (mut found, mut held) = (0, 0);
         for _ in 0..10_000 {
             let mut level = 0.0;
             let walk = std::iter::repeat_with(|| {
@@ -251,11 +268,15 @@ mod tests {
                 level
             });
             let walk: Vec<f64> = walk.take(8).collect();
-            found += u32::from(drift(&walk) < 0.01);
+            let drift = drift(&points(&walk)).unwrap();
+            found += u32::from(drift.p < 0.01);
+            held += u32::from(drift.slope.low <= 0.0 && 0.0 <= drift.slope.high);
         }
         assert!((50..200).contains(&found), "{found} of 10,000, at p = 0.01");
-        assert_eq!(drift(&[1.0, 2.0, 3.0, 4.0]), 0.0);
-        assert_eq!(drift(&[4.0, 2.0, 3.0, 1.0]), 1.0);
+        assert!((9400..9600).contains(&held), "{held} of 10,000, of an interval of 95 %");
+        let up = drift(&points(&[1.0, 3.0, 5.0, 7.0])).unwrap();
+        assert_eq!(up, Drift { p: 0.0, slope: Slope { per_time: 2.0, low: 2.0, high: 2.0 } });
+        assert_eq!(drift(&points(&[4.0, 2.0, 3.0, 1.0])).unwrap().p, 1.0);
     }
 
     #[test]
@@ -293,9 +314,10 @@ mod tests {
             height in prop::num::f64::ANY,
         ) {
             let points = points(&values);
+            quantile(&values, 0.3);
             let test = mann_kendall(&points, 0.0);
             theil_sen(&points, test.variance);
-            drift(&values);
+            drift(&points);
             minima(&points, n);
             troughs(&points, height);
             false_discovery(&values);
