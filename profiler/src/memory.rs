@@ -219,6 +219,35 @@ impl Log2 {
         &self.0
     }
 
+    /// The value that a share of `quantile` is not above, taken to be spread evenly in its bucket; `None` if there are
+    /// no values.
+    pub fn quantile(&self, quantile: f64) -> Option<u64> {
+        let mut left = self.total() as f64 * quantile;
+        for ((low, high), count) in self.buckets() {
+            if count > 0.0 && left <= count {
+                return Some((low + (high - low) * left / count) as u64);
+            }
+            left -= count;
+        }
+        None
+    }
+
+    /// How many values are beyond `value`, and by how much they are in all; taken to be spread evenly in their bucket.
+    pub fn beyond(&self, value: f64) -> (f64, f64) {
+        let each = self.buckets().map(|((low, high), count)| {
+            let from = low.max(value).min(high);
+            let n = count * (high - from) / (high - low);
+            (n, n * ((from + high) / 2.0 - value))
+        });
+        each.fold((0.0, 0.0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
+    }
+
+    /// Each bucket's bounds and count.
+    fn buckets(&self) -> impl Iterator<Item = ((f64, f64), f64)> + '_ {
+        let bounds = |bucket: i32| (if bucket == 0 { 0.0 } else { 2f64.powi(bucket) }, 2f64.powi(bucket + 1));
+        (0..).map(bounds).zip(self.0.iter().map(|&count| count as f64))
+    }
+
     /// How many values.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
@@ -296,5 +325,8 @@ mod tests {
         assert_eq!(histogram.counts()[..3], [2, 2, 1]);
         assert_eq!((histogram.counts()[9], histogram.total()), (1, 6));
         assert_eq!(histogram, histogram.counts().iter().copied().chain([0, 0]).collect());
+        assert_eq!(histogram.quantile(0.5), Some(3));
+        assert_eq!((histogram.beyond(3.0), histogram.beyond(2000.0)), ((3.0, 0.5 + 3.0 + 765.0), (0.0, 0.0)));
+        assert_eq!((histogram.quantile(1.0), Log2::default().quantile(0.5)), (Some(1024), None));
     }
 }

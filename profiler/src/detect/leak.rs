@@ -9,7 +9,7 @@
 
 use super::trend::{self, Point, Slope};
 use crate::{
-    memory::{Footprint, Growth, Heap, LivePoint, Log2, Memory, Series, Site},
+    memory::{Footprint, Growth, Heap, LivePoint, Memory, Series, Site},
     sample::StackId,
 };
 
@@ -218,6 +218,11 @@ fn judge(points: &[Point], min_growth: f64) -> Trend {
         return trend;
     }
     trend.shape = Shape::Steady;
+    // Most series end here.
+    let lowest = part.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
+    if part.iter().all(|point| point.1 < lowest + min_growth / 2.0) {
+        return trend;
+    }
     let Some(envelope) = envelope(part) else {
         let level = |part: &[Point]| part.iter().map(|point| point.1).sum::<f64>() / part.len() as f64;
         let (first, second) = part.split_at(part.len() / 2);
@@ -361,24 +366,6 @@ fn net_objects_per_s(heap: &Series<Heap>) -> Option<(f64, f64)> {
     };
     let net = rate(|heap| heap.live_count - heap.older_freed_count as f64)?;
     Some((net, rate(|heap| heap.older_freed_count as f64)?))
-}
-
-impl Log2 {
-    /// How many values are beyond `value`, and by how much they are in all; values are taken to be spread evenly in
-    /// their bucket.
-    fn beyond(&self, value: f64) -> (f64, f64) {
-        let each = self.counts().iter().enumerate().map(|(bucket, &count)| {
-            let (low, high) =
-                (if bucket == 0 { 0.0 } else { 2f64.powi(bucket as i32) }, 2f64.powi(bucket as i32 + 1));
-            let from = low.max(value);
-            if from >= high {
-                return (0.0, 0.0);
-            }
-            let n = count as f64 * (high - from) / (high - low);
-            (n, n * ((from + high) / 2.0 - value))
-        });
-        each.fold((0.0, 0.0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
-    }
 }
 
 #[cfg(test)]

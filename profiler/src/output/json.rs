@@ -9,7 +9,12 @@ use serde::Serialize;
 use super::RenderOptions;
 use crate::{
     blocking::{self, LongWaitKind, RunQueue, Summary, WaitCause},
-    detect::hotspot::{self, Hotspot},
+    detect::{
+        finding::{self, Finding, Reaches},
+        hotspot::{self, Hotspot},
+        leak::{Certainty, Trend},
+    },
+    memory::{LimitKind, Log2},
     profile::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
     sample::{Loss, StackId, ThreadKey},
     unwind::feed::UnwindReport,
@@ -43,6 +48,7 @@ struct Document<'a> {
     stacks: Vec<Stack<'a>>,
     offcpu: Option<OffCpu<'a>>,
     blocking: Option<Blocking<'a>>,
+    growing: Option<Vec<Grows<'a>>>,
 }
 
 #[derive(Serialize)]
@@ -165,6 +171,45 @@ struct Convoy<'a> {
     holder: Option<ThreadKey>,
     holder_stack: Vec<&'a str>,
     waiter_stack: Vec<&'a str>,
+}
+
+/// A leak, or a process that grows: then there is no stack.
+#[derive(Serialize)]
+struct Grows<'a> {
+    severity: &'static str,
+    kind: &'static str,
+    pid: u32,
+    process: String,
+    stack: Vec<&'a str>,
+    bytes_per_s: f64,
+    bytes_per_s_low: f64,
+    bytes_per_s_high: f64,
+    certainty: &'static str,
+    confidence: f64,
+    watched_ns: u64,
+    pace: f64,
+    remaining_life_s: Option<f64>,
+    bytes: f64,
+    bytes_err: f64,
+    objects: Option<f64>,
+    ages_ns: Vec<Bucket>,
+    estimated: bool,
+    limit: Option<Limit>,
+}
+
+#[derive(Serialize)]
+struct Bucket {
+    from: u64,
+    count: u64,
+}
+
+#[derive(Serialize)]
+struct Limit {
+    kind: &'static str,
+    cgroup: Option<String>,
+    limit_bytes: u64,
+    used_bytes: u64,
+    reached_after_ns: u64,
 }
 
 #[derive(Serialize)]
@@ -291,6 +336,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
             .collect(),
         offcpu: run.off_cpu.as_ref().map(off_cpu),
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
+        growing: run.memory.as_ref().map(|_| growing(run)),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
@@ -310,10 +356,7 @@ fn off_cpu<'a>(profile: &'a Profile) -> OffCpu<'a> {
 }
 
 fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
-    let stack = |id: Option<StackId>| -> Vec<&'a str> {
-        let frames = id.map_or(&[][..], |id| names.stack(id));
-        names.functions(frames).map(|(function, ..)| function.name.as_str()).collect()
-    };
+    let stack = |id: Option<StackId>| names_of(names, id);
     let causes = |of: &[(WaitCause, u64)]| of.iter().map(|&(cause, ns)| (cause.id(), ns)).collect();
     let block = |of: &'a blocking::Block| Block {
         start_ns: of.start_ns,
@@ -413,6 +456,82 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
     }
 }
 
+fn growing(run: &Run) -> Vec<Grows<'_>> {
+    let grows = finding::findings(run).into_iter().filter_map(|finding| match finding {
+        Finding::Leak(of) => {
+            let stack = names_of(run.names(), Some(of.stack));
+            let trend =
+                grows((of.severity, "leak"), (of.pid, of.process), (&of.trend, of.certainty), of.reaches);
+            Some(Grows {
+                stack,
+                bytes: of.live_bytes,
+                bytes_err: of.live_bytes_err,
+                objects: Some(of.live_count),
+                ages_ns: buckets(&of.ages_ns),
+                estimated: of.estimated,
+                ..trend
+            })
+        }
+        Finding::Growing(of) => {
+            let trend =
+                grows((of.severity, "process"), (of.pid, of.process), (&of.trend, of.certainty), of.reaches);
+            Some(Grows { bytes: of.held_bytes as f64, ..trend })
+        }
+        _ => None,
+    });
+    grows.collect()
+}
+
+/// What all that grows has in common.
+fn grows<'a>(
+    (severity, kind): (blocking::Severity, &'static str),
+    (pid, process): (u32, String),
+    (trend, certainty): (&Trend, Certainty),
+    reaches: Option<Reaches>,
+) -> Grows<'a> {
+    Grows {
+        severity: severity.id(),
+        kind,
+        pid,
+        process,
+        stack: Vec::new(),
+        bytes_per_s: trend.bytes_per_s.per_time,
+        bytes_per_s_low: trend.bytes_per_s.low,
+        bytes_per_s_high: trend.bytes_per_s.high,
+        certainty: certainty.id(),
+        confidence: trend.confidence,
+        watched_ns: trend.watched_ns,
+        pace: trend.pace,
+        remaining_life_s: trend.remaining_life_s.filter(|life| life.is_finite()),
+        bytes: 0.0,
+        bytes_err: 0.0,
+        objects: None,
+        ages_ns: Vec::new(),
+        estimated: false,
+        limit: reaches.map(|Reaches { limit, after_ns }| {
+            let (kind, cgroup) = match limit.kind {
+                LimitKind::Cgroup(path) => ("cgroup", Some(path)),
+                LimitKind::AddressSpace => ("address_space", None),
+                LimitKind::Machine => ("machine", None),
+            };
+            let (limit_bytes, used_bytes) = (limit.limit_bytes, limit.used_bytes);
+            Limit { kind, cgroup, limit_bytes, used_bytes, reached_after_ns: after_ns }
+        }),
+    }
+}
+
+/// Buckets that hold something.
+fn buckets(histogram: &Log2) -> Vec<Bucket> {
+    let each = histogram.counts().iter().enumerate().filter(|(_, count)| **count > 0);
+    each.map(|(bucket, &count)| Bucket { from: if bucket == 0 { 0 } else { 1 << bucket }, count }).collect()
+}
+
+/// Names of a stack's functions, innermost first.
+fn names_of(names: &Names, stack: Option<StackId>) -> Vec<&str> {
+    let frames = stack.map_or(&[][..], |id| names.stack(id));
+    names.functions(frames).map(|(function, ..)| function.name.as_str()).collect()
+}
+
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -421,7 +540,10 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::finding::fixtures::run_with_findings, profile::fixtures};
+    use crate::{
+        detect::finding::fixtures::{run_that_grows, run_with_findings},
+        profile::fixtures,
+    };
 
     fn render(run: &Run) -> serde_json::Value {
         let mut text = Vec::new();
@@ -464,8 +586,14 @@ mod tests {
     }
 
     #[test]
+    fn what_grows_is_told_in_full() {
+        let value = render(&run_that_grows());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&value["growing"]).unwrap());
+    }
+
+    #[test]
     fn without_the_scheduler_there_is_nothing_to_tell() {
         let value = render(&fixtures::run(&[("main", 1)]));
-        assert!(value["offcpu"].is_null() && value["blocking"].is_null());
+        assert!(["offcpu", "blocking", "growing"].iter().all(|key| value[key].is_null()));
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     sample::{CPU, KINDS, OFF_CPU, ProfileKind},
 };
 
+pub mod findings;
 pub mod flamegraph;
 pub mod folded;
 pub mod json;
