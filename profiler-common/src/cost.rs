@@ -21,11 +21,19 @@ pub enum Probe {
     Sched = 1,
     /// The hook of the calls that event loops wait in.
     Loop = 2,
+    /// The sampler of page faults.
+    Fault = 3,
+    /// Beginnings of allocators' functions.
+    AllocEnter = 4,
+    /// Ends of those.
+    AllocReturn = 5,
+    /// Frees.
+    Free = 6,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 7;
 }
 
 #[cfg(feature = "user")]

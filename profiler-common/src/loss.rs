@@ -21,9 +21,19 @@ pub enum KernelCounter {
     StacksSkipped = 6,
     /// Lost: a record other than a sample, because the ring buffer was full.
     RecordsLost = 7,
+    /// Not watched: an object, because too many are already.
+    ObjectsFull = 8,
+    /// Lost: an allocation, because there are too many different stacks.
+    AllocStacksFull = 9,
+    /// Lost: an allocation, because another thread's call has its place, or the CPU's scratch memory is in use.
+    AllocClash = 10,
+    /// Frees that were not seen: the address was given out again.
+    FreesImplied = 11,
+    /// Stacks of allocations that had to be walked.
+    AllocWalks = 12,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 13;
 }

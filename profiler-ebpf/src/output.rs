@@ -84,3 +84,38 @@ pub fn charge_some(probe: Probe, start_ns: u64) {
         }
     }
 }
+
+/// Counts one run of a probe that runs very often; returns when it began if it is to be timed: one in 16 is, and counts
+/// for all.
+#[inline(always)]
+pub fn begin(probe: Probe) -> u64 {
+    let Some(cost) = COSTS.get_ptr_mut(probe as u32) else { return 0 };
+    // SAFETY: this CPU's own slot, see `count`.
+    let runs = unsafe {
+        (*cost).runs += 1;
+        (*cost).runs
+    };
+    if runs & 15 == 0 { now_ns() } else { 0 }
+}
+
+/// Books the time since [`begin`].
+#[inline(always)]
+pub fn finish(probe: Probe, began_ns: u64) {
+    if began_ns != 0
+        && let Some(cost) = COSTS.get_ptr_mut(probe as u32)
+    {
+        // SAFETY: this CPU's own slot, see `count`.
+        unsafe { (*cost).ns += (now_ns() - began_ns) * 16 };
+    }
+}
+
+/// Adds to a number that other CPUs add to as well. The result is not read: only that every kernel can do.
+///
+/// # Safety
+/// `at` must be a member of a map's value.
+#[inline(always)]
+pub unsafe fn add<T: Copy>(at: *mut T, n: T) {
+    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    // SAFETY: promised by the caller.
+    let _before = unsafe { atomic_xadd::<T, T, { AtomicOrdering::Relaxed }>(at, n) };
+}

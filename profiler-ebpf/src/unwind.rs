@@ -86,6 +86,13 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
     Some((process, user_registers(saved_registers() as u64)?))
 }
 
+/// Where the mappings of process `pid` are; none for one without tables.
+#[inline(always)]
+pub fn mappings_of(pid: u32) -> ProcessMappings {
+    // SAFETY: as in `start`.
+    unsafe { PROCESSES.get(&pid) }.copied().unwrap_or_default()
+}
+
 /// The registers with which the current task entered the kernel.
 #[inline(always)]
 pub fn saved_registers() -> *const u8 {
@@ -120,7 +127,7 @@ fn is_user(regs: &bpf_user_pt_regs_t) -> bool {
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 #[inline(always)]
-fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
+pub fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
     Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp, lr: 0 }
 }
 
@@ -152,7 +159,7 @@ fn is_user(regs: &bpf_user_pt_regs_t) -> bool {
 
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
+pub fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
     Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29], lr: regs.regs[30] }
 }
 

@@ -22,10 +22,15 @@ use tokio::{
 use crate::{
     aggregate::{Aggregator, intern_stack},
     blocking::Blocking,
-    cli::{ProfileArgs, Unwind, Waits},
+    cli::{Alloc, ProfileArgs, Unwind, Waits},
     detect::threshold::Thresholds,
     error::Error,
-    kernel::{Kernel, btf, preflight, sideband::Sideband, unwind::UnwindMaps},
+    kernel::{
+        Kernel, btf, preflight,
+        sideband::{Event, Notice, Sideband},
+        unwind::UnwindMaps,
+    },
+    memory::Memory,
     output::{RenderOptions, live::Live},
     probe::{
         Record,
@@ -42,8 +47,8 @@ use crate::{
     recording::Told,
     replay::Results,
     sample::{
-        CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId,
-        Tables, ThreadKey,
+        CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, OFF_CPU, Sample, Stack, StackEnd,
+        StackId, Tables, ThreadKey,
     },
     symbolize::{Detail, LiveSymbolizer, SymbolCache},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
@@ -55,8 +60,11 @@ type NativeArch = profiler_common::unwind::Aarch64;
 #[cfg(target_arch = "x86_64")]
 type NativeArch = profiler_common::unwind::X86_64;
 
+mod governor;
+mod memory;
 mod scheduler;
 
+use memory::MemoryWatch;
 use scheduler::Scheduler;
 
 /// How often records are fetched from the kernel when nothing else happens.
@@ -66,8 +74,15 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
 /// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 3] =
-    [(Probe::Cpu, "cpu"), (Probe::Sched, "scheduler"), (Probe::Loop, "event loop")];
+const PROBES: [(Probe, &str); 7] = [
+    (Probe::Cpu, "cpu"),
+    (Probe::Sched, "scheduler"),
+    (Probe::Loop, "event loop"),
+    (Probe::Fault, "page faults"),
+    (Probe::AllocEnter, "allocations, begun"),
+    (Probe::AllocReturn, "allocations, done"),
+    (Probe::Free, "frees"),
+];
 
 /// How long sampling waits for the targets' unwind tables; after that it begins with frame pointers.
 const TABLES_PATIENCE: Duration = Duration::from_millis(150);
@@ -85,7 +100,13 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
     let waits = watches_waits(args, &target);
-    results.check(if waits { &KINDS } else { &[CPU] })?;
+    let memory = watches_memory(args, &target);
+    let measured = KINDS.into_iter().filter(|kind| match kind.name {
+        _ if *kind == CPU => true,
+        _ if *kind == OFF_CPU => waits,
+        _ => memory,
+    });
+    results.check(&measured.collect::<Vec<_>>())?;
     if !preflight::may_load_programs() {
         return Err(Error::MissingRights { what: "profile" }.into());
     }
@@ -97,7 +118,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
         pids.push(held.pid());
     }
 
-    let mut collector = Collector::start(args, &target, &pids, waits)?;
+    let mut collector = Collector::start(args, &target, &pids, waits, memory)?;
     results.start_recordings(&collector.meta)?;
     let mut command = held.map(launch::Held::start).transpose()?;
 
@@ -119,7 +140,8 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                 if results.is_recording() {
                     collector.take_off_cpu(&mut results)?;
                     let blocking = collector.blocking();
-                    let told = Told { blocking: blocking.as_ref(), memory: None };
+                    let memory = collector.memory_so_far(false);
+                    let told = Told { blocking: blocking.as_ref(), memory: memory.as_ref() };
                     results.checkpoint(&collector.accounts(), told, &collector.tables)?;
                 }
                 if !args.quiet {
@@ -164,6 +186,9 @@ struct Collector {
     unwinder: Option<Feeder<UnwindMaps>>,
     /// `None` where only CPUs are sampled.
     scheduler: Option<Scheduler>,
+    /// `None` where memory is not watched.
+    memory: Option<MemoryWatch>,
+    target: Target,
     loops_attached: bool,
     /// `None` where the run does not end with its targets.
     living: Option<Living>,
@@ -186,7 +211,13 @@ struct Collector {
 }
 
 impl Collector {
-    fn start(args: &ProfileArgs, target: &Target, pids: &[u32], waits: bool) -> Result<Collector> {
+    fn start(
+        args: &ProfileArgs,
+        target: &Target,
+        pids: &[u32],
+        waits: bool,
+        memory: bool,
+    ) -> Result<Collector> {
         crate::usage::raise_file_limit();
         let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let period_ns = cpu::period_ns(args.frequency);
@@ -200,7 +231,7 @@ impl Collector {
         }
         let thresholds = waits.then(|| args.blocking.thresholds());
         let limits = thresholds.as_ref().map(scheduler::limits);
-        let mut kernel = Kernel::load(target, args.kernel_log, limits.as_ref())?;
+        let mut kernel = Kernel::load(target, args.kernel_log, limits.as_ref(), memory)?;
         if args.kernel_log {
             kernel.start_log()?;
         }
@@ -233,6 +264,11 @@ impl Collector {
             unwinder.settle(&processes, TABLES_PATIENCE)?;
         }
         kernel.attach_cpu(period_ns, by_tables)?;
+        let memory =
+            kernel.take_alloc_maps().map(|maps| MemoryWatch::new(maps, Path::new(PROC), &args.alloc));
+        if memory.is_some() && by_tables {
+            kernel.attach_faults(memory::FAULT_PERIOD)?;
+        }
         let start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Instant::now();
         let mut collector = Collector {
@@ -244,6 +280,8 @@ impl Collector {
             processes,
             unwinder,
             scheduler: None,
+            memory,
+            target: target.clone(),
             loops_attached: false,
             living: matches!(target, Target::Pids { .. })
                 .then(|| Living::new(Path::new(PROC), pids, target.follows())),
@@ -278,6 +316,7 @@ impl Collector {
         if let Some(thresholds) = thresholds {
             collector.start_scheduler(pids, thresholds)?;
         }
+        collector.look_at_memory()?;
         Ok(collector)
     }
 
@@ -372,6 +411,9 @@ impl Collector {
                     _ => {}
                 }
                 unwinder.mappings_changed(pid);
+                if let Some(memory) = &mut self.memory {
+                    memory.mappings_changed(pid);
+                }
             }
             unwinder.update(&self.processes)?;
         }
@@ -382,16 +424,33 @@ impl Collector {
                 self.loops_attached = true;
             }
         }
+        self.look_at_memory()?;
         Ok(self.sweep(exits))
     }
 
+    /// Looks at the memory of the targets, now and then.
+    fn look_at_memory(&mut self) -> Result<()> {
+        let Some(memory) = &mut self.memory else { return Ok(()) };
+        if !memory.is_due() {
+            return Ok(());
+        }
+        let pids = match &self.living {
+            Some(living) => living.pids(),
+            None => self.target.pids_now(Path::new(PROC)),
+        };
+        memory.look(&pids, &mut self.kernel)
+    }
+
     /// Takes note of what happened to a process; returns whether it may have ended.
-    fn apply(&mut self, notice: &crate::kernel::sideband::Notice) -> bool {
+    fn apply(&mut self, notice: &Notice) -> bool {
         self.processes.apply(notice, &mut self.tables);
         if let Some(living) = &mut self.living {
             living.apply(notice);
         }
-        notice.event == crate::kernel::sideband::Event::Exited
+        if let (Some(memory), Event::Exec { .. } | Event::Exited) = (&mut self.memory, &notice.event) {
+            memory.forget(notice.pid, notice.time_ns);
+        }
+        notice.event == Event::Exited
     }
 
     /// Forgets targets that have ended. Notices say when to look; once a second it is done without.
@@ -416,11 +475,23 @@ impl Collector {
                     scheduler.stack(*id, stack);
                 }
             }
+            Record::AllocStack(id, raw) => {
+                let stack = self.resolve(raw);
+                if let (Some(memory), Some(stack)) = (&mut self.memory, stack) {
+                    memory.stack(*id, raw.header.pid, stack);
+                }
+            }
+            Record::Fault(raw) => {
+                let stack = self.resolve(raw);
+                if let (Some(memory), Some(stack)) = (&mut self.memory, stack) {
+                    memory.fault(raw.header.pid, stack);
+                }
+            }
             _ => {}
         }
         let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
         match record {
-            Record::Cpu(_) | Record::Stack(..) => {}
+            Record::Cpu(_) | Record::Stack(..) | Record::AllocStack(..) | Record::Fault(_) => {}
             Record::Interval(interval) => scheduler.interval(interval),
             Record::Turn(turn) => scheduler.turn(turn),
             Record::Exit(exit) => scheduler.exit(exit, &mut self.tables),
@@ -537,6 +608,9 @@ impl Collector {
         if let Some(scheduler) = &mut self.scheduler {
             scheduler.stop(monotonic_ns())?;
         }
+        if let Some(memory) = &mut self.memory {
+            memory.stop();
+        }
         self.kernel.detach();
         self.drain(results)?;
         self.take_off_cpu(results)
@@ -572,6 +646,11 @@ impl Collector {
         Some(scheduler.blocking(&mut self.tables, monotonic_ns()))
     }
 
+    /// How memory grew so far, if it is watched.
+    fn memory_so_far(&self, in_full: bool) -> Option<Memory> {
+        Some(self.memory.as_ref()?.memory(&self.kernel, in_full))
+    }
+
     /// What happened since this was last asked, with names but without source lines.
     fn interval_run(&mut self) -> Run {
         let mut accounts = self.accounts();
@@ -588,7 +667,8 @@ impl Collector {
         let accounts = self.accounts();
         let blocking = self.blocking();
         let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
-        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, memory: None };
+        let memory = self.memory_so_far(true);
+        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, memory };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
@@ -613,6 +693,15 @@ fn watches_waits(args: &ProfileArgs, target: &Target) -> bool {
         return false;
     }
     wanted
+}
+
+/// Whether memory is watched too. Of the whole machine only if asked.
+fn watches_memory(args: &ProfileArgs, target: &Target) -> bool {
+    match args.alloc.alloc {
+        Alloc::Off => false,
+        Alloc::Auto => !matches!(target, Target::All),
+        Alloc::Full => true,
+    }
 }
 
 /// Now: CLOCK_MONOTONIC, ns, as the kernel programs have it.

@@ -6,6 +6,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{blocking::WaitCause, detect::threshold::Thresholds, output::OutputSpec};
 
+/// Heading of the options of [`AllocArgs`].
+const MEMORY: &str = "Memory";
 /// Heading of the options of [`BlockingArgs`].
 const BLOCKING: &str = "What is too long";
 
@@ -87,6 +89,9 @@ pub struct ProfileArgs {
     /// Whether to find out what threads wait for: auto is on, except with --all
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Waits::Auto)]
     pub waits: Waits,
+    /// How allocations are watched.
+    #[command(flatten)]
+    pub alloc: AllocArgs,
     /// No live view
     #[arg(short, long)]
     pub quiet: bool,
@@ -187,6 +192,42 @@ pub enum Waits {
     On,
     /// Off: only CPUs are sampled.
     Off,
+}
+
+/// How memory is watched.
+#[derive(Clone, Debug, Args)]
+pub struct AllocArgs {
+    /// Whether to find out who allocates and does not free: auto once a process is seen to grow, and within
+    /// --max-overhead; full from the start, every allocation; off not at all, nor how memory grows. With --all: off,
+    /// unless given
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Alloc::Auto, help_heading = MEMORY)]
+    pub alloc: Alloc,
+    /// A file with an allocator that is not found by itself, as the process sees it: its malloc, free … are watched
+    /// (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = MEMORY)]
+    pub alloc_lib: Vec<PathBuf>,
+    /// How much of the target's CPU time watching allocations may cost; beyond, only some of the time is watched, and
+    /// all figures are estimates. Default: 5 with auto, no limit with full
+    #[arg(long, value_name = "PERCENT", help_heading = MEMORY, value_parser = percentage)]
+    pub max_overhead: Option<f64>,
+}
+
+/// Whether to watch allocations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Alloc {
+    /// When a process is seen to grow.
+    Auto,
+    /// From the start.
+    Full,
+    /// Not at all.
+    Off,
+}
+
+fn percentage(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("must be a number above 0 and at most 100".into()),
+    }
 }
 
 /// Options of the outputs, live or replayed.

@@ -12,12 +12,79 @@ pub struct Memory {
     pub processes: Vec<Footprint>,
     /// Places that allocate, if allocations were watched; in no particular order.
     pub sites: Vec<Site>,
+    /// Where page faults were taken, sampled: pid, stack, and about how many, most first.
+    pub faults: Vec<(u32, StackId, u64)>,
+    /// How allocations were watched.
+    pub watching: Watching,
+}
+
+/// How allocations were watched, and what that cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Watching {
+    /// Whether and when.
+    pub mode: WatchMode,
+    /// Time in which they were to be watched, ns.
+    pub watched_ns: u64,
+    /// Part of that in which new allocations counted, ns. Less means that all is estimated.
+    pub seen_ns: u64,
+    /// How often the probes were in place for a short window only, to keep the cost down.
+    pub windows: u64,
+    /// Share of the target's CPU time that the probes may cost, percent; `None` for no limit.
+    pub max_overhead_percent: Option<f64>,
+    /// Hits of the probes.
+    pub hits: u64,
+    /// What they cost the target, getting into the kernel and out again included, ns.
+    pub cost_ns: u64,
+    /// The target's CPU time meanwhile, that cost included, ns.
+    pub cpu_ns: u64,
+    /// What a hit costs besides the kernel program, ns, as measured at start-up: of an instruction that the kernel
+    /// emulates, and of one that it single-steps.
+    pub trap_ns: (f64, f64),
+    /// Longest time it took to put the probes in place, ns.
+    pub attach_ns: u64,
+    /// Longest time it took to take them away, ns.
+    pub detach_ns: u64,
+    /// What was probed: file and functions, those whose first instruction the kernel has to single-step with a `*`.
+    pub probed: Vec<(String, Vec<String>)>,
+    /// What could not be watched, and why.
+    pub problems: Vec<String>,
+    /// Frees that were not seen, known by the address being given out again.
+    pub implied_frees: u64,
+    /// Objects that are not in any figure: too many live at once, too many stacks, or probes in each other's way.
+    pub lost_objects: u64,
+    /// Stacks of allocations that were walked; all others were known.
+    pub stacks_walked: u64,
+}
+
+impl Watching {
+    /// Whether figures of sites are estimated from a part of the time.
+    pub fn is_estimated(&self) -> bool {
+        self.windows > 0
+    }
+
+    /// What the probes cost, as a part of the target's CPU time, percent.
+    pub fn overhead_percent(&self) -> f64 {
+        100.0 * self.cost_ns as f64 / self.cpu_ns.max(1) as f64
+    }
+}
+
+/// Whether allocations were watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchMode {
+    /// Not at all.
+    #[default]
+    Off,
+    /// They would have been, had a process grown.
+    Ready,
+    /// They were.
+    Watched,
 }
 
 impl Memory {
-    /// The stack of every site.
+    /// The stack of every site, and of page faults.
     pub fn stacks(&self) -> impl Iterator<Item = StackId> + Clone + '_ {
-        self.sites.iter().map(|site| site.stack)
+        self.sites.iter().map(|site| site.stack).chain(self.faults.iter().map(|&(_, stack, _)| stack))
     }
 }
 

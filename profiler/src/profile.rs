@@ -6,13 +6,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    aggregate::Snapshot,
+    aggregate::{Key, Snapshot},
     blocking::{Blocking, WaitCause},
-    memory::Memory,
+    memory::{Memory, Site},
     recording::Told,
     sample::{
-        CPU, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, StackEnd, StackId, Tables,
-        ThreadKey,
+        ALLOC, CPU, FAULTS, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, StackEnd, StackId,
+        Tables, ThreadKey,
     },
     symbolize::{Detail, Function, Symbolizer},
     unwind::feed::UnwindReport,
@@ -82,6 +82,10 @@ pub struct Run {
     pub blocking: Option<Blocking>,
     /// How memory grew, if it was watched.
     pub memory: Option<Memory>,
+    /// Memory allocated and not freed at the end, if it was watched.
+    pub heap: Option<Profile>,
+    /// Page faults, if they were watched.
+    pub faults: Option<Profile>,
 }
 
 /// What a [`Run`] is made of.
@@ -211,6 +215,8 @@ impl Run {
         Run {
             cpu: profile(CPU, &cpu),
             off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
+            heap: memory.as_ref().map(|memory| profile(ALLOC, &live(memory))),
+            faults: memory.as_ref().map(|memory| profile(FAULTS, &faults(memory))),
             blocking,
             memory,
         }
@@ -218,7 +224,10 @@ impl Run {
 
     /// The profile of a kind, if it was measured.
     pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
-        [Some(&self.cpu), self.off_cpu.as_ref()].into_iter().flatten().find(|profile| profile.kind == *kind)
+        [Some(&self.cpu), self.off_cpu.as_ref(), self.heap.as_ref(), self.faults.as_ref()]
+            .into_iter()
+            .flatten()
+            .find(|profile| profile.kind == *kind)
     }
 
     /// What is known besides samples, for a recording.
@@ -230,6 +239,28 @@ impl Run {
     pub fn names(&self) -> &Names {
         &self.cpu.names
     }
+}
+
+/// What each site had allocated and not freed at the end, bytes.
+fn live(memory: &Memory) -> Snapshot {
+    let bytes = |site: &Site| site.points.last().map_or(0.0, |point| point.live_bytes).round() as u64;
+    snapshot(memory.sites.iter().map(|site| (site.pid, site.stack, bytes(site))))
+}
+
+/// Page faults by where they were taken.
+fn faults(memory: &Memory) -> Snapshot {
+    snapshot(memory.faults.iter().copied())
+}
+
+/// Totals of (pid, stack, weight). Which thread it was is not told: what one allocates another frees.
+fn snapshot(weights: impl Iterator<Item = (u32, StackId, u64)>) -> Snapshot {
+    let mut sums: FxHashMap<Key, u64> = FxHashMap::default();
+    for (pid, stack, weight) in weights.filter(|(.., weight)| *weight > 0) {
+        *sums.entry(Key { thread: ThreadKey { pid, tid: pid }, stack, cause: None }).or_default() += weight;
+    }
+    let mut entries: Vec<_> = sums.into_iter().collect();
+    entries.sort_unstable_by_key(|&(key, weight)| (std::cmp::Reverse(weight), key));
+    Snapshot { total: entries.iter().map(|(_, weight)| weight).sum(), entries, span_ns: None }
 }
 
 /// Names all frames of some stacks. The index says of each frame where it is among the names, and whether it has a
@@ -413,6 +444,6 @@ pub(crate) mod fixtures {
 
     /// A run of nothing but a CPU profile.
     pub fn run(stacks: &[(&str, u64)]) -> Run {
-        Run { cpu: profile(stacks), off_cpu: None, blocking: None, memory: None }
+        Run { cpu: profile(stacks), off_cpu: None, blocking: None, memory: None, heap: None, faults: None }
     }
 }

@@ -153,7 +153,12 @@ impl<W: Write> Recorder<W> {
         }
         if let Some(memory) = told.memory {
             let processes = memory.processes.clone();
-            self.event(&Event::Memory(Box::new(Memory { processes, sites: Vec::new() })))?;
+            self.event(&Event::Memory(Box::new(Memory {
+                processes,
+                sites: Vec::new(),
+                faults: memory.faults.clone(),
+                watching: memory.watching.clone(),
+            })))?;
             for some in memory.sites.chunks(SITES) {
                 self.event(&Event::Sites(some.to_vec()))?;
             }

@@ -21,7 +21,7 @@ use crate::{
     },
     profile::{Accounts, Meta, Run, Totals},
     recording::{self, Ending, Event, Recorder, Told},
-    sample::{CPU, Frame, KINDS, Module, ModuleId, ProfileKind, Sample, Tables},
+    sample::{Frame, KINDS, Module, ModuleId, ProfileKind, Sample, Tables},
     symbolize::{Detail, Function, Symbolizer},
 };
 
@@ -146,7 +146,8 @@ fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dy
 pub fn run(args: &ReplayArgs) -> Result<()> {
     let mut results = Results::open(&args.report)?;
     let Replayed { run, samples, tables, ending } = load(&args.recording)?;
-    results.check(if run.off_cpu.is_some() { &KINDS } else { &[CPU] })?;
+    let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
+    results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
         eprintln!(
             "profiler: {} ends early; this is what it holds, and symbols may be missing",
@@ -212,7 +213,12 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
                 }
                 blocking = Some(*recorded);
             }
-            Event::Memory(recorded) => memory = Some(*recorded),
+            Event::Memory(recorded) => {
+                if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (a page fault refers to nothing)".to_owned());
+                }
+                memory = Some(*recorded);
+            }
             Event::Sites(sites) => {
                 if sites.iter().any(|site| site.stack.0 as usize >= tables.stacks.len()) {
                     return Err("it is damaged (an allocation refers to nothing)".to_owned());
@@ -275,7 +281,7 @@ mod tests {
         },
         memory::{Footprint, fixtures::site},
         output::FORMATS,
-        sample::{ModuleKind, Stack, StackEnd, StackId, ThreadKey},
+        sample::{CPU, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
     };
 
     /// Names every address but each seventh.
@@ -331,7 +337,7 @@ mod tests {
         let mut waits = Waits::new(Thresholds::default());
         waits.add_loop(LOOP);
         let processes = vec![Footprint { pid: 7, process: "t7".into(), ..Footprint::default() }];
-        let mut memory = Memory { processes, sites: Vec::new() };
+        let mut memory = Memory { processes, ..Memory::default() };
         for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
             let thread = ThreadKey { pid: 7, tid };
             let (stack, time_ns) = (stack(&mut tables, address), i as u64 * 10 * MS);

@@ -42,8 +42,26 @@ pub const OFF_CPU: ProfileKind = ProfileKind {
     period_unit: "nanoseconds",
 };
 
+/// Memory allocated and not freed, by the stack that allocated it.
+pub const ALLOC: ProfileKind = ProfileKind {
+    name: "alloc",
+    sample_type: "inuse_space",
+    unit: "bytes",
+    period_type: "space",
+    period_unit: "bytes",
+};
+
+/// Page faults, sampled, by the stack that took them.
+pub const FAULTS: ProfileKind = ProfileKind {
+    name: "faults",
+    sample_type: "page_faults",
+    unit: "count",
+    period_type: "page_faults",
+    period_unit: "count",
+};
+
 /// Every kind of profile.
-pub const KINDS: [ProfileKind; 2] = [CPU, OFF_CPU];
+pub const KINDS: [ProfileKind; 4] = [CPU, OFF_CPU, ALLOC, FAULTS];
 
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -297,11 +315,19 @@ pub enum Loss {
     WaitsUntold,
     /// Lost records other than samples: the ring buffer was full.
     RecordsLost,
+    /// Lost objects, not samples: not watched, because too many live at once.
+    ObjectsFull,
+    /// Lost objects, not samples: their stack is one too many.
+    AllocStacksFull,
+    /// Lost objects, not samples: another thread's call was in the way, or the stack could not be taken.
+    AllocClash,
+    /// Degraded, not counted in samples: objects whose end was not seen, only that their address was given out again.
+    FreesImplied,
 }
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 16] = [
+    pub const ALL: [Loss; 20] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -318,6 +344,10 @@ impl Loss {
         Loss::OffCpuStacksSkipped,
         Loss::WaitsUntold,
         Loss::RecordsLost,
+        Loss::ObjectsFull,
+        Loss::AllocStacksFull,
+        Loss::AllocClash,
+        Loss::FreesImplied,
     ];
 
     /// Whether it counts samples, not other things.
@@ -331,6 +361,10 @@ impl Loss {
                 | Loss::OffCpuStacksSkipped
                 | Loss::WaitsUntold
                 | Loss::RecordsLost
+                | Loss::ObjectsFull
+                | Loss::AllocStacksFull
+                | Loss::AllocClash
+                | Loss::FreesImplied
         )
     }
 
@@ -358,6 +392,10 @@ impl Loss {
             Loss::OffCpuStacksSkipped => "offcpu_stacks_skipped",
             Loss::WaitsUntold => "waits_untold",
             Loss::RecordsLost => "records_lost",
+            Loss::ObjectsFull => "objects_full",
+            Loss::AllocStacksFull => "alloc_stacks_full",
+            Loss::AllocClash => "alloc_clash",
+            Loss::FreesImplied => "frees_implied",
         }
     }
 }
@@ -381,6 +419,10 @@ impl fmt::Display for Loss {
             Loss::OffCpuStacksSkipped => "blocks without a stack, to keep the cost down",
             Loss::WaitsUntold => "long waits not listed, too many at once",
             Loss::RecordsLost => "records of waits lost",
+            Loss::ObjectsFull => "objects not watched, too many live",
+            Loss::AllocStacksFull => "objects not watched, too many stacks",
+            Loss::AllocClash => "objects not watched, probes in each other's way",
+            Loss::FreesImplied => "frees not seen, known by the address being reused",
         })
     }
 }

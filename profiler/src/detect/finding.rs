@@ -535,7 +535,7 @@ pub(crate) mod fixtures {
             ..Footprint::default()
         };
         let mut run = crate::profile::fixtures::run(&[]);
-        run.memory = Some(Memory { processes: vec![app], sites: vec![cache, leak] });
+        run.memory = Some(Memory { processes: vec![app], sites: vec![cache, leak], ..Memory::default() });
         name_stacks(&mut run, &["main;serve;session;new;malloc", "main;serve;cache;malloc"]);
         run
     }

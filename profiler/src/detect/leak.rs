@@ -37,6 +37,8 @@ const STOPPED: f64 = 0.5;
 const REMAINING_LIFE: (f64, f64) = (2.0, 10.0);
 /// Of the growth in a third of the time watched, what must be there as objects that are at least that old.
 const OLD_SHARE: f64 = 0.5;
+/// Fewer objects than that say nothing of ages: what grows is their size.
+const MIN_OBJECTS: f64 = 5.0;
 
 /// What a series of live bytes looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -325,12 +327,16 @@ fn widen(trend: &mut Trend, last: &LivePoint) {
 /// How long objects of a site that were at least a quarter of the time watched old lived on, on average, if ages are
 /// known: the time they spent beyond that age over how many were freed there.
 fn remaining_life_s(site: &Site, watched_ns: u64) -> Option<f64> {
-    let age = watched_ns as f64 / 4.0;
-    let (live, freed) = (site.ages_ns.beyond(age), site.lifetimes_ns.beyond(age));
-    if site.ages_ns.total() + site.lifetimes_ns.total() == 0 {
+    let ages = site.ages_ns.total();
+    let live = site.points.last().map_or(0.0, |live| live.live_count);
+    if ages == 0 && live > 0.0 {
         return None;
     }
-    Some(if freed.0 > 0.0 { (live.1 + freed.1) / freed.0 / 1e9 } else { f64::INFINITY })
+    // Of very many objects only some have been asked for their age.
+    let stands_for = live / (ages as f64).max(1.0);
+    let age = watched_ns as f64 / 4.0;
+    let (live, freed) = (site.ages_ns.beyond(age), site.lifetimes_ns.beyond(age));
+    Some(if freed.0 > 0.0 { (stands_for * live.1 + freed.1) / freed.0 / 1e9 } else { f64::INFINITY })
 }
 
 /// Whether what grows is made of objects that are old and stay.
@@ -341,8 +347,10 @@ fn by_age(site: &Site, trend: &Trend, process: Option<&Footprint>) -> Shape {
     }
     let Some(live) = site.points.last() else { return Shape::TooShort };
     let objects_per_s = trend.bytes_per_s.per_time * live.live_count / live.live_bytes.max(1.0);
-    let (old, _) = site.ages_ns.beyond(trend.watched_ns as f64 / 3.0);
-    if site.ages_ns.total() > 0 && old < OLD_SHARE * objects_per_s * watched_s / 3.0 {
+    let ages = site.ages_ns.total() as f64;
+    let old = live.live_count * site.ages_ns.beyond(trend.watched_ns as f64 / 3.0).0 / ages.max(1.0);
+    let leaked = objects_per_s * watched_s / 3.0;
+    if ages > 0.0 && leaked >= MIN_OBJECTS && old < OLD_SHARE * leaked {
         return Shape::Load;
     }
     let net = process.filter(|_| !site.estimated).and_then(|process| net_objects_per_s(&process.heap));

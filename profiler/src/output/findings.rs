@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Result;
 
 use super::{
-    report::{Keep, Style, bytes, count, fit, percent, thousands},
+    memory::bytes,
+    report::{Keep, Style, count, fit, percent, thousands},
     waiting::{line, time, user_functions},
 };
 use crate::{

@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 use crate::{
     error::Error,
     profile::{Profile, Run},
-    sample::{CPU, KINDS, OFF_CPU, ProfileKind},
+    sample::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind},
 };
 
 pub mod findings;
@@ -23,6 +23,7 @@ pub mod flamegraph;
 pub mod folded;
 pub mod json;
 pub mod live;
+pub mod memory;
 pub mod pprof;
 pub mod report;
 pub mod waiting;
@@ -95,7 +96,8 @@ impl fmt::Display for OutputSpec {
     }
 }
 
-/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`.
+/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`; and so
+/// for `alloc` and `faults`.
 fn split_kind(text: &str) -> (ProfileKind, &str) {
     for kind in KINDS {
         if let Some(file) = text.strip_prefix(kind.name).and_then(|rest| rest.strip_prefix(':')) {
@@ -103,8 +105,10 @@ fn split_kind(text: &str) -> (ProfileKind, &str) {
         }
     }
     let name = text.rsplit('/').next().unwrap_or(text);
-    let off_cpu = ["offcpu", "off-cpu"].iter().any(|prefix| name.starts_with(prefix));
-    (if off_cpu { OFF_CPU } else { CPU }, text)
+    const NAMES: [(&str, ProfileKind); 4] =
+        [("offcpu", OFF_CPU), ("off-cpu", OFF_CPU), ("alloc", ALLOC), ("faults", FAULTS)];
+    let named = NAMES.into_iter().find(|(prefix, _)| name.starts_with(prefix));
+    (named.map_or(CPU, |(_, kind)| kind), text)
 }
 
 impl FromStr for OutputSpec {

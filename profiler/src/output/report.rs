@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{findings, waiting};
+use super::{findings, memory, waiting};
 use crate::{
     detect::hotspot::{self, Hotspot},
     profile::{Profile, Run},
@@ -70,6 +70,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     waiting::write(run, style, out)?;
     findings::write(run, style, out)?;
     waiting::stacks(run, style, out)?;
+    memory::write(run, style, out)?;
     writeln!(out)?;
     stacks(profile, out)?;
     losses(profile, out)?;
@@ -263,15 +264,6 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-/// Bytes with three digits, in powers of 1000.
-pub(super) fn bytes(bytes: f64) -> String {
-    let units = ["B", "KB", "MB", "GB", "TB", "PB"];
-    let power = (bytes.abs().max(1.0).log10() / 3.0 + 1e-9).floor().min(5.0);
-    let value = bytes / 1000f64.powf(power);
-    let digits = if power == 0.0 || value.abs() >= 99.95 { 0 } else { 1 + usize::from(value.abs() < 9.995) };
-    format!("{value:.digits$} {}", units[power as usize])
-}
-
 pub(super) fn count(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
@@ -332,7 +324,5 @@ mod tests {
     #[test]
     fn numbers_have_separators() {
         assert_eq!([0, 999, 1000, 1234567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
-        let sizes = [0.0, 999.0, 1000.0, 12_345.0, -123_456.0, 1e9, 2e18].map(bytes);
-        assert_eq!(sizes, ["0 B", "999 B", "1.00 KB", "12.3 KB", "-123 KB", "1.00 GB", "2000 PB"]);
     }
 }

@@ -1,9 +1,16 @@
 //! One room per probe: its options, how it attaches, how its records are decoded.
 
-use profiler_common::{COMM_LEN, cpu::KIND_CPU_SAMPLE, sched as raw};
+use profiler_common::{
+    COMM_LEN,
+    alloc::KIND_ALLOC_STACK,
+    cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
+    sched as raw,
+};
 
+pub mod alloc;
 pub mod cpu;
 pub mod sched;
+pub mod site;
 pub mod syscalls;
 
 /// A thread's name as the kernel has it, up to the first NUL.
@@ -19,6 +26,10 @@ pub enum Record {
     Cpu(cpu::RawSample),
     /// A stack that blocks, by its id.
     Stack(u64, cpu::RawSample),
+    /// A stack that allocates, by its id.
+    AllocStack(u64, cpu::RawSample),
+    /// A page fault.
+    Fault(cpu::RawSample),
     /// A long block or wait for a CPU.
     Interval(raw::Interval),
     /// A long turn of an event loop.
@@ -35,7 +46,11 @@ impl Record {
         let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
         match kind {
             KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
-            raw::KIND_STACK => sched::decode_stack(bytes).map(|(id, stack)| Record::Stack(id, stack)),
+            KIND_FAULT_SAMPLE => cpu::decode_stack(bytes, kind).map(Record::Fault),
+            raw::KIND_STACK => sched::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack)),
+            KIND_ALLOC_STACK => {
+                sched::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
+            }
             raw::KIND_INTERVAL => sched::plain(bytes).map(Record::Interval),
             raw::KIND_TURN => sched::plain(bytes).map(Record::Turn),
             raw::KIND_EXIT => sched::plain(bytes).map(Record::Exit),
@@ -47,7 +62,10 @@ impl Record {
     /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
     pub fn time_ns(&self) -> u64 {
         match self {
-            Record::Cpu(sample) | Record::Stack(_, sample) => sample.header.time_ns,
+            Record::Cpu(sample)
+            | Record::Stack(_, sample)
+            | Record::AllocStack(_, sample)
+            | Record::Fault(sample) => sample.header.time_ns,
             Record::Interval(interval) => interval.end_ns,
             Record::Turn(turn) => turn.end_ns,
             Record::Exit(exit) => exit.time_ns,
@@ -64,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(kind in 0u32..9, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_survived(kind in 0u32..10, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Some(first) = bytes.first_chunk_mut() {
                 *first = kind.to_ne_bytes();
             }

@@ -53,12 +53,12 @@ fn watch(objects: &[Object], seconds: usize) -> Memory {
             live_bytes_err: 0.0,
         });
     }
-    Memory { processes: vec![process], sites: vec![site] }
+    Memory { processes: vec![process], sites: vec![site], ..Memory::default() }
 }
 
 /// A site of which nothing is known but its live bytes, every second.
 fn series(live: impl IntoIterator<Item = f64>) -> Memory {
-    Memory { processes: Vec::new(), sites: vec![fixtures::site(0, live)] }
+    Memory { sites: vec![fixtures::site(0, live)], ..Memory::default() }
 }
 
 fn verdict(memory: &Memory) -> Trend {
@@ -391,7 +391,7 @@ fn a_process_is_judged_by_what_it_cannot_drop() {
             ..Growth::default()
         });
         let process = Footprint { pid: 1, growth: points.collect(), ..Footprint::default() };
-        processes(&Memory { processes: vec![process], sites: Vec::new() })[0]
+        processes(&Memory { processes: vec![process], ..Memory::default() })[0]
     };
     assert_eq!(grow(100_000, 0).certainty(), Some(Certainty::Probable));
     assert_eq!(grow(0, 100_000).shape, Shape::Steady);
@@ -411,7 +411,7 @@ fn of_many_sites_only_few_are_wrong() {
             }),
         )
     });
-    let memory = Memory { processes: Vec::new(), sites: sites.collect() };
+    let memory = Memory { sites: sites.collect(), ..Memory::default() };
     let found = super::sites(&memory).iter().filter(|site| site.trend.certainty().is_some()).count();
     assert!(found <= 1, "{found} of 500 random walks");
 }
