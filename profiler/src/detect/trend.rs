@@ -119,17 +119,18 @@ pub struct Drift {
     pub slope: Slope,
 }
 
-/// Student's t-test of a series' steps, taken at about equal intervals. It asks more than Mann–Kendall, whose correction
+/// Student's t-test of a series' slopes from point to point, at about equal intervals. It asks more than Mann–Kendall, whose correction
 /// cannot tell a trend from correlation that lasts as long as the series; and its interval is right for what adds up
 /// events that happen at random. `None` for fewer than two steps.
 pub fn drift(levels: &[Point]) -> Option<Drift> {
-    let steps: Vec<f64> = levels.windows(2).map(|pair| pair[1].1 - pair[0].1).collect();
-    let n = steps.len() as f64;
+    let slopes = levels.windows(2).map(|pair| (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0));
+    let slopes: Vec<f64> = slopes.collect();
+    let n = slopes.len() as f64;
     if n < 2.0 {
         return None;
     }
-    let mean = steps.iter().sum::<f64>() / n;
-    let error = (steps.iter().map(|step| (step - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
+    let mean = slopes.iter().sum::<f64>() / n;
+    let error = (slopes.iter().map(|slope| (slope - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
     let student = StudentsT::new(0.0, 1.0, n - 1.0).ok()?;
     let p = match mean / error {
         // As even as numbers can be: no test is needed.
@@ -137,10 +138,8 @@ pub fn drift(levels: &[Point]) -> Option<Drift> {
         t if t.is_finite() && mean > 0.0 => student.sf(t),
         _ => 1.0,
     };
-    let width = (levels.last()?.0 - levels.first()?.0) / n;
     let half = error * student.inverse_cdf(0.975);
-    let slope = Slope { per_time: mean / width, low: (mean - half) / width, high: (mean + half) / width };
-    Some(Drift { p, slope })
+    Some(Drift { p, slope: Slope { per_time: mean, low: mean - half, high: mean + half } })
 }
 
 /// The lowest point of each of `n` equal pieces of time: the lower envelope. Pieces without a point are left out.
