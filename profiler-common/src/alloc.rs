@@ -164,7 +164,7 @@ pub struct CallInProgress {
 pub const CACHE_WORDS: usize = 2048;
 
 /// Places for known stacks. A power of two.
-pub const CACHE_SLOTS: u32 = 8192;
+pub const CACHE_SLOTS: u32 = 16_384;
 
 /// A stack as it was walked: where its return addresses lie. The same thread is at the same place with the same stack
 /// if the words there give the same id.
@@ -175,7 +175,7 @@ pub struct CachedStack {
     pub ip: u64,
     /// Its stack pointer.
     pub sp: u64,
-    /// Its frame pointer.
+    /// Its frame pointer, zero if the register does not point into the stack.
     pub fp: u64,
     /// Hash of process, end and all addresses.
     pub id: u64,

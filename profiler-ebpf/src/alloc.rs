@@ -130,6 +130,9 @@ fn enter(ctx: &ProbeContext, ids: &Ids) {
     }
     let kind = cookie(ctx);
     let [a, b, c] = [0, 1, 2].map(|n| ctx.arg::<u64>(n).unwrap_or(0));
+    if sp == call.sp && call.tid == tid && call.window == control.window && a != 0 && a == call.old_address {
+        return; // reallocarray has become realloc by a jump, and its object has been taken
+    }
     call.result_at = 0;
     call.old_address = 0;
     call.size = if kind == Call::Calloc as u8 {

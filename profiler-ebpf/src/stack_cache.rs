@@ -88,7 +88,8 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     let Registers { ip, sp, fp, .. } = scratch.sample.walk.registers;
     let Some(slot) = STACK_CACHE.get(slot_of(pid, ip, sp)) else { return 0 };
     let words = u64::from(slot.words);
-    if slot.ip != ip || slot.sp != sp || slot.fp != fp || slot.seed >> 32 != u64::from(pid) {
+    if slot.ip != ip || slot.sp != sp || slot.fp != frame_pointer(sp, fp) || slot.seed >> 32 != u64::from(pid)
+    {
         return 0;
     }
     if words == 0 || words > CACHE_WORDS as u64 {
@@ -151,7 +152,7 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     if usual != 0 && words != 0 {
         found.ip = start.ip;
         found.sp = start.sp;
-        found.fp = start.fp;
+        found.fp = frame_pointer(start.sp, start.fp);
         found.id = id;
         found.seed = seed;
         found.count = frames as u32 - 1;
@@ -159,6 +160,12 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         let _always_fits = STACK_CACHE.set(slot_of(pid, start.ip, start.sp), &*found, 0);
     }
     id
+}
+
+/// The frame pointer, if it can be one; else the register holds some value that says nothing about the stack.
+#[inline(always)]
+fn frame_pointer(sp: u64, fp: u64) -> u64 {
+    if fp.wrapping_sub(sp) < CACHE_WORDS as u64 * 8 { fp } else { 0 }
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use profiler_common::{alloc::AllocControl, cost::Probe};
@@ -33,8 +33,8 @@ use crate::{
 
 /// Length of a window, ns: long enough to outweigh putting the breakpoints in place, some 10 ms.
 const WINDOW_NS: u64 = 20_000_000;
-/// How often cost is compared with credit while the breakpoints stay.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// How often cost is compared with credit, and how often it is added up where there is no limit.
+const LOOK_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// Credit at the start, ns of the target's CPU time, and the most that is kept.
 const CREDIT_NS: (f64, f64) = (20_000_000.0, 100_000_000.0);
 /// The breakpoints stay again when they would cost less than this part of the allowed share.
@@ -63,11 +63,14 @@ pub struct Status {
     pub longest_detach_ns: u64,
     /// Why breakpoints could not be put in place.
     pub failure: Option<String>,
+    /// Orders that have been carried out.
+    done: u64,
 }
 
 /// The thread, from outside.
 pub struct Governor {
     commands: Option<Sender<Wanted>>,
+    ordered: u64,
     status: Arc<Mutex<Status>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -84,13 +87,22 @@ impl Governor {
         let thread = std::thread::spawn(move || {
             Worker::new(programs, control, costs, share, shared).run(&wanted);
         });
-        Governor { commands: Some(commands), status, thread: Some(thread) }
+        Governor { commands: Some(commands), ordered: 0, status, thread: Some(thread) }
     }
 
     /// From now on these are wanted, and no others.
-    pub fn want(&self, wanted: Wanted) {
+    pub fn want(&mut self, wanted: Wanted) {
         if let Some(commands) = &self.commands {
             let _ended_by_itself = commands.send(wanted);
+            self.ordered += 1;
+        }
+    }
+
+    /// Waits until the breakpoints are in place, but no longer than this.
+    pub fn settle(&self, patience: Duration) {
+        let start = Instant::now();
+        while self.status().done < self.ordered && start.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -205,18 +217,27 @@ impl Worker {
 
     fn run(&mut self, wanted: &Receiver<Wanted>) {
         loop {
-            let wait = if self.wanted.is_empty() { Duration::MAX } else { LOOK_INTERVAL };
+            let mut ordered = false;
+            let wait = match (self.wanted.is_empty(), self.credit) {
+                (true, _) => Duration::MAX,
+                (false, Some(_)) => LOOK_INTERVALS.0,
+                (false, None) => LOOK_INTERVALS.1,
+            };
             match wanted.recv_timeout(wait) {
                 Ok(wanted) => {
                     self.account();
                     self.wanted = wanted;
                     self.take_away(|pid, wanted| !wanted.contains_key(&pid));
+                    ordered = true;
                 }
                 Err(RecvTimeoutError::Timeout) => self.account(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if !self.wanted.is_empty() {
                 self.step();
+            }
+            if ordered {
+                self.tell(|status| status.done += 1);
             }
         }
         self.account();

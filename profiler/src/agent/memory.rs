@@ -29,6 +29,9 @@ use crate::{
 /// How often growth and sites are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a run waits for probes that are wanted from the start.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A process grows if it holds so much more than at its lowest, and more than ever since, bytes.
 const GROWTH_BYTES: u64 = 256 * 1024;
 /// Its lowest within this time, ns.
@@ -262,8 +265,11 @@ impl MemoryWatch {
         }
         let watched =
             self.processes.iter().filter(|(_, process)| process.watched && !process.breakpoints.is_empty());
-        if let Some(governor) = &self.governor {
+        if let Some(governor) = &mut self.governor {
             governor.want(watched.map(|(&pid, process)| (pid, process.breakpoints.clone())).collect());
+            if self.mode == Alloc::Full {
+                governor.settle(PATIENCE);
+            }
         }
         Ok(())
     }

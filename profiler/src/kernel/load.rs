@@ -118,7 +118,9 @@ impl Kernel {
                 }
             }
         }
-        if !allocations {
+        if allocations {
+            offsets.extend(alloc::offsets());
+        } else {
             for map in alloc::LARGE_MAPS {
                 loader.map_max_entries(map, 1);
             }

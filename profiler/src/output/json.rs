@@ -12,9 +12,9 @@ use crate::{
     detect::{
         finding::{self, Finding, Reaches},
         hotspot::{self, Hotspot},
-        leak::{Certainty, Trend},
+        leak::{self, Certainty, Trend},
     },
-    memory::{LimitKind, Log2},
+    memory::{self, Growth, Heap, Limit, LivePoint, Watching},
     profile::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
     sample::{Loss, StackId, ThreadKey},
     unwind::feed::UnwindReport,
@@ -48,7 +48,51 @@ struct Document<'a> {
     stacks: Vec<Stack<'a>>,
     offcpu: Option<OffCpu<'a>>,
     blocking: Option<Blocking<'a>>,
-    growing: Option<Vec<Grows<'a>>>,
+    memory: Option<Memory<'a>>,
+}
+
+#[derive(Serialize)]
+struct Memory<'a> {
+    growing: Vec<Grows<'a>>,
+    processes: Vec<Footprint<'a>>,
+    watching: &'a Watching,
+    sites: Vec<Site<'a>>,
+    faults: Vec<Faults<'a>>,
+}
+
+#[derive(Serialize)]
+struct Footprint<'a> {
+    pid: u32,
+    process: &'a str,
+    growth: &'a [Growth],
+    heap: &'a [Heap],
+    limit: Option<&'a Limit>,
+}
+
+#[derive(Serialize)]
+struct Site<'a> {
+    pid: u32,
+    shape: &'static str,
+    live_bytes: f64,
+    live_bytes_err: f64,
+    live_count: f64,
+    allocated_bytes: u64,
+    allocated_count: u64,
+    freed_bytes: u64,
+    freed_count: u64,
+    estimated: bool,
+    ages_ns: &'a [u64],
+    lifetimes_ns: &'a [u64],
+    sizes_bytes: &'a [u64],
+    points: &'a [LivePoint],
+    frames: &'a [usize],
+}
+
+#[derive(Serialize)]
+struct Faults<'a> {
+    pid: u32,
+    faults: u64,
+    frames: &'a [usize],
 }
 
 #[derive(Serialize)]
@@ -192,24 +236,10 @@ struct Grows<'a> {
     bytes: f64,
     bytes_err: f64,
     objects: Option<f64>,
-    ages_ns: Vec<Bucket>,
+    ages_ns: Vec<u64>,
     estimated: bool,
     limit: Option<Limit>,
-}
-
-#[derive(Serialize)]
-struct Bucket {
-    from: u64,
-    count: u64,
-}
-
-#[derive(Serialize)]
-struct Limit {
-    kind: &'static str,
-    cgroup: Option<String>,
-    limit_bytes: u64,
-    used_bytes: u64,
-    reached_after_ns: u64,
+    limit_reached_after_ns: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -336,7 +366,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
             .collect(),
         offcpu: run.off_cpu.as_ref().map(off_cpu),
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
-        growing: run.memory.as_ref().map(|_| growing(run)),
+        memory: run.memory.as_ref().map(|of| memory(of, run)),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
@@ -353,6 +383,51 @@ fn off_cpu<'a>(profile: &'a Profile) -> OffCpu<'a> {
         frames: &stack.frames,
     };
     OffCpu { total_ns: profile.total, stacks: profile.stacks.iter().map(stack).collect() }
+}
+
+fn memory<'a>(of: &'a memory::Memory, run: &'a Run) -> Memory<'a> {
+    let names = run.names();
+    let process = |of: &'a memory::Footprint| Footprint {
+        pid: of.pid,
+        process: &of.process,
+        growth: of.growth.points(),
+        heap: of.heap.points(),
+        limit: of.limit.as_ref(),
+    };
+    let site = |(of, trend): (&'a memory::Site, leak::SiteTrend)| {
+        let LivePoint { live_bytes, live_count, live_bytes_err, .. } =
+            of.points.last().copied().unwrap_or_default();
+        Site {
+            pid: of.pid,
+            shape: trend.trend.shape.id(),
+            live_bytes,
+            live_bytes_err,
+            live_count,
+            allocated_bytes: of.allocated_bytes,
+            allocated_count: of.allocated_count,
+            freed_bytes: of.freed_bytes,
+            freed_count: of.freed_count,
+            estimated: of.estimated,
+            ages_ns: of.ages_ns.counts(),
+            lifetimes_ns: of.lifetimes_ns.counts(),
+            sizes_bytes: of.sizes_bytes.counts(),
+            points: of.points.points(),
+            frames: names.stack(of.stack),
+        }
+    };
+    let mut sites: Vec<Site<'_>> = of.sites.iter().zip(leak::sites(of)).map(site).collect();
+    sites.sort_by(|a, b| b.live_bytes.total_cmp(&a.live_bytes).then_with(|| a.frames.cmp(b.frames)));
+    Memory {
+        growing: growing(run),
+        processes: of.processes.iter().map(process).collect(),
+        watching: &of.watching,
+        sites,
+        faults: of
+            .faults
+            .iter()
+            .map(|&(pid, stack, faults)| Faults { pid, faults, frames: names.stack(stack) })
+            .collect(),
+    }
 }
 
 fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
@@ -467,7 +542,7 @@ fn growing(run: &Run) -> Vec<Grows<'_>> {
                 bytes: of.live_bytes,
                 bytes_err: of.live_bytes_err,
                 objects: Some(of.live_count),
-                ages_ns: buckets(&of.ages_ns),
+                ages_ns: of.ages_ns.counts().to_vec(),
                 estimated: of.estimated,
                 ..trend
             })
@@ -508,22 +583,9 @@ fn grows<'a>(
         objects: None,
         ages_ns: Vec::new(),
         estimated: false,
-        limit: reaches.map(|Reaches { limit, after_ns }| {
-            let (kind, cgroup) = match limit.kind {
-                LimitKind::Cgroup(path) => ("cgroup", Some(path)),
-                LimitKind::AddressSpace => ("address_space", None),
-                LimitKind::Machine => ("machine", None),
-            };
-            let (limit_bytes, used_bytes) = (limit.limit_bytes, limit.used_bytes);
-            Limit { kind, cgroup, limit_bytes, used_bytes, reached_after_ns: after_ns }
-        }),
+        limit_reached_after_ns: reaches.as_ref().map(|reaches| reaches.after_ns),
+        limit: reaches.map(|Reaches { limit, .. }| limit),
     }
-}
-
-/// Buckets that hold something.
-fn buckets(histogram: &Log2) -> Vec<Bucket> {
-    let each = histogram.counts().iter().enumerate().filter(|(_, count)| **count > 0);
-    each.map(|(bucket, &count)| Bucket { from: if bucket == 0 { 0 } else { 1 << bucket }, count }).collect()
 }
 
 /// Names of a stack's functions, innermost first.
@@ -588,12 +650,12 @@ mod tests {
     #[test]
     fn what_grows_is_told_in_full() {
         let value = render(&run_that_grows());
-        insta::assert_snapshot!(serde_json::to_string_pretty(&value["growing"]).unwrap());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&value["memory"]["growing"]).unwrap());
     }
 
     #[test]
     fn without_the_scheduler_there_is_nothing_to_tell() {
         let value = render(&fixtures::run(&[("main", 1)]));
-        assert!(["offcpu", "blocking", "growing"].iter().all(|key| value[key].is_null()));
+        assert!(["offcpu", "blocking", "memory"].iter().all(|key| value[key].is_null()));
     }
 }

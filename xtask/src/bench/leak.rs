@@ -221,8 +221,12 @@ fn watch(
         bail!("it ended while it was watched: {status}");
     }
     let profile: Value = serde_json::from_slice(&fs::read(&json)?)?;
-    let found =
-        profile["growing"].as_array().context("what grows")?.iter().map(found).collect::<Result<_>>()?;
+    let found = profile["memory"]["growing"]
+        .as_array()
+        .context("what grows")?
+        .iter()
+        .map(found)
+        .collect::<Result<_>>()?;
     eprintln!("{} is done", workload.name);
     Ok((workload.name.clone(), truth, found))
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{run as run_command, workspace};
 
+mod alloc;
 mod cpu;
 mod leak;
 mod sched;
@@ -24,6 +25,8 @@ mod programs;
 /// What to measure.
 #[derive(clap::Subcommand)]
 pub enum Bench {
+    /// The allocation probe against memleak and heaptrack, and servers that are watched in full under load
+    Alloc(alloc::Args),
     /// The on-CPU sampler against `perf record -F 99 -g`
     Cpu(cpu::Args),
     /// Leaks and what looks like one, in programs whose answer is known
@@ -36,6 +39,7 @@ pub enum Bench {
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Alloc(args) => alloc::run(args),
         Bench::Cpu(args) => cpu::run(args),
         Bench::Leak(args) => leak::run(args),
         Bench::Sched(args) => sched::run(args),
