@@ -166,6 +166,35 @@ pub struct Site {
     pub estimated: bool,
 }
 
+impl Site {
+    /// Adds another site of the same process, as if both were one.
+    pub fn add(&mut self, other: &Site) {
+        // At which times both were looked at differs where one is older and has been thinned out.
+        let (mine, others) = (self.points.points(), other.points.points());
+        let start = |points: &[LivePoint]| points.first().map_or(u64::MAX, |first| first.time_ns);
+        let (long, short) = if start(mine) <= start(others) { (mine, others) } else { (others, mine) };
+        let sum = long.iter().map(|point| {
+            let before = short.partition_point(|other| other.time_ns <= point.time_ns).checked_sub(1);
+            let other = before.map_or_else(LivePoint::default, |before| short[before]);
+            LivePoint {
+                time_ns: point.time_ns,
+                live_bytes: point.live_bytes + other.live_bytes,
+                live_count: point.live_count + other.live_count,
+                live_bytes_err: point.live_bytes_err.hypot(other.live_bytes_err),
+            }
+        });
+        self.points = sum.collect();
+        self.allocated_bytes += other.allocated_bytes;
+        self.freed_bytes += other.freed_bytes;
+        self.allocated_count += other.allocated_count;
+        self.freed_count += other.freed_count;
+        self.ages_ns.add_all(&other.ages_ns);
+        self.lifetimes_ns.add_all(&other.lifetimes_ns);
+        self.sizes_bytes.add_all(&other.sizes_bytes);
+        self.estimated |= other.estimated;
+    }
+}
+
 /// What is known of the live allocations of one site at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LivePoint {
@@ -281,6 +310,11 @@ impl Log2 {
         self.0[bucket] += n;
     }
 
+    /// Counts the values of another one as well.
+    pub fn add_all(&mut self, other: &Log2) {
+        other.0.iter().enumerate().for_each(|(bucket, &n)| self.add(1 << bucket, n));
+    }
+
     /// Counts by bucket; what lies beyond is zero.
     pub fn counts(&self) -> &[u64] {
         &self.0
@@ -383,6 +417,22 @@ mod tests {
             prop_assert!(others.windows(2).all(|pair| pair[0] == pair[1]), "evenly spaced: {steps:?}");
             prop_assert!(others.first().is_none_or(|&step| last <= step));
         }
+    }
+
+    #[test]
+    fn two_sites_add_up() {
+        let mut sum = fixtures::site(1, [0.0, 100.0, 200.0, 300.0]);
+        let mut late = fixtures::site(2, [0.0, 0.0, 1000.0, 1000.0]);
+        late.points = late.points.points()[2..].iter().copied().collect();
+        late.ages_ns.add(5, 10);
+        let (mut other, alone) = (late.clone(), sum.clone());
+        sum.add(&late);
+        other.add(&alone);
+        let live =
+            |site: &Site| site.points.points().iter().map(|point| point.live_bytes).collect::<Vec<_>>();
+        assert_eq!(live(&sum), [0.0, 100.0, 1200.0, 1300.0]);
+        assert_eq!(live(&sum), live(&other));
+        assert_eq!((sum.allocated_bytes, sum.ages_ns.total()), (1300, 10));
     }
 
     #[test]

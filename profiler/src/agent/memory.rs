@@ -303,9 +303,12 @@ impl MemoryWatch {
     /// Takes all probes away and looks for the last time.
     pub fn stop(&mut self) {
         let now = monotonic_ns();
+        // While probes go one by one, a call can lose one of its two: what was read before is what there was.
+        if self.governor.is_some() {
+            self.read_sites(now);
+        }
         if let Some(governor) = &mut self.governor {
             governor.stop();
-            self.read_sites(now);
         }
         for (&pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.gone) {
             if let Some(growth) = growth(&self.proc_root, pid, now) {

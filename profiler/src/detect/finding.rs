@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::leak::{self, Certainty, Trend};
 use crate::{
     blocking::{Blocking, Convoy, LongWait, LongWaitKind, Severity, Stall, WaitCause},
-    memory::{Limit, Log2, Memory},
+    memory::{Limit, Log2, Memory, Site},
     profile::{Names, Run},
     sample::{StackId, ThreadKey},
     symbolize::Function,
@@ -190,7 +190,7 @@ impl LongWait {
 
 /// All findings of a run, worst first.
 pub fn findings(run: &Run) -> Vec<Finding> {
-    let mut findings = run.memory.as_ref().map_or_else(Vec::new, growth);
+    let mut findings = run.memory.as_ref().map_or_else(Vec::new, |memory| growth(memory, run.names()));
     if let Some(blocking) = &run.blocking {
         findings.extend(stalls(blocking, run.names()).into_iter().map(Finding::Stalls));
         findings.extend(waits(blocking, run.names()).into_iter().map(Finding::Waits));
@@ -200,11 +200,27 @@ pub fn findings(run: &Run) -> Vec<Finding> {
     findings
 }
 
+/// Sites that allocate by the same functions are one to a reader, wherever in them they do; the largest comes first.
+fn by_functions(memory: &Memory, names: &Names) -> Vec<Site> {
+    let live = |site: &Site| site.points.last().map_or(0.0, |last| last.live_bytes);
+    let mut sites: Vec<&Site> = memory.sites.iter().collect();
+    sites.sort_by(|a, b| live(b).total_cmp(&live(a)).then(a.stack.cmp(&b.stack)));
+    let mut merged: FxHashMap<(u32, Vec<&str>), Site> = FxHashMap::default();
+    for site in &sites {
+        let key = (site.pid, functions(names, Some(site.stack)));
+        merged.entry(key).and_modify(|sum| sum.add(site)).or_insert_with(|| (*site).clone());
+    }
+    let mut merged: Vec<Site> = merged.into_values().collect();
+    merged.sort_by_key(|site| (site.pid, site.stack));
+    merged
+}
+
 /// What keeps growing, fastest first: sites, and processes of which no site does.
-fn growth(memory: &Memory) -> Vec<Finding> {
+fn growth(memory: &Memory, names: &Names) -> Vec<Finding> {
     let mut found: Vec<(f64, Finding)> = Vec::new();
     let grows = leak::processes(memory);
-    for (site, judged) in memory.sites.iter().zip(leak::sites(memory)) {
+    let sites = by_functions(memory, names);
+    for (site, judged) in sites.iter().zip(leak::judge_sites(&sites, &memory.processes)) {
         let (Some(certainty), Some(live)) = (judged.trend.certainty(), site.points.last()) else { continue };
         let of = memory.processes.iter().zip(&grows).find(|(process, _)| process.pid == site.pid);
         let rate = judged.trend.bytes_per_s.per_time;
@@ -717,6 +733,19 @@ mod tests {
         assert!((rate.per_time - 102_400.0).abs() < 1.0, "{rate:?}");
         let reaches = leak.reaches.as_ref().unwrap();
         assert_eq!(reaches.after_ns / 1_000_000_000, (424 << 20) / 5_000_000, "by all growth, not its own");
+        // Two places in the same functions are one.
+        let memory = run.memory.as_mut().unwrap();
+        let mut again = memory.sites[1].clone();
+        again.stack = StackId(2);
+        memory.sites.push(again);
+        name_stacks(
+            &mut run,
+            &["main;serve;session;new;malloc", "main;serve;cache;malloc", "main;serve;session;new;malloc"],
+        );
+        let found = findings(&run);
+        let [_, Finding::Leak(both)] = &found[..] else { panic!("{found:#?}") };
+        assert!((both.trend.bytes_per_s.per_time - 204_800.0).abs() < 1.0, "{both:?}");
+        run.memory.as_mut().unwrap().sites.pop();
         // Where sites explain it, the process is not told of again.
         let memory = run.memory.as_mut().unwrap();
         let explains = |s: u64| crate::memory::Growth {

@@ -159,8 +159,8 @@ pub struct SiteTrend {
 }
 
 /// What became of every site, in their order.
-pub fn sites(memory: &Memory) -> Vec<SiteTrend> {
-    let judged = memory.sites.iter().map(|site| {
+pub fn judge_sites(sites: &[Site], processes: &[Footprint]) -> Vec<SiteTrend> {
+    let judged = sites.iter().map(|site| {
         let points = points(&site.points, |point| (point.time_ns, point.live_bytes));
         let mut trend = judge(&points, MIN_GROWTH.0);
         trend.remaining_life_s = remaining_life_s(site, trend.watched_ns);
@@ -171,9 +171,9 @@ pub fn sites(memory: &Memory) -> Vec<SiteTrend> {
     });
     let mut judged: Vec<Trend> = judged.collect();
     correct(&mut judged);
-    let each = memory.sites.iter().zip(judged).map(|(site, mut trend)| {
+    let each = sites.iter().zip(judged).map(|(site, mut trend)| {
         if trend.shape == Shape::Persistent {
-            let process = memory.processes.iter().find(|process| process.pid == site.pid);
+            let process = processes.iter().find(|process| process.pid == site.pid);
             trend.shape = by_age(site, &trend, process);
         }
         SiteTrend { pid: site.pid, stack: site.stack, trend }

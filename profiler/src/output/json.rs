@@ -415,7 +415,8 @@ fn memory<'a>(of: &'a memory::Memory, run: &'a Run) -> Memory<'a> {
             frames: names.stack(of.stack),
         }
     };
-    let mut sites: Vec<Site<'_>> = of.sites.iter().zip(leak::sites(of)).map(site).collect();
+    let mut sites: Vec<Site<'_>> =
+        of.sites.iter().zip(leak::judge_sites(&of.sites, &of.processes)).map(site).collect();
     sites.sort_by(|a, b| b.live_bytes.total_cmp(&a.live_bytes).then_with(|| a.frames.cmp(b.frames)));
     Memory {
         growing: growing(run),

@@ -62,7 +62,7 @@ fn series(live: impl IntoIterator<Item = f64>) -> Memory {
 }
 
 fn verdict(memory: &Memory) -> Trend {
-    sites(memory)[0].trend
+    judge_sites(&memory.sites, &memory.processes)[0].trend
 }
 
 /// A random number between two, each order of magnitude as likely.
@@ -412,6 +412,7 @@ fn of_many_sites_only_few_are_wrong() {
         )
     });
     let memory = Memory { sites: sites.collect(), ..Memory::default() };
-    let found = super::sites(&memory).iter().filter(|site| site.trend.certainty().is_some()).count();
+    let found =
+        judge_sites(&memory.sites, &[]).iter().filter(|site| site.trend.certainty().is_some()).count();
     assert!(found <= 1, "{found} of 500 random walks");
 }
