@@ -21,19 +21,21 @@ pub enum Probe {
     Sched = 1,
     /// The hook of the calls that event loops wait in.
     Loop = 2,
+    /// The hook of wake-ups.
+    Waker = 3,
     /// The sampler of page faults.
-    Fault = 3,
+    Fault = 4,
     /// Beginnings of allocators' functions.
-    AllocEnter = 4,
+    AllocEnter = 5,
     /// Ends of those.
-    AllocReturn = 5,
+    AllocReturn = 6,
     /// Frees.
-    Free = 6,
+    Free = 7,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 }
 
 #[cfg(feature = "user")]

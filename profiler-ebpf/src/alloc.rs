@@ -62,6 +62,9 @@ const MAX_NESTED: u32 = 64;
 const NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 
+/// The smallest page: nothing smaller is mapped.
+const PAGE: u64 = 4096;
+
 /// What a return takes off the stack: the return address.
 #[cfg(not(bpf_target_arch = "aarch64"))]
 const RETURN_TAKES: u64 = 8;
@@ -287,7 +290,7 @@ fn free(ctx: &ProbeContext, ids: &Ids) {
     let object = *object;
     let _was_there = OBJECTS.remove(&key);
     let now = now_ns();
-    if cookie(ctx) == Call::Munmap as u8 {
+    if object.size >= PAGE && cookie(ctx) == Call::Munmap as u8 {
         let length = ctx.arg::<u64>(1).unwrap_or(0);
         if length < object.size {
             // Its first part only; what is left is an object of its own.

@@ -8,12 +8,14 @@
 mod alloc;
 mod cpu;
 mod fault;
+mod loops;
 mod output;
 mod sched;
 mod stack;
 mod stack_cache;
 mod target;
 mod unwind;
+mod waker;
 
 // Helpers that only GPL-compatible programs may call (bpf_probe_read_*, bpf_get_stack) are used throughout.
 #[unsafe(link_section = "license")]

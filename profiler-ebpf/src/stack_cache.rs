@@ -62,10 +62,11 @@ pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bo
     let Some(mine) = mine else { return 0 };
     // SAFETY: nobody else uses it now.
     let scratch = unsafe { &mut *mine };
-    scratch.sample.walk =
-        Walk { registers, mapping: Mapping::default(), process: mappings_of(ids.pid), exact: 0 };
+    scratch.sample.walk.registers = registers;
     let mut id = find_stack(scratch, ids.pid);
     if id == 0 {
+        let process = mappings_of(ids.pid);
+        scratch.sample.walk = Walk { registers, mapping: Mapping::default(), process, exact: 0 };
         id = walk_new_stack(scratch, ids.pid);
         count(KernelCounter::AllocWalks);
         if !known(id) && !tell(scratch, ids, id, now) {

@@ -98,7 +98,7 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
     {
         return Some((process, registers(interrupted)));
     }
-    Some((process, user_registers(saved_registers() as u64)?))
+    Some((process, user_registers(saved_registers(current_task()) as u64)?))
 }
 
 /// Where the mappings of process `pid` are; none for one without tables.
@@ -108,11 +108,18 @@ pub fn mappings_of(pid: u32) -> ProcessMappings {
     unsafe { PROCESSES.get(&pid) }.copied().unwrap_or_default()
 }
 
-/// The registers with which the current task entered the kernel.
+/// The current task, as the verifier knows it.
 #[inline(always)]
-pub fn saved_registers() -> *const u8 {
-    // SAFETY: the helpers take and return pointers that the verifier knows.
-    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 }
+pub fn current_task() -> *const u8 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task_btf() as *const u8 }
+}
+
+/// The registers with which `task`, as [`current_task`] returns it, entered the kernel.
+#[inline(always)]
+pub fn saved_registers(task: *const u8) -> *const u8 {
+    // SAFETY: takes and returns pointers that the verifier knows.
+    unsafe { bpf_task_pt_regs(task.cast_mut().cast()) as *const u8 }
 }
 
 /// A child has its parent's mappings, and so its tables, until userspace gives it a copy of its own or it ends.

@@ -27,6 +27,7 @@ use crate::{
     error::Error,
     kernel::{
         Kernel, btf, preflight,
+        sched::Settings,
         sideband::{Event, Notice, Sideband},
         unwind::UnwindMaps,
     },
@@ -50,7 +51,7 @@ use crate::{
         CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, OFF_CPU, Sample, Stack, StackEnd,
         StackId, Tables, ThreadKey,
     },
-    symbolize::{Detail, LiveSymbolizer, SymbolCache},
+    symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
     usage::Usage,
 };
@@ -63,9 +64,11 @@ type NativeArch = profiler_common::unwind::X86_64;
 mod governor;
 mod memory;
 mod scheduler;
+mod snapshots;
 
 use memory::MemoryWatch;
-use scheduler::Scheduler;
+use scheduler::{OffCpuSample, Scheduler, Waker};
+use snapshots::Snapshots;
 
 /// How often records are fetched from the kernel when nothing else happens.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -74,10 +77,11 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
 /// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 7] = [
+const PROBES: [(Probe, &str); 8] = [
     (Probe::Cpu, "cpu"),
     (Probe::Sched, "scheduler"),
     (Probe::Loop, "event loop"),
+    (Probe::Waker, "waker"),
     (Probe::Fault, "page faults"),
     (Probe::AllocEnter, "allocations, begun"),
     (Probe::AllocReturn, "allocations, done"),
@@ -122,6 +126,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     results.start_recordings(&collector.meta)?;
     let mut command = held.map(launch::Held::start).transpose()?;
 
+    let mut snapshots = Snapshots::new(&args.snapshots, collector.meta.start_unix_ns)?;
     let mut live = Live::default();
     let mut drain = interval(DRAIN_INTERVAL);
     let mut show = interval(args.interval);
@@ -148,12 +153,20 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                     live.show(&collector.interval_run(), collector.started.elapsed(), args.duration)?;
                 }
             }
+            () = snapshots.due() => {
+                collector.drain(&mut results)?;
+                collector.write_snapshot(&mut snapshots)?;
+            }
             () = &mut end => break,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         }
         if collector.drain(&mut results)? == Targets::Ended {
             break;
+        }
+        let held = collector.memory.as_ref().map_or(0, MemoryWatch::largest_bytes);
+        if snapshots.crossed(held) {
+            collector.write_snapshot(&mut snapshots)?;
         }
     }
 
@@ -230,8 +243,9 @@ impl Collector {
             );
         }
         let thresholds = waits.then(|| args.blocking.thresholds());
-        let limits = thresholds.as_ref().map(scheduler::limits);
-        let mut kernel = Kernel::load(target, args.kernel_log, limits.as_ref(), memory)?;
+        let settings =
+            thresholds.as_ref().map(|of| scheduler::settings(of, args.wakers, args.report.threads));
+        let mut kernel = Kernel::load(target, args.kernel_log, settings.as_ref(), memory)?;
         if args.kernel_log {
             kernel.start_log()?;
         }
@@ -313,18 +327,18 @@ impl Collector {
             usage_at_start: Usage::now(),
             usage_at_stop: None,
         };
-        if let Some(thresholds) = thresholds {
-            collector.start_scheduler(pids, thresholds)?;
+        if let (Some(thresholds), Some(settings)) = (thresholds, settings) {
+            collector.start_scheduler(pids, settings, thresholds)?;
         }
         collector.look_at_memory()?;
         Ok(collector)
     }
 
     /// Lets the kernel programs watch the scheduler, and tells them what the threads of the targets are doing already.
-    fn start_scheduler(&mut self, pids: &[u32], thresholds: Thresholds) -> Result<()> {
+    fn start_scheduler(&mut self, pids: &[u32], settings: Settings, thresholds: Thresholds) -> Result<()> {
         let Some(maps) = self.kernel.take_sched_maps() else { return Ok(()) };
-        self.kernel.attach_sched()?;
-        let mut scheduler = Scheduler::new(maps, Path::new(PROC), pids, thresholds);
+        self.kernel.attach_sched(settings.wakers)?;
+        let mut scheduler = Scheduler::new(maps, Path::new(PROC), pids, settings, thresholds);
         // Stacks first: they take a while, in which threads wake up unseen.
         let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();
         for &pid in pids {
@@ -487,11 +501,16 @@ impl Collector {
                     memory.fault(raw.header.pid, stack);
                 }
             }
+            Record::Waker(id, name, raw) => self.take_waker(*id, name, raw),
             _ => {}
         }
         let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
         match record {
-            Record::Cpu(_) | Record::Stack(..) | Record::AllocStack(..) | Record::Fault(_) => {}
+            Record::Cpu(_)
+            | Record::Stack(..)
+            | Record::Waker(..)
+            | Record::AllocStack(..)
+            | Record::Fault(_) => {}
             Record::Interval(interval) => scheduler.interval(interval),
             Record::Turn(turn) => scheduler.turn(turn),
             Record::Exit(exit) => scheduler.exit(exit, &mut self.tables),
@@ -542,6 +561,46 @@ impl Collector {
         results.record(&sample, &self.tables, renamed.then_some(name.as_str()))
     }
 
+    /// Takes note of what wakes threads. An interrupt does it in the name of whoever it interrupted, which says nothing.
+    fn take_waker(&mut self, id: u64, name: &str, raw: &RawSample) {
+        let thread = ThreadKey { pid: raw.header.pid, tid: raw.header.tid };
+        let interrupt = thread.tid == 0 || self.is_interrupt(&raw.kernel);
+        let mut raw = raw.clone();
+        if interrupt {
+            raw.user.clear();
+            raw.header.flags = 0;
+        }
+        let taken = !(raw.kernel.is_empty() && raw.user.is_empty());
+        let stack = if taken { self.resolve(&raw) } else { None };
+        let Some(scheduler) = &mut self.scheduler else { return };
+        let who = if interrupt { "an interrupt".to_owned() } else { format!("{name} (tid {})", thread.tid) };
+        scheduler.waker(id, Waker { who, stack });
+    }
+
+    /// Whether the kernel was in an interrupt where it had this stack.
+    fn is_interrupt(&mut self, kernel: &[u64]) -> bool {
+        // Entries from the vectors: arch/x86/include/asm/idtentry.h, arch/arm64/kernel/entry.S.
+        const ENTRIES: [&str; 4] = ["asm_sysvec_", "asm_common_interrupt", "el1h_64_irq", "el0t_64_irq"];
+        let module = self.tables.module(self.kernel_module).clone();
+        let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+        let names = symbolizer.functions(self.kernel_module, &module, kernel, Detail::Names);
+        let mut functions = names.iter().flatten().flatten();
+        functions.any(|function| ENTRIES.iter().any(|entry| function.name.starts_with(entry)))
+    }
+
+    /// A stack that blocked, continued by that of what woke it, from the outside in: read from the root, first comes who
+    /// waited, then where, then who ended it.
+    fn with_waker(&mut self, stack: StackId, waker: &Waker) -> Option<StackId> {
+        let special = Module::special(ModuleKind::Waker);
+        let module = self.tables.module_id(Module { path: format!("[woken by {}]", waker.who), ..special });
+        let blocked = self.tables.stack(stack);
+        let woke = waker.stack.map_or(&[][..], |stack| &self.tables.stack(stack).frames);
+        let frames = woke.iter().rev().copied();
+        let frames = frames.chain([Frame { module, address: 0 }]).chain(blocked.frames.iter().copied());
+        let stack = Stack { frames: frames.collect(), kernel_frames: 0, end: blocked.end };
+        intern_stack(&mut self.tables, stack)
+    }
+
     /// Resolves and interns a stack; `None` if there is no room for it.
     fn resolve(&mut self, raw: &RawSample) -> Option<StackId> {
         let (pid, now_ns) = (raw.header.pid, raw.header.time_ns);
@@ -574,7 +633,7 @@ impl Collector {
     /// Brings the time off CPUs into the totals.
     fn take_off_cpu(&mut self, results: &mut Results) -> Result<()> {
         let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
-        for (thread, stack, cause, ns) in scheduler.off_cpu(&mut self.tables) {
+        for OffCpuSample { thread, stack, cause, waker, ns } in scheduler.off_cpu(&mut self.tables) {
             let stack = match stack {
                 Some(stack) => stack,
                 None => {
@@ -587,6 +646,10 @@ impl Collector {
                     };
                     stack
                 }
+            };
+            let stack = match waker {
+                Some(waker) => self.with_waker(stack, &waker).unwrap_or(stack),
+                None => stack,
             };
             let sample =
                 Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: Some(cause) };
@@ -662,6 +725,19 @@ impl Collector {
         Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
     }
 
+    /// Writes the state of memory down, with names but without source lines: profiling must not wait for those.
+    fn write_snapshot(&mut self, snapshots: &mut Snapshots) -> Result<()> {
+        let totals = Totals { memory: self.memory_so_far(true), ..Totals::default() };
+        let accounts = self.accounts();
+        let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+        let run =
+            Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names);
+        let path = snapshots.next_path();
+        crate::replay::write_snapshot(&path, &run, &self.tables)?;
+        eprintln!("profiler: memory is written to {}", path.display());
+        Ok(())
+    }
+
     /// The whole run in full detail.
     fn final_run(&mut self) -> Run {
         let accounts = self.accounts();
@@ -682,7 +758,7 @@ impl Collector {
 /// Whether the scheduler is watched too. Of the whole machine that costs more than most would expect: only if asked.
 fn watches_waits(args: &ProfileArgs, target: &Target) -> bool {
     let wanted = match args.waits {
-        Waits::Auto => !matches!(target, Target::All),
+        Waits::Auto => args.wakers || !matches!(target, Target::All),
         Waits::On => true,
         Waits::Off => false,
     };

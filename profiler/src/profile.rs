@@ -314,18 +314,31 @@ impl Names {
         self.module_of(frame).kind == ModuleKind::Kernel
     }
 
-    /// A stack without what the scheduler calls to tell the probe of a switch; how much that is differs from kernel
-    /// to kernel.
+    /// A stack without what the scheduler calls to tell the probe of a switch, or of a wake-up; how much that is differs
+    /// from kernel to kernel.
     fn without_probe(&self, mut frames: Vec<usize>) -> Vec<usize> {
         const AT_MOST: usize = 8;
-        let switches = |frame: &&usize| {
-            let frame = &self.frames[**frame];
-            self.is_kernel(frame) && frame.functions.iter().any(|function| function.name == "__schedule")
+        let is = |frame: usize, name: &str| {
+            let frame = &self.frames[frame];
+            self.is_kernel(frame) && frame.functions.iter().any(|function| function.name == name)
         };
-        if let Some(at) = frames.iter().take(AT_MOST).position(|frame| switches(&frame)) {
-            frames.drain(..=at);
+        let blocked = self.waker_at(&frames).map_or(0, |at| at + 1);
+        if let Some(at) = frames[blocked..].iter().take(AT_MOST).position(|&frame| is(frame, "__schedule")) {
+            frames.drain(blocked..=blocked + at);
+        }
+        if let Some(waker) = self.waker_at(&frames) {
+            let mut woke = frames[..waker].iter().rev().take(AT_MOST);
+            if let Some(at) = woke.position(|&frame| is(frame, "try_to_wake_up")) {
+                frames.drain(waker - at - 1..waker);
+            }
         }
         frames
+    }
+
+    /// Where, in a stack off CPUs, the frame is that says who woke the thread. The waker's stack lies before it, the
+    /// outermost first, and where the thread blocked behind it, the innermost first.
+    pub fn waker_at(&self, frames: &[usize]) -> Option<usize> {
+        frames.iter().position(|&frame| self.module_of(&self.frames[frame]).kind == ModuleKind::Waker)
     }
 
     /// Functions of a stack, innermost first, inlined ones included, each with its frame and whether the compiler

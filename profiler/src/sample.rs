@@ -86,6 +86,8 @@ pub enum ModuleKind {
     Unmapped(u32),
     /// Stands for a stack that was not taken.
     NotTaken,
+    /// Stands between a stack that blocked and that of what woke it, whom its path names.
+    Waker,
 }
 
 /// A piece of code that addresses are relative to.
@@ -109,6 +111,7 @@ impl Module {
             ModuleKind::Vdso => "[vdso]",
             ModuleKind::Jit(_) => "[jit]",
             ModuleKind::NotTaken => "[stack not taken]",
+            ModuleKind::Waker => "[woken]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }

@@ -300,6 +300,12 @@ impl MemoryWatch {
         }
     }
 
+    /// What the largest process held when last looked at, bytes.
+    pub fn largest_bytes(&self) -> u64 {
+        let held = self.processes.values().filter(|process| !process.gone);
+        held.filter_map(|process| process.growth.last()).map(Growth::held_bytes).max().unwrap_or(0)
+    }
+
     /// Takes all probes away and looks for the last time.
     pub fn stop(&mut self) {
         let now = monotonic_ns();

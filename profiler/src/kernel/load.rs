@@ -14,7 +14,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{CgroupArray, HashMap, MapData, PerCpuArray, RingBuf},
     programs::{
-        PerfEvent, RawTracePoint,
+        FEntry, PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -29,6 +29,7 @@ use profiler_common::{
 use super::{
     alloc::{self, AllocMaps},
     btf::{self, Btf},
+    function_hooks,
     sched::{self, SchedMaps},
     unwind::UnwindMaps,
     uprobe,
@@ -68,7 +69,7 @@ impl Kernel {
     pub fn load(
         target: &Target,
         kernel_log: bool,
-        sched: Option<&sched::Limits>,
+        sched: Option<&sched::Settings>,
         allocations: bool,
     ) -> Result<Kernel> {
         let pidns = own_pid_namespace()?;
@@ -86,10 +87,7 @@ impl Kernel {
         let wakeup_bytes = u64::from(ring_bytes / 2);
 
         // Spares all other processes a look into the set of targets.
-        let only: u32 = match target {
-            Target::Pids { pids, follow: false } if pids.len() == 1 && pidns == INIT_PIDNS_INUM => pids[0],
-            _ => 0,
-        };
+        let only = target.only_pid().filter(|_| pidns == INIT_PIDNS_INUM).unwrap_or(0);
 
         let mut loader = EbpfLoader::new();
         // None of the programs needs kernel types at load time; parsing them would cost more than all the rest.
@@ -104,19 +102,28 @@ impl Kernel {
         let needs_ids = pidns != INIT_PIDNS_INUM || target.follows();
         let mut offsets = if needs_ids || sched.is_some() { task_offsets()? } else { Vec::new() };
         match sched {
-            Some(sched) => {
+            Some(sched::Settings { limits, wakers: _, run_queue_by_thread }) => {
                 offsets.extend(sched::offsets()?);
                 loader
-                    .override_global("STALL_NS", &sched.stall_ns, true)
-                    .override_global("LOOP_BLOCK_NS", &sched.loop_block_ns, true)
-                    .override_global("STARVATION_NS", &sched.starvation_ns, true)
-                    .override_global("BLOCK_NS", &sched.block_ns, true);
+                    .override_global(
+                        "RUN_QUEUE_BY_THREAD",
+                        if *run_queue_by_thread { &1u8 } else { &0u8 },
+                        true,
+                    )
+                    .override_global("KEEP_RAN", &1u8, true)
+                    .override_global("STALL_NS", &limits.stall_ns, true)
+                    .override_global("LOOP_BLOCK_NS", &limits.loop_block_ns, true)
+                    .override_global("STARVATION_NS", &limits.starvation_ns, true)
+                    .override_global("BLOCK_NS", &limits.block_ns, true);
             }
             None => {
                 for map in sched::LARGE_MAPS {
                     loader.map_max_entries(map, 1);
                 }
             }
+        }
+        if !sched.is_some_and(|sched| sched.run_queue_by_thread) {
+            loader.map_max_entries(sched::BY_THREAD_MAP, 1);
         }
         if allocations {
             offsets.extend(alloc::offsets());
@@ -138,7 +145,7 @@ impl Kernel {
         }
         let uprobes = uprobe::Unloaded::of(&ebpf);
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
-        let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf)).transpose()?;
+        let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf, only)).transpose()?;
         let alloc_maps = allocations.then(|| AllocMaps::take(&mut ebpf)).transpose()?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
@@ -256,8 +263,12 @@ impl Kernel {
         self.attach_raw(&hooks)
     }
 
-    /// Attaches the scheduler probe; it begins when [`SchedMaps::start`] says so.
-    pub fn attach_sched(&mut self) -> Result<()> {
+    /// Attaches the scheduler probe, and the hook of wake-ups if `wakers` are asked for; it begins when
+    /// [`SchedMaps::start`] says so.
+    pub fn attach_sched(&mut self, wakers: bool) -> Result<()> {
+        if wakers {
+            self.attach_raw(&[("sched_waking", "sched_waking")])?;
+        }
         self.attach_raw(&[
             ("sched_wakeup_new", "sched_wakeup_new"),
             ("sched_exec", "sched_process_exec"),
@@ -265,10 +276,20 @@ impl Kernel {
         ])
     }
 
-    /// Attaches the hook of the calls that event loops wait in. Every system call of every process passes it: only
-    /// for targets that have an event loop.
+    /// Attaches the hook of the calls that event loops wait in: to these calls only, if the kernel allows it; otherwise
+    /// where every system call of every process passes.
     pub fn attach_loops(&mut self) -> Result<()> {
-        self.attach_raw(&[("wait_enter", "sys_enter")])
+        let functions = function_hooks::allowed(&function_hooks::LOOP_WAITS);
+        if functions.is_empty() {
+            return self.attach_raw(&[("wait_enter", "sys_enter")]);
+        }
+        let btf = aya::Btf::from_sys_fs().context("reading the kernel's types")?;
+        for (name, function) in functions {
+            let program: &mut FEntry = program(self.ebpf.as_mut(), name)?;
+            program.load(function, &btf).map_err(explain_program)?;
+            program.attach().map_err(explain_program)?;
+        }
+        Ok(())
     }
 
     fn attach_raw(&mut self, hooks: &[(&str, &str)]) -> Result<()> {

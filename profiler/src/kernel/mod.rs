@@ -3,6 +3,7 @@
 
 pub mod alloc;
 pub mod btf;
+pub mod function_hooks;
 pub mod load;
 pub mod preflight;
 pub mod sched;

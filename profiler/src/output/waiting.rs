@@ -23,14 +23,9 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(blocking) = &run.blocking else { return Ok(()) };
     times(blocking, style, out)?;
     for of in blocking.run_queue.iter().filter(|of| of.waits.count > 0).take(PROCESSES) {
-        let Summary { count: n, p50_ns, p90_ns, p99_ns, p999_ns, max_ns, .. } = of.waits;
-        let [p50, p90, p99, p999, max] = [p50_ns, p90_ns, p99_ns, p999_ns, max_ns].map(time);
-        let text = format!(
-            "run queue {}: {}, p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}",
-            if of.pid == 0 { "of all others".to_owned() } else { format!("{} (pid {})", of.process, of.pid) },
-            count(n, "wait"),
-        );
-        line(&text, style, out)?;
+        let who =
+            if of.pid == 0 { "of all others".to_owned() } else { format!("{} (pid {})", of.process, of.pid) };
+        line(&format!("run queue {who}: {}", run_queue(&of.waits)), style, out)?;
     }
     for of in blocking.loops.iter().filter(|of| of.turns.count > 0).take(PROCESSES) {
         event_loop(of, style, out)?;
@@ -43,6 +38,13 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// A distribution of waits for a CPU.
+fn run_queue(waits: &Summary) -> String {
+    let &Summary { count: n, p50_ns, p90_ns, p99_ns, p999_ns, max_ns, .. } = waits;
+    let [p50, p90, p99, p999, max] = [p50_ns, p90_ns, p99_ns, p999_ns, max_ns].map(time);
+    format!("{}, p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}", count(n, "wait"))
 }
 
 fn event_loop(of: &EventLoop, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -100,6 +102,9 @@ fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> 
         }
         for thread in threads.iter() {
             row(thread, &format!("  {} (tid {})", thread.name, thread.thread.tid), style, out)?;
+            if let Some(waits) = thread.run_queue.filter(|_| style.threads) {
+                line(&format!("{:>42}    {}", "", run_queue(&waits)), style, out)?;
+            }
         }
         if threads.len() < all {
             writeln!(
@@ -146,30 +151,52 @@ fn row(of: &ThreadTime, title: &str, style: &Style, out: &mut dyn Write) -> Resu
 /// Writes the stacks that waited longest in something else than idleness, if any was looked for.
 pub fn stacks(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(off_cpu) = &run.off_cpu else { return Ok(()) };
-    let mut weights: BTreeMap<(WaitCause, Vec<&str>), u64> = BTreeMap::new();
+    // What for, where, and who ended it.
+    let mut weights: BTreeMap<(WaitCause, Vec<&str>, Option<String>), u64> = BTreeMap::new();
     for stack in &off_cpu.stacks {
         let cause = stack.cause.unwrap_or(WaitCause::Unknown);
         if !cause.is_idle() {
-            let functions = user_functions(&off_cpu.names, &stack.frames);
-            let names =
-                functions.into_iter().take(OFF_CPU.1).map(|function| function.name.as_str()).collect();
-            *weights.entry((cause, names)).or_default() += stack.weight;
+            let names = &off_cpu.names;
+            let woken = names.waker_at(&stack.frames);
+            let blocked = &stack.frames[woken.map_or(0, |at| at + 1)..];
+            let waker = woken.map(|at| waker(names, &stack.frames[..=at]));
+            *weights.entry((cause, chain(names, blocked), waker)).or_default() += stack.weight;
         }
     }
     if weights.is_empty() {
         return Ok(());
     }
     let total: u64 = weights.values().sum();
-    let mut weights: Vec<_> = weights.into_iter().collect();
+    let mut weights: Vec<_> = weights.into_iter().filter(|(_, ns)| percent(*ns, total) >= 0.05).collect();
     weights.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
     let title = format!("longest off CPU, without idle waits: {} in all", time(total));
     writeln!(out, "\n{}", style.bold(&title))?;
-    for ((cause, functions), ns) in weights.into_iter().take(OFF_CPU.0) {
+    for ((cause, functions, waker), ns) in weights.into_iter().take(OFF_CPU.0) {
         let share = percent(ns, total);
         let text = format!("{:>8}  {share:>5.1} %  {}: {}", time(ns), cause.words(), functions.join(" < "));
         line(&text, style, out)?;
+        if let Some(waker) = waker {
+            line(&format!("                    {waker}"), style, out)?;
+        }
     }
     Ok(())
+}
+
+/// The innermost functions of a stack that waits or wakes.
+fn chain<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a str> {
+    let functions = user_functions(names, frames);
+    functions.into_iter().take(OFF_CPU.1).map(|function| function.name.as_str()).collect()
+}
+
+/// Who woke a thread and where: its stack, the outermost first, and the frame that says who it was.
+fn waker(names: &Names, frames: &[usize]) -> String {
+    let Some((who, woke)) = frames.split_last() else { return String::new() };
+    let who = names.frames[*who].functions[0].name.trim_matches(['[', ']']);
+    let inward: Vec<usize> = woke.iter().rev().copied().collect();
+    match chain(names, &inward)[..] {
+        [] => who.to_owned(),
+        ref functions => format!("{who} in {}", functions.join(" < ")),
+    }
 }
 
 /// The user's functions of a stack, innermost first, or the kernel's if there are no others.

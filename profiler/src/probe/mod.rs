@@ -30,6 +30,8 @@ pub enum Record {
     AllocStack(u64, cpu::RawSample),
     /// A page fault.
     Fault(cpu::RawSample),
+    /// A stack that wakes threads, by its id, and the name of its thread.
+    Waker(u64, String, cpu::RawSample),
     /// A long block or wait for a CPU.
     Interval(raw::Interval),
     /// A long turn of an event loop.
@@ -48,6 +50,9 @@ impl Record {
             KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
             KIND_FAULT_SAMPLE => cpu::decode_stack(bytes, kind).map(Record::Fault),
             raw::KIND_STACK => sched::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack)),
+            raw::KIND_WAKER => {
+                sched::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
+            }
             KIND_ALLOC_STACK => {
                 sched::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
             }
@@ -64,6 +69,7 @@ impl Record {
         match self {
             Record::Cpu(sample)
             | Record::Stack(_, sample)
+            | Record::Waker(_, _, sample)
             | Record::AllocStack(_, sample)
             | Record::Fault(sample) => sample.header.time_ns,
             Record::Interval(interval) => interval.end_ns,
@@ -82,7 +88,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(kind in 0u32..10, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Some(first) = bytes.first_chunk_mut() {
                 *first = kind.to_ne_bytes();
             }

@@ -384,7 +384,7 @@ impl Score {
         };
         self.found += 1;
         let is_first =
-            found.iter().find(|found| found.kind == "leak").is_some_and(|first| first.is_in(function));
+            found.iter().find(|other| other.kind == leak.kind).is_some_and(|first| first.is_in(function));
         self.first += usize::from(is_first);
         let error = (rate > 0.0).then(|| leak.bytes_per_s / rate - 1.0);
         if let Some(error) = error {
