@@ -444,10 +444,12 @@ impl Collector {
 
     /// Looks at the memory of the targets, now and then.
     fn look_at_memory(&mut self) -> Result<()> {
+        let due = self.memory.as_ref().is_some_and(MemoryWatch::is_due);
+        if due { self.look_at_memory_now() } else { Ok(()) }
+    }
+
+    fn look_at_memory_now(&mut self) -> Result<()> {
         let Some(memory) = &mut self.memory else { return Ok(()) };
-        if !memory.is_due() {
-            return Ok(());
-        }
         let pids = match &self.living {
             Some(living) => living.pids(),
             None => self.target.pids_now(Path::new(PROC)),
@@ -727,6 +729,7 @@ impl Collector {
 
     /// Writes the state of memory down, with names but without source lines: profiling must not wait for those.
     fn write_snapshot(&mut self, snapshots: &mut Snapshots) -> Result<()> {
+        self.look_at_memory_now()?;
         let totals = Totals { memory: self.memory_so_far(true), ..Totals::default() };
         let accounts = self.accounts();
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);

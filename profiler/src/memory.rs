@@ -257,7 +257,7 @@ impl<T> Default for Series<T> {
 
 impl<T> Series<T> {
     /// Most points kept.
-    pub const CAPACITY: usize = 512;
+    pub const CAPACITY: usize = 256;
 
     /// Adds the newest point.
     pub fn push(&mut self, point: T) {

@@ -52,7 +52,7 @@ pub fn write(diff: &MemoryDiff, style: &Style, out: &mut dyn Write) -> Result<()
     }
     let rest = diff.places.len().saturating_sub(style.top);
     if rest > 0 {
-        writeln!(out, "{} more (--top N shows more)", count(rest as u64, "place"))?;
+        writeln!(out, "{} more places (--top N shows more)", thousands(rest as u64))?;
     }
     Ok(())
 }
