@@ -100,6 +100,9 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 
 async fn profile(args: &ProfileArgs) -> Result<()> {
     // Everything that can be wrong is found out before anything starts.
+    if args.wakers && args.waits == Waits::Off {
+        return Err(Error::Contradiction("who ends a wait (--wakers) is not known with --waits off").into());
+    }
     let (mut target, command) = Target::from_args(args);
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
@@ -568,12 +571,13 @@ impl Collector {
         let thread = ThreadKey { pid: raw.header.pid, tid: raw.header.tid };
         let interrupt = thread.tid == 0 || self.is_interrupt(&raw.kernel);
         let mut raw = raw.clone();
-        if interrupt {
+        // Of a process that is gone, addresses say nothing.
+        if interrupt || !Path::new(PROC).join(thread.pid.to_string()).exists() {
             raw.user.clear();
             raw.header.flags = 0;
         }
         let taken = !(raw.kernel.is_empty() && raw.user.is_empty());
-        let stack = if taken { self.resolve(&raw) } else { None };
+        let stack = if taken { self.resolve_any(&raw).0 } else { None };
         let Some(scheduler) = &mut self.scheduler else { return };
         let who = if interrupt { "an interrupt".to_owned() } else { format!("{name} (tid {})", thread.tid) };
         scheduler.waker(id, Waker { who, stack });
@@ -605,6 +609,13 @@ impl Collector {
 
     /// Resolves and interns a stack; `None` if there is no room for it.
     fn resolve(&mut self, raw: &RawSample) -> Option<StackId> {
+        let (stack, gone) = self.resolve_any(raw);
+        self.losses.add(Loss::ProcessGone, gone.into());
+        stack
+    }
+
+    /// The same of a stack that is not the target's, perhaps; and whether its process was gone.
+    fn resolve_any(&mut self, raw: &RawSample) -> (Option<StackId>, bool) {
         let (pid, now_ns) = (raw.header.pid, raw.header.time_ns);
         let mut frames = Vec::with_capacity(raw.kernel.len() + raw.user.len() + 1);
         for (i, &address) in raw.kernel.iter().enumerate() {
@@ -617,7 +628,6 @@ impl Collector {
             gone |= resolution == Resolution::ProcessGone;
             frames.push(frame);
         }
-        self.losses.add(Loss::ProcessGone, gone.into());
         if frames.is_empty() {
             let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
             frames.push(Frame { module, address: 0 });
@@ -629,7 +639,7 @@ impl Collector {
             unwinder.want(pid);
         }
         let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };
-        intern_stack(&mut self.tables, stack)
+        (intern_stack(&mut self.tables, stack), gone)
     }
 
     /// Brings the time off CPUs into the totals.

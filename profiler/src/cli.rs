@@ -16,6 +16,8 @@ Examples:
   sudo profiler --pid 4711                       watch a process until Ctrl-C, then report its hot functions
   sudo profiler --pid 4711 -d 30s -o hot.svg     thirty seconds, and a flame graph
   sudo profiler --pid 4711 -d 30s -o offcpu.svg  the same of the time it waits, by where it waits
+  sudo profiler --pid 4711 --wakers -o offcpu.folded
+                                                 and who ends each of its waits
   sudo profiler --comm nginx --threads           every nginx process, split by thread
   sudo profiler --cgroup /sys/fs/cgroup/system.slice/redis.service -d 1m
   sudo profiler --all -d 10s -o - | less         the whole machine, folded stacks to stdout

@@ -330,13 +330,14 @@ impl Worker {
     fn take_away(&mut self, which: impl Fn(u32, &Wanted) -> bool) {
         let start = monotonic_ns();
         let wanted = &self.wanted;
-        let mut gone: Vec<_> = self.attached.extract_if(.., |pid, _| which(*pid, wanted)).collect();
+        let pids: Vec<u32> = self.attached.keys().copied().filter(|pid| which(*pid, wanted)).collect();
+        let mut gone: Vec<_> = pids.iter().filter_map(|pid| self.attached.remove(pid)).collect();
         if gone.is_empty() {
             return;
         }
         // All at once: each waits for all CPUs.
         let mut all = Attached::default();
-        for (_, (_, links)) in &mut gone {
+        for (_, links) in &mut gone {
             links.iter_mut().for_each(|link| all.append(link));
         }
         drop(all);

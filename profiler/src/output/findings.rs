@@ -16,8 +16,8 @@ use crate::{
         leak::{Certainty, Trend},
     },
     memory::{Limit, LimitKind},
-    profile::Run,
-    sample::{StackId, ThreadKey},
+    profile::{NamedFrame, Names, Run},
+    sample::{ModuleKind, ThreadKey},
     symbolize::Function,
 };
 
@@ -63,11 +63,12 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         };
         writeln!(out, "{label}  {}", fit(&text, usize::MAX, Keep::Start))?;
         for (whose, stack) in stacks {
-            let functions = stack.map_or_else(Vec::new, |stack| innermost(run, stack));
-            for (i, function) in functions.iter().take(frames).enumerate() {
+            let names = run.names();
+            let functions = stack.map_or_else(Vec::new, |stack| told(names, names.stack(stack), frames));
+            for (i, function) in functions.iter().enumerate() {
                 let whose = if i == 0 { whose } else { "" };
                 let gap = if whose.is_empty() { "" } else { " " };
-                line(&format!("            {whose}{gap}{}", at(function)), style, out)?;
+                line(&format!("            {whose}{gap}{function}"), style, out)?;
             }
         }
     }
@@ -294,8 +295,17 @@ impl<'a> Namer<'a> {
     }
 }
 
-fn innermost(run: &Run, stack: StackId) -> Vec<&Function> {
-    user_functions(run.names(), run.names().stack(stack))
+/// The innermost functions of a stack, `most` of them, and the first that a just-in-time compiler made, which is the
+/// program's own, where the others are all its runtime's.
+fn told(names: &Names, frames: &[usize], most: usize) -> Vec<String> {
+    let functions = user_functions(names, frames);
+    let mut told: Vec<String> = functions.iter().take(most).map(|function| at(function)).collect();
+    let compiled = |frame: &NamedFrame| matches!(names.module_of(frame).kind, ModuleKind::Jit(_));
+    let own = names.functions(frames).find(|(_, frame, _)| compiled(frame)).map(|(function, ..)| function);
+    if let Some(own) = own.filter(|own| !functions.iter().take(most).any(|function| function == own)) {
+        told.push(format!("… {}", at(own)));
+    }
+    told
 }
 
 /// A function and where it is.
@@ -319,6 +329,7 @@ mod tests {
         detect::finding::fixtures::{run_that_grows, run_with_findings},
         output::report::width,
         profile::fixtures,
+        sample::Module,
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
@@ -355,6 +366,28 @@ mod tests {
         let text = render(&run_with_findings(), Style { width: Some(60), ..PLAIN });
         let findings = |line: &&str| !line.starts_with("CRITICAL") && !line.starts_with("WARNING");
         assert!(text.lines().filter(findings).all(|line| width(line) <= 60), "{text}");
+    }
+
+    #[test]
+    fn the_programs_own_function_is_told_however_deep_its_runtime() {
+        let function = |name: String| Function { name, ..Function::default() };
+        let frame = |(address, (module, name)): (usize, (usize, String))| NamedFrame {
+            module,
+            address: address as u64,
+            functions: vec![function(name)],
+        };
+        let runtime = (0..7).map(|i| (0, format!("runtime{i}")));
+        let stack =
+            runtime.chain([(1, "JS:~mine app.js:1".to_owned()), (1, "JS:~caller app.js:9".to_owned())]);
+        let file = Module { path: "/usr/bin/node".into(), ..Module::special(ModuleKind::File) };
+        let names = Names {
+            modules: vec![file, Module::special(ModuleKind::Jit(7))],
+            frames: stack.enumerate().map(frame).collect(),
+            ..Names::default()
+        };
+        let told = |first: usize| told(&names, &(first..9).collect::<Vec<_>>(), FRAMES.0);
+        assert_eq!(told(0)[FRAMES.0 - 1..], ["runtime4", "… JS:~mine app.js:1"]);
+        assert_eq!(told(6), ["runtime6", "JS:~mine app.js:1", "JS:~caller app.js:9"]);
     }
 
     #[test]

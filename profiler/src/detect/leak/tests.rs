@@ -97,8 +97,13 @@ fn arrivals(
     }
 }
 
+/// A program, by random numbers and seconds.
+type Harmless = fn(&mut Rng, usize) -> Memory;
+/// And the bytes/s that leak.
+type Leaking = fn(&mut Rng, usize) -> (Memory, f64);
+
 /// Programs that do not leak.
-const HARMLESS: [(&str, fn(&mut Rng, usize) -> Memory); 15] = [
+const HARMLESS: [(&str, Harmless); 15] = [
     ("bounded random walk, no ages", |rng, seconds| {
         let step = between(rng, 1e3, 1e6);
         let (mut level, top) = (rng.f64() * 30.0 * step, 30.0 * step);
@@ -199,8 +204,8 @@ const HARMLESS: [(&str, fn(&mut Rng, usize) -> Memory); 15] = [
     }),
 ];
 
-/// Programs that do. Bytes/s that leak come with them.
-const LEAKING: [(&str, fn(&mut Rng, usize) -> (Memory, f64)); 8] = [
+/// Programs that do.
+const LEAKING: [(&str, Leaking); 8] = [
     ("objects at random, 1 KB/s to 10 MB/s", |rng, seconds| {
         let (rate, bytes) = (between(rng, 3.0, 100.0), between(rng, 1e3, 1e7));
         let mut objects = arrivals(rng, rate, (0.0, seconds as f64), |_, _| f64::INFINITY);
@@ -258,7 +263,7 @@ const LEAKING: [(&str, fn(&mut Rng, usize) -> (Memory, f64)); 8] = [
 ];
 
 /// Programs that do not leak, and that nobody can tell from those that do within the run: no bounds are set for them.
-const UNDECIDABLE: [(&str, fn(&mut Rng, usize) -> Memory); 2] = [
+const UNDECIDABLE: [(&str, Harmless); 2] = [
     ("cache that fills evenly, all the while", |rng, seconds| {
         let rate = between(rng, 5.0, 50.0);
         watch(&arrivals(rng, rate, (0.0, seconds as f64), |_, _| f64::INFINITY), seconds)
