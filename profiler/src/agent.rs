@@ -64,9 +64,11 @@ type NativeArch = profiler_common::unwind::X86_64;
 mod governor;
 mod memory;
 mod scheduler;
+mod snapshots;
 
 use memory::MemoryWatch;
 use scheduler::{OffCpuSample, Scheduler, Waker};
+use snapshots::Snapshots;
 
 /// How often records are fetched from the kernel when nothing else happens.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -127,6 +129,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     results.start_recordings(&collector.meta)?;
     let mut command = held.map(launch::Held::start).transpose()?;
 
+    let mut snapshots = Snapshots::new(&args.snapshots, collector.meta.start_unix_ns)?;
     let mut live = Live::default();
     let mut drain = interval(DRAIN_INTERVAL);
     let mut show = interval(args.interval);
@@ -153,12 +156,20 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                     live.show(&collector.interval_run(), collector.started.elapsed(), args.duration)?;
                 }
             }
+            () = snapshots.due() => {
+                collector.drain(&mut results)?;
+                collector.write_snapshot(&mut snapshots)?;
+            }
             () = &mut end => break,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         }
         if collector.drain(&mut results)? == Targets::Ended {
             break;
+        }
+        let held = collector.memory.as_ref().map_or(0, MemoryWatch::largest_bytes);
+        if snapshots.crossed(held) {
+            collector.write_snapshot(&mut snapshots)?;
         }
     }
 
@@ -436,10 +447,12 @@ impl Collector {
 
     /// Looks at the memory of the targets, now and then.
     fn look_at_memory(&mut self) -> Result<()> {
+        let due = self.memory.as_ref().is_some_and(MemoryWatch::is_due);
+        if due { self.look_at_memory_now() } else { Ok(()) }
+    }
+
+    fn look_at_memory_now(&mut self) -> Result<()> {
         let Some(memory) = &mut self.memory else { return Ok(()) };
-        if !memory.is_due() {
-            return Ok(());
-        }
         let pids = match &self.living {
             Some(living) => living.pids(),
             None => self.target.pids_now(Path::new(PROC)),
@@ -722,6 +735,20 @@ impl Collector {
         let totals = Totals { cpu: self.last_interval.take(), off_cpu: None, blocking, memory: None };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
+    }
+
+    /// Writes the state of memory down, with names but without source lines: profiling must not wait for those.
+    fn write_snapshot(&mut self, snapshots: &mut Snapshots) -> Result<()> {
+        self.look_at_memory_now()?;
+        let totals = Totals { memory: self.memory_so_far(true), ..Totals::default() };
+        let accounts = self.accounts();
+        let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+        let run =
+            Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names);
+        let path = snapshots.next_path();
+        crate::replay::write_snapshot(&path, &run, &self.tables)?;
+        eprintln!("profiler: memory is written to {}", path.display());
+        Ok(())
     }
 
     /// The whole run in full detail.

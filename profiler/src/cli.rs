@@ -23,6 +23,7 @@ Examples:
   sudo profiler --all -d 10s -o - | less         the whole machine, folded stacks to stdout
   sudo profiler -o run.prec -- ./batch --input x start a command and record its whole life
   profiler replay run.prec -o run.pb.gz          turn a recording into a pprof profile, later and without root
+  sudo profiler --pid 4711 --snapshot 10m        who has allocated what, every ten minutes, for `profiler diff`
   profiler doctor                                what this kernel and these rights allow
 
 Output formats (-o FILE, by extension): .folded .svg .pb.gz .json .prec; '-' is folded stacks on stdout.
@@ -49,6 +50,8 @@ pub struct Cli {
 pub enum Command {
     /// Turn a recording (.prec) into a report or any other output, without root
     Replay(ReplayArgs),
+    /// Say what memory was allocated and not freed between two snapshots or recordings (.prec), and where
+    Diff(DiffArgs),
     /// Say what this kernel and these rights allow, one line per feature
     Doctor,
 }
@@ -98,6 +101,9 @@ pub struct ProfileArgs {
     /// How allocations are watched.
     #[command(flatten)]
     pub alloc: AllocArgs,
+    /// When the state of memory is written down.
+    #[command(flatten)]
+    pub snapshots: SnapshotArgs,
     /// No live view
     #[arg(short, long)]
     pub quiet: bool,
@@ -218,6 +224,21 @@ pub struct AllocArgs {
     pub max_overhead: Option<f64>,
 }
 
+/// When the state of memory is written down.
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotArgs {
+    /// Write who has allocated what to a file of its own, for `profiler diff`: on SIGUSR1 and, if a time is given, that
+    /// often
+    #[arg(long, value_name = "TIME", num_args = 0..=1, help_heading = MEMORY, value_parser = positive_duration)]
+    pub snapshot: Option<Option<Duration>>,
+    /// Write one when a process holds more than this (500MB, 2GiB); and on SIGUSR1
+    #[arg(long, value_name = "SIZE", help_heading = MEMORY, value_parser = size)]
+    pub snapshot_above: Option<u64>,
+    /// Where to: snapshot-START-NUMBER.prec in this folder
+    #[arg(long, value_name = "DIR", help_heading = MEMORY, default_value = ".")]
+    pub snapshot_dir: PathBuf,
+}
+
 /// Whether to watch allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Alloc {
@@ -227,6 +248,14 @@ pub enum Alloc {
     Full,
     /// Not at all.
     Off,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    match parse_size::parse_size(text) {
+        Ok(0) => Err("must be more than nothing".into()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(format!("{error}; write it like 500MB or 2GiB")),
+    }
 }
 
 fn percentage(text: &str) -> Result<f64, String> {
@@ -249,6 +278,21 @@ pub struct ReportArgs {
     /// Number of functions in the report
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     pub top: u16,
+}
+
+/// Options of `profiler diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The earlier snapshot or recording
+    pub before: PathBuf,
+    /// The later one
+    pub after: PathBuf,
+    /// Number of places listed
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+    pub top: u16,
+    /// Print everything as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `profiler replay`.
@@ -316,6 +360,22 @@ mod tests {
         assert_eq!((short.stall_warning_ns, short.starvation_ns), (5_000_000, 1_000_000_000));
         assert_eq!(rejected(&["--all", "--long-block", "nap=1s"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "--stall-warning", "0s"]), ErrorKind::ValueValidation);
+    }
+
+    #[test]
+    fn snapshots_are_wanted_in_three_ways() {
+        let snapshots = |args: &[&str]| {
+            let cli = Cli::try_parse_from([&["profiler", "--all"], args].concat()).unwrap();
+            (cli.profile.snapshots.snapshot, cli.profile.snapshots.snapshot_above)
+        };
+        assert_eq!(snapshots(&[]), (None, None));
+        assert_eq!(snapshots(&["--snapshot"]), (Some(None), None));
+        assert_eq!(snapshots(&["--snapshot", "30s"]), (Some(Some(Duration::from_secs(30))), None));
+        assert_eq!(snapshots(&["--snapshot-above", "500MB"]), (None, Some(500_000_000)));
+        assert_eq!(snapshots(&["--snapshot-above", "2GiB"]), (None, Some(2 << 30)));
+        assert_eq!(rejected(&["--all", "--snapshot-above", "0"]), ErrorKind::ValueValidation);
+        assert_eq!(rejected(&["--all", "--snapshot", "often"]), ErrorKind::ValueValidation);
+        assert_eq!(rejected(&["diff", "a.prec"]), ErrorKind::MissingRequiredArgument);
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub fn run(cli: cli::Cli) -> Result<()> {
     match cli.command {
         None => agent::run(&cli.profile),
         Some(cli::Command::Replay(args)) => replay::run(&args),
+        Some(cli::Command::Diff(args)) => replay::diff(&args),
         Some(cli::Command::Doctor) => doctor(),
     }
 }

@@ -166,6 +166,35 @@ pub struct Site {
     pub estimated: bool,
 }
 
+impl Site {
+    /// Adds another site of the same process, as if both were one.
+    pub fn add(&mut self, other: &Site) {
+        // At which times both were looked at differs where one is older and has been thinned out.
+        let (mine, others) = (self.points.points(), other.points.points());
+        let start = |points: &[LivePoint]| points.first().map_or(u64::MAX, |first| first.time_ns);
+        let (long, short) = if start(mine) <= start(others) { (mine, others) } else { (others, mine) };
+        let sum = long.iter().map(|point| {
+            let before = short.partition_point(|other| other.time_ns <= point.time_ns).checked_sub(1);
+            let other = before.map_or_else(LivePoint::default, |before| short[before]);
+            LivePoint {
+                time_ns: point.time_ns,
+                live_bytes: point.live_bytes + other.live_bytes,
+                live_count: point.live_count + other.live_count,
+                live_bytes_err: point.live_bytes_err.hypot(other.live_bytes_err),
+            }
+        });
+        self.points = sum.collect();
+        self.allocated_bytes += other.allocated_bytes;
+        self.freed_bytes += other.freed_bytes;
+        self.allocated_count += other.allocated_count;
+        self.freed_count += other.freed_count;
+        self.ages_ns.add_all(&other.ages_ns);
+        self.lifetimes_ns.add_all(&other.lifetimes_ns);
+        self.sizes_bytes.add_all(&other.sizes_bytes);
+        self.estimated |= other.estimated;
+    }
+}
+
 /// What is known of the live allocations of one site at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LivePoint {
@@ -228,7 +257,7 @@ impl<T> Default for Series<T> {
 
 impl<T> Series<T> {
     /// Most points kept.
-    pub const CAPACITY: usize = 512;
+    pub const CAPACITY: usize = 256;
 
     /// Adds the newest point.
     pub fn push(&mut self, point: T) {
@@ -281,9 +310,43 @@ impl Log2 {
         self.0[bucket] += n;
     }
 
+    /// Counts the values of another one as well.
+    pub fn add_all(&mut self, other: &Log2) {
+        other.0.iter().enumerate().for_each(|(bucket, &n)| self.add(1 << bucket, n));
+    }
+
     /// Counts by bucket; what lies beyond is zero.
     pub fn counts(&self) -> &[u64] {
         &self.0
+    }
+
+    /// The value that a share of `quantile` is not above, taken to be spread evenly in its bucket; `None` if there are
+    /// no values.
+    pub fn quantile(&self, quantile: f64) -> Option<u64> {
+        let mut left = self.total() as f64 * quantile;
+        for ((low, high), count) in self.buckets() {
+            if count > 0.0 && left <= count {
+                return Some((low + (high - low) * left / count) as u64);
+            }
+            left -= count;
+        }
+        None
+    }
+
+    /// How many values are beyond `value`, and by how much they are in all; taken to be spread evenly in their bucket.
+    pub fn beyond(&self, value: f64) -> (f64, f64) {
+        let each = self.buckets().map(|((low, high), count)| {
+            let from = low.max(value).min(high);
+            let n = count * (high - from) / (high - low);
+            (n, n * ((from + high) / 2.0 - value))
+        });
+        each.fold((0.0, 0.0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
+    }
+
+    /// Each bucket's bounds and count.
+    fn buckets(&self) -> impl Iterator<Item = ((f64, f64), f64)> + '_ {
+        let bounds = |bucket: i32| (if bucket == 0 { 0.0 } else { 2f64.powi(bucket) }, 2f64.powi(bucket + 1));
+        (0..).map(bounds).zip(self.0.iter().map(|&count| count as f64))
     }
 
     /// How many values.
@@ -357,11 +420,30 @@ mod tests {
     }
 
     #[test]
+    fn two_sites_add_up() {
+        let mut sum = fixtures::site(1, [0.0, 100.0, 200.0, 300.0]);
+        let mut late = fixtures::site(2, [0.0, 0.0, 1000.0, 1000.0]);
+        late.points = late.points.points()[2..].iter().copied().collect();
+        late.ages_ns.add(5, 10);
+        let (mut other, alone) = (late.clone(), sum.clone());
+        sum.add(&late);
+        other.add(&alone);
+        let live =
+            |site: &Site| site.points.points().iter().map(|point| point.live_bytes).collect::<Vec<_>>();
+        assert_eq!(live(&sum), [0.0, 100.0, 1200.0, 1300.0]);
+        assert_eq!(live(&sum), live(&other));
+        assert_eq!((sum.allocated_bytes, sum.ages_ns.total()), (1300, 10));
+    }
+
+    #[test]
     fn a_histogram_counts_by_powers_of_two() {
         let mut histogram = Log2::default();
         [0, 1, 2, 3, 4, 1000].into_iter().for_each(|value| histogram.add(value, 1));
         assert_eq!(histogram.counts()[..3], [2, 2, 1]);
         assert_eq!((histogram.counts()[9], histogram.total()), (1, 6));
         assert_eq!(histogram, histogram.counts().iter().copied().chain([0, 0]).collect());
+        assert_eq!(histogram.quantile(0.5), Some(3));
+        assert_eq!((histogram.beyond(3.0), histogram.beyond(2000.0)), ((3.0, 0.5 + 3.0 + 765.0), (0.0, 0.0)));
+        assert_eq!((histogram.quantile(1.0), Log2::default().quantile(0.5)), (Some(1024), None));
     }
 }

@@ -60,7 +60,7 @@ pub enum Event {
 /// whole, and there is one at each checkpoint.
 const TOLD_BYTES: u64 = 1024 * 1024;
 
-/// Sites in one event: with full series some 2 MB.
+/// Sites in one event: with full series some 1 MB.
 const SITES: usize = 128;
 
 /// What is known so far and is not made of samples.

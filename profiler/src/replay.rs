@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Result;
@@ -12,11 +12,12 @@ use rustc_hash::FxHashMap;
 use crate::{
     aggregate::Aggregator,
     blocking::Blocking,
-    cli::{ReplayArgs, ReportArgs},
+    cli::{DiffArgs, ReplayArgs, ReportArgs},
+    detect::memory_diff,
     error::Error,
     memory::Memory,
     output::{
-        Destination, Format, OutputSpec, RenderOptions,
+        self, Destination, Format, OutputSpec, RenderOptions,
         report::{self, Style},
     },
     profile::{Accounts, Meta, Run, Totals},
@@ -129,13 +130,18 @@ fn names(run: &Run) -> Vec<(Frame, Vec<Function>)> {
     each.collect()
 }
 
-fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dyn io::Write) -> Result<()> {
-    let style = Style {
+/// How to lay text out, on a terminal or elsewhere.
+fn style(terminal: bool, threads: bool, top: usize) -> Style {
+    Style {
         colour: terminal && std::env::var_os("NO_COLOR").is_none(),
         width: terminal.then(|| terminal_size::terminal_size().map_or(100, |(width, _)| width.0.into())),
-        threads: options.threads,
-        top: options.top,
-    };
+        threads,
+        top,
+    }
+}
+
+fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dyn io::Write) -> Result<()> {
+    let style = style(terminal, options.threads, options.top);
     let mut text = Vec::new();
     report::write(run, &style, &mut text)?;
     out.write_all(&text)?;
@@ -161,6 +167,38 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     }
     let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
     results.finish(&run, &tables, &options)
+}
+
+/// Writes a recording of nothing but memory: a snapshot.
+pub fn write_snapshot(path: &Path, run: &Run, tables: &Tables) -> Result<()> {
+    Destination::open(Some(path))?.finish(|out| {
+        let recorder = Recorder::new(out, &run.cpu.meta)?;
+        recorder.finish(&run.cpu.accounts, run.told(), tables, &names(run))?;
+        Ok(())
+    })
+}
+
+/// Says what has changed between two snapshots or recordings.
+pub fn diff(args: &DiffArgs) -> Result<()> {
+    let load = |path: &PathBuf| -> Result<Run> {
+        let run = load(path)?.run;
+        if run.memory.as_ref().is_none_or(|memory| memory.sites.is_empty()) {
+            let reason = "it holds no allocations (--alloc full watches them from the start)".to_owned();
+            return Err(Error::BadRecording { path: path.clone(), reason }.into());
+        }
+        Ok(run)
+    };
+    let found = memory_diff::diff(&load(&args.before)?, &load(&args.after)?);
+    let mut text = Vec::new();
+    if args.json {
+        output::diff::write_json(&found, &mut text)?;
+    } else {
+        let style = style(io::stdout().is_terminal(), false, args.top.into());
+        output::diff::write(&found, &style, &mut text)?;
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(&text)?;
+    Ok(out.flush()?)
 }
 
 /// What is in a recording.
@@ -415,6 +453,21 @@ mod tests {
             std::fs::write(&path, written).unwrap();
             assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
         }
+    }
+
+    #[test]
+    fn a_snapshot_is_a_recording() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recorded, path) = (dir.path().join("run.prec"), dir.path().join("snapshot.prec"));
+        record(&recorded, &[(7, 1, 5, 0)], &[(0, 100), (5, 100)]);
+        let Replayed { run, tables, .. } = load(&recorded).unwrap();
+        write_snapshot(&path, &run, &tables).unwrap();
+        let back = load(&path).unwrap();
+        assert_eq!((back.ending, back.samples.len()), (Ending::Complete, 0));
+        assert_eq!(back.run.memory, run.memory);
+        let changed = memory_diff::diff(&run, &back.run);
+        assert_eq!((changed.places.len(), changed.total.0.bytes), (2, 200.0));
+        assert!(changed.places.iter().all(|place| place.growth() == 0.0));
     }
 
     #[test]

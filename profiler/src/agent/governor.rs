@@ -402,8 +402,8 @@ impl Worker {
     fn take_away(&mut self, which: impl Fn(u32, &Wanted) -> bool) {
         let start = monotonic_ns();
         let wanted = &self.wanted;
-        let gone: Vec<u32> = self.attached.keys().copied().filter(|&pid| which(pid, wanted)).collect();
-        let mut gone: Vec<_> = gone.iter().filter_map(|pid| self.attached.remove(pid)).collect();
+        let pids: Vec<u32> = self.attached.keys().copied().filter(|pid| which(*pid, wanted)).collect();
+        let mut gone: Vec<_> = pids.iter().filter_map(|pid| self.attached.remove(pid)).collect();
         if gone.is_empty() {
             return;
         }

@@ -25,7 +25,7 @@ use crate::{
     },
     memory::{Footprint, Growth, Heap, LivePoint, Log2, Memory, Series, Site, WatchMode, Watching},
     probe::alloc::{self, Known, Library},
-    process::target::comm,
+    process::{limits, target::comm},
     sample::{Loss, Losses, StackId},
 };
 
@@ -304,12 +304,21 @@ impl MemoryWatch {
         }
     }
 
+    /// What the largest process held when last looked at, bytes.
+    pub fn largest_bytes(&self) -> u64 {
+        let held = self.processes.values().filter(|process| !process.gone);
+        held.filter_map(|process| process.growth.last()).map(Growth::held_bytes).max().unwrap_or(0)
+    }
+
     /// Takes all probes away and looks for the last time.
     pub fn stop(&mut self) {
         let now = monotonic_ns();
+        // While probes go one by one, a call can lose one of its two: what was read before is what there was.
+        if self.governor.is_some() {
+            self.read_sites(now);
+        }
         if let Some(governor) = &mut self.governor {
             governor.stop();
-            self.read_sites(now);
         }
         for (&pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.gone) {
             if let Some(growth) = growth(&self.proc_root, pid, now) {
@@ -335,7 +344,7 @@ impl MemoryWatch {
             process: process.name.clone(),
             growth: process.growth.clone(),
             heap: process.heap.clone(),
-            limit: None,
+            limit: if in_full { limits::nearest(&self.proc_root, pid) } else { None },
         });
         let sites = self.sites.iter().filter_map(|(id, site)| {
             let ((pid, stack), totals) = (*self.stacks.get(id)?, site.totals.as_deref()?);

@@ -3,6 +3,9 @@
 pub mod convoy;
 pub mod finding;
 pub mod hotspot;
+pub mod leak;
 pub mod long_wait;
+pub mod memory_diff;
 pub mod stall;
 pub mod threshold;
+pub mod trend;

@@ -207,7 +207,7 @@ fn median(histogram: &Log2) -> Option<u64> {
 }
 
 /// An amount of memory with three digits, in powers of ten.
-fn bytes(bytes: f64) -> String {
+pub(super) fn bytes(bytes: f64) -> String {
     let (value, unit) = match bytes {
         ..1e3 => return format!("{bytes:.0} B"),
         ..1e6 => (bytes / 1e3, "kB"),

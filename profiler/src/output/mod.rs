@@ -18,6 +18,8 @@ use crate::{
     sample::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind},
 };
 
+pub mod diff;
+pub mod findings;
 pub mod flamegraph;
 pub mod folded;
 pub mod json;

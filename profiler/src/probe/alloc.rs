@@ -142,7 +142,7 @@ fn functions(file: &File, asked: bool) -> Option<Vec<Function>> {
         }
     };
     for prefix in PREFIXES {
-        let frees = ["free", "dallocx"].iter().any(|name| has(&format!("{prefix}{name}")));
+        let frees = ["free", "dallocx", "sdallocx"].iter().any(|name| has(&format!("{prefix}{name}")));
         let allocates = ["malloc", "mallocx"].iter().any(|name| has(&format!("{prefix}{name}")));
         if (frees && allocates) || asked {
             FUNCTIONS.iter().for_each(|(name, call)| add(&format!("{prefix}{name}"), *call));

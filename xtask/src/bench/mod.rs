@@ -15,6 +15,7 @@ use crate::shell::{run as run_command, workspace};
 
 mod alloc;
 mod cpu;
+mod leak;
 mod sched;
 mod unwind;
 
@@ -28,6 +29,8 @@ pub enum Bench {
     Alloc(alloc::Args),
     /// The on-CPU sampler against `perf record -F 99 -g`
     Cpu(cpu::Args),
+    /// Leaks and what looks like one, in programs whose answer is known
+    Leak(leak::Args),
     /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
     Sched(sched::Args),
     /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
@@ -38,6 +41,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Alloc(args) => alloc::run(args),
         Bench::Cpu(args) => cpu::run(args),
+        Bench::Leak(args) => leak::run(args),
         Bench::Sched(args) => sched::run(args),
         Bench::Unwind(args) => unwind::run(args),
     }
