@@ -8,7 +8,7 @@ pub const KIND_ALLOC_STACK: u32 = 7;
 /// Most objects that are watched at once. At about 100 bytes of kernel memory each: 100 MB.
 pub const MAX_LIVE: u32 = 1 << 20;
 
-/// Most stacks that are told apart, at about 450 bytes each.
+/// Most stacks that are told apart, at about 650 bytes each.
 pub const MAX_ALLOC_STACKS: u32 = 16_384;
 
 /// Most processes whose allocations are watched at once.
@@ -98,7 +98,9 @@ pub struct Object {
 }
 
 /// Buckets of the histograms: bucket n counts values from 2^n to 2^(n+1) - 1, the first one zero too.
-pub const BUCKETS: usize = 44;
+///
+/// As many as a number has bits, so that no bucket is out of bounds: the verifier of 6.1 loses track of a comparison.
+pub const BUCKETS: usize = 64;
 
 /// What one stack allocated and freed. Everything is weighted, except the objects seen.
 #[repr(C)]

@@ -358,8 +358,7 @@ fn totals(stack: u64) -> Option<*mut StackTotals> {
 /// `histogram` must be a member of a map's value.
 #[inline(always)]
 unsafe fn count_in(histogram: *mut [u32; BUCKETS], value: u64, n: u32) {
-    let bucket = log2(value | 1) as usize & 63;
-    let bucket = if bucket < BUCKETS { bucket } else { BUCKETS - 1 };
+    let bucket = log2(value | 1) as usize & (BUCKETS - 1);
     // SAFETY: promised by the caller; the bucket is within bounds.
     unsafe { add(histogram.cast::<u32>().add(bucket), n) };
 }

@@ -258,7 +258,11 @@ impl MemoryWatch {
             let programs = match kernel.load_alloc() {
                 Ok(programs) => programs,
                 Err(error) => {
-                    self.problems.push(format!("{error:#}"));
+                    // The verifier's answer can be long; what it did not like comes last.
+                    let text = format!("{error:#}");
+                    let last = text.lines().rev().take(6).collect::<Vec<_>>();
+                    let last = last.into_iter().rev().collect::<Vec<_>>().join("; ");
+                    self.problems.push(format!("the allocation probe cannot be loaded: {last}"));
                     self.mode = Alloc::Off;
                     return Ok(());
                 }

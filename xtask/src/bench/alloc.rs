@@ -103,7 +103,7 @@ fn throughput(args: &Args, profiler: &Path, goals: &mut Goals) -> Result<()> {
             false,
         ),
     ];
-    let has_memleak = Command::new(&memleak).arg("--version").output().is_ok();
+    let has_memleak = Command::new(&memleak).arg("--version").output().is_ok_and(|out| out.status.success());
     if has_memleak {
         // As in its manual: outstanding allocations by stack, every few seconds.
         tools.push(tool("memleak", vec![], vec![memleak, "-p".into()], true));
