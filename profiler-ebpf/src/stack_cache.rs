@@ -150,7 +150,9 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     scratch.sample.header.kernel_frames = 0;
     scratch.sample.header.user_frames = frames as u16;
     let id = hash_stack(&raw const scratch.sample, frames, seed);
-    if usual != 0 && words != 0 {
+    // Without unwind tables, which a new process has not got yet, it may be cut off: not for the rest of the run.
+    let has_tables = scratch.sample.walk.process.count != 0;
+    if usual != 0 && words != 0 && has_tables {
         found.ip = start.ip;
         found.sp = start.sp;
         found.fp = frame_pointer(start.sp, start.fp);
