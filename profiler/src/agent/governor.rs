@@ -42,6 +42,9 @@ const WINDOW_NS: u64 = 20_000_000;
 const LOOK_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// Credit at the start, ns of the target's CPU time, and the most that is kept.
 const CREDIT_NS: (f64, f64) = (20_000_000.0, 100_000_000.0);
+/// Part of the allowed share that is spent; the rest is for what is not measured: to put breakpoints in place and to take
+/// them away interrupts every CPU.
+const SPENT: f64 = 0.8;
 /// Shortest and longest time between windows on average, ns.
 const GAP_NS: (f64, f64) = (40_000_000.0, 30_000_000_000.0);
 /// Weight of the newest window among all, when their price and the target's appetite for CPU time are averaged.
@@ -233,7 +236,7 @@ impl Worker {
             programs,
             control,
             costs,
-            credit: share.map(Credit::new),
+            credit: share.map(|share| Credit::new(SPENT * share)),
             status,
             wanted: Wanted::new(),
             attached: BTreeMap::new(),
@@ -388,7 +391,7 @@ impl Worker {
             match self.programs.attach(pid, new) {
                 Ok(attached) => links.push(attached),
                 // It may have ended.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(_) if cpu_time_of(pid).is_none() => {}
                 Err(error) => {
                     let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
                     status.failure.get_or_insert(format!("process {pid} cannot be probed: {error}"));
