@@ -21,11 +21,13 @@ pub enum Probe {
     Sched = 1,
     /// The hook of the calls that event loops wait in.
     Loop = 2,
+    /// The system-call probe; its runs are estimated from one in [`COST_SAMPLE`](crate::syscall::COST_SAMPLE).
+    Syscall = 3,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 }
 
 #[cfg(feature = "user")]

@@ -21,9 +21,15 @@ pub enum KernelCounter {
     StacksSkipped = 6,
     /// Lost: a record other than a sample, because the ring buffer was full.
     RecordsLost = 7,
+    /// Lost: a system call that is in no count, because there are too many processes, threads or kinds of calls.
+    CallsFull = 8,
+    /// Lost: a call's place among the reads and writes by descriptor, because there are too many descriptors.
+    IoFull = 9,
+    /// Lost: a slow call that is in the totals, but was not told by itself.
+    SlowCallsDropped = 10,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 11;
 }

@@ -1,11 +1,14 @@
 //! The kernel side: one file per probe, and what the probes share (`target`, `output`, `stack`).
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "core has no atomic addition for BPF, which has the instruction")]
 
 mod cpu;
 mod output;
 mod sched;
 mod stack;
+mod syscall;
 mod target;
 mod unwind;
 

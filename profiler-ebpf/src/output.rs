@@ -1,5 +1,7 @@
 //! The way out of the kernel: the ring buffer, the counters of what did not fit, and what each probe cost.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::{
     Global,
@@ -51,6 +53,26 @@ pub unsafe fn send(record: *const u8, len: u64) -> bool {
     unsafe { bpf_ringbuf_output(ring, record.cast_mut().cast(), len, u64::from(flags)) == 0 }
 }
 
+/// Adds to a number that other CPUs add to as well.
+///
+/// # Safety
+/// `number` must be valid.
+#[inline(always)]
+pub unsafe fn add_u64(number: *mut u64, n: u64) {
+    // SAFETY: promised by the caller.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, n) };
+}
+
+/// As [`add_u64`].
+///
+/// # Safety
+/// `number` must be valid.
+#[inline(always)]
+pub unsafe fn add_u32(number: *mut u32, n: u32) {
+    // SAFETY: promised by the caller.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(number, n) };
+}
+
 /// Now, CLOCK_MONOTONIC, ns.
 #[inline(always)]
 pub fn now_ns() -> u64 {
@@ -61,11 +83,28 @@ pub fn now_ns() -> u64 {
 /// Books the time since `start_ns` as one run of `probe`.
 #[inline(always)]
 pub fn charge(probe: Probe, start_ns: u64) {
+    charge_many(probe, start_ns, 1);
+}
+
+/// Books the time since `start_ns` as that of each of `runs` runs, of which this one stands for all.
+#[inline(always)]
+pub fn charge_many(probe: Probe, start_ns: u64, runs: u64) {
     if let Some(cost) = COSTS.get_ptr_mut(probe as u32) {
         // SAFETY: this CPU's own slot, see `count`.
         unsafe {
-            (*cost).runs += 1;
-            (*cost).ns += now_ns() - start_ns;
+            (*cost).runs += runs;
+            (*cost).ns += (now_ns() - start_ns) * runs;
         }
+    }
+}
+
+/// Sends a record and wakes userspace at once.
+#[inline(always)]
+pub fn send_now<T>(record: &T) {
+    let ring = core::ptr::from_ref(&RECORDS).cast_mut().cast();
+    let record = core::ptr::from_ref(record).cast_mut().cast();
+    // SAFETY: a value and its size.
+    if unsafe { bpf_ringbuf_output(ring, record, size_of::<T>() as u64, u64::from(BPF_RB_FORCE_WAKEUP)) } != 0 {
+        count(KernelCounter::RecordsLost);
     }
 }

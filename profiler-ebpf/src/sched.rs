@@ -35,6 +35,7 @@ use profiler_common::{
 use crate::{
     output::{charge, count, now_ns, send},
     stack::{self, Tables},
+    syscall,
     target::{OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
     unwind::saved_registers,
 };
@@ -42,7 +43,7 @@ use crate::{
 /// The one target process, if there is only one and its children are none: spares others a look into a map.
 /// In the initial PID namespace; zero for none.
 #[unsafe(no_mangle)]
-static ONLY_TGID: Global<u32> = Global::new(0);
+pub static ONLY_TGID: Global<u32> = Global::new(0);
 /// Turns longer than this are told one by one, ns.
 #[unsafe(no_mangle)]
 static STALL_NS: Global<u64> = Global::new(u64::MAX);
@@ -106,7 +107,7 @@ const NO_PREALLOC: usize = 1;
 
 /// What each system call waits for, a [`SyscallClass`], by number.
 #[btf_map]
-static SYSCALLS: Array<u8, MAX_SYSCALLS> = Array::new();
+pub static SYSCALLS: Array<u8, MAX_SYSCALLS> = Array::new();
 
 /// One per CPU: the scheduler does not interrupt itself.
 #[btf_map]
@@ -263,9 +264,10 @@ fn arrive(next: u64, tid: u32, only: u32, began: u64, now: u64) -> bool {
     // SAFETY: see `leave`.
     let state = unsafe { &mut *state };
     let mut telling = false;
+    let mut blocked = 0;
     let woken = if state.phase == Phase::Blocked as u32 {
         let woken = if state.woken_ns == 0 { now } else { state.woken_ns };
-        let blocked = woken.saturating_sub(state.since_ns);
+        blocked = woken.saturating_sub(state.since_ns);
         let cause = state.cause as usize & 15;
         if cause < Cause::COUNT {
             state.times.blocked_ns[cause] += blocked;
@@ -285,6 +287,7 @@ fn arrive(next: u64, tid: u32, only: u32, began: u64, now: u64) -> bool {
     };
     let waited = now.saturating_sub(woken);
     state.times.run_queue_ns += waited;
+    syscall::off_cpu(tid, blocked, waited, state.stack);
     record(HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid }, waited);
     if waited >= STARVATION_NS.load() || (state.loop_class != 0 && waited >= LOOP_BLOCK_NS.load()) {
         telling = true;
@@ -521,9 +524,15 @@ fn record(key: HistogramKey, ns: u64) {
     }
 }
 
+/// Whether a record of no more importance than an interval may be sent now.
+#[inline(always)]
+pub fn may_tell(now: u64) -> bool {
+    take_from_budget(now, |budget| &mut budget.records, RECORDS_PER_SLICE)
+}
+
 #[inline(always)]
 fn send_interval(state: &ThreadState, woken: u64, now: u64) {
-    if !take_from_budget(now, |budget| &mut budget.records, RECORDS_PER_SLICE) {
+    if !may_tell(now) {
         count(KernelCounter::IntervalsDropped);
         return;
     }
@@ -549,7 +558,7 @@ fn send_interval(state: &ThreadState, woken: u64, now: u64) {
 
 /// Sends a record other than a sample.
 #[inline(always)]
-fn tell<T>(record: &T) {
+pub fn tell<T>(record: &T) {
     // SAFETY: a value and its size.
     if !unsafe { send(core::ptr::from_ref(record).cast(), size_of::<T>() as u64) } {
         count(KernelCounter::RecordsLost);
@@ -603,6 +612,16 @@ fn may_take_stack(state: &mut ThreadState, now: u64) -> bool {
     state.stacks_taken += 1;
     state.stacks_taken <= STACKS_PER_SLICE / 4
         && take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE)
+}
+
+/// Takes the current thread's stack unless its CPU has taken its share for now. Returns its id, or zero.
+#[inline(always)]
+pub fn take_stack_if_allowed(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
+    if !take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE) {
+        count(KernelCounter::StacksSkipped);
+        return 0;
+    }
+    take_stack(ctx, pid, tid, now)
 }
 
 /// Takes the current thread's stack, and sends it if it is new. Returns its id, or zero.
@@ -698,7 +717,7 @@ fn waits_for(task: u64, task_state: u32, loop_class: u32) -> Wait {
 /// A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which the mutexes of glibc,
 /// musl, Rust and Go mean by "locked, with waiters" (Drepper, Futexes Are Tricky, 2011).
 #[inline(always)]
-fn futex_cause(operation: u64, expected: u64) -> Cause {
+pub fn futex_cause(operation: u64, expected: u64) -> Cause {
     const COMMAND: u64 = 0x7f;
     let command = operation & COMMAND;
     let wait = command == 0 || command == 9; // FUTEX_WAIT, FUTEX_WAIT_BITSET
@@ -708,7 +727,7 @@ fn futex_cause(operation: u64, expected: u64) -> Cause {
 
 /// What a descriptor of the current task is: task -> files -> table -> file -> inode.
 #[inline(always)]
-fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
+pub fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const S_IFREG: u16 = 0o100_000;

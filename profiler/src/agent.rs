@@ -22,10 +22,11 @@ use tokio::{
 use crate::{
     aggregate::{Aggregator, intern_stack},
     blocking::Blocking,
+    calls::Calls,
     cli::{ProfileArgs, Unwind, Waits},
-    detect::threshold::Thresholds,
+    detect::{storm::Storms, threshold::Thresholds},
     error::Error,
-    kernel::{Kernel, btf, preflight, sideband::Sideband, unwind::UnwindMaps},
+    kernel::{Kernel, btf, load::Watch, preflight, sideband::Sideband, unwind::UnwindMaps},
     output::{RenderOptions, live::Live},
     probe::{
         Record,
@@ -35,13 +36,15 @@ use crate::{
         ProcessTable, launch,
         life::{self, Living},
         memory::ProcessMemory,
+        redact::Redact,
         table::Resolution,
         target::Target,
     },
     profile::{Accounts, Meta, ProbeReport, Run, Totals},
-    replay::Results,
+    recording::Found,
+    replay::{self, Results},
     sample::{
-        CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId,
+        Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId,
         Tables, ThreadKey,
     },
     symbolize::{Detail, LiveSymbolizer, SymbolCache},
@@ -54,8 +57,10 @@ type NativeArch = profiler_common::unwind::Aarch64;
 #[cfg(target_arch = "x86_64")]
 type NativeArch = profiler_common::unwind::X86_64;
 
+mod calls;
 mod scheduler;
 
+use calls::CallCollector;
 use scheduler::Scheduler;
 
 /// How often records are fetched from the kernel when nothing else happens.
@@ -65,8 +70,12 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
 /// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 3] =
-    [(Probe::Cpu, "cpu"), (Probe::Sched, "scheduler"), (Probe::Loop, "event loop")];
+const PROBES: [(Probe, &str); 4] = [
+    (Probe::Cpu, "cpu"),
+    (Probe::Sched, "scheduler"),
+    (Probe::Loop, "event loop"),
+    (Probe::Syscall, "system call"),
+];
 
 /// How long sampling waits for the targets' unwind tables; after that it begins with frame pointers.
 const TABLES_PATIENCE: Duration = Duration::from_millis(150);
@@ -84,7 +93,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
     let waits = watches_waits(args, &target);
-    results.check(if waits { &KINDS } else { &[CPU] })?;
+    results.check(&replay::kinds(waits, args.syscalls))?;
     if !preflight::may_load_programs() {
         return Err(Error::MissingRights { what: "profile" }.into());
     }
@@ -116,8 +125,10 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
             _ = show.tick() => {
                 collector.drain(&mut results)?;
                 collector.take_off_cpu(&mut results)?;
-                let blocking = collector.blocking();
-                results.checkpoint(&collector.accounts(), blocking.as_ref(), &collector.tables)?;
+                collector.take_call_time(&mut results)?;
+                let (blocking, calls) = (collector.blocking(), collector.calls()?);
+                let found = Found { blocking: blocking.as_ref(), calls: calls.as_ref() };
+                results.checkpoint(&collector.accounts(), found, &collector.tables)?;
                 let last = collector.interval_run();
                 if !args.quiet {
                     live.show(&last, collector.started.elapsed(), args.duration)?;
@@ -135,7 +146,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     collector.stop(&mut results)?;
     live.clear()?;
     let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
-    let run = collector.final_run();
+    let run = collector.final_run()?;
     results.finish(&run, &collector.tables, &options)?;
     if let Some(command) = &mut command {
         eprintln!("{}", command.describe());
@@ -162,6 +173,8 @@ struct Collector {
     /// `None` where only CPUs are sampled.
     scheduler: Option<Scheduler>,
     loops_attached: bool,
+    /// `None` where system calls are not watched.
+    calls: Option<CallCollector>,
     /// `None` where the run does not end with its targets.
     living: Option<Living>,
     last_sweep: Instant,
@@ -170,7 +183,8 @@ struct Collector {
     totals: Aggregator,
     last_interval: Aggregator,
     off_cpu: Aggregator,
-    /// Threads with time off CPUs whose names have been recorded.
+    in_calls: Aggregator,
+    /// Threads with time off CPUs or in system calls whose names have been recorded.
     off_cpu_named: FxHashSet<ThreadKey>,
     interval_started: Instant,
     symbols: SymbolCache,
@@ -197,7 +211,9 @@ impl Collector {
         }
         let thresholds = waits.then(|| args.blocking.thresholds());
         let limits = thresholds.as_ref().map(scheduler::limits);
-        let mut kernel = Kernel::load(target, args.kernel_log, limits.as_ref())?;
+        let by_thread = args.syscalls.then_some(args.report.threads);
+        let watch = Watch { sched: limits.as_ref(), calls: by_thread };
+        let mut kernel = Kernel::load(target, args.kernel_log, watch)?;
         if args.kernel_log {
             kernel.start_log()?;
         }
@@ -236,6 +252,7 @@ impl Collector {
             unwinder,
             scheduler: None,
             loops_attached: false,
+            calls: None,
             living: matches!(target, Target::Pids { .. })
                 .then(|| Living::new(Path::new(PROC), pids, target.follows())),
             last_sweep: now,
@@ -244,6 +261,7 @@ impl Collector {
             totals: Aggregator::default(),
             last_interval: Aggregator::default(),
             off_cpu: Aggregator::default(),
+            in_calls: Aggregator::default(),
             off_cpu_named: FxHashSet::default(),
             interval_started: now,
             symbols: SymbolCache::default(),
@@ -268,6 +286,12 @@ impl Collector {
         };
         if let Some(thresholds) = thresholds {
             collector.start_scheduler(pids, thresholds)?;
+        }
+        if let Some(maps) = collector.kernel.take_call_maps() {
+            let (redact, blocking) = (Redact::new(args.redact_paths), &args.blocking);
+            let storms = Storms::new(f64::from(blocking.error_storm) / 100.0, &blocking.expected_error);
+            collector.calls = Some(CallCollector::new(maps, Path::new(PROC), redact, storms)?);
+            collector.kernel.attach_calls()?;
         }
         Ok(collector)
     }
@@ -369,6 +393,9 @@ impl Collector {
                 self.loops_attached = true;
             }
         }
+        if let Some(calls) = &mut self.calls {
+            calls.look()?;
+        }
         Ok(self.sweep(exits))
     }
 
@@ -402,12 +429,25 @@ impl Collector {
                 if let (Some(scheduler), Some(stack)) = (&mut self.scheduler, stack) {
                     scheduler.stack(*id, stack);
                 }
+                if let (Some(calls), Some(stack)) = (&mut self.calls, stack) {
+                    calls.stack(*id, stack);
+                }
+            }
+            Record::SlowCall(call) => {
+                if let Some(calls) = &mut self.calls {
+                    calls.slow_call(call, &mut self.tables);
+                }
+            }
+            Record::Io(io) => {
+                if let Some(calls) = &mut self.calls {
+                    calls.io(io);
+                }
             }
             _ => {}
         }
         let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
         match record {
-            Record::Cpu(_) | Record::Stack(..) => {}
+            Record::Cpu(_) | Record::Stack(..) | Record::SlowCall(_) | Record::Io(_) => {}
             Record::Interval(interval) => scheduler.interval(interval),
             Record::Turn(turn) => scheduler.turn(turn),
             Record::Exit(exit) => scheduler.exit(exit, &mut self.tables),
@@ -517,6 +557,39 @@ impl Collector {
         Ok(())
     }
 
+    /// Brings the time in system calls into the totals. A stack's outermost frame is its system call.
+    fn take_call_time(&mut self, results: &mut Results) -> Result<()> {
+        let Some(calls) = &mut self.calls else { return Ok(()) };
+        for (thread, stack, number, ns) in calls.time(&mut self.tables) {
+            let call = Frame {
+                module: self.tables.module_id(Module::special(ModuleKind::Syscall)),
+                address: number.into(),
+            };
+            let (mut frames, kernel_frames, end) = match stack.map(|stack| self.tables.stack(stack)) {
+                Some(stack) => (stack.frames.to_vec(), stack.kernel_frames, stack.end),
+                None => {
+                    let module = self.tables.module_id(Module::special(ModuleKind::NotTaken));
+                    (vec![Frame { module, address: 0 }], 0, StackEnd::None)
+                }
+            };
+            frames.push(call);
+            let stack = Stack { frames: frames.into(), kernel_frames, end };
+            let Some(stack) = intern_stack(&mut self.tables, stack) else {
+                self.losses.add(Loss::OffCpuFull, 1);
+                continue;
+            };
+            let sample = Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: None };
+            if self.in_calls.add(&sample) {
+                let named =
+                    self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
+                results.record(&sample, &self.tables, named.as_deref())?;
+            } else {
+                self.losses.add(Loss::OffCpuFull, 1);
+            }
+        }
+        Ok(())
+    }
+
     /// Ends sampling and takes what is left in the kernel.
     fn stop(&mut self, results: &mut Results) -> Result<()> {
         self.stopped = Some(self.started.elapsed());
@@ -526,7 +599,8 @@ impl Collector {
         }
         self.kernel.detach();
         self.drain(results)?;
-        self.take_off_cpu(results)
+        self.take_off_cpu(results)?;
+        self.take_call_time(results)
     }
 
     fn accounts(&self) -> Accounts {
@@ -559,30 +633,37 @@ impl Collector {
         Some(scheduler.blocking(&mut self.tables, monotonic_ns()))
     }
 
+    /// The system calls so far, if they are watched.
+    fn calls(&mut self) -> Result<Option<Calls>> {
+        let Some(calls) = self.calls.as_mut() else { return Ok(None) };
+        calls.calls(&mut self.tables).map(Some)
+    }
+
     /// What happened since this was last asked, with names but without source lines.
     fn interval_run(&mut self) -> Run {
         let mut accounts = self.accounts();
         accounts.duration_ns = self.interval_started.elapsed().as_nanos() as u64;
         self.interval_started = Instant::now();
         let blocking = self.blocking();
-        let totals = Totals { cpu: self.last_interval.take(), off_cpu: None, blocking };
+        let totals = Totals { cpu: self.last_interval.take(), blocking, ..Totals::default() };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
     }
 
     /// The whole run in full detail.
-    fn final_run(&mut self) -> Run {
+    fn final_run(&mut self) -> Result<Run> {
         let accounts = self.accounts();
-        let blocking = self.blocking();
+        let (blocking, calls) = (self.blocking(), self.calls()?);
         let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
-        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking };
+        let in_calls = calls.is_some().then(|| self.in_calls.snapshot());
+        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, in_calls, calls };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
         let usage = Usage::now(); // naming is part of the price
         run.cpu.accounts.agent_setup_cpu_ns = usage.cpu_ns - run.cpu.accounts.agent_cpu_ns;
         run.cpu.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;
-        run
+        Ok(run)
     }
 }
 

@@ -209,25 +209,40 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of what the kernel programs counted, by way of an hdrhistogram that is finer than their buckets.
+    /// Of what the kernel programs counted.
     pub fn of(kernel: &histogram::Histogram) -> Summary {
-        let longest = histogram::bounds(histogram::BUCKETS - 1).0 * 2;
-        let Ok(mut merged) = hdrhistogram::Histogram::<u64>::new_with_max(longest, 3) else {
-            return Summary::default();
+        let counts = kernel.counts.iter().map(|&count| u64::from(count)).enumerate();
+        Summary::from_buckets(counts, kernel.sum_ns, kernel.max_ns)
+    }
+
+    /// Of counts by bucket, in order, and of their exact sum and maximum.
+    pub fn from_buckets(
+        counts: impl IntoIterator<Item = (usize, u64)>,
+        sum_ns: u64,
+        max_ns: u64,
+    ) -> Summary {
+        let counts: Vec<(usize, u64)> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
+        let all: u64 = counts.iter().map(|(_, count)| count).sum();
+        let at = |quantile: f64| {
+            let rank = ((all as f64 * quantile).ceil() as u64).max(1);
+            let mut seen = 0;
+            let found = counts.iter().find(|(_, count)| {
+                seen += count;
+                seen >= rank
+            });
+            found.map_or(0, |&(bucket, _)| {
+                let (first, width) = histogram::bounds(bucket);
+                (first + width / 2).min(max_ns)
+            })
         };
-        for (bucket, &count) in kernel.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let (first, width) = histogram::bounds(bucket);
-            merged.saturating_record_n(first + width / 2, count.into());
-        }
-        let at = |quantile: f64| merged.value_at_quantile(quantile).min(kernel.max_ns);
         Summary {
-            count: merged.len(),
-            sum_ns: kernel.sum_ns,
+            count: all,
+            sum_ns,
             p50_ns: at(0.5),
             p90_ns: at(0.9),
             p99_ns: at(0.99),
             p999_ns: at(0.999),
-            max_ns: kernel.max_ns,
+            max_ns,
         }
     }
 }

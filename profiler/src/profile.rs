@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     aggregate::Snapshot,
     blocking::{Blocking, WaitCause},
+    calls::Calls,
     sample::{
-        CPU, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, StackEnd, StackId, Tables,
-        ThreadKey,
+        CPU, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, SYSCALLS, StackEnd, StackId,
+        Tables, ThreadKey,
     },
     symbolize::{Detail, Function, Symbolizer},
     unwind::feed::UnwindReport,
@@ -78,6 +79,10 @@ pub struct Run {
     pub off_cpu: Option<Profile>,
     /// Where the time went and what was wrong with it, if the scheduler was watched.
     pub blocking: Option<Blocking>,
+    /// Time in system calls, if they were watched.
+    pub in_calls: Option<Profile>,
+    /// System calls, if they were watched.
+    pub calls: Option<Calls>,
 }
 
 /// What a [`Run`] is made of.
@@ -89,6 +94,10 @@ pub struct Totals {
     pub off_cpu: Option<Snapshot>,
     /// Where the time went, if the scheduler was watched.
     pub blocking: Option<Blocking>,
+    /// Time in system calls, if they were watched.
+    pub in_calls: Option<Snapshot>,
+    /// System calls, if they were watched.
+    pub calls: Option<Calls>,
 }
 
 /// One profile with names.
@@ -161,10 +170,13 @@ impl Run {
         symbolizer: &mut dyn Symbolizer,
         detail: Detail,
     ) -> Run {
-        let Totals { cpu, off_cpu, blocking } = totals;
-        let told: Vec<StackId> = blocking.iter().flat_map(Blocking::stacks).collect();
-        let sampled =
-            [Some(&cpu), off_cpu.as_ref()].into_iter().flatten().flat_map(|snapshot| &snapshot.entries);
+        let Totals { cpu, off_cpu, blocking, in_calls, calls } = totals;
+        let told = blocking.iter().flat_map(Blocking::stacks);
+        let told: Vec<StackId> = told.chain(calls.iter().flat_map(Calls::stacks)).collect();
+        let sampled = [Some(&cpu), off_cpu.as_ref(), in_calls.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(|snapshot| &snapshot.entries);
         let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied());
         let (mut names, index) = name(stacks, tables, symbolizer, detail);
         let frames = |stack: StackId| -> Vec<usize> {
@@ -191,7 +203,7 @@ impl Run {
                     thread: key.thread,
                     process: tables.process_name(key.thread).to_owned(),
                     thread_name: tables.thread_name(key.thread).to_owned(),
-                    frames: if key.cause.is_some() { waiting(&names, key.stack) } else { frames(key.stack) },
+                    frames: if kind == CPU { frames(key.stack) } else { waiting(&names, key.stack) },
                     end: tables.stack(key.stack).end,
                     weight,
                     cause: key.cause,
@@ -203,13 +215,16 @@ impl Run {
         Run {
             cpu: profile(CPU, &cpu),
             off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
+            in_calls: in_calls.map(|snapshot| profile(SYSCALLS, &snapshot)),
             blocking,
+            calls,
         }
     }
 
     /// The profile of a kind, if it was measured.
     pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
-        [Some(&self.cpu), self.off_cpu.as_ref()].into_iter().flatten().find(|profile| profile.kind == *kind)
+        let all = [Some(&self.cpu), self.off_cpu.as_ref(), self.in_calls.as_ref()];
+        all.into_iter().flatten().find(|profile| profile.kind == *kind)
     }
 
     /// What addresses are called.
@@ -399,6 +414,6 @@ pub(crate) mod fixtures {
 
     /// A run of nothing but a CPU profile.
     pub fn run(stacks: &[(&str, u64)]) -> Run {
-        Run { cpu: profile(stacks), off_cpu: None, blocking: None }
+        Run { cpu: profile(stacks), off_cpu: None, blocking: None, in_calls: None, calls: None }
     }
 }

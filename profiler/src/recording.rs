@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     blocking::Blocking,
+    calls::Calls,
     error::Error,
     profile::{Accounts, Meta},
     sample::{Frame, Module, Sample, Stack, Tables, ThreadKey},
@@ -49,9 +50,20 @@ pub enum Event {
     Blocking(Box<Blocking>),
     /// Everything has been written.
     End,
+    /// System calls so far; the last one counts.
+    Calls(Box<Calls>),
 }
 
-/// What [`Event::Blocking`] may take in any recording, bytes before compression; beyond that, no more than a fourth
+/// What was found out besides samples, so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found<'a> {
+    /// Where the time went.
+    pub blocking: Option<&'a Blocking>,
+    /// System calls.
+    pub calls: Option<&'a Calls>,
+}
+
+/// What [`Event::Blocking`] and [`Event::Calls`] may take in any recording, bytes before compression; beyond that, no more than a fourth
 /// of it. Each is whole, and there is one at each checkpoint.
 const BLOCKING_BYTES: u64 = 1024 * 1024;
 
@@ -60,7 +72,7 @@ pub struct Recorder<W: Write> {
     out: GzEncoder<W>,
     modules: usize,
     stacks: usize,
-    /// Written before compression: all, and of blocking.
+    /// Written before compression: all, and of what was found.
     bytes: (u64, u64),
 }
 
@@ -89,33 +101,24 @@ impl<W: Write> Recorder<W> {
     }
 
     /// Records the counts so far and makes sure that everything up to here can be replayed. Now and then, that is
-    /// not at every call, where the time went is recorded too.
-    pub fn checkpoint(
-        &mut self,
-        accounts: &Accounts,
-        blocking: Option<&Blocking>,
-        tables: &Tables,
-    ) -> io::Result<()> {
-        if let Some(blocking) = blocking
-            && self.bytes.1 <= BLOCKING_BYTES.max(self.bytes.0 / 4)
-        {
-            self.blocking(blocking, tables)?;
+    /// not at every call, what was found is recorded too.
+    pub fn checkpoint(&mut self, accounts: &Accounts, found: Found<'_>, tables: &Tables) -> io::Result<()> {
+        if self.bytes.1 <= BLOCKING_BYTES.max(self.bytes.0 / 4) {
+            self.found(found, tables)?;
         }
         self.event(&Event::Accounts(accounts.clone()))?;
         self.out.flush()
     }
 
-    /// Ends the recording with where the time went and the names of its frames.
+    /// Ends the recording with what was found and the names of its frames.
     pub fn finish(
         mut self,
         accounts: &Accounts,
-        blocking: Option<&Blocking>,
+        found: Found<'_>,
         tables: &Tables,
         names: &[(Frame, Vec<Function>)],
     ) -> io::Result<W> {
-        if let Some(blocking) = blocking {
-            self.blocking(blocking, tables)?;
-        }
+        self.found(found, tables)?;
         for some in names.chunks(4096) {
             self.event(&Event::Names(some.to_vec()))?;
         }
@@ -137,10 +140,15 @@ impl<W: Write> Recorder<W> {
         Ok(())
     }
 
-    fn blocking(&mut self, blocking: &Blocking, tables: &Tables) -> io::Result<()> {
+    fn found(&mut self, found: Found<'_>, tables: &Tables) -> io::Result<()> {
         self.tables(tables)?;
         let before = self.bytes.0;
-        self.event(&Event::Blocking(Box::new(blocking.clone())))?;
+        if let Some(blocking) = found.blocking {
+            self.event(&Event::Blocking(Box::new(blocking.clone())))?;
+        }
+        if let Some(calls) = found.calls {
+            self.event(&Event::Calls(Box::new(calls.clone())))?;
+        }
         self.bytes.1 += self.bytes.0 - before;
         Ok(())
     }
@@ -239,12 +247,14 @@ mod tests {
                 cause: None,
             };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
-            recorder.checkpoint(&Accounts::default(), Some(&Blocking::default()), &tables).unwrap();
+            let (blocking, calls) = (Blocking::default(), Calls::default());
+            let found = Found { blocking: Some(&blocking), calls: Some(&calls) };
+            recorder.checkpoint(&Accounts::default(), found, &tables).unwrap();
         }
         recorder
             .finish(
                 &Accounts::default(),
-                None,
+                Found::default(),
                 &tables,
                 &[(Frame { module, address: 0 }, vec![Function::default()])],
             )

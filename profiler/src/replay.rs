@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     aggregate::Aggregator,
     blocking::Blocking,
+    calls::Calls,
     cli::{ReplayArgs, ReportArgs},
     error::Error,
     output::{
@@ -19,8 +20,8 @@ use crate::{
         report::{self, Style},
     },
     profile::{Accounts, Meta, Run, Totals},
-    recording::{self, Ending, Event, Recorder},
-    sample::{CPU, Frame, KINDS, Module, ModuleId, ProfileKind, Sample, Tables},
+    recording::{self, Ending, Event, Found, Recorder},
+    sample::{CPU, Frame, Module, ModuleId, OFF_CPU, ProfileKind, SYSCALLS, Sample, Tables},
     symbolize::{Detail, Function, Symbolizer},
 };
 
@@ -80,20 +81,16 @@ impl Results {
     }
 
     /// Makes everything recorded so far safe.
-    pub fn checkpoint(
-        &mut self,
-        accounts: &Accounts,
-        blocking: Option<&Blocking>,
-        tables: &Tables,
-    ) -> Result<()> {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts, blocking, tables))
+    pub fn checkpoint(&mut self, accounts: &Accounts, found: Found<'_>, tables: &Tables) -> Result<()> {
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, found, tables))
     }
 
     /// Writes every output, then the report.
     pub fn finish(self, run: &Run, tables: &Tables, options: &RenderOptions) -> Result<()> {
         let names = names(run);
         for (path, recorder) in self.recorders {
-            let finished = recorder.finish(&run.cpu.accounts, run.blocking.as_ref(), tables, &names);
+            let found = Found { blocking: run.blocking.as_ref(), calls: run.calls.as_ref() };
+            let finished = recorder.finish(&run.cpu.accounts, found, tables, &names);
             let written = finished.and_then(|mut out| out.flush());
             written.map_err(|reason| Error::OutputNotWritable { path, reason })?;
         }
@@ -145,7 +142,7 @@ fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dy
 pub fn run(args: &ReplayArgs) -> Result<()> {
     let mut results = Results::open(&args.report)?;
     let Replayed { run, samples, tables, ending } = load(&args.recording)?;
-    results.check(if run.off_cpu.is_some() { &KINDS } else { &[CPU] })?;
+    results.check(&kinds(run.off_cpu.is_some(), run.in_calls.is_some()))?;
     if ending == Ending::CutOff {
         eprintln!(
             "profiler: {} ends early; this is what it holds, and symbols may be missing",
@@ -161,6 +158,12 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     results.finish(&run, &tables, &options)
 }
 
+/// The kinds of profile there are, given what was watched.
+pub fn kinds(off_cpu: bool, calls: bool) -> Vec<ProfileKind> {
+    let kinds = [Some(CPU), off_cpu.then_some(OFF_CPU), calls.then_some(SYSCALLS)];
+    kinds.into_iter().flatten().collect()
+}
+
 /// What is in a recording.
 struct Replayed {
     run: Run,
@@ -174,8 +177,10 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
     let mut meta = Meta::default();
     let mut accounts = Accounts::default();
     let mut tables = Tables::default();
-    let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
+    let (mut cpu, mut off_cpu, mut in_calls) =
+        (Aggregator::default(), Aggregator::default(), Aggregator::default());
     let mut blocking: Option<Blocking> = None;
+    let mut calls: Option<Calls> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
     let ending = recording::read(path, |event| {
@@ -196,9 +201,17 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
                 tables.threads.insert(thread, name);
             }
             Event::Sample(sample) => {
-                let totals = if sample.cause.is_some() { &mut off_cpu } else { &mut cpu };
-                if sample.stack.0 as usize >= tables.stacks.len() || !totals.add(&sample) {
-                    return Err("it is damaged (a sample refers to nothing)".to_owned());
+                let nothing = || Err("it is damaged (a sample refers to nothing)".to_owned());
+                if sample.stack.0 as usize >= tables.stacks.len() {
+                    return nothing();
+                }
+                let totals = match sample.kind(&tables) {
+                    OFF_CPU => &mut off_cpu,
+                    SYSCALLS => &mut in_calls,
+                    _ => &mut cpu,
+                };
+                if !totals.add(&sample) {
+                    return nothing();
                 }
                 samples.push(sample);
             }
@@ -210,15 +223,23 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
                 }
                 blocking = Some(*recorded);
             }
+            Event::Calls(recorded) => {
+                if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (a system call refers to nothing)".to_owned());
+                }
+                calls = Some(*recorded);
+            }
             Event::End => {}
         }
         Ok(())
     })?;
-    let off_cpu = off_cpu.snapshot();
+    let (off_cpu, in_calls) = (off_cpu.snapshot(), in_calls.snapshot());
     let totals = Totals {
         cpu: cpu.snapshot(),
         off_cpu: (blocking.is_some() || off_cpu.total > 0).then_some(off_cpu),
+        in_calls: (calls.is_some() || in_calls.total > 0).then_some(in_calls),
         blocking,
+        calls,
     };
     let run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
     Ok(Replayed { run, samples, tables, ending })
@@ -343,12 +364,16 @@ mod tests {
         }
         let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
         let blocking = waits.blocking(Now { threads, ..Now::default() });
-        recorder.checkpoint(&Accounts::default(), Some(&Blocking::default()), &tables).unwrap();
-        let totals =
-            Totals { cpu: cpu.snapshot(), off_cpu: Some(off_cpu.snapshot()), blocking: Some(blocking) };
+        recorder.checkpoint(&Accounts::default(), Found::default(), &tables).unwrap();
+        let totals = Totals {
+            cpu: cpu.snapshot(),
+            off_cpu: Some(off_cpu.snapshot()),
+            blocking: Some(blocking),
+            ..Totals::default()
+        };
         let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
-        let written =
-            recorder.finish(&run.cpu.accounts, run.blocking.as_ref(), &tables, &names(&run)).unwrap();
+        let found = Found { blocking: run.blocking.as_ref(), calls: None };
+        let written = recorder.finish(&run.cpu.accounts, found, &tables, &names(&run)).unwrap();
         std::fs::write(path, written).unwrap();
         run
     }
@@ -383,7 +408,8 @@ mod tests {
         let live = record(&path, &[], &[(0, 100)]);
         let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
         let nothing = Tables::default();
-        let written = recorder.finish(&live.cpu.accounts, live.blocking.as_ref(), &nothing, &[]).unwrap();
+        let found = Found { blocking: live.blocking.as_ref(), calls: None };
+        let written = recorder.finish(&live.cpu.accounts, found, &nothing, &[]).unwrap();
         std::fs::write(&path, written).unwrap();
         assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
     }

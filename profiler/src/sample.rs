@@ -42,8 +42,17 @@ pub const OFF_CPU: ProfileKind = ProfileKind {
     period_unit: "nanoseconds",
 };
 
+/// Time in system calls, on CPUs and off them, by system call and the stack that made it.
+pub const SYSCALLS: ProfileKind = ProfileKind {
+    name: "syscalls",
+    sample_type: "syscalls",
+    unit: "nanoseconds",
+    period_type: "syscalls",
+    period_unit: "nanoseconds",
+};
+
 /// Every kind of profile.
-pub const KINDS: [ProfileKind; 2] = [CPU, OFF_CPU];
+pub const KINDS: [ProfileKind; 3] = [CPU, OFF_CPU, SYSCALLS];
 
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +77,8 @@ pub enum ModuleKind {
     Unmapped(u32),
     /// Stands for a stack that was not taken.
     NotTaken,
+    /// Not code: the system call that a stack made, by its number; the outermost frame.
+    Syscall,
 }
 
 /// A piece of code that addresses are relative to.
@@ -91,6 +102,7 @@ impl Module {
             ModuleKind::Vdso => "[vdso]",
             ModuleKind::Jit(_) => "[jit]",
             ModuleKind::NotTaken => "[stack not taken]",
+            ModuleKind::Syscall => "[system call]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }
@@ -216,8 +228,20 @@ pub struct Sample {
     pub stack: StackId,
     /// Weight in the profile kind's unit.
     pub weight: u64,
-    /// What the thread waited for: says that this belongs to [`OFF_CPU`], otherwise to [`CPU`].
+    /// What the thread waited for: says that this belongs to [`OFF_CPU`].
     pub cause: Option<WaitCause>,
+}
+
+impl Sample {
+    /// The profile it belongs to.
+    pub fn kind(&self, tables: &Tables) -> ProfileKind {
+        let outermost = tables.stack(self.stack).frames.last();
+        match (self.cause, outermost.map(|frame| &tables.module(frame.module).kind)) {
+            (Some(_), _) => OFF_CPU,
+            (None, Some(ModuleKind::Syscall)) => SYSCALLS,
+            (None, _) => CPU,
+        }
+    }
 }
 
 /// Whole values behind the ids in samples: two different stacks never share an id.
@@ -297,11 +321,17 @@ pub enum Loss {
     WaitsUntold,
     /// Lost records other than samples: the ring buffer was full.
     RecordsLost,
+    /// Lost system calls, not samples: they are in no count, because there are too many kinds of them.
+    CallsFull,
+    /// Lost descriptors, not samples: what was read and written by them is in no account.
+    IoFull,
+    /// Degraded, not counted in samples: slow system calls that are in all totals but are not listed.
+    SlowCallsUntold,
 }
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 16] = [
+    pub const ALL: [Loss; 19] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -318,6 +348,9 @@ impl Loss {
         Loss::OffCpuStacksSkipped,
         Loss::WaitsUntold,
         Loss::RecordsLost,
+        Loss::CallsFull,
+        Loss::IoFull,
+        Loss::SlowCallsUntold,
     ];
 
     /// Whether it counts samples, not other things.
@@ -331,6 +364,9 @@ impl Loss {
                 | Loss::OffCpuStacksSkipped
                 | Loss::WaitsUntold
                 | Loss::RecordsLost
+                | Loss::CallsFull
+                | Loss::IoFull
+                | Loss::SlowCallsUntold
         )
     }
 
@@ -358,6 +394,9 @@ impl Loss {
             Loss::OffCpuStacksSkipped => "offcpu_stacks_skipped",
             Loss::WaitsUntold => "waits_untold",
             Loss::RecordsLost => "records_lost",
+            Loss::CallsFull => "calls_full",
+            Loss::IoFull => "io_full",
+            Loss::SlowCallsUntold => "slow_calls_untold",
         }
     }
 }
@@ -381,6 +420,9 @@ impl fmt::Display for Loss {
             Loss::OffCpuStacksSkipped => "blocks without a stack, to keep the cost down",
             Loss::WaitsUntold => "long waits not listed, too many at once",
             Loss::RecordsLost => "records of waits lost",
+            Loss::CallsFull => "system calls not counted, too many kinds",
+            Loss::IoFull => "reads and writes not told by descriptor, too many",
+            Loss::SlowCallsUntold => "slow system calls not listed, too many at once",
         })
     }
 }

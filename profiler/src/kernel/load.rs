@@ -29,6 +29,7 @@ use profiler_common::{
 use super::{
     btf::{self, Btf},
     sched::{self, SchedMaps},
+    syscall::{self, CallMaps},
     unwind::UnwindMaps,
 };
 use crate::{
@@ -57,11 +58,22 @@ pub struct Kernel {
     costs: PerCpuArray<MapData, ProbeCost>,
     unwind: Option<UnwindMaps>,
     sched: Option<SchedMaps>,
+    calls: Option<CallMaps>,
+}
+
+/// What is to be watched besides CPUs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watch<'a> {
+    /// The scheduler.
+    pub sched: Option<&'a sched::Limits>,
+    /// System calls; by thread if true.
+    pub calls: Option<bool>,
 }
 
 impl Kernel {
     /// Loads the programs for `target`. Nothing is attached yet.
-    pub fn load(target: &Target, kernel_log: bool, sched: Option<&sched::Limits>) -> Result<Kernel> {
+    pub fn load(target: &Target, kernel_log: bool, watch: Watch<'_>) -> Result<Kernel> {
+        let Watch { sched, calls } = watch;
         let pidns = own_pid_namespace()?;
         let mode = match target {
             Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
@@ -92,12 +104,17 @@ impl Kernel {
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .map_max_entries("RECORDS", ring_bytes);
         let needs_ids = pidns != INIT_PIDNS_INUM || target.follows();
-        let mut offsets = if needs_ids || sched.is_some() { task_offsets()? } else { Vec::new() };
+        let watches = sched.is_some() || calls.is_some();
+        let mut offsets = if needs_ids || watches { task_offsets()? } else { Vec::new() };
+        if watches {
+            offsets.extend(sched::offsets()?);
+            loader.override_global("ONLY_TGID", &only, true);
+        } else {
+            loader.map_max_entries("STACKS_SENT", 1);
+        }
         match sched {
             Some(sched) => {
-                offsets.extend(sched::offsets()?);
                 loader
-                    .override_global("ONLY_TGID", &only, true)
                     .override_global("STALL_NS", &sched.stall_ns, true)
                     .override_global("LOOP_BLOCK_NS", &sched.loop_block_ns, true)
                     .override_global("STARVATION_NS", &sched.starvation_ns, true)
@@ -107,6 +124,15 @@ impl Kernel {
                 for map in sched::LARGE_MAPS {
                     loader.map_max_entries(map, 1);
                 }
+            }
+        }
+        let (watched, by_thread) = (u32::from(calls.is_some()), u32::from(calls == Some(true)));
+        loader
+            .override_global("CALLS_WATCHED", &watched, true)
+            .override_global("CALLS_BY_THREAD", &by_thread, true);
+        if calls.is_none() {
+            for map in syscall::LARGE_MAPS {
+                loader.map_max_entries(map, 1);
             }
         }
         for (name, offset) in &offsets {
@@ -121,7 +147,11 @@ impl Kernel {
             CgroupArray::try_from(cgroups)?.set(0, fs::File::open(path)?, 0)?;
         }
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
+        if watches {
+            sched::set_classes(&mut ebpf)?;
+        }
         let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf)).transpose()?;
+        let call_maps = calls.map(|_| CallMaps::take(&mut ebpf)).transpose()?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(Kernel {
@@ -131,6 +161,7 @@ impl Kernel {
             costs: PerCpuArray::try_from(take("COSTS")?)?,
             unwind: Some(unwind_maps),
             sched: sched_maps,
+            calls: call_maps,
             ebpf: Some(ebpf),
         })
     }
@@ -158,6 +189,11 @@ impl Kernel {
     /// Hands out the maps of the scheduler probe, once, if it was asked for.
     pub fn take_sched_maps(&mut self) -> Option<SchedMaps> {
         self.sched.take()
+    }
+
+    /// Hands out the maps of the system-call probe, once, if it was asked for.
+    pub fn take_call_maps(&mut self) -> Option<CallMaps> {
+        self.calls.take()
     }
 
     /// Makes a process a target.
@@ -219,6 +255,16 @@ impl Kernel {
         self.attach_raw(&[("wait_enter", "sys_enter")])
     }
 
+    /// Attaches the system-call probe. Every system call of every process passes it: only if asked for.
+    pub fn attach_calls(&mut self) -> Result<()> {
+        self.attach_raw(&[
+            ("call_gone", "sched_process_exit"),
+            ("call_exec", "sched_process_exec"),
+            ("call_exit", "sys_exit"),
+            ("call_enter", "sys_enter"),
+        ])
+    }
+
     fn attach_raw(&mut self, hooks: &[(&str, &str)]) -> Result<()> {
         for (name, tracepoint) in hooks {
             let program: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
@@ -252,6 +298,9 @@ impl Kernel {
         losses.set(Loss::WaitsUntold, self.counter(KernelCounter::IntervalsDropped));
         losses.set(Loss::OffCpuStacksSkipped, self.counter(KernelCounter::StacksSkipped));
         losses.set(Loss::RecordsLost, self.counter(KernelCounter::RecordsLost));
+        losses.set(Loss::CallsFull, self.counter(KernelCounter::CallsFull));
+        losses.set(Loss::IoFull, self.counter(KernelCounter::IoFull));
+        losses.set(Loss::SlowCallsUntold, self.counter(KernelCounter::SlowCallsDropped));
     }
 
     /// What a probe has cost so far, on all CPUs.

@@ -6,6 +6,7 @@ pub mod load;
 pub mod preflight;
 pub mod sched;
 pub mod sideband;
+pub mod syscall;
 pub mod unwind;
 
 pub use load::Kernel;

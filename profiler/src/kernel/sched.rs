@@ -13,7 +13,7 @@ use super::btf::{self, Btf};
 use crate::probe::syscalls;
 
 /// Maps that need memory only where the probe runs.
-pub const LARGE_MAPS: [&str; 3] = ["THREADS", "OFF_CPU", "STACKS_SENT"];
+pub const LARGE_MAPS: [&str; 2] = ["THREADS", "OFF_CPU"];
 
 /// `BPF_NOEXIST`: what the kernel knows already it knows better.
 const NOEXIST: u64 = 1;
@@ -40,15 +40,8 @@ pub struct SchedMaps {
 }
 
 impl SchedMaps {
-    /// Takes the maps out of the loaded object, and tells the kernel programs what each system call waits for.
+    /// Takes the maps out of the loaded object.
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<SchedMaps> {
-        let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
-        let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
-        for (number, class) in (0..).zip(syscalls::classes()) {
-            if class != 0 {
-                classes.set(number, class, 0)?;
-            }
-        }
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(SchedMaps {
@@ -89,6 +82,18 @@ impl SchedMaps {
     pub fn histograms(&self) -> Vec<(HistogramKey, Histogram)> {
         self.histograms.iter().filter_map(Result::ok).collect()
     }
+}
+
+/// Tells the kernel programs what each system call waits for.
+pub fn set_classes(ebpf: &mut aya::Ebpf) -> Result<()> {
+    let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
+    let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
+    for (number, class) in (0..).zip(syscalls::classes()) {
+        if class != 0 {
+            classes.set(number, class, 0)?;
+        }
+    }
+    Ok(())
 }
 
 /// Offsets the probe needs to find out what a thread waits for.

@@ -15,9 +15,10 @@ use tempfile::NamedTempFile;
 use crate::{
     error::Error,
     profile::{Profile, Run},
-    sample::{CPU, KINDS, OFF_CPU, ProfileKind},
+    sample::{CPU, KINDS, OFF_CPU, ProfileKind, SYSCALLS},
 };
 
+pub mod calls;
 pub mod flamegraph;
 pub mod folded;
 pub mod json;
@@ -94,7 +95,8 @@ impl fmt::Display for OutputSpec {
     }
 }
 
-/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`.
+/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`;
+/// `syscalls:FILE`, or any file called `syscall…`.
 fn split_kind(text: &str) -> (ProfileKind, &str) {
     for kind in KINDS {
         if let Some(file) = text.strip_prefix(kind.name).and_then(|rest| rest.strip_prefix(':')) {
@@ -102,8 +104,14 @@ fn split_kind(text: &str) -> (ProfileKind, &str) {
         }
     }
     let name = text.rsplit('/').next().unwrap_or(text);
-    let off_cpu = ["offcpu", "off-cpu"].iter().any(|prefix| name.starts_with(prefix));
-    (if off_cpu { OFF_CPU } else { CPU }, text)
+    let begins = |prefixes: [&str; 2]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if begins(["offcpu", "off-cpu"]) {
+        (OFF_CPU, text)
+    } else if begins(["syscall", "sys-call"]) {
+        (SYSCALLS, text)
+    } else {
+        (CPU, text)
+    }
 }
 
 impl FromStr for OutputSpec {
@@ -232,6 +240,8 @@ mod tests {
         assert_eq!(parse("offcpu:-"), ("offcpu", "-".into()));
         assert_eq!(parse("dir/offcpu.folded"), ("offcpu", "dir/offcpu.folded".into()));
         assert_eq!(parse("off-cpu2.pb.gz"), ("offcpu", "off-cpu2.pb.gz".into()));
+        assert_eq!(parse("dir/syscalls.folded"), ("syscalls", "dir/syscalls.folded".into()));
+        assert_eq!(parse("syscalls:x.svg"), ("syscalls", "x.svg".into()));
         assert_eq!(parse("cpu:offcpu.folded"), ("cpu", "offcpu.folded".into()));
         assert_eq!(parse("offcpu/x.svg"), ("cpu", "offcpu/x.svg".into()));
         assert_eq!(parse("heap:x.svg"), ("cpu", "heap:x.svg".into()), "any file may have a colon");

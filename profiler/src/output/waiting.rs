@@ -352,7 +352,7 @@ impl<'a> Namer<'a> {
     }
 }
 
-fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
+pub(super) fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
     user_functions(names, names.stack(stack))
 }
 
@@ -365,7 +365,7 @@ fn user_functions<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function
 }
 
 /// A function and where it is.
-fn at(function: &Function) -> String {
+pub(super) fn at(function: &Function) -> String {
     match (&function.file, function.line) {
         (Some(file), Some(line)) => format!("{} ({file}:{line})", function.name),
         _ => function.name.clone(),
@@ -378,14 +378,14 @@ fn join(parts: [&str; 3]) -> String {
 }
 
 /// A line that is cut where the terminal ends.
-fn line(text: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
+pub(super) fn line(text: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
     let limit = style.width.filter(|limit| width(text) > *limit).unwrap_or(usize::MAX);
     writeln!(out, "{}", fit(text, limit, Keep::Start))?;
     Ok(())
 }
 
 /// A duration with three digits.
-fn time(ns: u64) -> String {
+pub(super) fn time(ns: u64) -> String {
     let (value, unit) = match ns {
         0..1_000 => return format!("{ns} ns"),
         1_000..1_000_000 => (ns as f64 / 1e3, "us"),

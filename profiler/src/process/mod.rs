@@ -7,6 +7,7 @@ pub mod life;
 pub mod maps;
 pub mod memory;
 pub mod objects;
+pub mod redact;
 pub mod table;
 pub mod target;
 mod vdso;

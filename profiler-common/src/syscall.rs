@@ -1,0 +1,395 @@
+//! System calls: what is counted of each in the kernel, and the records of those that took long.
+
+use crate::{
+    histogram::Histogram,
+    sched::{Cause, SyscallClass},
+};
+
+/// First word of a [`SlowCall`].
+pub const KIND_SLOW_CALL: u32 = 7;
+/// First word of an [`IoRecord`].
+pub const KIND_IO: u32 = 8;
+
+/// Set in the number of a 32-bit call, which is one of a table of its own.
+pub const COMPAT: u32 = 1 << 30;
+
+/// Most pairs of process (or thread) and system call counted in the kernel at once: about 2.5 kB each, when used.
+pub const MAX_CALLS: usize = 16_384;
+/// Most descriptors followed at once.
+pub const MAX_IO: usize = 16_384;
+/// Longest part of a path that is sent, bytes, with its NUL.
+pub const PATH_LEN: usize = 128;
+
+/// Time in calls after which a thread's stack is taken, and given all of that time, ns.
+pub const STACK_PERIOD_NS: u64 = 4_000_000;
+/// Calls that take this long count as waits even if they never left the CPU, ns.
+pub const WAIT_NS: u64 = 10_000;
+/// Only one of so many runs is measured for the probe's cost: two more clock reads would be a tenth of it.
+pub const COST_SAMPLE: u64 = 64;
+
+/// What the arguments of a system call are: value of the map `CALL_TRAITS`, by number.
+pub mod traits {
+    /// Reads from its descriptor.
+    pub const READ: u8 = 1;
+    /// Writes to its descriptor.
+    pub const WRITE: u8 = 2;
+    /// Waits for data to be stored.
+    pub const SYNC: u8 = 4;
+    /// Ends its descriptor.
+    pub const CLOSE: u8 = 8;
+    /// Connects its descriptor.
+    pub const CONNECT: u8 = 16;
+    /// Its first argument is a path.
+    pub const PATH0: u8 = 32;
+    /// Its second argument is a path.
+    pub const PATH1: u8 = 64;
+}
+
+/// What a call waited for, as finely as users ask for it.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WaitKind {
+    /// Reading a file.
+    FileRead = 0,
+    /// Writing a file.
+    FileWrite = 1,
+    /// Waiting until a file is stored.
+    FileSync = 2,
+    /// Opening, naming, removing files.
+    FileOther = 3,
+    /// Receiving from an internet socket.
+    NetRead = 4,
+    /// Sending to one.
+    NetWrite = 5,
+    /// Connecting a socket.
+    Connect = 6,
+    /// Waiting for a connection.
+    Accept = 7,
+    /// Pipes, Unix sockets, terminals, message queues, event descriptors.
+    Pipe = 8,
+    /// A lock.
+    Lock = 9,
+    /// Any other futex.
+    Park = 10,
+    /// Sleep and timers.
+    Timer = 11,
+    /// The end of a child.
+    Child = 12,
+    /// Any of many descriptors.
+    Poll = 13,
+    /// Anything else.
+    Other = 14,
+}
+
+impl WaitKind {
+    /// Number of kinds.
+    pub const COUNT: usize = 15;
+
+    /// The kind of a call by its class, its traits, and the cause it would block for.
+    #[inline(always)]
+    pub fn of(class: u8, traits: u8, cause: Cause) -> WaitKind {
+        if traits & traits::CONNECT != 0 {
+            return WaitKind::Connect;
+        }
+        if class == SyscallClass::Accept as u8 {
+            return WaitKind::Accept;
+        }
+        match cause {
+            Cause::Disk if traits & traits::SYNC != 0 => WaitKind::FileSync,
+            Cause::Disk if traits & traits::READ != 0 => WaitKind::FileRead,
+            Cause::Disk if traits & traits::WRITE != 0 => WaitKind::FileWrite,
+            Cause::Disk => WaitKind::FileOther,
+            Cause::Network if traits & traits::WRITE != 0 => WaitKind::NetWrite,
+            Cause::Network => WaitKind::NetRead,
+            Cause::Pipe => WaitKind::Pipe,
+            Cause::Lock => WaitKind::Lock,
+            Cause::Park => WaitKind::Park,
+            Cause::Sleep => WaitKind::Timer,
+            Cause::Child => WaitKind::Child,
+            Cause::Poll => WaitKind::Poll,
+            Cause::Unknown | Cause::PageFault | Cause::Other => WaitKind::Other,
+        }
+    }
+
+    /// Whether a thread that waits so has nothing to do.
+    #[inline(always)]
+    pub fn is_idle(self) -> bool {
+        matches!(
+            self,
+            WaitKind::Park | WaitKind::Timer | WaitKind::Child | WaitKind::Poll | WaitKind::Accept
+        )
+    }
+}
+
+/// Key of the map `CALLS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallKey {
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace; zero where threads are not kept apart.
+    pub tid: u32,
+    /// Number, perhaps with [`COMPAT`].
+    pub number: u32,
+}
+
+/// Value of the map `CALLS`. How many calls there were is the sum of the histogram's buckets.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CallStats {
+    /// Calls that have returned by their length. Its buckets wrap around.
+    pub lengths: Histogram,
+    /// Of their time, blocked, ns.
+    pub blocked_ns: u64,
+    /// Of their time, waiting for a CPU, ns.
+    pub run_queue_ns: u64,
+    /// Calls that failed.
+    pub errors: u64,
+    /// Calls whose thread ended in them.
+    pub unfinished: u64,
+}
+
+/// Key of the map `CALL_ERRORS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ErrorKey {
+    /// Which calls.
+    pub call: CallKey,
+    /// Error number, positive.
+    pub errno: u32,
+}
+
+/// A thread and its call in progress: value of the map `IN_CALL`, by thread id in the initial PID namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InCall {
+    /// When the call began: CLOCK_MONOTONIC, ns; zero outside of calls.
+    pub start_ns: u64,
+    /// Time blocked in it, ns.
+    pub blocked_ns: u64,
+    /// Time waiting for a CPU in it, ns.
+    pub run_queue_ns: u64,
+    /// Stack it last blocked with, an id; zero for none.
+    pub stack: u64,
+    /// Time in calls since the last stack was taken for it, ns.
+    pub owed_ns: u64,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// System call.
+    pub number: u32,
+    /// Calls so far, for the cost to be measured now and then.
+    pub calls: u32,
+}
+
+/// Key of the map `CALL_TIME`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallTimeKey {
+    /// Stack id, zero where none was taken.
+    pub stack: u64,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// System call.
+    pub number: u32,
+    /// Not used.
+    pub _reserved: u32,
+}
+
+/// Key of the map `CALL_WAITS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WaitsKey {
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// [`WaitKind`].
+    pub kind: u32,
+}
+
+/// Value of the map `CALL_WAITS`: calls of one kind that blocked, or took longer than [`WAIT_NS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct WaitsStats {
+    /// By their length.
+    pub lengths: Histogram,
+    /// Where most of the time is waited, as a majority vote finds it.
+    pub most: Majority,
+}
+
+/// A majority vote of stacks, weighted (Boyer and Moore): the one that has more than half of the weight wins.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Majority {
+    /// Stack id, zero for none.
+    pub stack: u64,
+    /// By how much it leads.
+    pub lead: u64,
+}
+
+impl Majority {
+    /// Takes in a vote.
+    #[inline(always)]
+    pub fn vote(&mut self, stack: u64, weight: u64) {
+        if self.stack == stack {
+            self.lead += weight;
+        } else if weight > self.lead {
+            *self = Majority { stack, lead: weight - self.lead };
+        } else {
+            self.lead -= weight;
+        }
+    }
+}
+
+/// Key of the map `CALL_IO`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IoKey {
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Descriptor.
+    pub descriptor: u32,
+}
+
+/// Sizes told apart, by powers of two.
+pub const SIZES: usize = 24;
+
+/// Value of the map `CALL_IO`: reads and writes of one descriptor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoStats {
+    /// First call: CLOCK_MONOTONIC, ns. With the key it names what the descriptor then was.
+    pub first_ns: u64,
+    /// Last call: CLOCK_MONOTONIC, ns.
+    pub last_ns: u64,
+    /// Calls that moved data.
+    pub calls: u64,
+    /// Data moved, bytes.
+    pub bytes: u64,
+    /// Time in calls, ns.
+    pub ns: u64,
+    /// Of that, blocked, ns.
+    pub blocked_ns: u64,
+    /// Reads that followed a write.
+    pub round_trips: u64,
+    /// Time from each such write to its read, ns.
+    pub round_trip_ns: u64,
+    /// When the last write began, if no read has followed; else zero.
+    pub written_ns: u64,
+    /// Where most of it is done; one call in some is looked at.
+    pub most: Majority,
+    /// Votes in all.
+    pub votes: u64,
+    /// Thread of the last call.
+    pub tid: u32,
+    /// What it is, a [`Cause`].
+    pub cause: u32,
+    /// Calls by the size of what they moved: the first zero or one byte, each of the others twice the one before.
+    pub sizes: [u32; SIZES],
+}
+
+/// A descriptor is used for the first time (`calls` is zero), or has been closed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoRecord {
+    /// [`KIND_IO`].
+    pub kind: u32,
+    /// Whether it has been closed.
+    pub closed: u32,
+    /// Which.
+    pub key: IoKey,
+    /// What was done with it.
+    pub stats: IoStats,
+}
+
+/// A call that took long.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowCall {
+    /// [`KIND_SLOW_CALL`].
+    pub kind: u32,
+    /// System call, perhaps with [`COMPAT`].
+    pub number: u32,
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Thread id, in the profiler's PID namespace.
+    pub tid: u32,
+    /// When it began: CLOCK_MONOTONIC, ns.
+    pub start_ns: u64,
+    /// When it returned.
+    pub end_ns: u64,
+    /// Of that, blocked, ns.
+    pub blocked_ns: u64,
+    /// Of that, waiting for a CPU, ns.
+    pub run_queue_ns: u64,
+    /// What it returned.
+    pub result: i64,
+    /// Stack it blocked with, or else was in at its end; an id, zero for none.
+    pub stack: u64,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// [`WaitKind`].
+    pub wait_kind: u32,
+    /// Not used.
+    pub _reserved: u32,
+    /// The path among its arguments, up to the NUL.
+    pub path: [u8; PATH_LEN],
+}
+
+const _: () = {
+    assert!(size_of::<CallKey>() == 12);
+    assert!(size_of::<ErrorKey>() == 16);
+    assert!(size_of::<InCall>() == 56);
+    assert!(size_of::<CallTimeKey>() == 24);
+    assert!(size_of::<IoStats>() == 104 + 4 * SIZES);
+    assert!(size_of::<IoRecord>() == 16 + size_of::<IoStats>());
+    assert!(size_of::<SlowCall>() == 120 + PATH_LEN);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C) integers without padding, every bit pattern is valid.
+    unsafe impl aya::Pod for super::CallKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::CallStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ErrorKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::CallTimeKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::WaitsKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::WaitsStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::IoKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::IoStats {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_have_kinds() {
+        let descriptor = SyscallClass::Descriptor as u8;
+        let kind = |traits, cause| WaitKind::of(descriptor, traits, cause);
+        assert_eq!(kind(traits::READ, Cause::Disk), WaitKind::FileRead);
+        assert_eq!(kind(traits::WRITE, Cause::Network), WaitKind::NetWrite);
+        assert_eq!(kind(traits::CONNECT, Cause::Network), WaitKind::Connect);
+        assert_eq!(kind(traits::WRITE | traits::SYNC, Cause::Disk), WaitKind::FileSync);
+        assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, Cause::Poll), WaitKind::Accept);
+        assert!(WaitKind::Other as usize + 1 == WaitKind::COUNT);
+    }
+
+    #[test]
+    fn a_majority_wins_its_vote() {
+        let mut most = Majority::default();
+        for (stack, weight) in [(1, 5), (2, 9), (1, 4), (3, 1), (2, 8)] {
+            most.vote(stack, weight);
+        }
+        assert_eq!(most.stack, 2, "17 of 27");
+    }
+}
