@@ -7,10 +7,10 @@
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_probe_read_user_str},
+        generated::{bpf_get_current_task, bpf_get_prandom_u32, bpf_probe_read_user_str},
     },
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
@@ -41,6 +41,19 @@ static CALLS_WATCHED: Global<u32> = Global::new(0);
 static CALLS_BY_THREAD: Global<u32> = Global::new(0);
 
 const NO_PREALLOC: usize = 1;
+
+/// One write in so many has its stack taken.
+const IO_STACK_SAMPLE: u32 = 16;
+
+/// The programs that go on where `call_exit` ends.
+#[btf_map]
+static CALL_STEPS: ProgramArray<2> = ProgramArray::new();
+const STEP_STACK: u32 = 0;
+const STEP_FOLLOW: u32 = 1;
+
+/// What `call_exit` tells them.
+#[btf_map]
+static DONE: PerCpuArray<Done, 1> = PerCpuArray::new();
 
 /// Threads of targets, by thread id in the initial PID namespace.
 #[btf_map]
@@ -153,27 +166,69 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
         _ => (SyscallClass::Other as u8, 0),
     };
     call.owed_ns += ns;
-    let waited = call.blocked_ns > 0 || ns >= WAIT_NS;
-    if waited || kinds & (traits::READ | traits::WRITE | traits::CLOSE) != 0 || call.owed_ns >= STACK_PERIOD_NS {
-        follow(&ctx, call, &Done { regs, began, now, result, object, class, traits: kinds, waited });
-    }
     call.calls = call.calls.wrapping_add(1);
-    if u64::from(call.calls) % COST_SAMPLE == 0 {
-        charge_many(Probe::Syscall, now, COST_SAMPLE);
+    let stack_due = call.owed_ns >= STACK_PERIOD_NS;
+    let waited = call.blocked_ns > 0 || ns >= WAIT_NS;
+    if (waited || kinds & (traits::READ | traits::WRITE | traits::CLOSE) != 0 || stack_due)
+        && let Some(done) = DONE.get_ptr_mut(0)
+    {
+        let slow_ns = CALL_SLOW_NS.get(0).copied().unwrap_or(u64::MAX);
+        // A write is the one made on purpose: what reads may be an event loop for all.
+        // SAFETY: no arguments.
+        let looked_at = kinds & traits::WRITE != 0 && unsafe { bpf_get_prandom_u32() } % IO_STACK_SAMPLE == 0;
+        let class = u32::from(class);
+        let [waited, stack_due] = [u32::from(waited), u32::from(stack_due)];
+        let [slow, looked_at] = [u32::from(ns >= slow_ns), u32::from(looked_at)];
+        let traits = u32::from(kinds);
+        // SAFETY: this CPU's own slot; the steps that follow run on this CPU, before anything else writes it.
+        unsafe {
+            *done = Done { regs, began, now, result, object, class, traits, waited, stack_due, slow, looked_at };
+        }
+        let step = if call.stack == 0 && stack_due | slow | looked_at != 0 { STEP_STACK } else { STEP_FOLLOW };
+        // SAFETY: the context of this program. It does not return, unless the step is not there.
+        unsafe { CALL_STEPS.tail_call(&ctx, step) };
     }
+    finish(call, now);
     0
 }
 
-/// A call that has returned.
+/// Counts the cost now and then: the last step does it.
+#[inline(always)]
+fn finish(call: &InCall, now: u64) {
+    if u64::from(call.calls) % COST_SAMPLE == 0 {
+        charge_many(Probe::Syscall, now, COST_SAMPLE);
+    }
+}
+
+/// A call that has returned, for the steps that follow.
+#[repr(C)]
+#[derive(Clone, Copy)]
 struct Done {
     regs: u64,
     began: u64,
     now: u64,
     result: i64,
     object: u64,
-    class: u8,
-    traits: u8,
-    waited: bool,
+    class: u32,
+    traits: u32,
+    waited: u32,
+    stack_due: u32,
+    slow: u32,
+    looked_at: u32,
+}
+
+/// Takes the stack of a call, if there is time for it. One program with all that could follow would be too complex
+/// for the verifier.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn call_stack(ctx: RawTracePointContext) -> u32 {
+    let host_tid = bpf_get_current_pid_tgid() as u32;
+    let (Some(call), Some(done)) = (IN_CALL.get_ptr_mut(&host_tid), DONE.get(0)) else { return 0 };
+    // SAFETY: see `call_enter`.
+    let call = unsafe { &mut *call };
+    call.stack = take_stack_if_allowed(&ctx, call.pid, call.tid, done.now);
+    // SAFETY: as in `call_exit`.
+    unsafe { CALL_STEPS.tail_call(&ctx, STEP_FOLLOW) };
+    0
 }
 
 impl Done {
@@ -183,25 +238,31 @@ impl Done {
 }
 
 /// What more there is to a call that waited, moved data, or is the one whose stack is taken.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn call_follow(_ctx: RawTracePointContext) -> u32 {
+    let host_tid = bpf_get_current_pid_tgid() as u32;
+    let (Some(call), Some(done)) = (IN_CALL.get_ptr_mut(&host_tid), DONE.get(0)) else { return 0 };
+    // SAFETY: see `call_enter`.
+    let call = unsafe { &mut *call };
+    follow(call, done);
+    finish(call, done.now);
+    0
+}
+
 #[inline(always)]
-fn follow(ctx: &RawTracePointContext, call: &mut InCall, done: &Done) {
+fn follow(call: &mut InCall, done: &Done) {
+    let of = done.traits as u8;
     let mut cause = None;
-    if done.traits & traits::CLOSE != 0 && done.result == 0 {
+    if of & traits::CLOSE != 0 && done.result == 0 {
         close(call, done);
-    } else if done.traits & (traits::READ | traits::WRITE) != 0 && done.result >= 0 {
-        cause = io(ctx, call, done);
+    } else if of & (traits::READ | traits::WRITE) != 0 && done.result >= 0 {
+        cause = io(call, done);
     }
-    let stack_due = call.owed_ns >= STACK_PERIOD_NS;
-    if !done.waited && !stack_due {
+    if done.waited | done.stack_due == 0 {
         return;
     }
-    let kind = WaitKind::of(done.class, done.traits, cause.unwrap_or_else(|| cause_of(done)));
-    let slow_ns = CALL_SLOW_NS.get(0).copied().unwrap_or(u64::MAX);
-    let slow = done.ns() >= slow_ns && !kind.is_idle();
-    if (stack_due || slow) && call.stack == 0 {
-        call.stack = take_stack_if_allowed(ctx, call.pid, call.tid, done.now);
-    }
-    if stack_due {
+    let kind = WaitKind::of(done.class as u8, of, cause.unwrap_or_else(|| cause_of(done)));
+    if done.stack_due != 0 {
         let key = CallTimeKey {
             stack: call.stack,
             pid: call.pid,
@@ -218,10 +279,10 @@ fn follow(ctx: &RawTracePointContext, call: &mut InCall, done: &Done) {
             count(KernelCounter::OffCpuFull);
         }
     }
-    if done.waited {
+    if done.waited != 0 {
         wait(call, kind, done.ns());
     }
-    if slow {
+    if done.slow != 0 && !kind.is_idle() {
         tell_slow(call, kind, done);
     }
 }
@@ -277,7 +338,7 @@ fn stats(key: &CallKey) -> Option<*mut CallStats> {
 /// What a call would block for.
 #[inline(always)]
 fn cause_of(done: &Done) -> Cause {
-    let class = done.class;
+    let class = done.class as u8;
     if class == SyscallClass::Descriptor as u8 {
         // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
         descriptor_cause(unsafe { bpf_get_current_task() }, done.object)
@@ -329,12 +390,9 @@ fn wait(call: &InCall, kind: WaitKind, ns: u64) {
     }
 }
 
-/// One call in so many of a descriptor has its stack taken.
-const IO_STACK_SAMPLE: u64 = 16;
-
 /// Adds a read or write to its descriptor's; returns what the descriptor is.
 #[inline(always)]
-fn io(ctx: &RawTracePointContext, call: &mut InCall, done: &Done) -> Option<Cause> {
+fn io(call: &InCall, done: &Done) -> Option<Cause> {
     let key = IoKey { pid: call.pid, descriptor: done.object as u32 };
     let io = match CALL_IO.get_ptr_mut(&key) {
         Some(io) => io,
@@ -371,23 +429,16 @@ fn io(ctx: &RawTracePointContext, call: &mut InCall, done: &Done) -> Option<Caus
     if let Some(slot) = io.sizes.get_mut(size_class(size)) {
         *slot += 1;
     }
-    if done.traits & traits::WRITE != 0 {
+    if done.traits as u8 & traits::WRITE != 0 {
         io.written_ns = done.began;
     } else if io.written_ns != 0 {
         io.round_trips += 1;
         io.round_trip_ns += done.now.saturating_sub(io.written_ns);
         io.written_ns = 0;
     }
-    // A write is the one made on purpose: what reads may be an event loop for all.
-    let telling = done.traits & traits::WRITE != 0 || io.round_trips == 0;
-    if telling && io.calls % IO_STACK_SAMPLE <= 1 {
-        if call.stack == 0 {
-            call.stack = take_stack_if_allowed(ctx, call.pid, call.tid, done.now);
-        }
-        if call.stack != 0 {
-            io.votes += 1;
-            io.most.vote(call.stack, 1);
-        }
+    if call.stack != 0 && (done.looked_at | done.stack_due) != 0 {
+        io.votes += 1;
+        io.most.vote(call.stack, 1);
     }
     cause_from(io.cause)
 }
@@ -461,8 +512,8 @@ fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
     slow.args = arguments(done.regs);
     slow.wait_kind = kind as u32;
     slow.path[0] = 0;
-    if done.traits & (traits::PATH0 | traits::PATH1) != 0 {
-        let at = if done.traits & traits::PATH0 != 0 { slow.args[0] } else { slow.args[1] };
+    if done.traits as u8 & (traits::PATH0 | traits::PATH1) != 0 {
+        let at = if done.traits as u8 & traits::PATH0 != 0 { slow.args[0] } else { slow.args[1] };
         // SAFETY: the helper checks the address, and writes no more than there is room for.
         let len = unsafe {
             bpf_probe_read_user_str(slow.path.as_mut_ptr().cast(), PATH_LEN as u32, at as *const _)

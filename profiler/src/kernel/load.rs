@@ -12,9 +12,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{CgroupArray, HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{CgroupArray, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
-        PerfEvent, RawTracePoint,
+        PerfEvent, ProgramFd, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -257,6 +257,19 @@ impl Kernel {
 
     /// Attaches the system-call probe. Every system call of every process passes it: only if asked for.
     pub fn attach_calls(&mut self) -> Result<()> {
+        let steps: Vec<ProgramFd> = ["call_stack", "call_follow"]
+            .into_iter()
+            .map(|name| {
+                let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
+                step.load().map_err(explain_program)?;
+                Ok(step.fd()?.try_clone()?)
+            })
+            .collect::<Result<_>>()?;
+        let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut("CALL_STEPS"));
+        let mut map = ProgramArray::try_from(map.context("kernel object has no map CALL_STEPS")?)?;
+        for (index, step) in (0..).zip(&steps) {
+            map.set(index, step, 0)?;
+        }
         self.attach_raw(&[
             ("call_gone", "sched_process_exit"),
             ("call_exec", "sched_process_exec"),
