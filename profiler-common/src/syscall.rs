@@ -173,6 +173,11 @@ pub struct InCall {
     pub stack: u64,
     /// Time in calls since the last stack was taken for it, ns.
     pub owed_ns: u64,
+    /// Length of the last call if a signal has interrupted it, ns; else zero. It counts when the thread makes another:
+    /// if the signal ends the thread, the call has never returned.
+    pub interrupted_ns: u64,
+    /// Its result.
+    pub interrupted_result: i64,
     /// Process id, in the profiler's PID namespace.
     pub pid: u32,
     /// Thread id, in the profiler's PID namespace.
@@ -341,7 +346,7 @@ pub struct SlowCall {
 const _: () = {
     assert!(size_of::<CallKey>() == 12);
     assert!(size_of::<ErrorKey>() == 16);
-    assert!(size_of::<InCall>() == 56);
+    assert!(size_of::<InCall>() == 72);
     assert!(size_of::<CallTimeKey>() == 24);
     assert!(size_of::<IoStats>() == 104 + 4 * SIZES);
     assert!(size_of::<IoRecord>() == 16 + size_of::<IoStats>());

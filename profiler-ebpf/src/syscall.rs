@@ -124,6 +124,12 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     };
     // SAFETY: only the thread itself uses its entry, and the scheduler when it switches it.
     let call = unsafe { &mut *call };
+    if call.interrupted_ns != 0 {
+        if !add(call, call.interrupted_ns, call.interrupted_result) {
+            count(KernelCounter::CallsFull);
+        }
+        call.interrupted_ns = 0;
+    }
     // SAFETY: the registers and the number (include/trace/events/syscalls.h).
     call.number = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
     call.blocked_ns = 0;
@@ -157,7 +163,10 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     if compat {
         call.number |= COMPAT;
     }
-    if !add(call, ns, result) {
+    if (ERESTART_LAST..=ERESTART_FIRST).contains(&result) {
+        call.interrupted_ns = ns;
+        call.interrupted_result = result;
+    } else if !add(call, ns, result) {
         count(KernelCounter::CallsFull);
     }
     // 32-bit calls have no class and no traits: their numbers are beyond the tables.
@@ -199,6 +208,10 @@ fn finish(call: &InCall, now: u64) {
         charge_many(Probe::Syscall, now, COST_SAMPLE);
     }
 }
+
+/// ERESTARTSYS to ERESTART_RESTARTBLOCK, include/linux/errno.h: a signal is to be handled first.
+const ERESTART_FIRST: i64 = -512;
+const ERESTART_LAST: i64 = -516;
 
 /// A call that has returned, for the steps that follow.
 #[repr(C)]
@@ -551,7 +564,7 @@ pub fn call_gone(_ctx: RawTracePointContext) -> u32 {
     let Some(call) = IN_CALL.get_ptr_mut(&host_tid) else { return 0 };
     // SAFETY: see `call_enter`.
     let call = unsafe { &mut *call };
-    if call.start_ns != 0 {
+    if call.start_ns | call.interrupted_ns != 0 {
         let tid = if CALLS_BY_THREAD.load() != 0 { call.tid } else { 0 };
         if let Some(stats) = stats(&CallKey { pid: call.pid, tid, number: call.number }) {
             // SAFETY: as in `add`.

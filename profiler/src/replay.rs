@@ -285,7 +285,8 @@ mod tests {
             threshold::Thresholds,
         },
         output::FORMATS,
-        sample::{ModuleKind, Stack, StackEnd, StackId, ThreadKey},
+        calls::KindWaits,
+        sample::{KINDS, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
     };
 
     /// Names every address but each seventh.
@@ -337,7 +338,9 @@ mod tests {
         let mut tables = Tables::default();
         let meta = Meta { target: "pid 7".into(), period_ns: 10 * MS, ..Meta::default() };
         let mut recorder = Recorder::new(Vec::new(), &meta).unwrap();
-        let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
+        let (mut cpu, mut off_cpu, mut in_calls) =
+            (Aggregator::default(), Aggregator::default(), Aggregator::default());
+        let mut calls = Calls::default();
         let mut waits = Waits::new(Thresholds::default());
         waits.add_loop(LOOP);
         for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
@@ -352,6 +355,20 @@ mod tests {
             if cause.is_none() {
                 waits.cpu_sample(thread, time_ns, stack, true);
             }
+            let mut in_call = tables.stack(stack).clone();
+            let module = tables.module_id(Module::special(ModuleKind::Syscall));
+            in_call.frames = in_call.frames.iter().copied().chain([Frame { module, address: 1 }]).collect();
+            let stack = intern_stack(&mut tables, in_call).unwrap();
+            let sample = Sample { stack, cause: None, ..sample };
+            recorder.sample(&sample, &tables, None).unwrap();
+            assert!(in_calls.add(&sample));
+            calls.waits.push(KindWaits {
+                pid: 7,
+                process: name,
+                kind: crate::calls::CallKind::Pipe,
+                lengths: crate::blocking::Summary::default(),
+                stack: Some(stack),
+            });
         }
         for &(start, length) in stalls {
             let mut slow = wait(LOOP.tid, start * MS, length * MS / 2, 0, WaitCause::Disk);
@@ -368,11 +385,12 @@ mod tests {
         let totals = Totals {
             cpu: cpu.snapshot(),
             off_cpu: Some(off_cpu.snapshot()),
+            in_calls: Some(in_calls.snapshot()),
             blocking: Some(blocking),
-            ..Totals::default()
+            calls: Some(calls),
         };
         let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
-        let found = Found { blocking: run.blocking.as_ref(), calls: None };
+        let found = Found { blocking: run.blocking.as_ref(), calls: run.calls.as_ref() };
         let written = recorder.finish(&run.cpu.accounts, found, &tables, &names(&run)).unwrap();
         std::fs::write(path, written).unwrap();
         run
@@ -392,7 +410,8 @@ mod tests {
             let replayed = load(&path).unwrap();
             prop_assert_eq!(replayed.ending, Ending::Complete);
             prop_assert_eq!(&replayed.run.blocking, &live.blocking);
-            prop_assert_eq!(replayed.samples.len(), samples.len());
+            prop_assert_eq!(&replayed.run.calls, &live.calls);
+            prop_assert_eq!(replayed.samples.len(), samples.len() * 2);
             prop_assert!(render(&replayed.run) == render(&live));
             let of_kind = |waiting: bool| -> u64 {
                 samples.iter().filter(|(.., cause)| (*cause > 0) == waiting).map(|(_, _, weight, _)| weight).sum()
