@@ -114,10 +114,7 @@ impl WaitKind {
     /// Whether a thread that waits so has nothing to do.
     #[inline(always)]
     pub fn is_idle(self) -> bool {
-        matches!(
-            self,
-            WaitKind::Park | WaitKind::Timer | WaitKind::Child | WaitKind::Poll | WaitKind::Accept
-        )
+        matches!(self, WaitKind::Park | WaitKind::Timer | WaitKind::Child | WaitKind::Poll | WaitKind::Accept)
     }
 }
 
@@ -291,6 +288,10 @@ pub struct IoStats {
     pub tid: u32,
     /// What it is, a [`Cause`].
     pub cause: u32,
+    /// Whether the first call wrote, as one does who asks; who answers reads first.
+    pub first_wrote: u32,
+    /// Not used.
+    pub _reserved: u32,
     /// Calls by the size of what they moved: the first zero or one byte, each of the others twice the one before.
     pub sizes: [u32; SIZES],
 }
@@ -348,7 +349,7 @@ const _: () = {
     assert!(size_of::<ErrorKey>() == 16);
     assert!(size_of::<InCall>() == 72);
     assert!(size_of::<CallTimeKey>() == 24);
-    assert!(size_of::<IoStats>() == 104 + 4 * SIZES);
+    assert!(size_of::<IoStats>() == 112 + 4 * SIZES);
     assert!(size_of::<IoRecord>() == 16 + size_of::<IoStats>());
     assert!(size_of::<SlowCall>() == 120 + PATH_LEN);
 };

@@ -104,7 +104,8 @@ pub fn send_now<T>(record: &T) {
     let ring = core::ptr::from_ref(&RECORDS).cast_mut().cast();
     let record = core::ptr::from_ref(record).cast_mut().cast();
     // SAFETY: a value and its size.
-    if unsafe { bpf_ringbuf_output(ring, record, size_of::<T>() as u64, u64::from(BPF_RB_FORCE_WAKEUP)) } != 0 {
+    if unsafe { bpf_ringbuf_output(ring, record, size_of::<T>() as u64, u64::from(BPF_RB_FORCE_WAKEUP)) } != 0
+    {
         count(KernelCounter::RecordsLost);
     }
 }

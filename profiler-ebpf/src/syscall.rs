@@ -191,9 +191,11 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
         let traits = u32::from(kinds);
         // SAFETY: this CPU's own slot; the steps that follow run on this CPU, before anything else writes it.
         unsafe {
-            *done = Done { regs, began, now, result, object, class, traits, waited, stack_due, slow, looked_at };
+            *done =
+                Done { regs, began, now, result, object, class, traits, waited, stack_due, slow, looked_at };
         }
-        let step = if call.stack == 0 && stack_due | slow | looked_at != 0 { STEP_STACK } else { STEP_FOLLOW };
+        let step =
+            if call.stack == 0 && stack_due | slow | looked_at != 0 { STEP_STACK } else { STEP_FOLLOW };
         // SAFETY: the context of this program. It does not return, unless the step is not there.
         unsafe { CALL_STEPS.tail_call(&ctx, step) };
     }
@@ -418,8 +420,13 @@ fn io(call: &InCall, done: &Done) -> Option<Cause> {
             record.kind = KIND_IO;
             record.closed = 0;
             record.key = key;
-            record.stats =
-                IoStats { first_ns: done.began, cause: cause as u32, tid: call.tid, ..IoStats::default() };
+            record.stats = IoStats {
+                first_ns: done.began,
+                cause: cause as u32,
+                tid: call.tid,
+                first_wrote: u32::from(done.traits as u8 & traits::WRITE != 0),
+                ..IoStats::default()
+            };
             if CALL_IO.insert(&key, &record.stats, NOEXIST).is_err() {
                 count(KernelCounter::IoFull);
             } else if may_tell(done.now) {

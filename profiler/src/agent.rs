@@ -44,8 +44,8 @@ use crate::{
     recording::Found,
     replay::{self, Results},
     sample::{
-        Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId,
-        Tables, ThreadKey,
+        Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId, Tables,
+        ThreadKey,
     },
     symbolize::{Detail, LiveSymbolizer, SymbolCache},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},

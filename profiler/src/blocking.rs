@@ -216,11 +216,7 @@ impl Summary {
     }
 
     /// Of counts by bucket, in order, and of their exact sum and maximum.
-    pub fn from_buckets(
-        counts: impl IntoIterator<Item = (usize, u64)>,
-        sum_ns: u64,
-        max_ns: u64,
-    ) -> Summary {
+    pub fn from_buckets(counts: impl IntoIterator<Item = (usize, u64)>, sum_ns: u64, max_ns: u64) -> Summary {
         let counts: Vec<(usize, u64)> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
         let all: u64 = counts.iter().map(|(_, count)| count).sum();
         let at = |quantile: f64| {

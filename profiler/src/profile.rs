@@ -284,15 +284,24 @@ impl Names {
         self.module_of(frame).kind == ModuleKind::Kernel
     }
 
-    /// A stack without what the scheduler calls to tell the probe of a switch; how much that is differs from kernel
-    /// to kernel.
+    /// A stack without what the scheduler, or the end of a system call, calls to tell the probe; how much that is
+    /// differs from kernel to kernel.
     fn without_probe(&self, mut frames: Vec<usize>) -> Vec<usize> {
         const AT_MOST: usize = 8;
-        let switches = |frame: &&usize| {
-            let frame = &self.frames[**frame];
-            self.is_kernel(frame) && frame.functions.iter().any(|function| function.name == "__schedule")
+        const TELLING: [&str; 5] = [
+            "__schedule",
+            "__bpf_trace_sys_exit",
+            "trace_sys_exit",
+            "syscall_exit_work",
+            "syscall_trace_exit",
+        ];
+        let tells = |frame: &usize| {
+            let frame = &self.frames[*frame];
+            let known = |name: &str| TELLING.contains(&name);
+            self.is_kernel(frame) && frame.functions.iter().any(|function| known(&function.name))
         };
-        if let Some(at) = frames.iter().take(AT_MOST).position(|frame| switches(&frame)) {
+        let head = &frames[..frames.len().min(AT_MOST)];
+        if let Some(at) = head.iter().rposition(tells) {
             frames.drain(..=at);
         }
         frames

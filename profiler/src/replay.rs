@@ -279,13 +279,13 @@ mod tests {
             waits::{Now, Waits},
         },
         blocking::{ThreadTime, WaitCause},
+        calls::KindWaits,
         detect::{
             long_wait::fixtures::wait,
             stall::fixtures::{LOOP, turn},
             threshold::Thresholds,
         },
         output::FORMATS,
-        calls::KindWaits,
         sample::{KINDS, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
     };
 

@@ -157,7 +157,12 @@ struct Object {
 
 impl CallCollector {
     /// Has the kernel programs tell slow calls from now on.
-    pub fn new(mut maps: CallMaps, proc_root: &Path, redact: Redact, storms: Storms) -> Result<CallCollector> {
+    pub fn new(
+        mut maps: CallMaps,
+        proc_root: &Path,
+        redact: Redact,
+        storms: Storms,
+    ) -> Result<CallCollector> {
         maps.set_slow(SLOW_NS.0)?;
         Ok(CallCollector {
             maps,
@@ -190,7 +195,9 @@ impl CallCollector {
     pub fn slow_call(&mut self, call: &SlowCall, tables: &mut Tables) {
         self.slow_told += 1;
         let duration_ns = call.end_ns.saturating_sub(call.start_ns);
-        if self.slow.len() >= MAX_SLOW && self.slow.keys().next().is_some_and(|(least, _)| *least >= duration_ns) {
+        if self.slow.len() >= MAX_SLOW
+            && self.slow.keys().next().is_some_and(|(least, _)| *least >= duration_ns)
+        {
             return;
         }
         let thread = ThreadKey { pid: call.pid, tid: call.tid };
@@ -266,9 +273,16 @@ impl CallCollector {
         let mut rates: BTreeMap<CallKey, Rates> = BTreeMap::new();
         let mut gone = Vec::new();
         // Asked before counting: what has ended by then is counted to its end.
-        let calls: Vec<(CallKey, bool)> =
-            self.maps.calls().map(|(key, _)| key).collect::<Vec<_>>().into_iter().map(|key| (key, is_alive(key.pid))).collect();
-        let ended: FxHashSet<CallKey> = calls.iter().filter(|(_, alive)| !alive).map(|(key, _)| *key).collect();
+        let calls: Vec<(CallKey, bool)> = self
+            .maps
+            .calls()
+            .map(|(key, _)| key)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|key| (key, is_alive(key.pid)))
+            .collect();
+        let ended: FxHashSet<CallKey> =
+            calls.iter().filter(|(_, alive)| !alive).map(|(key, _)| *key).collect();
         for (key, stats) in self.maps.calls() {
             let to = if self.counts.len() >= MAX_KEYS && !self.counts.contains_key(&key) {
                 CallKey { pid: 0, tid: 0, ..key }
@@ -451,10 +465,9 @@ impl CallCollector {
             objects_unlisted: unlisted,
             slow: self.slow.values().rev().cloned().collect(),
             chatty: chatty::find(talks),
-            storms: self.storms.found(
-                |key| (process(key.pid), syscalls::name(key.number as i32)),
-                syscall::errno,
-            ),
+            storms: self
+                .storms
+                .found(|key| (process(key.pid), syscalls::name(key.number as i32)), syscall::errno),
         })
     }
 
@@ -495,14 +508,15 @@ fn add_io(
     stats: &IoStats,
     named: Option<&Named>,
 ) {
-    let mut name = named.map_or_else(|| format!("descriptor {}", key.descriptor), |named| named.object.clone());
+    let mut name =
+        named.map_or_else(|| format!("descriptor {}", key.descriptor), |named| named.object.clone());
     let mut pid = key.pid;
     if objects.len() >= MAX_OBJECTS && !objects.contains_key(&(pid, name.clone())) {
         (pid, name) = (0, "(others)".to_owned());
         *unlisted += 1;
     }
     let object = objects.entry((pid, name.clone())).or_default();
-    object.serves |= named.is_some_and(|named| named.serves);
+    object.serves |= named.map_or(stats.first_wrote == 0, |named| named.serves);
     object.descriptors.insert((key.descriptor, stats.first_ns));
     if object.descriptors.len() > 1_000 {
         object.descriptors.pop_first();

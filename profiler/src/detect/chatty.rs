@@ -53,10 +53,8 @@ fn judge(talk: Talk) -> Option<Chatty> {
     // A pair of pipe ends or an event descriptor talks to the process itself.
     let asks = !talk.is_file && !talk.serves && !io.object.starts_with("anon_inode:");
     let in_turns = io.round_trips as f64 * 2.0 >= io.calls as f64 * MIN_SHARE;
-    let round_trips = asks
-        && io.round_trips >= MIN_ROUND_TRIPS
-        && in_turns
-        && io.median_bytes <= MAX_MESSAGE_BYTES;
+    let round_trips =
+        asks && io.round_trips >= MIN_ROUND_TRIPS && in_turns && io.median_bytes <= MAX_MESSAGE_BYTES;
     let tiny = talk.is_file && io.calls >= MIN_SMALL && io.median_bytes <= SMALL_BYTES;
     if !(round_trips || tiny) || (talk.stack.is_some() && talk.stack_share < MIN_STACK_LEAD) {
         return None;

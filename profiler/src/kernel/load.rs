@@ -127,9 +127,11 @@ impl Kernel {
             }
         }
         let (watched, by_thread) = (u32::from(calls.is_some()), u32::from(calls == Some(true)));
-        loader
-            .override_global("CALLS_WATCHED", &watched, true)
-            .override_global("CALLS_BY_THREAD", &by_thread, true);
+        loader.override_global("CALLS_WATCHED", &watched, true).override_global(
+            "CALLS_BY_THREAD",
+            &by_thread,
+            true,
+        );
         if calls.is_none() {
             for map in syscall::LARGE_MAPS {
                 loader.map_max_entries(map, 1);

@@ -291,7 +291,12 @@ pub(crate) mod fixtures {
         run.calls = Some(Calls {
             calls: vec![
                 of("read", 12_000, 700 * MS, &[("EAGAIN", 3)]),
-                of("openat", 4_000, 9 * MS, &[("EMFILE", 3_000), ("ENOENT", 70), ("EACCES", 2), ("EPERM", 1)]),
+                of(
+                    "openat",
+                    4_000,
+                    9 * MS,
+                    &[("EMFILE", 3_000), ("ENOENT", 70), ("EACCES", 2), ("EPERM", 1)],
+                ),
                 exit,
             ],
             waits: vec![KindWaits {

@@ -30,11 +30,7 @@ pub fn result(value: i64) -> String {
 }
 
 /// The arguments that matter; `descriptor` says what a descriptor is, if it is still open.
-pub fn arguments(
-    call: &SlowCall,
-    redact: &Redact,
-    descriptor: impl FnOnce(u64) -> Option<String>,
-) -> String {
+pub fn arguments(call: &SlowCall, redact: &Redact, descriptor: impl FnOnce(u64) -> Option<String>) -> String {
     /// No descriptor is larger (`fs.nr_open`, default); what is, is an address.
     const MAX_DESCRIPTOR: u64 = 1 << 20;
     if call.number & COMPAT != 0 {

@@ -44,8 +44,15 @@ pub fn traits(number: i32) -> u8 {
 
 /// Whether the third argument is a size in bytes.
 pub fn has_size(number: i32) -> bool {
-    [libc::SYS_read, libc::SYS_write, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_recvfrom, libc::SYS_sendto]
-        .contains(&c_long::from(number))
+    [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_pread64,
+        libc::SYS_pwrite64,
+        libc::SYS_recvfrom,
+        libc::SYS_sendto,
+    ]
+    .contains(&c_long::from(number))
 }
 
 /// Calls that every architecture has.

@@ -46,7 +46,11 @@ mod tests {
     fn secrets_are_kept_and_things_stay_apart() {
         let redact = Redact::new(true);
         let object = |text| redact.object(text);
-        assert!(!object("/home/me/key").contains("me") && object("/a") == object("/a") && object("/a") != object("/b"));
+        assert!(
+            !object("/home/me/key").contains("me")
+                && object("/a") == object("/a")
+                && object("/a") != object("/b")
+        );
         let peer = object("tcp 10.0.0.1:80 -> 10.0.0.2:5432");
         assert!(peer.starts_with("tcp [") && !peer.contains("10.0"));
         assert_eq!(object("pipe:[77]"), "pipe:[77]");

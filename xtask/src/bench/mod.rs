@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{run as run_command, workspace};
 
 mod cpu;
+mod syscall;
 mod unwind;
 
 #[path = "../../../tests/common/programs.rs"]
@@ -26,12 +27,16 @@ pub enum Bench {
     Cpu(cpu::Args),
     /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
     Unwind(unwind::Args),
+    /// What a system call takes longer under the system-call probe, for the target and for others, against strace -c,
+    /// perf trace -s and syscount -L
+    Syscall(syscall::Args),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(args),
         Bench::Unwind(args) => unwind::run(args),
+        Bench::Syscall(args) => syscall::run(args),
     }
 }
 
