@@ -90,7 +90,7 @@ pub enum SyscallClass {
 pub const MAX_SYSCALLS: usize = 512;
 
 /// Most threads of targets at once.
-pub const MAX_THREADS: usize = 16_384;
+pub const MAX_THREADS: usize = 8192;
 
 /// What a thread does.
 #[repr(u32)]
@@ -119,19 +119,31 @@ pub struct Times {
 /// Stacks remembered of each thread.
 pub const KNOWN_STACKS: usize = 4;
 
-/// A stack that need not be taken again, because the thread blocks with the same registers as it did then.
+/// A stack that need not be taken again while the thread blocks with the same registers as it did then; and its time
+/// blocked there, until it is added to `OFF_CPU`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KnownStack {
-    /// User instruction, stack and frame pointer mixed; zero for none.
+    /// User instruction, stack and frame pointer and the system call's first argument mixed; zero for none.
     pub key: u64,
-    /// Its id.
+    /// Its id, zero if none could be taken.
     pub stack: u64,
     /// Blocks since that were assumed to have it.
-    pub reused: u64,
+    pub reused: u32,
+    /// [`Cause`] of the last block.
+    pub cause: u32,
+    /// System call, -1 for none.
+    pub syscall: i32,
+    /// Not used.
+    pub _reserved: u32,
+    /// Time blocked since.
+    pub time: OffCpuTime,
 }
 
 /// A thread of a target: value of the map `THREADS`, whose key is the thread's id in the initial PID namespace.
+///
+/// The probe sees a thread when it leaves a CPU, and event loops when they wait; what happened in between is worked out
+/// then, from what the scheduler keeps in `task_struct.sched_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThreadState {
@@ -139,11 +151,17 @@ pub struct ThreadState {
     pub times: Times,
     /// Since when it is known, the start of the run or its own: CLOCK_MONOTONIC, ns.
     pub first_ns: u64,
-    /// Start of the current phase: CLOCK_MONOTONIC, ns.
+    /// When it left the CPU, or if [`Phase::Running`] when it got one: CLOCK_MONOTONIC, ns.
     pub since_ns: u64,
-    /// When it was woken, if it was blocked and has been woken since; else zero.
-    pub woken_ns: u64,
-    /// First and only wait of the loop's turn in progress: when the call returned, or zero outside of turns.
+    /// When it left the CPU, by the scheduler's clock, ns; zero if that was not seen.
+    pub left_clock_ns: u64,
+    /// `sched_info.run_delay` then: all its waits for a CPU so far, ns.
+    pub run_delay_ns: u64,
+    /// `se.sum_exec_runtime` then: all its time on CPUs so far, ns.
+    pub exec_ns: u64,
+    /// `sched_info.pcount` then: how often it has got a CPU so far.
+    pub arrivals: u64,
+    /// Start of the loop's turn in progress: when the call it waits in returned, or zero outside of turns.
     pub turn_start_ns: u64,
     /// `times.on_cpu_ns` at the start of the turn.
     pub turn_on_cpu_ns: u64,
@@ -155,7 +173,7 @@ pub struct ThreadState {
     pub known: [KnownStack; KNOWN_STACKS],
     /// What it waits for: the system call's first argument.
     pub object: u64,
-    /// Its [`Phase`].
+    /// Its [`Phase`] when it was last seen.
     pub phase: u32,
     /// Its [`Cause`] if blocked.
     pub cause: u32,
@@ -173,6 +191,12 @@ pub struct ThreadState {
     pub slice: u32,
     /// Stacks taken in that slice.
     pub stacks_taken: u32,
+    /// Thread that got its CPU when it was preempted (initial PID namespace).
+    pub instead_tid: u32,
+    /// Name of that thread.
+    pub instead_comm: [u8; COMM_LEN],
+    /// Entry of `known` for the block in progress.
+    pub at: u32,
     /// Not used.
     pub _reserved: u32,
 }
@@ -257,7 +281,7 @@ pub struct Interval {
     pub syscall: i32,
     /// Not even a signal could have ended the block.
     pub uninterruptible: u32,
-    /// Thread that was on the CPU just before (initial PID namespace).
+    /// Thread that got its CPU when it was preempted (initial PID namespace); zero if it was not.
     pub instead_tid: u32,
     /// Not used.
     pub _reserved: u32,

@@ -175,6 +175,8 @@ pub struct InCall {
     pub interrupted_ns: u64,
     /// Its result.
     pub interrupted_result: i64,
+    /// How often the thread had got a CPU when this was last looked at: whether it has left one since.
+    pub arrivals: u64,
     /// Process id, in the profiler's PID namespace.
     pub pid: u32,
     /// Thread id, in the profiler's PID namespace.
@@ -347,7 +349,7 @@ pub struct SlowCall {
 const _: () = {
     assert!(size_of::<CallKey>() == 12);
     assert!(size_of::<ErrorKey>() == 16);
-    assert!(size_of::<InCall>() == 72);
+    assert!(size_of::<InCall>() == 80);
     assert!(size_of::<CallTimeKey>() == 24);
     assert!(size_of::<IoStats>() == 112 + 4 * SIZES);
     assert!(size_of::<IoRecord>() == 16 + size_of::<IoStats>());

@@ -1,9 +1,10 @@
 //! The scheduler probe: every nanosecond of a target's threads by what they did with it, stacks of what blocked
 //! them, waits for a CPU, and turns of event loops.
 //!
-//! `sched_switch` says when a thread leaves a CPU and when it gets one; `sched_wakeup` when it could run again. What
-//! a blocked thread waits for is read from the registers it entered the kernel with: no system call has to be
-//! hooked for that. Only the turns of event loops need a hook, see [`wait_enter`].
+//! One hook in the scheduler, where a thread leaves a CPU. When it had got it, and how long it had waited for it, the
+//! scheduler itself keeps in `task_struct.sched_info`, so neither `sched_wakeup` nor the arriving thread is looked at:
+//! that would cost every other process, too. What a blocked thread waits for is read from the registers it entered the
+//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook, see [`wait_enter`].
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 use core::mem::offset_of;
@@ -13,7 +14,8 @@ use aya_ebpf::{
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, HashMap, PerCpuArray},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_get_current_task,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_user,
+        generated::bpf_get_current_task_btf,
     },
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
@@ -26,17 +28,17 @@ use profiler_common::{
     loss::KernelCounter,
     sched::{
         Cause, Exit, HistogramKey, HistogramKind, Interval, KIND_EXIT, KIND_INTERVAL, KIND_LOOP, KIND_STACK,
-        KIND_TURN, KNOWN_STACKS, KnownStack, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime,
-        Phase, StackHeader, SyscallClass, ThreadState, Turn,
+        KIND_TURN, KNOWN_STACKS, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase,
+        StackHeader, SyscallClass, ThreadState, Turn,
     },
     target::TargetMode,
 };
 
 use crate::{
-    output::{charge, count, now_ns, send},
+    output::{charge, charge_some, count, now_ns, send},
     stack::{self, Tables},
     syscall,
-    target::{OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
+    target::{Ids, OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
     unwind::saved_registers,
 };
 
@@ -60,6 +62,22 @@ static BLOCK_NS: Global<[u64; Cause::COUNT]> = Global::new([u64::MAX; Cause::COU
 // Offsets in the running kernel's structures, in bytes, from its BTF.
 #[unsafe(no_mangle)]
 static OFF_TASK_STATE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_COMM: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_PCOUNT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_RUN_DELAY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_LAST_ARRIVAL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_EXEC: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_CFS_RQ: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_CFS_RQ_RQ: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_RQ_CLOCK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_TASK_FILES: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -147,7 +165,7 @@ const RECORDS_PER_SLICE: u32 = 64;
 
 /// Blocks that are assumed to have the same stack as the last one, because they have the same registers, before it
 /// is taken anew.
-const MAX_REUSED: u64 = 31;
+const MAX_REUSED: u32 = 31;
 
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -156,7 +174,8 @@ const TASK_GONE: u32 = 0x10 | 0x20 | 0x80;
 
 /// What a blocked thread waits for.
 struct Wait {
-    cause: Cause,
+    /// A [`Cause`].
+    cause: u32,
     class: u8,
     syscall: i32,
     object: u64,
@@ -166,176 +185,194 @@ struct Wait {
 /// A thread leaves the CPU and another one gets it.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch(ctx: RawTracePointContext) -> u32 {
-    let args = ctx.as_ptr().cast::<u64>();
-    // SAFETY: preempt, prev and next are the first arguments in every kernel (include/trace/events/sched.h).
-    let (preempted, next) = unsafe { (*args as u8 != 0, *args.add(2)) };
     // The tracepoint is passed on the way out: the current task is still the one that leaves.
     let both = bpf_get_current_pid_tgid();
     let only = ONLY_TGID.load();
-    let may_leave = both != 0 && (only == 0 || (both >> 32) as u32 == only);
-    let arrives = host_tid(next, only);
-    if !may_leave && arrives.is_none() {
+    if both == 0 || (only != 0 && (both >> 32) as u32 != only) {
         return 0;
     }
     let began = SCHED_START_NS.get(0).copied().unwrap_or(0);
     if began == 0 {
         return 0;
     }
+    let ids = if only != 0 {
+        Ids { pid: only, tid: both as u32 }
+    } else {
+        let Some(ids) = current_target() else { return 0 };
+        ids
+    };
     let now = now_ns();
-    let mut worked = may_leave && leave(&ctx, both as u32, preempted, began, now);
-    if let Some(tid) = arrives {
-        worked |= arrive(next, tid, only, began, now);
-    }
-    if worked {
-        charge(Probe::Sched, now);
-    }
+    leave(&ctx, both as u32, &ids, began, now);
+    charge_some(Probe::Sched, now);
     0
+}
+
+/// Reads a member of a kernel structure that the verifier knows `base` to point to: a plain load, which the kernel makes
+/// good for any address.
+#[inline(always)]
+fn load<T: Copy>(base: *const u8, offset: u32) -> T {
+    // SAFETY: the verifier checks that the structure has such a member.
+    unsafe { base.add(offset as usize).cast::<T>().read_volatile() }
+}
+
+/// The current task, as the verifier knows it.
+#[inline(always)]
+pub fn current_task() -> *const u8 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task_btf() as *const u8 }
+}
+
+/// What the scheduler keeps of a task.
+#[derive(Clone, Copy)]
+struct SchedInfo {
+    /// How often it has got a CPU.
+    arrivals: u64,
+    /// How long it has waited for one in all, ns.
+    run_delay_ns: u64,
+    /// When it last got one, by the scheduler's clock, ns.
+    last_arrival_ns: u64,
+}
+
+#[inline(always)]
+fn sched_info(task: *const u8) -> SchedInfo {
+    SchedInfo {
+        arrivals: load(task, OFF_TASK_PCOUNT.load()),
+        run_delay_ns: load(task, OFF_TASK_RUN_DELAY.load()),
+        last_arrival_ns: load(task, OFF_TASK_LAST_ARRIVAL.load()),
+    }
+}
+
+/// The scheduler's clock on this CPU when it was last brought up to date, which it has been when a task leaves. ns.
+#[inline(always)]
+fn scheduler_clock_ns(task: *const u8) -> u64 {
+    let cfs_rq: *const u8 = load(task, OFF_TASK_CFS_RQ.load());
+    let rq: *const u8 = load(cfs_rq, OFF_CFS_RQ_RQ.load());
+    load(rq, OFF_RQ_CLOCK.load())
 }
 
 /// The current thread, `tid`, leaves the CPU.
 #[inline(always)]
-fn leave(ctx: &RawTracePointContext, tid: u32, preempted: bool, began: u64, now: u64) -> bool {
-    let Some(ids) = current_target() else { return false };
+fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) {
+    let task = current_task();
+    let info = sched_info(task);
+    let clock_ns = scheduler_clock_ns(task);
     let state = match THREADS.get_ptr_mut(&tid) {
         Some(state) => state,
         None => {
-            // The processes named are seen from the beginning: this thread has been running since. Of others nobody
-            // knows.
-            let named = TARGET_MODE.load() == TargetMode::Pids as u32;
-            let phase = if named { Phase::Running } else { Phase::Blocked };
-            let new = new_thread(ids.pid, ids.tid, began, phase);
+            let new = new_thread(ids, began, Phase::Blocked, info.run_delay_ns);
             match new.and_then(|new| insert(tid, new)) {
                 Some(state) => state,
-                None => return true,
+                None => return,
             }
         }
     };
     // SAFETY: the entry stays where it is, and a thread is only at one place at a time.
     let state = unsafe { &mut *state };
-    let passed = now.saturating_sub(state.since_ns);
-    if state.phase == Phase::Blocked as u32 {
-        state.times.blocked_ns[Cause::Unknown as usize] += passed;
-    } else {
-        state.times.on_cpu_ns += passed;
+    if state.phase != Phase::Running as u32 {
+        let arrival = if state.left_clock_ns == 0 {
+            now.saturating_sub(clock_ns.saturating_sub(info.last_arrival_ns))
+        } else {
+            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
+        };
+        arrived(state, &info, arrival, now);
     }
+    state.times.on_cpu_ns += now.saturating_sub(state.since_ns);
     state.since_ns = now;
-    state.woken_ns = 0;
-    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
-    let task = unsafe { bpf_get_current_task() };
-    let task_state: u32 = read(task, OFF_TASK_STATE.load()).unwrap_or(0);
+    state.left_clock_ns = clock_ns;
+    state.run_delay_ns = info.run_delay_ns;
+    state.arrivals = info.arrivals;
+    state.exec_ns = load(task, OFF_TASK_EXEC.load());
+    state.instead_tid = 0;
+    let task_state: u32 = load(task, OFF_TASK_STATE.load());
     if task_state & TASK_GONE != 0 {
         exit(tid, state, now);
-        return true;
+        return;
     }
+    // SAFETY: preempt, prev and next are the first arguments in every kernel (include/trace/events/sched.h).
+    let (preempted, next) = unsafe {
+        let args = ctx.as_ptr().cast::<u64>();
+        (*args as u8 != 0, *args.add(2))
+    };
     if preempted || task_state == 0 {
         state.phase = Phase::Runnable as u32;
-        return true;
+        state.instead_tid = read(next, OFF_TASK_PID.load()).unwrap_or(0);
+        state.instead_comm = read(next, OFF_TASK_COMM.load()).unwrap_or([0; COMM_LEN]);
+        return;
     }
     state.phase = Phase::Blocked as u32;
     state.uninterruptible = u32::from(task_state & TASK_UNINTERRUPTIBLE != 0);
-    let wait = waits_for(task, task_state, state.loop_class);
-    state.cause = wait.cause as u32;
+    let wait = waits_for(task, task_state, state);
+    let at = state.at as usize % KNOWN_STACKS;
+    if state.known[at].cause != wait.cause || state.known[at].syscall != wait.syscall {
+        flush(state, at);
+        state.known[at].time = OffCpuTime { ns: 0, count: 0, max_ns: 0 };
+        state.known[at].cause = wait.cause;
+        state.known[at].syscall = wait.syscall;
+    }
+    state.cause = wait.cause;
     state.syscall = wait.syscall;
     state.object = wait.object;
     if wait.class == SyscallClass::Epoll as u8 || wait.class == SyscallClass::Poll as u8 {
         see_loop(state, wait.class.into());
         state.turn_start_ns = 0;
     }
-    state.stack = stack_of(ctx, state, wait.stack_key, now);
-    true
+    note_stack(ctx, state, wait.stack_key, now);
 }
 
-/// The thread of `next` gets a CPU.
+/// The thread got a CPU at `arrival`, before `now`: adds up what it did since it left the last one.
 #[inline(always)]
-fn arrive(next: u64, tid: u32, only: u32, began: u64, now: u64) -> bool {
-    let state = match THREADS.get_ptr_mut(&tid) {
-        Some(state) => state,
-        None => {
-            if only == 0 && TARGET_MODE.load() != TargetMode::All as u32 {
-                return false;
-            }
-            let Some(ids) = task_ids(next) else { return false };
-            match new_thread(ids.pid, ids.tid, began, Phase::Blocked).and_then(|new| insert(tid, new)) {
-                Some(state) => state,
-                None => return true,
-            }
-        }
-    };
-    // SAFETY: see `leave`.
-    let state = unsafe { &mut *state };
-    let mut telling = false;
-    let mut blocked = 0;
-    let woken = if state.phase == Phase::Blocked as u32 {
-        let woken = if state.woken_ns == 0 { now } else { state.woken_ns };
-        blocked = woken.saturating_sub(state.since_ns);
+fn arrived(state: &mut ThreadState, info: &SchedInfo, arrival: u64, now: u64) {
+    let arrival = if arrival > now { now } else { arrival };
+    let arrival = if arrival < state.since_ns { state.since_ns } else { arrival };
+    let away = arrival.saturating_sub(state.since_ns);
+    let queued = info.run_delay_ns.saturating_sub(state.run_delay_ns);
+    let blocked = state.phase == Phase::Blocked as u32;
+    let waited = if blocked && queued < away { queued } else { away };
+    let mut telling =
+        waited >= STARVATION_NS.load() || (state.loop_class != 0 && waited >= LOOP_BLOCK_NS.load());
+    if blocked {
+        let ns = away - waited;
         let cause = state.cause as usize & 15;
         if cause < Cause::COUNT {
-            state.times.blocked_ns[cause] += blocked;
+            state.times.blocked_ns[cause] += ns;
+            let in_loop = state.loop_class != 0 && cause != Cause::Poll as usize;
+            // Nobody is idle who cannot be interrupted.
+            let limit = if state.uninterruptible != 0 { Cause::Disk as usize } else { cause };
+            telling |= ns >= BLOCK_NS.load()[limit] || (in_loop && ns >= LOOP_BLOCK_NS.load());
         }
-        off_cpu(state, blocked);
-        let in_loop = state.loop_class != 0 && cause != Cause::Poll as usize;
-        let limit = if cause < Cause::COUNT { BLOCK_NS.load()[cause] } else { u64::MAX };
-        if blocked >= limit || (in_loop && blocked >= LOOP_BLOCK_NS.load()) {
-            telling = true;
-        }
-        woken
-    } else if state.phase == Phase::Runnable as u32 {
-        state.since_ns
-    } else {
-        state.since_ns = now; // an event was missed
-        return true;
-    };
-    let waited = now.saturating_sub(woken);
+        off_cpu(state, ns);
+    }
     state.times.run_queue_ns += waited;
-    syscall::off_cpu(tid, blocked, waited, state.stack);
+    syscall::off_cpu(if blocked { away - waited } else { 0 }, waited, state.stack);
     record(HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid }, waited);
-    if waited >= STARVATION_NS.load() || (state.loop_class != 0 && waited >= LOOP_BLOCK_NS.load()) {
-        telling = true;
-    }
     if telling {
-        send_interval(state, woken, now);
+        send_interval(state, arrival - waited, arrival);
     }
-    if state.phase == Phase::Blocked as u32 && is_loop_wait(state) {
-        state.turn_start_ns = now;
+    if blocked && is_loop_wait(state) {
+        state.turn_start_ns = arrival;
         state.turn_on_cpu_ns = state.times.on_cpu_ns;
         state.turn_run_queue_ns = state.times.run_queue_ns;
     }
     state.phase = Phase::Running as u32;
-    state.since_ns = now;
-    true
-}
-
-/// A thread can run again.
-#[raw_tracepoint(tracepoint = "sched_wakeup")]
-pub fn sched_wakeup(ctx: RawTracePointContext) -> u32 {
-    // SAFETY: the task is the first argument (include/trace/events/sched.h).
-    let task = unsafe { *ctx.as_ptr().cast::<u64>() };
-    let Some(tid) = host_tid(task, ONLY_TGID.load()) else { return 0 };
-    if let Some(state) = THREADS.get_ptr_mut(&tid) {
-        // SAFETY: see `leave`; it has been left before it can be woken.
-        let state = unsafe { &mut *state };
-        if state.phase == Phase::Blocked as u32 && state.woken_ns == 0 {
-            state.woken_ns = now_ns();
-        }
-    }
-    0
+    state.since_ns = arrival;
 }
 
 /// A new thread can run for the first time.
 #[raw_tracepoint(tracepoint = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: RawTracePointContext) -> u32 {
-    // SAFETY: as above.
+    // SAFETY: the task is the first argument (include/trace/events/sched.h).
     let task = unsafe { *ctx.as_ptr().cast::<u64>() };
     let mode = TARGET_MODE.load();
     if mode == TargetMode::Cgroup as u32 && current_target().is_none() {
         return 0; // the parent is the current task, and its cgroup the child's
     }
-    let Some(tid) = host_tid(task, ONLY_TGID.load()) else { return 0 };
     let Some(ids) = task_ids(task) else { return 0 };
     if mode == TargetMode::Pids as u32 && !is_target(ids.pid) {
         return 0;
     }
-    if let Some(new) = new_thread(ids.pid, ids.tid, now_ns(), Phase::Runnable) {
+    if let (Some(tid), Some(new)) =
+        (read(task, OFF_TASK_PID.load()), new_thread(&ids, now_ns(), Phase::Runnable, 0))
+    {
         insert(tid, new);
     }
     0
@@ -378,8 +415,14 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     let now = now_ns();
     // SAFETY: see `leave`; the thread is here.
     let state = unsafe { &mut *state };
-    state.syscall = number as i32;
-    see_loop(state, class.into());
+    settle_state(state, now);
+    if state.loop_class != u32::from(class) {
+        state.syscall = number as i32;
+        // SAFETY: the registers are the first argument.
+        let regs = unsafe { *ctx.as_ptr().cast::<u64>() };
+        state.object = read(regs, OFF_FIRST_ARGUMENT).unwrap_or(0);
+        see_loop(state, class.into());
+    }
     if state.loop_class != u32::from(class) {
         return 0; // it waits otherwise for its work: this is part of its turn
     }
@@ -408,6 +451,37 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     0
 }
 
+/// Adds up what the current thread did since it last left a CPU.
+#[inline(always)]
+fn settle_state(state: &mut ThreadState, now: u64) {
+    if state.phase != Phase::Running as u32 {
+        let task = current_task();
+        let info = sched_info(task);
+        let arrival = if state.left_clock_ns == 0 {
+            // Too late by as much as the clock is behind, at most a tick, once for each thread.
+            now.saturating_sub(scheduler_clock_ns(task).saturating_sub(info.last_arrival_ns))
+        } else {
+            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
+        };
+        arrived(state, &info, arrival, now);
+    }
+}
+
+/// As [`settle_state`], for the system-call probe.
+#[inline(always)]
+pub fn settle(tid: u32, now: u64) {
+    if let Some(state) = THREADS.get_ptr_mut(&tid) {
+        // SAFETY: see `leave`; the thread is here.
+        settle_state(unsafe { &mut *state }, now);
+    }
+}
+
+/// How often the current thread has got a CPU: a plain load, so that a system call that never left it costs no more.
+#[inline(always)]
+pub fn arrivals() -> u64 {
+    load(current_task(), OFF_TASK_PCOUNT.load())
+}
+
 /// Takes note that a thread waits as event loops do; epoll outranks the others, which loops also use otherwise.
 #[inline(always)]
 fn see_loop(state: &mut ThreadState, class: u32) {
@@ -433,25 +507,18 @@ fn is_loop_wait(state: &ThreadState) -> bool {
         && SYSCALLS.get(state.syscall as u32).is_some_and(|&class| u32::from(class) == state.loop_class)
 }
 
-/// A task's thread id in the initial PID namespace, if its process can be a target at all.
 #[inline(always)]
-fn host_tid(task: u64, only: u32) -> Option<u32> {
-    // `pid` and `tgid` lie side by side in every kernel; userspace has made sure.
-    let [tid, tgid]: [u32; 2] = read(task, OFF_TASK_PID.load())?;
-    if tid == 0 || (only != 0 && tgid != only) { None } else { Some(tid) }
-}
-
-#[inline(always)]
-fn new_thread(pid: u32, tid: u32, since_ns: u64, phase: Phase) -> Option<*mut ThreadState> {
+fn new_thread(ids: &Ids, since_ns: u64, phase: Phase, run_delay_ns: u64) -> Option<*mut ThreadState> {
     let new = NEW_THREAD.get_ptr_mut(0)?;
     // SAFETY: this CPU's own slot, and no program that uses it interrupts another. Userspace never writes it, so all
     // else is zero.
     unsafe {
-        (*new).pid = pid;
-        (*new).tid = tid;
+        (*new).pid = ids.pid;
+        (*new).tid = ids.tid;
         (*new).since_ns = since_ns;
         (*new).first_ns = since_ns;
         (*new).phase = phase as u32;
+        (*new).run_delay_ns = run_delay_ns;
     }
     Some(new)
 }
@@ -467,6 +534,9 @@ fn insert(tid: u32, state: *mut ThreadState) -> Option<*mut ThreadState> {
 
 #[inline(always)]
 fn exit(tid: u32, state: &ThreadState, now: u64) {
+    for at in 0..KNOWN_STACKS {
+        flush(state, at);
+    }
     let Some(outgoing) = OUTGOING.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own slot, and the scheduler does not interrupt itself.
     let exit = unsafe { &mut (*outgoing).exit };
@@ -483,23 +553,54 @@ fn exit(tid: u32, state: &ThreadState, now: u64) {
 
 /// Adds a block that has ended to its stack's.
 #[inline(always)]
-fn off_cpu(state: &ThreadState, ns: u64) {
-    let key = OffCpuKey {
-        stack: state.stack,
-        pid: state.pid,
-        tid: state.tid,
-        cause: state.cause,
-        syscall: state.syscall,
-    };
-    if let Some(time) = OFF_CPU.get_ptr_mut(&key) {
+fn off_cpu(state: &mut ThreadState, ns: u64) {
+    let known = &mut state.known[state.at as usize % KNOWN_STACKS];
+    if state.stack == 0 || state.stack != known.stack {
+        let key = OffCpuKey {
+            stack: state.stack,
+            pid: state.pid,
+            tid: state.tid,
+            cause: state.cause,
+            syscall: state.syscall,
+        };
+        add_off_cpu(&key, ns, 1, ns);
+        return;
+    }
+    known.time.ns += ns;
+    known.time.count += 1;
+    if ns > known.time.max_ns {
+        known.time.max_ns = ns;
+    }
+}
+
+/// Adds the time kept with a thread's known stack to all time.
+#[inline(always)]
+fn flush(state: &ThreadState, at: usize) {
+    let known = &state.known[at % KNOWN_STACKS];
+    if known.time.count != 0 {
+        let key = OffCpuKey {
+            stack: known.stack,
+            pid: state.pid,
+            tid: state.tid,
+            cause: known.cause,
+            syscall: known.syscall,
+        };
+        add_off_cpu(&key, known.time.ns, known.time.count, known.time.max_ns);
+    }
+}
+
+/// Not inlined: it is called from many places.
+#[inline(never)]
+fn add_off_cpu(key: &OffCpuKey, ns: u64, times: u64, max_ns: u64) {
+    if let Some(time) = OFF_CPU.get_ptr_mut(key) {
         // SAFETY: only this thread's blocks have this key, and they end one after the other.
         let time = unsafe { &mut *time };
         time.ns += ns;
-        time.count += 1;
-        if ns > time.max_ns {
-            time.max_ns = ns;
+        time.count += times;
+        if max_ns > time.max_ns {
+            time.max_ns = max_ns;
         }
-    } else if OFF_CPU.insert(&key, &OffCpuTime { ns, count: 1, max_ns: ns }, 0).is_err() {
+    } else if OFF_CPU.insert(key, &OffCpuTime { ns, count: times, max_ns }, 0).is_err() {
         count(KernelCounter::OffCpuFull);
     }
 }
@@ -531,8 +632,8 @@ pub fn may_tell(now: u64) -> bool {
 }
 
 #[inline(always)]
-fn send_interval(state: &ThreadState, woken: u64, now: u64) {
-    if !may_tell(now) {
+fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
+    if !may_tell(arrival) {
         count(KernelCounter::IntervalsDropped);
         return;
     }
@@ -546,13 +647,13 @@ fn send_interval(state: &ThreadState, woken: u64, now: u64) {
     interval.tid = state.tid;
     interval.start_ns = state.since_ns;
     interval.woken_ns = woken;
-    interval.end_ns = now;
+    interval.end_ns = arrival;
     interval.stack = if blocked { state.stack } else { 0 };
     interval.object = state.object;
     interval.syscall = if blocked { state.syscall } else { -1 };
     interval.uninterruptible = state.uninterruptible;
-    interval.instead_tid = bpf_get_current_pid_tgid() as u32;
-    interval.instead_comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+    interval.instead_tid = state.instead_tid;
+    interval.instead_comm = state.instead_comm;
     tell(interval);
 }
 
@@ -578,26 +679,35 @@ fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u3
     *used <= limit
 }
 
-/// Id of the stack that the current thread blocks with: one it had before if its registers are the same, or taken
-/// now. Zero if there is neither.
+/// Makes `state.stack` the stack that the current thread blocks with: the one it had before if it is to be `reused`, or
+/// taken now. Zero if there is neither.
 #[inline(always)]
-fn stack_of(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now: u64) -> u64 {
-    let entry = (key >> 1) as usize % KNOWN_STACKS;
-    let known = state.known[entry];
-    let same = known.key == key && known.stack != 0;
-    if same && known.reused < MAX_REUSED {
-        state.known[entry].reused = known.reused + 1;
-        return known.stack;
+fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now: u64) {
+    let at = state.at as usize % KNOWN_STACKS;
+    let (known_key, known_stack) = (state.known[at].key, state.known[at].stack);
+    let same = known_key == key && known_stack != 0;
+    if same && state.known[at].reused < MAX_REUSED {
+        state.known[at].reused += 1;
+        state.stack = known_stack;
+        return;
     }
-    if !may_take_stack(state, now) {
+    // The first few of each thread are not limited: they may be all it ever has.
+    if known_key != 0 && !may_take_stack(state, now) {
         if !same {
             count(KernelCounter::StacksSkipped);
         }
-        return if same { known.stack } else { 0 };
+        state.stack = if same { known_stack } else { 0 };
+        return;
     }
     let stack = take_stack(ctx, state.pid, state.tid, now);
-    state.known[entry] = KnownStack { key, stack, reused: 0 };
-    stack
+    state.stack = stack;
+    if stack != known_stack {
+        flush(state, at);
+        state.known[at].stack = stack;
+        state.known[at].time = OffCpuTime { ns: 0, count: 0, max_ns: 0 };
+    }
+    state.known[at].key = key;
+    state.known[at].reused = 0;
 }
 
 /// Whether the current thread may take its stack now: within its own share, so that one thread cannot use up all of
@@ -632,15 +742,9 @@ fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
     let scratch = unsafe { &mut *scratch };
     // SAFETY: the context of this program.
     let bytes = unsafe { stack::capture::<Tables>(ctx.as_ptr(), None, pid, scratch) };
-    let words = (bytes / 8) as usize;
     // How the stack ends is part of it.
-    let mut id = mix(u64::from(pid) << 32 | u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT));
-    for i in 0..SAMPLE_FRAME_WORDS {
-        if i >= words {
-            break;
-        }
-        id = mix(id ^ scratch.frames[i]);
-    }
+    let seed = u64::from(pid) << 32 | u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT);
+    let id = hash_stack(scratch, bytes / 8, seed);
     // SAFETY: any number is a valid key.
     if unsafe { STACKS_SENT.get(&id) }.is_none() {
         let header = core::ptr::from_mut(&mut scratch.header).cast::<StackHeader>();
@@ -663,6 +767,22 @@ fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
     id
 }
 
+/// A hash of the first `words` addresses. Global for the same reason as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hash_stack(scratch: *const SampleScratch, words: u64, seed: u64) -> u64 {
+    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
+    let Some(scratch) = (unsafe { scratch.as_ref() }) else { return 0 };
+    let mut hash = mix(seed);
+    for i in 0..SAMPLE_FRAME_WORDS {
+        if i as u64 >= words {
+            break;
+        }
+        hash = mix(hash ^ scratch.frames[i]);
+    }
+    hash
+}
+
 /// A step of a 64-bit hash: multiplication by 2^64 over the golden ratio, and the high half folded in.
 #[inline(always)]
 fn mix(value: u64) -> u64 {
@@ -670,32 +790,40 @@ fn mix(value: u64) -> u64 {
     product ^ (product >> 32)
 }
 
-/// What the current task, about to block in `task_state`, waits for.
+/// What the current task, about to block in `task_state`, waits for. Sets `state.at`.
 #[inline(always)]
-fn waits_for(task: u64, task_state: u32, loop_class: u32) -> Wait {
-    let none = Wait { cause: Cause::Other, class: 0, syscall: -1, object: 0, stack_key: 0 };
-    let Some(entry) = syscall_entry() else { return none };
-    let wait = Wait { stack_key: entry.stack_key, ..none };
+fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait {
+    let entry = syscall_entry();
+    let object = entry.args[0];
+    let stack_key = mix(entry.stack_key ^ object) | 1;
+    let at = (stack_key >> 8) as usize % KNOWN_STACKS;
+    state.at = at as u32;
     if entry.number < 0 {
         // Not in a system call: an exception, nearly always for a page; or stopped.
         let stopped = task_state & TASK_STOPPED_OR_TRACED != 0;
-        return Wait { cause: if stopped { Cause::Other } else { Cause::PageFault }, ..wait };
+        let cause = if stopped { Cause::Other } else { Cause::PageFault } as u32;
+        return Wait { cause, class: 0, syscall: -1, object: 0, stack_key };
     }
     let class = SYSCALLS.get(entry.number as u32).copied().unwrap_or(SyscallClass::Other as u8);
-    let wait = Wait { syscall: entry.number, class, object: entry.args[0], ..wait };
+    let wait = Wait { cause: Cause::Other as u32, syscall: entry.number, class, object, stack_key };
+    let known = &state.known[at];
     let cause = if class == SyscallClass::Descriptor as u8 {
-        descriptor_cause(task, entry.args[0])
-    } else if class == SyscallClass::Disk as u8 {
-        Cause::Disk
+        // The descriptor is the same as before, and what it is has been looked up lately.
+        if known.key == stack_key && known.reused != 0 && known.reused < MAX_REUSED {
+            return Wait { cause: known.cause, ..wait };
+        }
+        descriptor_cause(task, object)
+    } else if class == SyscallClass::Disk as u8 && task_state & TASK_UNINTERRUPTIBLE != 0 {
+        Cause::Disk // and not, say, the other end of a FIFO
     } else if class == SyscallClass::Futex as u8 {
         futex_cause(entry.args[1], entry.args[2])
     } else if class == SyscallClass::Sleep as u8 {
         Cause::Sleep
     } else if class == SyscallClass::Poll as u8
-        && loop_class == SyscallClass::Epoll as u32
+        && state.loop_class == SyscallClass::Epoll as u32
         && entry.args[1] == 1
         // SAFETY: the helper checks the address. The descriptor is the first member of struct pollfd.
-        && let Ok(descriptor) = unsafe { bpf_probe_read_user(entry.args[0] as *const u32) }
+        && let Ok(descriptor) = unsafe { bpf_probe_read_user(object as *const u32) }
     {
         // An event loop that waits for one descriptor elsewhere than in its epoll_wait waits in the middle of work.
         descriptor_cause(task, descriptor.into())
@@ -711,7 +839,7 @@ fn waits_for(task: u64, task_state: u32, loop_class: u32) -> Wait {
     } else {
         Cause::Other
     };
-    Wait { cause, ..wait }
+    Wait { cause: cause as u32, ..wait }
 }
 
 /// A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which the mutexes of glibc,
@@ -727,7 +855,7 @@ pub fn futex_cause(operation: u64, expected: u64) -> Cause {
 
 /// What a descriptor of the current task is: task -> files -> table -> file -> inode.
 #[inline(always)]
-pub fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
+pub fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const S_IFREG: u16 = 0o100_000;
@@ -739,13 +867,13 @@ pub fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
     const AF_INET6: u16 = 10;
     let descriptor = descriptor as u32;
     let found = (|| {
-        let files: u64 = read(task, OFF_TASK_FILES.load())?;
-        let table: u64 = read(files, OFF_FILES_FDT.load())?;
-        let count: u32 = read(table, OFF_FDT_MAX_FDS.load())?;
+        let files: *const u8 = load(task, OFF_TASK_FILES.load());
+        let table: *const u8 = load(files, OFF_FILES_FDT.load());
+        let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
         if descriptor >= count {
             return None;
         }
-        let array: u64 = read(table, OFF_FDT_FD.load())?;
+        let array: u64 = load(table, OFF_FDT_FD.load());
         let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
         let inode: u64 = read(file, OFF_FILE_INODE.load())?;
         let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
@@ -772,55 +900,52 @@ pub fn descriptor_cause(task: u64, descriptor: u64) -> Cause {
     found.unwrap_or(Cause::Other)
 }
 
+/// Where a system call's first argument is among the registers.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+const OFF_FIRST_ARGUMENT: u32 = offset_of!(bpf_user_pt_regs_t, rdi) as u32;
+#[cfg(bpf_target_arch = "aarch64")]
+const OFF_FIRST_ARGUMENT: u32 = 0;
+
 /// How the current task entered the kernel.
 struct Entry {
     /// System call, negative for none.
     number: i32,
     args: [u64; 3],
-    /// Instruction, stack and frame pointer mixed; never zero.
+    /// Instruction, stack and frame pointer mixed.
     stack_key: u64,
 }
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 #[inline(always)]
-fn syscall_entry() -> Option<Entry> {
-    /// From `dx` on, as in `struct pt_regs`, arch/x86/include/asm/ptrace.h.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Part {
-        dx: u64,
-        si: u64,
-        di: u64,
-        orig_ax: u64,
-        ip: u64,
-        cs: u64,
-        flags: u64,
-        sp: u64,
-    }
+fn syscall_entry() -> Entry {
     let regs = saved_registers();
-    let part: Part = read(regs, offset_of!(bpf_user_pt_regs_t, rdx) as u32)?;
-    let bp: u64 = read(regs, offset_of!(bpf_user_pt_regs_t, rbp) as u32)?;
+    let at = |offset: usize| -> u64 { load(regs, offset as u32) };
     // 32-bit calls have numbers of their own: __USER32_CS, arch/x86/include/asm/segment.h. For exceptions the kernel
-    // sets orig_ax to -1.
-    let number = if part.cs == 0x23 { MAX_SYSCALLS as i32 } else { part.orig_ax as i32 };
-    let stack_key = mix(mix(mix(part.ip) ^ part.sp) ^ bp) | 1;
-    Some(Entry { number, args: [part.di, part.si, part.dx], stack_key })
+    // sets orig_rax to -1.
+    let compat = at(offset_of!(bpf_user_pt_regs_t, cs)) == 0x23;
+    let number =
+        if compat { MAX_SYSCALLS as i32 } else { at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32 };
+    let (ip, sp) = (at(offset_of!(bpf_user_pt_regs_t, rip)), at(offset_of!(bpf_user_pt_regs_t, rsp)));
+    let args = [
+        at(offset_of!(bpf_user_pt_regs_t, rdi)),
+        at(offset_of!(bpf_user_pt_regs_t, rsi)),
+        at(offset_of!(bpf_user_pt_regs_t, rdx)),
+    ];
+    let stack_key = mix(mix(ip) ^ sp) ^ at(offset_of!(bpf_user_pt_regs_t, rbp));
+    Entry { number, args, stack_key }
 }
 
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-fn syscall_entry() -> Option<Entry> {
-    /// What follows the user's part in `struct pt_regs`, arch/arm64/include/asm/ptrace.h.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Part {
-        orig_x0: u64,
-        syscall: i32,
-    }
+fn syscall_entry() -> Entry {
+    // struct pt_regs, arch/arm64/include/asm/ptrace.h: the user's registers, orig_x0 and the number.
+    const ORIG_X0: u32 = size_of::<bpf_user_pt_regs_t>() as u32;
     let regs = saved_registers();
-    let part: Part = read(regs, size_of::<bpf_user_pt_regs_t>() as u32)?;
-    let args: [u64; 3] = read(regs, 0)?;
-    let [fp, _lr, sp, pc]: [u64; 4] = read(regs, 29 * 8)?;
-    let stack_key = mix(mix(mix(pc) ^ sp) ^ fp) | 1;
-    Some(Entry { number: part.syscall, args: [part.orig_x0, args[1], args[2]], stack_key })
+    let register = |number: u32| -> u64 { load(regs, number * 8) };
+    let stack_key = mix(mix(register(32)) ^ register(31)) ^ register(29); // pc, sp, fp
+    Entry {
+        number: load(regs, ORIG_X0 + 8),
+        args: [load(regs, ORIG_X0), register(1), register(2)],
+        stack_key,
+    }
 }

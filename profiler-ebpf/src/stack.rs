@@ -72,9 +72,9 @@ pub unsafe fn capture<U: Unwind>(
     let user_bytes = match start {
         Some((process, registers)) => {
             scratch.walk = Walk { registers, mapping: Mapping::default(), process, exact: 1 };
-            let (count, end) = unwind::walk(&mut scratch.walk, &mut scratch.frames, kernel_bytes / 8);
-            flags |= end << FLAG_USER_END_SHIFT;
-            (count * 8) & 0x3ff
+            let walked = unwind::walk_stack(scratch, kernel_bytes / 8);
+            flags |= ((walked >> 32) as u32) << FLAG_USER_END_SHIFT;
+            ((walked & 0x7f) * 8) & 0x3ff
         }
         None => {
             // SAFETY: kernel_bytes < 1024, so STACK_BYTES more still lie within the 2048 bytes of `frames`.

@@ -10,7 +10,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_get_prandom_u32, bpf_probe_read_user_str},
+        generated::{bpf_get_prandom_u32, bpf_probe_read_user_str},
     },
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
@@ -29,7 +29,10 @@ use profiler_common::{
 
 use crate::{
     output::{add_u32, add_u64, charge_many, count, now_ns, send_now},
-    sched::{ONLY_TGID, SYSCALLS, descriptor_cause, futex_cause, may_tell, take_stack_if_allowed, tell},
+    sched::{
+        ONLY_TGID, SYSCALLS, arrivals, current_task, descriptor_cause, futex_cause, may_tell, settle,
+        take_stack_if_allowed, tell,
+    },
     target::{current_target, read},
 };
 
@@ -132,10 +135,16 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     }
     // SAFETY: the registers and the number (include/trace/events/syscalls.h).
     call.number = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
+    let now = now_ns();
+    let arrivals = arrivals();
+    if arrivals != call.arrivals {
+        call.arrivals = arrivals;
+        settle(tid, now); // what was before this call is not to be found in it
+    }
     call.blocked_ns = 0;
     call.run_queue_ns = 0;
     call.stack = 0;
-    call.start_ns = now_ns();
+    call.start_ns = now;
     0
 }
 
@@ -157,6 +166,11 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     // SAFETY: the registers and the result (include/trace/events/syscalls.h).
     let (regs, result) = unsafe { (*ctx.as_ptr().cast::<u64>(), *ctx.as_ptr().cast::<u64>().add(1) as i64) };
     let began = call.start_ns;
+    let arrivals = arrivals();
+    if arrivals != call.arrivals {
+        call.arrivals = arrivals;
+        settle(both as u32, now);
+    }
     call.start_ns = 0;
     let ns = now.saturating_sub(began);
     let (object, compat) = first_argument(regs);
@@ -355,8 +369,7 @@ fn stats(key: &CallKey) -> Option<*mut CallStats> {
 fn cause_of(done: &Done) -> Cause {
     let class = done.class as u8;
     if class == SyscallClass::Descriptor as u8 {
-        // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
-        descriptor_cause(unsafe { bpf_get_current_task() }, done.object)
+        descriptor_cause(current_task(), done.object)
     } else if class == SyscallClass::Disk as u8 {
         Cause::Disk
     } else if class == SyscallClass::Futex as u8 {
@@ -412,8 +425,7 @@ fn io(call: &InCall, done: &Done) -> Option<Cause> {
     let io = match CALL_IO.get_ptr_mut(&key) {
         Some(io) => io,
         None => {
-            // SAFETY: as in `cause_of`.
-            let cause = descriptor_cause(unsafe { bpf_get_current_task() }, done.object);
+            let cause = descriptor_cause(current_task(), done.object);
             let record = IO_RECORD.get_ptr_mut(0)?;
             // SAFETY: this CPU's own slot; no program that uses it interrupts another.
             let record = unsafe { &mut *record };
@@ -545,14 +557,14 @@ fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
     tell(slow);
 }
 
-/// A thread was off its CPU: called by the scheduler probe.
+/// The current thread was off its CPU: called by the scheduler probe.
 #[inline(always)]
-pub fn off_cpu(tid: u32, blocked_ns: u64, run_queue_ns: u64, stack: u64) {
+pub fn off_cpu(blocked_ns: u64, run_queue_ns: u64, stack: u64) {
     if CALLS_WATCHED.load() == 0 {
         return;
     }
-    if let Some(call) = IN_CALL.get_ptr_mut(&tid) {
-        // SAFETY: the thread does not run yet.
+    if let Some(call) = IN_CALL.get_ptr_mut(&(bpf_get_current_pid_tgid() as u32)) {
+        // SAFETY: see `call_enter`; whoever calls this looks at the entry again.
         let call = unsafe { &mut *call };
         if call.start_ns != 0 {
             call.blocked_ns += blocked_ns;

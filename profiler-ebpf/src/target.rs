@@ -17,7 +17,7 @@ use profiler_common::{
     target::{INIT_PIDNS_INUM, MAX_PIDNS_LEVELS, MAX_TARGETS, TargetMode},
 };
 
-use crate::output::count;
+use crate::{output::count, unwind::inherit};
 
 #[unsafe(no_mangle)]
 pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
@@ -142,9 +142,11 @@ pub fn follow_fork(ctx: RawTracePointContext) -> u32 {
     if let (Some(parent), Some(child)) = (task_ids(parent), task_ids(child))
         && parent.pid != child.pid
         && is_target(parent.pid)
-        && TARGETS.insert(&child.pid, &0, 0).is_err()
     {
-        count(KernelCounter::TargetsFull);
+        if TARGETS.insert(&child.pid, &0, 0).is_err() {
+            count(KernelCounter::TargetsFull);
+        }
+        inherit(parent.pid, child.pid);
     }
     0
 }

@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use profiler_common::{
     MAX_FRAMES,
-    cpu::{END_COMPLETE, END_STOPPED, SAMPLE_FRAME_WORDS},
+    cpu::{END_COMPLETE, END_STOPPED, SAMPLE_FRAME_WORDS, SampleScratch},
     mapping::{MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS, Walk},
     target::MAX_TARGETS,
     unwind::{
@@ -83,14 +83,23 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
     {
         return Some((process, registers(interrupted)));
     }
-    Some((process, user_registers(saved_registers())?))
+    Some((process, user_registers(saved_registers() as u64)?))
 }
 
-/// Address of the registers with which the current task entered the kernel.
+/// The registers with which the current task entered the kernel.
 #[inline(always)]
-pub fn saved_registers() -> u64 {
-    // SAFETY: the helpers take and return kernel pointers, the latter only ever used through checked copies.
-    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 }
+pub fn saved_registers() -> *const u8 {
+    // SAFETY: the helpers take and return pointers that the verifier knows.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 }
+}
+
+/// A child has its parent's mappings, and so its tables, until userspace gives it a copy of its own or it ends.
+#[inline(always)]
+pub fn inherit(parent: u32, child: u32) {
+    // SAFETY: as in `start`.
+    if let Some(mappings) = unsafe { PROCESSES.get(&parent) }.copied() {
+        let _full = PROCESSES.insert(&child, &mappings, 0);
+    }
 }
 
 /// A process that replaces its program has none of the old one's mappings from here on.
@@ -147,18 +156,24 @@ fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
     Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29], lr: regs.regs[30] }
 }
 
-/// Writes the stack that begins at `walk` to `frames` from `first` on. Returns the number of frames and how the stack
-/// ends (`END_*`).
-#[inline(always)]
-pub fn walk(walk: &mut Walk, frames: &mut [u64; SAMPLE_FRAME_WORDS], first: u64) -> (u64, u32) {
+/// Writes the stack that begins at `scratch.walk` to `scratch.frames`, from `first` on. Returns the number of frames and,
+/// in the high half, how the stack ends (`END_*`).
+///
+/// A global function in the verifier's sense, as the next one: it is checked once, and what follows a call is not checked
+/// for each length that the stack can have.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
+    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return u64::from(END_STOPPED) << 32 };
     for i in 0..MAX_FRAMES as u64 {
-        frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = walk.registers.ip;
-        let end = unwind_frame(walk);
+        scratch.frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = scratch.walk.registers.ip;
+        let end = unwind_frame(&mut scratch.walk);
         if end != 0 {
-            return (i + 1, end);
+            return (i + 1) | u64::from(end) << 32;
         }
     }
-    (MAX_FRAMES as u64, END_STOPPED + StopReason::TooDeep as u32)
+    MAX_FRAMES as u64 | u64::from(END_STOPPED + StopReason::TooDeep as u32) << 32
 }
 
 /// Steps to the caller's frame. Returns 0, or how the stack ends (`END_*`).

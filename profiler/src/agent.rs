@@ -228,6 +228,13 @@ impl Collector {
         } else {
             None
         };
+        // The hooks first: what is forked or gets its name from here on, they see.
+        kernel.attach_target_hooks(target, by_tables)?;
+        let mut all = target.pids_now(Path::new(PROC));
+        all.extend(pids);
+        all.sort_unstable();
+        all.dedup();
+        let pids = &all[..];
         for &pid in pids {
             kernel.add_target(pid)?;
             processes.track(pid, &mut tables);
@@ -238,7 +245,6 @@ impl Collector {
         if let Some(unwinder) = &mut unwinder {
             unwinder.settle(&processes, TABLES_PATIENCE)?;
         }
-        kernel.attach_target_hooks(target, by_tables)?;
         kernel.attach_cpu(period_ns, by_tables)?;
         let start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Instant::now();
@@ -311,6 +317,10 @@ impl Collector {
                     stacks.insert((seed.state.tid, (ip, sp)), stack);
                 }
             }
+        }
+        if scheduler.has_loops() {
+            self.kernel.attach_loops()?;
+            self.loops_attached = true;
         }
         scheduler.start(monotonic_ns())?;
         for &pid in pids {

@@ -26,7 +26,7 @@ use crate::{
     },
     kernel::sched::{Limits, SchedMaps},
     probe::{
-        sched::{self, Seed},
+        sched::{self, SchedStat, Seed},
         syscalls,
     },
     process::{objects, target::comm},
@@ -44,6 +44,9 @@ const MAX_ENDED: usize = 16_384;
 
 /// Descriptors looked up in /proc between two calls of [`Scheduler::look`]: each may read long tables.
 const MAX_LOOKUPS: u32 = 100;
+
+/// Histograms made for threads that are not yet known to be event loops.
+const MAX_EARLY_HISTOGRAMS: usize = 256;
 
 /// What the kernel programs tell one by one for these thresholds.
 pub fn limits(thresholds: &Thresholds) -> Limits {
@@ -73,6 +76,8 @@ pub struct Scheduler {
     counted: FxHashSet<HistogramKey>,
     last_look: Instant,
     lookups: u32,
+    /// A target has an epoll descriptor.
+    polls: bool,
 }
 
 struct Loop {
@@ -103,6 +108,7 @@ impl Scheduler {
             counted: FxHashSet::default(),
             last_look: Instant::now(),
             lookups: 0,
+            polls: pids.iter().any(|&pid| objects::has_epoll(proc_root, pid)),
         }
     }
 
@@ -130,6 +136,11 @@ impl Scheduler {
             state.stack = state.tid.into();
             self.stacks.insert(state.stack, stack);
         }
+        // Its first turns may be over before it is known to be a loop.
+        let turns = HistogramKey { kind: HistogramKind::Turns as u32, id: state.tid };
+        if self.polls && self.counted.len() < MAX_EARLY_HISTOGRAMS && self.counted.insert(turns) {
+            self.maps.add_histogram(turns);
+        }
         self.maps.seed(state.tid, &state);
         if state.loop_class != 0 {
             self.add_loop(ThreadKey { pid: state.pid, tid: state.tid }, state.syscall, state.object);
@@ -142,9 +153,9 @@ impl Scheduler {
         self.maps.start(0)
     }
 
-    /// Whether any thread is an event loop whose turns have to be told apart.
+    /// Whether any thread is an event loop whose turns have to be told apart, or may be one that never sleeps.
     pub fn has_loops(&self) -> bool {
-        !self.loops.is_empty()
+        !self.loops.is_empty() || self.polls
     }
 
     /// A stack of the kernel programs.
@@ -240,6 +251,11 @@ impl Scheduler {
         self.last_look = Instant::now();
         self.lookups = 0;
         let states = self.maps.threads();
+        if !self.has_loops() {
+            let pids: FxHashSet<u32> =
+                states.iter().map(|state| state.pid).take(MAX_LOOKUPS as usize).collect();
+            self.polls = pids.into_iter().any(|pid| objects::has_epoll(&self.proc_root, pid));
+        }
         for state in &states {
             let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid };
             if self.counted.insert(key) {
@@ -248,7 +264,10 @@ impl Scheduler {
         }
         let waiters: Vec<Waiter> = states
             .iter()
-            .filter(|state| is_blocked(state) && WaitCause::from_number(state.cause) == WaitCause::Lock)
+            .filter(|state| {
+                WaitCause::from_number(state.cause) == WaitCause::Lock
+                    && sched::is_blocked(state, &schedstat(&self.proc_root, state))
+            })
             .map(|state| Waiter {
                 thread: ThreadKey { pid: state.pid, tid: state.tid },
                 futex: state.object,
@@ -259,23 +278,29 @@ impl Scheduler {
         self.waits.look(&waiters, |pid, futex| {
             let tid = objects::lock_owner(proc_root, pid, futex)?;
             let owner = states.iter().find(|state| state.pid == pid && state.tid == tid);
-            Some(Holder {
-                thread: ThreadKey { pid, tid },
-                stack: owner
-                    .filter(|state| is_blocked(state))
-                    .and_then(|state| stacks.get(&state.stack))
-                    .copied(),
-            })
+            let blocked = owner.filter(|state| sched::is_blocked(state, &schedstat(proc_root, state)));
+            let stack = blocked.and_then(|state| stacks.get(&state.stack)).copied();
+            Some(Holder { thread: ThreadKey { pid, tid }, stack })
         });
     }
 
     /// Off-CPU time since this was last asked; at the end that of blocks still going on, too.
     pub fn off_cpu(&mut self, tables: &mut Tables) -> Vec<OffCpuSample> {
+        // What a thread keeps itself is in the map later, never earlier: so the map first.
+        let mut sums: FxHashMap<OffCpuKey, u64> =
+            self.maps.off_cpu().into_iter().map(|(key, time)| (key, time.ns)).collect();
+        for state in self.maps.threads() {
+            for known in state.known.iter().filter(|known| known.time.count > 0) {
+                let (cause, syscall, stack) = (known.cause, known.syscall, known.stack);
+                let key = OffCpuKey { stack, pid: state.pid, tid: state.tid, cause, syscall };
+                *sums.entry(key).or_default() += known.time.ns;
+            }
+        }
         let mut samples = Vec::new();
-        for (key, time) in self.maps.off_cpu() {
+        for (key, ns) in sums {
             let taken = self.taken.entry(key).or_default();
-            let new = time.ns.saturating_sub(*taken);
-            *taken = time.ns;
+            let new = ns.saturating_sub(*taken);
+            *taken = ns.max(*taken);
             if new > 0 {
                 let thread = ThreadKey { pid: key.pid, tid: key.tid };
                 let stack = self.stacks.get(&key.stack).copied();
@@ -284,8 +309,9 @@ impl Scheduler {
         }
         if let Some(now_ns) = self.ended_ns {
             for state in self.maps.threads().iter().filter(|state| state.phase == Phase::Blocked as u32) {
-                let until = if state.woken_ns == 0 { now_ns } else { state.woken_ns };
-                let ns = until.saturating_sub(state.since_ns);
+                let times = sched::times_until(state, &schedstat(&self.proc_root, state), now_ns);
+                let cause = state.cause as usize % WaitCause::ALL.len();
+                let ns = times.blocked_ns[cause] - state.times.blocked_ns[cause];
                 let thread = ThreadKey { pid: state.pid, tid: state.tid };
                 let stack = self.stacks.get(&state.stack).copied();
                 samples.push((thread, stack, WaitCause::from_number(state.cause), ns));
@@ -306,11 +332,12 @@ impl Scheduler {
             let thread = ThreadKey { pid: state.pid, tid: state.tid };
             self.name(thread, tables);
             let wall_ns = now_ns.saturating_sub(state.first_ns.max(self.began_ns));
-            now.threads.push(thread_time(thread, &sched::times_until(state, now_ns), wall_ns, tables));
-            if is_blocked(state) {
+            let stat = schedstat(&self.proc_root, state);
+            now.threads.push(thread_time(thread, &sched::times_until(state, &stat, now_ns), wall_ns, tables));
+            if sched::is_blocked(state, &stat) {
                 now.waits.push(self.ongoing(state, now_ns));
             } else if state.turn_start_ns != 0 && !self.is_shared(thread) {
-                now.turns.push(turn_so_far(state, now_ns));
+                now.turns.push(turn_so_far(state, &stat, now_ns));
             }
         }
         for (key, histogram) in self.maps.histograms() {
@@ -402,8 +429,13 @@ impl Scheduler {
     }
 }
 
-fn is_blocked(state: &ThreadState) -> bool {
-    state.phase == Phase::Blocked as u32 && state.woken_ns == 0
+/// What the scheduler says of a thread now; nothing new of one that is gone.
+fn schedstat(proc_root: &Path, state: &ThreadState) -> SchedStat {
+    SchedStat::read(proc_root, state.pid, state.tid).unwrap_or(SchedStat {
+        exec_ns: state.exec_ns,
+        run_delay_ns: state.run_delay_ns,
+        arrivals: state.arrivals,
+    })
 }
 
 fn threads_of(proc_root: &Path, pid: u32) -> Vec<u32> {
@@ -426,8 +458,8 @@ fn thread_time(thread: ThreadKey, times: &Times, wall_ns: u64, tables: &Tables) 
 }
 
 /// A turn that goes on.
-fn turn_so_far(state: &ThreadState, now_ns: u64) -> Turn {
-    let times = sched::times_until(state, now_ns);
+fn turn_so_far(state: &ThreadState, stat: &SchedStat, now_ns: u64) -> Turn {
+    let times = sched::times_until(state, stat, now_ns);
     Turn {
         syscall: state.syscall,
         pid: state.pid,

@@ -2,7 +2,7 @@
 
 use super::threshold::Thresholds;
 use crate::{
-    blocking::{Block, LongWait, LongWaitKind, Severity},
+    blocking::{Block, LongWait, LongWaitKind, Severity, WaitCause},
     sample::ThreadKey,
 };
 
@@ -32,7 +32,9 @@ pub fn long_waits(wait: &Wait, event_loop: bool, thresholds: &Thresholds) -> imp
         ongoing: wait.ongoing,
     };
     let block = &wait.block;
-    let blocked = thresholds.block(block.cause, block.blocked_ns).filter(|_| !event_loop).map(|severity| {
+    // Nobody is idle who cannot be interrupted.
+    let cause = if wait.uninterruptible && block.cause.is_idle() { WaitCause::Disk } else { block.cause };
+    let blocked = thresholds.block(cause, block.blocked_ns).filter(|_| !event_loop).map(|severity| {
         // Nobody can end it, and it does not end by itself: the thread is stuck.
         let stuck = wait.uninterruptible && wait.ongoing;
         let severity = if stuck { Severity::Critical } else { severity };
@@ -50,7 +52,7 @@ pub(crate) mod fixtures {
     //! Waits made by hand.
 
     use super::*;
-    use crate::{blocking::WaitCause, detect::stall::fixtures};
+    use crate::detect::stall::fixtures;
 
     /// A wait that has ended, ns.
     pub fn wait(tid: u32, start_ns: u64, blocked_ns: u64, run_queue_ns: u64, cause: WaitCause) -> Wait {

@@ -244,7 +244,6 @@ impl Kernel {
     /// Attaches the scheduler probe; it begins when [`SchedMaps::start`] says so.
     pub fn attach_sched(&mut self) -> Result<()> {
         self.attach_raw(&[
-            ("sched_wakeup", "sched_wakeup"),
             ("sched_wakeup_new", "sched_wakeup_new"),
             ("sched_exec", "sched_process_exec"),
             ("sched_switch", "sched_switch"),

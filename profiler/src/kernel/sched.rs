@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData};
 use profiler_common::{
     histogram::{BUCKETS, Histogram},
@@ -111,14 +111,25 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
             "socket",
             "sock",
             "sock_common",
+            "sched_info",
+            "sched_entity",
+            "cfs_rq",
+            "rq",
         ],
     )?;
-    let (pid, tgid) = (btf.offset("task_struct", "pid")?, btf.offset("task_struct", "tgid")?);
-    ensure!(tgid == pid + 4, "the kernel's task_struct has tgid not next to pid");
     // Called `state` before Linux 5.14.
     let state = btf.offset("task_struct", "__state").or_else(|_| btf.offset("task_struct", "state"))?;
+    let info = btf.offset("task_struct", "sched_info")?; // CONFIG_SCHED_INFO, which all distributions have
     Ok(vec![
         ("OFF_TASK_STATE", state),
+        ("OFF_TASK_COMM", btf.offset("task_struct", "comm")?),
+        ("OFF_TASK_PCOUNT", info + btf.offset("sched_info", "pcount")?),
+        ("OFF_TASK_RUN_DELAY", info + btf.offset("sched_info", "run_delay")?),
+        ("OFF_TASK_LAST_ARRIVAL", info + btf.offset("sched_info", "last_arrival")?),
+        ("OFF_TASK_EXEC", btf.offset("task_struct", "se")? + btf.offset("sched_entity", "sum_exec_runtime")?),
+        ("OFF_TASK_CFS_RQ", btf.offset("task_struct", "se")? + btf.offset("sched_entity", "cfs_rq")?),
+        ("OFF_CFS_RQ_RQ", btf.offset("cfs_rq", "rq")?),
+        ("OFF_RQ_CLOCK", btf.offset("rq", "clock")?),
         ("OFF_TASK_FILES", btf.offset("task_struct", "files")?),
         ("OFF_FILES_FDT", btf.offset("files_struct", "fdt")?),
         ("OFF_FDT_MAX_FDS", btf.offset("fdtable", "max_fds")?),

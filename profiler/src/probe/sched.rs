@@ -49,13 +49,17 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
     if matches!(state, 'Z' | 'X') {
         return None;
     }
+    let stat = SchedStat::read(proc_root, pid, tid).unwrap_or_default();
     let mut thread = ThreadState {
         first_ns: began_ns,
         since_ns: began_ns,
         pid,
         tid,
         syscall: -1,
-        phase: Phase::Running as u32,
+        phase: Phase::Runnable as u32,
+        exec_ns: stat.exec_ns,
+        run_delay_ns: stat.run_delay_ns,
+        arrivals: stat.arrivals,
         ..ThreadState::default()
     };
     if state == 'R' {
@@ -126,18 +130,49 @@ fn is_internet_socket(proc_root: &Path, pid: u32, link: &Path) -> bool {
         .is_some_and(|socket| !socket.starts_with("unix"))
 }
 
-/// A thread's time with its current phase brought to an end at `now_ns`, which may be a little before it began.
-pub fn times_until(state: &ThreadState, now_ns: u64) -> Times {
+/// What the scheduler says of a thread now: `/proc/PID/task/TID/schedstat`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedStat {
+    /// Time on CPUs in all, ns; up to a tick (4 ms) behind.
+    pub exec_ns: u64,
+    /// Time it has waited for them in all, ns.
+    pub run_delay_ns: u64,
+    /// How often it has got one.
+    pub arrivals: u64,
+}
+
+impl SchedStat {
+    /// Reads it; `None` if the thread is gone.
+    pub fn read(proc_root: &Path, pid: u32, tid: u32) -> Option<SchedStat> {
+        let text = fs::read_to_string(proc_root.join(format!("{pid}/task/{tid}/schedstat"))).ok()?;
+        let mut fields = text.split_whitespace().map(|field| field.parse().ok());
+        let mut next = || fields.next().flatten();
+        Some(SchedStat { exec_ns: next()?, run_delay_ns: next()?, arrivals: next()? })
+    }
+}
+
+/// Whether a thread that the probe saw block has not got a CPU since.
+pub fn is_blocked(state: &ThreadState, now: &SchedStat) -> bool {
+    state.phase == Phase::Blocked as u32 && now.arrivals == state.arrivals
+}
+
+/// A thread's time up to `now_ns`, which may be a little before the probe last saw it, when the scheduler said `now`.
+pub fn times_until(state: &ThreadState, now: &SchedStat, now_ns: u64) -> Times {
     let mut times = state.times;
     let passed = now_ns.saturating_sub(state.since_ns);
-    if state.phase == Phase::Running as u32 {
+    let phase = state.phase;
+    if phase == Phase::Running as u32 {
         times.on_cpu_ns += passed;
-    } else if state.phase == Phase::Runnable as u32 {
-        times.run_queue_ns += passed;
-    } else if let Some(blocked) = times.blocked_ns.get_mut(state.cause as usize) {
-        let woken = if state.woken_ns == 0 { now_ns } else { state.woken_ns.min(now_ns) };
-        *blocked += woken.saturating_sub(state.since_ns);
-        times.run_queue_ns += now_ns - woken;
+        return times;
+    }
+    let queued = now.run_delay_ns.saturating_sub(state.run_delay_ns).min(passed);
+    let ran = now.exec_ns.saturating_sub(state.exec_ns).min(passed - queued);
+    let rest = passed - queued - ran;
+    times.on_cpu_ns += ran;
+    times.run_queue_ns += queued;
+    match times.blocked_ns.get_mut(state.cause as usize) {
+        Some(blocked) if phase == Phase::Blocked as u32 => *blocked += rest,
+        _ => times.run_queue_ns += rest,
     }
     times
 }
@@ -148,23 +183,24 @@ mod tests {
 
     #[test]
     fn a_phase_in_progress_counts_up_to_now() {
-        let mut state = ThreadState { since_ns: 100, cause: Cause::Disk as u32, ..ThreadState::default() };
+        let mut state =
+            ThreadState { since_ns: 100, cause: Cause::Disk as u32, arrivals: 7, ..ThreadState::default() };
         state.times.on_cpu_ns = 5;
-        let total =
-            |times: Times| times.on_cpu_ns + times.run_queue_ns + times.blocked_ns.iter().sum::<u64>();
-        for (phase, woken_ns, on_cpu, run_queue, disk) in [
-            (Phase::Running, 0, 45, 0, 0),
-            (Phase::Runnable, 0, 5, 40, 0),
-            (Phase::Blocked, 0, 5, 0, 40),
-            (Phase::Blocked, 130, 5, 10, 30),
+        let away = SchedStat { arrivals: 7, ..SchedStat::default() };
+        let back = SchedStat { exec_ns: 10, run_delay_ns: 8, arrivals: 8 };
+        for (phase, now, on_cpu, run_queue, disk) in [
+            (Phase::Running, away, 45, 0, 0),
+            (Phase::Runnable, away, 5, 40, 0),
+            (Phase::Runnable, back, 15, 30, 0),
+            (Phase::Blocked, away, 5, 0, 40),
+            (Phase::Blocked, back, 15, 8, 22),
         ] {
             state.phase = phase as u32;
-            state.woken_ns = woken_ns;
-            let times = times_until(&state, 140);
+            let times = times_until(&state, &now, 140);
             assert_eq!((times.on_cpu_ns, times.run_queue_ns), (on_cpu, run_queue));
             assert_eq!(times.blocked_ns[Cause::Disk as usize], disk);
-            assert_eq!(total(times), 45);
         }
+        assert_eq!(times_until(&state, &back, 90).on_cpu_ns, 5, "seen after the end");
     }
 
     #[test]
@@ -182,7 +218,7 @@ mod tests {
         assert_eq!(at, Some((0x7e, 0x7f)));
         assert_eq!((state.phase, state.cause), (Phase::Blocked as u32, Cause::Lock as u32));
         assert_eq!((state.syscall, state.object), (libc::SYS_futex as i32, 0xabc));
-        assert_eq!(seed("R", "running\n").unwrap().0.phase, Phase::Running as u32);
+        assert_eq!(seed("R", "running\n").unwrap().0.phase, Phase::Runnable as u32);
         assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().0.cause, Cause::PageFault as u32);
         assert_eq!(seed("Z", ""), None);
         let poll = format!("{} 0x3 0x0\n", libc::SYS_epoll_pwait);

@@ -19,6 +19,14 @@ pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String>
     }
 }
 
+/// Whether one of a process's first thousand descriptors is an epoll descriptor.
+pub fn has_epoll(proc_root: &Path, pid: u32) -> bool {
+    let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    entries.take(1000).any(|entry| {
+        fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == "anon_inode:[eventpoll]")
+    })
+}
+
 /// Describes a socket by its link, `socket:[inode]`, from the tables of the process's network namespace.
 pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
     let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;

@@ -1,6 +1,7 @@
 //! What the user asked to profile.
 
 use std::{
+    collections::HashMap,
     ffi::OsString,
     fmt, fs,
     path::{Path, PathBuf},
@@ -59,12 +60,10 @@ impl Target {
                         return Err(Error::NoSuchPid(pid));
                     }
                 }
-                Ok(pids.clone())
+                Ok(self.pids_now(proc_root))
             }
             Target::Comm(name) => {
-                let pids: Vec<u32> = running(proc_root)
-                    .filter(|pid| comm(proc_root, *pid).as_deref() == Some(kernel_name(name)))
-                    .collect();
+                let pids = self.pids_now(proc_root);
                 if pids.is_empty() { Err(Error::NoSuchComm(name.clone())) } else { Ok(pids) }
             }
             Target::Cgroup(path) => {
@@ -76,6 +75,35 @@ impl Target {
                 }
             }
             Target::All => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Target {
+    /// Processes that are targets by their id, as of now: those asked for, and with `follow` what descends from them.
+    pub fn pids_now(&self, proc_root: &Path) -> Vec<u32> {
+        match self {
+            Target::Pids { pids, follow: false } => pids.clone(),
+            Target::Pids { pids, follow: true } => {
+                let parents: HashMap<u32, u32> =
+                    running(proc_root).filter_map(|pid| Some((pid, parent(proc_root, pid)?))).collect();
+                let descends = |mut pid: u32| {
+                    // Not for ever, should a pid be reused while we look.
+                    (0..parents.len()).any(|_| {
+                        let found = pids.contains(&pid);
+                        pid = parents.get(&pid).copied().unwrap_or(0);
+                        found
+                    })
+                };
+                let mut all = pids.clone();
+                all.extend(parents.keys().copied().filter(|pid| !pids.contains(pid) && descends(*pid)));
+                all
+            }
+            Target::Comm(name) => {
+                let named = |pid: &u32| comm(proc_root, *pid).as_deref() == Some(kernel_name(name));
+                running(proc_root).filter(named).collect()
+            }
+            Target::Cgroup(_) | Target::All => Vec::new(),
         }
     }
 }
@@ -109,8 +137,17 @@ fn running(proc_root: &Path) -> impl Iterator<Item = u32> {
 }
 
 fn thread_group(proc_root: &Path, pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(proc_root.join(pid.to_string()).join("status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+    status(proc_root, pid, "Tgid:")
+}
+
+fn parent(proc_root: &Path, pid: u32) -> Option<u32> {
+    status(proc_root, pid, "PPid:")
+}
+
+fn status(proc_root: &Path, pid: u32, key: &str) -> Option<u32> {
+    let status = fs::read(proc_root.join(pid.to_string()).join("status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    status.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
 }
 
 /// The kernel cuts names off; so must what is compared with them.
@@ -145,6 +182,21 @@ mod tests {
         assert_eq!(target(7).initial_pids(root.path()).unwrap(), [7]);
         assert!(matches!(target(8).initial_pids(root.path()), Err(Error::NoSuchPid(8))), "a thread");
         assert!(matches!(target(9).initial_pids(root.path()), Err(Error::NoSuchPid(9))), "nothing");
+    }
+
+    #[test]
+    fn descendants_are_followed() {
+        let root = fake_proc(&[(7, 7, "a"), (8, 8, "b"), (9, 9, "c"), (10, 10, "d")]);
+        for (pid, parent) in [(8, 7), (9, 8), (10, 1)] {
+            let text = format!("Name:\tx\nTgid:\t{pid}\nPid:\t{pid}\nPPid:\t{parent}\n");
+            fs::write(root.path().join(format!("{pid}/status")), text).unwrap();
+        }
+        let follow = |follow| {
+            let mut pids = Target::Pids { pids: vec![7], follow }.pids_now(root.path());
+            pids.sort_unstable();
+            pids
+        };
+        assert_eq!((follow(true), follow(false)), (vec![7, 8, 9], vec![7]));
     }
 
     #[test]

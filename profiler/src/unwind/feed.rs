@@ -151,8 +151,9 @@ impl<S: TableSink> Feeder<S> {
     pub fn forget(&mut self, pid: u32) {
         self.wanted.remove(&pid);
         self.changed.remove(&pid);
+        // It may have its parent's, too.
+        self.sink.remove_process(pid);
         if let Some(gone) = self.processes.remove(&pid) {
-            self.sink.remove_process(pid);
             self.slots.retire(gone.place);
         }
     }

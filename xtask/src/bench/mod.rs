@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{run as run_command, workspace};
 
 mod cpu;
+mod sched;
 mod syscall;
 mod unwind;
 
@@ -25,6 +26,8 @@ mod programs;
 pub enum Bench {
     /// The on-CPU sampler against `perf record -F 99 -g`
     Cpu(cpu::Args),
+    /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
+    Sched(sched::Args),
     /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
     Unwind(unwind::Args),
     /// What a system call takes longer under the system-call probe, for the target and for others, against strace -c,
@@ -35,6 +38,7 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(args),
+        Bench::Sched(args) => sched::run(args),
         Bench::Unwind(args) => unwind::run(args),
         Bench::Syscall(args) => syscall::run(args),
     }

@@ -21,7 +21,7 @@ pub struct Check {
 }
 
 /// Every check, in the order they run.
-pub const CHECKS: [Check; 9] = [
+pub const CHECKS: [Check; 10] = [
     Check { name: "doctor", command: "profiler doctor", assert: doctor },
     Check {
         name: "split",
@@ -82,6 +82,14 @@ pub const CHECKS: [Check; 9] = [
             profiler -q -F 499 -d 8s -o out.json --pid $! >&2 && wait && cat out.json",
         assert: complete,
     },
+    // A shell that does nothing but wait for its children, and /work/split, which never waits.
+    Check {
+        name: "waits",
+        command: "sh -c 'while :; do sleep 0.3; done' & shell=$!; /work/split 9 >&2 & sleep 1
+            profiler -q -d 5s -o out.json --pid $shell --pid $! >&2; code=$?
+            kill $shell; wait $!; [ $code = 0 ] && cat out.json",
+        assert: waits,
+    },
 ];
 
 /// The functions of tests/workloads/split.c and their shares of its CPU time, %.
@@ -140,6 +148,24 @@ fn complete(output: &str) -> Result<String> {
         .sum();
     ensure!(percent(right, unwound) >= 99.0, "only {right} of {unwound} stacks lead from mixed to _start");
     Ok(format!("{complete:.2} % of {unwound} stacks complete, {right} from mixed to _start"))
+}
+
+fn waits(output: &str) -> Result<String> {
+    let profile: Profile = serde_json::from_str(output).context("the profile's JSON")?;
+    let blocking = profile.blocking.context("no account of waits")?;
+    let share = |process: &str, part: fn(&ThreadTime) -> u64| -> Result<f64> {
+        let thread = blocking.threads.iter().find(|thread| thread.process == process);
+        let thread = thread.with_context(|| format!("no thread of {process}"))?;
+        let sum = thread.on_cpu_ns + thread.run_queue_ns + thread.blocked_ns.values().sum::<u64>();
+        let accounted = percent(sum, thread.wall_ns);
+        ensure!((accounted - 100.0).abs() < 1.0, "{accounted:.2} % of {process}'s time accounted for");
+        Ok(percent(part(thread), thread.wall_ns))
+    };
+    let child = share("sh", |thread| thread.blocked_ns.get("child").copied().unwrap_or(0))?;
+    let working = share("split", |thread| thread.on_cpu_ns + thread.run_queue_ns)?;
+    ensure!(child >= 70.0, "the shell waits {child:.1} % of its time for children, not 70 or more");
+    ensure!(working >= 98.0, "split works {working:.1} % of its time, not 98 or more");
+    Ok(format!("the shell waits {child:.1} % for its children, split works {working:.1} %"))
 }
 
 fn threads(output: &str) -> Result<String> {
@@ -213,6 +239,21 @@ struct Profile {
     frames: Vec<Frame>,
     stacks: Vec<Stack>,
     user_stacks: BTreeMap<String, u64>,
+    blocking: Option<Blocking>,
+}
+
+#[derive(Deserialize)]
+struct Blocking {
+    threads: Vec<ThreadTime>,
+}
+
+#[derive(Deserialize)]
+struct ThreadTime {
+    process: String,
+    wall_ns: u64,
+    on_cpu_ns: u64,
+    run_queue_ns: u64,
+    blocked_ns: BTreeMap<String, u64>,
 }
 
 #[derive(Deserialize)]

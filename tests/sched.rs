@@ -1,0 +1,696 @@
+//! The scheduler probe against programs that know how long they waited, and for what.
+//!
+//! What is compared was measured twice in the same run, by the profiler and by the program itself or by the kernel's
+//! own books, so that a busy machine makes both larger.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+};
+
+use common::{
+    FRAME_POINTERS, Outputs, PROFILER, Profile, Running, kernel_ready, programs::wait_until, which, workload,
+};
+use serde_json::Value;
+
+/// Every way to wait has its cause, its length, and its stack.
+#[test]
+fn causes_of_waiting_are_right() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let files = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut command = Command::new(workload("blockers", FRAME_POINTERS));
+    command.args(["each", "4"]).arg(files.path().join("file"));
+    let (profile, out, said) = watch(&mut command, &[]);
+    profile.assert_consistent();
+    let threads = Thread::all(&profile);
+    let blocked: u64 = threads.values().flat_map(|thread| thread.blocked.values()).sum();
+    for own in Own::all(&said) {
+        let thread = &threads[&own.tid];
+        assert_eq!(thread.name, own.name);
+        own.assert_same(thread);
+        for (cause, &ns) in own.blocked.iter().filter(|(_, ns)| **ns * 10 > own.wall) {
+            assert_close(&format!("{}: {cause}", own.name), thread.blocked(cause), ns, 0.02);
+        }
+        let others = thread.blocked.iter().filter(|(cause, _)| !own.blocked.contains_key(*cause));
+        let others: u64 = others.map(|(_, ns)| ns).sum();
+        assert!(others * 50 < own.wall, "{} did not wait for {:?}", own.name, thread.blocked);
+    }
+
+    // Where they wait is as right as for how long.
+    let off_cpu = &profile.0["offcpu"];
+    assert_close("time off CPUs", number(off_cpu, "total_ns"), blocked, 0.01);
+    let stacks = off_cpu["stacks"].as_array().unwrap();
+    assert_eq!(stacks.iter().map(|stack| number(stack, "ns")).sum::<u64>(), number(off_cpu, "total_ns"));
+    for own in Own::all(&said).iter().filter(|own| !own.name.contains("keeper") && own.name != "spinner") {
+        let function = format!("wait_{}", own.name);
+        let there = stacks.iter().filter(|stack| {
+            number(stack, "tid") == own.tid && profile.functions(stack).contains(&function.as_str())
+        });
+        let there: u64 = there.map(|stack| number(stack, "ns")).sum();
+        assert_close(&function, there, own.most(), 0.05);
+    }
+    let folded = out.text("offcpu.folded");
+    let total: u64 =
+        folded.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();
+    assert_eq!(total, number(off_cpu, "total_ns"));
+    assert!(folded.lines().any(|line| line.contains("wait_mutex;")), "{folded}");
+}
+
+/// The parts of each thread's time add up to the time it was there, and are what the kernel says they are.
+#[test]
+fn wall_time_is_accounted_for() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    for count in ["1", "8", "200"] {
+        let mut command = Command::new(workload("blockers", FRAME_POINTERS));
+        let (profile, _out, said) = watch(command.args(["many", "2", count]), &[]);
+        let threads = Thread::all(&profile);
+        let own = Own::all(&said);
+        assert_eq!(own.len().to_string(), count);
+        for own in own {
+            let thread = &threads[&own.tid];
+            own.assert_same_parts(thread);
+            for (cause, &ns) in &own.blocked {
+                assert_near(&format!("{}: {cause}", own.name), thread.blocked(cause), ns, own.wall);
+            }
+        }
+    }
+}
+
+/// Sixteen threads that want two CPUs: how long each wait for one was, and who ran instead.
+#[test]
+fn waits_for_a_cpu_are_measured() {
+    const LONG: u64 = 20_000_000;
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let mut command = Command::new(workload("blockers", FRAME_POINTERS));
+    let (profile, _out, said) = watch(command.args(["spin", "4", "16"]), &["--starvation", "20ms"]);
+    let own = Own::all(&said);
+    let threads = Thread::all(&profile);
+    own.iter().for_each(|own| own.assert_same_parts(&threads[&own.tid]));
+
+    let pid = threads[&own[0].tid].pid;
+    let queue = profile.0["blocking"]["run_queue"].as_array().unwrap();
+    let waits = &queue.iter().find(|queue| number(queue, "pid") == pid).unwrap()["waits"];
+    let mut single: Vec<u64> = line(&said, "waits=").split(',').map(|ns| ns.parse().unwrap()).collect();
+    single.sort_unstable();
+    let at = |quantile: f64| single[((single.len() - 1) as f64 * quantile) as usize];
+    assert_close("number of waits", number(waits, "count"), own.iter().map(|own| own.runs).sum(), 0.05);
+    assert_close("sum of waits", number(waits, "sum_ns"), own.iter().map(|own| own.run_queue).sum(), 0.01);
+    for (key, quantile) in [("p50_ns", 0.5), ("p90_ns", 0.9), ("p99_ns", 0.99)] {
+        // Threads start and end a little outside of what they measure, which moves the ranks a little.
+        let (low, high) = (at(quantile - 0.005) as f64 * 0.95, at(quantile + 0.005) as f64 * 1.05);
+        let measured = number(waits, key) as f64;
+        assert!(low <= measured && measured <= high, "{key}: {measured}, not {low} to {high}");
+    }
+
+    let starved = long_waits(&profile, "starved");
+    let listed = starved.len() as u64 + number(&profile.0["blocking"], "long_waits_unlisted");
+    let expected = single.iter().filter(|&&ns| ns >= LONG).count() as u64;
+    assert_close("waits longer than the threshold", listed, expected, 0.05);
+    for wait in &starved {
+        assert!(number(&wait["block"], "run_queue_ns") >= LONG, "{wait}");
+    }
+    assert!(starved.iter().any(|wait| wait["instead"].as_str().unwrap().starts_with("spin-")), "{starved:?}");
+}
+
+/// A lock that one thread holds for long and many want, and a wait that not even a signal ends.
+#[test]
+fn long_blocks_and_convoys_are_found() {
+    const WAITERS: usize = 14;
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let mut command = Command::new(workload("blockers", FRAME_POINTERS));
+    let (profile, _out, said) = watch(command.args(["hold", "4", "16"]), &[]);
+    let own = Own::all(&said);
+    let blocked = long_waits(&profile, "blocked");
+    for waiter in &own[2..] {
+        let found: Vec<_> = blocked.iter().filter(|wait| number(wait, "tid") == waiter.tid).collect();
+        assert_eq!(found.len(), 1, "{} in {blocked:?}", waiter.name);
+        let block = &found[0]["block"];
+        assert_eq!(block["cause"], "lock");
+        assert_eq!(block["syscall"], "futex");
+        assert_close("a long block", number(block, "blocked_ns"), waiter.blocked["lock"], 0.02);
+        assert!(names(&block["stack"]).contains(&"wait_held"), "{block}");
+        assert_eq!(found[0]["uninterruptible"], false);
+    }
+    let parent = blocked.iter().find(|wait| number(wait, "tid") == own[1].tid).expect("waits in vfork");
+    assert_eq!(parent["block"]["cause"], "child");
+    assert_eq!(parent["uninterruptible"], true);
+    assert!(!blocked.iter().any(|wait| number(wait, "tid") == own[0].tid), "to sleep is no block");
+
+    let convoys = profile.0["blocking"]["convoys"].as_array().unwrap();
+    assert_eq!(convoys.len(), 1, "{convoys:?}");
+    let convoy = &convoys[0];
+    assert_eq!(number(convoy, "futex").to_string(), line(&said, "held="));
+    assert_eq!(number(convoy, "waiters"), WAITERS as u64);
+    assert_eq!(number(&convoy["holder"], "tid"), own[0].tid);
+    assert!(names(&convoy["holder_stack"]).contains(&"hold_lock"), "{convoy}");
+    assert!(names(&convoy["waiter_stack"]).contains(&"wait_held"), "{convoy}");
+}
+
+/// Work is always ready: the loop never sleeps, and its turns are seen all the same.
+#[test]
+fn a_loop_that_never_sleeps_is_seen() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let mut command = Command::new(workload("busyloop", FRAME_POINTERS));
+    let (profile, _out, said) = watch(command.arg("4"), &["-F", "499"]);
+    let own = Span::all(&said, "stall ");
+    let stalls = Stall::all(&profile);
+    assert_eq!(number(&profile.0["blocking"], "stalls_unlisted"), 0);
+    assert_found(&own, &stalls, 10_000_000);
+    for stall in &stalls {
+        let turn = own.iter().find(|turn| stall.matches(turn));
+        let turn = turn.unwrap_or_else(|| panic!("invented: {stall:?}"));
+        assert_close("a turn", stall.span.length, turn.length, 0.02);
+        assert_eq!(stall.value["severity"] == "critical", stall.span.length > 50_000_000);
+        stall.assert_explained();
+        assert!(stall.share_of_samples("handle_event") > 0.9, "{:?}", stall.value);
+    }
+    let [event_loop] = profile.0["blocking"]["loops"].as_array().unwrap().as_slice() else {
+        panic!("one loop")
+    };
+    assert_eq!(event_loop["wait"], "epoll_wait");
+    let turns: Vec<u64> =
+        line(&said, "turns ").split(' ').map(|number| number.parse::<u64>().unwrap()).collect();
+    assert_close("number of turns", number(&event_loop["turns"], "count"), turns[0], 0.01);
+    assert_close("sum of turns", number(&event_loop["turns"], "sum_ns"), turns[1], 0.01);
+    assert_close("median turn", number(&event_loop["turns"], "p50_ns"), turns[2], 0.05);
+    let criticals = stalls.iter().filter(|stall| stall.value["severity"] == "critical").count() as u64;
+    assert_eq!(number(event_loop, "criticals"), criticals);
+    assert_eq!(number(event_loop, "warnings"), stalls.len() as u64 - criticals);
+}
+
+#[test]
+fn computing_stalls_node() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let (profile, own) = node("spin", "800", "5", None);
+    let stalls = Stall::of(&profile, &own);
+    for stall in &stalls {
+        stall.assert_explained();
+        assert!(stall.share_of_samples("busyLoop") > 0.9, "{:?}", stall.value);
+    }
+    // A sample is a fixed piece of time.
+    let samples: u64 = stalls.iter().map(Stall::samples).sum();
+    let on_cpu: u64 = stalls.iter().map(|stall| number(stall.value, "on_cpu_ns")).sum();
+    assert_close("time in samples", samples * 1_000_000_000 / 499, on_cpu, 0.1);
+}
+
+#[test]
+fn a_slow_file_stalls_node() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("slow-file");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let (profile, own) = node("read", "800", "5", Some(&fifo));
+    for stall in Stall::of(&profile, &own) {
+        stall.assert_explained();
+        stall.assert_blocked("pipe", "read", "uv_fs_read");
+    }
+}
+
+/// The other side of finding every stall.
+#[test]
+fn no_stall_is_invented() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let (profile, own) = node("none", "800", "5", None);
+    assert!(own.is_empty());
+    let loops = profile.0["blocking"]["loops"].as_array().unwrap();
+    assert!(loops.iter().any(|event_loop| number(&event_loop["turns"], "count") > 1000), "{loops:?}");
+}
+
+#[test]
+fn sleeping_and_computing_stall_asyncio() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    let mut command = Command::new(which("python3").unwrap());
+    let (profile, _out, said) = watch(command.arg(script("stall.py")).args(["0.4", "4"]), &["-F", "499"]);
+    let (sleeps, dumps) = (Span::all(&said, "sleep_in_coroutine "), Span::all(&said, "dump_something_big "));
+    let own = [sleeps.clone(), dumps.clone()].concat();
+    assert_none_invented(&profile, &own, &said);
+    for stall in Stall::of(&profile, &sleeps) {
+        stall.assert_explained();
+        stall.assert_blocked("sleep", "clock_nanosleep", "clock_nanosleep");
+    }
+    for stall in Stall::of(&profile, &dumps) {
+        stall.assert_explained();
+        assert!(stall.share_of_samples("_PyEval_EvalFrameDefault") > 0.9, "{:?}", stall.value);
+    }
+}
+
+#[test]
+fn slow_commands_stall_redis() {
+    const SLOW: u64 = 10_000_000;
+    if !kernel_ready(&["redis-server", "redis-benchmark"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("redis.sock");
+    let server = Running::start(
+        Command::new("redis-server")
+            .args(["--port", "0", "--save", "", "--enable-debug-command", "yes"])
+            .args(["--latency-monitor-threshold", "10", "--slowlog-log-slower-than", "10000", "--unixsocket"])
+            .arg(&socket)
+            .current_dir(dir.path())
+            .stdout(Stdio::null()),
+    );
+    wait_until("redis listens", || socket.exists());
+    let mut client = Redis::connect(&socket);
+    client.ask("DEBUG POPULATE 1000000");
+    client.ask("SLOWLOG RESET");
+    client.ask("LATENCY RESET");
+    let _load = Running::start(
+        Command::new("redis-benchmark")
+            .args(["-q", "-c", "5", "-n", "100000000", "-t", "set,get", "-s"])
+            .arg(&socket)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    );
+    let watching = Watching::start(&server.pid(), &["-F", "499"]);
+    for _ in 0..4 {
+        client.ask("KEYS *");
+        for _ in 0..1000 {
+            client.ask("PING");
+        }
+    }
+    watching.interrupt();
+    let (profile, _out) = watching.end();
+    // In order of time, the latest first: [id, time, microseconds, [command...], ...].
+    let slow: Vec<u64> =
+        client.ask("SLOWLOG GET -1").list().iter().map(|entry| entry.list()[2].number() * 1000).collect();
+    assert!(slow.len() >= 4);
+
+    let stalls = Stall::all(&profile);
+    let mut found = stalls.iter().filter(|stall| stall.share_of_samples("keysCommand") > 0.5);
+    for &took in slow.iter().rev().filter(|&&took| took > 5 * SLOW) {
+        let stall = found.next().expect("a stall for each KEYS");
+        assert!(stall.span.length >= took, "{took}: {:?}", stall.value);
+        let waited = number(stall.value, "run_queue_ns");
+        assert!(stall.span.length - took <= took / 20 + waited, "{took}: {:?}", stall.value);
+        assert_eq!(stall.value["severity"], "critical");
+        stall.assert_explained();
+    }
+    assert!(found.next().is_none(), "{} of {slow:?}", stalls.len());
+    // What took long without waiting for a CPU was a slow command to redis too.
+    let long =
+        stalls.iter().filter(|stall| stall.span.length - number(stall.value, "run_queue_ns") > SLOW * 3 / 2);
+    assert!(long.count() <= slow.len(), "{stalls:?}");
+    // And redis's own monitor had the same worst latency, ms: [event, time, latest, worst].
+    let latest = client.ask("LATENCY LATEST");
+    let worst = latest.list().iter().map(|event| event.list()[3].number()).max().unwrap();
+    let longest = stalls.iter().map(|stall| stall.span.length).max().unwrap();
+    assert!(longest / 1_000_000 >= worst, "{longest} ns, {worst} ms");
+}
+
+/// A profiler that has begun to watch processes.
+struct Watching {
+    run: Running,
+    live: thread::JoinHandle<()>,
+    out: Outputs,
+}
+
+impl Watching {
+    /// Returns when the live view's first line says that profiling has begun.
+    fn start(pid: &str, args: &[&str]) -> Watching {
+        let out = Outputs::new();
+        let mut command = Command::new(PROFILER);
+        command.args(["-i500ms", "--pid", pid]).args(args).arg("-o").arg(out.path("out.json"));
+        command.arg("-o").arg(out.path("offcpu.folded")).stderr(Stdio::piped()).stdout(Stdio::null());
+        let mut run = Running::start(&mut command);
+        let mut live = BufReader::new(run.0.stderr.take().unwrap());
+        let mut line = String::new();
+        live.read_line(&mut line).unwrap();
+        assert!(run.0.try_wait().unwrap().is_none(), "it has ended: {line}{}", rest(&mut live));
+        let live = thread::spawn(move || drop(io::copy(&mut live, &mut io::sink())));
+        Watching { run, live, out }
+    }
+
+    /// As Ctrl-C does.
+    fn interrupt(&self) {
+        // SAFETY: plain system call on a child that has not been waited for, so its pid is its own.
+        unsafe { libc::kill(self.run.0.id() as i32, libc::SIGINT) };
+    }
+
+    /// Waits for the end, and reads what was found.
+    fn end(mut self) -> (Profile, Outputs) {
+        assert!(self.run.0.wait().unwrap().success());
+        self.live.join().unwrap();
+        (self.out.json("out.json"), self.out)
+    }
+}
+
+/// Profiles a workload that prints a line when it is ready and waits for one to begin. Returns the profile and what
+/// else the workload printed.
+fn watch(command: &mut Command, args: &[&str]) -> (Profile, Outputs, String) {
+    let mut target = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut said = target.ready();
+    let watching = Watching::start(&target.pid(), args);
+    let mut input = target.0.stdin.take().unwrap();
+    input.write_all(b"go\n").unwrap();
+    let said = rest(&mut said);
+    let (profile, out) = watching.end();
+    assert!(target.0.wait().unwrap().success());
+    (profile, out, said)
+}
+
+fn rest(from: &mut impl io::Read) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Runs the server in one of its ways, and checks that its stalls and only those are found.
+fn node(kind: &str, gap: &str, count: &str, fifo: Option<&PathBuf>) -> (Profile, Vec<Span>) {
+    let mut command = Command::new(which("node").unwrap());
+    let logs = tempfile::tempdir().unwrap();
+    command
+        .current_dir(&logs)
+        .arg("--perf-basic-prof")
+        .arg(script("stall.js"))
+        .args([kind, gap, count])
+        .args(fifo);
+    let (profile, _out, said) = watch(&mut command, &["-F", "499"]);
+    let left_by_node = profile.list("threads").iter().map(|thread| number(thread, "pid"));
+    for pid in left_by_node {
+        let _gone = fs::remove_file(format!("/tmp/perf-{pid}.map"));
+    }
+    let own = if kind == "none" { Vec::new() } else { Span::all(&said, "stall ") };
+    assert_none_invented(&profile, &own, &said);
+    (profile, own)
+}
+
+/// No more and no longer stalls than the process itself has seen.
+fn assert_none_invented(profile: &Profile, own: &[Span], said: &str) {
+    /// The process looks with a timer of a millisecond.
+    const RESOLUTION: u64 = 2_000_000;
+    let calm: f64 = line(said, "calm ").parse().unwrap();
+    let stalls = Stall::all(profile);
+    let others = stalls.iter().filter(|stall| !own.iter().any(|own| stall.matches(own)));
+    for stall in others {
+        assert!(stall.span.length <= calm as u64 + RESOLUTION, "none was longer than {calm}: {stall:?}");
+    }
+    if !own.is_empty() {
+        let long = |length: &u64| *length > 75_000_000;
+        let measured: Vec<f64> = line(said, "measured ").split(',').map(|ns| ns.parse().unwrap()).collect();
+        let measured = measured.iter().map(|ns| *ns as u64).filter(long).count();
+        assert_eq!(measured, stalls.iter().filter(|stall| long(&stall.span.length)).count(), "{stalls:?}");
+    }
+}
+
+/// Each of `own` longer than `threshold` was found. What is as long as the threshold may be or not.
+fn assert_found(own: &[Span], stalls: &[Stall<'_>], threshold: u64) {
+    for span in own.iter().filter(|span| span.length > threshold + threshold / 50) {
+        let found = stalls.iter().filter(|stall| stall.matches(span)).count();
+        assert_eq!(found, 1, "{span:?} in {stalls:?}");
+    }
+}
+
+/// A stretch of CLOCK_MONOTONIC, ns.
+#[derive(Clone, Debug)]
+struct Span {
+    start: u64,
+    length: u64,
+}
+
+impl Span {
+    /// From lines "PREFIX START LENGTH".
+    fn all(said: &str, prefix: &str) -> Vec<Span> {
+        let lines = said.lines().filter_map(|line| line.strip_prefix(prefix));
+        let spans = lines.map(|line| {
+            let (start, length) = line.split_once(' ').unwrap();
+            Span { start: start.parse().unwrap(), length: length.parse().unwrap() }
+        });
+        spans.collect()
+    }
+}
+
+#[derive(Debug)]
+struct Stall<'a> {
+    span: Span,
+    value: &'a Value,
+}
+
+impl Stall<'_> {
+    fn all(profile: &Profile) -> Vec<Stall<'_>> {
+        let stalls = profile.0["blocking"]["stalls"].as_array().unwrap().iter();
+        let stall = |value| Stall {
+            span: Span { start: number(value, "start_ns"), length: number(value, "duration_ns") },
+            value,
+        };
+        stalls.map(stall).collect()
+    }
+
+    /// The one stall that each of `own` is, which is a little shorter than the turn around it.
+    fn of<'a>(profile: &'a Profile, own: &[Span]) -> Vec<Stall<'a>> {
+        let mut stalls = Stall::all(profile);
+        assert_found(own, &stalls, 50_000_000);
+        stalls.retain(|stall| own.iter().any(|own| stall.matches(own)));
+        for stall in &stalls {
+            let own = own.iter().find(|own| stall.matches(own)).unwrap();
+            let more = stall.span.length - own.length;
+            let waited = number(stall.value, "run_queue_ns");
+            assert!(more <= own.length / 20 + waited, "{own:?}, not {:?}", stall.value);
+            assert_eq!(stall.value["severity"], "critical");
+        }
+        stalls
+    }
+
+    /// Whether this is the turn that `own` was measured in.
+    fn matches(&self, own: &Span) -> bool {
+        self.span.start <= own.start && own.start + own.length <= self.span.start + self.span.length
+    }
+
+    fn assert_explained(&self) {
+        assert!(self.value["explained"].as_f64().unwrap() >= 0.9, "{:?}", self.value);
+    }
+
+    /// Nearly all of it was spent in one call, but for what it waited before.
+    fn assert_blocked(&self, cause: &str, syscall: &str, function: &str) {
+        let blocks = self.value["blocks"].as_array().unwrap();
+        let (it, others): (Vec<_>, Vec<_>) = blocks.iter().partition(|block| {
+            block["cause"] == cause
+                && block["syscall"] == syscall
+                && names(&block["stack"]).iter().any(|name| name.contains(function))
+        });
+        let length = |blocks: &[&Value]| -> u64 {
+            blocks.iter().map(|block| number(block, "blocked_ns") + number(block, "run_queue_ns")).sum()
+        };
+        let left = self.span.length - length(&others);
+        assert!(
+            length(&it) * 10 >= left * 9 && left * 2 >= self.span.length,
+            "not {cause} in {syscall}: {:?}",
+            self.value
+        );
+    }
+
+    fn samples(&self) -> u64 {
+        self.value["samples"].as_array().unwrap().iter().map(|sample| number(sample, "samples")).sum()
+    }
+
+    /// Share of samples with a function of this name, or of a name with this in it, in the stack.
+    fn share_of_samples(&self, function: &str) -> f64 {
+        let samples = self.value["samples"].as_array().unwrap();
+        let with = samples
+            .iter()
+            .filter(|sample| names(&sample["stack"]).iter().any(|name| name.contains(function)));
+        with.map(|sample| number(sample, "samples")).sum::<u64>() as f64 / self.samples().max(1) as f64
+    }
+}
+
+/// A thread as the profiler saw it.
+#[derive(Debug)]
+struct Thread {
+    pid: u64,
+    name: String,
+    wall: u64,
+    on_cpu: u64,
+    run_queue: u64,
+    blocked: HashMap<String, u64>,
+}
+
+impl Thread {
+    /// By thread id; the parts of each add up.
+    fn all(profile: &Profile) -> HashMap<u64, Thread> {
+        let mut threads = HashMap::new();
+        for value in profile.0["blocking"]["threads"].as_array().unwrap() {
+            let blocked = value["blocked_ns"].as_object().unwrap().iter();
+            let thread = Thread {
+                pid: number(value, "pid"),
+                name: value["name"].as_str().unwrap().into(),
+                wall: number(value, "wall_ns"),
+                on_cpu: number(value, "on_cpu_ns"),
+                run_queue: number(value, "run_queue_ns"),
+                blocked: blocked.map(|(cause, ns)| (cause.clone(), ns.as_u64().unwrap())).collect(),
+            };
+            let sum = thread.on_cpu + thread.run_queue + thread.blocked.values().sum::<u64>();
+            assert_close(&format!("sum of parts of {}", thread.name), sum, thread.wall, 0.01);
+            threads.insert(number(value, "tid"), thread);
+        }
+        threads
+    }
+
+    fn blocked(&self, cause: &str) -> u64 {
+        self.blocked.get(cause).copied().unwrap_or(0)
+    }
+}
+
+/// A thread as it saw itself.
+#[derive(Debug)]
+struct Own {
+    name: String,
+    tid: u64,
+    wall: u64,
+    on_cpu: u64,
+    run_queue: u64,
+    /// Times it got a CPU.
+    runs: u64,
+    blocked: HashMap<String, u64>,
+}
+
+impl Own {
+    /// From lines "NAME tid=N wall=NS on_cpu=NS run_queue=NS runs=N CAUSE=NS...".
+    fn all(said: &str) -> Vec<Own> {
+        let lines = said.lines().filter(|line| line.contains(" tid="));
+        let own = lines.map(|line| {
+            let (name, rest) = line.split_once(' ').unwrap();
+            let parts = rest.split(' ').map(|part| part.split_once('=').unwrap());
+            let mut blocked: HashMap<String, u64> =
+                parts.map(|(key, value)| (key.to_owned(), value.parse().unwrap())).collect();
+            let mut take = |key| blocked.remove(key).unwrap();
+            let (tid, wall, on_cpu, run_queue) =
+                (take("tid"), take("wall"), take("on_cpu"), take("run_queue"));
+            let runs = take("runs");
+            Own { name: name.into(), tid, wall, on_cpu, run_queue, runs, blocked }
+        });
+        own.collect()
+    }
+
+    /// What it waited most.
+    fn most(&self) -> u64 {
+        self.blocked.values().copied().max().unwrap_or(0)
+    }
+
+    /// The time it was there and what of it was not blocked are those of the kernel's own books.
+    fn assert_same(&self, thread: &Thread) {
+        assert_near(&format!("wall time of {}", self.name), thread.wall, self.wall, self.wall);
+        let ready = [thread.on_cpu + thread.run_queue, self.on_cpu + self.run_queue];
+        assert_near(&format!("time on or for a CPU of {}", self.name), ready[0], ready[1], self.wall);
+    }
+
+    /// So are its parts, for a thread that is not often woken up to preempt another: the kernel books the time until
+    /// that happens as if the woken one had run already (`rq_clock_skip_update`).
+    fn assert_same_parts(&self, thread: &Thread) {
+        self.assert_same(thread);
+        let what = format!("run queue of {}", self.name);
+        assert_near(&what, thread.run_queue, self.run_queue, self.wall);
+    }
+}
+
+/// `measured` is `expected` but for a share of it.
+#[track_caller]
+fn assert_close(what: &str, measured: u64, expected: u64, share: f64) {
+    let off = measured.abs_diff(expected) as f64;
+    assert!(off <= expected as f64 * share, "{what}: {measured}, not {expected}");
+}
+
+/// `measured` is `expected` but for a fiftieth of `whole`.
+#[track_caller]
+fn assert_near(what: &str, measured: u64, expected: u64, whole: u64) {
+    assert!(measured.abs_diff(expected) * 50 <= whole, "{what}: {measured}, not {expected}, of {whole}");
+}
+
+fn long_waits<'a>(profile: &'a Profile, kind: &str) -> Vec<&'a Value> {
+    let waits = profile.0["blocking"]["long_waits"].as_array().unwrap();
+    waits.iter().filter(|wait| wait["kind"] == kind).collect()
+}
+
+fn number(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+fn names(stack: &Value) -> Vec<&str> {
+    stack.as_array().into_iter().flatten().map(|name| name.as_str().unwrap()).collect()
+}
+
+/// What follows `prefix` in the line that begins with it.
+fn line<'a>(said: &'a str, prefix: &str) -> &'a str {
+    let found = said.lines().find_map(|line| line.strip_prefix(prefix));
+    found.unwrap_or_else(|| panic!("no {prefix} in {said}"))
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(name)
+}
+
+/// A client that does not compete for the CPUs as a shell around redis-cli would.
+struct Redis(BufReader<UnixStream>);
+
+#[derive(Debug)]
+enum Reply {
+    Number(u64),
+    Text,
+    List(Vec<Reply>),
+}
+
+impl Redis {
+    fn connect(socket: &PathBuf) -> Redis {
+        Redis(BufReader::new(UnixStream::connect(socket).unwrap()))
+    }
+
+    fn ask(&mut self, command: &str) -> Reply {
+        self.0.get_mut().write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Reply {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let (kind, rest) = line.trim_end().split_at(1);
+        match kind {
+            "+" => Reply::Text,
+            ":" => Reply::Number(rest.parse().unwrap()),
+            "$" => {
+                let mut text = vec![0; rest.parse::<usize>().unwrap() + 2];
+                self.0.read_exact(&mut text).unwrap();
+                Reply::Text
+            }
+            "*" => Reply::List((0..rest.parse::<usize>().unwrap()).map(|_| self.reply()).collect()),
+            _ => panic!("redis: {line}"),
+        }
+    }
+}
+
+impl Reply {
+    fn number(&self) -> u64 {
+        let Reply::Number(number) = self else { panic!("{self:?}") };
+        *number
+    }
+
+    fn list(&self) -> &[Reply] {
+        let Reply::List(list) = self else { panic!("{self:?}") };
+        list
+    }
+}

@@ -1,0 +1,65 @@
+// An HTTP server under light load whose event loop stalls in known ways. Prints "ready", waits for a line, stalls
+// COUNT times, GAP milliseconds apart, and ends with a line "stall START LENGTH" for each (CLOCK_MONOTONIC, ns),
+// "measured NS,NS,...", the longest delay that perf_hooks saw around each, and "calm NS", the longest otherwise.
+//
+// stall.js spin GAP COUNT        200 ms of computing
+// stall.js read GAP COUNT FIFO   a file that is slow to read
+// stall.js none GAP COUNT        none: only the measurements
+"use strict";
+const [kind, gap, count, fifo] = process.argv.slice(2);
+const { monitorEventLoopDelay } = require("perf_hooks");
+const { spawn } = require("child_process");
+const { readFileSync } = require("fs");
+const http = require("http");
+
+const now = () => process.hrtime.bigint();
+
+function busyLoop(ms) {
+    const end = now() + BigInt(ms) * 1000000n;
+    let x = 0;
+    while (now() < end) for (let i = 0; i < 1e5; i++) x = (x * 31 + i) | 0;
+    return x;
+}
+
+// Answers one reader of the FIFO for each line, 200 ms late.
+const writer = kind === "read" &&
+    spawn("sh", ["-c", 'while read go; do { sleep 0.2; echo slow; } > "$0"; done', fifo], { stdio: ["pipe", "ignore", "inherit"] });
+
+const stall = {
+    spin: () => busyLoop(200),
+    read: () => readFileSync(fifo),
+    none: () => {},
+};
+
+const delay = monitorEventLoopDelay({ resolution: 1 });
+const stalls = [], measured = [];
+let calm = 0;
+
+function once() {
+    calm = Math.max(calm, delay.max);
+    // No reset here: the first delay after one is not counted.
+    if (writer) writer.stdin.write("go\n");
+    const start = now();
+    stall[kind]();
+    stalls.push(`stall ${start} ${now() - start}`);
+    setTimeout(() => {
+        measured.push(delay.max);
+        delay.reset();
+        if (stalls.length < count) return;
+        clearInterval(timer);
+        console.log(`${stalls.join("\n")}\nmeasured ${measured}\ncalm ${calm}`);
+        process.exit();
+    }, 5);
+}
+
+let timer;
+const server = http.createServer((request, response) => response.end("hello\n"));
+server.listen(0, "127.0.0.1", () => {
+    const { port } = server.address();
+    process.stdin.once("data", () => {
+        delay.enable();
+        setInterval(() => http.get({ port, agent: false }, (response) => response.resume()), 20);
+        timer = setInterval(once, Number(gap));
+    });
+    console.log("ready");
+});
