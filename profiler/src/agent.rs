@@ -124,14 +124,16 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
             wakeup = collector.wakeup.readable() => wakeup?.clear_ready(),
             _ = show.tick() => {
                 collector.drain(&mut results)?;
-                collector.take_off_cpu(&mut results)?;
+                // Before the processes that stacks belong to are forgotten.
                 collector.take_call_time(&mut results)?;
-                let (blocking, calls) = (collector.blocking(), collector.calls()?);
-                let found = Found { blocking: blocking.as_ref(), calls: calls.as_ref() };
-                results.checkpoint(&collector.accounts(), found, &collector.tables)?;
-                let last = collector.interval_run();
+                if results.is_recording() {
+                    collector.take_off_cpu(&mut results)?;
+                    let (blocking, calls) = (collector.blocking(), collector.calls()?);
+                    let found = Found { blocking: blocking.as_ref(), calls: calls.as_ref() };
+                    results.checkpoint(&collector.accounts(), found, &collector.tables)?;
+                }
                 if !args.quiet {
-                    live.show(&last, collector.started.elapsed(), args.duration)?;
+                    live.show(&collector.interval_run(), collector.started.elapsed(), args.duration)?;
                 }
             }
             () = &mut end => break,

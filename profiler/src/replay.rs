@@ -80,6 +80,11 @@ impl Results {
         self.each_recorder(|recorder| recorder.sample(sample, tables, new_thread_name))
     }
 
+    /// Whether anything is recorded as it happens.
+    pub fn is_recording(&self) -> bool {
+        !self.recorders.is_empty()
+    }
+
     /// Makes everything recorded so far safe.
     pub fn checkpoint(&mut self, accounts: &Accounts, found: Found<'_>, tables: &Tables) -> Result<()> {
         self.each_recorder(|recorder| recorder.checkpoint(accounts, found, tables))

@@ -21,7 +21,7 @@ pub struct Check {
 }
 
 /// Every check, in the order they run.
-pub const CHECKS: [Check; 10] = [
+pub const CHECKS: [Check; 11] = [
     Check { name: "doctor", command: "profiler doctor", assert: doctor },
     Check {
         name: "split",
@@ -89,6 +89,13 @@ pub const CHECKS: [Check; 10] = [
             profiler -q -d 5s -o out.json --pid $shell --pid $! >&2; code=$?
             kill $shell; wait $!; [ $code = 0 ] && cat out.json",
         assert: waits,
+    },
+    // The profiler is an event loop itself.
+    Check {
+        name: "loops",
+        command: "profiler -q --all -d 15s >&2 & sleep 4
+            profiler -q -d 5s -o out.json --pid $! >&2 && cat out.json; code=$?; wait; exit $code",
+        assert: loops,
     },
 ];
 
@@ -168,6 +175,17 @@ fn waits(output: &str) -> Result<String> {
     Ok(format!("the shell waits {child:.1} % for its children, split works {working:.1} %"))
 }
 
+fn loops(output: &str) -> Result<String> {
+    let profile: Profile = serde_json::from_str(output).context("the profile's JSON")?;
+    let blocking = profile.blocking.context("no account of waits")?;
+    let event_loop = blocking.loops.iter().find(|of| of.process == "profiler").context("no event loop")?;
+    // It wakes ten times a second.
+    let turns = &event_loop.turns;
+    ensure!((30..=300).contains(&turns.count), "{} turns in 5 s, not about 50", turns.count);
+    ensure!(turns.p50_ns <= turns.max_ns && turns.max_ns <= turns.sum_ns, "turns contradict themselves");
+    Ok(format!("{} turns of {}, median {} us", turns.count, event_loop.wait, turns.p50_ns / 1000))
+}
+
 fn threads(output: &str) -> Result<String> {
     let profile = Profile::parse(output)?;
     let mut least = 100.0f64;
@@ -245,6 +263,22 @@ struct Profile {
 #[derive(Deserialize)]
 struct Blocking {
     threads: Vec<ThreadTime>,
+    loops: Vec<EventLoop>,
+}
+
+#[derive(Deserialize)]
+struct EventLoop {
+    process: String,
+    wait: String,
+    turns: Turns,
+}
+
+#[derive(Deserialize)]
+struct Turns {
+    count: u64,
+    sum_ns: u64,
+    p50_ns: u64,
+    max_ns: u64,
 }
 
 #[derive(Deserialize)]
