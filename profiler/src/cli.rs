@@ -90,7 +90,7 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Waits::Auto)]
     pub waits: Waits,
     /// Count system calls too, with their errors, lengths and waits (by thread with --threads). While it runs, every
-    /// system call of every process on the machine takes 0.1 to 0.15 us longer, those of the target 0.4 to 0.5 us
+    /// system call of every process on the machine takes about 0.15 us longer, those of the target 0.5 to 0.7 us
     #[arg(long)]
     pub syscalls: bool,
     /// Keep paths and addresses of peers out of all outputs: numbers stand for them
