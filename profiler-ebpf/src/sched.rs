@@ -169,6 +169,7 @@ const MAX_REUSED: u32 = 31;
 
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
+const TASK_NOLOAD: u32 = 0x400;
 /// EXIT_DEAD, EXIT_ZOMBIE, TASK_DEAD: include/linux/sched.h.
 const TASK_GONE: u32 = 0x10 | 0x20 | 0x80;
 
@@ -300,8 +301,10 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
         return;
     }
     state.phase = Phase::Blocked as u32;
-    state.uninterruptible = u32::from(task_state & TASK_UNINTERRUPTIBLE != 0);
-    let wait = waits_for(task, task_state, state);
+    // Kernel threads without work are in TASK_IDLE: uninterruptible, but no load.
+    state.uninterruptible =
+        u32::from(task_state & (TASK_UNINTERRUPTIBLE | TASK_NOLOAD) == TASK_UNINTERRUPTIBLE);
+    let wait = waits_for(task_state, state);
     let at = state.at as usize % KNOWN_STACKS;
     if state.known[at].cause != wait.cause || state.known[at].syscall != wait.syscall {
         flush(state, at);
@@ -589,9 +592,14 @@ fn flush(state: &ThreadState, at: usize) {
     }
 }
 
-/// Not inlined: it is called from many places.
+/// Called from many places, so not inlined; and without a mangled name, which would depend on where it is built.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn add_off_cpu(key: &OffCpuKey, ns: u64, times: u64, max_ns: u64) {
+pub extern "C" fn add_off_cpu(key: *const OffCpuKey, ns: u64, times: u64, max_ns: u64) -> u32 {
+    // SAFETY: callers pass a valid key; the verifier, which cannot know, wants to see the check for null.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    // A copy: up to 6.1 only the stack may hold a key.
+    let key = &OffCpuKey { ..*key };
     if let Some(time) = OFF_CPU.get_ptr_mut(key) {
         // SAFETY: only this thread's blocks have this key, and they end one after the other.
         let time = unsafe { &mut *time };
@@ -603,6 +611,7 @@ fn add_off_cpu(key: &OffCpuKey, ns: u64, times: u64, max_ns: u64) {
     } else if OFF_CPU.insert(key, &OffCpuTime { ns, count: times, max_ns }, 0).is_err() {
         count(KernelCounter::OffCpuFull);
     }
+    0
 }
 
 /// Counts a duration. A global function, which is checked without what its callers know of `ns`: from that the verifiers
@@ -796,7 +805,7 @@ fn mix(value: u64) -> u64 {
 
 /// What the current task, about to block in `task_state`, waits for. Sets `state.at`.
 #[inline(always)]
-fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait {
+fn waits_for(task_state: u32, state: &mut ThreadState) -> Wait {
     let entry = syscall_entry();
     let object = entry.args[0];
     let stack_key = mix(entry.stack_key ^ object) | 1;
@@ -804,8 +813,13 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
     state.at = at as u32;
     if entry.number < 0 {
         // Not in a system call: an exception, nearly always for a page; or stopped.
-        let stopped = task_state & TASK_STOPPED_OR_TRACED != 0;
-        let cause = if stopped { Cause::Other } else { Cause::PageFault } as u32;
+        let cause = if entry.number == KERNEL_THREAD && state.uninterruptible == 0 {
+            Cause::Park // it has no work
+        } else if task_state & TASK_STOPPED_OR_TRACED != 0 || entry.number == KERNEL_THREAD {
+            Cause::Other
+        } else {
+            Cause::PageFault
+        } as u32;
         return Wait { cause, class: 0, syscall: -1, object: 0, stack_key };
     }
     let class = SYSCALLS.get(entry.number as u32).copied().unwrap_or(SyscallClass::Other as u8);
@@ -816,7 +830,7 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
         if known.key == stack_key && known.reused != 0 && known.reused < MAX_REUSED {
             return Wait { cause: known.cause, ..wait };
         }
-        descriptor_cause(task, object)
+        return Wait { cause: descriptor_cause(object as u32), ..wait };
     } else if class == SyscallClass::Disk as u8 && task_state & TASK_UNINTERRUPTIBLE != 0 {
         Cause::Disk // and not, say, the other end of a FIFO
     } else if class == SyscallClass::Futex as u8 {
@@ -830,7 +844,7 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
         && let Ok(descriptor) = unsafe { bpf_probe_read_user(object as *const u32) }
     {
         // An event loop that waits for one descriptor elsewhere than in its epoll_wait waits in the middle of work.
-        descriptor_cause(task, descriptor.into())
+        return Wait { cause: descriptor_cause(descriptor), ..wait };
     } else if class == SyscallClass::Epoll as u8
         || class == SyscallClass::Poll as u8
         || class == SyscallClass::Accept as u8
@@ -857,9 +871,11 @@ pub fn futex_cause(operation: u64, expected: u64) -> Cause {
     if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
 }
 
-/// What a descriptor of the current task is: task -> files -> table -> file -> inode.
-#[inline(always)]
-pub fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
+/// What a descriptor of the current task is, a [`Cause`]: task -> files -> table -> file -> inode. Called from two places,
+/// so not inlined.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const S_IFREG: u16 = 0o100_000;
@@ -869,8 +885,8 @@ pub fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
     const AF_UNIX: u16 = 1;
     const AF_INET: u16 = 2;
     const AF_INET6: u16 = 10;
-    let descriptor = descriptor as u32;
     let found = (|| {
+        let task = current_task();
         let files: *const u8 = load(task, OFF_TASK_FILES.load());
         let table: *const u8 = load(files, OFF_FILES_FDT.load());
         let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
@@ -901,7 +917,7 @@ pub fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
         }
         Some(if kind == S_IFBLK || kind == S_IFDIR { Cause::Disk } else { Cause::Pipe })
     })();
-    found.unwrap_or(Cause::Other)
+    found.unwrap_or(Cause::Other) as u32
 }
 
 /// Where a system call's first argument is among the registers.
@@ -909,6 +925,9 @@ pub fn descriptor_cause(task: *const u8, descriptor: u64) -> Cause {
 const OFF_FIRST_ARGUMENT: u32 = offset_of!(bpf_user_pt_regs_t, rdi) as u32;
 #[cfg(bpf_target_arch = "aarch64")]
 const OFF_FIRST_ARGUMENT: u32 = 0;
+
+/// [`Entry::number`] of a thread that never was in user mode.
+const KERNEL_THREAD: i32 = -2;
 
 /// How the current task entered the kernel.
 struct Entry {
@@ -930,6 +949,7 @@ fn syscall_entry() -> Entry {
     let number =
         if compat { MAX_SYSCALLS as i32 } else { at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32 };
     let (ip, sp) = (at(offset_of!(bpf_user_pt_regs_t, rip)), at(offset_of!(bpf_user_pt_regs_t, rsp)));
+    let number = if ip == 0 { KERNEL_THREAD } else { number };
     let args = [
         at(offset_of!(bpf_user_pt_regs_t, rdi)),
         at(offset_of!(bpf_user_pt_regs_t, rsi)),

@@ -30,7 +30,7 @@ use profiler_common::{
 use crate::{
     output::{add_u32, add_u64, charge_many, count, now_ns, send_now},
     sched::{
-        ONLY_TGID, SYSCALLS, arrivals, current_task, descriptor_cause, futex_cause, may_tell, settle,
+        ONLY_TGID, SYSCALLS, arrivals, descriptor_cause, futex_cause, may_tell, settle,
         take_stack_if_allowed, tell,
     },
     target::{current_target, read},
@@ -369,7 +369,7 @@ fn stats(key: &CallKey) -> Option<*mut CallStats> {
 fn cause_of(done: &Done) -> Cause {
     let class = done.class as u8;
     if class == SyscallClass::Descriptor as u8 {
-        descriptor_cause(current_task(), done.object)
+        cause_from(descriptor_cause(done.object as u32))
     } else if class == SyscallClass::Disk as u8 {
         Cause::Disk
     } else if class == SyscallClass::Futex as u8 {
@@ -425,7 +425,7 @@ fn io(call: &InCall, done: &Done) -> Option<Cause> {
     let io = match CALL_IO.get_ptr_mut(&key) {
         Some(io) => io,
         None => {
-            let cause = descriptor_cause(current_task(), done.object);
+            let cause = descriptor_cause(done.object as u32);
             let record = IO_RECORD.get_ptr_mut(0)?;
             // SAFETY: this CPU's own slot; no program that uses it interrupts another.
             let record = unsafe { &mut *record };
@@ -434,7 +434,7 @@ fn io(call: &InCall, done: &Done) -> Option<Cause> {
             record.key = key;
             record.stats = IoStats {
                 first_ns: done.began,
-                cause: cause as u32,
+                cause,
                 tid: call.tid,
                 first_wrote: u32::from(done.traits as u8 & traits::WRITE != 0),
                 ..IoStats::default()
@@ -472,19 +472,19 @@ fn io(call: &InCall, done: &Done) -> Option<Cause> {
         io.votes += 1;
         io.most.vote(call.stack, 1);
     }
-    cause_from(io.cause)
+    Some(cause_from(io.cause))
 }
 
 #[inline(always)]
-fn cause_from(number: u32) -> Option<Cause> {
+fn cause_from(number: u32) -> Cause {
     if number == Cause::Disk as u32 {
-        Some(Cause::Disk)
+        Cause::Disk
     } else if number == Cause::Network as u32 {
-        Some(Cause::Network)
+        Cause::Network
     } else if number == Cause::Pipe as u32 {
-        Some(Cause::Pipe)
+        Cause::Pipe
     } else {
-        Some(Cause::Other)
+        Cause::Other
     }
 }
 

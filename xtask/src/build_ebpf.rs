@@ -83,7 +83,17 @@ fn build(workspace: &Path, linker: &Path, architecture: &str, object: &Path) -> 
     )?;
     let built = target_dir.join("bpfel-unknown-none/release/profiler-ebpf");
     // DWARF has done its work; the BTF stays.
-    run_command(Command::new(format!("{LLVM}/bin/llvm-strip")).arg("-g").arg("-o").arg(object).arg(&built))
+    run_command(Command::new(format!("{LLVM}/bin/llvm-strip")).arg("-g").arg("-o").arg(object).arg(&built))?;
+    let symbols =
+        output(Command::new(format!("{LLVM}/bin/llvm-nm")).args(["--defined-only", "-j"]).arg(object))?;
+    if let Some(mangled) =
+        symbols.lines().find(|symbol| symbol.starts_with("_R") || symbol.starts_with("_ZN"))
+    {
+        bail!(
+            "{mangled}: a function that is not inlined needs #[no_mangle]; its name depends on where it is built"
+        );
+    }
+    Ok(())
 }
 
 /// The linker, built once into `target/tools` unless the right version is on the PATH.

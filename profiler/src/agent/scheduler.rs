@@ -26,6 +26,7 @@ use crate::{
     },
     kernel::sched::{Limits, SchedMaps},
     probe::{
+        self,
         sched::{self, SchedStat, Seed},
         syscalls,
     },
@@ -172,8 +173,6 @@ impl Scheduler {
     pub fn interval(&mut self, interval: &Interval) {
         let cause = WaitCause::from_number(interval.cause);
         let blocked = interval.syscall >= 0 || interval.woken_ns > interval.start_ns;
-        let comm = &interval.instead_comm;
-        let name = &comm[..comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len())];
         let wait = Wait {
             thread: ThreadKey { pid: interval.pid, tid: interval.tid },
             block: Block {
@@ -190,7 +189,7 @@ impl Scheduler {
                 stack: self.stacks.get(&interval.stack).copied(),
             },
             uninterruptible: interval.uninterruptible != 0,
-            instead: Some((interval.instead_tid, String::from_utf8_lossy(name).into_owned())),
+            instead: Some((interval.instead_tid, probe::name(&interval.instead_comm))),
             ongoing: false,
         };
         self.waits.wait(wait);
@@ -207,9 +206,7 @@ impl Scheduler {
     /// A thread has ended.
     pub fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
         let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
-        let end = exit.comm.iter().position(|&byte| byte == 0).unwrap_or(exit.comm.len());
-        let name = String::from_utf8_lossy(&exit.comm[..end]).into_owned();
-        tables.threads.insert(thread, name);
+        tables.threads.insert(thread, probe::name(&exit.comm));
         let time = thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
         if self.ended.len() < MAX_ENDED {
             self.ended.push(time);
@@ -289,7 +286,8 @@ impl Scheduler {
         // What a thread keeps itself is in the map later, never earlier: so the map first.
         let mut sums: FxHashMap<OffCpuKey, u64> =
             self.maps.off_cpu().into_iter().map(|(key, time)| (key, time.ns)).collect();
-        for state in self.maps.threads() {
+        let states = self.maps.threads();
+        for state in &states {
             for known in state.known.iter().filter(|known| known.time.count > 0) {
                 let (cause, syscall, stack) = (known.cause, known.syscall, known.stack);
                 let key = OffCpuKey { stack, pid: state.pid, tid: state.tid, cause, syscall };
@@ -308,7 +306,7 @@ impl Scheduler {
             }
         }
         if let Some(now_ns) = self.ended_ns {
-            for state in self.maps.threads().iter().filter(|state| state.phase == Phase::Blocked as u32) {
+            for state in states.iter().filter(|state| state.phase == Phase::Blocked as u32) {
                 let times = sched::times_until(state, &schedstat(&self.proc_root, state), now_ns);
                 let cause = state.cause as usize % WaitCause::ALL.len();
                 let ns = times.blocked_ns[cause] - state.times.blocked_ns[cause];

@@ -88,7 +88,7 @@ impl SchedMaps {
 pub fn set_classes(ebpf: &mut aya::Ebpf) -> Result<()> {
     let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
     let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
-    for (number, class) in (0..).zip(syscalls::classes()) {
+    for (number, class) in (0..).zip(*syscalls::CLASS_TABLE) {
         if class != 0 {
             classes.set(number, class, 0)?;
         }

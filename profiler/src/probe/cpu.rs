@@ -59,9 +59,7 @@ impl RawSample {
 
     /// Name of the thread.
     pub fn thread_name(&self) -> String {
-        let name = &self.header.comm;
-        let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-        String::from_utf8_lossy(&name[..end]).into_owned()
+        super::name(&self.header.comm)
     }
 }
 

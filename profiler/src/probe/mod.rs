@@ -1,11 +1,17 @@
 //! One room per probe: its options, how it attaches, how its records are decoded.
 
-use profiler_common::{cpu::KIND_CPU_SAMPLE, sched as raw, syscall as raw_calls};
+use profiler_common::{COMM_LEN, cpu::KIND_CPU_SAMPLE, sched as raw, syscall as raw_calls};
 
 pub mod cpu;
 pub mod sched;
 pub mod syscall;
 pub mod syscalls;
+
+/// A thread's name as the kernel has it, up to the first NUL.
+pub fn name(comm: &[u8; COMM_LEN]) -> String {
+    let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
+    String::from_utf8_lossy(&comm[..end]).into_owned()
+}
 
 /// A record from the kernel programs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! System calls of the running architecture: names, and what each of them waits for.
 
+use std::sync::LazyLock;
+
 use libc::c_long;
 use profiler_common::{
     sched::{MAX_SYSCALLS, SyscallClass},
@@ -134,7 +136,7 @@ const LEGACY_TRAITS: &[(u8, &[c_long])] = &[(
 const LEGACY_TRAITS: &[(u8, &[c_long])] = &[];
 
 /// Class of every system call, by number.
-pub fn classes() -> [u8; MAX_SYSCALLS] {
+pub static CLASS_TABLE: LazyLock<[u8; MAX_SYSCALLS]> = LazyLock::new(|| {
     let mut classes = [SyscallClass::Other as u8; MAX_SYSCALLS];
     for (class, numbers) in CLASSES.iter().chain(LEGACY) {
         for &number in *numbers {
@@ -144,11 +146,14 @@ pub fn classes() -> [u8; MAX_SYSCALLS] {
         }
     }
     classes
-}
+});
 
 /// The class of one.
 pub fn class(number: i32) -> u8 {
-    usize::try_from(number).ok().and_then(|n| classes().get(n).copied()).unwrap_or(SyscallClass::Other as u8)
+    usize::try_from(number)
+        .ok()
+        .and_then(|n| CLASS_TABLE.get(n).copied())
+        .unwrap_or(SyscallClass::Other as u8)
 }
 
 /// Calls that every architecture has.

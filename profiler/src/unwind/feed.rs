@@ -15,12 +15,12 @@ use profiler_common::{
     mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
     unwind::{
         Arch, BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, Registers, Rule, Step, StopReason,
-        bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step,
+        bucket_offset, bucket_page, decode_bucket, row_page, search_rows,
     },
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{BuildError, RuleTable, Table};
+use super::{BuildError, RuleTable, Table, walk::walk};
 use crate::{
     process::{ProcessTable, table::MappedCode},
     sample::ModuleId,
@@ -188,29 +188,14 @@ impl<S: TableSink> Feeder<S> {
     pub fn walk<A: Arch, M: Memory>(
         &self,
         pid: u32,
-        mut registers: Registers,
+        registers: Registers,
         memory: &M,
     ) -> Option<(Vec<u64>, Step)> {
         let mappings = &self.processes.get(&pid)?.mappings;
-        let mut frames = Vec::new();
-        let mut exact = true;
-        while frames.len() < MAX_FRAMES {
-            frames.push(registers.ip);
-            let address = registers.ip.wrapping_sub(u64::from(!exact));
+        Some(walk::<A, M>(registers, memory, MAX_FRAMES, |address| {
             let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address));
-            let outcome = match mapping.map(|mapping| self.find_rule(mapping, address)) {
-                None => Step::Stop(StopReason::NoTable),
-                Some(None) => Step::Stop(StopReason::NoRow),
-                Some(Some(rule)) => {
-                    exact = rule.caller_is_exact();
-                    step::<A, M>(&mut registers, &rule, memory)
-                }
-            };
-            if outcome != Step::Continue {
-                return Some((frames, outcome));
-            }
-        }
-        Some((frames, Step::Stop(StopReason::TooDeep)))
+            self.find_rule(mapping.ok_or(StopReason::NoTable)?, address).ok_or(StopReason::NoRow)
+        }))
     }
 
     fn find_rule(&self, mapping: &Mapping, address: u64) -> Option<Rule> {

@@ -12,34 +12,16 @@ use std::{
 };
 
 use gimli::{EhFrame, LittleEndian, UnwindSection};
-use profiler_common::unwind::{Memory, Registers, Step, X86_64};
+use profiler_common::unwind::{RULE_NO_INFO, Registers, Step, StopReason, X86_64};
 
 use super::vdso;
 use crate::{
-    process::{elf::ElfInfo, maps},
-    unwind::{
-        RuleTable, Table,
-        image::Image,
-        walk::{Module, walk},
-    },
+    process::{elf::ElfInfo, maps, memory::ProcessMemory},
+    unwind::{RuleTable, Table, image::Image, walk::walk},
 };
 
 /// How a walk ended, and its frames.
 type Stack = (Step, Vec<u64>);
-
-/// Memory of a process, read through the kernel so that a wrong address is an error and not a fault.
-struct ProcessMemory(i32);
-
-impl Memory for ProcessMemory {
-    fn read_u64(&self, address: u64) -> Option<u64> {
-        let mut word = 0u64;
-        let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
-        let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: 8 };
-        // SAFETY: writes at most the eight bytes of `word`; the kernel checks the other side.
-        let read = unsafe { libc::process_vm_readv(self.0, &local, 1, &remote, 1, 0) };
-        (read == 8).then_some(word)
-    }
-}
 
 /// The tables of everything mapped executable into a process.
 struct Tables {
@@ -69,14 +51,14 @@ impl Tables {
         tables
     }
 
-    fn walk(&self, pid: i32, registers: Registers) -> Stack {
-        let modules: Vec<Module<'_>> = self
-            .modules
-            .iter()
-            .map(|&(start, end, bias, ref table)| Module { start, end, bias, table })
-            .collect();
-        let mut frames = Vec::new();
-        let step = walk::<X86_64, _>(registers, &modules, &self.rules, &ProcessMemory(pid), 127, &mut frames);
+    fn walk(&self, pid: u32, registers: Registers) -> Stack {
+        let memory = ProcessMemory::open(Path::new("/proc"), pid).unwrap();
+        let (frames, step) = walk::<X86_64, _>(registers, &memory, 127, |address| {
+            let module = self.modules.iter().find(|(start, end, ..)| (start..end).contains(&&address));
+            let (_, _, bias, table) = module.ok_or(StopReason::NoTable)?;
+            let id = table.find(address.wrapping_sub(*bias)).unwrap_or(RULE_NO_INFO);
+            self.rules.get(id).copied().ok_or(StopReason::NoRow)
+        });
         (step, frames)
     }
 }
@@ -96,7 +78,7 @@ fn own_stack() -> Stack {
         asm!("lea {}, [rip]", "mov {}, rsp", "mov {}, rbp", out(reg) ip, out(reg) sp, out(reg) fp,
             options(nomem, nostack, preserves_flags));
     }
-    black_box(own_tables().walk(std::process::id() as i32, Registers { ip, sp, fp, lr: 0 }))
+    black_box(own_tables().walk(std::process::id(), Registers { ip, sp, fp, lr: 0 }))
 }
 
 /// Whether one of the frames is in a function of this program.
@@ -157,7 +139,7 @@ extern "C" fn handler(_signal: i32, _info: *mut libc::siginfo_t, context: *mut l
         lr: 0,
     };
     let own = own_stack();
-    let interrupted = own_tables().walk(std::process::id() as i32, interrupted);
+    let interrupted = own_tables().walk(std::process::id(), interrupted);
     SEEN.with_borrow_mut(|seen| *seen = Some([own, interrupted]));
 }
 
@@ -233,7 +215,7 @@ impl Traced {
             let mut general: libc::user_regs_struct = std::mem::zeroed();
             assert_eq!(libc::ptrace(libc::PTRACE_GETREGS, tid, none, &mut general), 0);
             let registers = Registers { ip: general.rip, sp: general.rsp, fp: general.rbp, lr: 0 };
-            let stack = tables.walk(self.pid(), registers);
+            let stack = tables.walk(self.pid() as u32, registers);
             assert_eq!(libc::ptrace(libc::PTRACE_DETACH, tid, none, none), 0);
             Some(stack)
         }
