@@ -2,7 +2,7 @@
 
 use crate::{
     histogram::Histogram,
-    sched::{Cause, SyscallClass},
+    sched::{Cause, MAX_THREADS, SyscallClass},
 };
 
 /// First word of a [`SlowCall`].
@@ -13,9 +13,16 @@ pub const KIND_IO: u32 = 8;
 /// Set in the number of a 32-bit call, which is one of a table of its own.
 pub const COMPAT: u32 = 1 << 30;
 
-/// Most pairs of process (or thread) and system call counted in the kernel at once: about 2.5 kB each, when used.
-pub const MAX_CALLS: usize = 16_384;
-/// Most descriptors followed at once.
+/// Most pairs of process (or thread) and system call counted in the kernel at once: about 2.4 kB each.
+pub const MAX_CALLS: usize = 8192;
+/// As many are enough for one process whose threads are not kept apart.
+pub const MAX_CALLS_OF_ONE: u32 = 512;
+/// Threads with a place of their own in the map `CALLERS`: a power of two, and twice as many as there may be, so that
+/// each finds one near its first choice.
+pub const MAX_CALLERS: usize = 2 * MAX_THREADS;
+/// Places in the map `CALLERS` that a thread may have.
+pub const CALLER_PROBES: u32 = 16;
+/// Most descriptors followed at once: 216 bytes each.
 pub const MAX_IO: usize = 16_384;
 /// Longest part of a path that is sent, bytes, with its NUL.
 pub const PATH_LEN: usize = 128;
@@ -118,9 +125,9 @@ impl WaitKind {
     }
 }
 
-/// Key of the map `CALLS`.
+/// Key of the map `CALL_INDEX`, whose values are positions in `CALLS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallKey {
     /// Process id, in the profiler's PID namespace.
     pub pid: u32,
@@ -134,6 +141,10 @@ pub struct CallKey {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct CallStats {
+    /// Whose, and which calls. Zero in an entry that is free.
+    pub key: CallKey,
+    /// Not used.
+    pub _reserved: u32,
     /// Calls that have returned by their length. Its buckets wrap around.
     pub lengths: Histogram,
     /// Of their time, blocked, ns.
@@ -156,7 +167,12 @@ pub struct ErrorKey {
     pub errno: u32,
 }
 
-/// A thread and its call in progress: value of the map `IN_CALL`, by thread id in the initial PID namespace.
+/// Entries of `CALLS` that each thread remembers, by the last digits of the call's number.
+pub const KNOWN_CALLS: usize = 16;
+/// Entries of `CALL_IO` that each thread remembers, by the last digits of the descriptor.
+pub const KNOWN_IO: usize = 16;
+
+/// A thread and its call in progress: value of the map `IN_CALL`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InCall {
@@ -181,10 +197,46 @@ pub struct InCall {
     pub pid: u32,
     /// Thread id, in the profiler's PID namespace.
     pub tid: u32,
+    /// Thread id, in the initial PID namespace.
+    pub host_tid: u32,
     /// System call.
     pub number: u32,
     /// Calls so far, for the cost to be measured now and then.
     pub calls: u32,
+    /// State of a random number generator, which chooses the calls whose stacks are taken.
+    pub random: u32,
+    /// Entries of `CALLS` that it has used. What they are they say themselves.
+    pub known_calls: [u32; KNOWN_CALLS],
+    /// Entries of `CALL_IO` that it has used.
+    pub known_io: [u32; KNOWN_IO],
+    /// A call that has returned, for the programs that go on where the first one ends.
+    pub done: Done,
+}
+
+/// A call that has returned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// When it began: CLOCK_MONOTONIC, ns.
+    pub began: u64,
+    /// When it returned.
+    pub now: u64,
+    /// What it returned.
+    pub result: i64,
+    /// Its first argument.
+    pub object: u64,
+    /// A [`SyscallClass`].
+    pub class: u32,
+    /// See [`traits`].
+    pub traits: u32,
+    /// Whether it has blocked, or taken as long as if.
+    pub waited: u32,
+    /// Whether its stack is to be taken, to be given the thread's time in calls.
+    pub stack_due: u32,
+    /// Whether it is to be told by itself.
+    pub slow: u32,
+    /// Whether its stack is to be taken, as one of the writes that are looked at.
+    pub looked_at: u32,
 }
 
 /// Key of the map `CALL_TIME`.
@@ -247,7 +299,7 @@ impl Majority {
     }
 }
 
-/// Key of the map `CALL_IO`.
+/// Key of the map `IO_INDEX`, whose values are positions in `CALL_IO`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IoKey {
@@ -264,6 +316,8 @@ pub const SIZES: usize = 24;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IoStats {
+    /// Whose, and which descriptor. Zero in an entry that is free.
+    pub key: IoKey,
     /// First call: CLOCK_MONOTONIC, ns. With the key it names what the descriptor then was.
     pub first_ns: u64,
     /// Last call: CLOCK_MONOTONIC, ns.
@@ -306,8 +360,6 @@ pub struct IoRecord {
     pub kind: u32,
     /// Whether it has been closed.
     pub closed: u32,
-    /// Which.
-    pub key: IoKey,
     /// What was done with it.
     pub stats: IoStats,
 }
@@ -349,10 +401,11 @@ pub struct SlowCall {
 const _: () = {
     assert!(size_of::<CallKey>() == 12);
     assert!(size_of::<ErrorKey>() == 16);
-    assert!(size_of::<InCall>() == 80);
+    assert!(size_of::<InCall>() == 144 + 4 * (KNOWN_CALLS + KNOWN_IO));
+    assert!(MAX_CALLERS.is_power_of_two());
     assert!(size_of::<CallTimeKey>() == 24);
-    assert!(size_of::<IoStats>() == 112 + 4 * SIZES);
-    assert!(size_of::<IoRecord>() == 16 + size_of::<IoStats>());
+    assert!(size_of::<IoStats>() == 120 + 4 * SIZES);
+    assert!(size_of::<IoRecord>() == 8 + size_of::<IoStats>());
     assert!(size_of::<SlowCall>() == 120 + PATH_LEN);
 };
 

@@ -39,7 +39,7 @@ use crate::{
     stack::{self, Tables},
     syscall,
     target::{Ids, OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
-    unwind::saved_registers,
+    unwind::{registers_of, saved_registers},
 };
 
 /// The one target process, if there is only one and its children are none: spares others a look into a map.
@@ -62,6 +62,11 @@ static BLOCK_NS: Global<[u64; Cause::COUNT]> = Global::new([u64::MAX; Cause::COU
 // Offsets in the running kernel's structures, in bytes, from its BTF.
 #[unsafe(no_mangle)]
 static OFF_TASK_STATE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_TASK_STACK: Global<u32> = Global::new(0);
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[unsafe(no_mangle)]
+static OFF_TASK_STATUS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_TASK_COMM: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -346,7 +351,7 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, arrival: u64, now: u64) {
         off_cpu(state, ns);
     }
     state.times.run_queue_ns += waited;
-    syscall::off_cpu(if blocked { away - waited } else { 0 }, waited, state.stack);
+    syscall::off_cpu(if blocked { away - waited } else { 0 }, waited, state.stack, arrival);
     record(HistogramKind::RunQueue as u32, state.pid, waited);
     if telling {
         send_interval(state, arrival - waited, arrival);
@@ -421,9 +426,7 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     settle_state(state, now);
     if state.loop_class != u32::from(class) {
         state.syscall = number as i32;
-        // SAFETY: the registers are the first argument.
-        let regs = unsafe { *ctx.as_ptr().cast::<u64>() };
-        state.object = read(regs, OFF_FIRST_ARGUMENT).unwrap_or(0);
+        state.object = first_argument(current_task());
         see_loop(state, class.into());
     }
     if state.loop_class != u32::from(class) {
@@ -470,19 +473,27 @@ fn settle_state(state: &mut ThreadState, now: u64) {
     }
 }
 
-/// As [`settle_state`], for the system-call probe.
-#[inline(always)]
-pub fn settle(tid: u32, now: u64) {
+/// As [`settle_state`], for the system-call probe, when the current thread `tid` has left a CPU since.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn settle(tid: u32, now: u64) -> u32 {
     if let Some(state) = THREADS.get_ptr_mut(&tid) {
         // SAFETY: see `leave`; the thread is here.
         settle_state(unsafe { &mut *state }, now);
     }
+    0
 }
 
-/// How often the current thread has got a CPU: a plain load, so that a system call that never left it costs no more.
+/// How often the current task has got a CPU: a plain load, so that a system call that never left it costs no more.
 #[inline(always)]
-pub fn arrivals() -> u64 {
-    load(current_task(), OFF_TASK_PCOUNT.load())
+pub fn arrivals(task: *const u8) -> u64 {
+    load(task, OFF_TASK_PCOUNT.load())
+}
+
+/// Where the current task's kernel stack begins. A load would be a pointer, in the eyes of the verifier.
+#[inline(always)]
+pub fn kernel_stack() -> u64 {
+    read(current_task() as u64, OFF_TASK_STACK.load()).unwrap_or(0)
 }
 
 /// Takes note that a thread waits as event loops do; epoll outranks the others, which loops also use otherwise.
@@ -920,11 +931,52 @@ pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
     found.unwrap_or(Cause::Other) as u32
 }
 
-/// Where a system call's first argument is among the registers.
+/// The first argument of a task's system call.
+#[inline(always)]
+pub fn first_argument(task: *const u8) -> u64 {
+    load(registers_of(task), ARGUMENTS[0])
+}
+
+/// All six.
+#[inline(always)]
+pub fn arguments() -> [u64; 6] {
+    let regs = saved_registers();
+    ARGUMENTS.map(|offset| load(regs, offset))
+}
+
+/// Where the arguments are among the registers.
 #[cfg(not(bpf_target_arch = "aarch64"))]
-const OFF_FIRST_ARGUMENT: u32 = offset_of!(bpf_user_pt_regs_t, rdi) as u32;
+const ARGUMENTS: [u32; 6] = [
+    offset_of!(bpf_user_pt_regs_t, rdi) as u32,
+    offset_of!(bpf_user_pt_regs_t, rsi) as u32,
+    offset_of!(bpf_user_pt_regs_t, rdx) as u32,
+    offset_of!(bpf_user_pt_regs_t, r10) as u32,
+    offset_of!(bpf_user_pt_regs_t, r8) as u32,
+    offset_of!(bpf_user_pt_regs_t, r9) as u32,
+];
+/// The first one's register has the result in the end: it is kept after the user's registers, with the call's number
+/// (struct pt_regs, arch/arm64/include/asm/ptrace.h).
 #[cfg(bpf_target_arch = "aarch64")]
-const OFF_FIRST_ARGUMENT: u32 = 0;
+const ARGUMENTS: [u32; 6] = [size_of::<bpf_user_pt_regs_t>() as u32, 8, 16, 24, 32, 40];
+
+/// Whether the current task's system call is one of the 32-bit table, whatever program makes it.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[inline(always)]
+pub fn is_compat(task: *const u8) -> bool {
+    /// arch/x86/include/asm/thread_info.h
+    const TS_COMPAT: u32 = 0x2;
+    load::<u32>(task, OFF_TASK_STATUS.load()) & TS_COMPAT != 0
+}
+
+/// Whether the current task's system call is one of the 32-bit table.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn is_compat(_task: *const u8) -> bool {
+    /// arch/arm64/include/uapi/asm/ptrace.h
+    const PSR_MODE32_BIT: u64 = 0x10;
+    load::<u64>(saved_registers(), core::mem::offset_of!(bpf_user_pt_regs_t, pstate) as u32) & PSR_MODE32_BIT
+        != 0
+}
 
 /// [`Entry::number`] of a thread that never was in user mode.
 const KERNEL_THREAD: i32 = -2;
@@ -943,11 +995,9 @@ struct Entry {
 fn syscall_entry() -> Entry {
     let regs = saved_registers();
     let at = |offset: usize| -> u64 { load(regs, offset as u32) };
-    // 32-bit calls have numbers of their own: __USER32_CS, arch/x86/include/asm/segment.h. For exceptions the kernel
-    // sets orig_rax to -1.
-    let compat = at(offset_of!(bpf_user_pt_regs_t, cs)) == 0x23;
-    let number =
-        if compat { MAX_SYSCALLS as i32 } else { at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32 };
+    // 32-bit calls have numbers of their own. For exceptions the kernel sets orig_rax to -1.
+    let number = at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32;
+    let number = if number >= 0 && is_compat(current_task()) { MAX_SYSCALLS as i32 } else { number };
     let (ip, sp) = (at(offset_of!(bpf_user_pt_regs_t, rip)), at(offset_of!(bpf_user_pt_regs_t, rsp)));
     let number = if ip == 0 { KERNEL_THREAD } else { number };
     let args = [

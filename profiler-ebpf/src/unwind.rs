@@ -89,8 +89,15 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
 /// The registers with which the current task entered the kernel.
 #[inline(always)]
 pub fn saved_registers() -> *const u8 {
-    // SAFETY: the helpers take and return pointers that the verifier knows.
-    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 }
+    // SAFETY: no arguments.
+    registers_of(unsafe { bpf_get_current_task_btf() } as *const u8)
+}
+
+/// As [`saved_registers`], of a task that the verifier knows.
+#[inline(always)]
+pub fn registers_of(task: *const u8) -> *const u8 {
+    // SAFETY: the helper takes and returns pointers that the verifier knows.
+    unsafe { bpf_task_pt_regs(task.cast_mut().cast()) as *const u8 }
 }
 
 /// A child has its parent's mappings, and so its tables, until userspace gives it a copy of its own or it ends.

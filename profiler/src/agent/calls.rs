@@ -228,9 +228,9 @@ impl CallCollector {
     /// A descriptor is used for the first time, or has been closed.
     pub fn io(&mut self, record: &IoRecord) {
         if record.closed != 0 {
-            self.end_io(record.key, &record.stats);
+            self.end_io(record.stats.key, &record.stats);
         } else {
-            self.identify(record.key, record.stats.first_ns);
+            self.identify(record.stats.key, record.stats.first_ns);
         }
     }
 

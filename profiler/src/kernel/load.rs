@@ -14,7 +14,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{CgroupArray, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
-        PerfEvent, ProgramFd, RawTracePoint,
+        PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -59,6 +59,7 @@ pub struct Kernel {
     unwind: Option<UnwindMaps>,
     sched: Option<SchedMaps>,
     calls: Option<CallMaps>,
+    watches_calls: bool,
 }
 
 /// What is to be watched besides CPUs.
@@ -132,10 +133,9 @@ impl Kernel {
             &by_thread,
             true,
         );
-        if calls.is_none() {
-            for map in syscall::LARGE_MAPS {
-                loader.map_max_entries(map, 1);
-            }
+        let one_process = matches!(target, Target::Pids { pids, follow: false } if pids.len() < 2);
+        for (map, entries) in syscall::map_sizes(calls, one_process) {
+            loader.map_max_entries(map, entries);
         }
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
@@ -164,6 +164,7 @@ impl Kernel {
             unwind: Some(unwind_maps),
             sched: sched_maps,
             calls: call_maps,
+            watches_calls: calls.is_some(),
             ebpf: Some(ebpf),
         })
     }
@@ -251,32 +252,38 @@ impl Kernel {
     }
 
     /// Attaches the hook of the calls that event loops wait in. Every system call of every process passes it: only
-    /// for targets that have an event loop.
+    /// for targets that have an event loop. Where the system-call probe is there already, it goes on into it.
     pub fn attach_loops(&mut self) -> Result<()> {
-        self.attach_raw(&[("wait_enter", "sys_enter")])
+        if self.watches_calls {
+            self.add_call_steps(&["wait_enter"])
+        } else {
+            self.attach_raw(&[("wait_enter", "sys_enter")])
+        }
     }
 
     /// Attaches the system-call probe. Every system call of every process passes it: only if asked for.
     pub fn attach_calls(&mut self) -> Result<()> {
-        let steps: Vec<ProgramFd> = ["call_stack", "call_follow"]
-            .into_iter()
-            .map(|name| {
-                let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
-                step.load().map_err(explain_program)?;
-                Ok(step.fd()?.try_clone()?)
-            })
-            .collect::<Result<_>>()?;
-        let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut("CALL_STEPS"));
-        let mut map = ProgramArray::try_from(map.context("kernel object has no map CALL_STEPS")?)?;
-        for (index, step) in (0..).zip(&steps) {
-            map.set(index, step, 0)?;
-        }
+        self.add_call_steps(&["call_stack", "call_follow"])?;
         self.attach_raw(&[
             ("call_gone", "sched_process_exit"),
             ("call_exec", "sched_process_exec"),
             ("call_exit", "sys_exit"),
             ("call_enter", "sys_enter"),
         ])
+    }
+
+    /// Makes these programs known to those of the system-call probe that go on into them.
+    fn add_call_steps(&mut self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
+            step.load().map_err(explain_program)?;
+            let step = step.fd()?.try_clone()?;
+            let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut("CALL_STEPS"));
+            let mut map = ProgramArray::try_from(map.context("kernel object has no map CALL_STEPS")?)?;
+            let index = syscall::STEPS.iter().position(|known| known == name);
+            map.set(index.context("no step of the system-call probe")? as u32, &step, 0)?;
+        }
+        Ok(())
     }
 
     fn attach_raw(&mut self, hooks: &[(&str, &str)]) -> Result<()> {

@@ -103,6 +103,7 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
         &data,
         &[
             "task_struct",
+            "thread_info",
             "files_struct",
             "fdtable",
             "file",
@@ -122,6 +123,9 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     let info = btf.offset("task_struct", "sched_info")?; // CONFIG_SCHED_INFO, which all distributions have
     Ok(vec![
         ("OFF_TASK_STATE", state),
+        ("OFF_TASK_STACK", btf.offset("task_struct", "stack")?),
+        #[cfg(target_arch = "x86_64")]
+        ("OFF_TASK_STATUS", btf.offset("task_struct", "thread_info")? + btf.offset("thread_info", "status")?),
         ("OFF_TASK_COMM", btf.offset("task_struct", "comm")?),
         ("OFF_TASK_PCOUNT", info + btf.offset("sched_info", "pcount")?),
         ("OFF_TASK_RUN_DELAY", info + btf.offset("sched_info", "run_delay")?),

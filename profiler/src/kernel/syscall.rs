@@ -1,22 +1,39 @@
 //! The maps of the system-call probe.
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, MapData};
-use profiler_common::syscall::{
-    CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, WaitsKey, WaitsStats,
+use aya::maps::{Array, HashMap, MapData, Queue};
+use profiler_common::{
+    histogram::{BUCKETS, Histogram},
+    syscall::{
+        CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, MAX_CALLS_OF_ONE, WaitsKey, WaitsStats,
+    },
 };
 
 use crate::probe::syscalls;
 
-/// Maps that need memory only where the probe runs.
-pub const LARGE_MAPS: [&str; 1] = ["IN_CALL"];
+/// Programs that others go on into, by their positions in the map `CALL_STEPS`.
+pub const STEPS: [&str; 3] = ["call_stack", "call_follow", "wait_enter"];
+
+/// How large the maps are to be that have all their memory from the start. `by_thread` says whether threads are kept
+/// apart; `None` if the probe does not run.
+pub fn map_sizes(by_thread: Option<bool>, one_process: bool) -> Vec<(&'static str, u32)> {
+    match by_thread {
+        None => ["OTHERS", "CALLERS", "IN_CALL", "CALLS", "CALL_IO"].map(|map| (map, 1)).into(),
+        Some(false) if one_process => vec![("CALLS", MAX_CALLS_OF_ONE)],
+        Some(_) => Vec::new(),
+    }
+}
 
 /// Maps of `profiler-ebpf/src/syscall.rs`.
 pub struct CallMaps {
-    calls: HashMap<MapData, CallKey, CallStats>,
+    calls: Array<MapData, CallStats>,
+    index: HashMap<MapData, CallKey, u32>,
+    free: Queue<MapData, u32>,
     errors: HashMap<MapData, ErrorKey, u64>,
     waits: HashMap<MapData, WaitsKey, WaitsStats>,
-    io: HashMap<MapData, IoKey, IoStats>,
+    io: Array<MapData, IoStats>,
+    io_index: HashMap<MapData, IoKey, u32>,
+    io_free: Queue<MapData, u32>,
     time: HashMap<MapData, CallTimeKey, u64>,
     slow_ns: Array<MapData, u64>,
 }
@@ -24,18 +41,26 @@ pub struct CallMaps {
 impl CallMaps {
     /// Takes the maps out of the loaded object, and tells the kernel programs what calls' arguments are.
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<CallMaps> {
-        let traits = ebpf.map_mut("CALL_TRAITS").context("kernel object has no map CALL_TRAITS")?;
-        let mut traits: Array<&mut MapData, u8> = traits.try_into()?;
-        for (number, of) in syscalls::all_traits() {
-            traits.set(number, of, 0)?;
+        let kinds = ebpf.map_mut("CALL_KINDS").context("kernel object has no map CALL_KINDS")?;
+        let mut kinds: Array<&mut MapData, u16> = kinds.try_into()?;
+        for (number, kind) in (0..).zip(syscalls::kinds()) {
+            if kind != 0 {
+                kinds.set(number, kind, 0)?;
+            }
         }
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
+        let calls = Array::try_from(take("CALLS")?)?;
+        let io = Array::try_from(take("CALL_IO")?)?;
         Ok(CallMaps {
-            calls: take("CALLS")?.try_into()?,
+            free: all_free(take("CALLS_FREE")?, calls.len())?,
+            io_free: all_free(take("IO_FREE")?, io.len())?,
+            io_index: take("IO_INDEX")?.try_into()?,
+            calls,
+            io,
+            index: take("CALL_INDEX")?.try_into()?,
             errors: take("CALL_ERRORS")?.try_into()?,
             waits: take("CALL_WAITS")?.try_into()?,
-            io: take("CALL_IO")?.try_into()?,
             time: take("CALL_TIME")?.try_into()?,
             slow_ns: take("CALL_SLOW_NS")?.try_into()?,
         })
@@ -48,7 +73,8 @@ impl CallMaps {
 
     /// Calls counted so far.
     pub fn calls(&self) -> impl Iterator<Item = (CallKey, CallStats)> + '_ {
-        self.calls.iter().filter_map(Result::ok)
+        let entries = self.index.iter().filter_map(Result::ok);
+        entries.filter_map(|(key, at)| Some((key, self.calls.get(&at, 0).ok()?)))
     }
 
     /// Errors counted so far.
@@ -63,7 +89,8 @@ impl CallMaps {
 
     /// Reads and writes of descriptors that have not been closed.
     pub fn io(&self) -> impl Iterator<Item = (IoKey, IoStats)> + '_ {
-        self.io.iter().filter_map(Result::ok)
+        let entries = self.io_index.iter().filter_map(Result::ok);
+        entries.filter_map(|(key, at)| Some((key, self.io.get(&at, 0).ok()?)))
     }
 
     /// Time in calls by stack so far, ns.
@@ -73,7 +100,22 @@ impl CallMaps {
 
     /// Makes room: these calls' process has ended.
     pub fn forget_call(&mut self, key: &CallKey) {
-        let _was_there = self.calls.remove(key);
+        let Ok(at) = self.index.get(key, 0) else { return };
+        let lengths = Histogram { max_ns: 0, sum_ns: 0, counts: [0; BUCKETS] };
+        let empty = CallStats {
+            key: CallKey::default(),
+            _reserved: 0,
+            lengths,
+            blocked_ns: 0,
+            run_queue_ns: 0,
+            errors: 0,
+            unfinished: 0,
+        };
+        // In this order: what is free is empty, and nobody finds it any more.
+        let _was_there = self.index.remove(key);
+        if self.calls.set(at, empty, 0).is_ok() {
+            let _has_room = self.free.push(at, 0);
+        }
     }
 
     /// As [`Self::forget_call`].
@@ -88,11 +130,24 @@ impl CallMaps {
 
     /// As [`Self::forget_call`].
     pub fn forget_io(&mut self, key: &IoKey) {
-        let _was_there = self.io.remove(key);
+        let Ok(at) = self.io_index.get(key, 0) else { return };
+        let _was_there = self.io_index.remove(key);
+        if self.io.set(at, IoStats::default(), 0).is_ok() {
+            let _has_room = self.io_free.push(at, 0);
+        }
     }
 
     /// As [`Self::forget_call`].
     pub fn forget_time(&mut self, key: &CallTimeKey) {
         let _was_there = self.time.remove(key);
     }
+}
+
+/// A queue of the positions of all `entries` of an array.
+fn all_free(queue: aya::maps::Map, entries: u32) -> Result<Queue<MapData, u32>> {
+    let mut queue = Queue::try_from(queue)?;
+    for at in 0..entries {
+        queue.push(at, 0)?;
+    }
+    Ok(queue)
 }

@@ -32,8 +32,19 @@ pub fn errno_name(number: i32) -> Option<&'static str> {
     syscalls::Errno::new(number).name()
 }
 
+/// What each call waits for and what its arguments are, by number: its class in the high byte, its traits in the low one.
+pub fn kinds() -> [u16; MAX_SYSCALLS] {
+    let mut kinds = CLASS_TABLE.map(|class| u16::from(class) << 8);
+    for (number, of) in all_traits() {
+        if let Some(kind) = kinds.get_mut(number as usize) {
+            *kind |= u16::from(of);
+        }
+    }
+    kinds
+}
+
 /// What the arguments of the calls are that have arguments of interest.
-pub fn all_traits() -> impl Iterator<Item = (u32, u8)> {
+fn all_traits() -> impl Iterator<Item = (u32, u8)> {
     TRAITS.iter().chain(LEGACY_TRAITS).flat_map(|&(of, numbers)| {
         numbers.iter().filter_map(move |&number| Some((u32::try_from(number).ok()?, of)))
     })
