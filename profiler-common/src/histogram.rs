@@ -39,7 +39,7 @@ pub fn bounds(bucket: usize) -> (u64, u64) {
 
 /// Position of the highest set bit, by bisection: BPF has no instruction for it.
 #[inline(always)]
-fn log2(mut value: u64) -> u32 {
+pub fn log2(mut value: u64) -> u32 {
     let mut result = 0;
     if value >> 32 != 0 {
         value >>= 32;

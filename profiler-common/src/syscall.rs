@@ -22,7 +22,7 @@ pub const MAX_CALLS_OF_ONE: u32 = 512;
 pub const MAX_CALLERS: usize = 2 * MAX_THREADS;
 /// Places in the map `CALLERS` that a thread may have.
 pub const CALLER_PROBES: u32 = 16;
-/// Most descriptors followed at once: 216 bytes each.
+/// Most descriptors followed at once: 248 bytes each.
 pub const MAX_IO: usize = 16_384;
 /// Longest part of a path that is sent, bytes, with its NUL.
 pub const PATH_LEN: usize = 128;
@@ -309,8 +309,8 @@ pub struct IoKey {
     pub descriptor: u32,
 }
 
-/// Sizes told apart, by powers of two.
-pub const SIZES: usize = 24;
+/// Sizes told apart, by powers of two: no call moves 2 GiB.
+pub const SIZES: usize = 32;
 
 /// Value of the map `CALL_IO`: reads and writes of one descriptor.
 #[repr(C)]

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cost::Probe,
-    histogram::bucket,
+    histogram::{bucket, log2},
     loss::KernelCounter,
     sched::{Cause, MAX_SYSCALLS, SyscallClass},
     syscall::{
@@ -685,9 +685,7 @@ fn add_io(io: &mut IoStats, call: &InCall, done: &Done) {
     io.blocked_ns += call.blocked_ns;
     io.last_ns = done.now;
     io.tid = call.tid;
-    if let Some(slot) = io.sizes.get_mut(size_class(size)) {
-        *slot += 1;
-    }
+    io.sizes[log2(u64::from(size as u32) | 1) as usize % SIZES] += 1;
     if done.traits as u8 & traits::WRITE != 0 {
         io.written_ns = done.began;
     } else if io.written_ns != 0 {
@@ -708,18 +706,6 @@ fn cause_from(number: u32) -> Cause {
     } else {
         Cause::Other
     }
-}
-
-/// Position of the highest bit, as far as sizes are told apart.
-#[inline(always)]
-fn size_class(size: u64) -> usize {
-    // Sixteen buckets make a power of two, from the second on.
-    let class = if size < 16 {
-        (size >= 2) as usize + (size >= 4) as usize + (size >= 8) as usize
-    } else {
-        bucket(size) / 16 + 3
-    };
-    if class < SIZES { class } else { SIZES - 1 }
 }
 
 /// A descriptor is closed: what comes next with its number is another.
