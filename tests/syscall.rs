@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{Outputs, Profile, kernel_ready, profile, profiler, workload};
+use common::{Outputs, Profile, kernel_ready, profile, profiler, programs, workload};
 use serde_json::Value;
 
 /// Calls and errors by name, of all processes together.
@@ -209,6 +209,169 @@ fn time_in_calls_is_told_by_stack_in_every_format() {
             "{name}"
         );
     }
+}
+
+/// Calls of all processes and threads together.
+fn counted(profile: &Profile, syscall: &str) -> u64 {
+    counts(profile).get(syscall).map_or(0, |(n, _)| *n)
+}
+
+#[test]
+fn calls_of_32_bits_are_told_apart() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let many = workload("many", &[]);
+    if Command::new(&many).args(["compat", "1"]).status().unwrap().code() == Some(3) {
+        return eprintln!("skipped: this kernel has no 32-bit calls");
+    }
+    let profile = profile(&["--syscalls", "--", many.to_str().unwrap(), "compat", "70"]);
+    assert_eq!((counted(&profile, "getppid (32-bit)"), counted(&profile, "getppid")), (70, 70));
+    assert_eq!(counted(&profile, "semget"), 0);
+}
+
+#[test]
+fn thousands_of_threads_and_processes_are_counted() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let many = workload("many", &[]);
+    for (what, n) in [("threads", 5000), ("forks", 2000)] {
+        let profile =
+            profile(&["--syscalls", "--follow", "--", many.to_str().unwrap(), what, &n.to_string()]);
+        let (found, lost) = (counted(&profile, "getppid"), profile.loss("calls_full"));
+        // What there was no room for is lost, and says so.
+        assert!(found <= 10 * n && found + lost >= 10 * n, "{what}: {found} and {lost} lost, of {}", 10 * n);
+        assert!(found * 10 >= 10 * n, "{what}: {found} is next to nothing");
+        let memory = profile.0["cost"]["agent_peak_rss_bytes"].as_u64().unwrap();
+        assert!(memory < 300 << 20, "{what}: {memory} bytes");
+    }
+}
+
+#[test]
+fn a_hundred_thousand_files_do_not_fill_the_memory() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!(
+        "import os\nfor i in range(100000):\n  fd = os.open(f'{}/{{i}}', os.O_CREAT | os.O_WRONLY)\n  os.write(fd, b'x')\n  \
+         os.close(fd)\n  os.unlink(f'{}/{{i}}')",
+        dir.path().display(),
+        dir.path().display()
+    );
+    let profile = profile(&["--syscalls", "--", "/usr/bin/python3", "-c", &script]);
+    assert_eq!(counted(&profile, "write"), 100_000);
+    let objects = list(&profile, "objects");
+    let written: u64 = objects.iter().map(|of| of["calls"].as_u64().unwrap()).sum();
+    let lost = profile.loss("io_full") + profile.loss("records_lost");
+    assert!(
+        objects.len() <= 10_001 && written + lost >= 100_000,
+        "{} objects, {written} {lost}",
+        objects.len()
+    );
+    let memory = profile.0["cost"]["agent_peak_rss_bytes"].as_u64().unwrap();
+    assert!(memory < 300 << 20, "{memory} bytes");
+}
+
+/// One request after the other, or all at once, to a server that is another process.
+const NODE_ASKER: &str = "
+const net = require('net'), { spawn } = require('child_process');
+const server = spawn(process.execPath, ['-e', `
+  const server = require('net').createServer(peer => { peer.on('data', data => peer.write(data)); peer.on('end', () => process.exit()); });
+  server.listen(0, '127.0.0.1', () => console.log(server.address().port));`], { stdio: ['ignore', 'pipe', 'inherit'] });
+server.stdout.once('data', port => {
+  const peer = net.connect(Number(port), '127.0.0.1');
+  const questions = process.argv[1] === 'chatty' ? 100 : 1, size = 64 * (101 - questions);
+  let left = questions, due = size;
+  const ask = () => { due = size; if (size === 64) peer.write('x'.repeat(64));
+    else for (let i = 0; i < 100; i++) peer.write('x'.repeat(64)); };
+  peer.on('data', data => { due -= data.length; if (due > 0) return; if (--left > 0) ask(); else peer.end(); });
+  ask();
+});";
+
+#[test]
+fn a_chatty_node_is_found_and_a_pipelining_one_is_not() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    for how in ["chatty", "pipelined"] {
+        let profile = profile(&["--syscalls", "--", "/usr/bin/node", "-e", NODE_ASKER, how]);
+        let found: Vec<&Value> =
+            list(&profile, "chatty").iter().filter(|of| of["round_trips"] == true).collect();
+        assert_eq!(found.len(), usize::from(how == "chatty"), "{how}: {found:?}");
+        if let [found] = found[..] {
+            assert!(found["object"].as_str().unwrap().starts_with("tcp 127.0.0.1:"), "{found}");
+            assert!(found["count"].as_u64().unwrap().abs_diff(100) <= 1, "{found}");
+        }
+    }
+}
+
+/// Profiles a program under its load; what is expected must be among the waits (kind and peer) and the objects.
+fn serves(program: &programs::Program, waits: &[(&str, &str)], objects: &[&str]) {
+    let target: Vec<&str> = program.target.iter().map(String::as_str).collect();
+    let profile = profile(&[&["--syscalls", "-d3s"][..], &target[..]].concat());
+    let found = list(&profile, "waits");
+    for (kind, peer) in waits {
+        let of_kind = |of: &&Value| of["kind"] == *kind && of["peer"].as_str().unwrap().starts_with(peer);
+        assert!(found.iter().any(|of| of_kind(&of)), "no {kind} {peer}: {found:#?}");
+    }
+    let found = list(&profile, "objects");
+    for object in objects {
+        let named = found.iter().any(|of| of["object"].as_str().unwrap().contains(object));
+        assert!(
+            named,
+            "no {object}: {:#?}",
+            found.iter().map(|of| &of["object"]).take(30).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn servers_are_seen_to_wait_for_what_they_wait_for() {
+    if !kernel_ready(&["redis-server", "redis-benchmark", "nginx", "wrk", "psql"]) {
+        return;
+    }
+    serves(&programs::redis(), &[("poll", "")], &["unix "]);
+    serves(&programs::nginx(), &[("net_write", "clients of :")], &["index.html", "tcp 127.0.0.1:"]);
+    serves(&programs::postgres(), &[("unix", "")], &["unix ", "/pg_wal/", "/base/"]);
+}
+
+#[test]
+fn peers_and_name_servers_are_told() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    // Nobody answers at the first; the second answers late.
+    let script = "
+import os, socket, threading, time
+listener = socket.create_server(('127.0.0.1', 0))
+def answer():
+    peer, _ = listener.accept()
+    while peer.recv(1): time.sleep(0.05); peer.sendall(b'y')
+if os.fork() == 0: answer(); os._exit(0)
+resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+resolver.connect(('127.0.0.1', 53))
+resolver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, b'\\0' * 8 + (100000).to_bytes(8, 'little'))
+try: resolver.recv(64)
+except OSError: pass
+peer = socket.create_connection(listener.getsockname())
+print(peer.getpeername()[1], flush=True)
+for _ in range(5): peer.sendall(b'x'); peer.recv(1)
+# Gone before anybody could look it up.
+peer.close()";
+    let profile = profile(&["--syscalls", "--", "/usr/bin/python3", "-c", script]);
+    let waits = list(&profile, "waits");
+    let sum = |kind: &str| -> u64 {
+        let of_kind = waits
+            .iter()
+            .filter(|of| of["kind"] == kind && of["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+        of_kind.map(|of| of["waits"]["sum_ns"].as_u64().unwrap()).sum()
+    };
+    assert!(sum("dns") >= 100_000_000, "{waits:#?}");
+    assert!(sum("net_read") >= 250_000_000, "{waits:#?}");
+    let slow = list(&profile, "slow").iter().find(|slow| slow["kind"] == "net_read").unwrap();
+    assert!(slow["arguments"].as_str().unwrap().contains(" -> 127.0.0.1:"), "{slow}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub const MAX_CALLS_OF_ONE: u32 = 512;
 pub const MAX_CALLERS: usize = 2 * MAX_THREADS;
 /// Places in the map `CALLERS` that a thread may have.
 pub const CALLER_PROBES: u32 = 16;
-/// Most descriptors followed at once: 248 bytes each.
+/// Most descriptors followed at once: 288 bytes each.
 pub const MAX_IO: usize = 16_384;
 /// Longest part of a path that is sent, bytes, with its NUL.
 pub const PATH_LEN: usize = 128;
@@ -50,7 +50,50 @@ pub mod traits {
     pub const PATH0: u8 = 32;
     /// Its second argument is a path.
     pub const PATH1: u8 = 64;
+    /// Its first argument is an array of `struct pollfd`, its second their number.
+    pub const POLL: u8 = 128;
 }
+
+/// What a descriptor is.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// Anything else, or not known.
+    Other = 0,
+    /// A file, directory or block device.
+    File = 1,
+    /// An internet socket.
+    Net = 2,
+    /// A Unix socket.
+    Unix = 3,
+    /// A pipe, terminal, event descriptor and the like.
+    Pipe = 4,
+}
+
+/// What the kernel programs can tell of a descriptor at once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// An [`ObjectKind`].
+    pub kind: u32,
+    /// Of an internet socket: AF_INET or AF_INET6.
+    pub family: u16,
+    /// SOCK_STREAM, SOCK_DGRAM, …
+    pub socket_type: u16,
+    /// In host byte order; zero for none.
+    pub local_port: u16,
+    /// Likewise; zero if it is not connected.
+    pub peer_port: u16,
+    /// Not used.
+    pub _reserved: u32,
+    /// As in memory: 4 bytes of an IPv4 address, or 16 of an IPv6 one.
+    pub local: [u8; 16],
+    /// Likewise.
+    pub peer: [u8; 16],
+}
+
+/// The port of DNS.
+pub const DNS_PORT: u16 = 53;
 
 /// What a call waited for, as finely as users ask for it.
 #[repr(u32)]
@@ -68,38 +111,49 @@ pub enum WaitKind {
     NetRead = 4,
     /// Sending to one.
     NetWrite = 5,
+    /// Asking a name server.
+    Dns = 6,
     /// Connecting a socket.
-    Connect = 6,
+    Connect = 7,
     /// Waiting for a connection.
-    Accept = 7,
-    /// Pipes, Unix sockets, terminals, message queues, event descriptors.
-    Pipe = 8,
+    Accept = 8,
+    /// Unix sockets.
+    Unix = 9,
+    /// Pipes, terminals, message queues, event descriptors.
+    Pipe = 10,
     /// A lock.
-    Lock = 9,
+    Lock = 11,
     /// Any other futex.
-    Park = 10,
+    Park = 12,
     /// Sleep and timers.
-    Timer = 11,
+    Timer = 13,
     /// The end of a child.
-    Child = 12,
+    Child = 14,
     /// Any of many descriptors.
-    Poll = 13,
+    Poll = 15,
     /// Anything else.
-    Other = 14,
+    Other = 16,
 }
 
 impl WaitKind {
     /// Number of kinds.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 17;
 
-    /// The kind of a call by its class, its traits, and the cause it would block for.
+    /// The kind of a call by its class, its traits, what its descriptor is if it has one, and else the cause it would
+    /// block for.
     #[inline(always)]
-    pub fn of(class: u8, traits: u8, cause: Cause) -> WaitKind {
+    pub fn of(class: u8, traits: u8, on: &Endpoint, cause: Cause) -> WaitKind {
+        if on.peer_port == DNS_PORT {
+            return WaitKind::Dns;
+        }
         if traits & traits::CONNECT != 0 {
             return WaitKind::Connect;
         }
         if class == SyscallClass::Accept as u8 {
             return WaitKind::Accept;
+        }
+        if on.kind == ObjectKind::Unix as u32 {
+            return WaitKind::Unix;
         }
         match cause {
             Cause::Disk if traits & traits::SYNC != 0 => WaitKind::FileSync,
@@ -211,6 +265,8 @@ pub struct InCall {
     pub known_io: [u32; KNOWN_IO],
     /// A call that has returned, for the programs that go on where the first one ends.
     pub done: Done,
+    /// What it was made on.
+    pub on: Endpoint,
 }
 
 /// A call that has returned.
@@ -257,12 +313,40 @@ pub struct CallTimeKey {
 
 /// Key of the map `CALL_WAITS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WaitsKey {
     /// Process id, in the profiler's PID namespace.
     pub pid: u32,
     /// [`WaitKind`].
     pub kind: u32,
+    /// Of an internet socket: the port that is the service's, which is the lower one; else zero.
+    pub port: u16,
+    /// AF_INET or AF_INET6.
+    pub family: u16,
+    /// Whether that is the process's own: then the address is left out, and all clients are one.
+    pub serves: u32,
+    /// The peer's address, see [`Endpoint`].
+    pub peer: [u8; 16],
+}
+
+impl WaitsKey {
+    /// The key of waits for `on`.
+    #[inline(always)]
+    pub fn new(pid: u32, kind: WaitKind, on: &Endpoint) -> WaitsKey {
+        let mut key = WaitsKey { pid, kind: kind as u32, ..WaitsKey::default() };
+        if on.kind == ObjectKind::Net as u32 {
+            let serves = on.peer_port == 0 || (on.local_port != 0 && on.local_port < on.peer_port);
+            key.family = on.family;
+            key.serves = serves as u32;
+            if serves {
+                key.port = on.local_port;
+            } else {
+                key.port = on.peer_port;
+                key.peer = on.peer;
+            }
+        }
+        key
+    }
 }
 
 /// Value of the map `CALL_WAITS`: calls of one kind that blocked, or took longer than [`WAIT_NS`].
@@ -340,14 +424,12 @@ pub struct IoStats {
     pub most: Majority,
     /// Votes in all.
     pub votes: u64,
+    /// What it is.
+    pub on: Endpoint,
     /// Thread of the last call.
     pub tid: u32,
-    /// What it is, a [`Cause`].
-    pub cause: u32,
     /// Whether the first call wrote, as one does who asks; who answers reads first.
     pub first_wrote: u32,
-    /// Not used.
-    pub _reserved: u32,
     /// Calls by the size of what they moved: the first zero or one byte, each of the others twice the one before.
     pub sizes: [u32; SIZES],
 }
@@ -390,6 +472,8 @@ pub struct SlowCall {
     pub stack: u64,
     /// Its arguments.
     pub args: [u64; 6],
+    /// What its first argument is, if that is a descriptor.
+    pub on: Endpoint,
     /// [`WaitKind`].
     pub wait_kind: u32,
     /// Not used.
@@ -401,12 +485,14 @@ pub struct SlowCall {
 const _: () = {
     assert!(size_of::<CallKey>() == 12);
     assert!(size_of::<ErrorKey>() == 16);
-    assert!(size_of::<InCall>() == 144 + 4 * (KNOWN_CALLS + KNOWN_IO));
+    assert!(size_of::<InCall>() == 192 + 4 * (KNOWN_CALLS + KNOWN_IO));
+    assert!(size_of::<Endpoint>() == 48);
+    assert!(size_of::<WaitsKey>() == 32);
     assert!(MAX_CALLERS.is_power_of_two());
     assert!(size_of::<CallTimeKey>() == 24);
-    assert!(size_of::<IoStats>() == 120 + 4 * SIZES);
+    assert!(size_of::<IoStats>() == 160 + 4 * SIZES);
     assert!(size_of::<IoRecord>() == 8 + size_of::<IoStats>());
-    assert!(size_of::<SlowCall>() == 120 + PATH_LEN);
+    assert!(size_of::<SlowCall>() == 168 + PATH_LEN);
 };
 
 #[cfg(feature = "user")]
@@ -436,13 +522,31 @@ mod tests {
     #[test]
     fn calls_have_kinds() {
         let descriptor = SyscallClass::Descriptor as u8;
-        let kind = |traits, cause| WaitKind::of(descriptor, traits, cause);
+        let nothing = Endpoint::default();
+        let kind = |traits, cause| WaitKind::of(descriptor, traits, &nothing, cause);
         assert_eq!(kind(traits::READ, Cause::Disk), WaitKind::FileRead);
         assert_eq!(kind(traits::WRITE, Cause::Network), WaitKind::NetWrite);
         assert_eq!(kind(traits::CONNECT, Cause::Network), WaitKind::Connect);
         assert_eq!(kind(traits::WRITE | traits::SYNC, Cause::Disk), WaitKind::FileSync);
-        assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, Cause::Poll), WaitKind::Accept);
+        assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, &nothing, Cause::Poll), WaitKind::Accept);
+        let on = |kind, peer_port| Endpoint { kind: kind as u32, peer_port, ..nothing };
+        let of = |on, cause| WaitKind::of(descriptor, traits::READ, on, cause);
+        assert_eq!(of(&on(ObjectKind::Net, DNS_PORT), Cause::Network), WaitKind::Dns);
+        assert_eq!(of(&on(ObjectKind::Net, 5432), Cause::Network), WaitKind::NetRead);
+        assert_eq!(of(&on(ObjectKind::Unix, 0), Cause::Pipe), WaitKind::Unix);
         assert!(WaitKind::Other as usize + 1 == WaitKind::COUNT);
+    }
+
+    #[test]
+    fn clients_are_one_and_servers_are_told_apart() {
+        let net = Endpoint { kind: ObjectKind::Net as u32, peer: [9; 16], ..Endpoint::default() };
+        let key = |local_port, peer_port| {
+            WaitsKey::new(1, WaitKind::NetRead, &Endpoint { local_port, peer_port, ..net })
+        };
+        assert_eq!((key(40_000, 5432).port, key(40_000, 5432).peer), (5432, [9; 16]));
+        assert_eq!((key(80, 40_000).port, key(80, 40_000).peer), (80, [0; 16]));
+        assert_eq!(key(80, 40_000), key(80, 40_001));
+        assert_eq!(WaitsKey::new(1, WaitKind::Pipe, &Endpoint::default()).port, 0);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use profiler_common::{
         KIND_TURN, KNOWN_STACKS, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase,
         StackHeader, SyscallClass, ThreadState, Turn,
     },
+    syscall::{Endpoint, ObjectKind},
     target::TargetMode,
 };
 
@@ -105,6 +106,20 @@ static OFF_SB_MAGIC: Global<u32> = Global::new(0);
 static OFF_SOCKET_SK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PORT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_PORT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_V4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_V4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_V6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_V6: Global<u32> = Global::new(0);
 
 /// When the run began: CLOCK_MONOTONIC, ns; zero before and after. A thread not seen yet has been doing the same
 /// since then.
@@ -882,53 +897,109 @@ pub fn futex_cause(operation: u64, expected: u64) -> Cause {
     if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
 }
 
-/// What a descriptor of the current task is, a [`Cause`]: task -> files -> table -> file -> inode. Called from two places,
-/// so not inlined.
+/// What a descriptor of the current task is, a [`Cause`]. Called from two places, so not inlined.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
+    match object_of(descriptor) {
+        Some(object) => object.cause,
+        None => Cause::Other as u32,
+    }
+}
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// What a descriptor leads to.
+struct Object {
+    /// A [`Cause`].
+    cause: u32,
+    /// Its `struct sock`, if it is a socket; else zero.
+    sock: u64,
+    /// Its address family, likewise.
+    family: u16,
+}
+
+/// task -> files -> table -> file -> inode, or socket.
+#[inline(always)]
+fn object_of(descriptor: u32) -> Option<Object> {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const S_IFREG: u16 = 0o100_000;
     const S_IFBLK: u16 = 0o060_000;
     const S_IFDIR: u16 = 0o040_000;
     const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
-    const AF_UNIX: u16 = 1;
-    const AF_INET: u16 = 2;
-    const AF_INET6: u16 = 10;
-    let found = (|| {
-        let task = current_task();
-        let files: *const u8 = load(task, OFF_TASK_FILES.load());
-        let table: *const u8 = load(files, OFF_FILES_FDT.load());
-        let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
-        if descriptor >= count {
-            return None;
+    let task = current_task();
+    let files: *const u8 = load(task, OFF_TASK_FILES.load());
+    let table: *const u8 = load(files, OFF_FILES_FDT.load());
+    let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
+    if descriptor >= count {
+        return None;
+    }
+    let array: u64 = load(table, OFF_FDT_FD.load());
+    let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
+    let inode: u64 = read(file, OFF_FILE_INODE.load())?;
+    let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
+    let kind = mode & S_IFMT;
+    if kind == S_IFSOCK {
+        let socket: u64 = read(file, OFF_FILE_PRIVATE_DATA.load())?;
+        let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
+        let family: u16 = read(sock, OFF_SOCK_FAMILY.load())?;
+        let cause = if family == AF_INET || family == AF_INET6 {
+            Cause::Network
+        } else if family == AF_UNIX {
+            Cause::Pipe
+        } else {
+            Cause::Other
+        };
+        return Some(Object { cause: cause as u32, sock, family });
+    }
+    let cause = if kind == S_IFREG {
+        let sb: u64 = read(inode, OFF_INODE_SB.load())?;
+        let magic: u64 = read(sb, OFF_SB_MAGIC.load())?;
+        if magic == ANON_INODE_FS_MAGIC { Cause::Pipe } else { Cause::Disk }
+    } else if kind == S_IFBLK || kind == S_IFDIR {
+        Cause::Disk
+    } else {
+        Cause::Pipe
+    };
+    Some(Object { cause: cause as u32, sock: 0, family: 0 })
+}
+
+/// Finds out what a descriptor of the current task is, and who is at its other end. Returns a [`Cause`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn describe_descriptor(descriptor: u32, into: *mut Endpoint) -> u32 {
+    // SAFETY: callers pass a valid endpoint; the verifier, which cannot know, wants to see the check for null.
+    let Some(into) = (unsafe { into.as_mut() }) else { return Cause::Other as u32 };
+    into.kind = ObjectKind::Other as u32;
+    into.peer_port = 0;
+    let Some(object) = object_of(descriptor) else { return Cause::Other as u32 };
+    let sock = object.sock;
+    if object.cause == Cause::Disk as u32 {
+        into.kind = ObjectKind::File as u32;
+    } else if object.cause == Cause::Network as u32 {
+        into.kind = ObjectKind::Net as u32;
+        into.family = object.family;
+        into.socket_type = read(sock, OFF_SOCK_TYPE.load()).unwrap_or(0);
+        into.local_port = read(sock, OFF_SOCK_PORT.load()).unwrap_or(0);
+        into.peer_port = u16::from_be(read(sock, OFF_SOCK_PEER_PORT.load()).unwrap_or(0));
+        if object.family == AF_INET {
+            into.local = [0; 16];
+            into.peer = [0; 16];
+            into.local[..4].copy_from_slice(&read(sock, OFF_SOCK_V4.load()).unwrap_or([0; 4]));
+            into.peer[..4].copy_from_slice(&read(sock, OFF_SOCK_PEER_V4.load()).unwrap_or([0; 4]));
+        } else {
+            into.local = read(sock, OFF_SOCK_V6.load()).unwrap_or([0; 16]);
+            into.peer = read(sock, OFF_SOCK_PEER_V6.load()).unwrap_or([0; 16]);
         }
-        let array: u64 = load(table, OFF_FDT_FD.load());
-        let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
-        let inode: u64 = read(file, OFF_FILE_INODE.load())?;
-        let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
-        let kind = mode & S_IFMT;
-        if kind == S_IFSOCK {
-            let socket: u64 = read(file, OFF_FILE_PRIVATE_DATA.load())?;
-            let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
-            let family: u16 = read(sock, OFF_SOCK_FAMILY.load())?;
-            return Some(if family == AF_INET || family == AF_INET6 {
-                Cause::Network
-            } else if family == AF_UNIX {
-                Cause::Pipe
-            } else {
-                Cause::Other
-            });
-        }
-        if kind == S_IFREG {
-            let sb: u64 = read(inode, OFF_INODE_SB.load())?;
-            let magic: u64 = read(sb, OFF_SB_MAGIC.load())?;
-            return Some(if magic == ANON_INODE_FS_MAGIC { Cause::Pipe } else { Cause::Disk });
-        }
-        Some(if kind == S_IFBLK || kind == S_IFDIR { Cause::Disk } else { Cause::Pipe })
-    })();
-    found.unwrap_or(Cause::Other) as u32
+    } else if object.family == AF_UNIX {
+        into.kind = ObjectKind::Unix as u32;
+    } else if object.cause == Cause::Pipe as u32 {
+        into.kind = ObjectKind::Pipe as u32;
+    }
+    object.cause
 }
 
 /// The first argument of a task's system call.

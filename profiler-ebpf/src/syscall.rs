@@ -8,7 +8,10 @@
 use aya_ebpf::{
     EbpfContext as _, Global,
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue},
-    helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_user_str},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_get_current_pid_tgid, bpf_probe_read_user_str},
+    },
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
 };
@@ -18,9 +21,10 @@ use profiler_common::{
     loss::KernelCounter,
     sched::{Cause, MAX_SYSCALLS, SyscallClass},
     syscall::{
-        CALLER_PROBES, COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, ErrorKey, InCall, IoKey,
-        IoRecord, IoStats, KIND_IO, KIND_SLOW_CALL, KNOWN_CALLS, KNOWN_IO, MAX_CALLERS, MAX_CALLS, MAX_IO,
-        PATH_LEN, SIZES, STACK_PERIOD_NS, SlowCall, WAIT_NS, WaitKind, WaitsKey, WaitsStats, traits,
+        CALLER_PROBES, COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, Endpoint, ErrorKey,
+        InCall, IoKey, IoRecord, IoStats, KIND_IO, KIND_SLOW_CALL, KNOWN_CALLS, KNOWN_IO, MAX_CALLERS,
+        MAX_CALLS, MAX_IO, ObjectKind, PATH_LEN, SIZES, STACK_PERIOD_NS, SlowCall, WAIT_NS, WaitKind,
+        WaitsKey, WaitsStats, traits,
     },
     target::TargetMode,
 };
@@ -28,7 +32,7 @@ use profiler_common::{
 use crate::{
     output::{add_u32, add_u64, charge_many, count, now_ns, send_now},
     sched::{
-        arguments, arrivals, current_task, descriptor_cause, first_argument, futex_cause, is_compat,
+        arguments, arrivals, current_task, describe_descriptor, first_argument, futex_cause, is_compat,
         kernel_stack, may_tell, settle, take_stack_if_allowed, tell,
     },
     target::{TARGET_MODE, current_target},
@@ -414,6 +418,8 @@ fn duration_ns(done: &Done) -> u64 {
 fn follow(call: &mut InCall) {
     let done = call.done;
     let of = done.traits as u8;
+    call.on.kind = ObjectKind::Other as u32;
+    call.on.peer_port = 0;
     let mut cause = None;
     if of & traits::CLOSE != 0 && done.result == 0 {
         close(call, &done);
@@ -423,7 +429,8 @@ fn follow(call: &mut InCall) {
     if done.waited | done.stack_due == 0 {
         return;
     }
-    let kind = WaitKind::of(done.class as u8, of, cause.unwrap_or_else(|| cause_of(&done)));
+    let cause = cause.unwrap_or_else(|| cause_of(call, &done));
+    let kind = WaitKind::of(done.class as u8, of, &call.on, cause);
     if done.stack_due != 0 {
         let key = CallTimeKey {
             stack: call.stack,
@@ -534,12 +541,24 @@ pub extern "C" fn find_call(pid: u32, tid: u32, number: u32) -> u32 {
     unsafe { CALL_INDEX.get(&key) }.copied().unwrap_or(FULL)
 }
 
-/// What a call would block for.
+/// What a call would block for. Describes what it was made on.
 #[inline(always)]
-fn cause_of(done: &Done) -> Cause {
+fn cause_of(call: &mut InCall, done: &Done) -> Cause {
     let class = done.class as u8;
-    if class == SyscallClass::Descriptor as u8 {
-        cause_from(descriptor_cause(done.object as u32))
+    if done.traits as u8 & traits::POLL != 0 {
+        // Who waits for one descriptor waits for what that is.
+        let [at, descriptors, ..] = arguments();
+        // SAFETY: the helper checks the address. The descriptor is the first member of struct pollfd, and the events follow.
+        if descriptors == 1
+            && let Ok([descriptor, _events]) = unsafe { bpf_probe_read_user(at as *const [u32; 2]) }
+        {
+            call.done.object = u64::from(descriptor);
+            return cause_from(describe_descriptor(descriptor, &raw mut call.on));
+        }
+        return Cause::Poll;
+    }
+    if class == SyscallClass::Descriptor as u8 || class == SyscallClass::Accept as u8 {
+        cause_from(describe_descriptor(done.object as u32, &raw mut call.on))
     } else if class == SyscallClass::Disk as u8 {
         Cause::Disk
     } else if class == SyscallClass::Futex as u8 {
@@ -560,7 +579,7 @@ fn cause_of(done: &Done) -> Cause {
 
 #[inline(always)]
 fn wait(call: &InCall, kind: WaitKind, ns: u64) {
-    let key = WaitsKey { pid: call.pid, kind: kind as u32 };
+    let key = WaitsKey::new(call.pid, kind, &call.on);
     let waits = match CALL_WAITS.get_ptr_mut(&key) {
         Some(waits) => waits,
         None => {
@@ -600,12 +619,13 @@ fn io(call: &mut InCall, done: &Done) -> Option<Cause> {
     }
     // SAFETY: see `add_io`.
     let io = unsafe { &mut *io? };
+    call.on = io.on;
     add_io(io, call, done);
     if call.stack != 0 && (done.looked_at | done.stack_due) != 0 {
         io.votes += 1;
         io.most.vote(call.stack, 1);
     }
-    Some(cause_from(io.cause))
+    Some(cause_on(&io.on))
 }
 
 /// Makes an entry for a descriptor and tells of it, unless another thread has. Returns its position.
@@ -629,11 +649,11 @@ fn begin_io(call: &InCall, done: &Done) -> u32 {
     record.stats = IoStats {
         key,
         first_ns: done.began,
-        cause: descriptor_cause(done.object as u32),
         tid: call.tid,
         first_wrote: u32::from(done.traits as u8 & traits::WRITE != 0),
         ..IoStats::default()
     };
+    describe_descriptor(key.descriptor, &raw mut record.stats.on);
     // SAFETY: nobody else has got this entry.
     unsafe { *io = record.stats };
     if IO_INDEX.insert(&key, &at, NOEXIST).is_err() {
@@ -708,6 +728,20 @@ fn cause_from(number: u32) -> Cause {
     }
 }
 
+/// The same by what is known already.
+#[inline(always)]
+fn cause_on(on: &Endpoint) -> Cause {
+    if on.kind == ObjectKind::File as u32 {
+        Cause::Disk
+    } else if on.kind == ObjectKind::Net as u32 {
+        Cause::Network
+    } else if on.kind == ObjectKind::Other as u32 {
+        Cause::Other
+    } else {
+        Cause::Pipe
+    }
+}
+
 /// A descriptor is closed: what comes next with its number is another.
 #[inline(always)]
 fn close(call: &InCall, done: &Done) {
@@ -750,6 +784,7 @@ fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
     slow.result = done.result;
     slow.stack = call.stack;
     slow.args = arguments();
+    slow.on = call.on;
     slow.wait_kind = kind as u32;
     slow.path[0] = 0;
     if done.traits as u8 & (traits::PATH0 | traits::PATH1) != 0 {

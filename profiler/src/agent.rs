@@ -133,7 +133,9 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                     results.checkpoint(&collector.accounts(), found, &collector.tables)?;
                 }
                 if !args.quiet {
-                    live.show(&collector.interval_run(), collector.started.elapsed(), args.duration)?;
+                    let calls = collector.calls.as_mut().map(CallCollector::interval).transpose()?;
+                    let (run, elapsed) = (collector.interval_run(), collector.started.elapsed());
+                    live.show(&run, calls.as_ref(), elapsed, args.duration)?;
                 }
             }
             () = &mut end => break,

@@ -38,6 +38,17 @@ impl Calls {
     }
 }
 
+/// What happened since the live view was last shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interval {
+    /// Calls that returned.
+    pub calls: u64,
+    /// Of them, failed.
+    pub failed: u64,
+    /// The slowest that was no idle wait, if any was slow enough to be told.
+    pub slowest: Option<SlowCall>,
+}
+
 /// All calls of one system call by one process or thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallCount {
@@ -89,11 +100,15 @@ pub enum CallKind {
     NetRead,
     /// Sending to one.
     NetWrite,
+    /// Asking a name server.
+    Dns,
     /// Connecting a socket.
     Connect,
     /// Waiting for a connection.
     Accept,
-    /// Pipes, Unix sockets, terminals, message queues, event descriptors.
+    /// Unix sockets.
+    Unix,
+    /// Pipes, terminals, message queues, event descriptors.
     Pipe,
     /// A lock.
     Lock,
@@ -118,8 +133,10 @@ impl CallKind {
         CallKind::FileOther,
         CallKind::NetRead,
         CallKind::NetWrite,
+        CallKind::Dns,
         CallKind::Connect,
         CallKind::Accept,
+        CallKind::Unix,
         CallKind::Pipe,
         CallKind::Lock,
         CallKind::Park,
@@ -143,8 +160,10 @@ impl CallKind {
             CallKind::FileOther => "file_other",
             CallKind::NetRead => "net_read",
             CallKind::NetWrite => "net_write",
+            CallKind::Dns => "dns",
             CallKind::Connect => "connect",
             CallKind::Accept => "accept",
+            CallKind::Unix => "unix",
             CallKind::Pipe => "pipe",
             CallKind::Lock => "lock",
             CallKind::Park => "park",
@@ -164,9 +183,11 @@ impl CallKind {
             CallKind::FileOther => "file open, stat, …",
             CallKind::NetRead => "network receive",
             CallKind::NetWrite => "network send",
+            CallKind::Dns => "DNS",
             CallKind::Connect => "connect",
             CallKind::Accept => "accept",
-            CallKind::Pipe => "pipe, Unix socket",
+            CallKind::Unix => "Unix socket",
+            CallKind::Pipe => "pipe",
             CallKind::Lock => "lock (futex)",
             CallKind::Park => "parked (futex)",
             CallKind::Timer => "sleep, timer",
@@ -186,6 +207,9 @@ pub struct KindWaits {
     pub process: String,
     /// What for.
     pub kind: CallKind,
+    /// With an internet socket, who was at its other end: `ADDRESS:PORT`, or `clients of :PORT` for those of the process's
+    /// own port; else empty.
+    pub peer: String,
     /// By their length.
     pub lengths: Summary,
     /// Where most of the time was waited.

@@ -371,6 +371,7 @@ mod tests {
                 pid: 7,
                 process: name,
                 kind: crate::calls::CallKind::Pipe,
+                peer: String::new(),
                 lengths: crate::blocking::Summary::default(),
                 stack: Some(stack),
             });

@@ -10,9 +10,9 @@ use std::{
 use anyhow::Result;
 use profiler_common::{
     histogram::Histogram,
-    sched::Cause,
     syscall::{
-        CallKey, CallStats, CallTimeKey, IoKey, IoRecord, IoStats, Majority, SIZES, SlowCall, WaitsKey,
+        CallKey, CallStats, CallTimeKey, IoKey, IoRecord, IoStats, Majority, ObjectKind, SIZES, SlowCall,
+        WaitsKey,
     },
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -42,6 +42,8 @@ const SLOW_WANTED: u64 = 200;
 const MAX_OBJECTS: usize = 10_000;
 /// Processes and system calls counted by themselves; what ended processes did beyond is added up.
 const MAX_KEYS: usize = 262_144;
+/// Processes, kinds and peers that waits are told by; of the others they are added up.
+const MAX_WAITS: usize = 65_536;
 /// Descriptors looked up in /proc between two looks: each may read long tables.
 const MAX_LOOKUPS: u32 = 2_000;
 
@@ -61,12 +63,15 @@ pub struct CallCollector {
     stacks: FxHashMap<u64, StackId>,
     /// What descriptors were when they were first used.
     names: FxHashMap<(IoKey, u64), Named>,
+    /// The last of each of them, with when that was, ns.
+    latest: FxHashMap<IoKey, (u64, String)>,
     objects: BTreeMap<(u32, String), Object>,
     objects_unlisted: u64,
     time_taken: FxHashMap<CallTimeKey, u64>,
     slow: BTreeMap<(u64, u64), calls::SlowCall>,
     slow_told: u64,
     slow_ns: u64,
+    interval: calls::Interval,
     storms: Storms,
     last_look: Instant,
     lookups: u32,
@@ -174,12 +179,14 @@ impl CallCollector {
             waits: BTreeMap::new(),
             stacks: FxHashMap::default(),
             names: FxHashMap::default(),
+            latest: FxHashMap::default(),
             objects: BTreeMap::new(),
             objects_unlisted: 0,
             time_taken: FxHashMap::default(),
             slow: BTreeMap::new(),
             slow_told: 0,
             slow_ns: SLOW_NS.0,
+            interval: calls::Interval::default(),
             storms,
             last_look: Instant::now(),
             lookups: 0,
@@ -195,9 +202,11 @@ impl CallCollector {
     pub fn slow_call(&mut self, call: &SlowCall, tables: &mut Tables) {
         self.slow_told += 1;
         let duration_ns = call.end_ns.saturating_sub(call.start_ns);
-        if self.slow.len() >= MAX_SLOW
-            && self.slow.keys().next().is_some_and(|(least, _)| *least >= duration_ns)
-        {
+        let among_slowest = self.slow.len() < MAX_SLOW
+            || self.slow.keys().next().is_some_and(|(least, _)| *least < duration_ns);
+        let of_interval =
+            self.interval.slowest.as_ref().is_none_or(|slowest| slowest.duration_ns < duration_ns);
+        if !among_slowest && !of_interval {
             return;
         }
         let thread = ThreadKey { pid: call.pid, tid: call.tid };
@@ -215,14 +224,29 @@ impl CallCollector {
             run_queue_ns: call.run_queue_ns,
             result: syscall::result(call.result),
             arguments: syscall::arguments(call, &self.redact, |descriptor| {
-                allowed.then(|| objects::descriptor(&self.proc_root, call.pid, descriptor)).flatten()
+                // What is known of it from the time of the call, or else what it is now.
+                let key = IoKey { pid: call.pid, descriptor: descriptor as u32 };
+                let known = self.latest.get(&key).filter(|(first_ns, _)| *first_ns <= call.start_ns);
+                known.map(|(_, object)| object.clone()).or_else(|| {
+                    let now = allowed.then(|| objects::descriptor(&self.proc_root, call.pid, descriptor));
+                    now.flatten().map(|object| self.redact.object(&object))
+                })
             }),
             stack: self.stacks.get(&call.stack).copied(),
         };
+        if of_interval {
+            self.interval.slowest = Some(slow.clone());
+        }
         self.slow.insert((duration_ns, call.start_ns), slow);
         if self.slow.len() > MAX_SLOW {
             self.slow.pop_first();
         }
+    }
+
+    /// What happened since this was last asked.
+    pub fn interval(&mut self) -> Result<calls::Interval> {
+        self.take()?;
+        Ok(std::mem::take(&mut self.interval))
     }
 
     /// A descriptor is used for the first time, or has been closed.
@@ -230,25 +254,32 @@ impl CallCollector {
         if record.closed != 0 {
             self.end_io(record.stats.key, &record.stats);
         } else {
-            self.identify(record.stats.key, record.stats.first_ns);
+            self.identify(record.stats.key, &record.stats);
         }
     }
 
     /// Finds out what a descriptor is, unless that is known.
-    fn identify(&mut self, key: IoKey, first_ns: u64) {
-        if self.names.contains_key(&(key, first_ns)) || self.lookups >= MAX_LOOKUPS {
+    fn identify(&mut self, key: IoKey, stats: &IoStats) {
+        if self.names.contains_key(&(key, stats.first_ns)) || self.lookups >= MAX_LOOKUPS {
             return;
         }
         self.lookups += 1;
-        if let Some(object) = objects::descriptor(&self.proc_root, key.pid, key.descriptor.into()) {
+        let object = syscall::socket(&stats.on)
+            .or_else(|| objects::descriptor(&self.proc_root, key.pid, key.descriptor.into()));
+        if let Some(object) = object {
             let serves = objects::serves(&self.proc_root, key.pid, &object);
-            self.names.insert((key, first_ns), Named { object: self.redact.object(&object), serves });
+            let named = Named { object: self.redact.object(&object), serves };
+            self.latest.insert(key, (stats.first_ns, named.object.clone()));
+            self.names.insert((key, stats.first_ns), named);
         }
     }
 
     /// Adds what was done with a descriptor to what it was.
     fn end_io(&mut self, key: IoKey, stats: &IoStats) {
         let named = self.names.remove(&(key, stats.first_ns));
+        if self.latest.get(&key).is_some_and(|(first_ns, _)| *first_ns == stats.first_ns) {
+            self.latest.remove(&key);
+        }
         add_io(&mut self.objects, &mut self.objects_unlisted, key, stats, named.as_ref());
     }
 
@@ -291,6 +322,7 @@ impl CallCollector {
             };
             let count = self.counts.entry(to).or_default();
             let calls = count.take(&stats);
+            self.interval.calls += calls;
             if calls > 0 {
                 rates.insert(key, Rates { calls, failed: Vec::new() });
             }
@@ -307,6 +339,7 @@ impl CallCollector {
             let more = n.wrapping_sub(*taken);
             *taken = n;
             if more > 0 {
+                self.interval.failed += more;
                 *self.errors.entry(key.call).or_default().entry(key.errno).or_default() += more;
                 if let Some(rates) = rates.get_mut(&key.call) {
                     rates.failed.push((key.errno, more));
@@ -324,11 +357,16 @@ impl CallCollector {
 
         let mut gone = Vec::new();
         for (key, stats) in self.maps.waits() {
-            let waits = self.waits.entry(key).or_default();
+            let to = if self.waits.len() >= MAX_WAITS && !self.waits.contains_key(&key) {
+                WaitsKey { kind: key.kind, ..WaitsKey::default() }
+            } else {
+                key
+            };
+            let waits = self.waits.entry(to).or_default();
             waits.lengths.take(&stats.lengths);
             waits.sums.1 = stats.lengths.sum_ns;
             waits.most = stats.most;
-            if !is_alive(key.pid) {
+            if to != key || !is_alive(key.pid) {
                 waits.lengths.end();
                 waits.sums = (waits.sums.0 + waits.sums.1, 0);
                 gone.push(key);
@@ -338,10 +376,10 @@ impl CallCollector {
 
         let (mut open, mut gone) = (Vec::new(), Vec::new());
         for (key, stats) in self.maps.io() {
-            if is_alive(key.pid) { open.push((key, stats.first_ns)) } else { gone.push((key, stats)) }
+            if is_alive(key.pid) { open.push((key, stats)) } else { gone.push((key, stats)) }
         }
-        for (key, first_ns) in open {
-            self.identify(key, first_ns);
+        for (key, stats) in open {
+            self.identify(key, &stats);
         }
         for (key, stats) in gone {
             self.end_io(key, &stats);
@@ -428,6 +466,10 @@ impl CallCollector {
                 pid: key.pid,
                 process: process(key.pid),
                 kind: CallKind::from_number(key.kind),
+                peer: match (syscall::peer(key), key.serves) {
+                    (peer, 0) if !peer.is_empty() => self.redact.text(&peer),
+                    (peer, _) => peer,
+                },
                 lengths: waits.lengths.summary(waits.sums.0 + waits.sums.1),
                 stack: self.stacks.get(&waits.most.stack).copied(),
             })
@@ -449,7 +491,7 @@ impl CallCollector {
             talks.push(Talk {
                 thread: ThreadKey { pid, tid: object.stats.tid },
                 io: object.io.clone(),
-                is_file: object.stats.cause == Cause::Disk as u32,
+                is_file: object.stats.on.kind == ObjectKind::File as u32,
                 serves: object.serves,
                 span_ns: object.stats.last_ns.saturating_sub(object.stats.first_ns),
                 stack: self.stacks.get(&object.stats.most.stack).copied(),
@@ -537,7 +579,7 @@ fn add_io(
     all.last_ns = all.last_ns.max(stats.last_ns);
     all.most.vote(stats.most.stack, stats.most.lead);
     all.votes += stats.votes;
-    (all.tid, all.cause) = (stats.tid, stats.cause);
+    (all.tid, all.on) = (stats.tid, stats.on);
 }
 
 /// Upper end of the size class that the median falls into, bytes.

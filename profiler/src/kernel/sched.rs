@@ -121,6 +121,9 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     // Called `state` before Linux 5.14.
     let state = btf.offset("task_struct", "__state").or_else(|_| btf.offset("task_struct", "state"))?;
     let info = btf.offset("task_struct", "sched_info")?; // CONFIG_SCHED_INFO, which all distributions have
+    let common = btf.offset("sock", "__sk_common")?;
+    // Without CONFIG_IPV6 there are none, and no socket that has one.
+    let v6 = |member| btf.offset("sock_common", member).unwrap_or(0);
     Ok(vec![
         ("OFF_TASK_STATE", state),
         ("OFF_TASK_STACK", btf.offset("task_struct", "stack")?),
@@ -144,6 +147,13 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
         ("OFF_INODE_SB", btf.offset("inode", "i_sb")?),
         ("OFF_SB_MAGIC", btf.offset("super_block", "s_magic")?),
         ("OFF_SOCKET_SK", btf.offset("socket", "sk")?),
-        ("OFF_SOCK_FAMILY", btf.offset("sock", "__sk_common")? + btf.offset("sock_common", "skc_family")?),
+        ("OFF_SOCK_FAMILY", common + btf.offset("sock_common", "skc_family")?),
+        ("OFF_SOCK_TYPE", btf.offset("sock", "sk_type")?),
+        ("OFF_SOCK_PORT", common + btf.offset("sock_common", "skc_num")?),
+        ("OFF_SOCK_PEER_PORT", common + btf.offset("sock_common", "skc_dport")?),
+        ("OFF_SOCK_V4", common + btf.offset("sock_common", "skc_rcv_saddr")?),
+        ("OFF_SOCK_PEER_V4", common + btf.offset("sock_common", "skc_daddr")?),
+        ("OFF_SOCK_V6", common + v6("skc_v6_rcv_saddr")),
+        ("OFF_SOCK_PEER_V6", common + v6("skc_v6_daddr")),
     ])
 }

@@ -9,7 +9,7 @@ use super::{
     waiting::{at, innermost, line, time},
 };
 use crate::{
-    calls::{CallCount, Calls, Chatty, ErrorStorm},
+    calls::{CallCount, Calls, Chatty, ErrorStorm, Interval},
     profile::Run,
     sample::ThreadKey,
 };
@@ -29,6 +29,18 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     objects(calls, style, out)?;
     slow(run, calls, style, out)?;
     findings(run, calls, style, out)
+}
+
+/// What happened in an interval of the live view, in a line.
+pub fn interval(of: &Interval, seconds: f64) -> String {
+    let failed = match of.failed {
+        0 => String::new(),
+        failed => format!(", {:.0} % failed", percent(failed, of.calls)),
+    };
+    let slowest = of.slowest.as_ref().map_or_else(String::new, |slowest| {
+        format!(", slowest {}({}) {}", slowest.syscall, slowest.arguments, time(slowest.duration_ns))
+    });
+    format!("{} system calls a second{failed}{slowest}", rate(of.calls as f64 / seconds.max(1e-9)))
 }
 
 fn counts(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -108,12 +120,14 @@ fn waits(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result
         let functions: Vec<&str> =
             functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
         let text = format!(
-            "{:>9}  {:>8}  {:>8}  {:>8}  {}, {} (pid {}){}{}",
+            "{:>9}  {:>8}  {:>8}  {:>8}  {}{}{}, {} (pid {}){}{}",
             thousands(of.lengths.count),
             time(of.lengths.sum_ns),
             time(of.lengths.p99_ns),
             time(of.lengths.max_ns),
             of.kind.words(),
+            if of.peer.is_empty() { "" } else { " " },
+            of.peer,
             of.process,
             of.pid,
             if functions.is_empty() { "" } else { ": " },
@@ -302,7 +316,8 @@ pub(crate) mod fixtures {
             waits: vec![KindWaits {
                 pid: 7,
                 process: "app".into(),
-                kind: CallKind::FileSync,
+                kind: CallKind::NetRead,
+                peer: "10.0.0.2:5432".into(),
                 lengths: lengths(12, 80 * MS, 30 * MS),
                 stack: Some(StackId(1)),
             }],
@@ -368,6 +383,17 @@ mod tests {
         let mut text = Vec::new();
         write(&fixtures::run_with_calls(), &style, &mut text).unwrap();
         insta::assert_snapshot!(String::from_utf8(text).unwrap());
+    }
+
+    #[test]
+    fn intervals_fit_in_a_line() {
+        let slowest = fixtures::run_with_calls().calls.unwrap().slow.pop();
+        let of = Interval { calls: 3000, failed: 30, slowest };
+        assert_eq!(
+            interval(&of, 2.0),
+            "1,500 system calls a second, 1 % failed, slowest fsync(fd 5 /data/x) 30 ms"
+        );
+        assert_eq!(interval(&Interval::default(), 1.0), "0.0 system calls a second");
     }
 
     #[test]

@@ -80,6 +80,8 @@ struct KindWaits<'a> {
     pid: u32,
     process: &'a str,
     kind: &'static str,
+    /// Empty where there is none.
+    peer: &'a str,
     waits: Summary,
     stack: Vec<&'a str>,
 }
@@ -409,6 +411,7 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         pid: of.pid,
         process: &of.process,
         kind: of.kind.id(),
+        peer: &of.peer,
         waits: of.lengths,
         stack: stack(of.stack),
     };

@@ -1,8 +1,10 @@
 //! The system-call probe: what its records say in words.
 
+use std::net::{IpAddr, SocketAddr};
+
 use profiler_common::{
     sched::SyscallClass,
-    syscall::{COMPAT, IoRecord, SlowCall, traits},
+    syscall::{COMPAT, Endpoint, IoRecord, ObjectKind, SlowCall, WaitsKey, traits},
 };
 
 use super::{sched::Plain, syscalls};
@@ -29,7 +31,42 @@ pub fn result(value: i64) -> String {
     }
 }
 
-/// The arguments that matter; `descriptor` says what a descriptor is, if it is still open.
+/// What a descriptor is, if that is an internet socket: in the words of [`crate::process::objects::descriptor`].
+pub fn socket(on: &Endpoint) -> Option<String> {
+    if on.kind != ObjectKind::Net as u32 {
+        return None;
+    }
+    let name = match i32::from(on.socket_type) {
+        libc::SOCK_STREAM => "tcp",
+        libc::SOCK_DGRAM => "udp",
+        _ => "socket",
+    };
+    let local = address(on.family, on.local, on.local_port);
+    Some(match on.peer_port {
+        0 => format!("{name} {local}"),
+        port => format!("{name} {local} -> {}", address(on.family, on.peer, port)),
+    })
+}
+
+/// Who is at the other end of the sockets that were waited for; empty where there is none.
+pub fn peer(key: &WaitsKey) -> String {
+    match (key.port, key.serves) {
+        (0, _) => String::new(),
+        (port, 0) => address(key.family, key.peer, port),
+        (port, _) => format!("clients of :{port}"),
+    }
+}
+
+fn address(family: u16, bytes: [u8; 16], port: u16) -> String {
+    let ip = if i32::from(family) == libc::AF_INET {
+        IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])
+    } else {
+        IpAddr::from(bytes).to_canonical()
+    };
+    SocketAddr::new(ip, port).to_string()
+}
+
+/// The arguments that matter; `descriptor` says what a descriptor is, if it is known, without what is to be redacted.
 pub fn arguments(call: &SlowCall, redact: &Redact, descriptor: impl FnOnce(u64) -> Option<String>) -> String {
     /// No descriptor is larger (`fs.nr_open`, default); what is, is an address.
     const MAX_DESCRIPTOR: u64 = 1 << 20;
@@ -52,9 +89,10 @@ pub fn arguments(call: &SlowCall, redact: &Redact, descriptor: impl FnOnce(u64) 
         return String::new();
     }
     let mut text = format!("fd {}", call.args[0]);
-    if let Some(object) = descriptor(call.args[0]) {
+    let socket = socket(&call.on).map(|socket| redact.object(&socket));
+    if let Some(object) = socket.or_else(|| descriptor(call.args[0])) {
         text.push(' ');
-        text.push_str(&redact.object(&object));
+        text.push_str(&object);
     }
     if syscalls::has_size(number) {
         text.push_str(&format!(", {} bytes", call.args[2]));
@@ -64,7 +102,7 @@ pub fn arguments(call: &SlowCall, redact: &Redact, descriptor: impl FnOnce(u64) 
 
 #[cfg(test)]
 mod tests {
-    use profiler_common::syscall::{KIND_SLOW_CALL, PATH_LEN};
+    use profiler_common::syscall::{KIND_SLOW_CALL, PATH_LEN, WaitKind};
 
     use super::*;
 
@@ -81,6 +119,7 @@ mod tests {
             result: 0,
             stack: 0,
             args,
+            on: Endpoint::default(),
             wait_kind: 0,
             _reserved: 0,
             path: [0; PATH_LEN],
@@ -102,6 +141,28 @@ mod tests {
         assert_eq!(words(&call(libc::SYS_futex, [16, 0, 0, 0, 0, 0], b"")), "futex 0x10");
         assert_eq!(words(&call(libc::SYS_getppid, [3; 6], b"")), "");
         assert_eq!(words(&call(libc::SYS_read, [u64::MAX; 6], b"")), "");
+    }
+
+    #[test]
+    fn sockets_are_told_without_proc() {
+        let mut on = Endpoint {
+            kind: ObjectKind::Net as u32,
+            family: libc::AF_INET as u16,
+            socket_type: libc::SOCK_STREAM as u16,
+            local_port: 40_000,
+            peer_port: 5432,
+            ..Endpoint::default()
+        };
+        on.local[..4].copy_from_slice(&[127, 0, 0, 1]);
+        on.peer[..4].copy_from_slice(&[10, 0, 0, 2]);
+        assert_eq!(socket(&on).as_deref(), Some("tcp 127.0.0.1:40000 -> 10.0.0.2:5432"));
+        assert_eq!(peer(&WaitsKey::new(1, WaitKind::NetRead, &on)), "10.0.0.2:5432");
+        on.local_port = 80;
+        assert_eq!(peer(&WaitsKey::new(1, WaitKind::NetRead, &on)), "clients of :80");
+        (on.family, on.peer_port) = (libc::AF_INET6 as u16, 0);
+        on.local = "::ffff:127.0.0.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        assert_eq!(socket(&on).as_deref(), Some("tcp 127.0.0.1:80"));
+        assert_eq!(socket(&Endpoint::default()), None);
     }
 
     #[test]

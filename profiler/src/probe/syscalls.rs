@@ -108,6 +108,7 @@ const TRAITS: &[(u8, &[c_long])] = &[
     ),
     (traits::CLOSE, &[libc::SYS_close]),
     (traits::CONNECT, &[libc::SYS_connect]),
+    (traits::POLL, &[libc::SYS_ppoll]),
     (traits::PATH0, &[libc::SYS_execve, libc::SYS_truncate, libc::SYS_statfs, libc::SYS_chdir]),
     (
         traits::PATH1,
@@ -128,21 +129,24 @@ const TRAITS: &[(u8, &[c_long])] = &[
 
 /// Calls that newer architectures do without.
 #[cfg(target_arch = "x86_64")]
-const LEGACY_TRAITS: &[(u8, &[c_long])] = &[(
-    traits::PATH0,
-    &[
-        libc::SYS_open,
-        libc::SYS_creat,
-        libc::SYS_stat,
-        libc::SYS_lstat,
-        libc::SYS_access,
-        libc::SYS_unlink,
-        libc::SYS_rename,
-        libc::SYS_mkdir,
-        libc::SYS_rmdir,
-        libc::SYS_readlink,
-    ],
-)];
+const LEGACY_TRAITS: &[(u8, &[c_long])] = &[
+    (traits::POLL, &[libc::SYS_poll]),
+    (
+        traits::PATH0,
+        &[
+            libc::SYS_open,
+            libc::SYS_creat,
+            libc::SYS_stat,
+            libc::SYS_lstat,
+            libc::SYS_access,
+            libc::SYS_unlink,
+            libc::SYS_rename,
+            libc::SYS_mkdir,
+            libc::SYS_rmdir,
+            libc::SYS_readlink,
+        ],
+    ),
+];
 #[cfg(not(target_arch = "x86_64"))]
 const LEGACY_TRAITS: &[(u8, &[c_long])] = &[];
 
