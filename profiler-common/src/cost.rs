@@ -21,13 +21,15 @@ pub enum Probe {
     Sched = 1,
     /// The hook of the calls that event loops wait in.
     Loop = 2,
+    /// The hook of wake-ups.
+    Waker = 3,
     /// The system-call probe; its runs are estimated from one in [`COST_SAMPLE`](crate::syscall::COST_SAMPLE).
-    Syscall = 3,
+    Syscall = 4,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
 }
 
 #[cfg(feature = "user")]

@@ -53,6 +53,37 @@ pub const SAMPLE_HEADER_LEN: usize = size_of::<SampleHeader>();
 /// that the kernel program can bound an index with a mask.
 pub const SAMPLE_FRAME_WORDS: usize = 256;
 
+/// Samples of a CPU, of any process, that are remembered: 5 s at the default frequency.
+pub const RAN_LEN: usize = 512;
+
+/// Who ran on a CPU lately: value of the per-CPU map `RAN`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Ran {
+    /// How many have been noted; the next goes to this place, modulo [`RAN_LEN`].
+    pub next: u64,
+    /// The last of them.
+    pub seen: [Seen; RAN_LEN],
+}
+
+/// A thread that a sample found on a CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// When: CLOCK_MONOTONIC, ns; zero for an empty place.
+    pub time_ns: u64,
+    /// Process id in the initial PID namespace; zero for an idle CPU.
+    pub pid: u32,
+    /// Thread id in the initial PID namespace.
+    pub tid: u32,
+    /// Name of the thread, NUL-padded.
+    pub comm: [u8; COMM_LEN],
+}
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C) integers without padding, every bit pattern is valid.
+unsafe impl aya::Pod for Ran {}
+
 /// Where a sample record is put together before it is copied to the ring buffer.
 #[repr(C)]
 pub struct SampleScratch {

@@ -23,6 +23,20 @@ pub struct Histogram {
     pub counts: [u32; BUCKETS],
 }
 
+impl Histogram {
+    /// Nothing yet.
+    pub const EMPTY: Histogram = Histogram { max_ns: 0, sum_ns: 0, counts: [0; BUCKETS] };
+
+    /// Adds what `other` counted.
+    pub fn add(&mut self, other: &Histogram) {
+        self.max_ns = self.max_ns.max(other.max_ns);
+        self.sum_ns += other.sum_ns;
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+    }
+}
+
 /// The bucket a value falls into. The kernel programs call it: no loop, no division.
 #[inline(always)]
 pub fn bucket(ns: u64) -> usize {

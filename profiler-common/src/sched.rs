@@ -12,6 +12,8 @@ pub const KIND_TURN: u32 = 4;
 pub const KIND_EXIT: u32 = 5;
 /// First word of a [`LoopSeen`].
 pub const KIND_LOOP: u32 = 6;
+/// First word of a [`StackHeader`] of a thread that wakes another; its name follows the addresses.
+pub const KIND_WAKER: u32 = 16;
 
 /// What a blocked thread waits for: from its state, the system call in progress, and the kind of the descriptor.
 #[repr(u32)]
@@ -86,6 +88,40 @@ pub enum SyscallClass {
     Child = 9,
 }
 
+impl Cause {
+    /// What a call of `class`, a [`SyscallClass`], waits for, unless its arguments decide.
+    #[inline(always)]
+    pub fn of_class(class: u8) -> Cause {
+        if class == SyscallClass::Disk as u8 {
+            Cause::Disk
+        } else if class == SyscallClass::Sleep as u8 {
+            Cause::Sleep
+        } else if class == SyscallClass::Epoll as u8
+            || class == SyscallClass::Poll as u8
+            || class == SyscallClass::Accept as u8
+        {
+            Cause::Poll
+        } else if class == SyscallClass::Ipc as u8 {
+            Cause::Pipe
+        } else if class == SyscallClass::Child as u8 {
+            Cause::Child
+        } else {
+            Cause::Other
+        }
+    }
+
+    /// What a futex call waits for. A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which
+    /// the mutexes of glibc, musl, Rust and Go mean by "locked, with waiters" (Drepper, Futexes Are Tricky, 2011).
+    #[inline(always)]
+    pub fn of_futex(operation: u64, expected: u64) -> Cause {
+        const COMMAND: u64 = 0x7f;
+        let command = operation & COMMAND;
+        let wait = command == 0 || command == 9; // FUTEX_WAIT, FUTEX_WAIT_BITSET
+        let lock_pi = command == 6 || command == 13; // FUTEX_LOCK_PI, FUTEX_LOCK_PI2
+        if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
+    }
+}
+
 /// Highest system call number known by class, plus one. 32-bit calls have no class.
 pub const MAX_SYSCALLS: usize = 512;
 
@@ -116,6 +152,9 @@ pub struct Times {
     pub blocked_ns: [u64; Cause::COUNT],
 }
 
+/// Most threads whose waits for a CPU are counted by thread: 10 MB.
+pub const MAX_THREAD_HISTOGRAMS: usize = 4096;
+
 /// Stacks remembered of each thread.
 pub const KNOWN_STACKS: usize = 4;
 
@@ -136,6 +175,8 @@ pub struct KnownStack {
     pub syscall: i32,
     /// Not used.
     pub _reserved: u32,
+    /// What ended those blocks: see [`ThreadState::waker`].
+    pub waker: u64,
     /// Time blocked since.
     pub time: OffCpuTime,
 }
@@ -169,6 +210,12 @@ pub struct ThreadState {
     pub turn_run_queue_ns: u64,
     /// Stack it blocked with, an id; zero for none.
     pub stack: u64,
+    /// Stack of what woke it from the block in progress, an id; zero if that has not happened, or is not watched.
+    pub waker: u64,
+    /// The last waker that did so out of a call.
+    pub last_waker: u64,
+    /// Its registers mixed; zero for none.
+    pub waker_key: u64,
     /// The last stacks, an entry by key modulo their number.
     pub known: [KnownStack; KNOWN_STACKS],
     /// What it waits for: the system call's first argument.
@@ -197,8 +244,8 @@ pub struct ThreadState {
     pub instead_comm: [u8; COMM_LEN],
     /// Entry of `known` for the block in progress.
     pub at: u32,
-    /// Not used.
-    pub _reserved: u32,
+    /// Wake-ups since that were assumed to have the last waker's stack.
+    pub waker_reused: u32,
 }
 
 /// Key of the map `OFF_CPU`.
@@ -207,6 +254,8 @@ pub struct ThreadState {
 pub struct OffCpuKey {
     /// Stack id, zero where none was taken.
     pub stack: u64,
+    /// Stack id of what ended the blocks, zero where that is not known.
+    pub waker: u64,
     /// Process id, in the profiler's PID namespace.
     pub pid: u32,
     /// Thread id, in the profiler's PID namespace.
@@ -283,8 +332,8 @@ pub struct Interval {
     pub uninterruptible: u32,
     /// Thread that got its CPU when it was preempted (initial PID namespace); zero if it was not.
     pub instead_tid: u32,
-    /// Not used.
-    pub _reserved: u32,
+    /// CPU it ran on again.
+    pub cpu: u32,
     /// Name of that thread.
     pub instead_comm: [u8; COMM_LEN],
 }

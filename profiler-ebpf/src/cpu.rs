@@ -2,15 +2,15 @@
 //! sample if it belongs to the target.
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     btf_maps::PerCpuArray,
-    helpers::{bpf_get_current_comm, generated::bpf_get_smp_processor_id},
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_smp_processor_id},
     macros::{btf_map, perf_event},
     programs::PerfEventContext,
 };
 use profiler_common::{
     cost::Probe,
-    cpu::{KIND_CPU_SAMPLE, SAMPLE_HEADER_LEN, SampleScratch},
+    cpu::{KIND_CPU_SAMPLE, RAN_LEN, Ran, SAMPLE_HEADER_LEN, SampleScratch, Seen},
     loss::KernelCounter,
 };
 
@@ -23,6 +23,13 @@ use crate::{
 /// One per CPU: the clock's interrupt does not nest.
 #[btf_map]
 static CPU_SCRATCH: PerCpuArray<SampleScratch, 1> = PerCpuArray::new();
+
+/// Who ran on each CPU lately, target or not: threads that wait for a CPU want to know who has it.
+#[btf_map]
+static RAN: PerCpuArray<Ran, 1> = PerCpuArray::new();
+/// Whether to keep that.
+#[unsafe(no_mangle)]
+static KEEP_RAN: Global<u8> = Global::new(0);
 
 /// Takes one sample of the interrupted task.
 #[perf_event]
@@ -38,6 +45,9 @@ pub fn cpu_sample_fp(ctx: PerfEventContext) -> u32 {
 
 #[inline(always)]
 fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
+    if KEEP_RAN.load() != 0 {
+        note_who_ran();
+    }
     let Some(ids) = current_target() else { return 0 };
     let time_ns = now_ns();
     count(KernelCounter::SamplesTaken);
@@ -65,4 +75,19 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
     }
     charge(Probe::Cpu, time_ns);
     0
+}
+
+#[inline(always)]
+fn note_who_ran() {
+    let Some(ran) = RAN.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own slot, see CPU_SCRATCH.
+    let ran = unsafe { &mut *ran };
+    let both = bpf_get_current_pid_tgid();
+    ran.seen[ran.next as usize % RAN_LEN] = Seen {
+        time_ns: now_ns(),
+        pid: (both >> 32) as u32,
+        tid: both as u32,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+    };
+    ran.next += 1;
 }

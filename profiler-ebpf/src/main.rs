@@ -5,12 +5,14 @@
 #![allow(internal_features, reason = "core has no atomic addition for BPF, which has the instruction")]
 
 mod cpu;
+mod loops;
 mod output;
 mod sched;
 mod stack;
 mod syscall;
 mod target;
 mod unwind;
+mod waker;
 
 // Helpers that only GPL-compatible programs may call (bpf_probe_read_*, bpf_get_stack) are used throughout.
 #[unsafe(link_section = "license")]

@@ -4,7 +4,7 @@
 //! One hook in the scheduler, where a thread leaves a CPU. When it had got it, and how long it had waited for it, the
 //! scheduler itself keeps in `task_struct.sched_info`, so neither `sched_wakeup` nor the arriving thread is looked at:
 //! that would cost every other process, too. What a blocked thread waits for is read from the registers it entered the
-//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook, see [`wait_enter`].
+//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook: [`crate::loops`], or [`wait_enter`].
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 use core::mem::offset_of;
@@ -15,7 +15,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_user,
-        generated::bpf_get_current_task_btf,
+        generated::bpf_get_smp_processor_id,
     },
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
@@ -28,8 +28,8 @@ use profiler_common::{
     loss::KernelCounter,
     sched::{
         Cause, Exit, HistogramKey, HistogramKind, Interval, KIND_EXIT, KIND_INTERVAL, KIND_LOOP, KIND_STACK,
-        KIND_TURN, KNOWN_STACKS, LoopSeen, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase,
-        StackHeader, SyscallClass, ThreadState, Turn,
+        KIND_TURN, KNOWN_STACKS, LoopSeen, MAX_SYSCALLS, MAX_THREAD_HISTOGRAMS, MAX_THREADS, OffCpuKey,
+        OffCpuTime, Phase, StackHeader, SyscallClass, ThreadState, Turn,
     },
     syscall::{Endpoint, ObjectKind},
     target::TargetMode,
@@ -40,9 +40,12 @@ use crate::{
     stack::{self, Tables},
     syscall,
     target::{Ids, OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
-    unwind::{registers_of, saved_registers},
+    unwind::{current_task, saved_registers},
 };
 
+/// Waits for a CPU are counted by thread, too.
+#[unsafe(no_mangle)]
+static RUN_QUEUE_BY_THREAD: Global<u8> = Global::new(0);
 /// The one target process, if there is only one and its children are none: spares others a look into a map.
 /// In the initial PID namespace; zero for none.
 #[unsafe(no_mangle)]
@@ -64,7 +67,7 @@ static BLOCK_NS: Global<[u64; Cause::COUNT]> = Global::new([u64::MAX; Cause::COU
 #[unsafe(no_mangle)]
 static OFF_TASK_STATE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_TASK_STACK: Global<u32> = Global::new(0);
+pub static OFF_TASK_STACK: Global<u32> = Global::new(0);
 #[cfg(not(bpf_target_arch = "aarch64"))]
 #[unsafe(no_mangle)]
 static OFF_TASK_STATUS: Global<u32> = Global::new(0);
@@ -128,7 +131,7 @@ static SCHED_START_NS: Array<u64, 1> = Array::new();
 
 /// Threads of targets, by thread id in the initial PID namespace.
 #[btf_map]
-static THREADS: HashMap<u32, ThreadState, MAX_THREADS> = HashMap::new();
+pub static THREADS: HashMap<u32, ThreadState, MAX_THREADS> = HashMap::new();
 
 /// Time blocked, by stack.
 #[btf_map]
@@ -137,6 +140,17 @@ static OFF_CPU: HashMap<OffCpuKey, OffCpuTime, 16384> = HashMap::new();
 /// Stacks that have been sent. The value is unused.
 #[btf_map]
 static STACKS_SENT: HashMap<u64, u32, 32768> = HashMap::new();
+
+/// Waits of the one target process for a CPU, if there is only one: spares it a look into a hash map.
+#[btf_map]
+static ONLY_RUN_QUEUE: PerCpuArray<Histogram, 1> = PerCpuArray::new();
+
+/// Waits for a CPU by thread id in the profiler's PID namespace, if they are asked for.
+#[btf_map]
+static THREAD_RUN_QUEUE: HashMap<u32, Histogram, MAX_THREAD_HISTOGRAMS> = HashMap::new();
+/// What they begin with: too large for the stack.
+#[btf_map]
+static EMPTY: Array<Histogram, 1> = Array::new();
 
 /// Userspace makes the entries, and memory with them: nothing is allocated where the scheduler runs.
 #[btf_map]
@@ -171,9 +185,10 @@ struct Outgoing {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Budget {
+pub struct Budget {
     slice: u64,
     stacks: u32,
+    pub wakers: u32,
     records: u32,
 }
 
@@ -185,7 +200,7 @@ const RECORDS_PER_SLICE: u32 = 64;
 
 /// Blocks that are assumed to have the same stack as the last one, because they have the same registers, before it
 /// is taken anew.
-const MAX_REUSED: u32 = 31;
+pub const MAX_REUSED: u32 = 31;
 
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -231,16 +246,9 @@ pub fn sched_switch(ctx: RawTracePointContext) -> u32 {
 /// Reads a member of a kernel structure that the verifier knows `base` to point to: a plain load, which the kernel makes
 /// good for any address.
 #[inline(always)]
-fn load<T: Copy>(base: *const u8, offset: u32) -> T {
+pub fn load<T: Copy>(base: *const u8, offset: u32) -> T {
     // SAFETY: the verifier checks that the structure has such a member.
     unsafe { base.add(offset as usize).cast::<T>().read_volatile() }
-}
-
-/// The current task, as the verifier knows it.
-#[inline(always)]
-pub fn current_task() -> *const u8 {
-    // SAFETY: no arguments.
-    unsafe { bpf_get_current_task_btf() as *const u8 }
 }
 
 /// What the scheduler keeps of a task.
@@ -290,12 +298,7 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     // SAFETY: the entry stays where it is, and a thread is only at one place at a time.
     let state = unsafe { &mut *state };
     if state.phase != Phase::Running as u32 {
-        let arrival = if state.left_clock_ns == 0 {
-            now.saturating_sub(clock_ns.saturating_sub(info.last_arrival_ns))
-        } else {
-            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
-        };
-        arrived(state, &info, arrival, now);
+        arrived(state, &info, clock_ns, now);
     }
     state.times.on_cpu_ns += now.saturating_sub(state.since_ns);
     state.since_ns = now;
@@ -304,6 +307,7 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     state.arrivals = info.arrivals;
     state.exec_ns = load(task, OFF_TASK_EXEC.load());
     state.instead_tid = 0;
+    state.waker = 0;
     let task_state: u32 = load(task, OFF_TASK_STATE.load());
     if task_state & TASK_GONE != 0 {
         exit(tid, state, now);
@@ -324,7 +328,7 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     // Kernel threads without work are in TASK_IDLE: uninterruptible, but no load.
     state.uninterruptible =
         u32::from(task_state & (TASK_UNINTERRUPTIBLE | TASK_NOLOAD) == TASK_UNINTERRUPTIBLE);
-    let wait = waits_for(task_state, state);
+    let wait = waits_for(task, task_state, state);
     let at = state.at as usize % KNOWN_STACKS;
     if state.known[at].cause != wait.cause || state.known[at].syscall != wait.syscall {
         flush(state, at);
@@ -342,9 +346,16 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     note_stack(ctx, state, wait.stack_key, now);
 }
 
-/// The thread got a CPU at `arrival`, before `now`: adds up what it did since it left the last one.
+/// The current thread got a CPU some time before `now`, when the scheduler's clock says `clock_ns`: adds up what it did
+/// since it left the last one.
 #[inline(always)]
-fn arrived(state: &mut ThreadState, info: &SchedInfo, arrival: u64, now: u64) {
+fn arrived(state: &mut ThreadState, info: &SchedInfo, clock_ns: u64, now: u64) {
+    let arrival = if state.left_clock_ns == 0 {
+        // While it runs the clock can be behind: too late by at most a tick, once for each thread.
+        now.saturating_sub(clock_ns.saturating_sub(info.last_arrival_ns))
+    } else {
+        state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
+    };
     let arrival = if arrival > now { now } else { arrival };
     let arrival = if arrival < state.since_ns { state.since_ns } else { arrival };
     let away = arrival.saturating_sub(state.since_ns);
@@ -363,11 +374,12 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, arrival: u64, now: u64) {
             let limit = if state.uninterruptible != 0 { Cause::Disk as usize } else { cause };
             telling |= ns >= BLOCK_NS.load()[limit] || (in_loop && ns >= LOOP_BLOCK_NS.load());
         }
+        settle_waker(state);
         off_cpu(state, ns);
     }
     state.times.run_queue_ns += waited;
     syscall::off_cpu(if blocked { away - waited } else { 0 }, waited, state.stack, arrival);
-    record(HistogramKind::RunQueue as u32, state.pid, waited);
+    record_run_queue(state, waited);
     if telling {
         send_interval(state, arrival - waited, arrival);
     }
@@ -419,16 +431,25 @@ pub fn sched_exec(ctx: RawTracePointContext) -> u32 {
     0
 }
 
-/// An event loop asks for work: the end of its turn, and the start of the next should work be ready. Attached once a
-/// target is seen to be an event loop, since every system call of every process passes here.
+/// A system call begins: perhaps one that event loops wait in. Attached once a target is seen to be an event loop, since
+/// every system call of every process passes here; and only where [`crate::loops`] cannot be.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     // SAFETY: the registers and the number (include/trace/events/syscalls.h).
     let number = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
-    let Some(&class) = SYSCALLS.get(number) else { return 0 };
-    if class != SyscallClass::Epoll as u8 && class != SyscallClass::Poll as u8 {
-        return 0;
+    match SYSCALLS.get(number) {
+        Some(&class) if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 => {
+            ask_for_work(number, class.into())
+        }
+        _ => 0,
     }
+}
+
+/// An event loop, if it is one of the target's, asks for work in a system call of this number and class: the end of its
+/// turn, and the start of the next should work be ready. Called by many programs, so not inlined.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
     let both = bpf_get_current_pid_tgid();
     let only = ONLY_TGID.load();
     if only != 0 && (both >> 32) as u32 != only {
@@ -439,12 +460,12 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
     // SAFETY: see `leave`; the thread is here.
     let state = unsafe { &mut *state };
     settle_state(state, now);
-    if state.loop_class != u32::from(class) {
+    if state.loop_class != class {
         state.syscall = number as i32;
         state.object = first_argument(current_task());
-        see_loop(state, class.into());
+        see_loop(state, class);
     }
-    if state.loop_class != u32::from(class) {
+    if state.loop_class != class {
         return 0; // it waits otherwise for its work: this is part of its turn
     }
     let on_cpu_ns = state.times.on_cpu_ns + now.saturating_sub(state.since_ns);
@@ -477,14 +498,7 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
 fn settle_state(state: &mut ThreadState, now: u64) {
     if state.phase != Phase::Running as u32 {
         let task = current_task();
-        let info = sched_info(task);
-        let arrival = if state.left_clock_ns == 0 {
-            // Too late by as much as the clock is behind, at most a tick, once for each thread.
-            now.saturating_sub(scheduler_clock_ns(task).saturating_sub(info.last_arrival_ns))
-        } else {
-            state.since_ns + info.last_arrival_ns.saturating_sub(state.left_clock_ns)
-        };
-        arrived(state, &info, arrival, now);
+        arrived(state, &sched_info(task), scheduler_clock_ns(task), now);
     }
 }
 
@@ -580,6 +594,17 @@ fn exit(tid: u32, state: &ThreadState, now: u64) {
     let _was_there = THREADS.remove(&tid);
 }
 
+/// A known stack's time is that of blocks ended by one waker.
+#[inline(always)]
+fn settle_waker(state: &mut ThreadState) {
+    let at = state.at as usize % KNOWN_STACKS;
+    if state.known[at].waker != state.waker {
+        flush(state, at);
+        state.known[at].time = OffCpuTime { ns: 0, count: 0, max_ns: 0 };
+        state.known[at].waker = state.waker;
+    }
+}
+
 /// Adds a block that has ended to its stack's.
 #[inline(always)]
 fn off_cpu(state: &mut ThreadState, ns: u64) {
@@ -587,6 +612,7 @@ fn off_cpu(state: &mut ThreadState, ns: u64) {
     if state.stack == 0 || state.stack != known.stack {
         let key = OffCpuKey {
             stack: state.stack,
+            waker: state.waker,
             pid: state.pid,
             tid: state.tid,
             cause: state.cause,
@@ -609,6 +635,7 @@ fn flush(state: &ThreadState, at: usize) {
     if known.time.count != 0 {
         let key = OffCpuKey {
             stack: known.stack,
+            waker: known.waker,
             pid: state.pid,
             tid: state.tid,
             cause: known.cause,
@@ -640,11 +667,36 @@ pub extern "C" fn add_off_cpu(key: *const OffCpuKey, ns: u64, times: u64, max_ns
     0
 }
 
-/// Counts a duration. A global function, which is checked without what its callers know of `ns`: from that the verifiers
-/// up to 6.1 conclude ranges for the bucket that contradict themselves.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn record(kind: u32, id: u32, ns: u64) -> u32 {
+/// Counts a wait for a CPU.
+#[inline(always)]
+fn record_run_queue(state: &ThreadState, ns: u64) {
+    if ONLY_TGID.load() != 0 {
+        if let Some(histogram) = ONLY_RUN_QUEUE.get_ptr_mut(0) {
+            add(histogram, ns);
+        }
+    } else {
+        record(HistogramKind::RunQueue as u32, state.pid, ns);
+    }
+    if RUN_QUEUE_BY_THREAD.load() != 0 {
+        record_by_thread(state.tid, ns);
+    }
+}
+
+#[inline(always)]
+fn record_by_thread(tid: u32, ns: u64) {
+    if THREAD_RUN_QUEUE.get_ptr_mut(&tid).is_none()
+        && let Some(empty) = EMPTY.get(0)
+    {
+        let _full = THREAD_RUN_QUEUE.insert(&tid, empty, 0);
+    }
+    if let Some(histogram) = THREAD_RUN_QUEUE.get_ptr_mut(&tid) {
+        add(histogram, ns);
+    }
+}
+
+/// Counts a duration in the histogram of `kind` and `id`, or in the one for all that have none of their own.
+#[inline(always)]
+fn record(kind: u32, id: u32, ns: u64) -> u32 {
     let histogram = match HISTOGRAMS.get_ptr_mut(&HistogramKey { kind, id }) {
         Some(histogram) => histogram,
         None => match HISTOGRAMS.get_ptr_mut(&HistogramKey { kind, id: 0 }) {
@@ -652,8 +704,17 @@ pub extern "C" fn record(kind: u32, id: u32, ns: u64) -> u32 {
             None => return 0,
         },
     };
-    // SAFETY: two CPUs that count at once can lose one of the two counts; everything else stays as it is.
-    let histogram = unsafe { &mut *histogram };
+    add(histogram, ns)
+}
+
+/// Adds a duration. A global function, which is checked without what its callers know of `ns`: from that the verifiers
+/// up to 6.1 conclude ranges for the bucket that contradict themselves.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn add(histogram: *mut Histogram, ns: u64) -> u32 {
+    // SAFETY: callers pass a valid histogram; the verifier, which cannot know, wants to see the check for null. Two CPUs
+    // that count at once can lose one of the two counts; everything else stays as it is.
+    let Some(histogram) = (unsafe { histogram.as_mut() }) else { return 0 };
     histogram.sum_ns += ns;
     if ns > histogram.max_ns {
         histogram.max_ns = ns;
@@ -691,6 +752,9 @@ fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
     interval.object = state.object;
     interval.syscall = if blocked { state.syscall } else { -1 };
     interval.uninterruptible = state.uninterruptible;
+    // A thread leaves, and polls, on the CPU it had waited for.
+    // SAFETY: no arguments.
+    interval.cpu = unsafe { bpf_get_smp_processor_id() };
     interval.instead_tid = state.instead_tid;
     interval.instead_comm = state.instead_comm;
     tell(interval);
@@ -706,12 +770,12 @@ pub fn tell<T>(record: &T) {
 }
 
 #[inline(always)]
-fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u32) -> bool {
+pub fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit: u32) -> bool {
     let Some(budget) = BUDGETS.get_ptr_mut(0) else { return false };
     // SAFETY: this CPU's own slot.
     let budget = unsafe { &mut *budget };
     if budget.slice != now >> SLICE_SHIFT {
-        *budget = Budget { slice: now >> SLICE_SHIFT, stacks: 0, records: 0 };
+        *budget = Budget { slice: now >> SLICE_SHIFT, stacks: 0, wakers: 0, records: 0 };
     }
     let used = which(budget);
     *used += 1;
@@ -781,20 +845,27 @@ fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
     let scratch = unsafe { &mut *scratch };
     // SAFETY: the context of this program.
     let bytes = unsafe { stack::capture::<Tables>(ctx.as_ptr(), None, pid, scratch) };
-    // How the stack ends is part of it.
-    let seed = u64::from(pid) << 32 | u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT);
-    let id = hash_stack(scratch, bytes / 8, seed);
+    scratch.header.pid = pid;
+    scratch.header.tid = tid;
+    scratch.header.time_ns = now;
+    send_stack(scratch, KIND_STACK, bytes, 0, u64::from(pid) << 32)
+}
+
+/// Sends the stack of so many `bytes` in the scratch if it is new, as a record of `kind`; its header says whose and when,
+/// and `tail` bytes follow it. Returns its id, a hash of `seed`, how it ends and its addresses; or zero.
+#[inline(always)]
+pub fn send_stack(scratch: &mut SampleScratch, kind: u32, bytes: u64, tail: u64, seed: u64) -> u64 {
+    let end = u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT);
+    let id = hash_stack(scratch, bytes / 8, seed ^ end);
     // SAFETY: any number is a valid key.
     if unsafe { STACKS_SENT.get(&id) }.is_none() {
         let header = core::ptr::from_mut(&mut scratch.header).cast::<StackHeader>();
-        // SAFETY: both headers have the same size and alignment, and flags and counts are at the same place.
+        // SAFETY: both headers have the same size and alignment, and all but kind and id are at the same place.
         unsafe {
-            (*header).kind = KIND_STACK;
-            (*header).time_ns = now;
-            (*header).pid = pid;
-            (*header).tid = tid;
+            (*header).kind = kind;
             (*header).id = id;
-            if !send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (bytes & 0x7ff)) {
+            let len = SAMPLE_HEADER_LEN as u64 + (bytes & 0x7ff) + tail;
+            if !send(core::ptr::from_ref(scratch).cast(), len) {
                 count(KernelCounter::RecordsLost);
                 return 0;
             }
@@ -824,15 +895,15 @@ pub extern "C" fn hash_stack(scratch: *const SampleScratch, words: u64, seed: u6
 
 /// A step of a 64-bit hash: multiplication by 2^64 over the golden ratio, and the high half folded in.
 #[inline(always)]
-fn mix(value: u64) -> u64 {
+pub fn mix(value: u64) -> u64 {
     let product = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ (product >> 32)
 }
 
-/// What the current task, about to block in `task_state`, waits for. Sets `state.at`.
+/// What the current `task`, about to block in `task_state`, waits for. Sets `state.at`.
 #[inline(always)]
-fn waits_for(task_state: u32, state: &mut ThreadState) -> Wait {
-    let entry = syscall_entry();
+fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait {
+    let entry = syscall_entry(task);
     let object = entry.args[0];
     let stack_key = mix(entry.stack_key ^ object) | 1;
     let at = (stack_key >> 8) as usize % KNOWN_STACKS;
@@ -857,12 +928,10 @@ fn waits_for(task_state: u32, state: &mut ThreadState) -> Wait {
             return Wait { cause: known.cause, ..wait };
         }
         return Wait { cause: descriptor_cause(object as u32), ..wait };
-    } else if class == SyscallClass::Disk as u8 && task_state & TASK_UNINTERRUPTIBLE != 0 {
-        Cause::Disk // and not, say, the other end of a FIFO
+    } else if class == SyscallClass::Disk as u8 && task_state & TASK_UNINTERRUPTIBLE == 0 {
+        Cause::Other // say, the other end of a FIFO
     } else if class == SyscallClass::Futex as u8 {
-        futex_cause(entry.args[1], entry.args[2])
-    } else if class == SyscallClass::Sleep as u8 {
-        Cause::Sleep
+        Cause::of_futex(entry.args[1], entry.args[2])
     } else if class == SyscallClass::Poll as u8
         && state.loop_class == SyscallClass::Epoll as u32
         && entry.args[1] == 1
@@ -871,17 +940,8 @@ fn waits_for(task_state: u32, state: &mut ThreadState) -> Wait {
     {
         // An event loop that waits for one descriptor elsewhere than in its epoll_wait waits in the middle of work.
         return Wait { cause: descriptor_cause(descriptor), ..wait };
-    } else if class == SyscallClass::Epoll as u8
-        || class == SyscallClass::Poll as u8
-        || class == SyscallClass::Accept as u8
-    {
-        Cause::Poll
-    } else if class == SyscallClass::Ipc as u8 {
-        Cause::Pipe
-    } else if class == SyscallClass::Child as u8 {
-        Cause::Child
     } else {
-        Cause::Other
+        Cause::of_class(class)
     };
     Wait { cause: cause as u32, ..wait }
 }
@@ -1005,13 +1065,13 @@ pub extern "C" fn describe_descriptor(descriptor: u32, into: *mut Endpoint) -> u
 /// The first argument of a task's system call.
 #[inline(always)]
 pub fn first_argument(task: *const u8) -> u64 {
-    load(registers_of(task), ARGUMENTS[0])
+    load(saved_registers(task), ARGUMENTS[0])
 }
 
 /// All six.
 #[inline(always)]
 pub fn arguments() -> [u64; 6] {
-    let regs = saved_registers();
+    let regs = saved_registers(current_task());
     ARGUMENTS.map(|offset| load(regs, offset))
 }
 
@@ -1042,10 +1102,11 @@ pub fn is_compat(task: *const u8) -> bool {
 /// Whether the current task's system call is one of the 32-bit table.
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-pub fn is_compat(_task: *const u8) -> bool {
+pub fn is_compat(task: *const u8) -> bool {
     /// arch/arm64/include/uapi/asm/ptrace.h
     const PSR_MODE32_BIT: u64 = 0x10;
-    load::<u64>(saved_registers(), core::mem::offset_of!(bpf_user_pt_regs_t, pstate) as u32) & PSR_MODE32_BIT
+    load::<u64>(saved_registers(task), core::mem::offset_of!(bpf_user_pt_regs_t, pstate) as u32)
+        & PSR_MODE32_BIT
         != 0
 }
 
@@ -1053,22 +1114,22 @@ pub fn is_compat(_task: *const u8) -> bool {
 const KERNEL_THREAD: i32 = -2;
 
 /// How the current task entered the kernel.
-struct Entry {
+pub struct Entry {
     /// System call, negative for none.
-    number: i32,
+    pub number: i32,
     args: [u64; 3],
     /// Instruction, stack and frame pointer mixed.
-    stack_key: u64,
+    pub stack_key: u64,
 }
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 #[inline(always)]
-fn syscall_entry() -> Entry {
-    let regs = saved_registers();
+pub fn syscall_entry(task: *const u8) -> Entry {
+    let regs = saved_registers(task);
     let at = |offset: usize| -> u64 { load(regs, offset as u32) };
     // 32-bit calls have numbers of their own. For exceptions the kernel sets orig_rax to -1.
     let number = at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32;
-    let number = if number >= 0 && is_compat(current_task()) { MAX_SYSCALLS as i32 } else { number };
+    let number = if number >= 0 && is_compat(task) { MAX_SYSCALLS as i32 } else { number };
     let (ip, sp) = (at(offset_of!(bpf_user_pt_regs_t, rip)), at(offset_of!(bpf_user_pt_regs_t, rsp)));
     let number = if ip == 0 { KERNEL_THREAD } else { number };
     let args = [
@@ -1082,10 +1143,10 @@ fn syscall_entry() -> Entry {
 
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-fn syscall_entry() -> Entry {
+pub fn syscall_entry(task: *const u8) -> Entry {
     // struct pt_regs, arch/arm64/include/asm/ptrace.h: the user's registers, orig_x0 and the number.
     const ORIG_X0: u32 = size_of::<bpf_user_pt_regs_t>() as u32;
-    let regs = saved_registers();
+    let regs = saved_registers(task);
     let register = |number: u32| -> u64 { load(regs, number * 8) };
     let stack_key = mix(mix(register(32)) ^ register(31)) ^ register(29); // pc, sp, fp
     Entry {

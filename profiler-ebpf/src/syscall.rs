@@ -32,10 +32,11 @@ use profiler_common::{
 use crate::{
     output::{add_u32, add_u64, charge_many, count, now_ns, send_now},
     sched::{
-        arguments, arrivals, current_task, describe_descriptor, first_argument, futex_cause, is_compat,
+        arguments, arrivals, ask_for_work, describe_descriptor, first_argument, futex_cause, is_compat,
         kernel_stack, may_tell, settle, take_stack_if_allowed, tell,
     },
     target::{TARGET_MODE, current_target},
+    unwind::current_task,
 };
 
 /// Whether this probe runs: tells the scheduler probe to report time off CPUs inside of calls.
@@ -54,11 +55,9 @@ const IO_STACK_SAMPLE: u32 = 16;
 
 /// The programs that go on where others end.
 #[btf_map]
-static CALL_STEPS: ProgramArray<3> = ProgramArray::new();
+static CALL_STEPS: ProgramArray<2> = ProgramArray::new();
 const STEP_STACK: u32 = 0;
 const STEP_FOLLOW: u32 = 1;
-/// `wait_enter`, where event loops are watched.
-const STEP_LOOP: u32 = 2;
 
 /// Threads known to be no target's, by the address of the registers that they enter the kernel with: it is at the end of
 /// the thread's kernel stack, and no other living thread has it. One look here is all that their calls cost. A cache: of
@@ -171,8 +170,7 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     call.start_ns = now_ns();
     let (class, _) = kinds_of(number);
     if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
-        // SAFETY: the context of this program. It does not return, unless the step is not there.
-        unsafe { CALL_STEPS.tail_call(&ctx, STEP_LOOP) };
+        ask_for_work(number, class.into());
     }
     0
 }
@@ -234,7 +232,7 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
         if more || !move_data(call) {
             let takes_stack = call.stack == 0 && (stack_due || looked_at || ns >= slow_ns);
             let step = if takes_stack { STEP_STACK } else { STEP_FOLLOW };
-            // SAFETY: as in `call_enter`.
+            // SAFETY: the context of this program. It does not return, unless the step is not there.
             unsafe { CALL_STEPS.tail_call(&ctx, step) };
         }
     }

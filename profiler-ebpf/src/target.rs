@@ -32,7 +32,7 @@ static PIDNS_INUM: Global<u32> = Global::new(INIT_PIDNS_INUM);
 #[unsafe(no_mangle)]
 pub static OFF_TASK_PID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_TASK_TGID: Global<u32> = Global::new(0);
+pub static OFF_TASK_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_TASK_GROUP_LEADER: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]

@@ -83,20 +83,20 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
     {
         return Some((process, registers(interrupted)));
     }
-    Some((process, user_registers(saved_registers() as u64)?))
+    Some((process, user_registers(saved_registers(current_task()) as u64)?))
 }
 
-/// The registers with which the current task entered the kernel.
+/// The current task, as the verifier knows it.
 #[inline(always)]
-pub fn saved_registers() -> *const u8 {
+pub fn current_task() -> *const u8 {
     // SAFETY: no arguments.
-    registers_of(unsafe { bpf_get_current_task_btf() } as *const u8)
+    unsafe { bpf_get_current_task_btf() as *const u8 }
 }
 
-/// As [`saved_registers`], of a task that the verifier knows.
+/// The registers with which `task`, as [`current_task`] returns it, entered the kernel.
 #[inline(always)]
-pub fn registers_of(task: *const u8) -> *const u8 {
-    // SAFETY: the helper takes and returns pointers that the verifier knows.
+pub fn saved_registers(task: *const u8) -> *const u8 {
+    // SAFETY: takes and returns pointers that the verifier knows.
     unsafe { bpf_task_pt_regs(task.cast_mut().cast()) as *const u8 }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     cli::{ProfileArgs, Unwind, Waits},
     detect::{storm::Storms, threshold::Thresholds},
     error::Error,
-    kernel::{Kernel, btf, load::Watch, preflight, sideband::Sideband, unwind::UnwindMaps},
+    kernel::{Kernel, btf, load::Watch, preflight, sched::Settings, sideband::Sideband, unwind::UnwindMaps},
     output::{RenderOptions, live::Live},
     probe::{
         Record,
@@ -47,7 +47,7 @@ use crate::{
         Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId, Tables,
         ThreadKey,
     },
-    symbolize::{Detail, LiveSymbolizer, SymbolCache},
+    symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
     usage::Usage,
 };
@@ -61,7 +61,7 @@ mod calls;
 mod scheduler;
 
 use calls::CallCollector;
-use scheduler::Scheduler;
+use scheduler::{OffCpuSample, Scheduler, Waker};
 
 /// How often records are fetched from the kernel when nothing else happens.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -70,10 +70,11 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
 /// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 4] = [
+const PROBES: [(Probe, &str); 5] = [
     (Probe::Cpu, "cpu"),
     (Probe::Sched, "scheduler"),
     (Probe::Loop, "event loop"),
+    (Probe::Waker, "waker"),
     (Probe::Syscall, "system call"),
 ];
 
@@ -89,6 +90,9 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 
 async fn profile(args: &ProfileArgs) -> Result<()> {
     // Everything that can be wrong is found out before anything starts.
+    if args.wakers && args.waits == Waits::Off {
+        return Err(Error::Contradiction("who ends a wait (--wakers) is not known with --waits off").into());
+    }
     let (mut target, command) = Target::from_args(args);
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
@@ -214,9 +218,10 @@ impl Collector {
             );
         }
         let thresholds = waits.then(|| args.blocking.thresholds());
-        let limits = thresholds.as_ref().map(scheduler::limits);
+        let settings =
+            thresholds.as_ref().map(|of| scheduler::settings(of, args.wakers, args.report.threads));
         let by_thread = args.syscalls.then_some(args.report.threads);
-        let watch = Watch { sched: limits.as_ref(), calls: by_thread };
+        let watch = Watch { sched: settings.as_ref(), calls: by_thread };
         let mut kernel = Kernel::load(target, args.kernel_log, watch)?;
         if args.kernel_log {
             kernel.start_log()?;
@@ -294,8 +299,8 @@ impl Collector {
             usage_at_start: Usage::now(),
             usage_at_stop: None,
         };
-        if let Some(thresholds) = thresholds {
-            collector.start_scheduler(pids, thresholds)?;
+        if let (Some(thresholds), Some(settings)) = (thresholds, settings) {
+            collector.start_scheduler(pids, settings, thresholds)?;
         }
         if let Some(maps) = collector.kernel.take_call_maps() {
             let (redact, blocking) = (Redact::new(args.redact_paths), &args.blocking);
@@ -307,10 +312,10 @@ impl Collector {
     }
 
     /// Lets the kernel programs watch the scheduler, and tells them what the threads of the targets are doing already.
-    fn start_scheduler(&mut self, pids: &[u32], thresholds: Thresholds) -> Result<()> {
+    fn start_scheduler(&mut self, pids: &[u32], settings: Settings, thresholds: Thresholds) -> Result<()> {
         let Some(maps) = self.kernel.take_sched_maps() else { return Ok(()) };
-        self.kernel.attach_sched()?;
-        let mut scheduler = Scheduler::new(maps, Path::new(PROC), pids, thresholds);
+        self.kernel.attach_sched(settings.wakers)?;
+        let mut scheduler = Scheduler::new(maps, Path::new(PROC), pids, settings, thresholds);
         // Stacks first: they take a while, in which threads wake up unseen.
         let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();
         for &pid in pids {
@@ -457,11 +462,12 @@ impl Collector {
                     calls.io(io);
                 }
             }
+            Record::Waker(id, name, raw) => self.take_waker(*id, name, raw),
             _ => {}
         }
         let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
         match record {
-            Record::Cpu(_) | Record::Stack(..) | Record::SlowCall(_) | Record::Io(_) => {}
+            Record::Cpu(_) | Record::Stack(..) | Record::Waker(..) | Record::SlowCall(_) | Record::Io(_) => {}
             Record::Interval(interval) => scheduler.interval(interval),
             Record::Turn(turn) => scheduler.turn(turn),
             Record::Exit(exit) => scheduler.exit(exit, &mut self.tables),
@@ -512,8 +518,56 @@ impl Collector {
         results.record(&sample, &self.tables, renamed.then_some(name.as_str()))
     }
 
+    /// Takes note of what wakes threads. An interrupt does it in the name of whoever it interrupted, which says nothing.
+    fn take_waker(&mut self, id: u64, name: &str, raw: &RawSample) {
+        let thread = ThreadKey { pid: raw.header.pid, tid: raw.header.tid };
+        let interrupt = thread.tid == 0 || self.is_interrupt(&raw.kernel);
+        let mut raw = raw.clone();
+        // Of a process that is gone, addresses say nothing.
+        if interrupt || !Path::new(PROC).join(thread.pid.to_string()).exists() {
+            raw.user.clear();
+            raw.header.flags = 0;
+        }
+        let taken = !(raw.kernel.is_empty() && raw.user.is_empty());
+        let stack = if taken { self.resolve_any(&raw).0 } else { None };
+        let Some(scheduler) = &mut self.scheduler else { return };
+        let who = if interrupt { "an interrupt".to_owned() } else { format!("{name} (tid {})", thread.tid) };
+        scheduler.waker(id, Waker { who, stack });
+    }
+
+    /// Whether the kernel was in an interrupt where it had this stack.
+    fn is_interrupt(&mut self, kernel: &[u64]) -> bool {
+        // Entries from the vectors: arch/x86/include/asm/idtentry.h, arch/arm64/kernel/entry.S.
+        const ENTRIES: [&str; 4] = ["asm_sysvec_", "asm_common_interrupt", "el1h_64_irq", "el0t_64_irq"];
+        let module = self.tables.module(self.kernel_module).clone();
+        let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+        let names = symbolizer.functions(self.kernel_module, &module, kernel, Detail::Names);
+        let mut functions = names.iter().flatten().flatten();
+        functions.any(|function| ENTRIES.iter().any(|entry| function.name.starts_with(entry)))
+    }
+
+    /// A stack that blocked, continued by that of what woke it, from the outside in: read from the root, first comes who
+    /// waited, then where, then who ended it.
+    fn with_waker(&mut self, stack: StackId, waker: &Waker) -> Option<StackId> {
+        let special = Module::special(ModuleKind::Waker);
+        let module = self.tables.module_id(Module { path: format!("[woken by {}]", waker.who), ..special });
+        let blocked = self.tables.stack(stack);
+        let woke = waker.stack.map_or(&[][..], |stack| &self.tables.stack(stack).frames);
+        let frames = woke.iter().rev().copied();
+        let frames = frames.chain([Frame { module, address: 0 }]).chain(blocked.frames.iter().copied());
+        let stack = Stack { frames: frames.collect(), kernel_frames: 0, end: blocked.end };
+        intern_stack(&mut self.tables, stack)
+    }
+
     /// Resolves and interns a stack; `None` if there is no room for it.
     fn resolve(&mut self, raw: &RawSample) -> Option<StackId> {
+        let (stack, gone) = self.resolve_any(raw);
+        self.losses.add(Loss::ProcessGone, gone.into());
+        stack
+    }
+
+    /// The same of a stack that is not the target's, perhaps; and whether its process was gone.
+    fn resolve_any(&mut self, raw: &RawSample) -> (Option<StackId>, bool) {
         let (pid, now_ns) = (raw.header.pid, raw.header.time_ns);
         let mut frames = Vec::with_capacity(raw.kernel.len() + raw.user.len() + 1);
         for (i, &address) in raw.kernel.iter().enumerate() {
@@ -526,7 +580,6 @@ impl Collector {
             gone |= resolution == Resolution::ProcessGone;
             frames.push(frame);
         }
-        self.losses.add(Loss::ProcessGone, gone.into());
         if frames.is_empty() {
             let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
             frames.push(Frame { module, address: 0 });
@@ -538,13 +591,13 @@ impl Collector {
             unwinder.want(pid);
         }
         let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };
-        intern_stack(&mut self.tables, stack)
+        (intern_stack(&mut self.tables, stack), gone)
     }
 
     /// Brings the time off CPUs into the totals.
     fn take_off_cpu(&mut self, results: &mut Results) -> Result<()> {
         let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
-        for (thread, stack, cause, ns) in scheduler.off_cpu(&mut self.tables) {
+        for OffCpuSample { thread, stack, cause, waker, ns } in scheduler.off_cpu(&mut self.tables) {
             let stack = match stack {
                 Some(stack) => stack,
                 None => {
@@ -557,6 +610,10 @@ impl Collector {
                     };
                     stack
                 }
+            };
+            let stack = match waker {
+                Some(waker) => self.with_waker(stack, &waker).unwrap_or(stack),
+                None => stack,
             };
             let sample =
                 Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: Some(cause) };
@@ -684,7 +741,7 @@ impl Collector {
 /// Whether the scheduler is watched too. Of the whole machine that costs more than most would expect: only if asked.
 fn watches_waits(args: &ProfileArgs, target: &Target) -> bool {
     let wanted = match args.waits {
-        Waits::Auto => !matches!(target, Target::All),
+        Waits::Auto => args.wakers || !matches!(target, Target::All),
         Waits::On => true,
         Waits::Off => false,
     };

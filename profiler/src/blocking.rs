@@ -64,6 +64,8 @@ pub struct ThreadTime {
     pub cpu_samples: u64,
     /// Waiting for a CPU.
     pub run_queue_ns: u64,
+    /// Its waits for a CPU, if they were asked for by thread, of the first 4,096 threads.
+    pub run_queue: Option<Summary>,
     /// Blocked, by cause, those that occurred.
     pub blocked: Vec<(WaitCause, u64)>,
 }
@@ -362,13 +364,22 @@ pub enum LongWaitKind {
         /// Not even a signal could end it.
         uninterruptible: bool,
     },
-    /// For a CPU, while this thread ran there.
+    /// For a CPU.
     Starved {
-        /// Thread id (initial PID namespace).
-        instead_tid: u32,
-        /// Name of that thread.
-        instead: String,
+        /// Who ran there meanwhile, those with the most time first; none where that is not known.
+        instead: Vec<RanInstead>,
     },
+}
+
+/// A thread that ran on a CPU that another waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RanInstead {
+    /// Thread id (initial PID namespace).
+    pub tid: u32,
+    /// Its name.
+    pub name: String,
+    /// Its part of the wait, ns: an estimate out of the samples of that CPU.
+    pub ns: u64,
 }
 
 /// A lock that many threads wait for at once.

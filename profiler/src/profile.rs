@@ -284,27 +284,38 @@ impl Names {
         self.module_of(frame).kind == ModuleKind::Kernel
     }
 
-    /// A stack without what the scheduler, or the end of a system call, calls to tell the probe; how much that is
-    /// differs from kernel to kernel.
+    /// A stack without what the scheduler, or the end of a system call, calls to tell the probe of a switch, of a wake-up or
+    /// of a call; how much that is differs from kernel to kernel.
     fn without_probe(&self, mut frames: Vec<usize>) -> Vec<usize> {
         const AT_MOST: usize = 8;
-        const TELLING: [&str; 5] = [
-            "__schedule",
-            "__bpf_trace_sys_exit",
-            "trace_sys_exit",
-            "syscall_exit_work",
-            "syscall_trace_exit",
-        ];
-        let tells = |frame: &usize| {
-            let frame = &self.frames[*frame];
-            let known = |name: &str| TELLING.contains(&name);
-            self.is_kernel(frame) && frame.functions.iter().any(|function| known(&function.name))
+        const CALL_ENDS: [&str; 4] =
+            ["__bpf_trace_sys_exit", "trace_sys_exit", "syscall_exit_work", "syscall_trace_exit"];
+        let is = |frame: usize, name: &str| {
+            let frame = &self.frames[frame];
+            self.is_kernel(frame) && frame.functions.iter().any(|function| function.name == name)
         };
-        let head = &frames[..frames.len().min(AT_MOST)];
-        if let Some(at) = head.iter().rposition(tells) {
-            frames.drain(..=at);
+        let blocked = self.waker_at(&frames).map_or(0, |at| at + 1);
+        let head = &frames[blocked..][..(frames.len() - blocked).min(AT_MOST)];
+        let told = head
+            .iter()
+            .position(|&frame| is(frame, "__schedule"))
+            .or_else(|| head.iter().rposition(|&frame| CALL_ENDS.iter().any(|name| is(frame, name))));
+        if let Some(at) = told {
+            frames.drain(blocked..=blocked + at);
+        }
+        if let Some(waker) = self.waker_at(&frames) {
+            let mut woke = frames[..waker].iter().rev().take(AT_MOST);
+            if let Some(at) = woke.position(|&frame| is(frame, "try_to_wake_up")) {
+                frames.drain(waker - at - 1..waker);
+            }
         }
         frames
+    }
+
+    /// Where, in a stack off CPUs, the frame is that says who woke the thread. The waker's stack lies before it, the
+    /// outermost first, and where the thread blocked behind it, the innermost first.
+    pub fn waker_at(&self, frames: &[usize]) -> Option<usize> {
+        frames.iter().position(|&frame| self.module_of(&self.frames[frame]).kind == ModuleKind::Waker)
     }
 
     /// Functions of a stack, innermost first, inlined ones included, each with its frame and whether the compiler

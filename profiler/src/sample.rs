@@ -79,6 +79,8 @@ pub enum ModuleKind {
     NotTaken,
     /// Not code: the system call that a stack made, by its number; the outermost frame.
     Syscall,
+    /// Stands between a stack that blocked and that of what woke it, whom its path names.
+    Waker,
 }
 
 /// A piece of code that addresses are relative to.
@@ -103,6 +105,7 @@ impl Module {
             ModuleKind::Jit(_) => "[jit]",
             ModuleKind::NotTaken => "[stack not taken]",
             ModuleKind::Syscall => "[system call]",
+            ModuleKind::Waker => "[woken]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Result;
+use profiler_common::cpu::Seen;
 use profiler_common::sched::{
     Exit, HistogramKey, HistogramKind, Interval, LoopSeen, MAX_THREADS, OffCpuKey, Phase, SyscallClass,
     ThreadState, Times, Turn,
@@ -18,13 +19,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     aggregate::waits::{Now, Waits},
-    blocking::{Block, Blocking, EventLoop, RunQueue, Summary, ThreadTime, WaitCause},
+    blocking::{Block, Blocking, EventLoop, RanInstead, RunQueue, Summary, ThreadTime, WaitCause},
     detect::{
         convoy::{Holder, Waiter},
-        long_wait::Wait,
+        long_wait::{Wait, who_ran},
         threshold::Thresholds,
     },
-    kernel::sched::{Limits, SchedMaps},
+    kernel::sched::{Limits, SchedMaps, Settings},
     probe::{
         self,
         sched::{self, SchedStat, Seed},
@@ -46,28 +47,37 @@ const MAX_ENDED: usize = 16_384;
 /// Descriptors looked up in /proc between two calls of [`Scheduler::look`]: each may read long tables.
 const MAX_LOOKUPS: u32 = 100;
 
+/// For how long a look at who ran on the CPUs is good enough: records are taken in at about this pace.
+const RAN_FRESH: Duration = Duration::from_millis(50);
+
 /// Histograms made for threads that are not yet known to be event loops.
 const MAX_EARLY_HISTOGRAMS: usize = 256;
 
-/// What the kernel programs tell one by one for these thresholds.
-pub fn limits(thresholds: &Thresholds) -> Limits {
-    Limits {
+/// What the kernel programs are to do for these thresholds and options.
+pub fn settings(thresholds: &Thresholds, wakers: bool, run_queue_by_thread: bool) -> Settings {
+    let limits = Limits {
         stall_ns: thresholds.stall_warning_ns,
         loop_block_ns: thresholds.stall_warning_ns / LOOP_BLOCK_PART,
         starvation_ns: thresholds.starvation_ns,
         block_ns: thresholds.block_ns,
-    }
+    };
+    Settings { limits, wakers, run_queue_by_thread }
 }
 
 /// Everything the scheduler probe has told.
 pub struct Scheduler {
     maps: SchedMaps,
+    settings: Settings,
     proc_root: PathBuf,
     began_ns: u64,
     ended_ns: Option<u64>,
     waits: Waits,
     /// Stacks by the kernel programs' ids.
     stacks: FxHashMap<u64, StackId>,
+    /// What woke threads, by the kernel programs' ids.
+    wakers: FxHashMap<u64, Waker>,
+    /// Who ran on each CPU lately, and when that was asked.
+    ran: Option<(Instant, Vec<Vec<Seen>>)>,
     ended: Vec<ThreadTime>,
     loops: FxHashMap<ThreadKey, Loop>,
     /// Threads by process and epoll descriptor they wait in.
@@ -86,22 +96,52 @@ struct Loop {
     object: u64,
 }
 
-/// Off-CPU time since this was last asked: whose, at which stack if it was taken, what for, and how long, ns.
-pub type OffCpuSample = (ThreadKey, Option<StackId>, WaitCause, u64);
+/// What woke a thread.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Waker {
+    /// The thread, or that it was an interrupt.
+    pub who: String,
+    /// Where it did so, if the stack was taken.
+    pub stack: Option<StackId>,
+}
+
+/// Off-CPU time since this was last asked.
+#[derive(Clone, Debug)]
+pub struct OffCpuSample {
+    /// Whose.
+    pub thread: ThreadKey,
+    /// Where, if the stack was taken.
+    pub stack: Option<StackId>,
+    /// What for.
+    pub cause: WaitCause,
+    /// What ended it, if that is known.
+    pub waker: Option<Waker>,
+    /// How long, ns.
+    pub ns: u64,
+}
 
 impl Scheduler {
     /// Does not count yet.
-    pub fn new(mut maps: SchedMaps, proc_root: &Path, pids: &[u32], thresholds: Thresholds) -> Scheduler {
+    pub fn new(
+        mut maps: SchedMaps,
+        proc_root: &Path,
+        pids: &[u32],
+        settings: Settings,
+        thresholds: Thresholds,
+    ) -> Scheduler {
         for &id in [0].iter().chain(pids) {
             maps.add_histogram(HistogramKey { kind: HistogramKind::RunQueue as u32, id });
         }
         Scheduler {
             maps,
+            settings,
             proc_root: proc_root.to_owned(),
             began_ns: 0,
             ended_ns: None,
             waits: Waits::new(thresholds),
             stacks: FxHashMap::default(),
+            wakers: FxHashMap::default(),
+            ran: None,
             ended: Vec::new(),
             loops: FxHashMap::default(),
             sharers: FxHashMap::default(),
@@ -164,6 +204,11 @@ impl Scheduler {
         self.stacks.insert(id, stack);
     }
 
+    /// A stack that wakes threads.
+    pub fn waker(&mut self, id: u64, waker: Waker) {
+        self.wakers.insert(id, waker);
+    }
+
     /// A CPU sample.
     pub fn cpu_sample(&mut self, thread: ThreadKey, time_ns: u64, stack: StackId, in_kernel: bool) {
         self.waits.cpu_sample(thread, time_ns, stack, in_kernel);
@@ -173,6 +218,7 @@ impl Scheduler {
     pub fn interval(&mut self, interval: &Interval) {
         let cause = WaitCause::from_number(interval.cause);
         let blocked = interval.syscall >= 0 || interval.woken_ns > interval.start_ns;
+        let instead = self.ran_instead(interval);
         let wait = Wait {
             thread: ThreadKey { pid: interval.pid, tid: interval.tid },
             block: Block {
@@ -189,10 +235,31 @@ impl Scheduler {
                 stack: self.stacks.get(&interval.stack).copied(),
             },
             uninterruptible: interval.uninterruptible != 0,
-            instead: Some((interval.instead_tid, probe::name(&interval.instead_comm))),
+            instead,
             ongoing: false,
         };
         self.waits.wait(wait);
+    }
+
+    /// Who ran while a thread waited for a CPU for too long: by samples of that CPU; if there are none of the time, the
+    /// thread that it was preempted for.
+    fn ran_instead(&mut self, interval: &Interval) -> Vec<RanInstead> {
+        let waited_ns = interval.end_ns.saturating_sub(interval.woken_ns);
+        if waited_ns < self.settings.limits.starvation_ns {
+            return Vec::new();
+        }
+        let ran = match self.ran.take() {
+            Some((asked, ran)) if asked.elapsed() < RAN_FRESH => (asked, ran),
+            _ => (Instant::now(), self.maps.ran()),
+        };
+        let (_, cpus) = self.ran.insert(ran);
+        let seen = cpus.get(interval.cpu as usize).map_or(&[][..], Vec::as_slice);
+        let found = who_ran(seen, interval.tid, interval.woken_ns, interval.end_ns);
+        if found.is_empty() && interval.instead_tid != 0 {
+            let name = probe::name(&interval.instead_comm);
+            return vec![RanInstead { tid: interval.instead_tid, name, ns: waited_ns }];
+        }
+        found
     }
 
     /// A long turn of an event loop.
@@ -207,11 +274,13 @@ impl Scheduler {
     pub fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
         let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
         tables.threads.insert(thread, probe::name(&exit.comm));
-        let time = thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
+        let mut time = thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
+        time.run_queue = self.maps.take_thread_run_queue(thread.tid).map(|histogram| Summary::of(&histogram));
         if self.ended.len() < MAX_ENDED {
             self.ended.push(time);
         } else if let Some(last) = self.ended.last_mut() {
             last.name = "(and others that ended)".to_owned();
+            last.run_queue = None;
             last.add(&time);
         }
         self.waits.ended(thread);
@@ -289,8 +358,14 @@ impl Scheduler {
         let states = self.maps.threads();
         for state in &states {
             for known in state.known.iter().filter(|known| known.time.count > 0) {
-                let (cause, syscall, stack) = (known.cause, known.syscall, known.stack);
-                let key = OffCpuKey { stack, pid: state.pid, tid: state.tid, cause, syscall };
+                let key = OffCpuKey {
+                    stack: known.stack,
+                    waker: known.waker,
+                    pid: state.pid,
+                    tid: state.tid,
+                    cause: known.cause,
+                    syscall: known.syscall,
+                };
                 *sums.entry(key).or_default() += known.time.ns;
             }
         }
@@ -300,9 +375,13 @@ impl Scheduler {
             let new = ns.saturating_sub(*taken);
             *taken = ns.max(*taken);
             if new > 0 {
-                let thread = ThreadKey { pid: key.pid, tid: key.tid };
-                let stack = self.stacks.get(&key.stack).copied();
-                samples.push((thread, stack, WaitCause::from_number(key.cause), new));
+                samples.push(OffCpuSample {
+                    thread: ThreadKey { pid: key.pid, tid: key.tid },
+                    stack: self.stacks.get(&key.stack).copied(),
+                    cause: WaitCause::from_number(key.cause),
+                    waker: self.wakers.get(&key.waker).cloned(),
+                    ns: new,
+                });
             }
         }
         if let Some(now_ns) = self.ended_ns {
@@ -310,13 +389,17 @@ impl Scheduler {
                 let times = sched::times_until(state, &schedstat(&self.proc_root, state), now_ns);
                 let cause = state.cause as usize % WaitCause::ALL.len();
                 let ns = times.blocked_ns[cause] - state.times.blocked_ns[cause];
-                let thread = ThreadKey { pid: state.pid, tid: state.tid };
-                let stack = self.stacks.get(&state.stack).copied();
-                samples.push((thread, stack, WaitCause::from_number(state.cause), ns));
+                samples.push(OffCpuSample {
+                    thread: ThreadKey { pid: state.pid, tid: state.tid },
+                    stack: self.stacks.get(&state.stack).copied(),
+                    cause: WaitCause::from_number(state.cause),
+                    waker: None,
+                    ns,
+                });
             }
         }
-        for (thread, ..) in &samples {
-            self.name(*thread, tables);
+        for sample in &samples {
+            self.name(sample.thread, tables);
         }
         samples
     }
@@ -361,6 +444,12 @@ impl Scheduler {
                 }
             }
         }
+        let living = self.ended.len();
+        for (tid, histogram) in self.maps.thread_run_queues() {
+            if let Some(thread) = now.threads[living..].iter_mut().find(|thread| thread.thread.tid == tid) {
+                thread.run_queue = Some(Summary::of(&histogram));
+            }
+        }
         self.waits.blocking(now)
     }
 
@@ -383,7 +472,7 @@ impl Scheduler {
                 stack: self.stacks.get(&state.stack).copied(),
             },
             uninterruptible: state.uninterruptible != 0,
-            instead: None,
+            instead: Vec::new(),
             ongoing: true,
         }
     }

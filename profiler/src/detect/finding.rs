@@ -341,8 +341,8 @@ fn wait_group(waits: &[&LongWait]) -> Option<WaitGroup> {
     let threads = std::iter::once(longest).chain(waits).map(|wait| wait.thread);
     let mut instead: BTreeMap<&str, u64> = BTreeMap::new();
     for wait in waits {
-        if let LongWaitKind::Starved { instead: name, .. } = &wait.kind {
-            *instead.entry(name).or_default() += wait.length_ns();
+        if let LongWaitKind::Starved { instead: threads } = &wait.kind {
+            threads.iter().for_each(|thread| *instead.entry(&thread.name).or_default() += thread.ns);
         }
     }
     let mut instead: Vec<_> = instead.into_iter().map(|(name, ns)| (name.to_owned(), ns)).collect();

@@ -1,8 +1,13 @@
 //! Threads that do not get on: blocked for long in something other than idleness, or without a CPU.
 
+use std::collections::BTreeMap;
+
+use profiler_common::cpu::Seen;
+
 use super::threshold::Thresholds;
 use crate::{
-    blocking::{Block, LongWait, LongWaitKind, Severity, WaitCause},
+    blocking::{Block, LongWait, LongWaitKind, RanInstead, Severity, WaitCause},
+    probe,
     sample::ThreadKey,
 };
 
@@ -15,8 +20,8 @@ pub struct Wait {
     pub block: Block,
     /// Not even a signal could end the block.
     pub uninterruptible: bool,
-    /// Thread id (initial PID namespace) and name of the thread that ran while this one waited for the CPU.
-    pub instead: Option<(u32, String)>,
+    /// Who ran while this one waited for the CPU.
+    pub instead: Vec<RanInstead>,
     /// It has not ended yet; its lengths are those so far.
     pub ongoing: bool,
 }
@@ -40,11 +45,28 @@ pub fn long_waits(wait: &Wait, event_loop: bool, thresholds: &Thresholds) -> imp
         let severity = if stuck { Severity::Critical } else { severity };
         finding(severity, LongWaitKind::Blocked { uninterruptible: wait.uninterruptible })
     });
-    let starved = thresholds.starvation(block.run_queue_ns).map(|severity| {
-        let (instead_tid, instead) = wait.instead.clone().unwrap_or_default();
-        finding(severity, LongWaitKind::Starved { instead_tid, instead })
-    });
+    let starved = thresholds
+        .starvation(block.run_queue_ns)
+        .map(|severity| finding(severity, LongWaitKind::Starved { instead: wait.instead.clone() }));
     blocked.into_iter().chain(starved)
+}
+
+/// Who ran on a CPU while thread `tid` waited for it from `start_ns` to `end_ns`, by the samples of that CPU; the most time
+/// first.
+pub fn who_ran(seen: &[Seen], tid: u32, start_ns: u64, end_ns: u64) -> Vec<RanInstead> {
+    let meanwhile = seen.iter().filter(|seen| (start_ns..end_ns).contains(&seen.time_ns) && seen.tid != tid);
+    let all = meanwhile.clone().count() as u64;
+    let mut samples: BTreeMap<(u32, String), u64> = BTreeMap::new();
+    for seen in meanwhile.filter(|seen| seen.tid != 0) {
+        *samples.entry((seen.tid, probe::name(&seen.comm))).or_default() += 1;
+    }
+    let part = |samples| (u128::from(end_ns - start_ns) * u128::from(samples) / u128::from(all)) as u64;
+    let mut ran: Vec<RanInstead> = samples
+        .into_iter()
+        .map(|((tid, name), samples)| RanInstead { tid, name, ns: part(samples) })
+        .collect();
+    ran.sort_by_key(|ran| std::cmp::Reverse(ran.ns));
+    ran
 }
 
 #[cfg(test)]
@@ -60,7 +82,7 @@ pub(crate) mod fixtures {
             thread: ThreadKey { pid: 7, tid },
             block: fixtures::block(start_ns, blocked_ns, run_queue_ns, cause),
             uninterruptible: false,
-            instead: Some((99, "hog".into())),
+            instead: vec![RanInstead { tid: 99, name: "hog".into(), ns: run_queue_ns }],
             ongoing: false,
         }
     }
@@ -97,5 +119,26 @@ mod tests {
         assert_eq!(found(&stuck, false), [(Severity::Warning, false)]);
         stuck.ongoing = true;
         assert_eq!(found(&stuck, false), [(Severity::Critical, false)]);
+    }
+
+    #[test]
+    fn samples_tell_who_ran_instead() {
+        let seen = |time_ns, tid, name: &str| {
+            let mut comm = [0; 16];
+            comm[..name.len()].copy_from_slice(name.as_bytes());
+            Seen { time_ns, pid: tid, tid, comm }
+        };
+        let samples = [
+            seen(5, 2, "before"),
+            seen(10, 1, "itself"),
+            seen(11, 2, "hog"),
+            seen(12, 3, "other"),
+            seen(13, 2, "hog"),
+            seen(14, 0, "swapper/0"),
+            seen(50, 2, "hog"),
+        ];
+        let ran = |tid, name: &str, ns| RanInstead { tid, name: name.into(), ns };
+        assert_eq!(who_ran(&samples, 1, 10, 50), [ran(2, "hog", 20), ran(3, "other", 10)]);
+        assert_eq!(who_ran(&samples, 1, 60, 70), []);
     }
 }

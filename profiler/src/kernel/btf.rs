@@ -1,7 +1,7 @@
 //! Offsets of members in the running kernel's structures, read from its BTF. Rust kernel programs carry no
 //! relocations, so userspace looks the offsets up and passes them in.
 //!
-//! Only what that takes: types in order, structs and their members. Format:
+//! Only what that takes: types in order, structs and their members, names of functions. Format:
 //! <https://www.kernel.org/doc/html/latest/bpf/btf.html>.
 
 use std::{collections::HashMap, path::Path};
@@ -14,11 +14,13 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_FUNC: u32 = 12;
 
-/// The kernel's structures by name, as far as they were asked for.
+/// The kernel's structures and functions by name, as far as they were asked for.
 #[derive(Debug)]
 pub struct Btf<'a> {
     structs: HashMap<&'a str, Struct<'a>>,
+    functions: HashMap<&'a str, u32>,
 }
 
 #[derive(Debug)]
@@ -28,7 +30,7 @@ struct Struct<'a> {
 }
 
 impl<'a> Btf<'a> {
-    /// Reads the structures called `names` out of BTF `data`.
+    /// Reads the structures and functions called `names` out of BTF `data`.
     pub fn parse(data: &'a [u8], names: &[&str]) -> Result<Btf<'a>> {
         if u16::from_ne_bytes(array(data, 0)?) != MAGIC {
             bail!("not BTF of this machine's byte order");
@@ -47,17 +49,21 @@ impl<'a> Btf<'a> {
             std::str::from_utf8(&tail[..end]).unwrap_or_default()
         };
 
-        let mut structs = HashMap::new();
+        let (mut structs, mut functions) = (HashMap::new(), HashMap::new());
         let mut at = 0;
         // Where each type is, by its number; the first is void.
         let mut positions = vec![usize::MAX];
         let mut wanted = Vec::new();
         while at < types.len() {
+            let id = positions.len() as u32;
             positions.push(at);
             let (name, info, size) = (word(types, at)?, word(types, at + 4)?, word(types, at + 8)?);
             let (kind, members) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
             if kind == KIND_STRUCT && names.contains(&string(name)) {
                 wanted.push((string(name), size, at));
+            }
+            if kind == KIND_FUNC && names.contains(&string(name)) {
+                functions.entry(string(name)).or_insert(id);
             }
             at += 12;
             at += trailing_bytes(kind, members)?;
@@ -68,7 +74,7 @@ impl<'a> Btf<'a> {
             numbers.members(at, 0, MAX_NESTED, &mut members)?;
             structs.entry(name).or_insert(Struct { size, members });
         }
-        Ok(Btf { structs })
+        Ok(Btf { structs, functions })
     }
 
     /// Offset of a member, in bytes.
@@ -79,6 +85,11 @@ impl<'a> Btf<'a> {
             .get(member)
             .copied()
             .with_context(|| format!("kernel's struct {name} has no member {member}"))
+    }
+
+    /// Id of a function among all types.
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        self.functions.get(name).copied()
     }
 
     /// Size of a struct, in bytes.
@@ -156,10 +167,11 @@ mod tests {
 
     use super::*;
 
-    /// BTF with one int and `struct pair { int a; int b; }`.
+    /// BTF with one int, `struct pair { int a; int b; }` and a function of that name.
     fn sample() -> Vec<u8> {
         let strings = b"\0int\0pair\0a\0b\0";
-        let types: Vec<u32> = vec![1, 1 << 24, 4, 0x20, 5, 4 << 24 | 2, 8, 10, 1, 0, 12, 1, 32];
+        let types: Vec<u32> =
+            vec![1, 1 << 24, 4, 0x20, 5, 4 << 24 | 2, 8, 10, 1, 0, 12, 1, 32, 5, 12 << 24, 0];
         let mut data = vec![];
         data.extend(MAGIC.to_ne_bytes());
         data.extend([1, 0]);
@@ -178,6 +190,7 @@ mod tests {
         assert_eq!(btf.offset("pair", "a").unwrap(), 0);
         assert_eq!(btf.offset("pair", "b").unwrap(), 4);
         assert_eq!(btf.size("pair").unwrap(), 8);
+        assert_eq!((btf.function_id("pair"), btf.function_id("int")), (Some(3), None));
         assert!(btf.offset("pair", "c").is_err());
         assert!(btf.offset("other", "a").is_err());
     }

@@ -14,7 +14,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{CgroupArray, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
-        PerfEvent, RawTracePoint,
+        FEntry, PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -28,6 +28,7 @@ use profiler_common::{
 
 use super::{
     btf::{self, Btf},
+    function_hooks,
     sched::{self, SchedMaps},
     syscall::{self, CallMaps},
     unwind::UnwindMaps,
@@ -66,7 +67,7 @@ pub struct Kernel {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Watch<'a> {
     /// The scheduler.
-    pub sched: Option<&'a sched::Limits>,
+    pub sched: Option<&'a sched::Settings>,
     /// System calls; by thread if true.
     pub calls: Option<bool>,
 }
@@ -90,10 +91,7 @@ impl Kernel {
         let wakeup_bytes = u64::from(ring_bytes / 2);
 
         // Spares all other processes a look into the set of targets.
-        let only: u32 = match target {
-            Target::Pids { pids, follow: false } if pids.len() == 1 && pidns == INIT_PIDNS_INUM => pids[0],
-            _ => 0,
-        };
+        let only = target.only_pid().filter(|_| pidns == INIT_PIDNS_INUM).unwrap_or(0);
 
         let mut loader = EbpfLoader::new();
         // None of the programs needs kernel types at load time; parsing them would cost more than all the rest.
@@ -114,18 +112,27 @@ impl Kernel {
             loader.map_max_entries("STACKS_SENT", 1);
         }
         match sched {
-            Some(sched) => {
+            Some(sched::Settings { limits, wakers: _, run_queue_by_thread }) => {
                 loader
-                    .override_global("STALL_NS", &sched.stall_ns, true)
-                    .override_global("LOOP_BLOCK_NS", &sched.loop_block_ns, true)
-                    .override_global("STARVATION_NS", &sched.starvation_ns, true)
-                    .override_global("BLOCK_NS", &sched.block_ns, true);
+                    .override_global(
+                        "RUN_QUEUE_BY_THREAD",
+                        if *run_queue_by_thread { &1u8 } else { &0u8 },
+                        true,
+                    )
+                    .override_global("KEEP_RAN", &1u8, true)
+                    .override_global("STALL_NS", &limits.stall_ns, true)
+                    .override_global("LOOP_BLOCK_NS", &limits.loop_block_ns, true)
+                    .override_global("STARVATION_NS", &limits.starvation_ns, true)
+                    .override_global("BLOCK_NS", &limits.block_ns, true);
             }
             None => {
                 for map in sched::LARGE_MAPS {
                     loader.map_max_entries(map, 1);
                 }
             }
+        }
+        if !sched.is_some_and(|sched| sched.run_queue_by_thread) {
+            loader.map_max_entries(sched::BY_THREAD_MAP, 1);
         }
         let (watched, by_thread) = (u32::from(calls.is_some()), u32::from(calls == Some(true)));
         loader.override_global("CALLS_WATCHED", &watched, true).override_global(
@@ -152,7 +159,7 @@ impl Kernel {
         if watches {
             sched::set_classes(&mut ebpf)?;
         }
-        let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf)).transpose()?;
+        let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf, only)).transpose()?;
         let call_maps = calls.map(|_| CallMaps::take(&mut ebpf)).transpose()?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
@@ -242,8 +249,12 @@ impl Kernel {
         self.attach_raw(&hooks)
     }
 
-    /// Attaches the scheduler probe; it begins when [`SchedMaps::start`] says so.
-    pub fn attach_sched(&mut self) -> Result<()> {
+    /// Attaches the scheduler probe, and the hook of wake-ups if `wakers` are asked for; it begins when
+    /// [`SchedMaps::start`] says so.
+    pub fn attach_sched(&mut self, wakers: bool) -> Result<()> {
+        if wakers {
+            self.attach_raw(&[("sched_waking", "sched_waking")])?;
+        }
         self.attach_raw(&[
             ("sched_wakeup_new", "sched_wakeup_new"),
             ("sched_exec", "sched_process_exec"),
@@ -251,39 +262,41 @@ impl Kernel {
         ])
     }
 
-    /// Attaches the hook of the calls that event loops wait in. Every system call of every process passes it: only
-    /// for targets that have an event loop. Where the system-call probe is there already, it goes on into it.
+    /// Attaches the hook of the calls that event loops wait in: to these calls only, if the kernel allows it; otherwise
+    /// where every system call of every process passes. The system-call probe is there already, and asks by itself.
     pub fn attach_loops(&mut self) -> Result<()> {
         if self.watches_calls {
-            self.add_call_steps(&["wait_enter"])
-        } else {
-            self.attach_raw(&[("wait_enter", "sys_enter")])
+            return Ok(());
         }
+        let functions = function_hooks::allowed(&function_hooks::LOOP_WAITS);
+        if functions.is_empty() {
+            return self.attach_raw(&[("wait_enter", "sys_enter")]);
+        }
+        let btf = aya::Btf::from_sys_fs().context("reading the kernel's types")?;
+        for (name, function) in functions {
+            let program: &mut FEntry = program(self.ebpf.as_mut(), name)?;
+            program.load(function, &btf).map_err(explain_program)?;
+            program.attach().map_err(explain_program)?;
+        }
+        Ok(())
     }
 
     /// Attaches the system-call probe. Every system call of every process passes it: only if asked for.
     pub fn attach_calls(&mut self) -> Result<()> {
-        self.add_call_steps(&["call_stack", "call_follow"])?;
+        for (index, name) in (0..).zip(syscall::STEPS) {
+            let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
+            step.load().map_err(explain_program)?;
+            let step = step.fd()?.try_clone()?;
+            let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut("CALL_STEPS"));
+            let mut map = ProgramArray::try_from(map.context("kernel object has no map CALL_STEPS")?)?;
+            map.set(index, &step, 0)?;
+        }
         self.attach_raw(&[
             ("call_gone", "sched_process_exit"),
             ("call_exec", "sched_process_exec"),
             ("call_exit", "sys_exit"),
             ("call_enter", "sys_enter"),
         ])
-    }
-
-    /// Makes these programs known to those of the system-call probe that go on into them.
-    fn add_call_steps(&mut self, names: &[&str]) -> Result<()> {
-        for name in names {
-            let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
-            step.load().map_err(explain_program)?;
-            let step = step.fd()?.try_clone()?;
-            let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut("CALL_STEPS"));
-            let mut map = ProgramArray::try_from(map.context("kernel object has no map CALL_STEPS")?)?;
-            let index = syscall::STEPS.iter().position(|known| known == name);
-            map.set(index.context("no step of the system-call probe")? as u32, &step, 0)?;
-        }
-        Ok(())
     }
 
     fn attach_raw(&mut self, hooks: &[(&str, &str)]) -> Result<()> {

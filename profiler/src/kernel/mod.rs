@@ -2,6 +2,7 @@
 //! kernel's notices of new mappings; `preflight` says beforehand what would work.
 
 pub mod btf;
+pub mod function_hooks;
 pub mod load;
 pub mod preflight;
 pub mod sched;

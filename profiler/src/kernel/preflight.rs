@@ -7,7 +7,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
-use super::btf;
+use super::{btf, function_hooks};
 
 /// Bits of capability sets in /proc/self/status (include/uapi/linux/capability.h).
 const CAPABILITIES: [(u32, &str, &str); 5] = [
@@ -97,6 +97,13 @@ pub fn checks() -> Vec<Check> {
                 "not in this kernel",
             );
         }
+        check(
+            "function hooks (fentry)",
+            !function_hooks::allowed(&function_hooks::LOOP_WAITS).is_empty(),
+            Verdict::Degraded,
+            "supported",
+            "refused or not in this kernel: event loops are seen by way of every system call, which costs each some 75 ns",
+        );
         check(
             "BPF ring buffer",
             is_map_supported(aya::maps::MapType::RingBuf).unwrap_or(false),

@@ -12,7 +12,7 @@ use profiler_common::{
 use crate::probe::syscalls;
 
 /// Programs that others go on into, by their positions in the map `CALL_STEPS`.
-pub const STEPS: [&str; 3] = ["call_stack", "call_follow", "wait_enter"];
+pub const STEPS: [&str; 2] = ["call_stack", "call_follow"];
 
 /// How large the maps are to be that have all their memory from the start. `by_thread` says whether threads are kept
 /// apart; `None` if the probe does not run.

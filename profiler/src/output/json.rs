@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::RenderOptions;
 use crate::{
-    blocking::{self, LongWaitKind, RunQueue, Summary, WaitCause},
+    blocking::{self, LongWaitKind, RanInstead, RunQueue, Summary, WaitCause},
     detect::hotspot::{self, Hotspot},
     profile::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
     sample::{Loss, StackId, ThreadKey},
@@ -165,6 +165,8 @@ struct ThreadTime<'a> {
     on_cpu_kernel_ns: u64,
     cpu_samples: u64,
     run_queue_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_queue: Option<Summary>,
     blocked_ns: BTreeMap<&'static str, u64>,
 }
 
@@ -219,8 +221,7 @@ struct LongWait<'a> {
     tid: u32,
     kind: &'static str,
     uninterruptible: bool,
-    instead_tid: Option<u32>,
-    instead: Option<&'a str>,
+    instead: &'a [RanInstead],
     ongoing: bool,
     block: Block<'a>,
 }
@@ -476,6 +477,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
         on_cpu_kernel_ns: of.on_cpu_kernel_ns,
         cpu_samples: of.cpu_samples,
         run_queue_ns: of.run_queue_ns,
+        run_queue: of.run_queue,
         blocked_ns: causes(&of.blocked),
     };
     let event_loop = |of: &'a blocking::EventLoop| EventLoop {
@@ -507,10 +509,8 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
     };
     let long_wait = |of: &'a blocking::LongWait| {
         let (kind, uninterruptible, instead) = match &of.kind {
-            LongWaitKind::Blocked { uninterruptible } => ("blocked", *uninterruptible, None),
-            LongWaitKind::Starved { instead_tid, instead } => {
-                ("starved", false, Some((*instead_tid, instead.as_str())))
-            }
+            LongWaitKind::Blocked { uninterruptible } => ("blocked", *uninterruptible, &[][..]),
+            LongWaitKind::Starved { instead } => ("starved", false, &instead[..]),
         };
         LongWait {
             severity: of.severity.id(),
@@ -518,8 +518,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
             tid: of.thread.tid,
             kind,
             uninterruptible,
-            instead_tid: instead.map(|(tid, _)| tid),
-            instead: instead.map(|(_, name)| name),
+            instead,
             ongoing: of.ongoing,
             block: block(&of.block),
         }

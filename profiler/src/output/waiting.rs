@@ -8,8 +8,8 @@ use super::report::{Keep, Style, count, fit, percent, thousands, width};
 use crate::{
     blocking::{Blocking, Convoy, EventLoop, LongWaitKind, Severity, Summary, ThreadTime, WaitCause},
     detect::finding::{self, Finding, Reason, StallGroup, WaitGroup},
-    profile::{Names, Profile, Run},
-    sample::{StackId, ThreadKey},
+    profile::{NamedFrame, Names, Profile, Run},
+    sample::{ModuleKind, ThreadKey},
     symbolize::Function,
 };
 
@@ -29,14 +29,9 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(blocking) = &run.blocking else { return Ok(()) };
     times(blocking, style, out)?;
     for of in blocking.run_queue.iter().filter(|of| of.waits.count > 0).take(PROCESSES) {
-        let Summary { count: n, p50_ns, p90_ns, p99_ns, p999_ns, max_ns, .. } = of.waits;
-        let [p50, p90, p99, p999, max] = [p50_ns, p90_ns, p99_ns, p999_ns, max_ns].map(time);
-        let text = format!(
-            "run queue {}: {}, p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}",
-            if of.pid == 0 { "of all others".to_owned() } else { format!("{} (pid {})", of.process, of.pid) },
-            count(n, "wait"),
-        );
-        line(&text, style, out)?;
+        let who =
+            if of.pid == 0 { "of all others".to_owned() } else { format!("{} (pid {})", of.process, of.pid) };
+        line(&format!("run queue {who}: {}", run_queue(&of.waits)), style, out)?;
     }
     for of in blocking.loops.iter().filter(|of| of.turns.count > 0).take(PROCESSES) {
         event_loop(of, style, out)?;
@@ -53,6 +48,13 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         stacks(off_cpu, style, out)?;
     }
     Ok(())
+}
+
+/// A distribution of waits for a CPU.
+fn run_queue(waits: &Summary) -> String {
+    let &Summary { count: n, p50_ns, p90_ns, p99_ns, p999_ns, max_ns, .. } = waits;
+    let [p50, p90, p99, p999, max] = [p50_ns, p90_ns, p99_ns, p999_ns, max_ns].map(time);
+    format!("{}, p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}", count(n, "wait"))
 }
 
 fn event_loop(of: &EventLoop, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -110,6 +112,9 @@ fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> 
         }
         for thread in threads.iter() {
             row(thread, &format!("  {} (tid {})", thread.name, thread.thread.tid), style, out)?;
+            if let Some(waits) = thread.run_queue.filter(|_| style.threads) {
+                line(&format!("{:>42}    {}", "", run_queue(&waits)), style, out)?;
+            }
         }
         if threads.len() < all {
             writeln!(
@@ -198,11 +203,11 @@ fn findings(run: &Run, blocking: &Blocking, style: &Style, out: &mut dyn Write) 
             _ => [("", stack), ("", None)],
         };
         for (whose, stack) in both {
-            let functions = stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-            for (i, function) in functions.iter().take(FRAMES).enumerate() {
+            let functions = stack.map_or_else(Vec::new, |stack| told(run.names(), run.names().stack(stack)));
+            for (i, function) in functions.iter().enumerate() {
                 let whose = if i == 0 { whose } else { "" };
                 let gap = if whose.is_empty() { "" } else { " " };
-                line(&format!("            {whose}{gap}{}", at(function)), style, out)?;
+                line(&format!("            {whose}{gap}{function}"), style, out)?;
             }
         }
     }
@@ -305,30 +310,52 @@ fn convoy(convoy: &Convoy, name: &Namer<'_>) -> String {
 
 /// The stacks that waited longest in something else than idleness.
 fn stacks(off_cpu: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
-    let mut weights: BTreeMap<(WaitCause, Vec<&str>), u64> = BTreeMap::new();
+    // What for, where, and who ended it.
+    let mut weights: BTreeMap<(WaitCause, Vec<&str>, Option<String>), u64> = BTreeMap::new();
     for stack in &off_cpu.stacks {
         let cause = stack.cause.unwrap_or(WaitCause::Unknown);
         if !cause.is_idle() {
-            let functions = user_functions(&off_cpu.names, &stack.frames);
-            let names =
-                functions.into_iter().take(OFF_CPU.1).map(|function| function.name.as_str()).collect();
-            *weights.entry((cause, names)).or_default() += stack.weight;
+            let names = &off_cpu.names;
+            let woken = names.waker_at(&stack.frames);
+            let blocked = &stack.frames[woken.map_or(0, |at| at + 1)..];
+            let waker = woken.map(|at| waker(names, &stack.frames[..=at]));
+            *weights.entry((cause, chain(names, blocked), waker)).or_default() += stack.weight;
         }
     }
     if weights.is_empty() {
         return Ok(());
     }
     let total: u64 = weights.values().sum();
-    let mut weights: Vec<_> = weights.into_iter().collect();
+    let mut weights: Vec<_> = weights.into_iter().filter(|(_, ns)| percent(*ns, total) >= 0.05).collect();
     weights.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
     let title = format!("longest off CPU, without idle waits: {} in all", time(total));
     writeln!(out, "\n{}", style.bold(&title))?;
-    for ((cause, functions), ns) in weights.into_iter().take(OFF_CPU.0) {
+    for ((cause, functions, waker), ns) in weights.into_iter().take(OFF_CPU.0) {
         let share = percent(ns, total);
         let text = format!("{:>8}  {share:>5.1} %  {}: {}", time(ns), cause.words(), functions.join(" < "));
         line(&text, style, out)?;
+        if let Some(waker) = waker {
+            line(&format!("                    {waker}"), style, out)?;
+        }
     }
     Ok(())
+}
+
+/// The innermost functions of a stack that waits or wakes.
+fn chain<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a str> {
+    let functions = user_functions(names, frames);
+    functions.into_iter().take(OFF_CPU.1).map(|function| function.name.as_str()).collect()
+}
+
+/// Who woke a thread and where: its stack, the outermost first, and the frame that says who it was.
+fn waker(names: &Names, frames: &[usize]) -> String {
+    let Some((who, woke)) = frames.split_last() else { return String::new() };
+    let who = names.frames[*who].functions[0].name.trim_matches(['[', ']']);
+    let inward: Vec<usize> = woke.iter().rev().copied().collect();
+    match chain(names, &inward)[..] {
+        [] => who.to_owned(),
+        ref functions => format!("{who} in {}", functions.join(" < ")),
+    }
 }
 
 /// Names of threads and processes.
@@ -354,6 +381,19 @@ impl<'a> Namer<'a> {
 
 pub(super) fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
     user_functions(names, names.stack(stack))
+}
+
+/// The innermost functions of a stack, and the first that a just-in-time compiler made, which is the program's own, where
+/// the others are all its runtime's.
+fn told(names: &Names, frames: &[usize]) -> Vec<String> {
+    let functions = user_functions(names, frames);
+    let mut told: Vec<String> = functions.iter().take(FRAMES).map(|function| at(function)).collect();
+    let compiled = |frame: &NamedFrame| matches!(names.module_of(frame).kind, ModuleKind::Jit(_));
+    let own = names.functions(frames).find(|(_, frame, _)| compiled(frame)).map(|(function, ..)| function);
+    if let Some(own) = own.filter(|own| !functions.iter().take(FRAMES).any(|function| function == own)) {
+        told.push(format!("… {}", at(own)));
+    }
+    told
 }
 
 /// The user's functions of a stack, innermost first, or the kernel's if there are no others.
@@ -401,7 +441,9 @@ pub(super) fn time(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures};
+    use crate::{
+        blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures, sample::Module,
+    };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
 
@@ -454,6 +496,28 @@ mod tests {
         assert!(render(&run, PLAIN).contains("1 more, less busy"));
         let all = render(&run, Style { threads: true, ..PLAIN });
         assert!(all.contains("idle (tid 20): parked (futex) 100.0") && !all.contains("less busy"), "{all}");
+    }
+
+    #[test]
+    fn the_programs_own_function_is_told_however_deep_its_runtime() {
+        let function = |name: String| Function { name, ..Function::default() };
+        let frame = |(address, (module, name)): (usize, (usize, String))| NamedFrame {
+            module,
+            address: address as u64,
+            functions: vec![function(name)],
+        };
+        let runtime = (0..7).map(|i| (0, format!("runtime{i}")));
+        let stack =
+            runtime.chain([(1, "JS:~mine app.js:1".to_owned()), (1, "JS:~caller app.js:9".to_owned())]);
+        let file = Module { path: "/usr/bin/node".into(), ..Module::special(ModuleKind::File) };
+        let names = Names {
+            modules: vec![file, Module::special(ModuleKind::Jit(7))],
+            frames: stack.enumerate().map(frame).collect(),
+            ..Names::default()
+        };
+        let told = |first: usize| told(&names, &(first..9).collect::<Vec<_>>());
+        assert_eq!(told(0)[FRAMES - 1..], ["runtime4", "… JS:~mine app.js:1"]);
+        assert_eq!(told(6), ["runtime6", "JS:~mine app.js:1", "JS:~caller app.js:9"]);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Record {
     Cpu(cpu::RawSample),
     /// A stack that blocks, by its id.
     Stack(u64, cpu::RawSample),
+    /// A stack that wakes threads, by its id, and the name of its thread.
+    Waker(u64, String, cpu::RawSample),
     /// A long block or wait for a CPU.
     Interval(raw::Interval),
     /// A long turn of an event loop.
@@ -41,6 +43,9 @@ impl Record {
         match kind {
             KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
             raw::KIND_STACK => sched::decode_stack(bytes).map(|(id, stack)| Record::Stack(id, stack)),
+            raw::KIND_WAKER => {
+                sched::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
+            }
             raw::KIND_INTERVAL => sched::plain(bytes).map(Record::Interval),
             raw::KIND_TURN => sched::plain(bytes).map(Record::Turn),
             raw::KIND_EXIT => sched::plain(bytes).map(Record::Exit),
@@ -54,7 +59,9 @@ impl Record {
     /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
     pub fn time_ns(&self) -> u64 {
         match self {
-            Record::Cpu(sample) | Record::Stack(_, sample) => sample.header.time_ns,
+            Record::Cpu(sample) | Record::Stack(_, sample) | Record::Waker(_, _, sample) => {
+                sample.header.time_ns
+            }
             Record::Interval(interval) => interval.end_ns,
             Record::Turn(turn) => turn.end_ns,
             Record::Exit(exit) => exit.time_ns,
@@ -74,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(kind in 0u32..10, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             if let Some(first) = bytes.first_chunk_mut() {
                 *first = kind.to_ne_bytes();
             }

@@ -2,8 +2,12 @@
 
 use std::{fs, path::Path};
 
-use profiler_common::sched::{
-    Cause, Exit, Interval, KIND_STACK, LoopSeen, Phase, SyscallClass, ThreadState, Times, Turn,
+use profiler_common::{
+    cpu::SAMPLE_HEADER_LEN,
+    sched::{
+        Cause, Exit, Interval, KIND_STACK, KIND_WAKER, LoopSeen, Phase, SyscallClass, ThreadState, Times,
+        Turn,
+    },
 };
 
 use super::{
@@ -28,6 +32,14 @@ pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
 pub fn decode_stack(bytes: &[u8]) -> Option<(u64, RawSample)> {
     let stack = cpu::decode_stack(bytes, KIND_STACK)?;
     Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), stack))
+}
+
+/// Decodes the stack of a thread that wakes another, its id, and the thread's name.
+pub fn decode_waker(bytes: &[u8]) -> Option<(u64, String, RawSample)> {
+    let stack = cpu::decode_stack(bytes, KIND_WAKER)?;
+    let end = SAMPLE_HEADER_LEN + 8 * (stack.kernel.len() + stack.user.len());
+    let name = super::name(bytes.get(end..)?.first_chunk()?);
+    Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), name, stack))
 }
 
 /// A thread before the probe has seen it.
@@ -105,22 +117,8 @@ fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> Cause {
                 _ => Cause::Other,
             }
         }
-        c if c == SyscallClass::Disk as u8 => Cause::Disk,
-        c if c == SyscallClass::Futex as u8 => {
-            let command = args[1] & 0x7f;
-            let lock = matches!(command, 6 | 13) || (matches!(command, 0 | 9) && args[2] as u32 == 2);
-            if lock { Cause::Lock } else { Cause::Park }
-        }
-        c if c == SyscallClass::Sleep as u8 => Cause::Sleep,
-        c if c == SyscallClass::Epoll as u8
-            || c == SyscallClass::Poll as u8
-            || c == SyscallClass::Accept as u8 =>
-        {
-            Cause::Poll
-        }
-        c if c == SyscallClass::Ipc as u8 => Cause::Pipe,
-        c if c == SyscallClass::Child as u8 => Cause::Child,
-        _ => Cause::Other,
+        c if c == SyscallClass::Futex as u8 => Cause::of_futex(args[1], args[2]),
+        class => Cause::of_class(class),
     }
 }
 

@@ -45,6 +45,14 @@ impl Target {
         }
     }
 
+    /// The one process, if there is only one and its children are none.
+    pub fn only_pid(&self) -> Option<u32> {
+        match self {
+            Target::Pids { pids, follow: false } => <[u32; 1]>::try_from(&pids[..]).ok().map(|[pid]| pid),
+            _ => None,
+        }
+    }
+
     /// Whether children of targets are targets. A child has its parent's name until it execs, so `--comm` follows.
     pub fn follows(&self) -> bool {
         matches!(self, Target::Pids { follow: true, .. } | Target::Comm(_))

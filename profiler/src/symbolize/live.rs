@@ -70,7 +70,7 @@ impl<'a> LiveSymbolizer<'a> {
     ) -> Vec<Option<Vec<Function>>> {
         match &module.kind {
             ModuleKind::Kernel => self.kernel(addresses),
-            ModuleKind::Unmapped(_) | ModuleKind::NotTaken | ModuleKind::Syscall => {
+            ModuleKind::Unmapped(_) | ModuleKind::NotTaken | ModuleKind::Waker | ModuleKind::Syscall => {
                 vec![None; addresses.len()]
             }
             ModuleKind::Jit(pid) => self.jit(*pid, addresses),

@@ -35,7 +35,7 @@ impl Function {
     pub fn unknown(module: &Module, address: u64) -> Function {
         let name = match module.kind {
             ModuleKind::File => format!("[{}+{address:#x}]", module.name()),
-            ModuleKind::NotTaken => module.path.clone(),
+            ModuleKind::NotTaken | ModuleKind::Waker => module.path.clone(),
             ModuleKind::Syscall => crate::probe::syscalls::name(address as i32),
             _ => format!("[{}+{address:#x}]", module.path.trim_matches(['[', ']'])),
         };

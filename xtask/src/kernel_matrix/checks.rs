@@ -90,6 +90,14 @@ pub const CHECKS: [Check; 12] = [
             kill $shell; wait $!; [ $code = 0 ] && cat out.json",
         assert: waits,
     },
+    // The same shell: each of its waits ends when a child does.
+    Check {
+        name: "wakers",
+        command: "sh -c 'while :; do sleep 0.3; done' & shell=$!; sleep 1
+            profiler -q -d 5s --wakers -o offcpu:wakers.folded --pid $shell >&2; code=$?
+            kill $shell; [ $code = 0 ] && cat wakers.folded",
+        assert: wakers,
+    },
     // The profiler is an event loop itself.
     Check {
         name: "loops",
@@ -178,6 +186,20 @@ fn waits(output: &str) -> Result<String> {
     ensure!(child >= 70.0, "the shell waits {child:.1} % of its time for children, not 70 or more");
     ensure!(working >= 98.0, "split works {working:.1} % of its time, not 98 or more");
     Ok(format!("the shell waits {child:.1} % for its children, split works {working:.1} %"))
+}
+
+fn wakers(output: &str) -> Result<String> {
+    let (mut all, mut by_children) = (0, 0);
+    for line in output.lines() {
+        let (stack, ns) = line.rsplit_once(' ').context("a folded stack")?;
+        let ns: u64 = ns.parse().context("its weight")?;
+        all += ns;
+        by_children += if stack.contains(";[woken by sleep (tid ") { ns } else { 0 };
+    }
+    let share = percent(by_children, all);
+    // What has not ended has not been ended by anybody.
+    ensure!(share >= 80.0, "{share:.1} % of the shell's waits ended by its children, not 80 or more");
+    Ok(format!("{share:.1} % of the shell's waits ended by its children"))
 }
 
 fn loops(output: &str) -> Result<String> {
