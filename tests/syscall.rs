@@ -237,8 +237,7 @@ fn thousands_of_threads_and_processes_are_counted() {
     }
     let many = workload("many", &[]);
     for (what, n) in [("threads", 5000), ("forks", 2000)] {
-        let profile =
-            profile(&["--syscalls", "--follow", "--", many.to_str().unwrap(), what, &n.to_string()]);
+        let profile = profile(&["--syscalls", "--", many.to_str().unwrap(), what, &n.to_string()]);
         let (found, lost) = (counted(&profile, "getppid"), profile.loss("calls_full"));
         // What there was no room for is lost, and says so.
         assert!(found <= 10 * n && found + lost >= 10 * n, "{what}: {found} and {lost} lost, of {}", 10 * n);

@@ -22,7 +22,7 @@ pub const MAX_CALLS_OF_ONE: u32 = 512;
 pub const MAX_CALLERS: usize = 2 * MAX_THREADS;
 /// Places in the map `CALLERS` that a thread may have.
 pub const CALLER_PROBES: u32 = 16;
-/// Most descriptors followed at once: 288 bytes each.
+/// Most descriptors followed at once: 296 bytes each.
 pub const MAX_IO: usize = 16_384;
 /// Longest part of a path that is sent, bytes, with its NUL.
 pub const PATH_LEN: usize = 128;
@@ -311,6 +311,16 @@ pub struct CallTimeKey {
     pub _reserved: u32,
 }
 
+/// Key of the map `LISTENING`: a port that a process has accepted connections at.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenKey {
+    /// Process id, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Its port.
+    pub port: u32,
+}
+
 /// Key of the map `CALL_WAITS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -319,7 +329,7 @@ pub struct WaitsKey {
     pub pid: u32,
     /// [`WaitKind`].
     pub kind: u32,
-    /// Of an internet socket: the port that is the service's, which is the lower one; else zero.
+    /// Of an internet socket: the port that is the service's; else zero.
     pub port: u16,
     /// AF_INET or AF_INET6.
     pub family: u16,
@@ -330,12 +340,15 @@ pub struct WaitsKey {
 }
 
 impl WaitsKey {
-    /// The key of waits for `on`.
+    /// The key of waits for `on`, whose local port the process is known to accept connections at if it `listens`.
     #[inline(always)]
-    pub fn new(pid: u32, kind: WaitKind, on: &Endpoint) -> WaitsKey {
+    pub fn new(pid: u32, kind: WaitKind, on: &Endpoint, listens: bool) -> WaitsKey {
+        /// The kernel gives these to who asks for none (`ip_local_port_range`, default).
+        const EPHEMERAL: u16 = 32_768;
         let mut key = WaitsKey { pid, kind: kind as u32, ..WaitsKey::default() };
         if on.kind == ObjectKind::Net as u32 {
-            let serves = on.peer_port == 0 || (on.local_port != 0 && on.local_port < on.peer_port);
+            let well_known = on.local_port < EPHEMERAL && on.local_port < on.peer_port;
+            let serves = listens || on.peer_port == 0 || well_known;
             key.family = on.family;
             key.serves = serves as u32;
             if serves {
@@ -430,6 +443,10 @@ pub struct IoStats {
     pub tid: u32,
     /// Whether the first call wrote, as one does who asks; who answers reads first.
     pub first_wrote: u32,
+    /// Whether it is a socket at a port that the process is known to accept connections at.
+    pub listens: u32,
+    /// Not used.
+    pub _reserved: u32,
     /// Calls by the size of what they moved: the first zero or one byte, each of the others twice the one before.
     pub sizes: [u32; SIZES],
 }
@@ -490,7 +507,7 @@ const _: () = {
     assert!(size_of::<WaitsKey>() == 32);
     assert!(MAX_CALLERS.is_power_of_two());
     assert!(size_of::<CallTimeKey>() == 24);
-    assert!(size_of::<IoStats>() == 160 + 4 * SIZES);
+    assert!(size_of::<IoStats>() == 168 + 4 * SIZES);
     assert!(size_of::<IoRecord>() == 8 + size_of::<IoStats>());
     assert!(size_of::<SlowCall>() == 168 + PATH_LEN);
 };
@@ -541,12 +558,15 @@ mod tests {
     fn clients_are_one_and_servers_are_told_apart() {
         let net = Endpoint { kind: ObjectKind::Net as u32, peer: [9; 16], ..Endpoint::default() };
         let key = |local_port, peer_port| {
-            WaitsKey::new(1, WaitKind::NetRead, &Endpoint { local_port, peer_port, ..net })
+            WaitsKey::new(1, WaitKind::NetRead, &Endpoint { local_port, peer_port, ..net }, false)
         };
         assert_eq!((key(40_000, 5432).port, key(40_000, 5432).peer), (5432, [9; 16]));
         assert_eq!((key(80, 40_000).port, key(80, 40_000).peer), (80, [0; 16]));
         assert_eq!(key(80, 40_000), key(80, 40_001));
-        assert_eq!(WaitsKey::new(1, WaitKind::Pipe, &Endpoint::default()).port, 0);
+        assert_eq!(key(40_000, 40_001).port, 40_001);
+        let listens = Endpoint { local_port: 40_000, peer_port: 39_999, ..net };
+        assert_eq!(WaitsKey::new(1, WaitKind::NetRead, &listens, true).port, 40_000);
+        assert_eq!(WaitsKey::new(1, WaitKind::Pipe, &Endpoint::default(), false).port, 0);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue},
     helpers::{
         bpf_probe_read_user,
         generated::{bpf_get_current_pid_tgid, bpf_probe_read_user_str},
@@ -22,9 +22,9 @@ use profiler_common::{
     sched::{Cause, MAX_SYSCALLS, SyscallClass},
     syscall::{
         CALLER_PROBES, COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, Endpoint, ErrorKey,
-        InCall, IoKey, IoRecord, IoStats, KIND_IO, KIND_SLOW_CALL, KNOWN_CALLS, KNOWN_IO, MAX_CALLERS,
-        MAX_CALLS, MAX_IO, ObjectKind, PATH_LEN, SIZES, STACK_PERIOD_NS, SlowCall, WAIT_NS, WaitKind,
-        WaitsKey, WaitsStats, traits,
+        InCall, IoKey, IoRecord, IoStats, KIND_IO, KIND_SLOW_CALL, KNOWN_CALLS, KNOWN_IO, ListenKey,
+        MAX_CALLERS, MAX_CALLS, MAX_IO, ObjectKind, PATH_LEN, SIZES, STACK_PERIOD_NS, SlowCall, WAIT_NS,
+        WaitKind, WaitsKey, WaitsStats, traits,
     },
     target::TargetMode,
 };
@@ -103,6 +103,10 @@ static CALL_ERRORS: HashMap<ErrorKey, u64, MAX_CALLS, NO_PREALLOC> = HashMap::ne
 /// Waits by process and kind.
 #[btf_map]
 static CALL_WAITS: HashMap<WaitsKey, WaitsStats, 4096, NO_PREALLOC> = HashMap::new();
+
+/// Ports that processes have accepted connections at: those who talk to them are clients. The value is unused.
+#[btf_map]
+static LISTENING: LruHashMap<ListenKey, u32, 4096> = LruHashMap::new();
 
 /// What an entry of `CALL_WAITS` begins with: too large for the stack.
 #[btf_map]
@@ -211,7 +215,8 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     let stack_due = call.owed_ns >= STACK_PERIOD_NS;
     let waited = call.blocked_ns > 0 || ns >= WAIT_NS;
     let moves_data = kinds & (traits::READ | traits::WRITE) != 0 && result >= 0;
-    if waited || stack_due || moves_data || kinds & traits::CLOSE != 0 {
+    let accepts = class == SyscallClass::Accept as u8;
+    if waited || stack_due || moves_data || accepts || kinds & traits::CLOSE != 0 {
         // A write is the one made on purpose: what reads may be an event loop for all.
         let looked_at = kinds & traits::WRITE != 0 && random(call) % IO_STACK_SAMPLE == 0;
         let slow_ns = CALL_SLOW_NS.get(0).copied().unwrap_or(u64::MAX);
@@ -423,6 +428,8 @@ fn follow(call: &mut InCall) {
         close(call, &done);
     } else if of & (traits::READ | traits::WRITE) != 0 && done.result >= 0 {
         cause = io(call, &done);
+    } else if done.class == SyscallClass::Accept as u32 && done.result >= 0 {
+        listen(call, &done);
     }
     if done.waited | done.stack_due == 0 {
         return;
@@ -577,7 +584,7 @@ fn cause_of(call: &mut InCall, done: &Done) -> Cause {
 
 #[inline(always)]
 fn wait(call: &InCall, kind: WaitKind, ns: u64) {
-    let key = WaitsKey::new(call.pid, kind, &call.on);
+    let key = WaitsKey::new(call.pid, kind, &call.on, listens(call.pid, &call.on));
     let waits = match CALL_WAITS.get_ptr_mut(&key) {
         Some(waits) => waits,
         None => {
@@ -626,6 +633,23 @@ fn io(call: &mut InCall, done: &Done) -> Option<Cause> {
     Some(cause_on(&io.on))
 }
 
+/// Whether it is a socket at a port that the process has accepted connections at.
+#[inline(always)]
+fn listens(pid: u32, on: &Endpoint) -> bool {
+    let at = ListenKey { pid, port: on.local_port.into() };
+    on.kind == ObjectKind::Net as u32 && LISTENING.get_ptr(&at).is_some()
+}
+
+/// A connection has been accepted.
+#[inline(always)]
+fn listen(call: &mut InCall, done: &Done) {
+    describe_descriptor(done.object as u32, &raw mut call.on);
+    let key = ListenKey { pid: call.pid, port: call.on.local_port.into() };
+    if call.on.kind == ObjectKind::Net as u32 && LISTENING.get_ptr(&key).is_none() {
+        let _no_room = LISTENING.insert(&key, &0, 0);
+    }
+}
+
 /// Makes an entry for a descriptor and tells of it, unless another thread has. Returns its position.
 #[inline(always)]
 fn begin_io(call: &InCall, done: &Done) -> u32 {
@@ -652,6 +676,7 @@ fn begin_io(call: &InCall, done: &Done) -> u32 {
         ..IoStats::default()
     };
     describe_descriptor(key.descriptor, &raw mut record.stats.on);
+    record.stats.listens = u32::from(listens(call.pid, &record.stats.on));
     // SAFETY: nobody else has got this entry.
     unsafe { *io = record.stats };
     if IO_INDEX.insert(&key, &at, NOEXIST).is_err() {

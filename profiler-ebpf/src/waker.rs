@@ -2,7 +2,7 @@
 //! every wake-up on the machine passes here.
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    EbpfContext as _,
     btf_maps::PerCpuArray,
     helpers::bpf_get_current_comm,
     macros::{btf_map, raw_tracepoint},

@@ -267,7 +267,11 @@ impl CallCollector {
         let object = syscall::socket(&stats.on)
             .or_else(|| objects::descriptor(&self.proc_root, key.pid, key.descriptor.into()));
         if let Some(object) = object {
-            let serves = objects::serves(&self.proc_root, key.pid, &object);
+            // If the process has ended, who reads first answers.
+            let lives = self.proc_root.join(key.pid.to_string()).exists();
+            let serves = stats.listens != 0
+                || objects::serves(&self.proc_root, key.pid, &object)
+                || (!lives && stats.first_wrote == 0);
             let named = Named { object: self.redact.object(&object), serves };
             self.latest.insert(key, (stats.first_ns, named.object.clone()));
             self.names.insert((key, stats.first_ns), named);

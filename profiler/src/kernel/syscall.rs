@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, Queue};
 use profiler_common::{
-    histogram::{BUCKETS, Histogram},
+    histogram::Histogram,
     syscall::{
         CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, MAX_CALLS_OF_ONE, WaitsKey, WaitsStats,
     },
@@ -101,11 +101,10 @@ impl CallMaps {
     /// Makes room: these calls' process has ended.
     pub fn forget_call(&mut self, key: &CallKey) {
         let Ok(at) = self.index.get(key, 0) else { return };
-        let lengths = Histogram { max_ns: 0, sum_ns: 0, counts: [0; BUCKETS] };
         let empty = CallStats {
             key: CallKey::default(),
             _reserved: 0,
-            lengths,
+            lengths: Histogram::EMPTY,
             blocked_ns: 0,
             run_queue_ns: 0,
             errors: 0,

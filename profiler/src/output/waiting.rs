@@ -9,7 +9,7 @@ use crate::{
     blocking::{Blocking, Convoy, EventLoop, LongWaitKind, Severity, Summary, ThreadTime, WaitCause},
     detect::finding::{self, Finding, Reason, StallGroup, WaitGroup},
     profile::{NamedFrame, Names, Profile, Run},
-    sample::{ModuleKind, ThreadKey},
+    sample::{ModuleKind, StackId, ThreadKey},
     symbolize::Function,
 };
 
@@ -379,6 +379,7 @@ impl<'a> Namer<'a> {
     }
 }
 
+/// As [`user_functions`], of a stack by its id.
 pub(super) fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
     user_functions(names, names.stack(stack))
 }

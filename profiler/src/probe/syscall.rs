@@ -156,9 +156,9 @@ mod tests {
         on.local[..4].copy_from_slice(&[127, 0, 0, 1]);
         on.peer[..4].copy_from_slice(&[10, 0, 0, 2]);
         assert_eq!(socket(&on).as_deref(), Some("tcp 127.0.0.1:40000 -> 10.0.0.2:5432"));
-        assert_eq!(peer(&WaitsKey::new(1, WaitKind::NetRead, &on)), "10.0.0.2:5432");
+        assert_eq!(peer(&WaitsKey::new(1, WaitKind::NetRead, &on, false)), "10.0.0.2:5432");
         on.local_port = 80;
-        assert_eq!(peer(&WaitsKey::new(1, WaitKind::NetRead, &on)), "clients of :80");
+        assert_eq!(peer(&WaitsKey::new(1, WaitKind::NetRead, &on, false)), "clients of :80");
         (on.family, on.peer_port) = (libc::AF_INET6 as u16, 0);
         on.local = "::ffff:127.0.0.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
         assert_eq!(socket(&on).as_deref(), Some("tcp 127.0.0.1:80"));

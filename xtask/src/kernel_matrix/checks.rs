@@ -21,7 +21,7 @@ pub struct Check {
 }
 
 /// Every check, in the order they run.
-pub const CHECKS: [Check; 12] = [
+pub const CHECKS: [Check; 13] = [
     Check { name: "doctor", command: "profiler doctor", assert: doctor },
     Check {
         name: "split",
