@@ -368,7 +368,8 @@ peer.close()";
         of_kind.map(|of| of["waits"]["sum_ns"].as_u64().unwrap()).sum()
     };
     assert!(sum("dns") >= 100_000_000, "{waits:#?}");
-    assert!(sum("net_read") >= 250_000_000, "{waits:#?}");
+    // Five times the answerer sleeps 50 ms; who asked may come late to wait for it.
+    assert!(sum("net_read") >= 150_000_000, "{waits:#?}");
     let slow = list(&profile, "slow").iter().find(|slow| slow["kind"] == "net_read").unwrap();
     assert!(slow["arguments"].as_str().unwrap().contains(" -> 127.0.0.1:"), "{slow}");
 }
