@@ -547,10 +547,10 @@ mod tests {
         assert_eq!(kind(traits::WRITE | traits::SYNC, Cause::Disk), WaitKind::FileSync);
         assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, &nothing, Cause::Poll), WaitKind::Accept);
         let on = |kind, peer_port| Endpoint { kind: kind as u32, peer_port, ..nothing };
-        let of = |on, cause| WaitKind::of(descriptor, traits::READ, on, cause);
-        assert_eq!(of(&on(ObjectKind::Net, DNS_PORT), Cause::Network), WaitKind::Dns);
-        assert_eq!(of(&on(ObjectKind::Net, 5432), Cause::Network), WaitKind::NetRead);
-        assert_eq!(of(&on(ObjectKind::Unix, 0), Cause::Pipe), WaitKind::Unix);
+        let of = |on: Endpoint, cause| WaitKind::of(descriptor, traits::READ, &on, cause);
+        assert_eq!(of(on(ObjectKind::Net, DNS_PORT), Cause::Network), WaitKind::Dns);
+        assert_eq!(of(on(ObjectKind::Net, 5432), Cause::Network), WaitKind::NetRead);
+        assert_eq!(of(on(ObjectKind::Unix, 0), Cause::Pipe), WaitKind::Unix);
         assert!(WaitKind::Other as usize + 1 == WaitKind::COUNT);
     }
 
