@@ -500,6 +500,7 @@ impl CallCollector {
                 span_ns: object.stats.last_ns.saturating_sub(object.stats.first_ns),
                 stack: self.stacks.get(&object.stats.most.stack).copied(),
                 stack_share: object.stats.most.lead as f64 / object.stats.votes.max(1) as f64,
+                looked_at: object.stats.votes,
             });
             listed.push(object.io);
         }

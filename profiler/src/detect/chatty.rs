@@ -19,6 +19,8 @@ const MIN_PER_SECOND: f64 = 20.0;
 const MIN_SHARE: f64 = 0.6;
 /// By so much the most common place must lead among those that were looked at, as far as there are any.
 const MIN_STACK_LEAD: f64 = 0.3;
+/// Fewer looks say nothing about where it comes from: just-in-time compilers move a function more often than that.
+const MIN_LOOKED_AT: u64 = 20;
 /// Messages larger than this are no small talk, bytes.
 const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
 
@@ -39,6 +41,8 @@ pub struct Talk {
     pub stack: Option<StackId>,
     /// By how much that place leads, from 0 to 1.
     pub stack_share: f64,
+    /// How many calls were looked at for that.
+    pub looked_at: u64,
 }
 
 /// What is chatty, most time first.
@@ -56,7 +60,9 @@ fn judge(talk: Talk) -> Option<Chatty> {
     let round_trips =
         asks && io.round_trips >= MIN_ROUND_TRIPS && in_turns && io.median_bytes <= MAX_MESSAGE_BYTES;
     let tiny = talk.is_file && io.calls >= MIN_SMALL && io.median_bytes <= SMALL_BYTES;
-    if !(round_trips || tiny) || (talk.stack.is_some() && talk.stack_share < MIN_STACK_LEAD) {
+    let from_everywhere =
+        talk.stack.is_some() && talk.looked_at >= MIN_LOOKED_AT && talk.stack_share < MIN_STACK_LEAD;
+    if !(round_trips || tiny) || from_everywhere {
         return None;
     }
     let chatty = Chatty {
@@ -87,7 +93,14 @@ mod tests {
             median_bytes: 64,
             ..ObjectIo::default()
         };
-        Talk { io, span_ns: 1_000_000_000, stack: Some(StackId(1)), stack_share: 0.9, ..Talk::default() }
+        Talk {
+            io,
+            span_ns: 1_000_000_000,
+            stack: Some(StackId(1)),
+            stack_share: 0.9,
+            looked_at: 100,
+            ..Talk::default()
+        }
     }
 
     fn is_found(talk: Talk) -> bool {
@@ -103,6 +116,7 @@ mod tests {
         assert!(!is_found(Talk { span_ns: 100_000_000_000, ..talk(200, 100) }), "too seldom");
         assert!(!is_found(Talk { serves: true, ..talk(200, 100) }), "answers");
         assert!(!is_found(Talk { stack_share: 0.0, ..talk(200, 100) }), "from everywhere");
+        assert!(is_found(Talk { stack_share: 0.0, looked_at: 6, ..talk(200, 100) }), "too few looks");
         assert!(is_found(Talk { stack_share: 0.0, stack: None, ..talk(200, 100) }), "nobody looked");
     }
 
