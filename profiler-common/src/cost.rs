@@ -23,13 +23,21 @@ pub enum Probe {
     Loop = 2,
     /// The hook of wake-ups.
     Waker = 3,
+    /// The sampler of page faults.
+    Fault = 4,
+    /// Beginnings of allocators' functions.
+    AllocEnter = 5,
+    /// Ends of those.
+    AllocReturn = 6,
+    /// Frees.
+    Free = 7,
     /// The system-call probe; its runs are estimated from one in [`COST_SAMPLE`](crate::syscall::COST_SAMPLE).
-    Syscall = 4,
+    Syscall = 8,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 9;
 }
 
 #[cfg(feature = "user")]

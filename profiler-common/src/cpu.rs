@@ -5,6 +5,9 @@ use crate::{COMM_LEN, MAX_FRAMES, mapping::Walk};
 /// First word of a [`SampleHeader`]: tells this record from those of other probes in the same ring buffer.
 pub const KIND_CPU_SAMPLE: u32 = 1;
 
+/// The same of a page fault, which stands for as many as the sampling period says.
+pub const KIND_FAULT_SAMPLE: u32 = 8;
+
 /// The kernel stack could not be read.
 pub const FLAG_KERNEL_STACK_FAILED: u32 = 1 << 0;
 /// The user stack could not be read (kernel threads have none: that is no failure).

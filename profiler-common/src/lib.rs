@@ -2,6 +2,7 @@
 //! logic that runs in the kernel but needs no kernel to be tested.
 #![no_std]
 
+pub mod alloc;
 pub mod cost;
 pub mod cpu;
 pub mod histogram;

@@ -21,15 +21,25 @@ pub enum KernelCounter {
     StacksSkipped = 6,
     /// Lost: a record other than a sample, because the ring buffer was full.
     RecordsLost = 7,
+    /// Not watched: an object, because too many are already.
+    ObjectsFull = 8,
+    /// Lost: an allocation, because there are too many different stacks.
+    AllocStacksFull = 9,
+    /// Lost: an allocation, because another thread's call has its place, or the CPU's scratch memory is in use.
+    AllocClash = 10,
+    /// Frees that were not seen: the address was given out again.
+    FreesImplied = 11,
+    /// Stacks of allocations that had to be walked.
+    AllocWalks = 12,
     /// Lost: a system call that is in no count, because there are too many processes, threads or kinds of calls.
-    CallsFull = 8,
+    CallsFull = 13,
     /// Lost: a call's place among the reads and writes by descriptor, because there are too many descriptors.
-    IoFull = 9,
+    IoFull = 14,
     /// Lost: a slow call that is in the totals, but was not told by itself.
-    SlowCallsDropped = 10,
+    SlowCallsDropped = 15,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 16;
 }

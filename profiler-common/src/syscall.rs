@@ -6,9 +6,9 @@ use crate::{
 };
 
 /// First word of a [`SlowCall`].
-pub const KIND_SLOW_CALL: u32 = 7;
+pub const KIND_SLOW_CALL: u32 = 9;
 /// First word of an [`IoRecord`].
-pub const KIND_IO: u32 = 8;
+pub const KIND_IO: u32 = 10;
 
 /// Set in the number of a 32-bit call, which is one of a table of its own.
 pub const COMPAT: u32 = 1 << 30;
@@ -179,7 +179,7 @@ impl WaitKind {
     }
 }
 
-/// Key of the map `CALL_INDEX`, whose values are positions in `CALLS`.
+/// Key of the map `CALL_INDEX`, whose values are positions in `CALL_STATS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallKey {
@@ -191,7 +191,7 @@ pub struct CallKey {
     pub number: u32,
 }
 
-/// Value of the map `CALLS`. How many calls there were is the sum of the histogram's buckets.
+/// Value of the map `CALL_STATS`. How many calls there were is the sum of the histogram's buckets.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct CallStats {
@@ -221,7 +221,7 @@ pub struct ErrorKey {
     pub errno: u32,
 }
 
-/// Entries of `CALLS` that each thread remembers, by the last digits of the call's number.
+/// Entries of `CALL_STATS` that each thread remembers, by the last digits of the call's number.
 pub const KNOWN_CALLS: usize = 16;
 /// Entries of `CALL_IO` that each thread remembers, by the last digits of the descriptor.
 pub const KNOWN_IO: usize = 16;
@@ -259,7 +259,7 @@ pub struct InCall {
     pub calls: u32,
     /// State of a random number generator, which chooses the calls whose stacks are taken.
     pub random: u32,
-    /// Entries of `CALLS` that it has used. What they are they say themselves.
+    /// Entries of `CALL_STATS` that it has used. What they are they say themselves.
     pub known_calls: [u32; KNOWN_CALLS],
     /// Entries of `CALL_IO` that it has used.
     pub known_io: [u32; KNOWN_IO],

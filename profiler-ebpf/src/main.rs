@@ -1,14 +1,18 @@
 //! The kernel side: one file per probe, and what the probes share (`target`, `output`, `stack`).
 #![no_std]
 #![no_main]
+// The target has no compare-and-swap, so `core` leaves out all atomic arithmetic, which the kernel does have.
 #![feature(core_intrinsics)]
-#![allow(internal_features, reason = "core has no atomic addition for BPF, which has the instruction")]
+#![allow(internal_features)]
 
+mod alloc;
 mod cpu;
+mod fault;
 mod loops;
 mod output;
 mod sched;
 mod stack;
+mod stack_cache;
 mod syscall;
 mod target;
 mod unwind;

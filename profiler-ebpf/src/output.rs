@@ -53,26 +53,6 @@ pub unsafe fn send(record: *const u8, len: u64) -> bool {
     unsafe { bpf_ringbuf_output(ring, record.cast_mut().cast(), len, u64::from(flags)) == 0 }
 }
 
-/// Adds to a number that other CPUs add to as well.
-///
-/// # Safety
-/// `number` must be valid.
-#[inline(always)]
-pub unsafe fn add_u64(number: *mut u64, n: u64) {
-    // SAFETY: promised by the caller.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, n) };
-}
-
-/// As [`add_u64`].
-///
-/// # Safety
-/// `number` must be valid.
-#[inline(always)]
-pub unsafe fn add_u32(number: *mut u32, n: u32) {
-    // SAFETY: promised by the caller.
-    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(number, n) };
-}
-
 /// Now, CLOCK_MONOTONIC, ns.
 #[inline(always)]
 pub fn now_ns() -> u64 {
@@ -123,4 +103,38 @@ pub fn charge_some(probe: Probe, start_ns: u64) {
             }
         }
     }
+}
+
+/// Counts one run of a probe that runs very often; returns when it began if it is to be timed: one in 16 is, and counts
+/// for all.
+#[inline(always)]
+pub fn begin(probe: Probe) -> u64 {
+    let Some(cost) = COSTS.get_ptr_mut(probe as u32) else { return 0 };
+    // SAFETY: this CPU's own slot, see `count`.
+    let runs = unsafe {
+        (*cost).runs += 1;
+        (*cost).runs
+    };
+    if runs & 15 == 0 { now_ns() } else { 0 }
+}
+
+/// Books the time since [`begin`].
+#[inline(always)]
+pub fn finish(probe: Probe, began_ns: u64) {
+    if began_ns != 0
+        && let Some(cost) = COSTS.get_ptr_mut(probe as u32)
+    {
+        // SAFETY: this CPU's own slot, see `count`.
+        unsafe { (*cost).ns += (now_ns() - began_ns) * 16 };
+    }
+}
+
+/// Adds to a number that other CPUs add to as well. The result is not read: only that every kernel can do.
+///
+/// # Safety
+/// `at` must be a member of a map's value.
+#[inline(always)]
+pub unsafe fn add<T: Copy>(at: *mut T, n: T) {
+    // SAFETY: promised by the caller.
+    let _before = unsafe { atomic_xadd::<T, T, { AtomicOrdering::Relaxed }>(at, n) };
 }

@@ -23,7 +23,7 @@ use aya_ebpf::{
 use profiler_common::{
     COMM_LEN,
     cost::Probe,
-    cpu::{FLAG_USER_END_SHIFT, SAMPLE_FRAME_WORDS, SAMPLE_HEADER_LEN, SampleScratch},
+    cpu::{FLAG_USER_END_SHIFT, SAMPLE_HEADER_LEN, SampleScratch},
     histogram::{Histogram, bucket},
     loss::KernelCounter,
     sched::{
@@ -37,19 +37,15 @@ use profiler_common::{
 
 use crate::{
     output::{charge, charge_some, count, now_ns, send},
-    stack::{self, Tables},
+    stack::{self, Tables, hash_stack, mix},
     syscall,
-    target::{Ids, OFF_TASK_PID, TARGET_MODE, current_target, is_target, read, task_ids},
+    target::{Ids, OFF_TASK_PID, ONLY_TGID, TARGET_MODE, current_target, is_target, read, task_ids},
     unwind::{current_task, saved_registers},
 };
 
 /// Waits for a CPU are counted by thread, too.
 #[unsafe(no_mangle)]
 static RUN_QUEUE_BY_THREAD: Global<u8> = Global::new(0);
-/// The one target process, if there is only one and its children are none: spares others a look into a map.
-/// In the initial PID namespace; zero for none.
-#[unsafe(no_mangle)]
-pub static ONLY_TGID: Global<u32> = Global::new(0);
 /// Turns longer than this are told one by one, ns.
 #[unsafe(no_mangle)]
 static STALL_NS: Global<u64> = Global::new(u64::MAX);
@@ -875,29 +871,6 @@ pub fn send_stack(scratch: &mut SampleScratch, kind: u32, bytes: u64, tail: u64,
         }
     }
     id
-}
-
-/// A hash of the first `words` addresses. Global for the same reason as `walk_stack`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn hash_stack(scratch: *const SampleScratch, words: u64, seed: u64) -> u64 {
-    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
-    let Some(scratch) = (unsafe { scratch.as_ref() }) else { return 0 };
-    let mut hash = mix(seed);
-    for i in 0..SAMPLE_FRAME_WORDS {
-        if i as u64 >= words {
-            break;
-        }
-        hash = mix(hash ^ scratch.frames[i]);
-    }
-    hash
-}
-
-/// A step of a 64-bit hash: multiplication by 2^64 over the golden ratio, and the high half folded in.
-#[inline(always)]
-pub fn mix(value: u64) -> u64 {
-    let product = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    product ^ (product >> 32)
 }
 
 /// What the current `task`, about to block in `task_state`, waits for. Sets `state.at`.

@@ -10,7 +10,7 @@ use profiler_common::{
     MAX_FRAMES,
     cpu::{
         FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT, FLAG_USER_STACK_FAILED,
-        FLAG_USER_STACK_TRUNCATED, SampleScratch,
+        FLAG_USER_STACK_TRUNCATED, SAMPLE_FRAME_WORDS, SampleScratch,
     },
     mapping::{Mapping, Walk},
 };
@@ -103,4 +103,27 @@ pub unsafe fn capture<U: Unwind>(
     scratch.header.kernel_frames = (kernel_bytes / 8) as u16;
     scratch.header.user_frames = (user_bytes / 8) as u16;
     kernel_bytes + user_bytes
+}
+
+/// A hash of the first `words` addresses. Global for the same reason as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hash_stack(scratch: *const SampleScratch, words: u64, seed: u64) -> u64 {
+    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
+    let Some(scratch) = (unsafe { scratch.as_ref() }) else { return 0 };
+    let mut hash = mix(seed);
+    for i in 0..SAMPLE_FRAME_WORDS {
+        if i as u64 >= words {
+            break;
+        }
+        hash = mix(hash ^ scratch.frames[i]);
+    }
+    hash
+}
+
+/// A step of a 64-bit hash: multiplication by 2^64 over the golden ratio, and the high half folded in.
+#[inline(always)]
+pub fn mix(value: u64) -> u64 {
+    let product = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 32)
 }

@@ -30,7 +30,7 @@ use profiler_common::{
 };
 
 use crate::{
-    output::{add_u32, add_u64, charge_many, count, now_ns, send_now},
+    output::{self, charge_many, count, now_ns, send_now},
     sched::{
         arguments, arrivals, ask_for_work, describe_descriptor, first_argument, futex_cause, is_compat,
         kernel_stack, may_tell, settle, take_stack_if_allowed, tell,
@@ -87,13 +87,13 @@ static REGISTERS_AT: Array<u64, 1> = Array::new();
 
 /// Calls by process (or thread) and number.
 #[btf_map]
-static CALLS: Array<CallStats, MAX_CALLS> = Array::new();
+static CALL_STATS: Array<CallStats, MAX_CALLS> = Array::new();
 
-/// Where in `CALLS` they are.
+/// Where in `CALL_STATS` they are.
 #[btf_map]
 static CALL_INDEX: HashMap<CallKey, u32, MAX_CALLS, NO_PREALLOC> = HashMap::new();
 
-/// Entries of `CALLS` that are free.
+/// Entries of `CALL_STATS` that are free.
 #[btf_map]
 static CALLS_FREE: Queue<u32, MAX_CALLS> = Queue::new();
 
@@ -273,7 +273,7 @@ fn finish(call: &InCall, now: u64) {
 /// Where a thread with these registers is looked for first.
 #[inline(always)]
 fn first_place(regs: u64) -> u32 {
-    // Fibonacci hashing, as in `sched::mix`.
+    // Fibonacci hashing, as in `stack::mix`.
     (regs.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % MAX_CALLERS as u32
 }
 
@@ -472,18 +472,18 @@ fn add(call: &mut InCall, ns: u64, result: i64) -> bool {
     // atomic; of two maxima at the same moment one can be lost.
     unsafe {
         if let Some(slot) = (*stats).lengths.counts.get_mut(bucket(ns)) {
-            add_u32(slot, 1);
+            output::add(slot, 1);
         }
-        add_u64(&raw mut (*stats).lengths.sum_ns, ns);
+        output::add(&raw mut (*stats).lengths.sum_ns, ns);
         if ns > (*stats).lengths.max_ns {
             (*stats).lengths.max_ns = ns;
         }
         if call.blocked_ns | call.run_queue_ns != 0 {
-            add_u64(&raw mut (*stats).blocked_ns, call.blocked_ns);
-            add_u64(&raw mut (*stats).run_queue_ns, call.run_queue_ns);
+            output::add(&raw mut (*stats).blocked_ns, call.blocked_ns);
+            output::add(&raw mut (*stats).run_queue_ns, call.run_queue_ns);
         }
         if (-MAX_ERRNO..0).contains(&result) {
-            add_u64(&raw mut (*stats).errors, 1);
+            output::add(&raw mut (*stats).errors, 1);
             count_error(key.pid, key.tid, key.number, -result as u32);
         }
     }
@@ -500,7 +500,7 @@ pub extern "C" fn count_error(pid: u32, tid: u32, number: u32, errno: u32) -> u3
     }
     match CALL_ERRORS.get_ptr_mut(&key) {
         // SAFETY: as in `add`.
-        Some(errors) => unsafe { add_u64(errors, 1) },
+        Some(errors) => unsafe { output::add(errors, 1) },
         None => count(KernelCounter::CallsFull),
     }
     0
@@ -510,7 +510,7 @@ pub extern "C" fn count_error(pid: u32, tid: u32, number: u32, errno: u32) -> u3
 #[inline(always)]
 fn stats(call: &mut InCall, key: &CallKey) -> Option<*mut CallStats> {
     let known = &mut call.known_calls[key.number as usize % KNOWN_CALLS];
-    if let Some(stats) = CALLS.get_ptr_mut(*known) {
+    if let Some(stats) = CALL_STATS.get_ptr_mut(*known) {
         // SAFETY: as in `add`. Userspace gives entries of ended processes to others.
         let of = unsafe { &(*stats).key };
         if of.number == key.number && of.pid == key.pid && of.tid == key.tid {
@@ -518,10 +518,10 @@ fn stats(call: &mut InCall, key: &CallKey) -> Option<*mut CallStats> {
         }
     }
     *known = find_call(key.pid, key.tid, key.number);
-    CALLS.get_ptr_mut(*known)
+    CALL_STATS.get_ptr_mut(*known)
 }
 
-/// Position of an entry of `CALLS`, which is made if there is none. Not inlined, since it is rare.
+/// Position of an entry of `CALL_STATS`, which is made if there is none. Not inlined, since it is rare.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_call(pid: u32, tid: u32, number: u32) -> u32 {
@@ -532,7 +532,7 @@ pub extern "C" fn find_call(pid: u32, tid: u32, number: u32) -> u32 {
         return at;
     }
     let Ok(Some(at)) = CALLS_FREE.pop() else { return FULL };
-    let Some(stats) = CALLS.get_ptr_mut(at) else { return FULL };
+    let Some(stats) = CALL_STATS.get_ptr_mut(at) else { return FULL };
     // SAFETY: nobody else has got this entry.
     unsafe { (*stats).key = key };
     if CALL_INDEX.insert(&key, &at, NOEXIST).is_ok() {
@@ -600,9 +600,9 @@ fn wait(call: &InCall, kind: WaitKind, ns: u64) {
     // SAFETY: as in `add`. Two votes at the same moment can lose one.
     unsafe {
         if let Some(slot) = (*waits).lengths.counts.get_mut(bucket(ns)) {
-            add_u32(slot, 1);
+            output::add(slot, 1);
         }
-        add_u64(&raw mut (*waits).lengths.sum_ns, ns);
+        output::add(&raw mut (*waits).lengths.sum_ns, ns);
         if ns > (*waits).lengths.max_ns {
             (*waits).lengths.max_ns = ns;
         }
@@ -862,7 +862,7 @@ pub fn call_gone(_ctx: RawTracePointContext) -> u32 {
             let tid = if CALLS_BY_THREAD.load() != 0 { call.tid } else { 0 };
             if let Some(stats) = stats(call, &CallKey { pid: call.pid, tid, number: call.number }) {
                 // SAFETY: as in `add`.
-                unsafe { add_u64(&raw mut (*stats).unfinished, 1) };
+                unsafe { output::add(&raw mut (*stats).unfinished, 1) };
             }
         }
         dismiss_caller(place);

@@ -21,6 +21,10 @@ use crate::{output::count, unwind::inherit};
 
 #[unsafe(no_mangle)]
 pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
+/// The one target process, if there is only one and its children are none: spares a look into a map.
+/// In the initial PID namespace; zero for none.
+#[unsafe(no_mangle)]
+pub static ONLY_TGID: Global<u32> = Global::new(0);
 /// Name that `exec` must leave behind for a process to become a target (`--comm`); empty: `exec` changes nothing.
 #[unsafe(no_mangle)]
 static TARGET_COMM: Global<[u8; COMM_LEN]> = Global::new([0; COMM_LEN]);
@@ -65,6 +69,11 @@ pub struct Ids {
 /// The current task's ids if it is a target.
 #[inline(always)]
 pub fn current_target() -> Option<Ids> {
+    let only = ONLY_TGID.load();
+    if only != 0 {
+        let both = bpf_get_current_pid_tgid();
+        return if (both >> 32) as u32 == only { Some(Ids { pid: only, tid: both as u32 }) } else { None };
+    }
     let mode = TARGET_MODE.load();
     if mode == TargetMode::Cgroup as u32 && !CGROUPS.current_task_under_cgroup(0).unwrap_or(false) {
         return None;

@@ -8,9 +8,12 @@ use crate::target::{current_ids, read};
 use core::mem::offset_of;
 
 use aya_ebpf::{
+    Global,
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
+    helpers::generated::{
+        bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs,
+    },
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
 };
@@ -30,6 +33,18 @@ use profiler_common::{
 type Native = profiler_common::unwind::Aarch64;
 #[cfg(not(bpf_target_arch = "aarch64"))]
 type Native = profiler_common::unwind::X86_64;
+
+// Offsets in the running kernel's structures, in bytes, from its BTF; zero where they are not needed.
+#[unsafe(no_mangle)]
+static OFF_TASK_UTASK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_UTASK_RETURNS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_RETURN_STACK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_RETURN_ADDRESS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_RETURN_NEXT: Global<u32> = Global::new(0);
 
 /// Lets inner maps differ in size (`BPF_F_INNER_MAP`, Linux 5.10).
 const INNER_MAP: usize = 1 << 12;
@@ -86,6 +101,13 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
     Some((process, user_registers(saved_registers(current_task()) as u64)?))
 }
 
+/// Where the mappings of process `pid` are; none for one without tables.
+#[inline(always)]
+pub fn mappings_of(pid: u32) -> ProcessMappings {
+    // SAFETY: as in `start`.
+    unsafe { PROCESSES.get(&pid) }.copied().unwrap_or_default()
+}
+
 /// The current task, as the verifier knows it.
 #[inline(always)]
 pub fn current_task() -> *const u8 {
@@ -127,7 +149,7 @@ fn is_user(regs: &bpf_user_pt_regs_t) -> bool {
 
 #[cfg(not(bpf_target_arch = "aarch64"))]
 #[inline(always)]
-fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
+pub fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
     Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp, lr: 0 }
 }
 
@@ -159,7 +181,7 @@ fn is_user(regs: &bpf_user_pt_regs_t) -> bool {
 
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
+pub fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
     Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29], lr: regs.regs[30] }
 }
 
@@ -175,12 +197,49 @@ pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return u64::from(END_STOPPED) << 32 };
     for i in 0..MAX_FRAMES as u64 {
         scratch.frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = scratch.walk.registers.ip;
-        let end = unwind_frame(&mut scratch.walk);
+        let mut end = unwind_frame(&mut scratch.walk);
+        if end == END_STOPPED + StopReason::NoTable as u32 && i > 0 {
+            let returns_to = probed_return(scratch.walk.registers.sp.wrapping_sub(8));
+            if returns_to != 0 {
+                scratch.frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = returns_to;
+                scratch.walk.registers.ip = returns_to;
+                end = unwind_frame(&mut scratch.walk);
+            }
+        }
         if end != 0 {
             return (i + 1) | u64::from(end) << 32;
         }
     }
     MAX_FRAMES as u64 | u64::from(END_STOPPED + StopReason::TooDeep as u32) << 32
+}
+
+/// Where a function of the current task that has a probe on its return goes back to: such a probe replaces the return
+/// address, at `slot`, and keeps the original in task -> utask -> return_instances. Zero if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn probed_return(slot: u64) -> u64 {
+    /// Probed functions inside of each other.
+    const AT_MOST: u32 = 4;
+    if OFF_TASK_UTASK.load() == 0 {
+        return 0;
+    }
+    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
+    let task = unsafe { bpf_get_current_task() };
+    let Some(utask) = read::<u64>(task, OFF_TASK_UTASK.load()) else { return 0 };
+    if utask == 0 {
+        return 0;
+    }
+    let mut instance = read::<u64>(utask, OFF_UTASK_RETURNS.load()).unwrap_or(0);
+    for _ in 0..AT_MOST {
+        if instance == 0 {
+            return 0;
+        }
+        if read::<u64>(instance, OFF_RETURN_STACK.load()) == Some(slot) {
+            return read(instance, OFF_RETURN_ADDRESS.load()).unwrap_or(0);
+        }
+        instance = read(instance, OFF_RETURN_NEXT.load()).unwrap_or(0);
+    }
+    0
 }
 
 /// Steps to the caller's frame. Returns 0, or how the stack ends (`END_*`).

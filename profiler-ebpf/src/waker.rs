@@ -18,12 +18,9 @@ use profiler_common::{
 
 use crate::{
     output::{charge, count, now_ns},
-    sched::{
-        MAX_REUSED, OFF_TASK_STACK, ONLY_TGID, THREADS, load, mix, send_stack, syscall_entry,
-        take_from_budget,
-    },
-    stack::{self, Tables},
-    target::{Ids, OFF_TASK_PID, OFF_TASK_TGID, current_ids, read},
+    sched::{MAX_REUSED, OFF_TASK_STACK, THREADS, load, send_stack, syscall_entry, take_from_budget},
+    stack::{self, Tables, mix},
+    target::{Ids, OFF_TASK_PID, OFF_TASK_TGID, ONLY_TGID, current_ids, read},
     unwind::current_task,
 };
 

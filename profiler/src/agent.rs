@@ -23,10 +23,18 @@ use crate::{
     aggregate::{Aggregator, intern_stack},
     blocking::Blocking,
     calls::Calls,
-    cli::{ProfileArgs, Unwind, Waits},
+    cli::{Alloc, ProfileArgs, Unwind, Waits},
     detect::{storm::Storms, threshold::Thresholds},
     error::Error,
-    kernel::{Kernel, btf, load::Watch, preflight, sched::Settings, sideband::Sideband, unwind::UnwindMaps},
+    kernel::{
+        Kernel, btf,
+        load::Watch,
+        preflight,
+        sched::Settings,
+        sideband::{Event, Notice, Sideband},
+        unwind::UnwindMaps,
+    },
+    memory::Memory,
     output::{RenderOptions, live::Live},
     probe::{
         Record,
@@ -41,11 +49,11 @@ use crate::{
         target::Target,
     },
     profile::{Accounts, Meta, ProbeReport, Run, Totals},
-    recording::Found,
-    replay::{self, Results},
+    recording::Told,
+    replay::Results,
     sample::{
-        Frame, Loss, Losses, Module, ModuleId, ModuleKind, Sample, Stack, StackEnd, StackId, Tables,
-        ThreadKey,
+        CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, OFF_CPU, SYSCALLS, Sample, Stack,
+        StackEnd, StackId, Tables, ThreadKey,
     },
     symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
@@ -58,10 +66,15 @@ type NativeArch = profiler_common::unwind::Aarch64;
 type NativeArch = profiler_common::unwind::X86_64;
 
 mod calls;
+mod governor;
+mod memory;
 mod scheduler;
+mod snapshots;
 
 use calls::CallCollector;
+use memory::MemoryWatch;
 use scheduler::{OffCpuSample, Scheduler, Waker};
+use snapshots::Snapshots;
 
 /// How often records are fetched from the kernel when nothing else happens.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -70,12 +83,16 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
 /// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 5] = [
+const PROBES: [(Probe, &str); 9] = [
     (Probe::Cpu, "cpu"),
     (Probe::Sched, "scheduler"),
     (Probe::Loop, "event loop"),
     (Probe::Waker, "waker"),
     (Probe::Syscall, "system call"),
+    (Probe::Fault, "page faults"),
+    (Probe::AllocEnter, "allocations, begun"),
+    (Probe::AllocReturn, "allocations, done"),
+    (Probe::Free, "frees"),
 ];
 
 /// How long sampling waits for the targets' unwind tables; after that it begins with frame pointers.
@@ -97,7 +114,14 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
     let waits = watches_waits(args, &target);
-    results.check(&replay::kinds(waits, args.syscalls))?;
+    let memory = watches_memory(args, &target);
+    let measured = KINDS.into_iter().filter(|kind| match kind.name {
+        _ if *kind == CPU => true,
+        _ if *kind == OFF_CPU => waits,
+        _ if *kind == SYSCALLS => args.syscalls,
+        _ => memory,
+    });
+    results.check(&measured.collect::<Vec<_>>())?;
     if !preflight::may_load_programs() {
         return Err(Error::MissingRights { what: "profile" }.into());
     }
@@ -109,10 +133,11 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
         pids.push(held.pid());
     }
 
-    let mut collector = Collector::start(args, &target, &pids, waits)?;
+    let mut collector = Collector::start(args, &target, &pids, waits, memory)?;
     results.start_recordings(&collector.meta)?;
     let mut command = held.map(launch::Held::start).transpose()?;
 
+    let mut snapshots = Snapshots::new(&args.snapshots, collector.meta.start_unix_ns)?;
     let mut live = Live::default();
     let mut drain = interval(DRAIN_INTERVAL);
     let mut show = interval(args.interval);
@@ -133,8 +158,13 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                 if results.is_recording() {
                     collector.take_off_cpu(&mut results)?;
                     let (blocking, calls) = (collector.blocking(), collector.calls()?);
-                    let found = Found { blocking: blocking.as_ref(), calls: calls.as_ref() };
-                    results.checkpoint(&collector.accounts(), found, &collector.tables)?;
+                    let memory = collector.memory_so_far(false);
+                    let told = Told {
+                        blocking: blocking.as_ref(),
+                        memory: memory.as_ref(),
+                        calls: calls.as_ref(),
+                    };
+                    results.checkpoint(&collector.accounts(), told, &collector.tables)?;
                 }
                 if !args.quiet {
                     let calls = collector.calls.as_mut().map(CallCollector::interval).transpose()?;
@@ -142,12 +172,20 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                     live.show(&run, calls.as_ref(), elapsed, args.duration)?;
                 }
             }
+            () = snapshots.due() => {
+                collector.drain(&mut results)?;
+                collector.write_snapshot(&mut snapshots)?;
+            }
             () = &mut end => break,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         }
         if collector.drain(&mut results)? == Targets::Ended {
             break;
+        }
+        let held = collector.memory.as_ref().map_or(0, MemoryWatch::largest_bytes);
+        if snapshots.crossed(held) {
+            collector.write_snapshot(&mut snapshots)?;
         }
     }
 
@@ -180,6 +218,9 @@ struct Collector {
     unwinder: Option<Feeder<UnwindMaps>>,
     /// `None` where only CPUs are sampled.
     scheduler: Option<Scheduler>,
+    /// `None` where memory is not watched.
+    memory: Option<MemoryWatch>,
+    target: Target,
     loops_attached: bool,
     /// `None` where system calls are not watched.
     calls: Option<CallCollector>,
@@ -205,7 +246,13 @@ struct Collector {
 }
 
 impl Collector {
-    fn start(args: &ProfileArgs, target: &Target, pids: &[u32], waits: bool) -> Result<Collector> {
+    fn start(
+        args: &ProfileArgs,
+        target: &Target,
+        pids: &[u32],
+        waits: bool,
+        memory: bool,
+    ) -> Result<Collector> {
         crate::usage::raise_file_limit();
         let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let period_ns = cpu::period_ns(args.frequency);
@@ -221,7 +268,7 @@ impl Collector {
         let settings =
             thresholds.as_ref().map(|of| scheduler::settings(of, args.wakers, args.report.threads));
         let by_thread = args.syscalls.then_some(args.report.threads);
-        let watch = Watch { sched: settings.as_ref(), calls: by_thread };
+        let watch = Watch { sched: settings.as_ref(), calls: by_thread, allocations: memory };
         let mut kernel = Kernel::load(target, args.kernel_log, watch)?;
         if args.kernel_log {
             kernel.start_log()?;
@@ -255,6 +302,11 @@ impl Collector {
             unwinder.settle(&processes, TABLES_PATIENCE)?;
         }
         kernel.attach_cpu(period_ns, by_tables)?;
+        let memory =
+            kernel.take_alloc_maps().map(|maps| MemoryWatch::new(maps, Path::new(PROC), &args.alloc));
+        if memory.is_some() && by_tables {
+            kernel.attach_faults(memory::FAULT_PERIOD)?;
+        }
         let start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Instant::now();
         let mut collector = Collector {
@@ -266,6 +318,8 @@ impl Collector {
             processes,
             unwinder,
             scheduler: None,
+            memory,
+            target: target.clone(),
             loops_attached: false,
             calls: None,
             living: matches!(target, Target::Pids { .. })
@@ -308,6 +362,7 @@ impl Collector {
             collector.calls = Some(CallCollector::new(maps, Path::new(PROC), redact, storms)?);
             collector.kernel.attach_calls()?;
         }
+        collector.look_at_memory()?;
         Ok(collector)
     }
 
@@ -402,6 +457,9 @@ impl Collector {
                     _ => {}
                 }
                 unwinder.mappings_changed(pid);
+                if let Some(memory) = &mut self.memory {
+                    memory.mappings_changed(pid);
+                }
             }
             unwinder.update(&self.processes)?;
         }
@@ -415,16 +473,35 @@ impl Collector {
         if let Some(calls) = &mut self.calls {
             calls.look()?;
         }
+        self.look_at_memory()?;
         Ok(self.sweep(exits))
     }
 
+    /// Looks at the memory of the targets, now and then.
+    fn look_at_memory(&mut self) -> Result<()> {
+        let due = self.memory.as_ref().is_some_and(MemoryWatch::is_due);
+        if due { self.look_at_memory_now() } else { Ok(()) }
+    }
+
+    fn look_at_memory_now(&mut self) -> Result<()> {
+        let Some(memory) = &mut self.memory else { return Ok(()) };
+        let pids = match &self.living {
+            Some(living) => living.pids(),
+            None => self.target.pids_now(Path::new(PROC)),
+        };
+        memory.look(&pids, &mut self.kernel)
+    }
+
     /// Takes note of what happened to a process; returns whether it may have ended.
-    fn apply(&mut self, notice: &crate::kernel::sideband::Notice) -> bool {
+    fn apply(&mut self, notice: &Notice) -> bool {
         self.processes.apply(notice, &mut self.tables);
         if let Some(living) = &mut self.living {
             living.apply(notice);
         }
-        notice.event == crate::kernel::sideband::Event::Exited
+        if let (Some(memory), Event::Exec { .. } | Event::Exited) = (&mut self.memory, &notice.event) {
+            memory.forget(notice.pid, notice.time_ns);
+        }
+        notice.event == Event::Exited
     }
 
     /// Forgets targets that have ended. Notices say when to look; once a second it is done without.
@@ -462,12 +539,30 @@ impl Collector {
                     calls.io(io);
                 }
             }
+            Record::AllocStack(id, raw) => {
+                let stack = self.resolve(raw);
+                if let (Some(memory), Some(stack)) = (&mut self.memory, stack) {
+                    memory.stack(*id, raw.header.pid, stack);
+                }
+            }
+            Record::Fault(raw) => {
+                let stack = self.resolve(raw);
+                if let (Some(memory), Some(stack)) = (&mut self.memory, stack) {
+                    memory.fault(raw.header.pid, stack);
+                }
+            }
             Record::Waker(id, name, raw) => self.take_waker(*id, name, raw),
             _ => {}
         }
         let Some(scheduler) = &mut self.scheduler else { return Ok(()) };
         match record {
-            Record::Cpu(_) | Record::Stack(..) | Record::Waker(..) | Record::SlowCall(_) | Record::Io(_) => {}
+            Record::Cpu(_)
+            | Record::Stack(..)
+            | Record::Waker(..)
+            | Record::SlowCall(_)
+            | Record::Io(_)
+            | Record::AllocStack(..)
+            | Record::Fault(_) => {}
             Record::Interval(interval) => scheduler.interval(interval),
             Record::Turn(turn) => scheduler.turn(turn),
             Record::Exit(exit) => scheduler.exit(exit, &mut self.tables),
@@ -668,6 +763,9 @@ impl Collector {
         if let Some(scheduler) = &mut self.scheduler {
             scheduler.stop(monotonic_ns())?;
         }
+        if let Some(memory) = &mut self.memory {
+            memory.stop();
+        }
         self.kernel.detach();
         self.drain(results)?;
         self.take_off_cpu(results)?;
@@ -710,6 +808,11 @@ impl Collector {
         calls.calls(&mut self.tables).map(Some)
     }
 
+    /// How memory grew so far, if it is watched.
+    fn memory_so_far(&self, in_full: bool) -> Option<Memory> {
+        Some(self.memory.as_ref()?.memory(&self.kernel, in_full))
+    }
+
     /// What happened since this was last asked, with names but without source lines.
     fn interval_run(&mut self) -> Run {
         let mut accounts = self.accounts();
@@ -721,13 +824,28 @@ impl Collector {
         Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
     }
 
+    /// Writes the state of memory down, with names but without source lines: profiling must not wait for those.
+    fn write_snapshot(&mut self, snapshots: &mut Snapshots) -> Result<()> {
+        self.look_at_memory_now()?;
+        let totals = Totals { memory: self.memory_so_far(true), ..Totals::default() };
+        let accounts = self.accounts();
+        let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+        let run =
+            Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names);
+        let path = snapshots.next_path();
+        crate::replay::write_snapshot(&path, &run, &self.tables)?;
+        eprintln!("profiler: memory is written to {}", path.display());
+        Ok(())
+    }
+
     /// The whole run in full detail.
     fn final_run(&mut self) -> Result<Run> {
         let accounts = self.accounts();
         let (blocking, calls) = (self.blocking(), self.calls()?);
         let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
         let in_calls = calls.is_some().then(|| self.in_calls.snapshot());
-        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, in_calls, calls };
+        let memory = self.memory_so_far(true);
+        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, in_calls, calls, memory };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
@@ -752,6 +870,15 @@ fn watches_waits(args: &ProfileArgs, target: &Target) -> bool {
         return false;
     }
     wanted
+}
+
+/// Whether memory is watched too. Of the whole machine only if asked.
+fn watches_memory(args: &ProfileArgs, target: &Target) -> bool {
+    match args.alloc.alloc {
+        Alloc::Off => false,
+        Alloc::Auto => !matches!(target, Target::All),
+        Alloc::Full => true,
+    }
 }
 
 /// Now: CLOCK_MONOTONIC, ns, as the kernel programs have it.

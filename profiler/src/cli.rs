@@ -6,6 +6,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{blocking::WaitCause, detect::threshold::Thresholds, output::OutputSpec};
 
+/// Heading of the options of [`AllocArgs`].
+const MEMORY: &str = "Memory";
 /// Heading of the options of [`BlockingArgs`].
 const BLOCKING: &str = "What is too long";
 
@@ -22,6 +24,7 @@ Examples:
   sudo profiler --all -d 10s -o - | less         the whole machine, folded stacks to stdout
   sudo profiler -o run.prec -- ./batch --input x start a command and record its whole life
   profiler replay run.prec -o run.pb.gz          turn a recording into a pprof profile, later and without root
+  sudo profiler --pid 4711 --snapshot 10m        who has allocated what, every ten minutes, for `profiler diff`
   profiler doctor                                what this kernel and these rights allow
 
 Output formats (-o FILE, by extension): .folded .svg .pb.gz .json .prec; '-' is folded stacks on stdout.
@@ -49,6 +52,8 @@ pub struct Cli {
 pub enum Command {
     /// Turn a recording (.prec) into a report or any other output, without root
     Replay(ReplayArgs),
+    /// Say what memory was allocated and not freed between two snapshots or recordings (.prec), and where
+    Diff(DiffArgs),
     /// Say what this kernel and these rights allow, one line per feature
     Doctor,
 }
@@ -102,6 +107,12 @@ pub struct ProfileArgs {
     /// Keep paths and addresses of peers out of all outputs: numbers stand for them
     #[arg(long)]
     pub redact_paths: bool,
+    /// How allocations are watched.
+    #[command(flatten)]
+    pub alloc: AllocArgs,
+    /// When the state of memory is written down.
+    #[command(flatten)]
+    pub snapshots: SnapshotArgs,
     /// No live view
     #[arg(short, long)]
     pub quiet: bool,
@@ -210,6 +221,65 @@ pub enum Waits {
     Off,
 }
 
+/// How memory is watched.
+#[derive(Clone, Debug, Args)]
+pub struct AllocArgs {
+    /// Whether to find out who allocates and does not free: auto once a process is seen to grow, and within
+    /// --max-overhead; full from the start, every allocation; off not at all, nor how memory grows. With --all: off,
+    /// unless given
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Alloc::Auto, help_heading = MEMORY)]
+    pub alloc: Alloc,
+    /// A file with an allocator that is not found by itself, as the process sees it: its malloc, free … are watched
+    /// (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = MEMORY)]
+    pub alloc_lib: Vec<PathBuf>,
+    /// How much of the target's CPU time watching allocations may cost; beyond, only some of the time is watched, and
+    /// all figures are estimates. Default: 5 with auto, no limit with full
+    #[arg(long, value_name = "PERCENT", help_heading = MEMORY, value_parser = percentage)]
+    pub max_overhead: Option<f64>,
+}
+
+/// When the state of memory is written down.
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotArgs {
+    /// Write who has allocated what to a file of its own, for `profiler diff`: on SIGUSR1 and, if a time is given, that
+    /// often
+    #[arg(long, value_name = "TIME", num_args = 0..=1, help_heading = MEMORY, value_parser = positive_duration)]
+    pub snapshot: Option<Option<Duration>>,
+    /// Write one when a process holds more than this (500MB, 2GiB); and on SIGUSR1
+    #[arg(long, value_name = "SIZE", help_heading = MEMORY, value_parser = size)]
+    pub snapshot_above: Option<u64>,
+    /// Where to: snapshot-START-NUMBER.prec in this folder
+    #[arg(long, value_name = "DIR", help_heading = MEMORY, default_value = ".")]
+    pub snapshot_dir: PathBuf,
+}
+
+/// Whether to watch allocations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Alloc {
+    /// When a process is seen to grow.
+    Auto,
+    /// From the start.
+    Full,
+    /// Not at all.
+    Off,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    match parse_size::parse_size(text) {
+        Ok(0) => Err("must be more than nothing".into()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(format!("{error}; write it like 500MB or 2GiB")),
+    }
+}
+
+fn percentage(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("must be a number above 0 and at most 100".into()),
+    }
+}
+
 /// Options of the outputs, live or replayed.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
@@ -223,6 +293,21 @@ pub struct ReportArgs {
     /// Number of functions in the report
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     pub top: u16,
+}
+
+/// Options of `profiler diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The earlier snapshot or recording
+    pub before: PathBuf,
+    /// The later one
+    pub after: PathBuf,
+    /// Number of places listed
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+    pub top: u16,
+    /// Print everything as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `profiler replay`.
@@ -297,6 +382,22 @@ mod tests {
         assert_eq!(rejected(&["--all", "--stall-warning", "0s"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "--expected-error", "EWHAT"]), ErrorKind::ValueValidation);
         assert_eq!(errno("EACCES"), Ok(libc::EACCES as u32));
+    }
+
+    #[test]
+    fn snapshots_are_wanted_in_three_ways() {
+        let snapshots = |args: &[&str]| {
+            let cli = Cli::try_parse_from([&["profiler", "--all"], args].concat()).unwrap();
+            (cli.profile.snapshots.snapshot, cli.profile.snapshots.snapshot_above)
+        };
+        assert_eq!(snapshots(&[]), (None, None));
+        assert_eq!(snapshots(&["--snapshot"]), (Some(None), None));
+        assert_eq!(snapshots(&["--snapshot", "30s"]), (Some(Some(Duration::from_secs(30))), None));
+        assert_eq!(snapshots(&["--snapshot-above", "500MB"]), (None, Some(500_000_000)));
+        assert_eq!(snapshots(&["--snapshot-above", "2GiB"]), (None, Some(2 << 30)));
+        assert_eq!(rejected(&["--all", "--snapshot-above", "0"]), ErrorKind::ValueValidation);
+        assert_eq!(rejected(&["--all", "--snapshot", "often"]), ErrorKind::ValueValidation);
+        assert_eq!(rejected(&["diff", "a.prec"]), ErrorKind::MissingRequiredArgument);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod detect;
 pub mod error;
 pub mod kernel;
+pub mod memory;
 pub mod output;
 pub mod probe;
 pub mod process;
@@ -31,6 +32,7 @@ pub fn run(cli: cli::Cli) -> Result<()> {
     match cli.command {
         None => agent::run(&cli.profile),
         Some(cli::Command::Replay(args)) => replay::run(&args),
+        Some(cli::Command::Diff(args)) => replay::diff(&args),
         Some(cli::Command::Doctor) => doctor(),
     }
 }

@@ -6,12 +6,14 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    aggregate::Snapshot,
+    aggregate::{Key, Snapshot},
     blocking::{Blocking, WaitCause},
     calls::Calls,
+    memory::{Memory, Site},
+    recording::Told,
     sample::{
-        CPU, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, SYSCALLS, StackEnd, StackId,
-        Tables, ThreadKey,
+        ALLOC, CPU, FAULTS, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, SYSCALLS,
+        StackEnd, StackId, Tables, ThreadKey,
     },
     symbolize::{Detail, Function, Symbolizer},
     unwind::feed::UnwindReport,
@@ -83,6 +85,12 @@ pub struct Run {
     pub in_calls: Option<Profile>,
     /// System calls, if they were watched.
     pub calls: Option<Calls>,
+    /// How memory grew, if it was watched.
+    pub memory: Option<Memory>,
+    /// Memory allocated and not freed at the end, if it was watched.
+    pub heap: Option<Profile>,
+    /// Page faults, if they were watched.
+    pub faults: Option<Profile>,
 }
 
 /// What a [`Run`] is made of.
@@ -98,6 +106,8 @@ pub struct Totals {
     pub in_calls: Option<Snapshot>,
     /// System calls, if they were watched.
     pub calls: Option<Calls>,
+    /// How memory grew, if it was watched.
+    pub memory: Option<Memory>,
 }
 
 /// One profile with names.
@@ -170,20 +180,22 @@ impl Run {
         symbolizer: &mut dyn Symbolizer,
         detail: Detail,
     ) -> Run {
-        let Totals { cpu, off_cpu, blocking, in_calls, calls } = totals;
+        let Totals { cpu, off_cpu, blocking, in_calls, calls, memory } = totals;
         let told = blocking.iter().flat_map(Blocking::stacks);
         let told: Vec<StackId> = told.chain(calls.iter().flat_map(Calls::stacks)).collect();
+        let sites = memory.iter().flat_map(Memory::stacks);
         let sampled = [Some(&cpu), off_cpu.as_ref(), in_calls.as_ref()]
             .into_iter()
             .flatten()
             .flat_map(|snapshot| &snapshot.entries);
-        let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied());
+        let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied()).chain(sites.clone());
         let (mut names, index) = name(stacks, tables, symbolizer, detail);
         let frames = |stack: StackId| -> Vec<usize> {
             tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect()
         };
         let waiting = |names: &Names, stack| names.without_probe(frames(stack));
-        names.stacks = told.into_iter().map(|stack| (stack, waiting(&names, stack))).collect();
+        let told = told.into_iter().map(|stack| (stack, waiting(&names, stack)));
+        names.stacks = sites.map(|stack| (stack, frames(stack))).chain(told).collect();
         let unnamed = cpu
             .entries
             .iter()
@@ -216,21 +228,51 @@ impl Run {
             cpu: profile(CPU, &cpu),
             off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
             in_calls: in_calls.map(|snapshot| profile(SYSCALLS, &snapshot)),
+            heap: memory.as_ref().map(|memory| profile(ALLOC, &live(memory))),
+            faults: memory.as_ref().map(|memory| profile(FAULTS, &faults(memory))),
             blocking,
             calls,
+            memory,
         }
     }
 
     /// The profile of a kind, if it was measured.
     pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
-        let all = [Some(&self.cpu), self.off_cpu.as_ref(), self.in_calls.as_ref()];
-        all.into_iter().flatten().find(|profile| profile.kind == *kind)
+        let others = [&self.off_cpu, &self.in_calls, &self.heap, &self.faults];
+        std::iter::once(&self.cpu).chain(others.into_iter().flatten()).find(|profile| profile.kind == *kind)
+    }
+
+    /// What is known besides samples, for a recording.
+    pub fn told(&self) -> Told<'_> {
+        Told { blocking: self.blocking.as_ref(), memory: self.memory.as_ref(), calls: self.calls.as_ref() }
     }
 
     /// What addresses are called.
     pub fn names(&self) -> &Names {
         &self.cpu.names
     }
+}
+
+/// What each site had allocated and not freed at the end, bytes.
+fn live(memory: &Memory) -> Snapshot {
+    let bytes = |site: &Site| site.points.last().map_or(0.0, |point| point.live_bytes).round() as u64;
+    snapshot(memory.sites.iter().map(|site| (site.pid, site.stack, bytes(site))))
+}
+
+/// Page faults by where they were taken.
+fn faults(memory: &Memory) -> Snapshot {
+    snapshot(memory.faults.iter().copied())
+}
+
+/// Totals of (pid, stack, weight). Which thread it was is not told: what one allocates another frees.
+fn snapshot(weights: impl Iterator<Item = (u32, StackId, u64)>) -> Snapshot {
+    let mut sums: FxHashMap<Key, u64> = FxHashMap::default();
+    for (pid, stack, weight) in weights.filter(|(.., weight)| *weight > 0) {
+        *sums.entry(Key { thread: ThreadKey { pid, tid: pid }, stack, cause: None }).or_default() += weight;
+    }
+    let mut entries: Vec<_> = sums.into_iter().collect();
+    entries.sort_unstable_by_key(|&(key, weight)| (std::cmp::Reverse(weight), key));
+    Snapshot { total: entries.iter().map(|(_, weight)| weight).sum(), entries, span_ns: None }
 }
 
 /// Names all frames of some stacks. The index says of each frame where it is among the names, and whether it has a
@@ -434,6 +476,15 @@ pub(crate) mod fixtures {
 
     /// A run of nothing but a CPU profile.
     pub fn run(stacks: &[(&str, u64)]) -> Run {
-        Run { cpu: profile(stacks), off_cpu: None, blocking: None, in_calls: None, calls: None }
+        Run {
+            cpu: profile(stacks),
+            off_cpu: None,
+            blocking: None,
+            in_calls: None,
+            calls: None,
+            memory: None,
+            heap: None,
+            faults: None,
+        }
     }
 }

@@ -18,13 +18,14 @@ use crate::{
     blocking::Blocking,
     calls::Calls,
     error::Error,
+    memory::{Memory, Site},
     profile::{Accounts, Meta},
     sample::{Frame, Module, Sample, Stack, Tables, ThreadKey},
     symbolize::Function,
 };
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x02";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x04";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
@@ -48,31 +49,40 @@ pub enum Event {
     Accounts(Accounts),
     /// Where the time went so far; the last one counts.
     Blocking(Box<Blocking>),
-    /// Everything has been written.
-    End,
+    /// How memory grew so far, without its sites, which follow; the last one counts.
+    Memory(Box<Memory>),
+    /// More sites of the memory before.
+    Sites(Vec<Site>),
     /// System calls so far; the last one counts.
     Calls(Box<Calls>),
+    /// Everything has been written.
+    End,
 }
 
-/// What was found out besides samples, so far.
+/// What [`Told`] may take in any recording, bytes before compression; beyond that, no more than a fourth of it. Each is
+/// whole, and there is one at each checkpoint.
+const TOLD_BYTES: u64 = 1024 * 1024;
+
+/// Sites in one event: with full series some 1 MB.
+const SITES: usize = 128;
+
+/// What is known so far and is not made of samples.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Found<'a> {
+pub struct Told<'a> {
     /// Where the time went.
     pub blocking: Option<&'a Blocking>,
+    /// How memory grew.
+    pub memory: Option<&'a Memory>,
     /// System calls.
     pub calls: Option<&'a Calls>,
 }
-
-/// What [`Event::Blocking`] and [`Event::Calls`] may take in any recording, bytes before compression; beyond that, no more than a fourth
-/// of it. Each is whole, and there is one at each checkpoint.
-const BLOCKING_BYTES: u64 = 1024 * 1024;
 
 /// Writes a recording while profiling goes on.
 pub struct Recorder<W: Write> {
     out: GzEncoder<W>,
     modules: usize,
     stacks: usize,
-    /// Written before compression: all, and of what was found.
+    /// Written before compression: all, and of [`Told`].
     bytes: (u64, u64),
 }
 
@@ -101,24 +111,24 @@ impl<W: Write> Recorder<W> {
     }
 
     /// Records the counts so far and makes sure that everything up to here can be replayed. Now and then, that is
-    /// not at every call, what was found is recorded too.
-    pub fn checkpoint(&mut self, accounts: &Accounts, found: Found<'_>, tables: &Tables) -> io::Result<()> {
-        if self.bytes.1 <= BLOCKING_BYTES.max(self.bytes.0 / 4) {
-            self.found(found, tables)?;
+    /// not at every call, what else is known is recorded too.
+    pub fn checkpoint(&mut self, accounts: &Accounts, told: Told<'_>, tables: &Tables) -> io::Result<()> {
+        if self.bytes.1 <= TOLD_BYTES.max(self.bytes.0 / 4) {
+            self.told(told, tables)?;
         }
         self.event(&Event::Accounts(accounts.clone()))?;
         self.out.flush()
     }
 
-    /// Ends the recording with what was found and the names of its frames.
+    /// Ends the recording with what is known in the end and the names of its frames.
     pub fn finish(
         mut self,
         accounts: &Accounts,
-        found: Found<'_>,
+        told: Told<'_>,
         tables: &Tables,
         names: &[(Frame, Vec<Function>)],
     ) -> io::Result<W> {
-        self.found(found, tables)?;
+        self.told(told, tables)?;
         for some in names.chunks(4096) {
             self.event(&Event::Names(some.to_vec()))?;
         }
@@ -140,14 +150,26 @@ impl<W: Write> Recorder<W> {
         Ok(())
     }
 
-    fn found(&mut self, found: Found<'_>, tables: &Tables) -> io::Result<()> {
+    fn told(&mut self, told: Told<'_>, tables: &Tables) -> io::Result<()> {
         self.tables(tables)?;
         let before = self.bytes.0;
-        if let Some(blocking) = found.blocking {
+        if let Some(blocking) = told.blocking {
             self.event(&Event::Blocking(Box::new(blocking.clone())))?;
         }
-        if let Some(calls) = found.calls {
+        if let Some(calls) = told.calls {
             self.event(&Event::Calls(Box::new(calls.clone())))?;
+        }
+        if let Some(memory) = told.memory {
+            let processes = memory.processes.clone();
+            self.event(&Event::Memory(Box::new(Memory {
+                processes,
+                sites: Vec::new(),
+                faults: memory.faults.clone(),
+                watching: memory.watching.clone(),
+            })))?;
+            for some in memory.sites.chunks(SITES) {
+                self.event(&Event::Sites(some.to_vec()))?;
+            }
         }
         self.bytes.1 += self.bytes.0 - before;
         Ok(())
@@ -248,13 +270,13 @@ mod tests {
             };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
             let (blocking, calls) = (Blocking::default(), Calls::default());
-            let found = Found { blocking: Some(&blocking), calls: Some(&calls) };
-            recorder.checkpoint(&Accounts::default(), found, &tables).unwrap();
+            let told = Told { blocking: Some(&blocking), memory: None, calls: Some(&calls) };
+            recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
         }
         recorder
             .finish(
                 &Accounts::default(),
-                Found::default(),
+                Told::default(),
                 &tables,
                 &[(Frame { module, address: 0 }, vec![Function::default()])],
             )
@@ -292,7 +314,7 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x03more", MAGIC] {
+        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x05more", MAGIC] {
             assert!(replay(other).is_err(), "{other:?}");
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Result;
@@ -13,15 +13,17 @@ use crate::{
     aggregate::Aggregator,
     blocking::Blocking,
     calls::Calls,
-    cli::{ReplayArgs, ReportArgs},
+    cli::{DiffArgs, ReplayArgs, ReportArgs},
+    detect::memory_diff,
     error::Error,
+    memory::Memory,
     output::{
-        Destination, Format, OutputSpec, RenderOptions,
+        self, Destination, Format, OutputSpec, RenderOptions,
         report::{self, Style},
     },
     profile::{Accounts, Meta, Run, Totals},
-    recording::{self, Ending, Event, Found, Recorder},
-    sample::{CPU, Frame, Module, ModuleId, OFF_CPU, ProfileKind, SYSCALLS, Sample, Tables},
+    recording::{self, Ending, Event, Recorder, Told},
+    sample::{Frame, KINDS, Module, ModuleId, OFF_CPU, ProfileKind, SYSCALLS, Sample, Tables},
     symbolize::{Detail, Function, Symbolizer},
 };
 
@@ -86,16 +88,15 @@ impl Results {
     }
 
     /// Makes everything recorded so far safe.
-    pub fn checkpoint(&mut self, accounts: &Accounts, found: Found<'_>, tables: &Tables) -> Result<()> {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts, found, tables))
+    pub fn checkpoint(&mut self, accounts: &Accounts, told: Told<'_>, tables: &Tables) -> Result<()> {
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, told, tables))
     }
 
     /// Writes every output, then the report.
     pub fn finish(self, run: &Run, tables: &Tables, options: &RenderOptions) -> Result<()> {
         let names = names(run);
         for (path, recorder) in self.recorders {
-            let found = Found { blocking: run.blocking.as_ref(), calls: run.calls.as_ref() };
-            let finished = recorder.finish(&run.cpu.accounts, found, tables, &names);
+            let finished = recorder.finish(&run.cpu.accounts, run.told(), tables, &names);
             let written = finished.and_then(|mut out| out.flush());
             written.map_err(|reason| Error::OutputNotWritable { path, reason })?;
         }
@@ -130,13 +131,18 @@ fn names(run: &Run) -> Vec<(Frame, Vec<Function>)> {
     each.collect()
 }
 
-fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dyn io::Write) -> Result<()> {
-    let style = Style {
+/// How to lay text out, on a terminal or elsewhere.
+fn style(terminal: bool, threads: bool, top: usize) -> Style {
+    Style {
         colour: terminal && std::env::var_os("NO_COLOR").is_none(),
         width: terminal.then(|| terminal_size::terminal_size().map_or(100, |(width, _)| width.0.into())),
-        threads: options.threads,
-        top: options.top,
-    };
+        threads,
+        top,
+    }
+}
+
+fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dyn io::Write) -> Result<()> {
+    let style = style(terminal, options.threads, options.top);
     let mut text = Vec::new();
     report::write(run, &style, &mut text)?;
     out.write_all(&text)?;
@@ -147,7 +153,8 @@ fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dy
 pub fn run(args: &ReplayArgs) -> Result<()> {
     let mut results = Results::open(&args.report)?;
     let Replayed { run, samples, tables, ending } = load(&args.recording)?;
-    results.check(&kinds(run.off_cpu.is_some(), run.in_calls.is_some()))?;
+    let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
+    results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
         eprintln!(
             "profiler: {} ends early; this is what it holds, and symbols may be missing",
@@ -163,10 +170,36 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     results.finish(&run, &tables, &options)
 }
 
-/// The kinds of profile there are, given what was watched.
-pub fn kinds(off_cpu: bool, calls: bool) -> Vec<ProfileKind> {
-    let kinds = [Some(CPU), off_cpu.then_some(OFF_CPU), calls.then_some(SYSCALLS)];
-    kinds.into_iter().flatten().collect()
+/// Writes a recording of nothing but memory: a snapshot.
+pub fn write_snapshot(path: &Path, run: &Run, tables: &Tables) -> Result<()> {
+    Destination::open(Some(path))?.finish(|out| {
+        let recorder = Recorder::new(out, &run.cpu.meta)?;
+        recorder.finish(&run.cpu.accounts, run.told(), tables, &names(run))?;
+        Ok(())
+    })
+}
+
+/// Says what has changed between two snapshots or recordings.
+pub fn diff(args: &DiffArgs) -> Result<()> {
+    let load = |path: &PathBuf| -> Result<Run> {
+        let run = load(path)?.run;
+        if run.memory.as_ref().is_none_or(|memory| memory.sites.is_empty()) {
+            let reason = "it holds no allocations (--alloc full watches them from the start)".to_owned();
+            return Err(Error::BadRecording { path: path.clone(), reason }.into());
+        }
+        Ok(run)
+    };
+    let found = memory_diff::diff(&load(&args.before)?, &load(&args.after)?);
+    let mut text = Vec::new();
+    if args.json {
+        output::diff::write_json(&found, &mut text)?;
+    } else {
+        let style = style(io::stdout().is_terminal(), false, args.top.into());
+        output::diff::write(&found, &style, &mut text)?;
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(&text)?;
+    Ok(out.flush()?)
 }
 
 /// What is in a recording.
@@ -186,6 +219,7 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
         (Aggregator::default(), Aggregator::default(), Aggregator::default());
     let mut blocking: Option<Blocking> = None;
     let mut calls: Option<Calls> = None;
+    let mut memory: Option<Memory> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
     let ending = recording::read(path, |event| {
@@ -234,6 +268,18 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
                 }
                 calls = Some(*recorded);
             }
+            Event::Memory(recorded) => {
+                if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (a page fault refers to nothing)".to_owned());
+                }
+                memory = Some(*recorded);
+            }
+            Event::Sites(sites) => {
+                if sites.iter().any(|site| site.stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (an allocation refers to nothing)".to_owned());
+                }
+                memory.get_or_insert_default().sites.extend(sites);
+            }
             Event::End => {}
         }
         Ok(())
@@ -245,6 +291,7 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
         in_calls: (calls.is_some() || in_calls.total > 0).then_some(in_calls),
         blocking,
         calls,
+        memory,
     };
     let run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
     Ok(Replayed { run, samples, tables, ending })
@@ -290,8 +337,9 @@ mod tests {
             stall::fixtures::{LOOP, turn},
             threshold::Thresholds,
         },
+        memory::{Footprint, fixtures::site},
         output::FORMATS,
-        sample::{KINDS, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
+        sample::{CPU, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
     };
 
     /// Names every address but each seventh.
@@ -348,6 +396,8 @@ mod tests {
         let mut calls = Calls::default();
         let mut waits = Waits::new(Thresholds::default());
         waits.add_loop(LOOP);
+        let processes = vec![Footprint { pid: 7, process: "t7".into(), ..Footprint::default() }];
+        let mut memory = Memory { processes, ..Memory::default() };
         for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
             let thread = ThreadKey { pid: 7, tid };
             let (stack, time_ns) = (stack(&mut tables, address), i as u64 * 10 * MS);
@@ -379,25 +429,28 @@ mod tests {
         for &(start, length) in stalls {
             let mut slow = wait(LOOP.tid, start * MS, length * MS / 2, 0, WaitCause::Disk);
             slow.block.stack = Some(stack(&mut tables, 1000 + start)); // in no sample
+            let slow_site = slow.block.stack.map(|stack| site(stack.0, [0.0, length as f64]));
             waits.wait(slow);
             waits.turn(&turn(start * MS, (start + length) * MS, length * MS / 2, 0));
+            memory.sites.extend(slow_site);
             let mut starved = wait(9, start, 0, length * MS, WaitCause::Other);
             starved.block.stack = None;
             waits.wait(starved);
         }
         let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
         let blocking = waits.blocking(Now { threads, ..Now::default() });
-        recorder.checkpoint(&Accounts::default(), Found::default(), &tables).unwrap();
+        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory), calls: None };
+        recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
         let totals = Totals {
             cpu: cpu.snapshot(),
             off_cpu: Some(off_cpu.snapshot()),
             in_calls: Some(in_calls.snapshot()),
             blocking: Some(blocking),
             calls: Some(calls),
+            memory: Some(memory),
         };
         let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
-        let found = Found { blocking: run.blocking.as_ref(), calls: run.calls.as_ref() };
-        let written = recorder.finish(&run.cpu.accounts, found, &tables, &names(&run)).unwrap();
+        let written = recorder.finish(&run.cpu.accounts, run.told(), &tables, &names(&run)).unwrap();
         std::fs::write(path, written).unwrap();
         run
     }
@@ -417,6 +470,7 @@ mod tests {
             prop_assert_eq!(replayed.ending, Ending::Complete);
             prop_assert_eq!(&replayed.run.blocking, &live.blocking);
             prop_assert_eq!(&replayed.run.calls, &live.calls);
+            prop_assert_eq!(&replayed.run.memory, &live.memory);
             prop_assert_eq!(replayed.samples.len(), samples.len() * 2);
             prop_assert!(render(&replayed.run) == render(&live));
             let of_kind = |waiting: bool| -> u64 {
@@ -427,16 +481,37 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_that_refers_to_nothing_is_damage() {
+    fn a_stall_call_or_site_that_refers_to_nothing_is_damage() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.prec");
-        let live = record(&path, &[], &[(0, 100)]);
-        let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
+        let live = record(&path, &[(7, 1, 5, 0)], &[(0, 100)]);
         let nothing = Tables::default();
-        let found = Found { blocking: live.blocking.as_ref(), calls: None };
-        let written = recorder.finish(&live.cpu.accounts, found, &nothing, &[]).unwrap();
-        std::fs::write(&path, written).unwrap();
-        assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
+        let (told, nobody) = (live.told(), Told::default());
+        for told in [
+            Told { blocking: told.blocking, ..nobody },
+            Told { memory: told.memory, ..nobody },
+            Told { calls: told.calls, ..nobody },
+        ] {
+            let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
+            let written = recorder.finish(&live.cpu.accounts, told, &nothing, &[]).unwrap();
+            std::fs::write(&path, written).unwrap();
+            assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_a_recording() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recorded, path) = (dir.path().join("run.prec"), dir.path().join("snapshot.prec"));
+        record(&recorded, &[(7, 1, 5, 0)], &[(0, 100), (5, 100)]);
+        let Replayed { run, tables, .. } = load(&recorded).unwrap();
+        write_snapshot(&path, &run, &tables).unwrap();
+        let back = load(&path).unwrap();
+        assert_eq!((back.ending, back.samples.len()), (Ending::Complete, 0));
+        assert_eq!(back.run.memory, run.memory);
+        let changed = memory_diff::diff(&run, &back.run);
+        assert_eq!((changed.places.len(), changed.total.0.bytes), (2, 200.0));
+        assert!(changed.places.iter().all(|place| place.growth() == 0.0));
     }
 
     #[test]

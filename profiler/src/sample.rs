@@ -51,8 +51,26 @@ pub const SYSCALLS: ProfileKind = ProfileKind {
     period_unit: "nanoseconds",
 };
 
+/// Memory allocated and not freed, by the stack that allocated it.
+pub const ALLOC: ProfileKind = ProfileKind {
+    name: "alloc",
+    sample_type: "inuse_space",
+    unit: "bytes",
+    period_type: "space",
+    period_unit: "bytes",
+};
+
+/// Page faults, sampled, by the stack that took them.
+pub const FAULTS: ProfileKind = ProfileKind {
+    name: "faults",
+    sample_type: "page_faults",
+    unit: "count",
+    period_type: "page_faults",
+    period_unit: "count",
+};
+
 /// Every kind of profile.
-pub const KINDS: [ProfileKind; 3] = [CPU, OFF_CPU, SYSCALLS];
+pub const KINDS: [ProfileKind; 5] = [CPU, OFF_CPU, SYSCALLS, ALLOC, FAULTS];
 
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -324,6 +342,14 @@ pub enum Loss {
     WaitsUntold,
     /// Lost records other than samples: the ring buffer was full.
     RecordsLost,
+    /// Lost objects, not samples: not watched, because too many live at once.
+    ObjectsFull,
+    /// Lost objects, not samples: their stack is one too many.
+    AllocStacksFull,
+    /// Lost objects, not samples: another thread's call was in the way, or the stack could not be taken.
+    AllocClash,
+    /// Degraded, not counted in samples: objects whose end was not seen, only that their address was given out again.
+    FreesImplied,
     /// Lost system calls, not samples: they are in no count, because there are too many kinds of them.
     CallsFull,
     /// Lost descriptors, not samples: what was read and written by them is in no account.
@@ -334,7 +360,7 @@ pub enum Loss {
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 19] = [
+    pub const ALL: [Loss; 23] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -351,6 +377,10 @@ impl Loss {
         Loss::OffCpuStacksSkipped,
         Loss::WaitsUntold,
         Loss::RecordsLost,
+        Loss::ObjectsFull,
+        Loss::AllocStacksFull,
+        Loss::AllocClash,
+        Loss::FreesImplied,
         Loss::CallsFull,
         Loss::IoFull,
         Loss::SlowCallsUntold,
@@ -367,6 +397,10 @@ impl Loss {
                 | Loss::OffCpuStacksSkipped
                 | Loss::WaitsUntold
                 | Loss::RecordsLost
+                | Loss::ObjectsFull
+                | Loss::AllocStacksFull
+                | Loss::AllocClash
+                | Loss::FreesImplied
                 | Loss::CallsFull
                 | Loss::IoFull
                 | Loss::SlowCallsUntold
@@ -397,6 +431,10 @@ impl Loss {
             Loss::OffCpuStacksSkipped => "offcpu_stacks_skipped",
             Loss::WaitsUntold => "waits_untold",
             Loss::RecordsLost => "records_lost",
+            Loss::ObjectsFull => "objects_full",
+            Loss::AllocStacksFull => "alloc_stacks_full",
+            Loss::AllocClash => "alloc_clash",
+            Loss::FreesImplied => "frees_implied",
             Loss::CallsFull => "calls_full",
             Loss::IoFull => "io_full",
             Loss::SlowCallsUntold => "slow_calls_untold",
@@ -423,6 +461,10 @@ impl fmt::Display for Loss {
             Loss::OffCpuStacksSkipped => "blocks without a stack, to keep the cost down",
             Loss::WaitsUntold => "long waits not listed, too many at once",
             Loss::RecordsLost => "records of waits lost",
+            Loss::ObjectsFull => "objects not watched, too many live",
+            Loss::AllocStacksFull => "objects not watched, too many stacks",
+            Loss::AllocClash => "objects not watched, probes in each other's way",
+            Loss::FreesImplied => "frees not seen, known by the address being reused",
             Loss::CallsFull => "system calls not counted, too many kinds",
             Loss::IoFull => "reads and writes not told by descriptor, too many",
             Loss::SlowCallsUntold => "slow system calls not listed, too many at once",

@@ -44,6 +44,8 @@ pub struct Program {
     pub target: Vec<String>,
     processes: Vec<Running>,
     _dir: Option<tempfile::TempDir>,
+    /// Asks the program something whose answer is known.
+    question: Option<Box<dyn Fn() -> bool>>,
 }
 
 impl Program {
@@ -53,7 +55,21 @@ impl Program {
     }
 
     fn new(target: [&str; 2], processes: Vec<Running>, dir: Option<tempfile::TempDir>) -> Program {
-        Program { target: target.map(str::to_owned).into(), processes, _dir: dir }
+        Program { target: target.map(str::to_owned).into(), processes, _dir: dir, question: None }
+    }
+
+    fn asked(self, question: impl Fn() -> bool + 'static) -> Program {
+        Program { question: Some(Box::new(question)), ..self }
+    }
+
+    /// Whether the program and its load still run. A program that checks itself ends at the first wrong result.
+    pub fn is_alive(&mut self) -> bool {
+        self.processes.iter_mut().all(|process| process.0.try_wait().is_ok_and(|ended| ended.is_none()))
+    }
+
+    /// Whether it gives the right answer to a question, if it takes any.
+    pub fn answers(&self) -> bool {
+        self.question.as_ref().is_none_or(|question| question())
     }
 }
 
@@ -106,7 +122,17 @@ pub fn redis() -> Program {
     let mut load = Command::new("redis-benchmark");
     load.args(["-q", "-n", "100000000", "-t", "set,get,lpush,lrange_100,zadd", "-s"]).arg(&socket);
     let load = Running::start(quiet(&mut load));
-    Program::new(["--pid", &server.pid()], vec![server, load], Some(dir))
+    Program::new(["--pid", &server.pid()], vec![server, load], Some(dir)).asked(move || {
+        let sum = "local sum = 0; for i = 1, 1000 do sum = sum + i end; \
+                   redis.call('set', 'sum', sum); return redis.call('get', 'sum')";
+        let mut client = Command::new("redis-cli");
+        client
+            .arg("-s")
+            .arg(&socket)
+            .args(["eval", sum, "0"])
+            .output()
+            .is_ok_and(|out| out.stdout == b"500500\n")
+    })
 }
 
 /// Its backends under pgbench.
@@ -128,9 +154,10 @@ pub fn postgres() -> Program {
     let mut server = nobody(&bin.join("postgres"));
     server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"]).arg(dir.path()).arg("-D").arg(&data);
     let server = Running::start(quiet(&mut server));
-    let client = |program: &str| {
+    let folder = dir.path().to_owned();
+    let client = move |program: &str| {
         let mut command = Command::new(program);
-        command.args(["-U", "me", "-h"]).arg(dir.path());
+        command.args(["-U", "me", "-h"]).arg(&folder);
         command
     };
     wait_until("postgres answers", || quiet(&mut client("pg_isready")).status().unwrap().success());
@@ -140,7 +167,11 @@ pub fn postgres() -> Program {
     wait_until("pgbench has its backends", || {
         client("psql").args(["-Atc", count, "postgres"]).output().unwrap().stdout.trim_ascii() == b"2"
     });
-    Program::new(["--comm", "postgres"], vec![server, load], Some(dir))
+    Program::new(["--comm", "postgres"], vec![server, load], Some(dir)).asked(move || {
+        // What TPC-B keeps true whatever happens.
+        let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches)";
+        client("psql").args(["-Atc", sums, "postgres"]).output().is_ok_and(|out| out.stdout == b"t\n")
+    })
 }
 
 /// Compressing what wrk asks for. Without a master: killed, it would leave its worker behind.
@@ -171,14 +202,14 @@ pub fn nginx() -> Program {
 /// Debian's, whatever else is installed.
 pub fn python() -> Program {
     let script = "
-import json, re, sys, threading
+import json, os, re, sys, threading
 def depth(n): return sum(x * x for x in range(50)) if n == 0 else depth(n - 1) + 1
 def work():
     while True:
-        depth(4)
-        json.loads(json.dumps({'a': [1, 2, {'b': 'c' * 50}]}))
-        re.sub('(a|b)+c', lambda match: match.group(0).upper(), 'abababc' * 20)
-        sorted(range(200), key=lambda x: -x)
+        value = {'a': [1, 2, {'b': 'c' * 50}]}
+        right = depth(4) == 40429 and json.loads(json.dumps(value)) == value
+        right = right and re.sub('(a|b)+c', lambda match: match.group(0).upper(), 'abababc' * 20) == 'ABABABC' * 20
+        if not right or sorted(range(200), key=lambda x: -x) != list(range(199, -1, -1)): os._exit(1)
 print('ready', flush=True)
 threading.Thread(target=work, daemon=True).start()
 work()";

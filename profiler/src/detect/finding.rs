@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::leak::{self, Certainty, Trend};
 use crate::{
     blocking::{Blocking, Convoy, LongWait, LongWaitKind, Severity, Stall, WaitCause},
+    memory::{Limit, Log2, Memory, Site},
     profile::{Names, Run},
     sample::{StackId, ThreadKey},
     symbolize::Function,
@@ -13,6 +15,9 @@ use crate::{
 
 /// A stall with fewer samples says too little about where its time went to be a reason of its own.
 const MIN_SAMPLES: u64 = 4;
+
+/// A process that reaches its memory limit within this time is critical, ns.
+const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
 
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +28,10 @@ pub enum Finding {
     Waits(WaitGroup),
     /// Threads queued for a lock.
     Convoy(Convoy),
+    /// What is allocated at one place is not freed.
+    Leak(Leak),
+    /// A process keeps growing, and none of its sites explains it.
+    Growing(Growing),
 }
 
 /// Stalls of one event loop with the same reason.
@@ -87,6 +96,65 @@ pub struct WaitGroup {
     pub ongoing: u64,
 }
 
+/// A site whose live memory keeps growing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Leak {
+    /// How bad.
+    pub severity: Severity,
+    /// Process id.
+    pub pid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// The stack that allocates.
+    pub stack: StackId,
+    /// How fast it grows, and how sure that is.
+    pub trend: Trend,
+    /// How sure it is that growth goes on.
+    pub certainty: Certainty,
+    /// Allocated since the run began and not freed, bytes.
+    pub live_bytes: f64,
+    /// Standard error of that, bytes; zero if exact.
+    pub live_bytes_err: f64,
+    /// How many objects.
+    pub live_count: f64,
+    /// How old they are, ns; empty if not known.
+    pub ages_ns: Log2,
+    /// All figures are estimated from a part of the time.
+    pub estimated: bool,
+    /// When the process reaches its limit.
+    pub reaches: Option<Reaches>,
+}
+
+/// A process that keeps growing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Growing {
+    /// How bad.
+    pub severity: Severity,
+    /// Process id.
+    pub pid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// How fast it grows, and how sure that is.
+    pub trend: Trend,
+    /// How sure it is that growth goes on.
+    pub certainty: Certainty,
+    /// What it holds: anonymous and shared memory, and swap, bytes.
+    pub held_bytes: u64,
+    /// Its allocations were watched, and do not explain it.
+    pub watched: bool,
+    /// When it reaches its limit.
+    pub reaches: Option<Reaches>,
+}
+
+/// When a process that keeps growing as it does reaches its limit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reaches {
+    /// Which limit.
+    pub limit: Limit,
+    /// How long after the end of the run, ns.
+    pub after_ns: u64,
+}
+
 impl Finding {
     /// How bad.
     pub fn severity(&self) -> Severity {
@@ -94,15 +162,18 @@ impl Finding {
             Finding::Stalls(group) => group.severity,
             Finding::Waits(group) => group.severity,
             Finding::Convoy(convoy) => convoy.severity,
+            Finding::Leak(leak) => leak.severity,
+            Finding::Growing(growing) => growing.severity,
         }
     }
 
-    /// Time it cost, ns; of a convoy it is not known.
+    /// Time it cost, ns; of a convoy it is not known. What grows until it is killed comes before all that.
     fn cost_ns(&self) -> u64 {
         match self {
             Finding::Stalls(group) => group.total_ns,
             Finding::Waits(group) => group.total_ns,
             Finding::Convoy(_) => 0,
+            Finding::Leak(_) | Finding::Growing(_) => u64::MAX,
         }
     }
 }
@@ -119,13 +190,95 @@ impl LongWait {
 
 /// All findings of a run, worst first.
 pub fn findings(run: &Run) -> Vec<Finding> {
-    let Some(blocking) = &run.blocking else { return Vec::new() };
-    let stalls = stalls(blocking, run.names()).into_iter().map(Finding::Stalls);
-    let waits = waits(blocking, run.names()).into_iter().map(Finding::Waits);
-    let convoys = blocking.convoys.iter().cloned().map(Finding::Convoy);
-    let mut findings: Vec<_> = stalls.chain(waits).chain(convoys).collect();
+    let mut findings = run.memory.as_ref().map_or_else(Vec::new, |memory| growth(memory, run.names()));
+    if let Some(blocking) = &run.blocking {
+        findings.extend(stalls(blocking, run.names()).into_iter().map(Finding::Stalls));
+        findings.extend(waits(blocking, run.names()).into_iter().map(Finding::Waits));
+        findings.extend(blocking.convoys.iter().cloned().map(Finding::Convoy));
+    }
     findings.sort_by_key(|finding| std::cmp::Reverse((finding.severity(), finding.cost_ns())));
     findings
+}
+
+/// Sites that allocate by the same functions are one to a reader, wherever in them they do; the largest comes first.
+fn by_functions(memory: &Memory, names: &Names) -> Vec<Site> {
+    let live = |site: &Site| site.points.last().map_or(0.0, |last| last.live_bytes);
+    let mut sites: Vec<&Site> = memory.sites.iter().collect();
+    sites.sort_by(|a, b| live(b).total_cmp(&live(a)).then(a.stack.cmp(&b.stack)));
+    let mut merged: FxHashMap<(u32, Vec<&str>), Site> = FxHashMap::default();
+    for site in &sites {
+        let key = (site.pid, functions(names, Some(site.stack)));
+        merged.entry(key).and_modify(|sum| sum.add(site)).or_insert_with(|| (*site).clone());
+    }
+    let mut merged: Vec<Site> = merged.into_values().collect();
+    merged.sort_by_key(|site| (site.pid, site.stack));
+    merged
+}
+
+/// What keeps growing, fastest first: sites, and processes of which no site does.
+fn growth(memory: &Memory, names: &Names) -> Vec<Finding> {
+    let mut found: Vec<(f64, Finding)> = Vec::new();
+    let grows = leak::processes(memory);
+    let sites = by_functions(memory, names);
+    for (site, judged) in sites.iter().zip(leak::judge_sites(&sites, &memory.processes)) {
+        let (Some(certainty), Some(live)) = (judged.trend.certainty(), site.points.last()) else { continue };
+        let of = memory.processes.iter().zip(&grows).find(|(process, _)| process.pid == site.pid);
+        let rate = judged.trend.bytes_per_s.per_time;
+        // Others may leak too: the whole process may reach its limit earlier.
+        let whole = of.filter(|(_, trend)| trend.certainty().is_some());
+        let whole = whole.map_or(rate, |(_, trend)| trend.bytes_per_s.per_time.max(rate));
+        let reaches = of.and_then(|(process, _)| reaches(process.limit.as_ref()?, whole));
+        let leak = Leak {
+            severity: severity(reaches.as_ref()),
+            pid: site.pid,
+            process: of.map_or_else(String::new, |(process, _)| process.process.clone()),
+            stack: site.stack,
+            trend: judged.trend,
+            certainty,
+            live_bytes: live.live_bytes,
+            live_bytes_err: live.live_bytes_err,
+            live_count: live.live_count,
+            ages_ns: site.ages_ns.clone(),
+            estimated: site.estimated,
+            reaches,
+        };
+        found.push((rate, Finding::Leak(leak)));
+    }
+    for (process, trend) in memory.processes.iter().zip(grows) {
+        let rate = trend.bytes_per_s.per_time;
+        let leaks = found
+            .iter()
+            .filter(|(_, finding)| matches!(finding, Finding::Leak(leak) if leak.pid == process.pid));
+        let explained: f64 = leaks.map(|(rate, _)| rate).sum();
+        let (Some(certainty), Some(last)) = (trend.certainty(), process.growth.last()) else { continue };
+        if explained >= rate / 2.0 {
+            continue;
+        }
+        let reaches = process.limit.as_ref().and_then(|limit| reaches(limit, rate));
+        let growing = Growing {
+            severity: severity(reaches.as_ref()),
+            pid: process.pid,
+            process: process.process.clone(),
+            trend,
+            certainty,
+            held_bytes: last.held_bytes(),
+            watched: memory.sites.iter().any(|site| site.pid == process.pid),
+            reaches,
+        };
+        found.push((rate, Finding::Growing(growing)));
+    }
+    found.sort_by(|a, b| b.0.total_cmp(&a.0));
+    found.into_iter().map(|(_, finding)| finding).collect()
+}
+
+fn reaches(limit: &Limit, bytes_per_s: f64) -> Option<Reaches> {
+    let after_ns = (limit.left_bytes() as f64 / bytes_per_s * 1e9) as u64;
+    (bytes_per_s > 0.0).then(|| Reaches { limit: limit.clone(), after_ns })
+}
+
+fn severity(reaches: Option<&Reaches>) -> Severity {
+    let near = reaches.is_some_and(|reaches| reaches.after_ns < LIMIT_NEAR_NS);
+    if near { Severity::Critical } else { Severity::Warning }
 }
 
 /// What most of a stall's time went to: reasons are compared, not only listed.
@@ -376,9 +529,32 @@ pub(crate) mod fixtures {
             stall::fixtures::{LOOP, block, turn},
             threshold::Thresholds,
         },
+        memory::{Footprint, Growth, LimitKind, fixtures},
         profile::fixtures::{frames, profile},
         sample::OFF_CPU,
     };
+
+    /// A process with a leak of objects of 100 bytes, a cache, and growth that neither explains.
+    pub fn run_that_grows() -> Run {
+        let mut leak = fixtures::site(0, (0..=120).map(|s| f64::from(s) * 102_400.0));
+        leak.ages_ns.add(40 * S, 61_440);
+        leak.ages_ns.add(100 * S, 61_440);
+        let cache = fixtures::site(1, (0..=120).map(|s| f64::from(s.min(30)) * 1e6));
+        let growth = |s: u64| Growth { time_ns: s * S, anon_bytes: s * 5_000_000, ..Growth::default() };
+        let kind = LimitKind::Cgroup("/system.slice/app.service".into());
+        let limit = Limit { kind, limit_bytes: 1 << 30, used_bytes: 600 << 20 };
+        let app = Footprint {
+            pid: 7,
+            process: "app".into(),
+            growth: (0..=120).map(growth).collect(),
+            limit: Some(limit),
+            ..Footprint::default()
+        };
+        let mut run = crate::profile::fixtures::run(&[]);
+        run.memory = Some(Memory { processes: vec![app], sites: vec![cache, leak], ..Memory::default() });
+        name_stacks(&mut run, &["main;serve;session;new;malloc", "main;serve;cache;malloc"]);
+        run
+    }
 
     const MS: u64 = 1_000_000;
     const S: u64 = 1000 * MS;
@@ -498,7 +674,7 @@ pub(crate) mod fixtures {
 #[cfg(test)]
 mod tests {
     use super::{
-        fixtures::{name_stacks, run_with_findings},
+        fixtures::{name_stacks, run_that_grows, run_with_findings},
         *,
     };
 
@@ -541,6 +717,44 @@ mod tests {
         groups
             .map(|(function, _, of)| (function.map_or_else(String::new, |function| function.name), of.len()))
             .collect()
+    }
+
+    #[test]
+    fn what_grows_is_found_fastest_first() {
+        let mut run = run_that_grows();
+        let found = findings(&run);
+        let [Finding::Growing(growing), Finding::Leak(leak)] = &found[..] else { panic!("{found:#?}") };
+        assert_eq!(
+            (growing.severity, growing.held_bytes, growing.watched),
+            (Severity::Critical, 600_000_000, true)
+        );
+        assert_eq!((leak.stack, leak.certainty), (StackId(0), Certainty::Certain));
+        let rate = leak.trend.bytes_per_s;
+        assert!((rate.per_time - 102_400.0).abs() < 1.0, "{rate:?}");
+        let reaches = leak.reaches.as_ref().unwrap();
+        assert_eq!(reaches.after_ns / 1_000_000_000, (424 << 20) / 5_000_000, "by all growth, not its own");
+        // Two places in the same functions are one.
+        let memory = run.memory.as_mut().unwrap();
+        let mut again = memory.sites[1].clone();
+        again.stack = StackId(2);
+        memory.sites.push(again);
+        name_stacks(
+            &mut run,
+            &["main;serve;session;new;malloc", "main;serve;cache;malloc", "main;serve;session;new;malloc"],
+        );
+        let found = findings(&run);
+        let [_, Finding::Leak(both)] = &found[..] else { panic!("{found:#?}") };
+        assert!((both.trend.bytes_per_s.per_time - 204_800.0).abs() < 1.0, "{both:?}");
+        run.memory.as_mut().unwrap().sites.pop();
+        // Where sites explain it, the process is not told of again.
+        let memory = run.memory.as_mut().unwrap();
+        let explains = |s: u64| crate::memory::Growth {
+            time_ns: s * 1_000_000_000,
+            anon_bytes: s * 110_000,
+            ..Default::default()
+        };
+        memory.processes[0].growth = (0..=120).map(explains).collect();
+        assert!(matches!(&findings(&run)[..], [Finding::Leak(leak)] if leak.severity == Severity::Warning));
     }
 
     #[test]

@@ -27,11 +27,13 @@ use profiler_common::{
 };
 
 use super::{
+    alloc::{self, AllocMaps},
     btf::{self, Btf},
     function_hooks,
     sched::{self, SchedMaps},
     syscall::{self, CallMaps},
     unwind::UnwindMaps,
+    uprobe,
 };
 use crate::{
     error::Error,
@@ -61,6 +63,8 @@ pub struct Kernel {
     sched: Option<SchedMaps>,
     calls: Option<CallMaps>,
     watches_calls: bool,
+    alloc: Option<AllocMaps>,
+    uprobes: uprobe::Unloaded,
 }
 
 /// What is to be watched besides CPUs.
@@ -70,12 +74,14 @@ pub struct Watch<'a> {
     pub sched: Option<&'a sched::Settings>,
     /// System calls; by thread if true.
     pub calls: Option<bool>,
+    /// Allocations.
+    pub allocations: bool,
 }
 
 impl Kernel {
     /// Loads the programs for `target`. Nothing is attached yet.
     pub fn load(target: &Target, kernel_log: bool, watch: Watch<'_>) -> Result<Kernel> {
-        let Watch { sched, calls } = watch;
+        let Watch { sched, calls, allocations } = watch;
         let pidns = own_pid_namespace()?;
         let mode = match target {
             Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
@@ -101,13 +107,13 @@ impl Kernel {
             .override_global("TARGET_COMM", &comm, true)
             .override_global("PIDNS_INUM", &pidns, true)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
+            .override_global("ONLY_TGID", &only, true)
             .map_max_entries("RECORDS", ring_bytes);
         let needs_ids = pidns != INIT_PIDNS_INUM || target.follows();
         let watches = sched.is_some() || calls.is_some();
         let mut offsets = if needs_ids || watches { task_offsets()? } else { Vec::new() };
         if watches {
             offsets.extend(sched::offsets()?);
-            loader.override_global("ONLY_TGID", &only, true);
         } else {
             loader.map_max_entries("STACKS_SENT", 1);
         }
@@ -144,6 +150,13 @@ impl Kernel {
         for (map, entries) in syscall::map_sizes(calls, one_process) {
             loader.map_max_entries(map, entries);
         }
+        if allocations {
+            offsets.extend(alloc::offsets());
+        } else {
+            for map in alloc::LARGE_MAPS {
+                loader.map_max_entries(map, 1);
+            }
+        }
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
@@ -155,12 +168,14 @@ impl Kernel {
             let cgroups = ebpf.map_mut("CGROUPS").context("kernel object has no map CGROUPS")?;
             CgroupArray::try_from(cgroups)?.set(0, fs::File::open(path)?, 0)?;
         }
+        let uprobes = uprobe::Unloaded::of(&ebpf);
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
         if watches {
             sched::set_classes(&mut ebpf)?;
         }
         let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf, only)).transpose()?;
         let call_maps = calls.map(|_| CallMaps::take(&mut ebpf)).transpose()?;
+        let alloc_maps = allocations.then(|| AllocMaps::take(&mut ebpf)).transpose()?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(Kernel {
@@ -172,6 +187,8 @@ impl Kernel {
             sched: sched_maps,
             calls: call_maps,
             watches_calls: calls.is_some(),
+            alloc: alloc_maps,
+            uprobes,
             ebpf: Some(ebpf),
         })
     }
@@ -204,6 +221,39 @@ impl Kernel {
     /// Hands out the maps of the system-call probe, once, if it was asked for.
     pub fn take_call_maps(&mut self) -> Option<CallMaps> {
         self.calls.take()
+    }
+
+    /// Hands out the maps of the allocation probe, once, if it was asked for.
+    pub fn take_alloc_maps(&mut self) -> Option<AllocMaps> {
+        self.alloc.take()
+    }
+
+    /// Loads the programs of the allocation probe.
+    pub fn load_alloc(&mut self) -> Result<uprobe::Programs> {
+        self.uprobes.load(OBJECT, self.ebpf.as_mut().context("already detached")?)
+    }
+
+    /// Another reader of what the probes cost.
+    pub fn costs(&self) -> Result<Costs> {
+        let map = aya::maps::Map::PerCpuArray(MapData::from_fd(self.uprobes.map("COSTS")?)?);
+        Ok(Costs(map.try_into()?))
+    }
+
+    /// Samples the stack of each `period`th page fault.
+    pub fn attach_faults(&mut self, period: u64) -> Result<()> {
+        let program: &mut PerfEvent = program(self.ebpf.as_mut(), "fault_sample")?;
+        program.load().map_err(explain_program)?;
+        for cpu in cpus()? {
+            program
+                .attach(
+                    PerfEventConfig::Software(SoftwareEvent::PageFaults),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Period(period),
+                    false,
+                )
+                .map_err(explain_program)?;
+        }
+        Ok(())
     }
 
     /// Makes a process a target.
@@ -323,6 +373,11 @@ impl Kernel {
         self.counter(KernelCounter::SamplesTaken)
     }
 
+    /// Stacks of allocations that were walked, and not known already.
+    pub fn stacks_walked(&self) -> u64 {
+        self.counter(KernelCounter::AllocWalks)
+    }
+
     /// Brings the kernel's own loss counters into `losses`.
     pub fn update_losses(&self, losses: &mut Losses) {
         losses.set(Loss::RingBufferFull, self.counter(KernelCounter::RingBufferFull));
@@ -335,23 +390,41 @@ impl Kernel {
         losses.set(Loss::CallsFull, self.counter(KernelCounter::CallsFull));
         losses.set(Loss::IoFull, self.counter(KernelCounter::IoFull));
         losses.set(Loss::SlowCallsUntold, self.counter(KernelCounter::SlowCallsDropped));
+        losses.set(Loss::ObjectsFull, self.counter(KernelCounter::ObjectsFull));
+        losses.set(Loss::AllocStacksFull, self.counter(KernelCounter::AllocStacksFull));
+        losses.set(Loss::AllocClash, self.counter(KernelCounter::AllocClash));
+        losses.set(Loss::FreesImplied, self.counter(KernelCounter::FreesImplied));
     }
 
     /// What a probe has cost so far, on all CPUs.
     pub fn cost(&self, probe: Probe) -> ProbeCost {
-        let mut total = ProbeCost::default();
-        if let Ok(per_cpu) = self.costs.get(&(probe as u32), 0) {
-            for cost in per_cpu.iter() {
-                total.runs += cost.runs;
-                total.ns += cost.ns;
-            }
-        }
-        total
+        cost_in(&self.costs, probe)
     }
 
     fn counter(&self, counter: KernelCounter) -> u64 {
         self.counters.get(&(counter as u32), 0).map_or(0, |per_cpu| per_cpu.iter().sum())
     }
+}
+
+/// What the probes cost, for another thread to read.
+pub struct Costs(PerCpuArray<MapData, ProbeCost>);
+
+impl Costs {
+    /// What a probe has cost so far, on all CPUs.
+    pub fn of(&self, probe: Probe) -> ProbeCost {
+        cost_in(&self.0, probe)
+    }
+}
+
+fn cost_in(costs: &PerCpuArray<MapData, ProbeCost>, probe: Probe) -> ProbeCost {
+    let mut total = ProbeCost::default();
+    if let Ok(per_cpu) = costs.get(&(probe as u32), 0) {
+        for cost in per_cpu.iter() {
+            total.runs += cost.runs;
+            total.ns += cost.ns;
+        }
+    }
+    total
 }
 
 fn program<'a, P>(ebpf: Option<&'a mut Ebpf>, name: &str) -> Result<&'a mut P>

@@ -105,6 +105,20 @@ pub fn checks() -> Vec<Check> {
             "refused or not in this kernel: event loops are seen by way of every system call, which costs each some 75 ns",
         );
         check(
+            "allocations (user probes)",
+            Path::new("/sys/bus/event_source/devices/uprobe/type").exists(),
+            Verdict::Degraded,
+            "supported",
+            "no uprobes (CONFIG_UPROBE_EVENTS): memory by growth and page faults only",
+        );
+        check(
+            "many user probes at once",
+            super::uprobe::supports_multi(),
+            Verdict::Degraded,
+            "supported",
+            "needs Linux 6.10: taking the probes of an allocator away takes seconds, not milliseconds",
+        );
+        check(
             "BPF ring buffer",
             is_map_supported(aya::maps::MapType::RingBuf).unwrap_or(false),
             Verdict::No,
@@ -178,7 +192,7 @@ pub fn release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
+pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

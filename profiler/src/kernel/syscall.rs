@@ -18,8 +18,8 @@ pub const STEPS: [&str; 2] = ["call_stack", "call_follow"];
 /// apart; `None` if the probe does not run.
 pub fn map_sizes(by_thread: Option<bool>, one_process: bool) -> Vec<(&'static str, u32)> {
     match by_thread {
-        None => ["OTHERS", "CALLERS", "IN_CALL", "CALLS", "CALL_IO"].map(|map| (map, 1)).into(),
-        Some(false) if one_process => vec![("CALLS", MAX_CALLS_OF_ONE)],
+        None => ["OTHERS", "CALLERS", "IN_CALL", "CALL_STATS", "CALL_IO"].map(|map| (map, 1)).into(),
+        Some(false) if one_process => vec![("CALL_STATS", MAX_CALLS_OF_ONE)],
         Some(_) => Vec::new(),
     }
 }
@@ -50,7 +50,7 @@ impl CallMaps {
         }
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
-        let calls = Array::try_from(take("CALLS")?)?;
+        let calls = Array::try_from(take("CALL_STATS")?)?;
         let io = Array::try_from(take("CALL_IO")?)?;
         Ok(CallMaps {
             free: all_free(take("CALLS_FREE")?, calls.len())?,

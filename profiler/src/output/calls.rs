@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Result;
 
 use super::{
+    findings::at,
     report::{Style, count, percent, thousands},
-    waiting::{at, innermost, line, time},
+    waiting::{innermost, line, time},
 };
 use crate::{
     calls::{CallCount, Calls, Chatty, ErrorStorm, Interval},

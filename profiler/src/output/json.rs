@@ -9,7 +9,12 @@ use serde::Serialize;
 use super::RenderOptions;
 use crate::{
     blocking::{self, LongWaitKind, RanInstead, RunQueue, Summary, WaitCause},
-    detect::hotspot::{self, Hotspot},
+    detect::{
+        finding::{self, Finding, Reaches},
+        hotspot::{self, Hotspot},
+        leak::{self, Certainty, Trend},
+    },
+    memory::{self, Growth, Heap, Limit, LivePoint, Watching},
     profile::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
     sample::{Loss, StackId, ThreadKey},
     unwind::feed::UnwindReport,
@@ -44,6 +49,7 @@ struct Document<'a> {
     offcpu: Option<OffCpu<'a>>,
     blocking: Option<Blocking<'a>>,
     syscalls: Option<Calls<'a>>,
+    memory: Option<Memory<'a>>,
 }
 
 #[derive(Serialize)]
@@ -114,6 +120,50 @@ struct Chatty<'a> {
     total_ns: u64,
     median_bytes: u64,
     stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Memory<'a> {
+    growing: Vec<Grows<'a>>,
+    processes: Vec<Footprint<'a>>,
+    watching: &'a Watching,
+    sites: Vec<Site<'a>>,
+    faults: Vec<Faults<'a>>,
+}
+
+#[derive(Serialize)]
+struct Footprint<'a> {
+    pid: u32,
+    process: &'a str,
+    growth: &'a [Growth],
+    heap: &'a [Heap],
+    limit: Option<&'a Limit>,
+}
+
+#[derive(Serialize)]
+struct Site<'a> {
+    pid: u32,
+    shape: &'static str,
+    live_bytes: f64,
+    live_bytes_err: f64,
+    live_count: f64,
+    allocated_bytes: u64,
+    allocated_count: u64,
+    freed_bytes: u64,
+    freed_count: u64,
+    estimated: bool,
+    ages_ns: &'a [u64],
+    lifetimes_ns: &'a [u64],
+    sizes_bytes: &'a [u64],
+    points: &'a [LivePoint],
+    frames: &'a [usize],
+}
+
+#[derive(Serialize)]
+struct Faults<'a> {
+    pid: u32,
+    faults: u64,
+    frames: &'a [usize],
 }
 
 #[derive(Serialize)]
@@ -237,6 +287,31 @@ struct Convoy<'a> {
     holder: Option<ThreadKey>,
     holder_stack: Vec<&'a str>,
     waiter_stack: Vec<&'a str>,
+}
+
+/// A leak, or a process that grows: then there is no stack.
+#[derive(Serialize)]
+struct Grows<'a> {
+    severity: &'static str,
+    kind: &'static str,
+    pid: u32,
+    process: String,
+    stack: Vec<&'a str>,
+    bytes_per_s: f64,
+    bytes_per_s_low: f64,
+    bytes_per_s_high: f64,
+    certainty: &'static str,
+    confidence: f64,
+    watched_ns: u64,
+    pace: f64,
+    remaining_life_s: Option<f64>,
+    bytes: f64,
+    bytes_err: f64,
+    objects: Option<f64>,
+    ages_ns: Vec<u64>,
+    estimated: bool,
+    limit: Option<Limit>,
+    limit_reached_after_ns: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -364,6 +439,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
         offcpu: run.off_cpu.as_ref().map(off_cpu),
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
         syscalls: run.calls.as_ref().map(|of| calls(of, run)),
+        memory: run.memory.as_ref().map(|of| memory(of, run)),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
@@ -386,14 +462,8 @@ fn weighed<'a>(profile: &'a Profile) -> Vec<OffCpuStack<'a>> {
     profile.stacks.iter().map(stack).collect()
 }
 
-/// Names of a stack's functions.
-fn functions(names: &Names, id: Option<StackId>) -> Vec<&str> {
-    let frames = id.map_or(&[][..], |id| names.stack(id));
-    names.functions(frames).map(|(function, ..)| function.name.as_str()).collect()
-}
-
 fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
-    let stack = |id| functions(run.names(), id);
+    let stack = |id| names_of(run.names(), id);
     let count = |of: &'a crate::calls::CallCount| CallCount {
         pid: of.thread.pid,
         tid: (of.thread.tid != 0).then_some(of.thread.tid),
@@ -455,8 +525,54 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
     }
 }
 
+fn memory<'a>(of: &'a memory::Memory, run: &'a Run) -> Memory<'a> {
+    let names = run.names();
+    let process = |of: &'a memory::Footprint| Footprint {
+        pid: of.pid,
+        process: &of.process,
+        growth: of.growth.points(),
+        heap: of.heap.points(),
+        limit: of.limit.as_ref(),
+    };
+    let site = |(of, trend): (&'a memory::Site, leak::SiteTrend)| {
+        let LivePoint { live_bytes, live_count, live_bytes_err, .. } =
+            of.points.last().copied().unwrap_or_default();
+        Site {
+            pid: of.pid,
+            shape: trend.trend.shape.id(),
+            live_bytes,
+            live_bytes_err,
+            live_count,
+            allocated_bytes: of.allocated_bytes,
+            allocated_count: of.allocated_count,
+            freed_bytes: of.freed_bytes,
+            freed_count: of.freed_count,
+            estimated: of.estimated,
+            ages_ns: of.ages_ns.counts(),
+            lifetimes_ns: of.lifetimes_ns.counts(),
+            sizes_bytes: of.sizes_bytes.counts(),
+            points: of.points.points(),
+            frames: names.stack(of.stack),
+        }
+    };
+    let mut sites: Vec<Site<'_>> =
+        of.sites.iter().zip(leak::judge_sites(&of.sites, &of.processes)).map(site).collect();
+    sites.sort_by(|a, b| b.live_bytes.total_cmp(&a.live_bytes).then_with(|| a.frames.cmp(b.frames)));
+    Memory {
+        growing: growing(run),
+        processes: of.processes.iter().map(process).collect(),
+        watching: &of.watching,
+        sites,
+        faults: of
+            .faults
+            .iter()
+            .map(|&(pid, stack, faults)| Faults { pid, faults, frames: names.stack(stack) })
+            .collect(),
+    }
+}
+
 fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
-    let stack = |id: Option<StackId>| functions(names, id);
+    let stack = |id: Option<StackId>| names_of(names, id);
     let causes = |of: &[(WaitCause, u64)]| of.iter().map(|&(cause, ns)| (cause.id(), ns)).collect();
     let block = |of: &'a blocking::Block| Block {
         start_ns: of.start_ns,
@@ -554,6 +670,69 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
     }
 }
 
+fn growing(run: &Run) -> Vec<Grows<'_>> {
+    let grows = finding::findings(run).into_iter().filter_map(|finding| match finding {
+        Finding::Leak(of) => {
+            let stack = names_of(run.names(), Some(of.stack));
+            let trend =
+                grows((of.severity, "leak"), (of.pid, of.process), (&of.trend, of.certainty), of.reaches);
+            Some(Grows {
+                stack,
+                bytes: of.live_bytes,
+                bytes_err: of.live_bytes_err,
+                objects: Some(of.live_count),
+                ages_ns: of.ages_ns.counts().to_vec(),
+                estimated: of.estimated,
+                ..trend
+            })
+        }
+        Finding::Growing(of) => {
+            let trend =
+                grows((of.severity, "process"), (of.pid, of.process), (&of.trend, of.certainty), of.reaches);
+            Some(Grows { bytes: of.held_bytes as f64, ..trend })
+        }
+        _ => None,
+    });
+    grows.collect()
+}
+
+/// What all that grows has in common.
+fn grows<'a>(
+    (severity, kind): (blocking::Severity, &'static str),
+    (pid, process): (u32, String),
+    (trend, certainty): (&Trend, Certainty),
+    reaches: Option<Reaches>,
+) -> Grows<'a> {
+    Grows {
+        severity: severity.id(),
+        kind,
+        pid,
+        process,
+        stack: Vec::new(),
+        bytes_per_s: trend.bytes_per_s.per_time,
+        bytes_per_s_low: trend.bytes_per_s.low,
+        bytes_per_s_high: trend.bytes_per_s.high,
+        certainty: certainty.id(),
+        confidence: trend.confidence,
+        watched_ns: trend.watched_ns,
+        pace: trend.pace,
+        remaining_life_s: trend.remaining_life_s.filter(|life| life.is_finite()),
+        bytes: 0.0,
+        bytes_err: 0.0,
+        objects: None,
+        ages_ns: Vec::new(),
+        estimated: false,
+        limit_reached_after_ns: reaches.as_ref().map(|reaches| reaches.after_ns),
+        limit: reaches.map(|Reaches { limit, .. }| limit),
+    }
+}
+
+/// Names of a stack's functions, innermost first.
+fn names_of(names: &Names, stack: Option<StackId>) -> Vec<&str> {
+    let frames = stack.map_or(&[][..], |id| names.stack(id));
+    names.functions(frames).map(|(function, ..)| function.name.as_str()).collect()
+}
+
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -562,7 +741,10 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::finding::fixtures::run_with_findings, profile::fixtures};
+    use crate::{
+        detect::finding::fixtures::{run_that_grows, run_with_findings},
+        profile::fixtures,
+    };
 
     fn render(run: &Run) -> serde_json::Value {
         let mut text = Vec::new();
@@ -605,9 +787,16 @@ mod tests {
     }
 
     #[test]
+    fn what_grows_is_told_in_full() {
+        let value = render(&run_that_grows());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&value["memory"]["growing"]).unwrap());
+    }
+
+    #[test]
     fn without_the_scheduler_there_is_nothing_to_tell() {
         let value = render(&fixtures::run(&[("main", 1)]));
-        assert!(value["offcpu"].is_null() && value["blocking"].is_null() && value["syscalls"].is_null());
+        let keys = ["offcpu", "blocking", "syscalls", "memory"];
+        assert!(keys.iter().all(|key| value[key].is_null()));
     }
 
     #[test]

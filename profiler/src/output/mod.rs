@@ -15,14 +15,17 @@ use tempfile::NamedTempFile;
 use crate::{
     error::Error,
     profile::{Profile, Run},
-    sample::{CPU, KINDS, OFF_CPU, ProfileKind, SYSCALLS},
+    sample::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind, SYSCALLS},
 };
 
 pub mod calls;
+pub mod diff;
+pub mod findings;
 pub mod flamegraph;
 pub mod folded;
 pub mod json;
 pub mod live;
+pub mod memory;
 pub mod pprof;
 pub mod report;
 pub mod waiting;
@@ -95,8 +98,8 @@ impl fmt::Display for OutputSpec {
     }
 }
 
-/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`;
-/// `syscalls:FILE`, or any file called `syscall…`.
+/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`; and so
+/// for `syscalls` (`syscall…`, `sys-call…`), `alloc` and `faults`.
 fn split_kind(text: &str) -> (ProfileKind, &str) {
     for kind in KINDS {
         if let Some(file) = text.strip_prefix(kind.name).and_then(|rest| rest.strip_prefix(':')) {
@@ -104,14 +107,16 @@ fn split_kind(text: &str) -> (ProfileKind, &str) {
         }
     }
     let name = text.rsplit('/').next().unwrap_or(text);
-    let begins = |prefixes: [&str; 2]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if begins(["offcpu", "off-cpu"]) {
-        (OFF_CPU, text)
-    } else if begins(["syscall", "sys-call"]) {
-        (SYSCALLS, text)
-    } else {
-        (CPU, text)
-    }
+    const NAMES: [(&str, ProfileKind); 6] = [
+        ("offcpu", OFF_CPU),
+        ("off-cpu", OFF_CPU),
+        ("syscall", SYSCALLS),
+        ("sys-call", SYSCALLS),
+        ("alloc", ALLOC),
+        ("faults", FAULTS),
+    ];
+    let named = NAMES.into_iter().find(|(prefix, _)| name.starts_with(prefix));
+    (named.map_or(CPU, |(_, kind)| kind), text)
 }
 
 impl FromStr for OutputSpec {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{calls, waiting};
+use super::{calls, findings, memory, waiting};
 use crate::{
     detect::hotspot::{self, Hotspot},
     profile::{Profile, Run},
@@ -68,7 +68,10 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         table(&hotspot::hotspots(profile), profile.total, style, out)?;
     }
     waiting::write(run, style, out)?;
+    findings::write(run, style, out)?;
+    waiting::stacks(run, style, out)?;
     calls::write(run, style, out)?;
+    memory::write(run, style, out)?;
     writeln!(out)?;
     stacks(profile, out)?;
     losses(profile, out)?;

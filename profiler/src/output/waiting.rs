@@ -1,4 +1,4 @@
-//! The report's part about where the time went, on CPUs and off them, and what was wrong with it.
+//! The report's part about where the time went, on CPUs and off them.
 
 use std::{collections::BTreeMap, io::Write};
 
@@ -6,10 +6,9 @@ use anyhow::Result;
 
 use super::report::{Keep, Style, count, fit, percent, thousands, width};
 use crate::{
-    blocking::{Blocking, Convoy, EventLoop, LongWaitKind, Severity, Summary, ThreadTime, WaitCause},
-    detect::finding::{self, Finding, Reason, StallGroup, WaitGroup},
-    profile::{NamedFrame, Names, Profile, Run},
-    sample::{ModuleKind, StackId, ThreadKey},
+    blocking::{Blocking, EventLoop, Summary, ThreadTime, WaitCause},
+    profile::{Names, Run},
+    sample::StackId,
     symbolize::Function,
 };
 
@@ -17,14 +16,10 @@ use crate::{
 const PROCESSES: usize = 10;
 /// Threads listed of a process, if they are not asked for: of the only one, and of one of many.
 const THREADS: (usize, usize) = (8, 3);
-/// Findings told in full.
-const FINDINGS: usize = 10;
-/// Functions shown of a finding's stack.
-const FRAMES: usize = 5;
 /// Stacks listed of those that waited longest, and functions of each.
 const OFF_CPU: (usize, usize) = (5, 4);
 
-/// Writes the part; nothing if the scheduler was not watched.
+/// Writes where the time went; nothing if the scheduler was not watched.
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(blocking) = &run.blocking else { return Ok(()) };
     times(blocking, style, out)?;
@@ -42,10 +37,6 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
             "{} more event loops (JSON holds all)",
             thousands((blocking.loops.len() - PROCESSES) as u64)
         )?;
-    }
-    findings(run, blocking, style, out)?;
-    if let Some(off_cpu) = &run.off_cpu {
-        stacks(off_cpu, style, out)?;
     }
     Ok(())
 }
@@ -158,158 +149,9 @@ fn row(of: &ThreadTime, title: &str, style: &Style, out: &mut dyn Write) -> Resu
     line(&text, style, out)
 }
 
-fn findings(run: &Run, blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> {
-    let found = finding::findings(run);
-    if found.is_empty() {
-        let limits = &blocking.thresholds;
-        let turns: u64 = blocking.loops.iter().map(|of| of.turns.count).sum();
-        let in_turns = match blocking.loops.len() as u64 {
-            0 => String::new(),
-            loops => format!(
-                "no stall over {} in {} of {}, ",
-                time(limits.stall_warning_ns),
-                count(turns, "turn"),
-                count(loops, "event loop")
-            ),
-        };
-        let text = format!(
-            "nothing found: {in_turns}no thread blocked for long, none without a CPU for {}, no queue for a lock",
-            time(limits.starvation_ns)
-        );
-        return line(&text, style, out);
-    }
-    let name = Namer::new(blocking);
-    writeln!(out, "\n{}", style.bold("what was wrong, worst first"))?;
-    for finding in found.iter().take(FINDINGS) {
-        let (text, stack) = match finding {
-            Finding::Stalls(group) => (stalls(group, &name), group.stack),
-            Finding::Waits(group) => {
-                let blocked = matches!(group.longest.kind, LongWaitKind::Blocked { .. });
-                (waits(group, &name), group.longest.block.stack.filter(|_| blocked))
-            }
-            Finding::Convoy(convoy) => {
-                (self::convoy(convoy, &name), convoy.holder_stack.or(convoy.waiter_stack))
-            }
-        };
-        let label = match finding.severity() {
-            Severity::Critical => style.paint("1;31", "CRITICAL"),
-            Severity::Warning => style.paint("33", "WARNING "),
-        };
-        writeln!(out, "{label}  {}", fit(&text, usize::MAX, Keep::Start))?;
-        let both = match finding {
-            Finding::Convoy(convoy) => {
-                [("holder at", convoy.holder_stack), ("waiting at", convoy.waiter_stack)]
-            }
-            _ => [("", stack), ("", None)],
-        };
-        for (whose, stack) in both {
-            let functions = stack.map_or_else(Vec::new, |stack| told(run.names(), run.names().stack(stack)));
-            for (i, function) in functions.iter().enumerate() {
-                let whose = if i == 0 { whose } else { "" };
-                let gap = if whose.is_empty() { "" } else { " " };
-                line(&format!("            {whose}{gap}{function}"), style, out)?;
-            }
-        }
-    }
-    if found.len() > FINDINGS {
-        writeln!(out, "{} more findings (JSON holds all)", found.len() - FINDINGS)?;
-    }
-    let unlisted = blocking.stalls_unlisted + blocking.long_waits_unlisted;
-    if unlisted > 0 {
-        writeln!(out, "shorter stalls and waits that are in none of these: {}", thousands(unlisted))?;
-    }
-    Ok(())
-}
-
-fn stalls(group: &StallGroup, name: &Namer<'_>) -> String {
-    let how_often = match group.count {
-        1 => format!("stalled for {}", time(group.total_ns)),
-        n => format!(
-            "stalled {} times, {} in all, longest {}",
-            thousands(n),
-            time(group.total_ns),
-            time(group.longest_ns)
-        ),
-    };
-    let reason = match &group.reason {
-        Reason::OnCpu(Some(function)) => format!("on CPU in {}", at(function)),
-        Reason::OnCpu(None) => "on CPU, too short for a sample".to_owned(),
-        Reason::RunQueue => "waiting for a CPU".to_owned(),
-        Reason::Blocked { cause, syscall } => {
-            format!(
-                "blocked, {}",
-                join([cause.words(), syscall, group.object.as_deref().unwrap_or_default()])
-            )
-        }
-        Reason::Unexplained => "unexplained".to_owned(),
-    };
-    let share = percent(group.reason_ns, group.total_ns);
-    let unexplained = 100.0 - percent(group.explained_ns, group.total_ns);
-    let rest = match group.reason {
-        Reason::Unexplained => String::new(),
-        _ if unexplained < 10.0 => String::new(),
-        _ => format!("; {unexplained:.0} % unexplained"),
-    };
-    format!("event loop {} {how_often}: {share:.0} % {reason}{rest}", name.thread(group.thread))
-}
-
-fn waits(group: &WaitGroup, name: &Namer<'_>) -> String {
-    let who = match &group.threads[..] {
-        [thread] => format!("thread {}", name.thread(*thread)),
-        threads => {
-            let first = threads.first().copied().unwrap_or_default();
-            format!("{} threads of {} (pid {})", threads.len(), name.process(first), first.pid)
-        }
-    };
-    let ongoing = match (group.ongoing, group.count) {
-        (0, _) => String::new(),
-        (1, 1) => ", and still does".to_owned(),
-        (n, _) => format!(", {n} still do"),
-    };
-    let how_long = match group.count {
-        1 => format!("for {}", time(group.total_ns)),
-        n => format!(
-            "{} times, {} in all, longest {}",
-            thousands(n),
-            time(group.total_ns),
-            time(group.longest.length_ns())
-        ),
-    };
-    let block = &group.longest.block;
-    match &group.longest.kind {
-        LongWaitKind::Blocked { uninterruptible } => {
-            let stuck = if *uninterruptible { ", uninterruptibly" } else { "" };
-            let object = block.object.as_deref().unwrap_or_default();
-            let what = join([block.cause.words(), &block.syscall, object]);
-            format!("{who} blocked {how_long}{stuck}{ongoing}: {what}")
-        }
-        LongWaitKind::Starved { .. } => {
-            let instead: Vec<String> = group
-                .instead
-                .iter()
-                .filter(|(name, _)| !name.is_empty())
-                .take(3)
-                .map(|(name, ns)| format!("{name} ({:.0} %)", percent(*ns, group.total_ns)))
-                .collect();
-            let instead = if instead.is_empty() { "unknown".to_owned() } else { instead.join(", ") };
-            format!("{who} ready but without a CPU {how_long}{ongoing}; ran instead: {instead}")
-        }
-    }
-}
-
-fn convoy(convoy: &Convoy, name: &Namer<'_>) -> String {
-    let holder = match convoy.holder {
-        Some(holder) => format!("held by {}", name.thread(holder)),
-        None => "holder unknown".to_owned(),
-    };
-    format!(
-        "lock convoy in {} (pid {}): up to {} threads queue for the lock at {:#x}, in {} looks; {holder}",
-        convoy.process, convoy.pid, convoy.waiters, convoy.futex, convoy.seen
-    )
-}
-
-/// The stacks that waited longest in something else than idleness.
-fn stacks(off_cpu: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
+/// Writes the stacks that waited longest in something else than idleness, if any was looked for.
+pub fn stacks(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(off_cpu) = &run.off_cpu else { return Ok(()) };
     // What for, where, and who ended it.
     let mut weights: BTreeMap<(WaitCause, Vec<&str>, Option<String>), u64> = BTreeMap::new();
     for stack in &off_cpu.stacks {
@@ -358,64 +200,17 @@ fn waker(names: &Names, frames: &[usize]) -> String {
     }
 }
 
-/// Names of threads and processes.
-struct Namer<'a>(BTreeMap<ThreadKey, &'a ThreadTime>);
-
-impl<'a> Namer<'a> {
-    fn new(blocking: &'a Blocking) -> Namer<'a> {
-        Namer(blocking.threads.iter().map(|thread| (thread.thread, thread)).collect())
-    }
-
-    fn thread(&self, thread: ThreadKey) -> String {
-        match self.0.get(&thread) {
-            Some(known) => format!("{} (tid {})", known.name, thread.tid),
-            None => format!("tid {}", thread.tid),
-        }
-    }
-
-    fn process(&self, thread: ThreadKey) -> &str {
-        let of_process = ThreadKey { pid: thread.pid, tid: 0 }..=ThreadKey { pid: thread.pid, tid: u32::MAX };
-        self.0.range(of_process).next().map_or("?", |(_, known)| &known.process)
-    }
-}
-
 /// As [`user_functions`], of a stack by its id.
 pub(super) fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
     user_functions(names, names.stack(stack))
 }
 
-/// The innermost functions of a stack, and the first that a just-in-time compiler made, which is the program's own, where
-/// the others are all its runtime's.
-fn told(names: &Names, frames: &[usize]) -> Vec<String> {
-    let functions = user_functions(names, frames);
-    let mut told: Vec<String> = functions.iter().take(FRAMES).map(|function| at(function)).collect();
-    let compiled = |frame: &NamedFrame| matches!(names.module_of(frame).kind, ModuleKind::Jit(_));
-    let own = names.functions(frames).find(|(_, frame, _)| compiled(frame)).map(|(function, ..)| function);
-    if let Some(own) = own.filter(|own| !functions.iter().take(FRAMES).any(|function| function == own)) {
-        told.push(format!("… {}", at(own)));
-    }
-    told
-}
-
 /// The user's functions of a stack, innermost first, or the kernel's if there are no others.
-fn user_functions<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function> {
+pub(super) fn user_functions<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function> {
     let all = || names.functions(frames);
     let user: Vec<_> =
         all().filter(|(_, frame, _)| !names.is_kernel(frame)).map(|(function, ..)| function).collect();
     if user.is_empty() { all().map(|(function, ..)| function).collect() } else { user }
-}
-
-/// A function and where it is.
-pub(super) fn at(function: &Function) -> String {
-    match (&function.file, function.line) {
-        (Some(file), Some(line)) => format!("{} ({file}:{line})", function.name),
-        _ => function.name.clone(),
-    }
-}
-
-/// The parts that say something.
-fn join(parts: [&str; 3]) -> String {
-    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 /// A line that is cut where the terminal ends.
@@ -443,7 +238,8 @@ pub(super) fn time(ns: u64) -> String {
 mod tests {
     use super::*;
     use crate::{
-        blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures, sample::Module,
+        blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures,
+        sample::ThreadKey,
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
@@ -451,16 +247,17 @@ mod tests {
     fn render(run: &Run, style: Style) -> String {
         let mut text = Vec::new();
         write(run, &style, &mut text).unwrap();
+        stacks(run, &style, &mut text).unwrap();
         String::from_utf8(text).unwrap()
     }
 
     #[test]
-    fn what_was_wrong_can_be_acted_on() {
+    fn where_time_went_is_told_by_thread_and_stack() {
         insta::assert_snapshot!(render(&run_with_findings(), PLAIN));
     }
 
     #[test]
-    fn nothing_wrong_is_one_line() {
+    fn names_cannot_steer_the_terminal() {
         let mut run = fixtures::run(&[("main", 1)]);
         let turns = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
         let name = || "quiet\x1b[2J".to_owned();
@@ -477,8 +274,7 @@ mod tests {
     fn lines_fit_a_terminal() {
         let narrow = Style { width: Some(60), ..PLAIN };
         let text = render(&run_with_findings(), narrow);
-        let findings = |line: &&str| !line.starts_with("CRITICAL") && !line.starts_with("WARNING");
-        assert!(text.lines().filter(findings).all(|line| width(line) <= 60), "{text}");
+        assert!(text.lines().all(|line| width(line) <= 60), "{text}");
     }
 
     #[test]
@@ -497,28 +293,6 @@ mod tests {
         assert!(render(&run, PLAIN).contains("1 more, less busy"));
         let all = render(&run, Style { threads: true, ..PLAIN });
         assert!(all.contains("idle (tid 20): parked (futex) 100.0") && !all.contains("less busy"), "{all}");
-    }
-
-    #[test]
-    fn the_programs_own_function_is_told_however_deep_its_runtime() {
-        let function = |name: String| Function { name, ..Function::default() };
-        let frame = |(address, (module, name)): (usize, (usize, String))| NamedFrame {
-            module,
-            address: address as u64,
-            functions: vec![function(name)],
-        };
-        let runtime = (0..7).map(|i| (0, format!("runtime{i}")));
-        let stack =
-            runtime.chain([(1, "JS:~mine app.js:1".to_owned()), (1, "JS:~caller app.js:9".to_owned())]);
-        let file = Module { path: "/usr/bin/node".into(), ..Module::special(ModuleKind::File) };
-        let names = Names {
-            modules: vec![file, Module::special(ModuleKind::Jit(7))],
-            frames: stack.enumerate().map(frame).collect(),
-            ..Names::default()
-        };
-        let told = |first: usize| told(&names, &(first..9).collect::<Vec<_>>());
-        assert_eq!(told(0)[FRAMES - 1..], ["runtime4", "… JS:~mine app.js:1"]);
-        assert_eq!(told(6), ["runtime6", "JS:~mine app.js:1", "JS:~caller app.js:9"]);
     }
 
     #[test]

@@ -1,9 +1,16 @@
 //! One room per probe: its options, how it attaches, how its records are decoded.
 
-use profiler_common::{COMM_LEN, cpu::KIND_CPU_SAMPLE, sched as raw, syscall as raw_calls};
+use profiler_common::{
+    COMM_LEN,
+    alloc::KIND_ALLOC_STACK,
+    cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
+    sched as raw, syscall as raw_calls,
+};
 
+pub mod alloc;
 pub mod cpu;
 pub mod sched;
+pub mod site;
 pub mod syscall;
 pub mod syscalls;
 
@@ -20,6 +27,10 @@ pub enum Record {
     Cpu(cpu::RawSample),
     /// A stack that blocks, by its id.
     Stack(u64, cpu::RawSample),
+    /// A stack that allocates, by its id.
+    AllocStack(u64, cpu::RawSample),
+    /// A page fault.
+    Fault(cpu::RawSample),
     /// A stack that wakes threads, by its id, and the name of its thread.
     Waker(u64, String, cpu::RawSample),
     /// A long block or wait for a CPU.
@@ -42,9 +53,13 @@ impl Record {
         let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
         match kind {
             KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
-            raw::KIND_STACK => sched::decode_stack(bytes).map(|(id, stack)| Record::Stack(id, stack)),
+            KIND_FAULT_SAMPLE => cpu::decode_stack(bytes, kind).map(Record::Fault),
+            raw::KIND_STACK => sched::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack)),
             raw::KIND_WAKER => {
                 sched::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
+            }
+            KIND_ALLOC_STACK => {
+                sched::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
             }
             raw::KIND_INTERVAL => sched::plain(bytes).map(Record::Interval),
             raw::KIND_TURN => sched::plain(bytes).map(Record::Turn),
@@ -59,9 +74,11 @@ impl Record {
     /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
     pub fn time_ns(&self) -> u64 {
         match self {
-            Record::Cpu(sample) | Record::Stack(_, sample) | Record::Waker(_, _, sample) => {
-                sample.header.time_ns
-            }
+            Record::Cpu(sample)
+            | Record::Stack(_, sample)
+            | Record::Waker(_, _, sample)
+            | Record::AllocStack(_, sample)
+            | Record::Fault(sample) => sample.header.time_ns,
             Record::Interval(interval) => interval.end_ns,
             Record::Turn(turn) => turn.end_ns,
             Record::Exit(exit) => exit.time_ns,

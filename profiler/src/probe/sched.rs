@@ -4,10 +4,7 @@ use std::{fs, path::Path};
 
 use profiler_common::{
     cpu::SAMPLE_HEADER_LEN,
-    sched::{
-        Cause, Exit, Interval, KIND_STACK, KIND_WAKER, LoopSeen, Phase, SyscallClass, ThreadState, Times,
-        Turn,
-    },
+    sched::{Cause, Exit, Interval, KIND_WAKER, LoopSeen, Phase, SyscallClass, ThreadState, Times, Turn},
 };
 
 use super::{
@@ -29,8 +26,8 @@ pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
 }
 
 /// Decodes a stack and its id, which lies where a CPU sample has the thread's name.
-pub fn decode_stack(bytes: &[u8]) -> Option<(u64, RawSample)> {
-    let stack = cpu::decode_stack(bytes, KIND_STACK)?;
+pub fn decode_stack(bytes: &[u8], kind: u32) -> Option<(u64, RawSample)> {
+    let stack = cpu::decode_stack(bytes, kind)?;
     Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), stack))
 }
 

@@ -51,6 +51,13 @@ impl Living {
             .collect()
     }
 
+    /// All of them.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = self.processes.keys().copied().collect();
+        pids.sort_unstable();
+        pids
+    }
+
     /// Whether a process counts.
     pub fn contains(&self, pid: u32) -> bool {
         self.processes.contains_key(&pid)

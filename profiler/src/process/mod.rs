@@ -4,6 +4,7 @@
 pub mod elf;
 pub mod launch;
 pub mod life;
+pub mod limits;
 pub mod maps;
 pub mod memory;
 pub mod objects;

@@ -13,7 +13,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{run as run_command, workspace};
 
+mod alloc;
 mod cpu;
+mod leak;
 mod sched;
 mod syscall;
 mod unwind;
@@ -24,8 +26,12 @@ mod programs;
 /// What to measure.
 #[derive(clap::Subcommand)]
 pub enum Bench {
+    /// The allocation probe against memleak and heaptrack, and servers that are watched in full under load
+    Alloc(alloc::Args),
     /// The on-CPU sampler against `perf record -F 99 -g`
     Cpu(cpu::Args),
+    /// Leaks and what looks like one, in programs whose answer is known
+    Leak(leak::Args),
     /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
     Sched(sched::Args),
     /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
@@ -37,7 +43,9 @@ pub enum Bench {
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Alloc(args) => alloc::run(args),
         Bench::Cpu(args) => cpu::run(args),
+        Bench::Leak(args) => leak::run(args),
         Bench::Sched(args) => sched::run(args),
         Bench::Unwind(args) => unwind::run(args),
         Bench::Syscall(args) => syscall::run(args),

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 /// A check.
@@ -21,7 +21,7 @@ pub struct Check {
 }
 
 /// Every check, in the order they run.
-pub const CHECKS: [Check; 13] = [
+pub const CHECKS: [Check; 14] = [
     Check { name: "doctor", command: "profiler doctor", assert: doctor },
     Check {
         name: "split",
@@ -110,6 +110,14 @@ pub const CHECKS: [Check; 13] = [
         command: "profiler -q --syscalls -o out.json -- /work/calls >&2 && cat out.json",
         assert: syscalls,
     },
+    // It waits for a line, says what it keeps, and keeps it until its input ends.
+    Check {
+        name: "alloc",
+        command: "mkfifo go; /work/alloc 20 <go >said & exec 9>go; sleep 1
+            profiler -q -d 25s --alloc full -o out.json --pid $! >&2 & sleep 8
+            echo go >&9; wait $!; code=$?; exec 9>&-; wait; [ $code = 0 ] && cat said out.json",
+        assert: alloc,
+    },
 ];
 
 /// The functions of tests/workloads/split.c and their shares of its CPU time, %.
@@ -147,6 +155,45 @@ fn split(output: &str) -> Result<String> {
         shares.push(format!("{share:.1}"));
     }
     Ok(format!("{} %, {}", shares.join("/"), profile.summary()))
+}
+
+/// Every place's live bytes and objects are what the workload says.
+fn alloc(output: &str) -> Result<String> {
+    let (said, json) = output.split_once("done\n").context("the workload did not end its work")?;
+    let profile: serde_json::Value = serde_json::from_str(json).context("the profile")?;
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let frames = list(&profile["frames"]);
+    let sites = list(&profile["memory"]["sites"]);
+    let has = |site: &serde_json::Value, name: &str| {
+        list(&site["frames"]).iter().filter_map(serde_json::Value::as_u64).any(|frame| {
+            frames.get(frame as usize).is_some_and(|frame| {
+                list(&frame["functions"]).iter().any(|function| function["name"] == name)
+            })
+        })
+    };
+    let mut places = 0;
+    for line in said.lines().filter(|line| *line != "ready") {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [name, bytes, objects] = words[..] else { bail!("the workload said '{line}'") };
+        let of = |key: &str| -> f64 {
+            sites.iter().filter(|site| has(site, name)).filter_map(|site| site[key].as_f64()).sum()
+        };
+        let (live, count) = (of("live_bytes"), of("live_count"));
+        ensure!(
+            (live.to_string(), count.to_string()) == (bytes.to_owned(), objects.to_owned()),
+            "{name} keeps {bytes} bytes in {objects} objects, not {live} in {count}"
+        );
+        places += 1;
+    }
+    ensure!(places > 8, "the workload said too little");
+    let watching = &profile["memory"]["watching"];
+    ensure!(watching["lost_objects"] == 0, "objects were lost: {watching}");
+    Ok(format!(
+        "{places} places exact, {} hits, placed in {} ms, removed in {} ms",
+        watching["hits"],
+        watching["attach_ns"].as_u64().unwrap_or(0) / 1_000_000,
+        watching["detach_ns"].as_u64().unwrap_or(0) / 1_000_000
+    ))
 }
 
 fn complete(output: &str) -> Result<String> {

@@ -1,0 +1,258 @@
+//! Allocations: what the probes on a program's allocator keep in the kernel, and what userspace tells them.
+
+use crate::cpu::SampleScratch;
+
+/// First word of a [`StackHeader`](crate::sched::StackHeader) that tells of a stack that allocates.
+pub const KIND_ALLOC_STACK: u32 = 7;
+
+/// Most objects that are watched at once. At about 100 bytes of kernel memory each: 100 MB.
+pub const MAX_LIVE: u32 = 1 << 20;
+
+/// Most stacks that are told apart, at about 650 bytes each.
+pub const MAX_ALLOC_STACKS: u32 = 16_384;
+
+/// Most processes whose allocations are watched at once.
+pub const MAX_ALLOC_PROCESSES: u32 = 64;
+
+/// Places for calls in progress, by the low bits of the thread id. A power of two.
+pub const CALL_SLOTS: u32 = 32_768;
+
+/// What a probed function does with its arguments: the low byte of a probe's cookie.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// `(size)`: malloc, valloc, pvalloc, operator new, mallocx.
+    Malloc = 0,
+    /// `(count, size)`: calloc.
+    Calloc = 1,
+    /// `(object, size)`: realloc, rallocx.
+    Realloc = 2,
+    /// `(object, count, size)`: reallocarray.
+    Reallocarray = 3,
+    /// `(alignment, size)`: memalign, `aligned_alloc`.
+    Memalign = 4,
+    /// `(result, alignment, size)`: `posix_memalign`.
+    PosixMemalign = 5,
+    /// `(address, length, protection)`: mmap. Without access it is a reservation, and not counted.
+    Mmap = 6,
+    /// `(object)`: free, operator delete, dallocx, sdallocx.
+    Free = 7,
+    /// `(address, length)`: munmap.
+    Munmap = 8,
+}
+
+impl Call {
+    /// Whether it is known what the call does only when it returns.
+    pub fn returns(self) -> bool {
+        !matches!(self, Call::Free | Call::Munmap)
+    }
+
+    /// How many arguments tell what it does.
+    pub fn arguments(self) -> usize {
+        match self {
+            Call::Malloc | Call::Free => 1,
+            Call::Calloc | Call::Realloc | Call::Memalign | Call::Munmap => 2,
+            Call::Reallocarray | Call::PosixMemalign | Call::Mmap => 3,
+        }
+    }
+}
+
+/// What userspace tells the probes: the one entry of `ALLOC_CONTROL`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AllocControl {
+    /// New allocations count until then: CLOCK_MONOTONIC, ns.
+    pub until_ns: u64,
+    /// Number of the window: a call seen to begin in another one is not seen to end.
+    pub window: u32,
+    /// How many allocations each one seen stands for.
+    pub weight: u32,
+}
+
+/// Who an object belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ObjectKey {
+    /// Its address.
+    pub address: u64,
+    /// The process, in the profiler's PID namespace.
+    pub pid: u32,
+    /// Zero.
+    pub _padding: u32,
+}
+
+/// An object that has been allocated and not yet freed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Object {
+    /// As asked for, bytes.
+    pub size: u64,
+    /// Its stack's id.
+    pub stack: u64,
+    /// When it was allocated: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// How many it stands for.
+    pub weight: u32,
+    /// Zero.
+    pub _padding: u32,
+}
+
+/// Buckets of the histograms: bucket n counts values from 2^n to 2^(n+1) - 1, the first one zero too.
+///
+/// As many as a number has bits, so that no bucket is out of bounds: the verifier of 6.1 loses track of a comparison.
+pub const BUCKETS: usize = 64;
+
+/// What one stack allocated and freed. Everything is weighted, except the objects seen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackTotals {
+    /// Bytes.
+    pub allocated_bytes: u64,
+    /// Objects.
+    pub allocated_count: u64,
+    /// Bytes freed of those.
+    pub freed_bytes: u64,
+    /// Objects freed of those.
+    pub freed_count: u64,
+    /// Allocations seen, unweighted.
+    pub seen_allocated: u64,
+    /// Frees seen of those, unweighted.
+    pub seen_freed: u64,
+    /// The window that the last allocation was seen in, what an allocation in it stands for, and how many were seen in it.
+    pub window: u32,
+    /// See above.
+    pub window_weight: u32,
+    /// See above.
+    pub window_count: u64,
+    /// Over all windows before that which stand for more than themselves: the sum of what their allocations stand for,
+    pub window_sum: u64,
+    /// of its squares,
+    pub window_squares: u64,
+    /// and of its products with the window's weight.
+    pub window_products: u64,
+    /// Lifetimes of freed objects, ns.
+    pub lifetimes: [u32; BUCKETS],
+    /// Sizes of allocated objects, bytes.
+    pub sizes: [u32; BUCKETS],
+}
+
+impl StackTotals {
+    /// Nothing yet.
+    pub const EMPTY: StackTotals = StackTotals {
+        allocated_bytes: 0,
+        allocated_count: 0,
+        freed_bytes: 0,
+        freed_count: 0,
+        seen_allocated: 0,
+        seen_freed: 0,
+        window: 0,
+        window_weight: 1,
+        window_count: 0,
+        window_sum: 0,
+        window_squares: 0,
+        window_products: 0,
+        lifetimes: [0; BUCKETS],
+        sizes: [0; BUCKETS],
+    };
+
+    /// Adds the last window to those before it. A window of weight one is no sample: everything was seen.
+    #[inline(always)]
+    pub fn close_window(&mut self) {
+        if self.window_weight > 1 {
+            let sum = self.window_count.wrapping_mul(self.window_weight.into());
+            self.window_sum = self.window_sum.wrapping_add(sum);
+            self.window_squares = self.window_squares.wrapping_add(sum.wrapping_mul(sum));
+            self.window_products =
+                self.window_products.wrapping_add(sum.wrapping_mul(self.window_weight.into()));
+        }
+        self.window_count = 0;
+    }
+}
+
+/// A thread's call in progress: the outermost one of an allocator's functions.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallInProgress {
+    /// Thread, in the initial PID namespace; zero for none.
+    pub tid: u32,
+    /// The window it began in.
+    pub window: u32,
+    /// Stack pointer at its first instruction.
+    pub sp: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// Where the result goes: `posix_memalign`.
+    pub result_at: u64,
+    /// The object it was given to resize, if that is known.
+    pub old_address: u64,
+    /// What is known of that.
+    pub old: Object,
+    /// A [`Call`].
+    pub call: u32,
+    /// Calls seen inside of this one.
+    pub nested: u32,
+}
+
+/// Words of stack memory that a known stack may reach over: 16 KiB.
+pub const CACHE_WORDS: usize = 2048;
+
+/// Places for known stacks. A power of two.
+pub const CACHE_SLOTS: u32 = 16_384;
+
+/// A stack as it was walked: where its return addresses lie. The same thread is at the same place with the same stack
+/// if the words there give the same id.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CachedStack {
+    /// Instruction pointer of the innermost frame.
+    pub ip: u64,
+    /// Its stack pointer.
+    pub sp: u64,
+    /// Its frame pointer, zero if the register does not point into the stack.
+    pub fp: u64,
+    /// Hash of process, end and all addresses.
+    pub id: u64,
+    /// The process, and how the stack ends: what the hash begins with.
+    pub seed: u64,
+    /// Frames but the innermost.
+    pub count: u32,
+    /// Words of stack memory up to the outermost return address, and that one.
+    pub words: u32,
+    /// Where the return addresses are, in words from the stack pointer.
+    pub offsets: [u16; 128],
+}
+
+/// Where a stack is compared or walked, see [`CachedStack`].
+#[repr(C)]
+pub struct AllocScratch {
+    /// How many use it: one, or it is not theirs.
+    pub users: u64,
+    /// A walk's frames, and the record of a new stack.
+    pub sample: SampleScratch,
+    /// What a walk finds.
+    pub found: CachedStack,
+    /// Stack memory.
+    pub memory: [u64; CACHE_WORDS],
+}
+
+const _: () = {
+    assert!(size_of::<AllocControl>() == 16);
+    assert!(size_of::<ObjectKey>() == 16);
+    assert!(size_of::<Object>() == 32);
+    assert!(size_of::<CallInProgress>() == 80);
+    assert!(size_of::<StackTotals>() == 88 + 8 * BUCKETS);
+    assert!(size_of::<AllocScratch>() <= 32 * 1024); // PCPU_MIN_UNIT_SIZE
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{AllocControl, Object, ObjectKey, StackTotals};
+    // SAFETY: repr(C), integers without padding, every bit pattern is valid.
+    unsafe impl aya::Pod for AllocControl {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ObjectKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Object {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for StackTotals {}
+}

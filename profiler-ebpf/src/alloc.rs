@@ -1,0 +1,364 @@
+//! The allocation probe: breakpoints in the functions of a program's allocator. Each object that is allocated is kept,
+//! with its stack, until it is freed; what each stack has allocated and freed adds up.
+//!
+//! Only outermost calls count, by the stack pointer: what calloc allocates inside of operator new inside of … is one
+//! object, that of the outermost. A call that never returns (its thread ended in it) is recognised when the thread
+//! number's next call has a stack pointer above it, or else after some calls.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_user_pt_regs_t,
+    btf_maps::{Array, HashMap},
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_get_attach_cookie},
+    macros::{btf_map, uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
+};
+use profiler_common::{
+    alloc::{
+        AllocControl, BUCKETS, CALL_SLOTS, Call, CallInProgress, MAX_ALLOC_PROCESSES, MAX_ALLOC_STACKS,
+        MAX_LIVE, Object, ObjectKey, StackTotals,
+    },
+    cost::Probe,
+    histogram::log2,
+    loss::KernelCounter,
+};
+
+use crate::{
+    output::{add, begin, count, finish, now_ns},
+    stack_cache,
+    target::{Ids, current_target},
+    unwind::registers,
+};
+
+/// What userspace wants now.
+#[btf_map]
+static ALLOC_CONTROL: Array<AllocControl, 1> = Array::new();
+
+/// Calls in progress, by the low bits of the thread id in the initial PID namespace.
+#[btf_map]
+static CALLS: Array<CallInProgress, { CALL_SLOTS as usize }> = Array::new();
+
+/// Objects that live. Memory is taken as they come.
+#[btf_map]
+static OBJECTS: HashMap<ObjectKey, Object, { MAX_LIVE as usize }, NO_PREALLOC> = HashMap::new();
+
+/// What each stack allocated and freed.
+#[btf_map]
+static ALLOC_STACKS: HashMap<u64, StackTotals, { MAX_ALLOC_STACKS as usize }, NO_PREALLOC> = HashMap::new();
+const NO_PREALLOC: usize = 1;
+
+/// Frees of objects that are not watched, by process. Userspace makes the entries.
+#[btf_map]
+static UNKNOWN_FREES: HashMap<u32, u64, { MAX_ALLOC_PROCESSES as usize }> = HashMap::new();
+
+/// What a stack begins with: too large for the stack.
+#[btf_map]
+static NO_TOTALS: Array<StackTotals, 1> = Array::new();
+
+/// How many calls inside of one, or of another thread that wants its place, are believed.
+const MAX_NESTED: u32 = 64;
+
+/// `BPF_NOEXIST`, and what the kernel answers to it.
+const NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+
+/// The smallest page: nothing smaller is mapped.
+const PAGE: u64 = 4096;
+
+/// What a return takes off the stack: the return address.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+const RETURN_TAKES: u64 = 8;
+#[cfg(bpf_target_arch = "aarch64")]
+const RETURN_TAKES: u64 = 0;
+
+/// An allocator's function begins. Its cookie says what it does, see [`Call`].
+#[uprobe]
+pub fn alloc_enter(ctx: ProbeContext) -> u32 {
+    let Some(ids) = current_target() else { return 0 };
+    let began = begin(Probe::AllocEnter);
+    enter(&ctx, &ids);
+    finish(Probe::AllocEnter, began);
+    0
+}
+
+/// An allocator's function has returned.
+#[uretprobe]
+pub fn alloc_return(ctx: RetProbeContext) -> u32 {
+    let Some(ids) = current_target() else { return 0 };
+    let began = begin(Probe::AllocReturn);
+    leave(&ctx, &ids);
+    finish(Probe::AllocReturn, began);
+    0
+}
+
+/// An object is about to be freed.
+#[uprobe]
+pub fn alloc_free(ctx: ProbeContext) -> u32 {
+    let Some(ids) = current_target() else { return 0 };
+    let began = begin(Probe::Free);
+    free(&ctx, &ids);
+    finish(Probe::Free, began);
+    0
+}
+
+#[inline(always)]
+fn cookie(ctx: &ProbeContext) -> u8 {
+    // SAFETY: the context of this program.
+    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) as u8 }
+}
+
+/// The current thread's place, and its id.
+#[inline(always)]
+fn place() -> Option<(&'static mut CallInProgress, u32)> {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let call = CALLS.get_ptr_mut(tid & (CALL_SLOTS - 1))?;
+    // SAFETY: the thread's own place; if another has the same, each sees whose call is in it.
+    Some((unsafe { &mut *call }, tid))
+}
+
+#[inline(always)]
+fn enter(ctx: &ProbeContext, ids: &Ids) {
+    let (Some(control), Some((call, tid))) = (ALLOC_CONTROL.get(0), place()) else { return };
+    // SAFETY: the context of this program, which is the registers.
+    let sp = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() }).sp;
+    if call.sp != 0 && call.window == control.window {
+        let mine = call.tid == tid;
+        if (!mine || sp < call.sp) && call.nested < MAX_NESTED {
+            call.nested += 1;
+            if !mine {
+                count(KernelCounter::AllocClash);
+            }
+            return;
+        }
+    }
+    let kind = cookie(ctx);
+    let [a, b, c] = [0, 1, 2].map(|n| ctx.arg::<u64>(n).unwrap_or(0));
+    if sp == call.sp && call.tid == tid && call.window == control.window && a != 0 && a == call.old_address {
+        return; // reallocarray has become realloc by a jump, and its object has been taken
+    }
+    call.result_at = 0;
+    call.old_address = 0;
+    call.size = if kind == Call::Calloc as u8 {
+        a.wrapping_mul(b)
+    } else if kind == Call::Realloc as u8 || kind == Call::Reallocarray as u8 {
+        take_old(call, a, ids);
+        if kind == Call::Realloc as u8 { b } else { b.wrapping_mul(c) }
+    } else if kind == Call::Memalign as u8 {
+        b
+    } else if kind == Call::PosixMemalign as u8 {
+        call.result_at = a;
+        c
+    } else if kind == Call::Mmap as u8 {
+        if c == 0 {
+            call.sp = 0;
+            return; // PROT_NONE
+        }
+        b
+    } else {
+        a
+    };
+    call.call = kind.into();
+    call.nested = 0;
+    call.window = control.window;
+    call.tid = tid;
+    call.sp = sp;
+}
+
+/// The object that is to be resized belongs to nobody until that is done: its address may be given to another thread
+/// before the call returns.
+#[inline(always)]
+fn take_old(call: &mut CallInProgress, address: u64, ids: &Ids) {
+    call.old_address = address;
+    call.old.stack = 0;
+    let key = ObjectKey { address, pid: ids.pid, _padding: 0 };
+    // SAFETY: only who owns the object frees or resizes it.
+    if address != 0
+        && let Some(old) = unsafe { OBJECTS.get(&key) }
+    {
+        call.old = *old;
+        let _was_there = OBJECTS.remove(&key);
+    }
+}
+
+#[inline(always)]
+fn leave(ctx: &RetProbeContext, ids: &Ids) {
+    let (Some(control), Some((call, tid))) = (ALLOC_CONTROL.get(0), place()) else { return };
+    // SAFETY: the context of this program, which is the registers.
+    let registers = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() });
+    let ours = call.tid == tid && call.window == control.window && call.sp != 0;
+    if !ours || registers.sp != call.sp + RETURN_TAKES {
+        return;
+    }
+    call.sp = 0;
+    let now = now_ns();
+    let returned = ctx.ret::<u64>();
+    let address = if call.call == Call::PosixMemalign as u32 {
+        // SAFETY: the helper checks the address.
+        let stored = unsafe { bpf_probe_read_user(call.result_at as *const u64) };
+        if returned as u32 == 0 { stored.unwrap_or(0) } else { 0 }
+    } else if call.call == Call::Mmap as u32 && returned > u64::MAX - 4096 {
+        0 // MAP_FAILED
+    } else {
+        returned
+    };
+    if call.old_address != 0 {
+        if address == 0 && call.size != 0 {
+            if call.old.stack != 0 {
+                // It could not be resized, and stays.
+                let key = ObjectKey { address: call.old_address, pid: ids.pid, _padding: 0 };
+                if OBJECTS.insert(&key, &call.old, 0).is_err() {
+                    count(KernelCounter::ObjectsFull);
+                }
+            }
+            return;
+        }
+        if call.old.stack != 0 {
+            freed(&call.old, now);
+        } else {
+            unknown_free(ids.pid);
+        }
+    }
+    if address == 0 {
+        return;
+    }
+    let key = ObjectKey { address, pid: ids.pid, _padding: 0 };
+    if now >= control.until_ns {
+        replace(&key, now);
+        return;
+    }
+    // SAFETY: any number is a valid key.
+    let stack = stack_cache::take(registers, ids, now, |id| unsafe { ALLOC_STACKS.get(&id) }.is_some());
+    if stack == 0 {
+        count(KernelCounter::AllocClash);
+        return;
+    }
+    let Some(totals) = totals(stack) else {
+        count(KernelCounter::AllocStacksFull);
+        return;
+    };
+    let weight = control.weight;
+    let object = Object { size: call.size, stack, time_ns: now, weight, _padding: 0 };
+    if let Err(error) = OBJECTS.insert(&key, &object, NOEXIST) {
+        if error == EEXIST {
+            replace(&key, now);
+        }
+        if error != EEXIST || OBJECTS.insert(&key, &object, 0).is_err() {
+            count(KernelCounter::ObjectsFull);
+            return;
+        }
+    }
+    // SAFETY: the entry is never removed while programs run.
+    unsafe {
+        add(&raw mut (*totals).allocated_bytes, object.size * u64::from(weight));
+        add(&raw mut (*totals).allocated_count, weight.into());
+        add(&raw mut (*totals).seen_allocated, 1);
+        // Two CPUs that do this at once can lose a little of what the error is estimated from.
+        if (*totals).window != control.window {
+            (*totals).close_window();
+            (*totals).window = control.window;
+            (*totals).window_weight = weight;
+        }
+        add(&raw mut (*totals).window_count, 1);
+        count_in(&raw mut (*totals).sizes, object.size, weight);
+    }
+}
+
+/// An address is given out (again): if there was an object, it is gone, unseen.
+#[inline(always)]
+fn replace(key: &ObjectKey, now: u64) {
+    // SAFETY: whoever is given the address is alone with it.
+    if let Some(gone) = unsafe { OBJECTS.get(key) } {
+        freed(gone, now);
+        let _was_there = OBJECTS.remove(key);
+        count(KernelCounter::FreesImplied);
+    }
+}
+
+#[inline(always)]
+fn free(ctx: &ProbeContext, ids: &Ids) {
+    let (Some(control), Some((call, tid))) = (ALLOC_CONTROL.get(0), place()) else { return };
+    let address = ctx.arg::<u64>(0).unwrap_or(0);
+    if address == 0 {
+        return;
+    }
+    // SAFETY: the context of this program, which is the registers.
+    let sp = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() }).sp;
+    if call.sp != 0 && call.tid == tid && call.window == control.window && sp < call.sp {
+        return; // inside of realloc, which says itself what becomes of the object
+    }
+    let key = ObjectKey { address, pid: ids.pid, _padding: 0 };
+    // SAFETY: only who owns the object frees it.
+    let Some(object) = (unsafe { OBJECTS.get(&key) }) else {
+        if cookie(ctx) != Call::Munmap as u8 {
+            unknown_free(ids.pid);
+        }
+        return;
+    };
+    let object = *object;
+    let _was_there = OBJECTS.remove(&key);
+    let now = now_ns();
+    if object.size >= PAGE && cookie(ctx) == Call::Munmap as u8 {
+        let length = ctx.arg::<u64>(1).unwrap_or(0);
+        if length < object.size {
+            // Its first part only; what is left is an object of its own.
+            let rest = ObjectKey { address: address + length, pid: ids.pid, _padding: 0 };
+            let left = Object { size: object.size - length, ..object };
+            if OBJECTS.insert(&rest, &left, 0).is_ok()
+                && let Some(totals) = ALLOC_STACKS.get_ptr_mut(&object.stack)
+            {
+                // SAFETY: as in `leave`.
+                unsafe { add(&raw mut (*totals).freed_bytes, length * u64::from(object.weight)) };
+                return;
+            }
+        }
+    }
+    freed(&object, now);
+}
+
+/// An object is freed that was allocated before anyone watched, or was lost.
+#[inline(always)]
+fn unknown_free(pid: u32) {
+    if let Some(frees) = UNKNOWN_FREES.get_ptr_mut(&pid) {
+        // SAFETY: a map's value.
+        unsafe { add(frees, 1) };
+    }
+}
+
+/// Books the end of an object.
+#[inline(always)]
+fn freed(object: &Object, now: u64) {
+    book_free(object.stack, object.size, object.weight, now.saturating_sub(object.time_ns));
+}
+
+/// Called from several places, so not inlined.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn book_free(stack: u64, size: u64, weight: u32, lifetime_ns: u64) -> u32 {
+    let Some(totals) = ALLOC_STACKS.get_ptr_mut(&stack) else { return 0 };
+    // SAFETY: the entry is never removed while programs run.
+    unsafe {
+        add(&raw mut (*totals).freed_bytes, size * u64::from(weight));
+        add(&raw mut (*totals).freed_count, weight.into());
+        add(&raw mut (*totals).seen_freed, 1);
+        count_in(&raw mut (*totals).lifetimes, lifetime_ns, weight);
+    }
+    0
+}
+
+#[inline(always)]
+fn totals(stack: u64) -> Option<*mut StackTotals> {
+    if let Some(totals) = ALLOC_STACKS.get_ptr_mut(&stack) {
+        return Some(totals);
+    }
+    let _another_cpu_was_faster = ALLOC_STACKS.insert(&stack, NO_TOTALS.get(0)?, NOEXIST);
+    ALLOC_STACKS.get_ptr_mut(&stack)
+}
+
+/// # Safety
+/// `histogram` must be a member of a map's value.
+#[inline(always)]
+unsafe fn count_in(histogram: *mut [u32; BUCKETS], value: u64, n: u32) {
+    let bucket = log2(value | 1) as usize & (BUCKETS - 1);
+    // SAFETY: promised by the caller; the bucket is within bounds.
+    unsafe { add(histogram.cast::<u32>().add(bucket), n) };
+}

@@ -1,0 +1,299 @@
+//! The report's part about memory: how processes grew, who has allocated what is there now, and what watching it cost.
+
+use std::io::Write;
+
+use anyhow::Result;
+
+use super::{
+    report::{Style, count, percent, thousands},
+    waiting::{line, time, user_functions},
+};
+use crate::{
+    memory::{Footprint, Log2, Memory, Site, WatchMode, Watching},
+    profile::{Profile, Run},
+};
+
+/// Processes and places listed.
+const LISTED: (usize, usize) = (10, 10);
+/// Functions shown of a stack.
+const FRAMES: usize = 6;
+/// Places of page faults listed.
+const FAULTS: usize = 5;
+
+/// Writes the part; nothing if memory was not watched.
+pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(memory) = &run.memory else { return Ok(()) };
+    growth(memory, style, out)?;
+    if memory.watching.mode == WatchMode::Watched {
+        watching(&memory.watching, style, out)?;
+        sites(run, memory, style, out)?;
+    }
+    for problem in &memory.watching.problems {
+        line(&format!("not watched: {problem}"), style, out)?;
+    }
+    if let Some(faults) = &run.faults {
+        self::faults(faults, style, out)?;
+    }
+    Ok(())
+}
+
+fn growth(memory: &Memory, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let held = |of: &&Footprint| of.growth.last().map_or(0, |growth| growth.held_bytes());
+    let mut processes: Vec<&Footprint> =
+        memory.processes.iter().filter(|of| of.growth.last().is_some()).collect();
+    processes.sort_by_key(|of| std::cmp::Reverse(held(of)));
+    if processes.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", style.bold("memory"))?;
+    let head = format!(
+        "{:>9}  {:>9}  {:>9}  {:>9}  {:>12}  process",
+        "anonymous", "files", "shared", "swapped", "grew by"
+    );
+    writeln!(out, "{}", style.dim(&head))?;
+    for of in processes.iter().take(LISTED.0) {
+        let (Some(first), Some(last)) = (of.growth.points().first(), of.growth.last()) else { continue };
+        let grew = last.held_bytes() as f64 - first.held_bytes() as f64;
+        let text = format!(
+            "{:>9}  {:>9}  {:>9}  {:>9}  {:>12}  {} (pid {})",
+            bytes(last.anon_bytes as f64),
+            bytes(last.file_bytes as f64),
+            bytes(last.shmem_bytes as f64),
+            bytes(last.swap_bytes as f64),
+            format!("{}{}", if grew < 0.0 { "-" } else { "+" }, bytes(grew.abs())),
+            of.process,
+            of.pid,
+        );
+        line(&text, style, out)?;
+    }
+    if processes.len() > LISTED.0 {
+        writeln!(
+            out,
+            "{} more processes, smaller (JSON holds all)",
+            thousands((processes.len() - LISTED.0) as u64)
+        )?;
+    }
+    if memory.watching.mode == WatchMode::Ready {
+        let text =
+            "allocations: not watched, since nothing was seen to grow (--alloc full watches from the start)";
+        line(text, style, out)?;
+    }
+    Ok(())
+}
+
+/// How allocations were watched, and at what price.
+fn watching(of: &Watching, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let how = if of.is_estimated() {
+        format!(
+            "in {} only, {:.1} % of the time, to keep the cost down: all figures are estimates",
+            count(of.windows, "short window"),
+            percent(of.seen_ns, of.watched_ns),
+        )
+    } else {
+        "every one".to_owned()
+    };
+    line(&format!("allocations: watched for {}, {how}", time(of.watched_ns)), style, out)?;
+    let limit = match of.max_overhead_percent {
+        Some(percent) => format!("{percent} % allowed"),
+        None => "no limit".to_owned(),
+    };
+    let text = format!(
+        "cost of watching: {:.2} % of the target's CPU time ({limit}), {}, a call with its return {:.0} ns ({:.0} ns where \
+         single-stepped) and the program's time; probes placed in {}, removed in {}",
+        of.overhead_percent(),
+        count(of.hits, "probe hit"),
+        of.trap_ns.0,
+        of.trap_ns.1,
+        time(of.attach_ns),
+        time(of.detach_ns),
+    );
+    line(&text, style, out)?;
+    for (library, functions) in &of.probed {
+        let name = library.rsplit('/').next().unwrap_or(library);
+        line(&format!("probed in {name}: {} (* single-stepped)", functions.join(" ")), style, out)?;
+    }
+    let missing = [
+        (of.lost_objects, "not counted at all, for lack of room"),
+        (of.implied_frees, "freed unseen, known by their address being given out again"),
+    ];
+    for (n, what) in missing.into_iter().filter(|(n, _)| *n > 0) {
+        line(&format!("objects {what}: {}", thousands(n)), style, out)?;
+    }
+    Ok(())
+}
+
+fn sites(run: &Run, memory: &Memory, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let live = |site: &Site| site.points.last().copied().unwrap_or_default();
+    let total: f64 = memory.sites.iter().map(|site| live(site).live_bytes).sum();
+    let objects: f64 = memory.sites.iter().map(|site| live(site).live_count).sum();
+    let title = format!(
+        "allocated since and not freed: {} in {:.0} objects, from {}",
+        bytes(total),
+        objects,
+        count(memory.sites.len() as u64, "stack"),
+    );
+    writeln!(out, "\n{}", style.bold(&title))?;
+    let mut sites: Vec<&Site> = memory.sites.iter().collect();
+    sites.sort_by(|a, b| live(b).live_bytes.total_cmp(&live(a).live_bytes).then(a.stack.cmp(&b.stack)));
+    let head = format!(
+        "{:>9}  {:>8}  {:>10}  {:>11}  {:>11}  {:>9}  allocated by",
+        "live", "± error", "objects", "allocated/s", "freed/s", "age"
+    );
+    writeln!(out, "{}", style.dim(&head))?;
+    let seconds = (memory.watching.watched_ns as f64 / 1e9).max(1e-3);
+    for site in
+        sites.iter().take(LISTED.1).filter(|site| live(site).live_bytes > 0.0 || site.allocated_bytes > 0)
+    {
+        let point = live(site);
+        let error = if site.estimated { bytes(point.live_bytes_err) } else { "exact".to_owned() };
+        let functions: Vec<&str> = user_functions(run.names(), run.names().stack(site.stack))
+            .into_iter()
+            .take(FRAMES)
+            .map(|function| function.name.as_str())
+            .collect();
+        let text = format!(
+            "{:>9}  {error:>8}  {:>10}  {:>11}  {:>11}  {:>9}  {}",
+            bytes(point.live_bytes),
+            thousands(point.live_count.round() as u64),
+            bytes(site.allocated_bytes as f64 / seconds),
+            bytes(site.freed_bytes as f64 / seconds),
+            median(&site.ages_ns).map_or_else(|| "-".to_owned(), |ns| format!("~{}", time(ns))),
+            functions.join(" < "),
+        );
+        line(&text, style, out)?;
+    }
+    if sites.len() > LISTED.1 {
+        writeln!(
+            out,
+            "{} more stacks with less (JSON holds all)",
+            thousands((sites.len() - LISTED.1) as u64)
+        )?;
+    }
+    Ok(())
+}
+
+/// Where pages were touched for the first time.
+fn faults(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
+    if profile.total == 0 {
+        return Ok(());
+    }
+    let title = format!("page faults: about {} (sampled)", thousands(profile.total));
+    writeln!(out, "\n{}", style.bold(&title))?;
+    for stack in profile.stacks.iter().take(FAULTS) {
+        let functions: Vec<&str> = user_functions(&profile.names, &stack.frames)
+            .into_iter()
+            .take(FRAMES)
+            .map(|function| function.name.as_str())
+            .collect();
+        let share = percent(stack.weight, profile.total);
+        line(
+            &format!("{:>9}  {share:>5.1} %  {}", thousands(stack.weight), functions.join(" < ")),
+            style,
+            out,
+        )?;
+    }
+    Ok(())
+}
+
+/// The middle value, to within a power of two; `None` of nothing.
+fn median(histogram: &Log2) -> Option<u64> {
+    let half = histogram.total().div_ceil(2);
+    let mut sum = 0;
+    let bucket = histogram.counts().iter().position(|n| {
+        sum += n;
+        sum >= half && half > 0
+    })?;
+    Some((3u64 << bucket) / 2)
+}
+
+/// An amount of memory with three digits, in powers of ten.
+pub(super) fn bytes(bytes: f64) -> String {
+    let (value, unit) = match bytes {
+        ..1e3 => return format!("{bytes:.0} B"),
+        ..1e6 => (bytes / 1e3, "kB"),
+        ..1e9 => (bytes / 1e6, "MB"),
+        _ => (bytes / 1e9, "GB"),
+    };
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        memory::{Growth, LivePoint},
+        profile::fixtures,
+        sample::StackId,
+    };
+
+    const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
+
+    fn run() -> Run {
+        let mut run = fixtures::run(&[("main", 1)]);
+        let mut names = crate::profile::Names::clone(run.names());
+        let frames = fixtures::frames(&mut names, "main;serve;remember\x1b[2J");
+        names.stacks.insert(StackId(1), frames);
+        run.cpu.names = std::rc::Rc::new(names);
+        let mut site = crate::memory::fixtures::site(1, [0.0, 1_500_000.0]);
+        site.estimated = true;
+        site.points.push(LivePoint {
+            time_ns: 2,
+            live_bytes: 3e6,
+            live_count: 30_000.0,
+            live_bytes_err: 120_000.0,
+        });
+        site.ages_ns.add(1_000_000_000, 5);
+        let growth =
+            [10, 13].map(|mb| Growth { time_ns: mb, anon_bytes: mb * 1_000_000, ..Growth::default() });
+        let process = Footprint {
+            pid: 7,
+            process: "app".into(),
+            growth: growth.into_iter().collect(),
+            ..Footprint::default()
+        };
+        let watching = Watching {
+            mode: WatchMode::Watched,
+            watched_ns: 10_000_000_000,
+            seen_ns: 500_000_000,
+            windows: 25,
+            max_overhead_percent: Some(5.0),
+            hits: 123_456,
+            cost_ns: 480_000_000,
+            cpu_ns: 10_000_000_000,
+            trap_ns: (1040.0, 5200.0),
+            attach_ns: 9_000_000,
+            detach_ns: 44_000_000,
+            probed: vec![("/usr/lib/libc.so.6".into(), vec!["malloc".into(), "mmap*".into()])],
+            problems: vec!["other (pid 8): no allocator found".into()],
+            implied_frees: 12,
+            lost_objects: 3,
+            stacks_walked: 9,
+        };
+        run.memory =
+            Some(Memory { processes: vec![process], sites: vec![site], faults: Vec::new(), watching });
+        run
+    }
+
+    #[test]
+    fn growth_sites_and_price_are_told() {
+        let mut text = Vec::new();
+        write(&run(), &PLAIN, &mut text).unwrap();
+        insta::assert_snapshot!(String::from_utf8(text).unwrap());
+    }
+
+    #[test]
+    fn amounts_have_three_digits() {
+        let text = [0.0, 999.0, 1234.0, 99_940.0, 123_456_789.0, 2e9].map(bytes);
+        assert_eq!(text, ["0 B", "999 B", "1.23 kB", "99.9 kB", "123 MB", "2.00 GB"]);
+    }
+
+    #[test]
+    fn the_middle_is_known_to_a_power_of_two() {
+        let mut histogram = Log2::default();
+        assert_eq!(median(&histogram), None);
+        histogram.add(5, 1);
+        histogram.add(1000, 3);
+        assert_eq!(median(&histogram), Some(768));
+    }
+}

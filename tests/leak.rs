@@ -1,0 +1,92 @@
+//! Leaks, end to end: programs whose answer is known. `cargo xtask bench leak` has more of them, and more time.
+#![allow(clippy::unwrap_used, reason = "a failed test")]
+#![allow(missing_docs, reason = "a test")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+};
+
+use serde_json::Value;
+
+mod common;
+use common::{Outputs, PROFILER, Running, kernel_ready, profile, profiler, workload};
+
+/// A mode of leak.c, so many times as fast as it is meant.
+fn leaking(mode: &str, speed: &str) -> (Running, String) {
+    let mut command = Command::new(workload("leak", &["-pthread"]));
+    let mut process = Running::start(command.args([mode, speed]).stdout(Stdio::piped()));
+    let mut truth = String::new();
+    BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut truth).unwrap();
+    (process, truth.trim().to_owned())
+}
+
+fn growing(mode: &str) -> (String, Vec<Value>) {
+    let (process, truth) = leaking(mode, "20");
+    let pid = process.pid();
+    let profile = profile(&["--pid", &pid, "--alloc", "full", "--waits", "off", "-d", "40s"]);
+    (truth, profile.0["memory"]["growing"].as_array().unwrap().clone())
+}
+
+#[test]
+fn a_leak_is_named_with_its_rate_and_nothing_else_is() {
+    if !kernel_ready(&["cc"]) {
+        return;
+    }
+    let [leak, ring, cache] = ["callers", "ring", "lru"].map(|mode| thread::spawn(move || growing(mode)));
+    let (truth, found) = leak.join().unwrap();
+    assert_eq!(truth, "leaks log_request 400000");
+    let [leak] = &found[..] else { panic!("{found:#?}") };
+    assert_eq!(leak["kind"], "leak", "{leak}");
+    let stack: Vec<&str> =
+        leak["stack"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert!(stack.contains(&"log_request"), "{stack:?}");
+    let rate = leak["bytes_per_s"].as_f64().unwrap();
+    assert!((rate / 400_000.0 - 1.0).abs() < 0.1, "{leak}");
+    for harmless in [ring, cache] {
+        let (truth, found) = harmless.join().unwrap();
+        assert_eq!((truth.as_str(), &found[..]), ("harmless", &[][..]));
+    }
+}
+
+#[test]
+fn two_snapshots_tell_what_grew() {
+    if !kernel_ready(&["cc"]) {
+        return;
+    }
+    let (process, _) = leaking("callers", "20");
+    let outputs = Outputs::new();
+    let dir = outputs.path("");
+    let mut command = Command::new(PROFILER);
+    command.args(["-i200ms", "--waits", "off", "--alloc", "full", "--snapshot", "--pid", &process.pid()]);
+    command.arg("--snapshot-dir").arg(&dir).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut run = Running::start(&mut command);
+    let mut said = BufReader::new(run.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let snapshot = |line: &str| {
+        let path = line.strip_prefix("profiler: memory is written to ").map(str::to_owned);
+        path.inspect(|path| assert!(Path::new(path).exists(), "{path}"))
+    };
+    // The first line says that it has begun.
+    said.next().unwrap();
+    let signal = || Command::new("kill").args(["-USR1", &run.pid()]).status().unwrap();
+    let mut first: Option<String> = None;
+    loop {
+        assert!(signal().success());
+        let path = said.find_map(|line| snapshot(&line)).unwrap();
+        let before = first.get_or_insert_with(|| path.clone());
+        let output = profiler(&["diff", before, &path, "--json"]);
+        let Ok(diff) = serde_json::from_slice::<Value>(&output.stdout) else {
+            first = None; // nothing had been allocated yet
+            continue;
+        };
+        let place = &diff["places"][0];
+        if place["growth_bytes"].as_f64().is_some_and(|bytes| bytes > 100_000.0) {
+            assert!(place["stack"].as_array().unwrap().contains(&"log_request".into()), "{diff}");
+            let text = String::from_utf8(profiler(&["diff", before, &path]).stdout).unwrap();
+            assert!(text.lines().nth(2).is_some_and(|line| line.contains("xmalloc < log_request")), "{text}");
+            return;
+        }
+    }
+}

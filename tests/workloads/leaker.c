@@ -1,0 +1,67 @@
+// Says "ready", waits for a line, then for so many seconds each of so many threads frees all that it allocates, as fast as
+// it can, and keeps one object of 1 KiB a millisecond (not with zero seconds: then it does nothing). Says what it kept
+// ("leak_here BYTES OBJECTS"), "done", and waits for the end of its input.
+//   leaker THREADS SECONDS [bursts]
+// In bursts: all of it in the first few of every 50 milliseconds.
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define NOINLINE __attribute__((noinline, noclone))
+
+static atomic_long kept;
+static double seconds;
+static int bursts;
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+NOINLINE void leak_here(void) {
+    char *object = malloc(1024);
+    for (int i = 0; i < 1024; i += 64) ((volatile char *)object)[i] = 1;
+    kept++;
+    __asm__ volatile("" ::: "memory");
+}
+
+NOINLINE void churn_here(unsigned *seed) {
+    void *volatile object = malloc((*seed = *seed * 1664525 + 1013904223) % 400 + 1);
+    free(object);
+    __asm__ volatile("" ::: "memory");
+}
+
+static void *work(void *number) {
+    unsigned seed = (unsigned)(size_t)number;
+    double start = now(), next = start;
+    for (double time = start; time < start + seconds; time = now()) {
+        for (int i = 0; i < 20; i++) churn_here(&seed);
+        if (time >= next) {
+            for (int i = 0; i < (bursts ? 50 : 1); i++) leak_here();
+            next += bursts ? 0.05 : 0.001;
+            struct timespec rest = {0, (next - now()) * 1e9};
+            if (bursts && rest.tv_nsec > 0) nanosleep(&rest, NULL);
+        }
+    }
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 3) return 2;
+    int count = atoi(argv[1]);
+    seconds = atof(argv[2]);
+    bursts = argc > 3;
+    pthread_t threads[64];
+    char line[16];
+    puts("ready");
+    fflush(stdout);
+    if (!fgets(line, sizeof line, stdin)) return 1;
+    for (long i = 0; i < count && seconds > 0; i++) pthread_create(&threads[i], NULL, work, (void *)(i + 1));
+    for (long i = 0; i < count && seconds > 0; i++) pthread_join(threads[i], NULL);
+    printf("leak_here %ld %ld\ndone\n", kept * 1024, (long)kept);
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {}
+}
