@@ -31,11 +31,13 @@ pub enum Probe {
     AllocReturn = 6,
     /// Frees.
     Free = 7,
+    /// The system-call probe; its runs are estimated from one in [`COST_SAMPLE`](crate::syscall::COST_SAMPLE).
+    Syscall = 8,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 #[cfg(feature = "user")]

@@ -9,6 +9,7 @@ pub mod histogram;
 pub mod loss;
 pub mod mapping;
 pub mod sched;
+pub mod syscall;
 pub mod target;
 pub mod unwind;
 

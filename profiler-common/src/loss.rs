@@ -31,9 +31,15 @@ pub enum KernelCounter {
     FreesImplied = 11,
     /// Stacks of allocations that had to be walked.
     AllocWalks = 12,
+    /// Lost: a system call that is in no count, because there are too many processes, threads or kinds of calls.
+    CallsFull = 13,
+    /// Lost: a call's place among the reads and writes by descriptor, because there are too many descriptors.
+    IoFull = 14,
+    /// Lost: a slow call that is in the totals, but was not told by itself.
+    SlowCallsDropped = 15,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 16;
 }

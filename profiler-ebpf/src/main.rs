@@ -13,6 +13,7 @@ mod output;
 mod sched;
 mod stack;
 mod stack_cache;
+mod syscall;
 mod target;
 mod unwind;
 mod waker;

@@ -1,5 +1,7 @@
 //! The way out of the kernel: the ring buffer, the counters of what did not fit, and what each probe cost.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::{
     Global,
@@ -61,12 +63,30 @@ pub fn now_ns() -> u64 {
 /// Books the time since `start_ns` as one run of `probe`.
 #[inline(always)]
 pub fn charge(probe: Probe, start_ns: u64) {
+    charge_many(probe, start_ns, 1);
+}
+
+/// Books the time since `start_ns` as that of each of `runs` runs, of which this one stands for all.
+#[inline(always)]
+pub fn charge_many(probe: Probe, start_ns: u64, runs: u64) {
     if let Some(cost) = COSTS.get_ptr_mut(probe as u32) {
         // SAFETY: this CPU's own slot, see `count`.
         unsafe {
-            (*cost).runs += 1;
-            (*cost).ns += now_ns() - start_ns;
+            (*cost).runs += runs;
+            (*cost).ns += (now_ns() - start_ns) * runs;
         }
+    }
+}
+
+/// Sends a record and wakes userspace at once.
+#[inline(always)]
+pub fn send_now<T>(record: &T) {
+    let ring = core::ptr::from_ref(&RECORDS).cast_mut().cast();
+    let record = core::ptr::from_ref(record).cast_mut().cast();
+    // SAFETY: a value and its size.
+    if unsafe { bpf_ringbuf_output(ring, record, size_of::<T>() as u64, u64::from(BPF_RB_FORCE_WAKEUP)) } != 0
+    {
+        count(KernelCounter::RecordsLost);
     }
 }
 
@@ -115,7 +135,6 @@ pub fn finish(probe: Probe, began_ns: u64) {
 /// `at` must be a member of a map's value.
 #[inline(always)]
 pub unsafe fn add<T: Copy>(at: *mut T, n: T) {
-    use core::intrinsics::{AtomicOrdering, atomic_xadd};
     // SAFETY: promised by the caller.
     let _before = unsafe { atomic_xadd::<T, T, { AtomicOrdering::Relaxed }>(at, n) };
 }

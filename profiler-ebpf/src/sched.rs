@@ -31,12 +31,14 @@ use profiler_common::{
         KIND_TURN, KNOWN_STACKS, LoopSeen, MAX_SYSCALLS, MAX_THREAD_HISTOGRAMS, MAX_THREADS, OffCpuKey,
         OffCpuTime, Phase, StackHeader, SyscallClass, ThreadState, Turn,
     },
+    syscall::{Endpoint, ObjectKind},
     target::TargetMode,
 };
 
 use crate::{
     output::{charge, charge_some, count, now_ns, send},
     stack::{self, Tables, hash_stack, mix},
+    syscall,
     target::{Ids, OFF_TASK_PID, ONLY_TGID, TARGET_MODE, current_target, is_target, read, task_ids},
     unwind::{current_task, saved_registers},
 };
@@ -60,6 +62,11 @@ static BLOCK_NS: Global<[u64; Cause::COUNT]> = Global::new([u64::MAX; Cause::COU
 // Offsets in the running kernel's structures, in bytes, from its BTF.
 #[unsafe(no_mangle)]
 static OFF_TASK_STATE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static OFF_TASK_STACK: Global<u32> = Global::new(0);
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[unsafe(no_mangle)]
+static OFF_TASK_STATUS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_TASK_COMM: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -98,6 +105,20 @@ static OFF_SB_MAGIC: Global<u32> = Global::new(0);
 static OFF_SOCKET_SK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PORT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_PORT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_V4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_V4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_V6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_V6: Global<u32> = Global::new(0);
 
 /// When the run began: CLOCK_MONOTONIC, ns; zero before and after. A thread not seen yet has been doing the same
 /// since then.
@@ -134,7 +155,7 @@ const NO_PREALLOC: usize = 1;
 
 /// What each system call waits for, a [`SyscallClass`], by number.
 #[btf_map]
-static SYSCALLS: Array<u8, MAX_SYSCALLS> = Array::new();
+pub static SYSCALLS: Array<u8, MAX_SYSCALLS> = Array::new();
 
 /// One per CPU: the scheduler does not interrupt itself.
 #[btf_map]
@@ -353,6 +374,7 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, clock_ns: u64, now: u64) {
         off_cpu(state, ns);
     }
     state.times.run_queue_ns += waited;
+    syscall::off_cpu(if blocked { away - waited } else { 0 }, waited, state.stack, arrival);
     record_run_queue(state, waited);
     if telling {
         send_interval(state, arrival - waited, arrival);
@@ -433,13 +455,10 @@ pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
     let now = now_ns();
     // SAFETY: see `leave`; the thread is here.
     let state = unsafe { &mut *state };
-    if state.phase != Phase::Running as u32 {
-        let task = current_task();
-        arrived(state, &sched_info(task), scheduler_clock_ns(task), now);
-    }
+    settle_state(state, now);
     if state.loop_class != class {
         state.syscall = number as i32;
-        state.object = syscall_entry(current_task()).args[0];
+        state.object = first_argument(current_task());
         see_loop(state, class);
     }
     if state.loop_class != class {
@@ -468,6 +487,38 @@ pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
     state.turn_run_queue_ns = state.times.run_queue_ns;
     charge(Probe::Loop, now);
     0
+}
+
+/// Adds up what the current thread did since it last left a CPU.
+#[inline(always)]
+fn settle_state(state: &mut ThreadState, now: u64) {
+    if state.phase != Phase::Running as u32 {
+        let task = current_task();
+        arrived(state, &sched_info(task), scheduler_clock_ns(task), now);
+    }
+}
+
+/// As [`settle_state`], for the system-call probe, when the current thread `tid` has left a CPU since.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn settle(tid: u32, now: u64) -> u32 {
+    if let Some(state) = THREADS.get_ptr_mut(&tid) {
+        // SAFETY: see `leave`; the thread is here.
+        settle_state(unsafe { &mut *state }, now);
+    }
+    0
+}
+
+/// How often the current task has got a CPU: a plain load, so that a system call that never left it costs no more.
+#[inline(always)]
+pub fn arrivals(task: *const u8) -> u64 {
+    load(task, OFF_TASK_PCOUNT.load())
+}
+
+/// Where the current task's kernel stack begins. A load would be a pointer, in the eyes of the verifier.
+#[inline(always)]
+pub fn kernel_stack() -> u64 {
+    read(current_task() as u64, OFF_TASK_STACK.load()).unwrap_or(0)
 }
 
 /// Takes note that a thread waits as event loops do; epoll outranks the others, which loops also use otherwise.
@@ -670,9 +721,15 @@ pub extern "C" fn add(histogram: *mut Histogram, ns: u64) -> u32 {
     0
 }
 
+/// Whether a record of no more importance than an interval may be sent now.
+#[inline(always)]
+pub fn may_tell(now: u64) -> bool {
+    take_from_budget(now, |budget| &mut budget.records, RECORDS_PER_SLICE)
+}
+
 #[inline(always)]
 fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
-    if !take_from_budget(arrival, |budget| &mut budget.records, RECORDS_PER_SLICE) {
+    if !may_tell(arrival) {
         count(KernelCounter::IntervalsDropped);
         return;
     }
@@ -701,7 +758,7 @@ fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
 
 /// Sends a record other than a sample.
 #[inline(always)]
-fn tell<T>(record: &T) {
+pub fn tell<T>(record: &T) {
     // SAFETY: a value and its size.
     if !unsafe { send(core::ptr::from_ref(record).cast(), size_of::<T>() as u64) } {
         count(KernelCounter::RecordsLost);
@@ -764,6 +821,16 @@ fn may_take_stack(state: &mut ThreadState, now: u64) -> bool {
     state.stacks_taken += 1;
     state.stacks_taken <= STACKS_PER_SLICE / 4
         && take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE)
+}
+
+/// Takes the current thread's stack unless its CPU has taken its share for now. Returns its id, or zero.
+#[inline(always)]
+pub fn take_stack_if_allowed(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
+    if !take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE) {
+        count(KernelCounter::StacksSkipped);
+        return 0;
+    }
+    take_stack(ctx, pid, tid, now)
 }
 
 /// Takes the current thread's stack, and sends it if it is new. Returns its id, or zero.
@@ -852,53 +919,168 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
     Wait { cause: cause as u32, ..wait }
 }
 
-/// What a descriptor of the current task is, a [`Cause`]: task -> files -> table -> file -> inode. Called from two places,
-/// so not inlined.
+/// A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which the mutexes of glibc,
+/// musl, Rust and Go mean by "locked, with waiters" (Drepper, Futexes Are Tricky, 2011).
+#[inline(always)]
+pub fn futex_cause(operation: u64, expected: u64) -> Cause {
+    const COMMAND: u64 = 0x7f;
+    let command = operation & COMMAND;
+    let wait = command == 0 || command == 9; // FUTEX_WAIT, FUTEX_WAIT_BITSET
+    let lock_pi = command == 6 || command == 13; // FUTEX_LOCK_PI, FUTEX_LOCK_PI2
+    if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
+}
+
+/// What a descriptor of the current task is, a [`Cause`]. Called from two places, so not inlined.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
+    match object_of(descriptor) {
+        Some(object) => object.cause,
+        None => Cause::Other as u32,
+    }
+}
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// What a descriptor leads to.
+struct Object {
+    /// A [`Cause`].
+    cause: u32,
+    /// Its `struct sock`, if it is a socket; else zero.
+    sock: u64,
+    /// Its address family, likewise.
+    family: u16,
+}
+
+/// task -> files -> table -> file -> inode, or socket.
+#[inline(always)]
+fn object_of(descriptor: u32) -> Option<Object> {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const S_IFREG: u16 = 0o100_000;
     const S_IFBLK: u16 = 0o060_000;
     const S_IFDIR: u16 = 0o040_000;
     const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
-    const AF_UNIX: u16 = 1;
-    const AF_INET: u16 = 2;
-    const AF_INET6: u16 = 10;
-    let found = (|| {
-        let task = current_task();
-        let files: *const u8 = load(task, OFF_TASK_FILES.load());
-        let table: *const u8 = load(files, OFF_FILES_FDT.load());
-        let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
-        if descriptor >= count {
-            return None;
+    let task = current_task();
+    let files: *const u8 = load(task, OFF_TASK_FILES.load());
+    let table: *const u8 = load(files, OFF_FILES_FDT.load());
+    let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
+    if descriptor >= count {
+        return None;
+    }
+    let array: u64 = load(table, OFF_FDT_FD.load());
+    let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
+    let inode: u64 = read(file, OFF_FILE_INODE.load())?;
+    let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
+    let kind = mode & S_IFMT;
+    if kind == S_IFSOCK {
+        let socket: u64 = read(file, OFF_FILE_PRIVATE_DATA.load())?;
+        let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
+        let family: u16 = read(sock, OFF_SOCK_FAMILY.load())?;
+        let cause = if family == AF_INET || family == AF_INET6 {
+            Cause::Network
+        } else if family == AF_UNIX {
+            Cause::Pipe
+        } else {
+            Cause::Other
+        };
+        return Some(Object { cause: cause as u32, sock, family });
+    }
+    let cause = if kind == S_IFREG {
+        let sb: u64 = read(inode, OFF_INODE_SB.load())?;
+        let magic: u64 = read(sb, OFF_SB_MAGIC.load())?;
+        if magic == ANON_INODE_FS_MAGIC { Cause::Pipe } else { Cause::Disk }
+    } else if kind == S_IFBLK || kind == S_IFDIR {
+        Cause::Disk
+    } else {
+        Cause::Pipe
+    };
+    Some(Object { cause: cause as u32, sock: 0, family: 0 })
+}
+
+/// Finds out what a descriptor of the current task is, and who is at its other end. Returns a [`Cause`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn describe_descriptor(descriptor: u32, into: *mut Endpoint) -> u32 {
+    // SAFETY: callers pass a valid endpoint; the verifier, which cannot know, wants to see the check for null.
+    let Some(into) = (unsafe { into.as_mut() }) else { return Cause::Other as u32 };
+    into.kind = ObjectKind::Other as u32;
+    into.peer_port = 0;
+    let Some(object) = object_of(descriptor) else { return Cause::Other as u32 };
+    let sock = object.sock;
+    if object.cause == Cause::Disk as u32 {
+        into.kind = ObjectKind::File as u32;
+    } else if object.cause == Cause::Network as u32 {
+        into.kind = ObjectKind::Net as u32;
+        into.family = object.family;
+        into.socket_type = read(sock, OFF_SOCK_TYPE.load()).unwrap_or(0);
+        into.local_port = read(sock, OFF_SOCK_PORT.load()).unwrap_or(0);
+        into.peer_port = u16::from_be(read(sock, OFF_SOCK_PEER_PORT.load()).unwrap_or(0));
+        if object.family == AF_INET {
+            into.local = [0; 16];
+            into.peer = [0; 16];
+            into.local[..4].copy_from_slice(&read(sock, OFF_SOCK_V4.load()).unwrap_or([0; 4]));
+            into.peer[..4].copy_from_slice(&read(sock, OFF_SOCK_PEER_V4.load()).unwrap_or([0; 4]));
+        } else {
+            into.local = read(sock, OFF_SOCK_V6.load()).unwrap_or([0; 16]);
+            into.peer = read(sock, OFF_SOCK_PEER_V6.load()).unwrap_or([0; 16]);
         }
-        let array: u64 = load(table, OFF_FDT_FD.load());
-        let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
-        let inode: u64 = read(file, OFF_FILE_INODE.load())?;
-        let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
-        let kind = mode & S_IFMT;
-        if kind == S_IFSOCK {
-            let socket: u64 = read(file, OFF_FILE_PRIVATE_DATA.load())?;
-            let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
-            let family: u16 = read(sock, OFF_SOCK_FAMILY.load())?;
-            return Some(if family == AF_INET || family == AF_INET6 {
-                Cause::Network
-            } else if family == AF_UNIX {
-                Cause::Pipe
-            } else {
-                Cause::Other
-            });
-        }
-        if kind == S_IFREG {
-            let sb: u64 = read(inode, OFF_INODE_SB.load())?;
-            let magic: u64 = read(sb, OFF_SB_MAGIC.load())?;
-            return Some(if magic == ANON_INODE_FS_MAGIC { Cause::Pipe } else { Cause::Disk });
-        }
-        Some(if kind == S_IFBLK || kind == S_IFDIR { Cause::Disk } else { Cause::Pipe })
-    })();
-    found.unwrap_or(Cause::Other) as u32
+    } else if object.family == AF_UNIX {
+        into.kind = ObjectKind::Unix as u32;
+    } else if object.cause == Cause::Pipe as u32 {
+        into.kind = ObjectKind::Pipe as u32;
+    }
+    object.cause
+}
+
+/// The first argument of a task's system call.
+#[inline(always)]
+pub fn first_argument(task: *const u8) -> u64 {
+    load(saved_registers(task), ARGUMENTS[0])
+}
+
+/// All six.
+#[inline(always)]
+pub fn arguments() -> [u64; 6] {
+    let regs = saved_registers(current_task());
+    ARGUMENTS.map(|offset| load(regs, offset))
+}
+
+/// Where the arguments are among the registers.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+const ARGUMENTS: [u32; 6] = [
+    offset_of!(bpf_user_pt_regs_t, rdi) as u32,
+    offset_of!(bpf_user_pt_regs_t, rsi) as u32,
+    offset_of!(bpf_user_pt_regs_t, rdx) as u32,
+    offset_of!(bpf_user_pt_regs_t, r10) as u32,
+    offset_of!(bpf_user_pt_regs_t, r8) as u32,
+    offset_of!(bpf_user_pt_regs_t, r9) as u32,
+];
+/// The first one's register has the result in the end: it is kept after the user's registers, with the call's number
+/// (struct pt_regs, arch/arm64/include/asm/ptrace.h).
+#[cfg(bpf_target_arch = "aarch64")]
+const ARGUMENTS: [u32; 6] = [size_of::<bpf_user_pt_regs_t>() as u32, 8, 16, 24, 32, 40];
+
+/// Whether the current task's system call is one of the 32-bit table, whatever program makes it.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[inline(always)]
+pub fn is_compat(task: *const u8) -> bool {
+    /// arch/x86/include/asm/thread_info.h
+    const TS_COMPAT: u32 = 0x2;
+    load::<u32>(task, OFF_TASK_STATUS.load()) & TS_COMPAT != 0
+}
+
+/// Whether the current task's system call is one of the 32-bit table.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn is_compat(task: *const u8) -> bool {
+    /// arch/arm64/include/uapi/asm/ptrace.h
+    const PSR_MODE32_BIT: u64 = 0x10;
+    load::<u64>(saved_registers(task), core::mem::offset_of!(bpf_user_pt_regs_t, pstate) as u32)
+        & PSR_MODE32_BIT
+        != 0
 }
 
 /// [`Entry::number`] of a thread that never was in user mode.
@@ -918,11 +1100,9 @@ pub struct Entry {
 pub fn syscall_entry(task: *const u8) -> Entry {
     let regs = saved_registers(task);
     let at = |offset: usize| -> u64 { load(regs, offset as u32) };
-    // 32-bit calls have numbers of their own: __USER32_CS, arch/x86/include/asm/segment.h. For exceptions the kernel
-    // sets orig_rax to -1.
-    let compat = at(offset_of!(bpf_user_pt_regs_t, cs)) == 0x23;
-    let number =
-        if compat { MAX_SYSCALLS as i32 } else { at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32 };
+    // 32-bit calls have numbers of their own. For exceptions the kernel sets orig_rax to -1.
+    let number = at(offset_of!(bpf_user_pt_regs_t, orig_rax)) as i32;
+    let number = if number >= 0 && is_compat(task) { MAX_SYSCALLS as i32 } else { number };
     let (ip, sp) = (at(offset_of!(bpf_user_pt_regs_t, rip)), at(offset_of!(bpf_user_pt_regs_t, rsp)));
     let number = if ip == 0 { KERNEL_THREAD } else { number };
     let args = [

@@ -2,7 +2,7 @@
 //! every wake-up on the machine passes here.
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    EbpfContext as _,
     btf_maps::PerCpuArray,
     helpers::bpf_get_current_comm,
     macros::{btf_map, raw_tracepoint},
@@ -18,15 +18,11 @@ use profiler_common::{
 
 use crate::{
     output::{charge, count, now_ns},
-    sched::{MAX_REUSED, THREADS, load, send_stack, syscall_entry, take_from_budget},
+    sched::{MAX_REUSED, OFF_TASK_STACK, THREADS, load, send_stack, syscall_entry, take_from_budget},
     stack::{self, Tables, mix},
     target::{Ids, OFF_TASK_PID, OFF_TASK_TGID, ONLY_TGID, current_ids, read},
     unwind::current_task,
 };
-
-/// Offset of a task's kernel stack in the running kernel's `task_struct`, from its BTF.
-#[unsafe(no_mangle)]
-static OFF_TASK_STACK: Global<u32> = Global::new(0);
 
 /// Size of a task's kernel stack with 4 KiB pages, x86_64 and aarch64; larger ones are only in debugging kernels.
 const THREAD_SIZE: u64 = 16 * 1024;

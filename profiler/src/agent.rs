@@ -22,11 +22,14 @@ use tokio::{
 use crate::{
     aggregate::{Aggregator, intern_stack},
     blocking::Blocking,
+    calls::Calls,
     cli::{Alloc, ProfileArgs, Unwind, Waits},
-    detect::threshold::Thresholds,
+    detect::{storm::Storms, threshold::Thresholds},
     error::Error,
     kernel::{
-        Kernel, btf, preflight,
+        Kernel, btf,
+        load::Watch,
+        preflight,
         sched::Settings,
         sideband::{Event, Notice, Sideband},
         unwind::UnwindMaps,
@@ -41,6 +44,7 @@ use crate::{
         ProcessTable, launch,
         life::{self, Living},
         memory::ProcessMemory,
+        redact::Redact,
         table::Resolution,
         target::Target,
     },
@@ -48,8 +52,8 @@ use crate::{
     recording::Told,
     replay::Results,
     sample::{
-        CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, OFF_CPU, Sample, Stack, StackEnd,
-        StackId, Tables, ThreadKey,
+        CPU, Frame, KINDS, Loss, Losses, Module, ModuleId, ModuleKind, OFF_CPU, SYSCALLS, Sample, Stack,
+        StackEnd, StackId, Tables, ThreadKey,
     },
     symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
@@ -61,11 +65,13 @@ type NativeArch = profiler_common::unwind::Aarch64;
 #[cfg(target_arch = "x86_64")]
 type NativeArch = profiler_common::unwind::X86_64;
 
+mod calls;
 mod governor;
 mod memory;
 mod scheduler;
 mod snapshots;
 
+use calls::CallCollector;
 use memory::MemoryWatch;
 use scheduler::{OffCpuSample, Scheduler, Waker};
 use snapshots::Snapshots;
@@ -77,11 +83,12 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
 /// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 8] = [
+const PROBES: [(Probe, &str); 9] = [
     (Probe::Cpu, "cpu"),
     (Probe::Sched, "scheduler"),
     (Probe::Loop, "event loop"),
     (Probe::Waker, "waker"),
+    (Probe::Syscall, "system call"),
     (Probe::Fault, "page faults"),
     (Probe::AllocEnter, "allocations, begun"),
     (Probe::AllocReturn, "allocations, done"),
@@ -111,6 +118,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     let measured = KINDS.into_iter().filter(|kind| match kind.name {
         _ if *kind == CPU => true,
         _ if *kind == OFF_CPU => waits,
+        _ if *kind == SYSCALLS => args.syscalls,
         _ => memory,
     });
     results.check(&measured.collect::<Vec<_>>())?;
@@ -145,15 +153,23 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
             wakeup = collector.wakeup.readable() => wakeup?.clear_ready(),
             _ = show.tick() => {
                 collector.drain(&mut results)?;
+                // Before the processes that stacks belong to are forgotten.
+                collector.take_call_time(&mut results)?;
                 if results.is_recording() {
                     collector.take_off_cpu(&mut results)?;
-                    let blocking = collector.blocking();
+                    let (blocking, calls) = (collector.blocking(), collector.calls()?);
                     let memory = collector.memory_so_far(false);
-                    let told = Told { blocking: blocking.as_ref(), memory: memory.as_ref() };
+                    let told = Told {
+                        blocking: blocking.as_ref(),
+                        memory: memory.as_ref(),
+                        calls: calls.as_ref(),
+                    };
                     results.checkpoint(&collector.accounts(), told, &collector.tables)?;
                 }
                 if !args.quiet {
-                    live.show(&collector.interval_run(), collector.started.elapsed(), args.duration)?;
+                    let calls = collector.calls.as_mut().map(CallCollector::interval).transpose()?;
+                    let (run, elapsed) = (collector.interval_run(), collector.started.elapsed());
+                    live.show(&run, calls.as_ref(), elapsed, args.duration)?;
                 }
             }
             () = snapshots.due() => {
@@ -176,7 +192,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     collector.stop(&mut results)?;
     live.clear()?;
     let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
-    let run = collector.final_run();
+    let run = collector.final_run()?;
     results.finish(&run, &collector.tables, &options)?;
     if let Some(command) = &mut command {
         eprintln!("{}", command.describe());
@@ -206,6 +222,8 @@ struct Collector {
     memory: Option<MemoryWatch>,
     target: Target,
     loops_attached: bool,
+    /// `None` where system calls are not watched.
+    calls: Option<CallCollector>,
     /// `None` where the run does not end with its targets.
     living: Option<Living>,
     last_sweep: Instant,
@@ -214,7 +232,8 @@ struct Collector {
     totals: Aggregator,
     last_interval: Aggregator,
     off_cpu: Aggregator,
-    /// Threads with time off CPUs whose names have been recorded.
+    in_calls: Aggregator,
+    /// Threads with time off CPUs or in system calls whose names have been recorded.
     off_cpu_named: FxHashSet<ThreadKey>,
     interval_started: Instant,
     symbols: SymbolCache,
@@ -248,7 +267,9 @@ impl Collector {
         let thresholds = waits.then(|| args.blocking.thresholds());
         let settings =
             thresholds.as_ref().map(|of| scheduler::settings(of, args.wakers, args.report.threads));
-        let mut kernel = Kernel::load(target, args.kernel_log, settings.as_ref(), memory)?;
+        let by_thread = args.syscalls.then_some(args.report.threads);
+        let watch = Watch { sched: settings.as_ref(), calls: by_thread, allocations: memory };
+        let mut kernel = Kernel::load(target, args.kernel_log, watch)?;
         if args.kernel_log {
             kernel.start_log()?;
         }
@@ -300,6 +321,7 @@ impl Collector {
             memory,
             target: target.clone(),
             loops_attached: false,
+            calls: None,
             living: matches!(target, Target::Pids { .. })
                 .then(|| Living::new(Path::new(PROC), pids, target.follows())),
             last_sweep: now,
@@ -308,6 +330,7 @@ impl Collector {
             totals: Aggregator::default(),
             last_interval: Aggregator::default(),
             off_cpu: Aggregator::default(),
+            in_calls: Aggregator::default(),
             off_cpu_named: FxHashSet::default(),
             interval_started: now,
             symbols: SymbolCache::default(),
@@ -332,6 +355,12 @@ impl Collector {
         };
         if let (Some(thresholds), Some(settings)) = (thresholds, settings) {
             collector.start_scheduler(pids, settings, thresholds)?;
+        }
+        if let Some(maps) = collector.kernel.take_call_maps() {
+            let (redact, blocking) = (Redact::new(args.redact_paths), &args.blocking);
+            let storms = Storms::new(f64::from(blocking.error_storm) / 100.0, &blocking.expected_error);
+            collector.calls = Some(CallCollector::new(maps, Path::new(PROC), redact, storms)?);
+            collector.kernel.attach_calls()?;
         }
         collector.look_at_memory()?;
         Ok(collector)
@@ -441,6 +470,9 @@ impl Collector {
                 self.loops_attached = true;
             }
         }
+        if let Some(calls) = &mut self.calls {
+            calls.look()?;
+        }
         self.look_at_memory()?;
         Ok(self.sweep(exits))
     }
@@ -493,6 +525,19 @@ impl Collector {
                 if let (Some(scheduler), Some(stack)) = (&mut self.scheduler, stack) {
                     scheduler.stack(*id, stack);
                 }
+                if let (Some(calls), Some(stack)) = (&mut self.calls, stack) {
+                    calls.stack(*id, stack);
+                }
+            }
+            Record::SlowCall(call) => {
+                if let Some(calls) = &mut self.calls {
+                    calls.slow_call(call, &mut self.tables);
+                }
+            }
+            Record::Io(io) => {
+                if let Some(calls) = &mut self.calls {
+                    calls.io(io);
+                }
             }
             Record::AllocStack(id, raw) => {
                 let stack = self.resolve(raw);
@@ -514,6 +559,8 @@ impl Collector {
             Record::Cpu(_)
             | Record::Stack(..)
             | Record::Waker(..)
+            | Record::SlowCall(_)
+            | Record::Io(_)
             | Record::AllocStack(..)
             | Record::Fault(_) => {}
             Record::Interval(interval) => scheduler.interval(interval),
@@ -676,6 +723,39 @@ impl Collector {
         Ok(())
     }
 
+    /// Brings the time in system calls into the totals. A stack's outermost frame is its system call.
+    fn take_call_time(&mut self, results: &mut Results) -> Result<()> {
+        let Some(calls) = &mut self.calls else { return Ok(()) };
+        for (thread, stack, number, ns) in calls.time(&mut self.tables) {
+            let call = Frame {
+                module: self.tables.module_id(Module::special(ModuleKind::Syscall)),
+                address: number.into(),
+            };
+            let (mut frames, kernel_frames, end) = match stack.map(|stack| self.tables.stack(stack)) {
+                Some(stack) => (stack.frames.to_vec(), stack.kernel_frames, stack.end),
+                None => {
+                    let module = self.tables.module_id(Module::special(ModuleKind::NotTaken));
+                    (vec![Frame { module, address: 0 }], 0, StackEnd::None)
+                }
+            };
+            frames.push(call);
+            let stack = Stack { frames: frames.into(), kernel_frames, end };
+            let Some(stack) = intern_stack(&mut self.tables, stack) else {
+                self.losses.add(Loss::OffCpuFull, 1);
+                continue;
+            };
+            let sample = Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: None };
+            if self.in_calls.add(&sample) {
+                let named =
+                    self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
+                results.record(&sample, &self.tables, named.as_deref())?;
+            } else {
+                self.losses.add(Loss::OffCpuFull, 1);
+            }
+        }
+        Ok(())
+    }
+
     /// Ends sampling and takes what is left in the kernel.
     fn stop(&mut self, results: &mut Results) -> Result<()> {
         self.stopped = Some(self.started.elapsed());
@@ -688,7 +768,8 @@ impl Collector {
         }
         self.kernel.detach();
         self.drain(results)?;
-        self.take_off_cpu(results)
+        self.take_off_cpu(results)?;
+        self.take_call_time(results)
     }
 
     fn accounts(&self) -> Accounts {
@@ -721,6 +802,12 @@ impl Collector {
         Some(scheduler.blocking(&mut self.tables, monotonic_ns()))
     }
 
+    /// The system calls so far, if they are watched.
+    fn calls(&mut self) -> Result<Option<Calls>> {
+        let Some(calls) = self.calls.as_mut() else { return Ok(None) };
+        calls.calls(&mut self.tables).map(Some)
+    }
+
     /// How memory grew so far, if it is watched.
     fn memory_so_far(&self, in_full: bool) -> Option<Memory> {
         Some(self.memory.as_ref()?.memory(&self.kernel, in_full))
@@ -732,7 +819,7 @@ impl Collector {
         accounts.duration_ns = self.interval_started.elapsed().as_nanos() as u64;
         self.interval_started = Instant::now();
         let blocking = self.blocking();
-        let totals = Totals { cpu: self.last_interval.take(), off_cpu: None, blocking, memory: None };
+        let totals = Totals { cpu: self.last_interval.take(), blocking, ..Totals::default() };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names)
     }
@@ -752,19 +839,20 @@ impl Collector {
     }
 
     /// The whole run in full detail.
-    fn final_run(&mut self) -> Run {
+    fn final_run(&mut self) -> Result<Run> {
         let accounts = self.accounts();
-        let blocking = self.blocking();
+        let (blocking, calls) = (self.blocking(), self.calls()?);
         let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
+        let in_calls = calls.is_some().then(|| self.in_calls.snapshot());
         let memory = self.memory_so_far(true);
-        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, memory };
+        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, in_calls, calls, memory };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
         let usage = Usage::now(); // naming is part of the price
         run.cpu.accounts.agent_setup_cpu_ns = usage.cpu_ns - run.cpu.accounts.agent_cpu_ns;
         run.cpu.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;
-        run
+        Ok(run)
     }
 }
 

@@ -211,25 +211,32 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of what the kernel programs counted, by way of an hdrhistogram that is finer than their buckets.
+    /// Of what the kernel programs counted.
     pub fn of(kernel: &histogram::Histogram) -> Summary {
+        let counts = kernel.counts.iter().map(|&count| u64::from(count)).enumerate();
+        Summary::from_buckets(counts, kernel.sum_ns, kernel.max_ns)
+    }
+
+    /// Of counts by bucket, and of their exact sum and maximum, by way of an hdrhistogram that is finer than the buckets.
+    pub fn from_buckets(counts: impl IntoIterator<Item = (usize, u64)>, sum_ns: u64, max_ns: u64) -> Summary {
         let longest = histogram::bounds(histogram::BUCKETS - 1).0 * 2;
         let Ok(mut merged) = hdrhistogram::Histogram::<u64>::new_with_max(longest, 3) else {
             return Summary::default();
         };
-        for (bucket, &count) in kernel.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        for (bucket, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             let (first, width) = histogram::bounds(bucket);
-            merged.saturating_record_n(first + width / 2, count.into());
+            merged.saturating_record_n(first + width / 2, count);
         }
-        let at = |quantile: f64| merged.value_at_quantile(quantile).min(kernel.max_ns);
+        let all = merged.len();
+        let at = |quantile: f64| merged.value_at_quantile(quantile).min(max_ns);
         Summary {
-            count: merged.len(),
-            sum_ns: kernel.sum_ns,
+            count: all,
+            sum_ns,
             p50_ns: at(0.5),
             p90_ns: at(0.9),
             p99_ns: at(0.99),
             p999_ns: at(0.999),
-            max_ns: kernel.max_ns,
+            max_ns,
         }
     }
 }

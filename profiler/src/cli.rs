@@ -18,6 +18,7 @@ Examples:
   sudo profiler --pid 4711 -d 30s -o offcpu.svg  the same of the time it waits, by where it waits
   sudo profiler --pid 4711 --wakers -o offcpu.folded
                                                  and who ends each of its waits
+  sudo profiler --pid 4711 -d 30s --syscalls     its system calls: counts, errors, waits, the slowest
   sudo profiler --comm nginx --threads           every nginx process, split by thread
   sudo profiler --cgroup /sys/fs/cgroup/system.slice/redis.service -d 1m
   sudo profiler --all -d 10s -o - | less         the whole machine, folded stacks to stdout
@@ -27,7 +28,8 @@ Examples:
   profiler doctor                                what this kernel and these rights allow
 
 Output formats (-o FILE, by extension): .folded .svg .pb.gz .json .prec; '-' is folded stacks on stdout.
-Where they hold one profile (.folded .svg .pb.gz): offcpu:FILE, or a FILE called offcpu…, is that of waiting, in ns.
+Where they hold one profile (.folded .svg .pb.gz): offcpu:FILE, or a FILE called offcpu…, is that of waiting, in ns;
+syscalls:FILE, or a FILE called syscall…, that of time in system calls (--syscalls), in ns.
 Exit codes: 0 done, 1 unforeseen, 2 wrong arguments, 3 no such target, 4 missing rights, 5 kernel lacks a
 feature, 6 output not writable, 7 bad recording, 127 command could not be started.";
 
@@ -98,6 +100,13 @@ pub struct ProfileArgs {
     /// stack. Costs every wake-up of every process
     #[arg(long)]
     pub wakers: bool,
+    /// Count system calls too, with their errors, lengths and waits (by thread with --threads). While it runs, every
+    /// system call of every process on the machine takes about 0.12 us longer, those of the target 0.24 to 0.3 us
+    #[arg(long)]
+    pub syscalls: bool,
+    /// Keep paths and addresses of peers out of all outputs: numbers stand for them
+    #[arg(long)]
+    pub redact_paths: bool,
     /// How allocations are watched.
     #[command(flatten)]
     pub alloc: AllocArgs,
@@ -134,6 +143,12 @@ pub struct BlockingArgs {
     /// Warn of a thread that is ready to run and gets no CPU for this long
     #[arg(long, value_name = "TIME", default_value = "100ms", help_heading = BLOCKING, value_parser = positive_duration)]
     pub starvation: Duration,
+    /// Warn of a system call that fails so often, of at least 100 calls a second, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 5, help_heading = BLOCKING, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub error_storm: u8,
+    /// An error that is no failure there, besides EAGAIN, EINPROGRESS, EINTR and ENOENT (repeatable)
+    #[arg(long, value_name = "ERRNO", help_heading = BLOCKING, value_parser = errno)]
+    pub expected_error: Vec<u32>,
 }
 
 /// One `--long-block`.
@@ -306,6 +321,11 @@ pub struct ReplayArgs {
     pub report: ReportArgs,
 }
 
+fn errno(name: &str) -> Result<u32, String> {
+    let known = (1..200).find(|&number| crate::probe::syscalls::errno_name(number) == Some(name));
+    known.map(|number| number as u32).ok_or_else(|| format!("'{name}' is no error; write it like EAGAIN"))
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if duration.is_zero() => Err("must be longer than nothing".into()),
@@ -360,6 +380,8 @@ mod tests {
         assert_eq!((short.stall_warning_ns, short.starvation_ns), (5_000_000, 1_000_000_000));
         assert_eq!(rejected(&["--all", "--long-block", "nap=1s"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "--stall-warning", "0s"]), ErrorKind::ValueValidation);
+        assert_eq!(rejected(&["--all", "--expected-error", "EWHAT"]), ErrorKind::ValueValidation);
+        assert_eq!(errno("EACCES"), Ok(libc::EACCES as u32));
     }
 
     #[test]

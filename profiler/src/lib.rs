@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod aggregate;
 pub mod blocking;
+pub mod calls;
 pub mod cli;
 pub mod detect;
 pub mod error;

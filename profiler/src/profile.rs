@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     aggregate::{Key, Snapshot},
     blocking::{Blocking, WaitCause},
+    calls::Calls,
     memory::{Memory, Site},
     recording::Told,
     sample::{
-        ALLOC, CPU, FAULTS, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, StackEnd, StackId,
-        Tables, ThreadKey,
+        ALLOC, CPU, FAULTS, Frame, Loss, Losses, Module, ModuleKind, OFF_CPU, ProfileKind, SYSCALLS,
+        StackEnd, StackId, Tables, ThreadKey,
     },
     symbolize::{Detail, Function, Symbolizer},
     unwind::feed::UnwindReport,
@@ -80,6 +81,10 @@ pub struct Run {
     pub off_cpu: Option<Profile>,
     /// Where the time went and what was wrong with it, if the scheduler was watched.
     pub blocking: Option<Blocking>,
+    /// Time in system calls, if they were watched.
+    pub in_calls: Option<Profile>,
+    /// System calls, if they were watched.
+    pub calls: Option<Calls>,
     /// How memory grew, if it was watched.
     pub memory: Option<Memory>,
     /// Memory allocated and not freed at the end, if it was watched.
@@ -97,6 +102,10 @@ pub struct Totals {
     pub off_cpu: Option<Snapshot>,
     /// Where the time went, if the scheduler was watched.
     pub blocking: Option<Blocking>,
+    /// Time in system calls, if they were watched.
+    pub in_calls: Option<Snapshot>,
+    /// System calls, if they were watched.
+    pub calls: Option<Calls>,
     /// How memory grew, if it was watched.
     pub memory: Option<Memory>,
 }
@@ -171,11 +180,14 @@ impl Run {
         symbolizer: &mut dyn Symbolizer,
         detail: Detail,
     ) -> Run {
-        let Totals { cpu, off_cpu, blocking, memory } = totals;
-        let told: Vec<StackId> = blocking.iter().flat_map(Blocking::stacks).collect();
+        let Totals { cpu, off_cpu, blocking, in_calls, calls, memory } = totals;
+        let told = blocking.iter().flat_map(Blocking::stacks);
+        let told: Vec<StackId> = told.chain(calls.iter().flat_map(Calls::stacks)).collect();
         let sites = memory.iter().flat_map(Memory::stacks);
-        let sampled =
-            [Some(&cpu), off_cpu.as_ref()].into_iter().flatten().flat_map(|snapshot| &snapshot.entries);
+        let sampled = [Some(&cpu), off_cpu.as_ref(), in_calls.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(|snapshot| &snapshot.entries);
         let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied()).chain(sites.clone());
         let (mut names, index) = name(stacks, tables, symbolizer, detail);
         let frames = |stack: StackId| -> Vec<usize> {
@@ -203,7 +215,7 @@ impl Run {
                     thread: key.thread,
                     process: tables.process_name(key.thread).to_owned(),
                     thread_name: tables.thread_name(key.thread).to_owned(),
-                    frames: if key.cause.is_some() { waiting(&names, key.stack) } else { frames(key.stack) },
+                    frames: if kind == CPU { frames(key.stack) } else { waiting(&names, key.stack) },
                     end: tables.stack(key.stack).end,
                     weight,
                     cause: key.cause,
@@ -215,24 +227,24 @@ impl Run {
         Run {
             cpu: profile(CPU, &cpu),
             off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
+            in_calls: in_calls.map(|snapshot| profile(SYSCALLS, &snapshot)),
             heap: memory.as_ref().map(|memory| profile(ALLOC, &live(memory))),
             faults: memory.as_ref().map(|memory| profile(FAULTS, &faults(memory))),
             blocking,
+            calls,
             memory,
         }
     }
 
     /// The profile of a kind, if it was measured.
     pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
-        [Some(&self.cpu), self.off_cpu.as_ref(), self.heap.as_ref(), self.faults.as_ref()]
-            .into_iter()
-            .flatten()
-            .find(|profile| profile.kind == *kind)
+        let others = [&self.off_cpu, &self.in_calls, &self.heap, &self.faults];
+        std::iter::once(&self.cpu).chain(others.into_iter().flatten()).find(|profile| profile.kind == *kind)
     }
 
     /// What is known besides samples, for a recording.
     pub fn told(&self) -> Told<'_> {
-        Told { blocking: self.blocking.as_ref(), memory: self.memory.as_ref() }
+        Told { blocking: self.blocking.as_ref(), memory: self.memory.as_ref(), calls: self.calls.as_ref() }
     }
 
     /// What addresses are called.
@@ -314,16 +326,23 @@ impl Names {
         self.module_of(frame).kind == ModuleKind::Kernel
     }
 
-    /// A stack without what the scheduler calls to tell the probe of a switch, or of a wake-up; how much that is differs
-    /// from kernel to kernel.
+    /// A stack without what the scheduler, or the end of a system call, calls to tell the probe of a switch, of a wake-up or
+    /// of a call; how much that is differs from kernel to kernel.
     fn without_probe(&self, mut frames: Vec<usize>) -> Vec<usize> {
         const AT_MOST: usize = 8;
+        const CALL_ENDS: [&str; 4] =
+            ["__bpf_trace_sys_exit", "trace_sys_exit", "syscall_exit_work", "syscall_trace_exit"];
         let is = |frame: usize, name: &str| {
             let frame = &self.frames[frame];
             self.is_kernel(frame) && frame.functions.iter().any(|function| function.name == name)
         };
         let blocked = self.waker_at(&frames).map_or(0, |at| at + 1);
-        if let Some(at) = frames[blocked..].iter().take(AT_MOST).position(|&frame| is(frame, "__schedule")) {
+        let head = &frames[blocked..][..(frames.len() - blocked).min(AT_MOST)];
+        let told = head
+            .iter()
+            .position(|&frame| is(frame, "__schedule"))
+            .or_else(|| head.iter().rposition(|&frame| CALL_ENDS.iter().any(|name| is(frame, name))));
+        if let Some(at) = told {
             frames.drain(blocked..=blocked + at);
         }
         if let Some(waker) = self.waker_at(&frames) {
@@ -457,6 +476,15 @@ pub(crate) mod fixtures {
 
     /// A run of nothing but a CPU profile.
     pub fn run(stacks: &[(&str, u64)]) -> Run {
-        Run { cpu: profile(stacks), off_cpu: None, blocking: None, memory: None, heap: None, faults: None }
+        Run {
+            cpu: profile(stacks),
+            off_cpu: None,
+            blocking: None,
+            in_calls: None,
+            calls: None,
+            memory: None,
+            heap: None,
+            faults: None,
+        }
     }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     blocking::Blocking,
+    calls::Calls,
     error::Error,
     memory::{Memory, Site},
     profile::{Accounts, Meta},
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x03";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x04";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
@@ -52,6 +53,8 @@ pub enum Event {
     Memory(Box<Memory>),
     /// More sites of the memory before.
     Sites(Vec<Site>),
+    /// System calls so far; the last one counts.
+    Calls(Box<Calls>),
     /// Everything has been written.
     End,
 }
@@ -70,6 +73,8 @@ pub struct Told<'a> {
     pub blocking: Option<&'a Blocking>,
     /// How memory grew.
     pub memory: Option<&'a Memory>,
+    /// System calls.
+    pub calls: Option<&'a Calls>,
 }
 
 /// Writes a recording while profiling goes on.
@@ -150,6 +155,9 @@ impl<W: Write> Recorder<W> {
         let before = self.bytes.0;
         if let Some(blocking) = told.blocking {
             self.event(&Event::Blocking(Box::new(blocking.clone())))?;
+        }
+        if let Some(calls) = told.calls {
+            self.event(&Event::Calls(Box::new(calls.clone())))?;
         }
         if let Some(memory) = told.memory {
             let processes = memory.processes.clone();
@@ -261,13 +269,9 @@ mod tests {
                 cause: None,
             };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
-            recorder
-                .checkpoint(
-                    &Accounts::default(),
-                    Told { blocking: Some(&Blocking::default()), memory: None },
-                    &tables,
-                )
-                .unwrap();
+            let (blocking, calls) = (Blocking::default(), Calls::default());
+            let told = Told { blocking: Some(&blocking), memory: None, calls: Some(&calls) };
+            recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
         }
         recorder
             .finish(
@@ -310,7 +314,7 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x04more", MAGIC] {
+        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x05more", MAGIC] {
             assert!(replay(other).is_err(), "{other:?}");
         }
     }

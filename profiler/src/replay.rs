@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     aggregate::Aggregator,
     blocking::Blocking,
+    calls::Calls,
     cli::{DiffArgs, ReplayArgs, ReportArgs},
     detect::memory_diff,
     error::Error,
@@ -22,7 +23,7 @@ use crate::{
     },
     profile::{Accounts, Meta, Run, Totals},
     recording::{self, Ending, Event, Recorder, Told},
-    sample::{Frame, KINDS, Module, ModuleId, ProfileKind, Sample, Tables},
+    sample::{Frame, KINDS, Module, ModuleId, OFF_CPU, ProfileKind, SYSCALLS, Sample, Tables},
     symbolize::{Detail, Function, Symbolizer},
 };
 
@@ -214,8 +215,10 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
     let mut meta = Meta::default();
     let mut accounts = Accounts::default();
     let mut tables = Tables::default();
-    let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
+    let (mut cpu, mut off_cpu, mut in_calls) =
+        (Aggregator::default(), Aggregator::default(), Aggregator::default());
     let mut blocking: Option<Blocking> = None;
+    let mut calls: Option<Calls> = None;
     let mut memory: Option<Memory> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
@@ -237,9 +240,17 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
                 tables.threads.insert(thread, name);
             }
             Event::Sample(sample) => {
-                let totals = if sample.cause.is_some() { &mut off_cpu } else { &mut cpu };
-                if sample.stack.0 as usize >= tables.stacks.len() || !totals.add(&sample) {
-                    return Err("it is damaged (a sample refers to nothing)".to_owned());
+                let nothing = || Err("it is damaged (a sample refers to nothing)".to_owned());
+                if sample.stack.0 as usize >= tables.stacks.len() {
+                    return nothing();
+                }
+                let totals = match sample.kind(&tables) {
+                    OFF_CPU => &mut off_cpu,
+                    SYSCALLS => &mut in_calls,
+                    _ => &mut cpu,
+                };
+                if !totals.add(&sample) {
+                    return nothing();
                 }
                 samples.push(sample);
             }
@@ -250,6 +261,12 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
                     return Err("it is damaged (a stall refers to nothing)".to_owned());
                 }
                 blocking = Some(*recorded);
+            }
+            Event::Calls(recorded) => {
+                if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (a system call refers to nothing)".to_owned());
+                }
+                calls = Some(*recorded);
             }
             Event::Memory(recorded) => {
                 if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
@@ -267,11 +284,13 @@ fn load(path: &std::path::Path) -> Result<Replayed> {
         }
         Ok(())
     })?;
-    let off_cpu = off_cpu.snapshot();
+    let (off_cpu, in_calls) = (off_cpu.snapshot(), in_calls.snapshot());
     let totals = Totals {
         cpu: cpu.snapshot(),
         off_cpu: (blocking.is_some() || off_cpu.total > 0).then_some(off_cpu),
+        in_calls: (calls.is_some() || in_calls.total > 0).then_some(in_calls),
         blocking,
+        calls,
         memory,
     };
     let run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
@@ -312,6 +331,7 @@ mod tests {
             waits::{Now, Waits},
         },
         blocking::{ThreadTime, WaitCause},
+        calls::KindWaits,
         detect::{
             long_wait::fixtures::wait,
             stall::fixtures::{LOOP, turn},
@@ -371,7 +391,9 @@ mod tests {
         let mut tables = Tables::default();
         let meta = Meta { target: "pid 7".into(), period_ns: 10 * MS, ..Meta::default() };
         let mut recorder = Recorder::new(Vec::new(), &meta).unwrap();
-        let (mut cpu, mut off_cpu) = (Aggregator::default(), Aggregator::default());
+        let (mut cpu, mut off_cpu, mut in_calls) =
+            (Aggregator::default(), Aggregator::default(), Aggregator::default());
+        let mut calls = Calls::default();
         let mut waits = Waits::new(Thresholds::default());
         waits.add_loop(LOOP);
         let processes = vec![Footprint { pid: 7, process: "t7".into(), ..Footprint::default() }];
@@ -388,6 +410,21 @@ mod tests {
             if cause.is_none() {
                 waits.cpu_sample(thread, time_ns, stack, true);
             }
+            let mut in_call = tables.stack(stack).clone();
+            let module = tables.module_id(Module::special(ModuleKind::Syscall));
+            in_call.frames = in_call.frames.iter().copied().chain([Frame { module, address: 1 }]).collect();
+            let stack = intern_stack(&mut tables, in_call).unwrap();
+            let sample = Sample { stack, cause: None, ..sample };
+            recorder.sample(&sample, &tables, None).unwrap();
+            assert!(in_calls.add(&sample));
+            calls.waits.push(KindWaits {
+                pid: 7,
+                process: name,
+                kind: crate::calls::CallKind::Pipe,
+                peer: String::new(),
+                lengths: crate::blocking::Summary::default(),
+                stack: Some(stack),
+            });
         }
         for &(start, length) in stalls {
             let mut slow = wait(LOOP.tid, start * MS, length * MS / 2, 0, WaitCause::Disk);
@@ -402,12 +439,14 @@ mod tests {
         }
         let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
         let blocking = waits.blocking(Now { threads, ..Now::default() });
-        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory) };
+        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory), calls: None };
         recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
         let totals = Totals {
             cpu: cpu.snapshot(),
             off_cpu: Some(off_cpu.snapshot()),
+            in_calls: Some(in_calls.snapshot()),
             blocking: Some(blocking),
+            calls: Some(calls),
             memory: Some(memory),
         };
         let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
@@ -430,8 +469,9 @@ mod tests {
             let replayed = load(&path).unwrap();
             prop_assert_eq!(replayed.ending, Ending::Complete);
             prop_assert_eq!(&replayed.run.blocking, &live.blocking);
+            prop_assert_eq!(&replayed.run.calls, &live.calls);
             prop_assert_eq!(&replayed.run.memory, &live.memory);
-            prop_assert_eq!(replayed.samples.len(), samples.len());
+            prop_assert_eq!(replayed.samples.len(), samples.len() * 2);
             prop_assert!(render(&replayed.run) == render(&live));
             let of_kind = |waiting: bool| -> u64 {
                 samples.iter().filter(|(.., cause)| (*cause > 0) == waiting).map(|(_, _, weight, _)| weight).sum()
@@ -441,13 +481,17 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_or_site_that_refers_to_nothing_is_damage() {
+    fn a_stall_call_or_site_that_refers_to_nothing_is_damage() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.prec");
-        let live = record(&path, &[], &[(0, 100)]);
+        let live = record(&path, &[(7, 1, 5, 0)], &[(0, 100)]);
         let nothing = Tables::default();
-        let told = live.told();
-        for told in [Told { memory: None, ..told }, Told { blocking: None, ..told }] {
+        let (told, nobody) = (live.told(), Told::default());
+        for told in [
+            Told { blocking: told.blocking, ..nobody },
+            Told { memory: told.memory, ..nobody },
+            Told { calls: told.calls, ..nobody },
+        ] {
             let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
             let written = recorder.finish(&live.cpu.accounts, told, &nothing, &[]).unwrap();
             std::fs::write(&path, written).unwrap();

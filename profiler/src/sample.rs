@@ -42,6 +42,15 @@ pub const OFF_CPU: ProfileKind = ProfileKind {
     period_unit: "nanoseconds",
 };
 
+/// Time in system calls, on CPUs and off them, by system call and the stack that made it.
+pub const SYSCALLS: ProfileKind = ProfileKind {
+    name: "syscalls",
+    sample_type: "syscalls",
+    unit: "nanoseconds",
+    period_type: "syscalls",
+    period_unit: "nanoseconds",
+};
+
 /// Memory allocated and not freed, by the stack that allocated it.
 pub const ALLOC: ProfileKind = ProfileKind {
     name: "alloc",
@@ -61,7 +70,7 @@ pub const FAULTS: ProfileKind = ProfileKind {
 };
 
 /// Every kind of profile.
-pub const KINDS: [ProfileKind; 4] = [CPU, OFF_CPU, ALLOC, FAULTS];
+pub const KINDS: [ProfileKind; 5] = [CPU, OFF_CPU, SYSCALLS, ALLOC, FAULTS];
 
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -86,6 +95,8 @@ pub enum ModuleKind {
     Unmapped(u32),
     /// Stands for a stack that was not taken.
     NotTaken,
+    /// Not code: the system call that a stack made, by its number; the outermost frame.
+    Syscall,
     /// Stands between a stack that blocked and that of what woke it, whom its path names.
     Waker,
 }
@@ -111,6 +122,7 @@ impl Module {
             ModuleKind::Vdso => "[vdso]",
             ModuleKind::Jit(_) => "[jit]",
             ModuleKind::NotTaken => "[stack not taken]",
+            ModuleKind::Syscall => "[system call]",
             ModuleKind::Waker => "[woken]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
@@ -237,8 +249,20 @@ pub struct Sample {
     pub stack: StackId,
     /// Weight in the profile kind's unit.
     pub weight: u64,
-    /// What the thread waited for: says that this belongs to [`OFF_CPU`], otherwise to [`CPU`].
+    /// What the thread waited for: says that this belongs to [`OFF_CPU`].
     pub cause: Option<WaitCause>,
+}
+
+impl Sample {
+    /// The profile it belongs to.
+    pub fn kind(&self, tables: &Tables) -> ProfileKind {
+        let outermost = tables.stack(self.stack).frames.last();
+        match (self.cause, outermost.map(|frame| &tables.module(frame.module).kind)) {
+            (Some(_), _) => OFF_CPU,
+            (None, Some(ModuleKind::Syscall)) => SYSCALLS,
+            (None, _) => CPU,
+        }
+    }
 }
 
 /// Whole values behind the ids in samples: two different stacks never share an id.
@@ -326,11 +350,17 @@ pub enum Loss {
     AllocClash,
     /// Degraded, not counted in samples: objects whose end was not seen, only that their address was given out again.
     FreesImplied,
+    /// Lost system calls, not samples: they are in no count, because there are too many kinds of them.
+    CallsFull,
+    /// Lost descriptors, not samples: what was read and written by them is in no account.
+    IoFull,
+    /// Degraded, not counted in samples: slow system calls that are in all totals but are not listed.
+    SlowCallsUntold,
 }
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 20] = [
+    pub const ALL: [Loss; 23] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -351,6 +381,9 @@ impl Loss {
         Loss::AllocStacksFull,
         Loss::AllocClash,
         Loss::FreesImplied,
+        Loss::CallsFull,
+        Loss::IoFull,
+        Loss::SlowCallsUntold,
     ];
 
     /// Whether it counts samples, not other things.
@@ -368,6 +401,9 @@ impl Loss {
                 | Loss::AllocStacksFull
                 | Loss::AllocClash
                 | Loss::FreesImplied
+                | Loss::CallsFull
+                | Loss::IoFull
+                | Loss::SlowCallsUntold
         )
     }
 
@@ -399,6 +435,9 @@ impl Loss {
             Loss::AllocStacksFull => "alloc_stacks_full",
             Loss::AllocClash => "alloc_clash",
             Loss::FreesImplied => "frees_implied",
+            Loss::CallsFull => "calls_full",
+            Loss::IoFull => "io_full",
+            Loss::SlowCallsUntold => "slow_calls_untold",
         }
     }
 }
@@ -426,6 +465,9 @@ impl fmt::Display for Loss {
             Loss::AllocStacksFull => "objects not watched, too many stacks",
             Loss::AllocClash => "objects not watched, probes in each other's way",
             Loss::FreesImplied => "frees not seen, known by the address being reused",
+            Loss::CallsFull => "system calls not counted, too many kinds",
+            Loss::IoFull => "reads and writes not told by descriptor, too many",
+            Loss::SlowCallsUntold => "slow system calls not listed, too many at once",
         })
     }
 }

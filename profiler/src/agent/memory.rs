@@ -215,6 +215,11 @@ impl MemoryWatch {
                 continue;
             };
             process.growth.push(growth);
+            if process.stale {
+                // It may run another program now.
+                process.name =
+                    comm(&self.proc_root, pid).unwrap_or_else(|| std::mem::take(&mut process.name));
+            }
             let grows = process.trend.add(now, growth.held_bytes());
             let wanted = match self.mode {
                 Alloc::Off => false,

@@ -1,5 +1,6 @@
 //! Conclusions from a profile. One file per rule; time is an argument, never read from a clock.
 
+pub mod chatty;
 pub mod convoy;
 pub mod finding;
 pub mod hotspot;
@@ -7,5 +8,6 @@ pub mod leak;
 pub mod long_wait;
 pub mod memory_diff;
 pub mod stall;
+pub mod storm;
 pub mod threshold;
 pub mod trend;

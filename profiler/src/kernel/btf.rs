@@ -51,26 +51,28 @@ impl<'a> Btf<'a> {
 
         let (mut structs, mut functions) = (HashMap::new(), HashMap::new());
         let mut at = 0;
-        let mut id = 0; // that of `void` is 0
+        // Where each type is, by its number; the first is void.
+        let mut positions = vec![usize::MAX];
+        let mut wanted = Vec::new();
         while at < types.len() {
-            id += 1;
+            let id = positions.len() as u32;
+            positions.push(at);
             let (name, info, size) = (word(types, at)?, word(types, at + 4)?, word(types, at + 8)?);
-            let (kind, members, bitfields) = ((info >> 24) & 0x1f, (info & 0xffff) as usize, info >> 31 == 1);
-            at += 12;
+            let (kind, members) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
             if kind == KIND_STRUCT && names.contains(&string(name)) {
-                let members = (0..members)
-                    .map(|i| {
-                        let (member, bits) = (word(types, at + 12 * i)?, word(types, at + 12 * i + 8)?);
-                        let bits = if bitfields { bits & 0xff_ffff } else { bits };
-                        Ok((string(member), bits / 8))
-                    })
-                    .collect::<Result<_>>()?;
-                structs.entry(string(name)).or_insert(Struct { size, members });
+                wanted.push((string(name), size, at));
             }
             if kind == KIND_FUNC && names.contains(&string(name)) {
                 functions.entry(string(name)).or_insert(id);
             }
+            at += 12;
             at += trailing_bytes(kind, members)?;
+        }
+        let numbers = Types { types, positions: &positions, string: &string };
+        for (name, size, at) in wanted {
+            let mut members = HashMap::new();
+            numbers.members(at, 0, MAX_NESTED, &mut members)?;
+            structs.entry(name).or_insert(Struct { size, members });
         }
         Ok(Btf { structs, functions })
     }
@@ -93,6 +95,44 @@ impl<'a> Btf<'a> {
     /// Size of a struct, in bytes.
     pub fn size(&self, name: &str) -> Result<u32> {
         Ok(self.structs.get(name).with_context(|| format!("kernel has no struct {name}"))?.size)
+    }
+}
+
+/// Structs and unions without a name inside of others are followed so far.
+const MAX_NESTED: u32 = 8;
+
+/// All types.
+struct Types<'t, 'a> {
+    types: &'a [u8],
+    positions: &'t [usize],
+    string: &'t dyn Fn(u32) -> &'a str,
+}
+
+impl<'a> Types<'_, 'a> {
+    /// Collects the members of the struct or union at `at`, which itself is `base` bytes from the beginning. Those of
+    /// members without a name are its own, as in C.
+    fn members(&self, at: usize, base: u32, nested: u32, into: &mut HashMap<&'a str, u32>) -> Result<()> {
+        let info = word(self.types, at + 4)?;
+        if !matches!((info >> 24) & 0x1f, KIND_STRUCT | KIND_UNION) {
+            return Ok(());
+        }
+        for i in 0..(info & 0xffff) as usize {
+            let at = at + 12 + 12 * i;
+            let (name, of, bits) =
+                (word(self.types, at)?, word(self.types, at + 4)?, word(self.types, at + 8)?);
+            let bits = if info >> 31 == 1 { bits & 0xff_ffff } else { bits };
+            let offset = base.checked_add(bits / 8).context("BTF member out of range")?;
+            match (self.string)(name) {
+                "" if nested > 0 => {
+                    let position = self.positions.get(of as usize).context("BTF type out of range")?;
+                    if *position != usize::MAX {
+                        self.members(*position, offset, nested - 1, into)?;
+                    }
+                }
+                name => _ = into.entry(name).or_insert(offset),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{CgroupArray, HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{CgroupArray, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
         FEntry, PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -31,6 +31,7 @@ use super::{
     btf::{self, Btf},
     function_hooks,
     sched::{self, SchedMaps},
+    syscall::{self, CallMaps},
     unwind::UnwindMaps,
     uprobe,
 };
@@ -60,18 +61,27 @@ pub struct Kernel {
     costs: PerCpuArray<MapData, ProbeCost>,
     unwind: Option<UnwindMaps>,
     sched: Option<SchedMaps>,
+    calls: Option<CallMaps>,
+    watches_calls: bool,
     alloc: Option<AllocMaps>,
     uprobes: uprobe::Unloaded,
 }
 
+/// What is to be watched besides CPUs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watch<'a> {
+    /// The scheduler.
+    pub sched: Option<&'a sched::Settings>,
+    /// System calls; by thread if true.
+    pub calls: Option<bool>,
+    /// Allocations.
+    pub allocations: bool,
+}
+
 impl Kernel {
     /// Loads the programs for `target`. Nothing is attached yet.
-    pub fn load(
-        target: &Target,
-        kernel_log: bool,
-        sched: Option<&sched::Settings>,
-        allocations: bool,
-    ) -> Result<Kernel> {
+    pub fn load(target: &Target, kernel_log: bool, watch: Watch<'_>) -> Result<Kernel> {
+        let Watch { sched, calls, allocations } = watch;
         let pidns = own_pid_namespace()?;
         let mode = match target {
             Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
@@ -100,10 +110,15 @@ impl Kernel {
             .override_global("ONLY_TGID", &only, true)
             .map_max_entries("RECORDS", ring_bytes);
         let needs_ids = pidns != INIT_PIDNS_INUM || target.follows();
-        let mut offsets = if needs_ids || sched.is_some() { task_offsets()? } else { Vec::new() };
+        let watches = sched.is_some() || calls.is_some();
+        let mut offsets = if needs_ids || watches { task_offsets()? } else { Vec::new() };
+        if watches {
+            offsets.extend(sched::offsets()?);
+        } else {
+            loader.map_max_entries("STACKS_SENT", 1);
+        }
         match sched {
             Some(sched::Settings { limits, wakers: _, run_queue_by_thread }) => {
-                offsets.extend(sched::offsets()?);
                 loader
                     .override_global(
                         "RUN_QUEUE_BY_THREAD",
@@ -125,6 +140,16 @@ impl Kernel {
         if !sched.is_some_and(|sched| sched.run_queue_by_thread) {
             loader.map_max_entries(sched::BY_THREAD_MAP, 1);
         }
+        let (watched, by_thread) = (u32::from(calls.is_some()), u32::from(calls == Some(true)));
+        loader.override_global("CALLS_WATCHED", &watched, true).override_global(
+            "CALLS_BY_THREAD",
+            &by_thread,
+            true,
+        );
+        let one_process = matches!(target, Target::Pids { pids, follow: false } if pids.len() < 2);
+        for (map, entries) in syscall::map_sizes(calls, one_process) {
+            loader.map_max_entries(map, entries);
+        }
         if allocations {
             offsets.extend(alloc::offsets());
         } else {
@@ -145,7 +170,11 @@ impl Kernel {
         }
         let uprobes = uprobe::Unloaded::of(&ebpf);
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
+        if watches {
+            sched::set_classes(&mut ebpf)?;
+        }
         let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf, only)).transpose()?;
+        let call_maps = calls.map(|_| CallMaps::take(&mut ebpf)).transpose()?;
         let alloc_maps = allocations.then(|| AllocMaps::take(&mut ebpf)).transpose()?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
@@ -156,6 +185,8 @@ impl Kernel {
             costs: PerCpuArray::try_from(take("COSTS")?)?,
             unwind: Some(unwind_maps),
             sched: sched_maps,
+            calls: call_maps,
+            watches_calls: calls.is_some(),
             alloc: alloc_maps,
             uprobes,
             ebpf: Some(ebpf),
@@ -185,6 +216,11 @@ impl Kernel {
     /// Hands out the maps of the scheduler probe, once, if it was asked for.
     pub fn take_sched_maps(&mut self) -> Option<SchedMaps> {
         self.sched.take()
+    }
+
+    /// Hands out the maps of the system-call probe, once, if it was asked for.
+    pub fn take_call_maps(&mut self) -> Option<CallMaps> {
+        self.calls.take()
     }
 
     /// Hands out the maps of the allocation probe, once, if it was asked for.
@@ -277,8 +313,11 @@ impl Kernel {
     }
 
     /// Attaches the hook of the calls that event loops wait in: to these calls only, if the kernel allows it; otherwise
-    /// where every system call of every process passes.
+    /// where every system call of every process passes. The system-call probe is there already, and asks by itself.
     pub fn attach_loops(&mut self) -> Result<()> {
+        if self.watches_calls {
+            return Ok(());
+        }
         let functions = function_hooks::allowed(&function_hooks::LOOP_WAITS);
         if functions.is_empty() {
             return self.attach_raw(&[("wait_enter", "sys_enter")]);
@@ -290,6 +329,24 @@ impl Kernel {
             program.attach().map_err(explain_program)?;
         }
         Ok(())
+    }
+
+    /// Attaches the system-call probe. Every system call of every process passes it: only if asked for.
+    pub fn attach_calls(&mut self) -> Result<()> {
+        for (index, name) in (0..).zip(syscall::STEPS) {
+            let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
+            step.load().map_err(explain_program)?;
+            let step = step.fd()?.try_clone()?;
+            let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut("CALL_STEPS"));
+            let mut map = ProgramArray::try_from(map.context("kernel object has no map CALL_STEPS")?)?;
+            map.set(index, &step, 0)?;
+        }
+        self.attach_raw(&[
+            ("call_gone", "sched_process_exit"),
+            ("call_exec", "sched_process_exec"),
+            ("call_exit", "sys_exit"),
+            ("call_enter", "sys_enter"),
+        ])
     }
 
     fn attach_raw(&mut self, hooks: &[(&str, &str)]) -> Result<()> {
@@ -330,6 +387,9 @@ impl Kernel {
         losses.set(Loss::WaitsUntold, self.counter(KernelCounter::IntervalsDropped));
         losses.set(Loss::OffCpuStacksSkipped, self.counter(KernelCounter::StacksSkipped));
         losses.set(Loss::RecordsLost, self.counter(KernelCounter::RecordsLost));
+        losses.set(Loss::CallsFull, self.counter(KernelCounter::CallsFull));
+        losses.set(Loss::IoFull, self.counter(KernelCounter::IoFull));
+        losses.set(Loss::SlowCallsUntold, self.counter(KernelCounter::SlowCallsDropped));
         losses.set(Loss::ObjectsFull, self.counter(KernelCounter::ObjectsFull));
         losses.set(Loss::AllocStacksFull, self.counter(KernelCounter::AllocStacksFull));
         losses.set(Loss::AllocClash, self.counter(KernelCounter::AllocClash));

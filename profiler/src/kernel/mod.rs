@@ -8,6 +8,7 @@ pub mod load;
 pub mod preflight;
 pub mod sched;
 pub mod sideband;
+pub mod syscall;
 pub mod trap;
 pub mod unwind;
 pub mod uprobe;

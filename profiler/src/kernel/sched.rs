@@ -14,7 +14,7 @@ use super::btf::{self, Btf};
 use crate::probe::syscalls;
 
 /// Maps that need memory only where the probe runs.
-pub const LARGE_MAPS: [&str; 3] = ["THREADS", "OFF_CPU", "STACKS_SENT"];
+pub const LARGE_MAPS: [&str; 2] = ["THREADS", "OFF_CPU"];
 /// The map that needs memory only where waits for a CPU are counted by thread.
 pub const BY_THREAD_MAP: &str = "THREAD_RUN_QUEUE";
 
@@ -59,15 +59,8 @@ pub struct SchedMaps {
 }
 
 impl SchedMaps {
-    /// Takes the maps out of the loaded object, and tells the kernel programs what each system call waits for.
+    /// Takes the maps out of the loaded object.
     pub fn take(ebpf: &mut aya::Ebpf, only: u32) -> Result<SchedMaps> {
-        let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
-        let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
-        for (number, class) in (0..).zip(*syscalls::CLASS_TABLE) {
-            if class != 0 {
-                classes.set(number, class, 0)?;
-            }
-        }
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(SchedMaps {
@@ -142,6 +135,18 @@ impl SchedMaps {
     }
 }
 
+/// Tells the kernel programs what each system call waits for.
+pub fn set_classes(ebpf: &mut aya::Ebpf) -> Result<()> {
+    let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
+    let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
+    for (number, class) in (0..).zip(*syscalls::CLASS_TABLE) {
+        if class != 0 {
+            classes.set(number, class, 0)?;
+        }
+    }
+    Ok(())
+}
+
 /// Offsets the probe needs to find out what a thread waits for.
 pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
@@ -149,6 +154,7 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
         &data,
         &[
             "task_struct",
+            "thread_info",
             "files_struct",
             "fdtable",
             "file",
@@ -166,9 +172,14 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     // Called `state` before Linux 5.14.
     let state = btf.offset("task_struct", "__state").or_else(|_| btf.offset("task_struct", "state"))?;
     let info = btf.offset("task_struct", "sched_info")?; // CONFIG_SCHED_INFO, which all distributions have
+    let common = btf.offset("sock", "__sk_common")?;
+    // Without CONFIG_IPV6 there are none, and no socket that has one.
+    let v6 = |member| btf.offset("sock_common", member).unwrap_or(0);
     Ok(vec![
         ("OFF_TASK_STATE", state),
         ("OFF_TASK_STACK", btf.offset("task_struct", "stack")?),
+        #[cfg(target_arch = "x86_64")]
+        ("OFF_TASK_STATUS", btf.offset("task_struct", "thread_info")? + btf.offset("thread_info", "status")?),
         ("OFF_TASK_COMM", btf.offset("task_struct", "comm")?),
         ("OFF_TASK_PCOUNT", info + btf.offset("sched_info", "pcount")?),
         ("OFF_TASK_RUN_DELAY", info + btf.offset("sched_info", "run_delay")?),
@@ -187,6 +198,13 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
         ("OFF_INODE_SB", btf.offset("inode", "i_sb")?),
         ("OFF_SB_MAGIC", btf.offset("super_block", "s_magic")?),
         ("OFF_SOCKET_SK", btf.offset("socket", "sk")?),
-        ("OFF_SOCK_FAMILY", btf.offset("sock", "__sk_common")? + btf.offset("sock_common", "skc_family")?),
+        ("OFF_SOCK_FAMILY", common + btf.offset("sock_common", "skc_family")?),
+        ("OFF_SOCK_TYPE", btf.offset("sock", "sk_type")?),
+        ("OFF_SOCK_PORT", common + btf.offset("sock_common", "skc_num")?),
+        ("OFF_SOCK_PEER_PORT", common + btf.offset("sock_common", "skc_dport")?),
+        ("OFF_SOCK_V4", common + btf.offset("sock_common", "skc_rcv_saddr")?),
+        ("OFF_SOCK_PEER_V4", common + btf.offset("sock_common", "skc_daddr")?),
+        ("OFF_SOCK_V6", common + v6("skc_v6_rcv_saddr")),
+        ("OFF_SOCK_PEER_V6", common + v6("skc_v6_daddr")),
     ])
 }

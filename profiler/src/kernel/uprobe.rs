@@ -369,9 +369,12 @@ fn map_fd(map: &Map) -> Option<RawFd> {
         | Map::ArrayOfMaps(data)
         | Map::CgroupArray(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
         | Map::PerfEventArray(data)
+        | Map::ProgramArray(data)
+        | Map::Queue(data)
         | Map::RingBuf(data) => data,
         _ => return None,
     };

@@ -309,7 +309,7 @@ fn told(names: &Names, frames: &[usize], most: usize) -> Vec<String> {
 }
 
 /// A function and where it is.
-fn at(function: &Function) -> String {
+pub(super) fn at(function: &Function) -> String {
     match (&function.file, function.line) {
         (Some(file), Some(line)) => format!("{} ({file}:{line})", function.name),
         _ => function.name.clone(),

@@ -48,7 +48,78 @@ struct Document<'a> {
     stacks: Vec<Stack<'a>>,
     offcpu: Option<OffCpu<'a>>,
     blocking: Option<Blocking<'a>>,
+    syscalls: Option<Calls<'a>>,
     memory: Option<Memory<'a>>,
+}
+
+#[derive(Serialize)]
+struct Calls<'a> {
+    total_ns: u64,
+    stacks: Vec<OffCpuStack<'a>>,
+    calls: Vec<CallCount<'a>>,
+    waits: Vec<KindWaits<'a>>,
+    objects: &'a [crate::calls::ObjectIo],
+    objects_unlisted: u64,
+    slow: Vec<SlowCall<'a>>,
+    chatty: Vec<Chatty<'a>>,
+    error_storms: &'a [crate::calls::ErrorStorm],
+}
+
+#[derive(Serialize)]
+struct CallCount<'a> {
+    pid: u32,
+    tid: Option<u32>,
+    process: &'a str,
+    thread_name: &'a str,
+    syscall: &'a str,
+    calls: Summary,
+    on_cpu_ns: u64,
+    blocked_ns: u64,
+    run_queue_ns: u64,
+    failed: u64,
+    errors: BTreeMap<&'a str, u64>,
+    unfinished: u64,
+}
+
+#[derive(Serialize)]
+struct KindWaits<'a> {
+    pid: u32,
+    process: &'a str,
+    kind: &'static str,
+    /// Empty where there is none.
+    peer: &'a str,
+    waits: Summary,
+    stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct SlowCall<'a> {
+    pid: u32,
+    tid: u32,
+    process: &'a str,
+    syscall: &'a str,
+    kind: &'static str,
+    start_ns: u64,
+    duration_ns: u64,
+    blocked_ns: u64,
+    run_queue_ns: u64,
+    result: &'a str,
+    arguments: &'a str,
+    stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Chatty<'a> {
+    pid: u32,
+    tid: u32,
+    process: &'a str,
+    object: &'a str,
+    round_trips: bool,
+    count: u64,
+    per_second: f64,
+    total_ns: u64,
+    median_bytes: u64,
+    stack: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -367,6 +438,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
             .collect(),
         offcpu: run.off_cpu.as_ref().map(off_cpu),
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
+        syscalls: run.calls.as_ref().map(|of| calls(of, run)),
         memory: run.memory.as_ref().map(|of| memory(of, run)),
     };
     serde_json::to_writer(&mut *out, &document)?;
@@ -374,7 +446,11 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
     Ok(())
 }
 
-fn off_cpu<'a>(profile: &'a Profile) -> OffCpu<'a> {
+fn off_cpu(profile: &Profile) -> OffCpu<'_> {
+    OffCpu { total_ns: profile.total, stacks: weighed(profile) }
+}
+
+fn weighed<'a>(profile: &'a Profile) -> Vec<OffCpuStack<'a>> {
     let stack = |stack: &'a ProfileStack| OffCpuStack {
         pid: stack.thread.pid,
         tid: stack.thread.tid,
@@ -383,7 +459,70 @@ fn off_cpu<'a>(profile: &'a Profile) -> OffCpu<'a> {
         end: stack.end.id(),
         frames: &stack.frames,
     };
-    OffCpu { total_ns: profile.total, stacks: profile.stacks.iter().map(stack).collect() }
+    profile.stacks.iter().map(stack).collect()
+}
+
+fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
+    let stack = |id| names_of(run.names(), id);
+    let count = |of: &'a crate::calls::CallCount| CallCount {
+        pid: of.thread.pid,
+        tid: (of.thread.tid != 0).then_some(of.thread.tid),
+        process: &of.process,
+        thread_name: &of.thread_name,
+        syscall: &of.syscall,
+        calls: of.lengths,
+        on_cpu_ns: of.on_cpu_ns(),
+        blocked_ns: of.blocked_ns,
+        run_queue_ns: of.run_queue_ns,
+        failed: of.failed(),
+        errors: of.errors.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
+        unfinished: of.unfinished,
+    };
+    let waits = |of: &'a crate::calls::KindWaits| KindWaits {
+        pid: of.pid,
+        process: &of.process,
+        kind: of.kind.id(),
+        peer: &of.peer,
+        waits: of.lengths,
+        stack: stack(of.stack),
+    };
+    let slow = |of: &'a crate::calls::SlowCall| SlowCall {
+        pid: of.thread.pid,
+        tid: of.thread.tid,
+        process: &of.process,
+        syscall: &of.syscall,
+        kind: of.kind.id(),
+        start_ns: of.start_ns,
+        duration_ns: of.duration_ns,
+        blocked_ns: of.blocked_ns,
+        run_queue_ns: of.run_queue_ns,
+        result: &of.result,
+        arguments: &of.arguments,
+        stack: stack(of.stack),
+    };
+    let chatty = |of: &'a crate::calls::Chatty| Chatty {
+        pid: of.thread.pid,
+        tid: of.thread.tid,
+        process: &of.process,
+        object: &of.object,
+        round_trips: of.round_trips,
+        count: of.count,
+        per_second: of.per_second(),
+        total_ns: of.total_ns,
+        median_bytes: of.median_bytes,
+        stack: stack(of.stack),
+    };
+    Calls {
+        total_ns: run.in_calls.as_ref().map_or(0, |profile| profile.total),
+        stacks: run.in_calls.as_ref().map_or_else(Vec::new, weighed),
+        calls: of.calls.iter().map(count).collect(),
+        waits: of.waits.iter().map(waits).collect(),
+        objects: &of.objects,
+        objects_unlisted: of.objects_unlisted,
+        slow: of.slow.iter().map(slow).collect(),
+        chatty: of.chatty.iter().map(chatty).collect(),
+        error_storms: &of.storms,
+    }
 }
 
 fn memory<'a>(of: &'a memory::Memory, run: &'a Run) -> Memory<'a> {
@@ -656,6 +795,13 @@ mod tests {
     #[test]
     fn without_the_scheduler_there_is_nothing_to_tell() {
         let value = render(&fixtures::run(&[("main", 1)]));
-        assert!(["offcpu", "blocking", "memory"].iter().all(|key| value[key].is_null()));
+        let keys = ["offcpu", "blocking", "syscalls", "memory"];
+        assert!(keys.iter().all(|key| value[key].is_null()));
+    }
+
+    #[test]
+    fn system_calls_are_told_in_full() {
+        let value = render(&crate::output::calls::fixtures::run_with_calls());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&value["syscalls"]).unwrap());
     }
 }

@@ -8,8 +8,12 @@ use std::{
 
 use anyhow::Result;
 
-use super::report::{self, Style};
-use crate::{blocking::Blocking, detect::hotspot, profile::Run};
+use super::{
+    calls,
+    report::{self, Style},
+    waiting,
+};
+use crate::{blocking::Blocking, calls::Interval, detect::hotspot, profile::Run};
 
 /// Functions in the live table.
 const ROWS: usize = 12;
@@ -28,9 +32,17 @@ impl Default for Live {
 
 impl Live {
     /// Shows the last interval, and what was found wrong since the start. `elapsed` and `total` are the run's.
-    pub fn show(&mut self, run: &Run, elapsed: Duration, total: Option<Duration>) -> Result<()> {
+    pub fn show(
+        &mut self,
+        run: &Run,
+        calls: Option<&Interval>,
+        elapsed: Duration,
+        total: Option<Duration>,
+    ) -> Result<()> {
         let last = &run.cpu;
-        let found = run.blocking.as_ref().and_then(found);
+        let calls = calls.map(|calls| calls::interval(calls, last.accounts.duration_ns as f64 / 1e9));
+        let found: Vec<String> =
+            [calls, run.blocking.as_ref().and_then(found)].into_iter().flatten().collect();
         let progress = match total {
             Some(total) => format!("{} of {}", seconds(elapsed), seconds(total)),
             None => format!("{}, Ctrl-C ends", seconds(elapsed)),
@@ -47,7 +59,7 @@ impl Live {
                 })
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };
-            let found = found.map_or_else(String::new, |found| format!("; {found}"));
+            let found: String = found.iter().map(|found| format!("; {found}")).collect();
             eprintln!("{progress}: {busy:.0} % of one CPU, {lost} lost; {top}{found}");
             return Ok(());
         }
@@ -67,8 +79,8 @@ impl Live {
             format!("{}: {progress}; last interval {busy:.0} % of one CPU, {lost} lost", last.meta.target);
         writeln!(text, "\x1b[1m{header}\x1b[0m")?;
         report::table(&hotspots, last.total, &style, &mut text)?;
-        if let Some(found) = found {
-            writeln!(text, "{found}")?;
+        for found in &found {
+            waiting::line(found, &style, &mut text)?;
         }
         self.clear()?;
         self.lines = text.iter().filter(|&&byte| byte == b'\n').count();

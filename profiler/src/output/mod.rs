@@ -15,9 +15,10 @@ use tempfile::NamedTempFile;
 use crate::{
     error::Error,
     profile::{Profile, Run},
-    sample::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind},
+    sample::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind, SYSCALLS},
 };
 
+pub mod calls;
 pub mod diff;
 pub mod findings;
 pub mod flamegraph;
@@ -98,7 +99,7 @@ impl fmt::Display for OutputSpec {
 }
 
 /// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`; and so
-/// for `alloc` and `faults`.
+/// for `syscalls` (`syscall…`, `sys-call…`), `alloc` and `faults`.
 fn split_kind(text: &str) -> (ProfileKind, &str) {
     for kind in KINDS {
         if let Some(file) = text.strip_prefix(kind.name).and_then(|rest| rest.strip_prefix(':')) {
@@ -106,8 +107,14 @@ fn split_kind(text: &str) -> (ProfileKind, &str) {
         }
     }
     let name = text.rsplit('/').next().unwrap_or(text);
-    const NAMES: [(&str, ProfileKind); 4] =
-        [("offcpu", OFF_CPU), ("off-cpu", OFF_CPU), ("alloc", ALLOC), ("faults", FAULTS)];
+    const NAMES: [(&str, ProfileKind); 6] = [
+        ("offcpu", OFF_CPU),
+        ("off-cpu", OFF_CPU),
+        ("syscall", SYSCALLS),
+        ("sys-call", SYSCALLS),
+        ("alloc", ALLOC),
+        ("faults", FAULTS),
+    ];
     let named = NAMES.into_iter().find(|(prefix, _)| name.starts_with(prefix));
     (named.map_or(CPU, |(_, kind)| kind), text)
 }
@@ -238,6 +245,8 @@ mod tests {
         assert_eq!(parse("offcpu:-"), ("offcpu", "-".into()));
         assert_eq!(parse("dir/offcpu.folded"), ("offcpu", "dir/offcpu.folded".into()));
         assert_eq!(parse("off-cpu2.pb.gz"), ("offcpu", "off-cpu2.pb.gz".into()));
+        assert_eq!(parse("dir/syscalls.folded"), ("syscalls", "dir/syscalls.folded".into()));
+        assert_eq!(parse("syscalls:x.svg"), ("syscalls", "x.svg".into()));
         assert_eq!(parse("cpu:offcpu.folded"), ("cpu", "offcpu.folded".into()));
         assert_eq!(parse("offcpu/x.svg"), ("cpu", "offcpu/x.svg".into()));
         assert_eq!(parse("heap:x.svg"), ("cpu", "heap:x.svg".into()), "any file may have a colon");

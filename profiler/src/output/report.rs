@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{findings, memory, waiting};
+use super::{calls, findings, memory, waiting};
 use crate::{
     detect::hotspot::{self, Hotspot},
     profile::{Profile, Run},
@@ -70,6 +70,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     waiting::write(run, style, out)?;
     findings::write(run, style, out)?;
     waiting::stacks(run, style, out)?;
+    calls::write(run, style, out)?;
     memory::write(run, style, out)?;
     writeln!(out)?;
     stacks(profile, out)?;

@@ -8,6 +8,7 @@ use super::report::{Keep, Style, count, fit, percent, thousands, width};
 use crate::{
     blocking::{Blocking, EventLoop, Summary, ThreadTime, WaitCause},
     profile::{Names, Run},
+    sample::StackId,
     symbolize::Function,
 };
 
@@ -197,6 +198,11 @@ fn waker(names: &Names, frames: &[usize]) -> String {
         [] => who.to_owned(),
         ref functions => format!("{who} in {}", functions.join(" < ")),
     }
+}
+
+/// As [`user_functions`], of a stack by its id.
+pub(super) fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
+    user_functions(names, names.stack(stack))
 }
 
 /// The user's functions of a stack, innermost first, or the kernel's if there are no others.

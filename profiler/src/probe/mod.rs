@@ -4,13 +4,14 @@ use profiler_common::{
     COMM_LEN,
     alloc::KIND_ALLOC_STACK,
     cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
-    sched as raw,
+    sched as raw, syscall as raw_calls,
 };
 
 pub mod alloc;
 pub mod cpu;
 pub mod sched;
 pub mod site;
+pub mod syscall;
 pub mod syscalls;
 
 /// A thread's name as the kernel has it, up to the first NUL.
@@ -40,6 +41,10 @@ pub enum Record {
     Exit(raw::Exit),
     /// The first wait of an event loop.
     Loop(raw::LoopSeen),
+    /// A slow system call.
+    SlowCall(raw_calls::SlowCall),
+    /// A descriptor is used for the first time, or has been closed.
+    Io(raw_calls::IoRecord),
 }
 
 impl Record {
@@ -60,6 +65,8 @@ impl Record {
             raw::KIND_TURN => sched::plain(bytes).map(Record::Turn),
             raw::KIND_EXIT => sched::plain(bytes).map(Record::Exit),
             raw::KIND_LOOP => sched::plain(bytes).map(Record::Loop),
+            raw_calls::KIND_SLOW_CALL => sched::plain(bytes).map(Record::SlowCall),
+            raw_calls::KIND_IO => sched::plain(bytes).map(Record::Io),
             _ => None,
         }
     }
@@ -75,7 +82,10 @@ impl Record {
             Record::Interval(interval) => interval.end_ns,
             Record::Turn(turn) => turn.end_ns,
             Record::Exit(exit) => exit.time_ns,
-            Record::Loop(_) => 0,
+            Record::SlowCall(call) => call.end_ns,
+            // A descriptor must be known before it is closed.
+            Record::Io(io) if io.closed != 0 => io.stats.last_ns,
+            Record::Loop(_) | Record::Io(_) => 0,
         }
     }
 }
@@ -88,7 +98,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             if let Some(first) = bytes.first_chunk_mut() {
                 *first = kind.to_ne_bytes();
             }

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod maps;
 pub mod memory;
 pub mod objects;
+pub mod redact;
 pub mod table;
 pub mod target;
 mod vdso;

@@ -57,6 +57,25 @@ pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
     })
 }
 
+/// Whether a process answers on a socket, described as [`descriptor`] does: it listens on the socket's own port, or
+/// the socket has the path that clients connect to.
+pub fn serves(proc_root: &Path, pid: u32, object: &str) -> bool {
+    let Some((local, _remote)) = object.strip_prefix("tcp ").and_then(|rest| rest.split_once(" -> ")) else {
+        return object.starts_with("unix /") || object.starts_with("unix @");
+    };
+    let Some(port) = local.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()) else { return false };
+    let listens = format!(":{port:04X}");
+    ["tcp", "tcp6"].into_iter().any(|protocol| {
+        let table = fs::read_to_string(proc_root.join(format!("{pid}/net/{protocol}"))).unwrap_or_default();
+        table.lines().skip(1).any(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            let local = fields.next();
+            // The third is the state; 0A is TCP_LISTEN, include/net/tcp_states.h.
+            local.is_some_and(|local| local.ends_with(&listens)) && fields.nth(1) == Some("0A")
+        })
+    })
+}
+
 /// The thread that holds a lock whose futex is at `futex`, where the lock says so: glibc's and musl's mutexes keep the
 /// owner's id near the futex, priority-inheriting ones in it.
 pub fn lock_owner(proc_root: &Path, pid: u32, futex: u64) -> Option<u32> {
@@ -114,6 +133,9 @@ mod tests {
         assert_eq!(socket(78).as_deref(), Some("tcp 127.0.0.1:8080"));
         assert_eq!(socket(79).as_deref(), Some("unix /run/x"));
         assert_eq!(socket(80), None);
+        let serves = |object: &str| serves(root.path(), 7, object);
+        assert!(serves("tcp 127.0.0.1:8080 -> 127.0.0.2:5432") && serves("unix /run/x"));
+        assert!(!serves("tcp 127.0.0.1:5432 -> 127.0.0.2:8080") && !serves("unix") && !serves("/dev/null"));
         assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
     }
 

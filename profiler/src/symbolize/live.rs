@@ -70,7 +70,9 @@ impl<'a> LiveSymbolizer<'a> {
     ) -> Vec<Option<Vec<Function>>> {
         match &module.kind {
             ModuleKind::Kernel => self.kernel(addresses),
-            ModuleKind::Unmapped(_) | ModuleKind::NotTaken | ModuleKind::Waker => vec![None; addresses.len()],
+            ModuleKind::Unmapped(_) | ModuleKind::NotTaken | ModuleKind::Waker | ModuleKind::Syscall => {
+                vec![None; addresses.len()]
+            }
             ModuleKind::Jit(pid) => self.jit(*pid, addresses),
             ModuleKind::File | ModuleKind::Vdso => {
                 let Some(file) = self.processes.file(id) else { return vec![None; addresses.len()] };

@@ -17,6 +17,7 @@ mod alloc;
 mod cpu;
 mod leak;
 mod sched;
+mod syscall;
 mod unwind;
 
 #[path = "../../../tests/common/programs.rs"]
@@ -35,6 +36,9 @@ pub enum Bench {
     Sched(sched::Args),
     /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
     Unwind(unwind::Args),
+    /// What a system call takes longer under the system-call probe, for the target and for others, against strace -c,
+    /// perf trace -s and syscount -L
+    Syscall(syscall::Args),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
@@ -44,6 +48,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Leak(args) => leak::run(args),
         Bench::Sched(args) => sched::run(args),
         Bench::Unwind(args) => unwind::run(args),
+        Bench::Syscall(args) => syscall::run(args),
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Check {
 }
 
 /// Every check, in the order they run.
-pub const CHECKS: [Check; 13] = [
+pub const CHECKS: [Check; 14] = [
     Check { name: "doctor", command: "profiler doctor", assert: doctor },
     Check {
         name: "split",
@@ -104,6 +104,11 @@ pub const CHECKS: [Check; 13] = [
         command: "profiler -q --all -d 15s >&2 & sleep 4
             profiler -q -d 5s -o out.json --pid $! >&2 && cat out.json; code=$?; wait; exit $code",
         assert: loops,
+    },
+    Check {
+        name: "syscalls",
+        command: "profiler -q --syscalls -o out.json -- /work/calls >&2 && cat out.json",
+        assert: syscalls,
     },
     // It waits for a line, says what it keeps, and keeps it until its input ends.
     Check {
@@ -255,6 +260,32 @@ fn loops(output: &str) -> Result<String> {
     Ok(format!("{} turns of {}, median {} us", turns.count, event_loop.wait, turns.p50_ns / 1000))
 }
 
+fn syscalls(output: &str) -> Result<String> {
+    let profile: Profile = serde_json::from_str(output).context("the profile's JSON")?;
+    let syscalls = profile.syscalls.context("no account of system calls")?;
+    let sum = |name: &str, of: fn(&SyscallCount) -> u64| -> u64 {
+        syscalls.calls.iter().filter(|call| call.syscall == name).map(of).sum()
+    };
+    // What tests/workloads/calls.c does, whatever the kernel.
+    for (name, expected) in
+        [("getppid", 1000), ("getuid", 506), ("writev", 33), ("nanosleep", 25), ("vfork", 2)]
+    {
+        let counted = sum(name, |call| call.calls.count);
+        ensure!(counted == expected, "{counted} calls of {name}, not {expected}");
+    }
+    for (name, expected) in [("getcwd", 11), ("dup", 13), ("capget", 18)] {
+        let failed = sum(name, |call| call.failed);
+        ensure!(failed == expected, "{failed} failed calls of {name}, not {expected}");
+    }
+    ensure!(sum("read", |call| call.unfinished) == 1, "the read that never returns is not there");
+    let slept = sum("nanosleep", |call| call.calls.sum_ns);
+    let blocked = sum("nanosleep", |call| call.blocked_ns);
+    ensure!(slept >= 25_000_000, "25 sleeps of a millisecond took {slept} ns");
+    ensure!(percent(blocked, slept) >= 50.0, "only {blocked} of {slept} ns asleep were blocked");
+    let total: u64 = syscalls.calls.iter().map(|call| call.calls.count).sum();
+    Ok(format!("{total} calls counted, {:.0} % of sleep blocked", percent(blocked, slept)))
+}
+
 fn threads(output: &str) -> Result<String> {
     let profile = Profile::parse(output)?;
     let mut least = 100.0f64;
@@ -327,6 +358,21 @@ struct Profile {
     stacks: Vec<Stack>,
     user_stacks: BTreeMap<String, u64>,
     blocking: Option<Blocking>,
+    syscalls: Option<Syscalls>,
+}
+
+#[derive(Deserialize)]
+struct Syscalls {
+    calls: Vec<SyscallCount>,
+}
+
+#[derive(Deserialize)]
+struct SyscallCount {
+    syscall: String,
+    calls: Durations,
+    blocked_ns: u64,
+    failed: u64,
+    unfinished: u64,
 }
 
 #[derive(Deserialize)]
@@ -339,11 +385,11 @@ struct Blocking {
 struct EventLoop {
     process: String,
     wait: String,
-    turns: Turns,
+    turns: Durations,
 }
 
 #[derive(Deserialize)]
-struct Turns {
+struct Durations {
     count: u64,
     sum_ns: u64,
     p50_ns: u64,

@@ -1,0 +1,893 @@
+//! The system-call probe: every call of a target counted by its length and result, waits by kind, reads and writes
+//! by descriptor, and the slowest told one by one.
+//!
+//! Every call of every process on the machine passes `sys_enter` and `sys_exit` once they are attached: what is not
+//! a target leaves after its first comparison. What can be read later (arguments, descriptors) is read only when it
+//! is needed.
+
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_get_current_pid_tgid, bpf_probe_read_user_str},
+    },
+    macros::{btf_map, raw_tracepoint},
+    programs::RawTracePointContext,
+};
+use profiler_common::{
+    cost::Probe,
+    histogram::{bucket, log2},
+    loss::KernelCounter,
+    sched::{Cause, MAX_SYSCALLS, SyscallClass},
+    syscall::{
+        CALLER_PROBES, COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, Endpoint, ErrorKey,
+        InCall, IoKey, IoRecord, IoStats, KIND_IO, KIND_SLOW_CALL, KNOWN_CALLS, KNOWN_IO, ListenKey,
+        MAX_CALLERS, MAX_CALLS, MAX_IO, ObjectKind, PATH_LEN, SIZES, STACK_PERIOD_NS, SlowCall, WAIT_NS,
+        WaitKind, WaitsKey, WaitsStats, traits,
+    },
+    target::TargetMode,
+};
+
+use crate::{
+    output::{self, charge_many, count, now_ns, send_now},
+    sched::{
+        arguments, arrivals, ask_for_work, describe_descriptor, first_argument, futex_cause, is_compat,
+        kernel_stack, may_tell, settle, take_stack_if_allowed, tell,
+    },
+    target::{TARGET_MODE, current_target},
+    unwind::current_task,
+};
+
+/// Whether this probe runs: tells the scheduler probe to report time off CPUs inside of calls.
+#[unsafe(no_mangle)]
+static CALLS_WATCHED: Global<u32> = Global::new(0);
+/// Whether threads are kept apart.
+#[unsafe(no_mangle)]
+static CALLS_BY_THREAD: Global<u32> = Global::new(0);
+
+const NO_PREALLOC: usize = 1;
+/// `BPF_NOEXIST`.
+const NOEXIST: u64 = 1;
+
+/// One write in so many has its stack taken.
+const IO_STACK_SAMPLE: u32 = 16;
+
+/// The programs that go on where others end.
+#[btf_map]
+static CALL_STEPS: ProgramArray<2> = ProgramArray::new();
+const STEP_STACK: u32 = 0;
+const STEP_FOLLOW: u32 = 1;
+
+/// Threads known to be no target's, by the address of the registers that they enter the kernel with: it is at the end of
+/// the thread's kernel stack, and no other living thread has it. One look here is all that their calls cost. A cache: of
+/// two threads with the same place the later one has it.
+#[btf_map]
+static OTHERS: Array<u64, MAX_CALLERS> = Array::new();
+
+/// Likewise those of targets: what `IN_CALL` has at the same place is the thread's.
+#[btf_map]
+static CALLERS: Array<u64, MAX_CALLERS> = Array::new();
+
+/// Places of `CALLERS` that are taken: to insert here decides who gets one.
+#[btf_map]
+static CLAIMED: HashMap<u32, u64, MAX_CALLERS, NO_PREALLOC> = HashMap::new();
+
+/// No place: the thread is no target's, or not known yet. Beyond the end of every map.
+const NO_TARGET: u32 = u32::MAX;
+const UNKNOWN: u32 = u32::MAX - 1;
+
+/// Threads of targets.
+#[btf_map]
+static IN_CALL: Array<InCall, MAX_CALLERS> = Array::new();
+
+/// From the beginning of a kernel stack to the registers at its end, bytes: the same for all.
+#[btf_map]
+static REGISTERS_AT: Array<u64, 1> = Array::new();
+
+/// Calls by process (or thread) and number.
+#[btf_map]
+static CALL_STATS: Array<CallStats, MAX_CALLS> = Array::new();
+
+/// Where in `CALL_STATS` they are.
+#[btf_map]
+static CALL_INDEX: HashMap<CallKey, u32, MAX_CALLS, NO_PREALLOC> = HashMap::new();
+
+/// Entries of `CALL_STATS` that are free.
+#[btf_map]
+static CALLS_FREE: Queue<u32, MAX_CALLS> = Queue::new();
+
+#[btf_map]
+static CALL_ERRORS: HashMap<ErrorKey, u64, MAX_CALLS, NO_PREALLOC> = HashMap::new();
+
+/// Waits by process and kind.
+#[btf_map]
+static CALL_WAITS: HashMap<WaitsKey, WaitsStats, 4096, NO_PREALLOC> = HashMap::new();
+
+/// Ports that processes have accepted connections at: those who talk to them are clients. The value is unused.
+#[btf_map]
+static LISTENING: LruHashMap<ListenKey, u32, 4096> = LruHashMap::new();
+
+/// What an entry of `CALL_WAITS` begins with: too large for the stack.
+#[btf_map]
+static NEW_WAITS: Array<WaitsStats, 1> = Array::new();
+
+/// Reads and writes by descriptor.
+#[btf_map]
+static CALL_IO: Array<IoStats, MAX_IO> = Array::new();
+
+/// Where in `CALL_IO` they are.
+#[btf_map]
+static IO_INDEX: HashMap<IoKey, u32, MAX_IO, NO_PREALLOC> = HashMap::new();
+
+/// Entries of `CALL_IO` that are free.
+#[btf_map]
+static IO_FREE: Queue<u32, MAX_IO> = Queue::new();
+
+/// Time in calls by stack, ns.
+#[btf_map]
+static CALL_TIME: HashMap<CallTimeKey, u64, 16384, NO_PREALLOC> = HashMap::new();
+
+/// What each call waits for and what its arguments are, by number: a [`SyscallClass`] in the high byte, [`traits`] in the
+/// low one.
+#[btf_map]
+static CALL_KINDS: Array<u16, MAX_SYSCALLS> = Array::new();
+
+/// From which length on calls are told one by one, ns. Userspace moves it, so that about so many are as can be read.
+#[btf_map]
+static CALL_SLOW_NS: Array<u64, 1> = Array::new();
+
+/// Where a record too large for the stack is put together. No program that uses it interrupts another.
+#[btf_map]
+static SLOW_CALL: PerCpuArray<SlowCall, 1> = PerCpuArray::new();
+
+#[btf_map]
+static IO_RECORD: PerCpuArray<IoRecord, 1> = PerCpuArray::new();
+
+/// A call begins.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn call_enter(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: the registers and the number (include/trace/events/syscalls.h).
+    let (regs, number) = unsafe { (argument(&ctx, 0), argument(&ctx, 1) as u32) };
+    let mut place = place_of(regs);
+    if place == NO_TARGET {
+        return 0;
+    }
+    if place == UNKNOWN {
+        place = admit_caller(regs);
+    }
+    let Some(call) = IN_CALL.get_ptr_mut(place) else { return 0 };
+    // SAFETY: only the thread itself uses its entry, and the scheduler when it switches it.
+    let call = unsafe { &mut *call };
+    if call.interrupted_ns != 0 {
+        if !add(call, call.interrupted_ns, call.interrupted_result) {
+            count(KernelCounter::CallsFull);
+        }
+        call.interrupted_ns = 0;
+    }
+    call.number = number;
+    if call.blocked_ns | call.run_queue_ns | call.stack != 0 {
+        call.blocked_ns = 0;
+        call.run_queue_ns = 0;
+        call.stack = 0;
+    }
+    call.start_ns = now_ns();
+    let (class, _) = kinds_of(number);
+    if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
+        ask_for_work(number, class.into());
+    }
+    0
+}
+
+/// A call returns.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn call_exit(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: the registers and the result (include/trace/events/syscalls.h).
+    let (regs, result) = unsafe { (argument(&ctx, 0), argument(&ctx, 1) as i64) };
+    let Some(call) = IN_CALL.get_ptr_mut(place_of(regs)) else { return 0 };
+    // SAFETY: see `call_enter`.
+    let call = unsafe { &mut *call };
+    let began = call.start_ns;
+    if began == 0 {
+        return 0; // it began before it was watched, or is a new thread's half of the call that made it
+    }
+    let now = now_ns();
+    let task = current_task();
+    let arrivals = arrivals(task);
+    if arrivals != call.arrivals {
+        call.arrivals = arrivals;
+        settle(call.host_tid, now);
+    }
+    call.start_ns = 0;
+    let ns = now.saturating_sub(began);
+    if is_compat(task) {
+        call.number |= COMPAT;
+    }
+    if (ERESTART_LAST..=ERESTART_FIRST).contains(&result) {
+        call.interrupted_ns = ns;
+        call.interrupted_result = result;
+    } else if !add(call, ns, result) {
+        count(KernelCounter::CallsFull);
+    }
+    let (class, kinds) = kinds_of(call.number);
+    call.owed_ns += ns;
+    call.calls = call.calls.wrapping_add(1);
+    let stack_due = call.owed_ns >= STACK_PERIOD_NS;
+    let waited = call.blocked_ns > 0 || ns >= WAIT_NS;
+    let moves_data = kinds & (traits::READ | traits::WRITE) != 0 && result >= 0;
+    let accepts = class == SyscallClass::Accept as u8;
+    if waited || stack_due || moves_data || accepts || kinds & traits::CLOSE != 0 {
+        // A write is the one made on purpose: what reads may be an event loop for all.
+        let looked_at = kinds & traits::WRITE != 0 && random(call) % IO_STACK_SAMPLE == 0;
+        let slow_ns = CALL_SLOW_NS.get(0).copied().unwrap_or(u64::MAX);
+        call.done = Done {
+            began,
+            now,
+            result,
+            object: first_argument(task),
+            class: u32::from(class),
+            traits: u32::from(kinds),
+            waited: u32::from(waited),
+            stack_due: u32::from(stack_due),
+            slow: u32::from(ns >= slow_ns),
+            looked_at: u32::from(looked_at),
+        };
+        // Most calls that move data do nothing else of interest, on a descriptor known already.
+        let more = waited || stack_due || looked_at || !moves_data;
+        if more || !move_data(call) {
+            let takes_stack = call.stack == 0 && (stack_due || looked_at || ns >= slow_ns);
+            let step = if takes_stack { STEP_STACK } else { STEP_FOLLOW };
+            // SAFETY: the context of this program. It does not return, unless the step is not there.
+            unsafe { CALL_STEPS.tail_call(&ctx, step) };
+        }
+    }
+    finish(call, now);
+    0
+}
+
+/// A call's class and traits. 32-bit calls have none: their numbers are beyond the table.
+#[inline(always)]
+fn kinds_of(number: u32) -> (u8, u8) {
+    let kinds = CALL_KINDS.get(number).copied().unwrap_or(0);
+    ((kinds >> 8) as u8, kinds as u8)
+}
+
+/// An argument of a raw tracepoint.
+///
+/// # Safety
+/// The tracepoint must have so many.
+#[inline(always)]
+unsafe fn argument(ctx: &RawTracePointContext, index: usize) -> u64 {
+    // SAFETY: promised by the caller.
+    unsafe { *ctx.as_ptr().cast::<u64>().add(index) }
+}
+
+/// Counts the cost now and then: the last step does it.
+#[inline(always)]
+fn finish(call: &InCall, now: u64) {
+    if u64::from(call.calls) % COST_SAMPLE == 0 {
+        charge_many(Probe::Syscall, now, COST_SAMPLE);
+    }
+}
+
+/// Where a thread with these registers is looked for first.
+#[inline(always)]
+fn first_place(regs: u64) -> u32 {
+    // Fibonacci hashing, as in `stack::mix`.
+    (regs.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % MAX_CALLERS as u32
+}
+
+/// What a map of registers has at a place.
+#[inline(always)]
+fn registers_at(map: &Array<u64, MAX_CALLERS>, place: u32) -> u64 {
+    // SAFETY: others may write it at the same time, as a whole.
+    map.get_ptr(place).map_or(0, |entry| unsafe { entry.read_volatile() })
+}
+
+#[inline(always)]
+fn set_registers(map: &Array<u64, MAX_CALLERS>, place: u32, regs: u64) {
+    if let Some(entry) = map.get_ptr_mut(place) {
+        // SAFETY: as above.
+        unsafe { entry.write_volatile(regs) };
+    }
+}
+
+/// The place of the thread that enters the kernel with these registers.
+#[inline(always)]
+fn place_of(regs: u64) -> u32 {
+    let first = first_place(regs);
+    if registers_at(&OTHERS, first) == regs {
+        NO_TARGET
+    } else if registers_at(&CALLERS, first) == regs {
+        first
+    } else {
+        find_caller(regs)
+    }
+}
+
+/// As [`place_of`], where the first place is somebody else's. Not inlined, since it is rare.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_caller(regs: u64) -> u32 {
+    for i in 1..CALLER_PROBES {
+        let place = (first_place(regs) + i) % MAX_CALLERS as u32;
+        if registers_at(&CALLERS, place) == regs {
+            return place;
+        }
+    }
+    UNKNOWN
+}
+
+/// Gives the current thread, which enters the kernel with these registers, a place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn admit_caller(regs: u64) -> u32 {
+    if let Some(at) = REGISTERS_AT.get_ptr_mut(0) {
+        // SAFETY: all write the same.
+        unsafe { *at = regs.wrapping_sub(kernel_stack()) };
+    }
+    let Some(ids) = current_target() else {
+        // In a cgroup it may be at any time.
+        if TARGET_MODE.load() != TargetMode::Cgroup as u32 {
+            set_registers(&OTHERS, first_place(regs), regs);
+        }
+        return NO_TARGET;
+    };
+    for i in 0..CALLER_PROBES {
+        let place = (first_place(regs) + i) % MAX_CALLERS as u32;
+        if registers_at(&CALLERS, place) != 0 || CLAIMED.insert(&place, &regs, NOEXIST).is_err() {
+            continue;
+        }
+        let Some(call) = IN_CALL.get_ptr_mut(place) else { break };
+        // SAFETY: see `call_enter`.
+        let call = unsafe { &mut *call };
+        call.start_ns = 0;
+        call.owed_ns = 0;
+        call.interrupted_ns = 0;
+        call.arrivals = arrivals(current_task());
+        call.pid = ids.pid;
+        call.tid = ids.tid;
+        // SAFETY: no arguments.
+        call.host_tid = unsafe { bpf_get_current_pid_tgid() } as u32;
+        call.calls = 0;
+        call.random = call.host_tid;
+        set_registers(&CALLERS, place, regs);
+        return place;
+    }
+    count(KernelCounter::CallsFull);
+    NO_TARGET
+}
+
+/// Gives a place back.
+#[inline(always)]
+fn dismiss_caller(place: u32) {
+    set_registers(&CALLERS, place, 0);
+    let _was_there = CLAIMED.remove(&place);
+}
+
+/// Forgets that the thread with these registers is no target's.
+#[inline(always)]
+fn forget_other(regs: u64) {
+    let place = first_place(regs);
+    if registers_at(&OTHERS, place) == regs {
+        set_registers(&OTHERS, place, 0);
+    }
+}
+
+/// The next number of a thread's generator (Numerical Recipes, 2nd edition, 7.1), without its low digits, which repeat.
+#[inline(always)]
+fn random(call: &mut InCall) -> u32 {
+    call.random = call.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    call.random >> 16
+}
+
+/// ERESTARTSYS to ERESTART_RESTARTBLOCK, include/linux/errno.h: a signal is to be handled first.
+const ERESTART_FIRST: i64 = -512;
+const ERESTART_LAST: i64 = -516;
+
+/// Takes the stack of a call, if there is time for it. One program with all that could follow would be too complex
+/// for the verifier.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn call_stack(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: see `call_exit`.
+    let regs = unsafe { argument(&ctx, 0) };
+    let Some(call) = IN_CALL.get_ptr_mut(place_of(regs)) else { return 0 };
+    // SAFETY: see `call_enter`.
+    let call = unsafe { &mut *call };
+    call.stack = take_stack_if_allowed(&ctx, call.pid, call.tid, call.done.now);
+    // SAFETY: as in `call_exit`.
+    unsafe { CALL_STEPS.tail_call(&ctx, STEP_FOLLOW) };
+    0
+}
+
+/// What more there is to a call that waited, moved data, or is the one whose stack is taken.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn call_follow(ctx: RawTracePointContext) -> u32 {
+    // SAFETY: see `call_exit`.
+    let regs = unsafe { argument(&ctx, 0) };
+    let Some(call) = IN_CALL.get_ptr_mut(place_of(regs)) else { return 0 };
+    // SAFETY: see `call_enter`.
+    let call = unsafe { &mut *call };
+    follow(call);
+    finish(call, call.done.now);
+    0
+}
+
+fn duration_ns(done: &Done) -> u64 {
+    done.now.saturating_sub(done.began)
+}
+
+#[inline(always)]
+fn follow(call: &mut InCall) {
+    let done = call.done;
+    let of = done.traits as u8;
+    call.on.kind = ObjectKind::Other as u32;
+    call.on.peer_port = 0;
+    let mut cause = None;
+    if of & traits::CLOSE != 0 && done.result == 0 {
+        close(call, &done);
+    } else if of & (traits::READ | traits::WRITE) != 0 && done.result >= 0 {
+        cause = io(call, &done);
+    } else if done.class == SyscallClass::Accept as u32 && done.result >= 0 {
+        listen(call, &done);
+    }
+    if done.waited | done.stack_due == 0 {
+        return;
+    }
+    let cause = cause.unwrap_or_else(|| cause_of(call, &done));
+    let kind = WaitKind::of(done.class as u8, of, &call.on, cause);
+    if done.stack_due != 0 {
+        let key = CallTimeKey {
+            stack: call.stack,
+            pid: call.pid,
+            tid: call.tid,
+            number: call.number,
+            _reserved: 0,
+        };
+        let owed = call.owed_ns;
+        call.owed_ns = 0;
+        if let Some(time) = CALL_TIME.get_ptr_mut(&key) {
+            // SAFETY: only this thread's calls have this key.
+            unsafe { *time += owed };
+        } else if CALL_TIME.insert(&key, &owed, 0).is_err() {
+            count(KernelCounter::OffCpuFull);
+        }
+    }
+    if done.waited != 0 {
+        wait(call, kind, duration_ns(&done));
+    }
+    if done.slow != 0 && !kind.is_idle() {
+        tell_slow(call, kind, &done);
+    }
+}
+
+/// Adds a call to its count; whether there was room.
+#[inline(always)]
+fn add(call: &mut InCall, ns: u64, result: i64) -> bool {
+    const MAX_ERRNO: i64 = 4095;
+    let tid = if CALLS_BY_THREAD.load() != 0 { call.tid } else { 0 };
+    let key = CallKey { pid: call.pid, tid, number: call.number };
+    let Some(stats) = stats(call, &key) else { return false };
+    // SAFETY: the entry stays where it is. Threads on other CPUs count at the same time: what must be exact is
+    // atomic; of two maxima at the same moment one can be lost.
+    unsafe {
+        if let Some(slot) = (*stats).lengths.counts.get_mut(bucket(ns)) {
+            output::add(slot, 1);
+        }
+        output::add(&raw mut (*stats).lengths.sum_ns, ns);
+        if ns > (*stats).lengths.max_ns {
+            (*stats).lengths.max_ns = ns;
+        }
+        if call.blocked_ns | call.run_queue_ns != 0 {
+            output::add(&raw mut (*stats).blocked_ns, call.blocked_ns);
+            output::add(&raw mut (*stats).run_queue_ns, call.run_queue_ns);
+        }
+        if (-MAX_ERRNO..0).contains(&result) {
+            output::add(&raw mut (*stats).errors, 1);
+            count_error(key.pid, key.tid, key.number, -result as u32);
+        }
+    }
+    true
+}
+
+/// Counts an error. Not inlined, since it is rare.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn count_error(pid: u32, tid: u32, number: u32, errno: u32) -> u32 {
+    let key = ErrorKey { call: CallKey { pid, tid, number }, errno };
+    if CALL_ERRORS.get_ptr_mut(&key).is_none() {
+        let _another_thread_did = CALL_ERRORS.insert(&key, &0, NOEXIST);
+    }
+    match CALL_ERRORS.get_ptr_mut(&key) {
+        // SAFETY: as in `add`.
+        Some(errors) => unsafe { output::add(errors, 1) },
+        None => count(KernelCounter::CallsFull),
+    }
+    0
+}
+
+/// The entry of a thread's calls: where it was the last time, mostly.
+#[inline(always)]
+fn stats(call: &mut InCall, key: &CallKey) -> Option<*mut CallStats> {
+    let known = &mut call.known_calls[key.number as usize % KNOWN_CALLS];
+    if let Some(stats) = CALL_STATS.get_ptr_mut(*known) {
+        // SAFETY: as in `add`. Userspace gives entries of ended processes to others.
+        let of = unsafe { &(*stats).key };
+        if of.number == key.number && of.pid == key.pid && of.tid == key.tid {
+            return Some(stats);
+        }
+    }
+    *known = find_call(key.pid, key.tid, key.number);
+    CALL_STATS.get_ptr_mut(*known)
+}
+
+/// Position of an entry of `CALL_STATS`, which is made if there is none. Not inlined, since it is rare.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_call(pid: u32, tid: u32, number: u32) -> u32 {
+    const FULL: u32 = u32::MAX;
+    let key = CallKey { pid, tid, number };
+    // SAFETY: the value is copied at once.
+    if let Some(&at) = unsafe { CALL_INDEX.get(&key) } {
+        return at;
+    }
+    let Ok(Some(at)) = CALLS_FREE.pop() else { return FULL };
+    let Some(stats) = CALL_STATS.get_ptr_mut(at) else { return FULL };
+    // SAFETY: nobody else has got this entry.
+    unsafe { (*stats).key = key };
+    if CALL_INDEX.insert(&key, &at, NOEXIST).is_ok() {
+        return at;
+    }
+    // Another thread has been quicker, or there is no room.
+    // SAFETY: as above.
+    unsafe { (*stats).key = CallKey { pid: 0, tid: 0, number: 0 } };
+    let _has_room = CALLS_FREE.push(at, 0);
+    // SAFETY: as above.
+    unsafe { CALL_INDEX.get(&key) }.copied().unwrap_or(FULL)
+}
+
+/// What a call would block for. Describes what it was made on.
+#[inline(always)]
+fn cause_of(call: &mut InCall, done: &Done) -> Cause {
+    let class = done.class as u8;
+    if done.traits as u8 & traits::POLL != 0 {
+        // Who waits for one descriptor waits for what that is.
+        let [at, descriptors, ..] = arguments();
+        // SAFETY: the helper checks the address. The descriptor is the first member of struct pollfd, and the events follow.
+        if descriptors == 1
+            && let Ok([descriptor, _events]) = unsafe { bpf_probe_read_user(at as *const [u32; 2]) }
+        {
+            call.done.object = u64::from(descriptor);
+            return cause_from(describe_descriptor(descriptor, &raw mut call.on));
+        }
+        return Cause::Poll;
+    }
+    if class == SyscallClass::Descriptor as u8 || class == SyscallClass::Accept as u8 {
+        cause_from(describe_descriptor(done.object as u32, &raw mut call.on))
+    } else if class == SyscallClass::Disk as u8 {
+        Cause::Disk
+    } else if class == SyscallClass::Futex as u8 {
+        let args = arguments();
+        futex_cause(args[1], args[2])
+    } else if class == SyscallClass::Sleep as u8 {
+        Cause::Sleep
+    } else if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
+        Cause::Poll
+    } else if class == SyscallClass::Ipc as u8 {
+        Cause::Pipe
+    } else if class == SyscallClass::Child as u8 {
+        Cause::Child
+    } else {
+        Cause::Other
+    }
+}
+
+#[inline(always)]
+fn wait(call: &InCall, kind: WaitKind, ns: u64) {
+    let key = WaitsKey::new(call.pid, kind, &call.on, listens(call.pid, &call.on));
+    let waits = match CALL_WAITS.get_ptr_mut(&key) {
+        Some(waits) => waits,
+        None => {
+            let Some(new) = NEW_WAITS.get(0) else { return };
+            let _another_thread_did = CALL_WAITS.insert(&key, new, NOEXIST);
+            let Some(waits) = CALL_WAITS.get_ptr_mut(&key) else {
+                count(KernelCounter::CallsFull);
+                return;
+            };
+            waits
+        }
+    };
+    // SAFETY: as in `add`. Two votes at the same moment can lose one.
+    unsafe {
+        if let Some(slot) = (*waits).lengths.counts.get_mut(bucket(ns)) {
+            output::add(slot, 1);
+        }
+        output::add(&raw mut (*waits).lengths.sum_ns, ns);
+        if ns > (*waits).lengths.max_ns {
+            (*waits).lengths.max_ns = ns;
+        }
+        if call.stack != 0 {
+            (*waits).most.vote(call.stack, ns);
+        }
+    }
+}
+
+/// Adds a read or write to its descriptor's; returns what the descriptor is.
+#[inline(always)]
+fn io(call: &mut InCall, done: &Done) -> Option<Cause> {
+    let descriptor = done.object as u32;
+    let mut io = known_io(call, descriptor);
+    if io.is_none() {
+        let at = begin_io(call, done);
+        call.known_io[descriptor as usize % KNOWN_IO] = at;
+        io = CALL_IO.get_ptr_mut(at);
+    }
+    // SAFETY: see `add_io`.
+    let io = unsafe { &mut *io? };
+    call.on = io.on;
+    add_io(io, call, done);
+    if call.stack != 0 && (done.looked_at | done.stack_due) != 0 {
+        io.votes += 1;
+        io.most.vote(call.stack, 1);
+    }
+    Some(cause_on(&io.on))
+}
+
+/// Whether it is a socket at a port that the process has accepted connections at.
+#[inline(always)]
+fn listens(pid: u32, on: &Endpoint) -> bool {
+    let at = ListenKey { pid, port: on.local_port.into() };
+    on.kind == ObjectKind::Net as u32 && LISTENING.get_ptr(&at).is_some()
+}
+
+/// A connection has been accepted.
+#[inline(always)]
+fn listen(call: &mut InCall, done: &Done) {
+    describe_descriptor(done.object as u32, &raw mut call.on);
+    let key = ListenKey { pid: call.pid, port: call.on.local_port.into() };
+    if call.on.kind == ObjectKind::Net as u32 && LISTENING.get_ptr(&key).is_none() {
+        let _no_room = LISTENING.insert(&key, &0, 0);
+    }
+}
+
+/// Makes an entry for a descriptor and tells of it, unless another thread has. Returns its position.
+#[inline(always)]
+fn begin_io(call: &InCall, done: &Done) -> u32 {
+    const FULL: u32 = u32::MAX;
+    let key = IoKey { pid: call.pid, descriptor: done.object as u32 };
+    // SAFETY: the value is copied at once.
+    if let Some(&at) = unsafe { IO_INDEX.get(&key) } {
+        return at;
+    }
+    let Ok(Some(at)) = IO_FREE.pop() else {
+        count(KernelCounter::IoFull);
+        return FULL;
+    };
+    let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return FULL };
+    // SAFETY: this CPU's own slot; no program that uses it interrupts another.
+    let record = unsafe { &mut *record };
+    record.kind = KIND_IO;
+    record.closed = 0;
+    record.stats = IoStats {
+        key,
+        first_ns: done.began,
+        tid: call.tid,
+        first_wrote: u32::from(done.traits as u8 & traits::WRITE != 0),
+        ..IoStats::default()
+    };
+    describe_descriptor(key.descriptor, &raw mut record.stats.on);
+    record.stats.listens = u32::from(listens(call.pid, &record.stats.on));
+    // SAFETY: nobody else has got this entry.
+    unsafe { *io = record.stats };
+    if IO_INDEX.insert(&key, &at, NOEXIST).is_err() {
+        end_io(io, at);
+        // SAFETY: as above.
+        return unsafe { IO_INDEX.get(&key) }.copied().unwrap_or(FULL);
+    }
+    if may_tell(done.now) {
+        // At once: what it is called can be found out only as long as it is open.
+        send_now(record);
+    }
+    at
+}
+
+/// Gives an entry of `CALL_IO` back.
+#[inline(always)]
+fn end_io(io: *mut IoStats, at: u32) {
+    // SAFETY: the entry stays where it is.
+    unsafe { (*io).key = IoKey { pid: 0, descriptor: 0 } };
+    let _has_room = IO_FREE.push(at, 0);
+}
+
+/// The entry of a descriptor, if it is where it was the last time.
+#[inline(always)]
+fn known_io(call: &InCall, descriptor: u32) -> Option<*mut IoStats> {
+    let io = CALL_IO.get_ptr_mut(call.known_io[descriptor as usize % KNOWN_IO])?;
+    // SAFETY: the entry stays where it is.
+    let key = unsafe { &(*io).key };
+    if key.pid == call.pid && key.descriptor == descriptor { Some(io) } else { None }
+}
+
+/// Adds a read or write that is of no other interest to its descriptor's; whether that is known already.
+#[inline(always)]
+fn move_data(call: &InCall) -> bool {
+    let Some(io) = known_io(call, call.done.object as u32) else { return false };
+    // SAFETY: see `add_io`.
+    add_io(unsafe { &mut *io }, call, &call.done);
+    true
+}
+
+/// Threads that use one descriptor at the same time can lose each other's counts here; they are told to be
+/// approximate.
+#[inline(always)]
+fn add_io(io: &mut IoStats, call: &InCall, done: &Done) {
+    let size = done.result as u64;
+    io.calls += 1;
+    io.bytes += size;
+    io.ns += duration_ns(done);
+    io.blocked_ns += call.blocked_ns;
+    io.last_ns = done.now;
+    io.tid = call.tid;
+    io.sizes[log2(u64::from(size as u32) | 1) as usize % SIZES] += 1;
+    if done.traits as u8 & traits::WRITE != 0 {
+        io.written_ns = done.began;
+    } else if io.written_ns != 0 {
+        io.round_trips += 1;
+        io.round_trip_ns += done.now.saturating_sub(io.written_ns);
+        io.written_ns = 0;
+    }
+}
+
+#[inline(always)]
+fn cause_from(number: u32) -> Cause {
+    if number == Cause::Disk as u32 {
+        Cause::Disk
+    } else if number == Cause::Network as u32 {
+        Cause::Network
+    } else if number == Cause::Pipe as u32 {
+        Cause::Pipe
+    } else {
+        Cause::Other
+    }
+}
+
+/// The same by what is known already.
+#[inline(always)]
+fn cause_on(on: &Endpoint) -> Cause {
+    if on.kind == ObjectKind::File as u32 {
+        Cause::Disk
+    } else if on.kind == ObjectKind::Net as u32 {
+        Cause::Network
+    } else if on.kind == ObjectKind::Other as u32 {
+        Cause::Other
+    } else {
+        Cause::Pipe
+    }
+}
+
+/// A descriptor is closed: what comes next with its number is another.
+#[inline(always)]
+fn close(call: &InCall, done: &Done) {
+    let key = IoKey { pid: call.pid, descriptor: done.object as u32 };
+    // SAFETY: the value is copied at once.
+    let Some(&at) = (unsafe { IO_INDEX.get(&key) }) else { return };
+    let _was_there = IO_INDEX.remove(&key);
+    let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return };
+    // SAFETY: as in `io`.
+    let record = unsafe { &mut *record };
+    record.kind = KIND_IO;
+    record.closed = 1;
+    // SAFETY: as in `io`.
+    record.stats = unsafe { *io };
+    end_io(io, at);
+    if may_tell(done.now) {
+        tell(record);
+    } else {
+        count(KernelCounter::IoFull);
+    }
+}
+
+#[inline(always)]
+fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
+    if !may_tell(done.now) {
+        count(KernelCounter::SlowCallsDropped);
+        return;
+    }
+    let Some(slow) = SLOW_CALL.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own slot; no program that uses it interrupts another.
+    let slow = unsafe { &mut *slow };
+    slow.kind = KIND_SLOW_CALL;
+    slow.number = call.number;
+    slow.pid = call.pid;
+    slow.tid = call.tid;
+    slow.start_ns = done.began;
+    slow.end_ns = done.now;
+    slow.blocked_ns = call.blocked_ns;
+    slow.run_queue_ns = call.run_queue_ns;
+    slow.result = done.result;
+    slow.stack = call.stack;
+    slow.args = arguments();
+    slow.on = call.on;
+    slow.wait_kind = kind as u32;
+    slow.path[0] = 0;
+    if done.traits as u8 & (traits::PATH0 | traits::PATH1) != 0 {
+        let at = if done.traits as u8 & traits::PATH0 != 0 { slow.args[0] } else { slow.args[1] };
+        // SAFETY: the helper checks the address, and writes no more than there is room for.
+        let len = unsafe {
+            bpf_probe_read_user_str(slow.path.as_mut_ptr().cast(), PATH_LEN as u32, at as *const _)
+        };
+        if len < 0 {
+            slow.path[0] = 0;
+        }
+    }
+    tell(slow);
+}
+
+/// The place of the current thread, outside of its calls.
+#[inline(always)]
+fn own_registers() -> u64 {
+    let at = REGISTERS_AT.get(0).copied().unwrap_or(0);
+    kernel_stack().wrapping_add(at)
+}
+
+/// The current thread was off its CPU until `arrival`: called by the scheduler probe.
+#[inline(always)]
+pub fn off_cpu(blocked_ns: u64, run_queue_ns: u64, stack: u64, arrival: u64) {
+    if CALLS_WATCHED.load() == 0 {
+        return;
+    }
+    if let Some(call) = IN_CALL.get_ptr_mut(place_of(own_registers())) {
+        // SAFETY: see `call_enter`; whoever calls this looks at the entry again.
+        let call = unsafe { &mut *call };
+        // What was before the call is not part of it.
+        if call.start_ns != 0 && arrival > call.start_ns {
+            call.blocked_ns += blocked_ns;
+            call.run_queue_ns += run_queue_ns;
+            if blocked_ns > 0 {
+                call.stack = stack;
+            }
+        }
+    }
+}
+
+/// A thread ends, perhaps inside of a call. Its kernel stack may become another's.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn call_gone(_ctx: RawTracePointContext) -> u32 {
+    let regs = own_registers();
+    let place = place_of(regs);
+    if let Some(call) = IN_CALL.get_ptr_mut(place) {
+        // SAFETY: see `call_enter`.
+        let call = unsafe { &mut *call };
+        if call.start_ns | call.interrupted_ns != 0 {
+            let tid = if CALLS_BY_THREAD.load() != 0 { call.tid } else { 0 };
+            if let Some(stats) = stats(call, &CallKey { pid: call.pid, tid, number: call.number }) {
+                // SAFETY: as in `add`.
+                unsafe { output::add(&raw mut (*stats).unfinished, 1) };
+            }
+        }
+        dismiss_caller(place);
+    }
+    forget_other(regs);
+    0
+}
+
+/// A thread other than the main one that replaces its program takes over the main thread's id, inside of its call. And
+/// what was no target's may now be, by its name.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn call_exec(_ctx: RawTracePointContext) -> u32 {
+    let regs = own_registers();
+    let place = place_of(regs);
+    if let Some(call) = IN_CALL.get_ptr_mut(place) {
+        if let Some(ids) = current_target() {
+            // SAFETY: see `call_enter`.
+            unsafe {
+                (*call).tid = ids.tid;
+                (*call).host_tid = bpf_get_current_pid_tgid() as u32;
+            }
+        } else {
+            dismiss_caller(place); // by its new name it is no target any more
+        }
+    }
+    forget_other(regs);
+    0
+}

@@ -1,0 +1,320 @@
+//! What system calls a target made, how long they took, what they waited for, and what was wrong with them: the
+//! values that the system-call probe's counts become, and that report, JSON and recordings share.
+
+use profiler_common::syscall::WaitKind;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    blocking::Summary,
+    sample::{StackId, ThreadKey},
+};
+
+/// Everything known about the system calls of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Calls {
+    /// By process, or by thread where they are kept apart, and system call; most time first.
+    pub calls: Vec<CallCount>,
+    /// Waits by process and kind, most time first.
+    pub waits: Vec<KindWaits>,
+    /// Reads and writes by what was read and written, most time first.
+    pub objects: Vec<ObjectIo>,
+    /// Objects that are in no entry of `objects` but its last, because there were too many.
+    pub objects_unlisted: u64,
+    /// The slowest calls that are no idle waits, slowest first.
+    pub slow: Vec<SlowCall>,
+    /// Many small round trips, reads or writes where few large ones would do; most time first.
+    pub chatty: Vec<Chatty>,
+    /// Calls that failed at a high rate; most failures first.
+    pub storms: Vec<ErrorStorm>,
+}
+
+impl Calls {
+    /// Every stack that something here refers to; some more than once.
+    pub fn stacks(&self) -> impl Iterator<Item = StackId> + '_ {
+        let waits = self.waits.iter().filter_map(|waits| waits.stack);
+        let slow = self.slow.iter().filter_map(|slow| slow.stack);
+        let chatty = self.chatty.iter().filter_map(|chatty| chatty.stack);
+        waits.chain(slow).chain(chatty)
+    }
+}
+
+/// What happened since the live view was last shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interval {
+    /// Calls that returned.
+    pub calls: u64,
+    /// Of them, failed.
+    pub failed: u64,
+    /// The slowest that was no idle wait, if any was slow enough to be told.
+    pub slowest: Option<SlowCall>,
+}
+
+/// All calls of one system call by one process or thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallCount {
+    /// Whose: thread id zero stands for all threads of the process.
+    pub thread: ThreadKey,
+    /// Name of the process.
+    pub process: String,
+    /// Name of the thread; empty for all.
+    pub thread_name: String,
+    /// Name of the system call.
+    pub syscall: String,
+    /// Calls that returned, by their length.
+    pub lengths: Summary,
+    /// Of their time, blocked, ns.
+    pub blocked_ns: u64,
+    /// Of their time, waiting for a CPU, ns.
+    pub run_queue_ns: u64,
+    /// Calls that failed, by error, most first.
+    pub errors: Vec<(String, u64)>,
+    /// Calls that never returned, because the thread ended in them.
+    pub unfinished: u64,
+}
+
+impl CallCount {
+    /// Calls that failed.
+    pub fn failed(&self) -> u64 {
+        self.errors.iter().map(|(_, n)| n).sum()
+    }
+
+    /// Of the time in calls, on a CPU, ns.
+    pub fn on_cpu_ns(&self) -> u64 {
+        self.lengths.sum_ns.saturating_sub(self.blocked_ns).saturating_sub(self.run_queue_ns)
+    }
+}
+
+/// What calls waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallKind {
+    /// Reading a file.
+    FileRead,
+    /// Writing a file.
+    FileWrite,
+    /// Waiting until a file is stored.
+    FileSync,
+    /// Opening, naming, removing files.
+    FileOther,
+    /// Receiving from an internet socket.
+    NetRead,
+    /// Sending to one.
+    NetWrite,
+    /// Asking a name server.
+    Dns,
+    /// Connecting a socket.
+    Connect,
+    /// Waiting for a connection.
+    Accept,
+    /// Unix sockets.
+    Unix,
+    /// Pipes, terminals, message queues, event descriptors.
+    Pipe,
+    /// A lock.
+    Lock,
+    /// Any other futex.
+    Park,
+    /// Sleep and timers.
+    Timer,
+    /// The end of a child.
+    Child,
+    /// Any of many descriptors.
+    Poll,
+    /// Anything else.
+    Other,
+}
+
+impl CallKind {
+    /// Every kind, by the kernel programs' numbers.
+    pub const ALL: [CallKind; WaitKind::COUNT] = [
+        CallKind::FileRead,
+        CallKind::FileWrite,
+        CallKind::FileSync,
+        CallKind::FileOther,
+        CallKind::NetRead,
+        CallKind::NetWrite,
+        CallKind::Dns,
+        CallKind::Connect,
+        CallKind::Accept,
+        CallKind::Unix,
+        CallKind::Pipe,
+        CallKind::Lock,
+        CallKind::Park,
+        CallKind::Timer,
+        CallKind::Child,
+        CallKind::Poll,
+        CallKind::Other,
+    ];
+
+    /// By the kernel programs' number.
+    pub fn from_number(number: u32) -> CallKind {
+        CallKind::ALL.get(number as usize).copied().unwrap_or(CallKind::Other)
+    }
+
+    /// Name in machine-readable output.
+    pub fn id(self) -> &'static str {
+        match self {
+            CallKind::FileRead => "file_read",
+            CallKind::FileWrite => "file_write",
+            CallKind::FileSync => "file_sync",
+            CallKind::FileOther => "file_other",
+            CallKind::NetRead => "net_read",
+            CallKind::NetWrite => "net_write",
+            CallKind::Dns => "dns",
+            CallKind::Connect => "connect",
+            CallKind::Accept => "accept",
+            CallKind::Unix => "unix",
+            CallKind::Pipe => "pipe",
+            CallKind::Lock => "lock",
+            CallKind::Park => "park",
+            CallKind::Timer => "timer",
+            CallKind::Child => "child",
+            CallKind::Poll => "poll",
+            CallKind::Other => "other",
+        }
+    }
+
+    /// Words for a report.
+    pub fn words(self) -> &'static str {
+        match self {
+            CallKind::FileRead => "file read",
+            CallKind::FileWrite => "file write",
+            CallKind::FileSync => "file sync",
+            CallKind::FileOther => "file open, stat, …",
+            CallKind::NetRead => "network receive",
+            CallKind::NetWrite => "network send",
+            CallKind::Dns => "DNS",
+            CallKind::Connect => "connect",
+            CallKind::Accept => "accept",
+            CallKind::Unix => "Unix socket",
+            CallKind::Pipe => "pipe",
+            CallKind::Lock => "lock (futex)",
+            CallKind::Park => "parked (futex)",
+            CallKind::Timer => "sleep, timer",
+            CallKind::Child => "child",
+            CallKind::Poll => "poll, epoll",
+            CallKind::Other => "other",
+        }
+    }
+}
+
+/// Calls of one kind of one process that blocked, or took longer than 10 us.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindWaits {
+    /// Process id.
+    pub pid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// What for.
+    pub kind: CallKind,
+    /// With an internet socket, who was at its other end: `ADDRESS:PORT`, or `clients of :PORT` for those of the process's
+    /// own port; else empty.
+    pub peer: String,
+    /// By their length.
+    pub lengths: Summary,
+    /// Where most of the time was waited.
+    pub stack: Option<StackId>,
+}
+
+/// Reads and writes of one file, socket or pipe by one process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectIo {
+    /// Process id.
+    pub pid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// Path, or socket with its peer, or pipe; descriptor number where that could not be found out in time.
+    pub object: String,
+    /// Descriptors it was used through, one after the other or at once.
+    pub descriptors: u64,
+    /// Calls that moved data, or found the end of it.
+    pub calls: u64,
+    /// Data moved, bytes.
+    pub bytes: u64,
+    /// Time in these calls, ns.
+    pub ns: u64,
+    /// Of that, blocked, ns.
+    pub blocked_ns: u64,
+    /// Reads that followed a write.
+    pub round_trips: u64,
+    /// Time from each such write to the end of its read, ns.
+    pub round_trip_ns: u64,
+    /// Half of the calls moved no more than about so much, bytes (a power of two).
+    pub median_bytes: u64,
+}
+
+/// One slow call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowCall {
+    /// Whose.
+    pub thread: ThreadKey,
+    /// Name of the process.
+    pub process: String,
+    /// Name of the system call.
+    pub syscall: String,
+    /// What for.
+    pub kind: CallKind,
+    /// When it began: CLOCK_MONOTONIC, ns.
+    pub start_ns: u64,
+    /// How long it took, ns.
+    pub duration_ns: u64,
+    /// Of that, blocked, ns.
+    pub blocked_ns: u64,
+    /// Of that, waiting for a CPU, ns.
+    pub run_queue_ns: u64,
+    /// What it returned: the error's name, or the number.
+    pub result: String,
+    /// The arguments that matter, decoded.
+    pub arguments: String,
+    /// Where it blocked, or else was at its end.
+    pub stack: Option<StackId>,
+}
+
+/// Many small round trips to one peer, or tiny reads or writes of one file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chatty {
+    /// Thread that did it last.
+    pub thread: ThreadKey,
+    /// Name of the process.
+    pub process: String,
+    /// The peer or file.
+    pub object: String,
+    /// Round trips one after the other, rather than small reads or writes.
+    pub round_trips: bool,
+    /// How many.
+    pub count: u64,
+    /// In this time, ns: from the first to the last.
+    pub span_ns: u64,
+    /// Time they took, ns.
+    pub total_ns: u64,
+    /// Half of them moved no more than about so much, bytes.
+    pub median_bytes: u64,
+    /// Where most of them come from.
+    pub stack: Option<StackId>,
+}
+
+impl Chatty {
+    /// How many a second.
+    pub fn per_second(&self) -> f64 {
+        self.count as f64 * 1e9 / self.span_ns.max(1) as f64
+    }
+}
+
+/// A system call of a process that failed at a high rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorStorm {
+    /// Process id.
+    pub pid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// Name of the system call.
+    pub syscall: String,
+    /// Calls while it lasted.
+    pub calls: u64,
+    /// Of them, failed with an error that is not expected.
+    pub failed: u64,
+    /// The most common of these errors.
+    pub errno: String,
+    /// How long it was seen, ns.
+    pub lasted_ns: u64,
+}

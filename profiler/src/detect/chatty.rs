@@ -1,0 +1,133 @@
+//! Chatty I/O: many small round trips to one peer, or tiny reads and writes of one file, from one place in the code,
+//! where a batch would do (the N+1 problem).
+
+use crate::{
+    calls::{Chatty, ObjectIo},
+    sample::{StackId, ThreadKey},
+};
+
+/// Fewer round trips, one after the other, are no pattern.
+const MIN_ROUND_TRIPS: u64 = 50;
+/// Fewer small reads or writes of a file are none.
+const MIN_SMALL: u64 = 1000;
+/// Half of a file's calls must move no more than this, bytes.
+const SMALL_BYTES: u64 = 512;
+/// Less often a second is nobody's trouble.
+const MIN_PER_SECOND: f64 = 20.0;
+/// Share of a descriptor's calls that the writes and reads of round trips must make up: else it is a pipeline, whose
+/// writes do not wait for answers, or a stream.
+const MIN_SHARE: f64 = 0.6;
+/// By so much the most common place must lead among those that were looked at, as far as there are any.
+const MIN_STACK_LEAD: f64 = 0.3;
+/// Fewer looks say nothing about where it comes from: just-in-time compilers move a function more often than that.
+const MIN_LOOKED_AT: u64 = 20;
+/// Messages larger than this are no small talk, bytes.
+const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
+
+/// What was read and written of one object.
+#[derive(Clone, Debug, Default)]
+pub struct Talk {
+    /// Thread that did it last.
+    pub thread: ThreadKey,
+    /// The sums.
+    pub io: ObjectIo,
+    /// A file, not a socket or pipe.
+    pub is_file: bool,
+    /// The process answers here, and does not ask.
+    pub serves: bool,
+    /// From the first call to the last, ns.
+    pub span_ns: u64,
+    /// Where most of it comes from.
+    pub stack: Option<StackId>,
+    /// By how much that place leads, from 0 to 1.
+    pub stack_share: f64,
+    /// How many calls were looked at for that.
+    pub looked_at: u64,
+}
+
+/// What is chatty, most time first.
+pub fn find(talks: impl IntoIterator<Item = Talk>) -> Vec<Chatty> {
+    let mut found: Vec<Chatty> = talks.into_iter().filter_map(judge).collect();
+    found.sort_by_key(|chatty| std::cmp::Reverse(chatty.total_ns));
+    found
+}
+
+fn judge(talk: Talk) -> Option<Chatty> {
+    let io = &talk.io;
+    // A pair of pipe ends or an event descriptor talks to the process itself.
+    let asks = !talk.is_file && !talk.serves && !io.object.starts_with("anon_inode:");
+    let in_turns = io.round_trips as f64 * 2.0 >= io.calls as f64 * MIN_SHARE;
+    let round_trips =
+        asks && io.round_trips >= MIN_ROUND_TRIPS && in_turns && io.median_bytes <= MAX_MESSAGE_BYTES;
+    let tiny = talk.is_file && io.calls >= MIN_SMALL && io.median_bytes <= SMALL_BYTES;
+    let from_everywhere =
+        talk.stack.is_some() && talk.looked_at >= MIN_LOOKED_AT && talk.stack_share < MIN_STACK_LEAD;
+    if !(round_trips || tiny) || from_everywhere {
+        return None;
+    }
+    let chatty = Chatty {
+        thread: talk.thread,
+        process: io.process.clone(),
+        object: io.object.clone(),
+        round_trips,
+        count: if round_trips { io.round_trips } else { io.calls },
+        span_ns: talk.span_ns,
+        total_ns: if round_trips { io.round_trip_ns } else { io.ns },
+        median_bytes: io.median_bytes,
+        stack: talk.stack,
+    };
+    (chatty.per_second() >= MIN_PER_SECOND).then_some(chatty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn talk(calls: u64, round_trips: u64) -> Talk {
+        let io = ObjectIo {
+            object: "tcp 127.0.0.1:5000 -> 127.0.0.1:5432".into(),
+            calls,
+            round_trips,
+            round_trip_ns: 70,
+            ns: 50,
+            median_bytes: 64,
+            ..ObjectIo::default()
+        };
+        Talk {
+            io,
+            span_ns: 1_000_000_000,
+            stack: Some(StackId(1)),
+            stack_share: 0.9,
+            looked_at: 100,
+            ..Talk::default()
+        }
+    }
+
+    fn is_found(talk: Talk) -> bool {
+        !find([talk]).is_empty()
+    }
+
+    #[test]
+    fn questions_one_after_the_other_are_chatty() {
+        let found = find([talk(200, 100)]);
+        assert_eq!((found[0].count, found[0].total_ns, found[0].round_trips), (100, 70, true));
+        assert!(!is_found(talk(200, 3)), "a pipeline");
+        assert!(!is_found(talk(40, 20)), "too few");
+        assert!(!is_found(Talk { span_ns: 100_000_000_000, ..talk(200, 100) }), "too seldom");
+        assert!(!is_found(Talk { serves: true, ..talk(200, 100) }), "answers");
+        assert!(!is_found(Talk { stack_share: 0.0, ..talk(200, 100) }), "from everywhere");
+        assert!(is_found(Talk { stack_share: 0.0, looked_at: 6, ..talk(200, 100) }), "too few looks");
+        assert!(is_found(Talk { stack_share: 0.0, stack: None, ..talk(200, 100) }), "nobody looked");
+    }
+
+    #[test]
+    fn tiny_reads_of_a_file_are_chatty() {
+        let file = |calls, median_bytes| {
+            let mut talk = Talk { is_file: true, ..talk(calls, 0) };
+            talk.io.median_bytes = median_bytes;
+            talk
+        };
+        assert!(is_found(file(5000, 64)));
+        assert!(!is_found(file(5000, 65_536)) && !is_found(file(500, 64)));
+    }
+}

@@ -1,0 +1,404 @@
+//! The report's part about system calls: which, how long, what they waited for, and what was wrong with them.
+
+use std::{collections::BTreeMap, io::Write};
+
+use anyhow::Result;
+
+use super::{
+    findings::at,
+    report::{Style, count, percent, thousands},
+    waiting::{innermost, line, time},
+};
+use crate::{
+    calls::{CallCount, Calls, Chatty, ErrorStorm, Interval},
+    profile::Run,
+    sample::ThreadKey,
+};
+
+/// Processes listed (threads where they are kept apart), and system calls of each.
+const TABLES: (usize, usize) = (5, 15);
+/// Kinds of waits, objects, slow calls and findings listed.
+const LISTED: usize = 10;
+/// Functions shown of a stack.
+const FRAMES: usize = 4;
+
+/// Writes the part; nothing if system calls were not watched.
+pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(calls) = &run.calls else { return Ok(()) };
+    counts(run, calls, style, out)?;
+    waits(run, calls, style, out)?;
+    objects(calls, style, out)?;
+    slow(run, calls, style, out)?;
+    findings(run, calls, style, out)
+}
+
+/// What happened in an interval of the live view, in a line.
+pub fn interval(of: &Interval, seconds: f64) -> String {
+    let failed = match of.failed {
+        0 => String::new(),
+        failed => format!(", {:.0} % failed", percent(failed, of.calls)),
+    };
+    let slowest = of.slowest.as_ref().map_or_else(String::new, |slowest| {
+        format!(", slowest {}({}) {}", slowest.syscall, slowest.arguments, time(slowest.duration_ns))
+    });
+    format!("{} system calls a second{failed}{slowest}", rate(of.calls as f64 / seconds.max(1e-9)))
+}
+
+fn counts(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let seconds = run.cpu.accounts.duration_ns as f64 / 1e9;
+    let mut groups: BTreeMap<ThreadKey, Vec<&CallCount>> = BTreeMap::new();
+    for count in &calls.calls {
+        groups.entry(count.thread).or_default().push(count);
+    }
+    let sum = |group: &[&CallCount]| group.iter().map(|count| count.lengths.sum_ns).sum::<u64>();
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(thread, group)| (std::cmp::Reverse(sum(group)), *thread));
+    for (thread, group) in groups.iter().take(TABLES.0) {
+        let (total, number) = (sum(group), group.iter().map(|count| count.lengths.count).sum());
+        let Some(first) = group.first() else { continue };
+        let who = match (thread.pid, thread.tid) {
+            (0, _) => first.process.clone(),
+            (pid, 0) => format!("{} (pid {pid})", first.process),
+            (pid, tid) => format!("{} (pid {pid}) / {} (tid {tid})", first.process, first.thread_name),
+        };
+        let title = format!("system calls of {who}: {}, {}", self::count(number, "call"), time(total));
+        writeln!(out, "\n{}", style.bold(&title))?;
+        let head = format!(
+            "{:>11}  {:>9}  {:>7}  {:>6}  {:>6}  {:>6}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  system call: errors",
+            "calls", "calls/s", "time", "% wall", "% cpu", "% wait", "p50", "p90", "p99", "p99.9", "max"
+        );
+        writeln!(out, "{}", style.dim(&head))?;
+        for of in group.iter().take(TABLES.1) {
+            row(of, seconds, run.cpu.accounts.duration_ns, style, out)?;
+        }
+        if group.len() > TABLES.1 {
+            let rest = &group[TABLES.1..];
+            let number: u64 = rest.iter().map(|count| count.lengths.count).sum();
+            writeln!(out, "{:>11}  in {} more system calls (JSON holds all)", thousands(number), rest.len())?;
+        }
+    }
+    if groups.len() > TABLES.0 {
+        writeln!(out, "{} more (JSON holds all)", thousands((groups.len() - TABLES.0) as u64))?;
+    }
+    Ok(())
+}
+
+fn row(of: &CallCount, seconds: f64, wall_ns: u64, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let lengths = &of.lengths;
+    let [p50, p90, p99, p999, max] =
+        [lengths.p50_ns, lengths.p90_ns, lengths.p99_ns, lengths.p999_ns, lengths.max_ns].map(time);
+    let mut notes: Vec<String> =
+        of.errors.iter().take(3).map(|(name, n)| format!("{name} {}", thousands(*n))).collect();
+    if of.errors.len() > 3 {
+        notes.push("…".to_owned());
+    }
+    if of.unfinished > 0 {
+        notes.push(format!("{} never returned", thousands(of.unfinished)));
+    }
+    let notes = if notes.is_empty() { String::new() } else { format!(": {}", notes.join(", ")) };
+    let text = format!(
+        "{:>11}  {:>9}  {:>7}  {:>6.1}  {:>6.1}  {:>6.1}  {p50:>8}  {p90:>8}  {p99:>8}  {p999:>8}  {max:>8}  {}{notes}",
+        thousands(lengths.count),
+        rate(lengths.count as f64 / seconds.max(1e-9)),
+        time(lengths.sum_ns),
+        percent(lengths.sum_ns, wall_ns),
+        percent(of.on_cpu_ns(), lengths.sum_ns),
+        percent(of.blocked_ns, lengths.sum_ns),
+        of.syscall,
+    );
+    line(&text, style, out)
+}
+
+fn waits(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
+    if calls.waits.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", style.bold("what system calls waited for (blocked, or longer than 10 us)"))?;
+    let head = format!("{:>9}  {:>8}  {:>8}  {:>8}  for, by, most of it at", "waits", "time", "p99", "max");
+    writeln!(out, "{}", style.dim(&head))?;
+    for of in calls.waits.iter().take(LISTED) {
+        let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
+        let functions: Vec<&str> =
+            functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
+        let text = format!(
+            "{:>9}  {:>8}  {:>8}  {:>8}  {}{}{}, {} (pid {}){}{}",
+            thousands(of.lengths.count),
+            time(of.lengths.sum_ns),
+            time(of.lengths.p99_ns),
+            time(of.lengths.max_ns),
+            of.kind.words(),
+            if of.peer.is_empty() { "" } else { " " },
+            of.peer,
+            of.process,
+            of.pid,
+            if functions.is_empty() { "" } else { ": " },
+            functions.join(" < "),
+        );
+        line(&text, style, out)?;
+    }
+    more(calls.waits.len(), out)
+}
+
+fn objects(calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
+    if calls.objects.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", style.bold("what was read and written"))?;
+    let head = format!(
+        "{:>9}  {:>9}  {:>8}  {:>8}  {:>8}  {:>11}  what, by",
+        "calls", "bytes", "median", "time", "blocked", "round trips"
+    );
+    writeln!(out, "{}", style.dim(&head))?;
+    for of in calls.objects.iter().take(LISTED) {
+        let text = format!(
+            "{:>9}  {:>9}  {:>8}  {:>8}  {:>8}  {:>11}  {}, {} (pid {})",
+            thousands(of.calls),
+            bytes(of.bytes),
+            bytes(of.median_bytes),
+            time(of.ns),
+            time(of.blocked_ns),
+            thousands(of.round_trips),
+            of.object,
+            of.process,
+            of.pid,
+        );
+        line(&text, style, out)?;
+    }
+    more(calls.objects.len(), out)
+}
+
+fn slow(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
+    if calls.slow.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", style.bold("slowest system calls, without idle waits"))?;
+    for of in calls.slow.iter().take(LISTED) {
+        let text = format!(
+            "{:>8}  {:>8} blocked  {}({}) = {}, {} (tid {})",
+            time(of.duration_ns),
+            time(of.blocked_ns),
+            of.syscall,
+            of.arguments,
+            of.result,
+            of.process,
+            of.thread.tid,
+        );
+        line(&text, style, out)?;
+        let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
+        if !functions.is_empty() {
+            let functions: Vec<&str> =
+                functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
+            line(&format!("            {}", functions.join(" < ")), style, out)?;
+        }
+    }
+    more(calls.slow.len(), out)
+}
+
+fn findings(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
+    if calls.chatty.is_empty() && calls.storms.is_empty() {
+        return Ok(writeln!(out, "\nno chatty I/O and no error storm")?);
+    }
+    writeln!(out, "\n{}", style.bold("what was wrong with system calls"))?;
+    let label = style.paint("33", "WARNING ");
+    for of in calls.chatty.iter().take(LISTED) {
+        line(&format!("{label}  {}", chatty(of)), style, out)?;
+        let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
+        for function in functions.iter().take(FRAMES) {
+            line(&format!("            {}", at(function)), style, out)?;
+        }
+    }
+    for of in calls.storms.iter().take(LISTED) {
+        line(&format!("{label}  {}", storm(of)), style, out)?;
+    }
+    more(calls.chatty.len().max(calls.storms.len()), out)
+}
+
+/// One of the two in a sentence.
+fn chatty(of: &Chatty) -> String {
+    let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
+    format!(
+        "chatty I/O: {} (tid {}) made {} {what} {}, {} a second, one after the other: {}, half of them of {} or less; a batch would do",
+        of.process,
+        of.thread.tid,
+        thousands(of.count),
+        of.object,
+        rate(of.per_second()),
+        time(of.total_ns),
+        bytes(of.median_bytes),
+    )
+}
+
+fn storm(of: &ErrorStorm) -> String {
+    format!(
+        "error storm: {} of {} (pid {}) failed {} of {} times ({:.0} %) in {}, mostly with {}",
+        of.syscall,
+        of.process,
+        of.pid,
+        thousands(of.failed),
+        thousands(of.calls),
+        percent(of.failed, of.calls),
+        time(of.lasted_ns),
+        of.errno,
+    )
+}
+
+fn more(all: usize, out: &mut dyn Write) -> Result<()> {
+    if all > LISTED {
+        writeln!(out, "{} more (JSON holds all)", thousands((all - LISTED) as u64))?;
+    }
+    Ok(())
+}
+
+fn rate(per_second: f64) -> String {
+    if per_second < 100.0 { format!("{per_second:.1}") } else { thousands(per_second as u64) }
+}
+
+/// A number of bytes, short.
+fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} B"),
+        10_000..10_000_000 => format!("{} kB", n / 1000),
+        10_000_000..10_000_000_000 => format!("{} MB", n / 1_000_000),
+        _ => format!("{} GB", n / 1_000_000_000),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! System calls made by hand.
+
+    use super::*;
+    use crate::{
+        blocking::Summary,
+        calls::{CallKind, KindWaits, ObjectIo, SlowCall},
+        detect::finding::fixtures::name_stacks,
+        sample::StackId,
+    };
+
+    const MS: u64 = 1_000_000;
+
+    /// A process that asks a database one question after the other.
+    pub fn run_with_calls() -> Run {
+        let mut run = crate::profile::fixtures::run(&[("main;query", 10)]);
+        name_stacks(&mut run, &["main;handle;query;write", "main;save;fsync;k:jbd2_log_wait_commit"]);
+        let thread = ThreadKey { pid: 7, tid: 8 };
+        let lengths = |count, sum_ns, max_ns| Summary {
+            count,
+            sum_ns,
+            p50_ns: 20_000,
+            p90_ns: 90_000,
+            p99_ns: MS,
+            p999_ns: 2 * MS,
+            max_ns,
+        };
+        let of = |syscall: &str, count, sum_ns, errors: &[(&str, u64)]| CallCount {
+            thread: ThreadKey { pid: 7, tid: 0 },
+            process: "app".into(),
+            syscall: syscall.into(),
+            lengths: lengths(count, sum_ns, sum_ns / 10),
+            blocked_ns: sum_ns / 2,
+            run_queue_ns: sum_ns / 10,
+            errors: errors.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
+            ..CallCount::default()
+        };
+        let mut exit = of("exit_group", 0, 0, &[]);
+        exit.unfinished = 1;
+        run.calls = Some(Calls {
+            calls: vec![
+                of("read", 12_000, 700 * MS, &[("EAGAIN", 3)]),
+                of(
+                    "openat",
+                    4_000,
+                    9 * MS,
+                    &[("EMFILE", 3_000), ("ENOENT", 70), ("EACCES", 2), ("EPERM", 1)],
+                ),
+                exit,
+            ],
+            waits: vec![KindWaits {
+                pid: 7,
+                process: "app".into(),
+                kind: CallKind::NetRead,
+                peer: "10.0.0.2:5432".into(),
+                lengths: lengths(12, 80 * MS, 30 * MS),
+                stack: Some(StackId(1)),
+            }],
+            objects: vec![ObjectIo {
+                pid: 7,
+                process: "app".into(),
+                object: "tcp 10.0.0.1:4711 -> 10.0.0.2:5432".into(),
+                descriptors: 1,
+                calls: 20_000,
+                bytes: 12_345_678,
+                ns: 600 * MS,
+                blocked_ns: 500 * MS,
+                round_trips: 10_000,
+                round_trip_ns: 650 * MS,
+                median_bytes: 64,
+            }],
+            slow: vec![SlowCall {
+                thread,
+                process: "app".into(),
+                syscall: "fsync".into(),
+                kind: CallKind::FileSync,
+                start_ns: 5 * MS,
+                duration_ns: 30 * MS,
+                blocked_ns: 29 * MS,
+                run_queue_ns: MS / 2,
+                result: "0".into(),
+                arguments: "fd 5 /data/x".into(),
+                stack: Some(StackId(1)),
+            }],
+            chatty: vec![Chatty {
+                thread,
+                process: "app".into(),
+                object: "tcp 10.0.0.1:4711 -> 10.0.0.2:5432".into(),
+                round_trips: true,
+                count: 10_000,
+                span_ns: 900 * MS,
+                total_ns: 650 * MS,
+                median_bytes: 64,
+                stack: Some(StackId(0)),
+            }],
+            storms: vec![ErrorStorm {
+                pid: 7,
+                process: "app".into(),
+                syscall: "openat".into(),
+                calls: 4_000,
+                failed: 3_003,
+                errno: "EMFILE".into(),
+                lasted_ns: 1_000 * MS,
+            }],
+            objects_unlisted: 0,
+        });
+        run
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_calls_are_told() {
+        let style = Style { colour: false, width: None, threads: false, top: 9 };
+        let mut text = Vec::new();
+        write(&fixtures::run_with_calls(), &style, &mut text).unwrap();
+        insta::assert_snapshot!(String::from_utf8(text).unwrap());
+    }
+
+    #[test]
+    fn intervals_fit_in_a_line() {
+        let slowest = fixtures::run_with_calls().calls.unwrap().slow.pop();
+        let of = Interval { calls: 3000, failed: 30, slowest };
+        assert_eq!(
+            interval(&of, 2.0),
+            "1,500 system calls a second, 1 % failed, slowest fsync(fd 5 /data/x) 30 ms"
+        );
+        assert_eq!(interval(&Interval::default(), 1.0), "0.0 system calls a second");
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!([0, 9_999, 10_000, 12_345_678, u64::MAX].map(bytes)[1..4], ["9999 B", "10 kB", "12 MB"]);
+    }
+}
