@@ -85,6 +85,21 @@ fn counts_are_those_of_strace() {
     assert_eq!(call(&profile, "clock_nanosleep")["errors"]["ERESTART_RESTARTBLOCK"], 3);
 }
 
+/// The probes of allocations come into the kernel by system calls of their own, which are not the program's.
+#[test]
+fn probes_are_no_calls() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    let script =
+        "import time\nend = time.time() + 3\nwhile time.time() < end: [bytes(5000) for _ in range(100)]";
+    let profile = profile(&["--syscalls", "--alloc", "full", "--", "/usr/bin/python3", "-c", script]);
+    let hits = profile.0["memory"]["watching"]["hits"].as_u64().unwrap();
+    assert!(hits > 1000, "{hits} hits");
+    let named: Vec<_> = list(&profile, "calls").iter().filter_map(|call| call["syscall"].as_str()).collect();
+    assert!(!named.iter().any(|name| name.contains("probe")), "{named:?}");
+}
+
 #[test]
 fn lengths_are_right() {
     if !kernel_ready(&["python3"]) {

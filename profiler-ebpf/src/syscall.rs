@@ -156,6 +156,9 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     if place == UNKNOWN {
         place = admit_caller(regs);
     }
+    if is_trap(number) {
+        return 0;
+    }
     let Some(call) = IN_CALL.get_ptr_mut(place) else { return 0 };
     // SAFETY: only the thread itself uses its entry, and the scheduler when it switches it.
     let call = unsafe { &mut *call };
@@ -177,6 +180,20 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
         ask_for_work(number, class.into());
     }
     0
+}
+
+/// Whether this is how a user probe comes into the kernel, the profiler's own among them: no call of the program's.
+/// uretprobe (Linux 6.11) and uprobe (6.18), arch/x86/entry/syscalls/syscall_64.tbl.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[inline(always)]
+fn is_trap(number: u32) -> bool {
+    (number == 335 || number == 336) && !is_compat(current_task())
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+fn is_trap(_number: u32) -> bool {
+    false
 }
 
 /// A call returns.
