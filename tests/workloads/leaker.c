@@ -1,8 +1,7 @@
 // Says "ready", waits for a line, then for so many seconds each of so many threads frees all that it allocates, as fast as
 // it can, and keeps one object of 1 KiB a millisecond (not with zero seconds: then it does nothing). Says what it kept
 // ("leak_here BYTES OBJECTS"), "done", and waits for the end of its input.
-//   leaker THREADS SECONDS [bursts]
-// In bursts: all of it in the first few of every 50 milliseconds.
+//   leaker THREADS SECONDS
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -13,7 +12,6 @@
 
 static atomic_long kept;
 static double seconds;
-static int bursts;
 
 static double now(void) {
     struct timespec time;
@@ -40,10 +38,8 @@ static void *work(void *number) {
     for (double time = start; time < start + seconds; time = now()) {
         for (int i = 0; i < 20; i++) churn_here(&seed);
         if (time >= next) {
-            for (int i = 0; i < (bursts ? 50 : 1); i++) leak_here();
-            next += bursts ? 0.05 : 0.001;
-            struct timespec rest = {0, (next - now()) * 1e9};
-            if (bursts && rest.tv_nsec > 0) nanosleep(&rest, NULL);
+            leak_here();
+            next += 0.001;
         }
     }
     return NULL;
@@ -53,7 +49,6 @@ int main(int argc, char **argv) {
     if (argc < 3) return 2;
     int count = atoi(argv[1]);
     seconds = atof(argv[2]);
-    bursts = argc > 3;
     pthread_t threads[64];
     char line[16];
     puts("ready");

@@ -300,11 +300,12 @@ impl Worker {
     fn step(&mut self) {
         match (self.mode, self.credit) {
             (Mode::Always, Some(credit)) if credit.ns < 0.0 && !self.attached.is_empty() => {
+                let closed_ns = monotonic_ns();
                 self.close();
                 self.account();
                 let busy = self.busy_since_closed();
                 self.usual = Usual { busy, ..Usual::default() };
-                self.mode = self.next_window(credit);
+                self.mode = self.next_window(credit, closed_ns);
             }
             (Mode::Always, _) => {
                 if self.attached.is_empty() {
@@ -329,10 +330,9 @@ impl Worker {
     }
 
     /// Draws the time of the next window by lot: up to twice what it takes to earn it.
-    fn next_window(&self, credit: Credit) -> Mode {
-        let closed_ns = monotonic_ns();
+    fn next_window(&self, credit: Credit, closed_ns: u64) -> Mode {
         let gap_ns = credit.gap_ns(self.usual.price_ns, self.usual.busy) * 2.0 * self.chance();
-        Mode::Windows { closed_ns, open_ns: closed_ns + gap_ns as u64 }
+        Mode::Windows { closed_ns, open_ns: monotonic_ns() + gap_ns as u64 }
     }
 
     fn open_window(&mut self, closed_ns: u64) {
@@ -361,13 +361,7 @@ impl Worker {
         self.mode = if comfortable && self.usual.windows >= ENOUGH_WINDOWS {
             Mode::Always
         } else {
-            match self.next_window(credit) {
-                // What came after the window's end was not seen.
-                Mode::Windows { open_ns: next_ns, .. } => {
-                    Mode::Windows { closed_ns: open_ns + length_ns, open_ns: next_ns }
-                }
-                Mode::Always => Mode::Always,
-            }
+            self.next_window(credit, open_ns + length_ns)
         };
     }
 
