@@ -919,17 +919,6 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
     Wait { cause: cause as u32, ..wait }
 }
 
-/// A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which the mutexes of glibc,
-/// musl, Rust and Go mean by "locked, with waiters" (Drepper, Futexes Are Tricky, 2011).
-#[inline(always)]
-pub fn futex_cause(operation: u64, expected: u64) -> Cause {
-    const COMMAND: u64 = 0x7f;
-    let command = operation & COMMAND;
-    let wait = command == 0 || command == 9; // FUTEX_WAIT, FUTEX_WAIT_BITSET
-    let lock_pi = command == 6 || command == 13; // FUTEX_LOCK_PI, FUTEX_LOCK_PI2
-    if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
-}
-
 /// What a descriptor of the current task is, a [`Cause`]. Called from two places, so not inlined.
 #[unsafe(no_mangle)]
 #[inline(never)]

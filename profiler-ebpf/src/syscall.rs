@@ -32,8 +32,8 @@ use profiler_common::{
 use crate::{
     output::{self, charge_many, count, now_ns, send_now},
     sched::{
-        arguments, arrivals, ask_for_work, describe_descriptor, first_argument, futex_cause, is_compat,
-        kernel_stack, may_tell, settle, take_stack_if_allowed, tell,
+        arguments, arrivals, ask_for_work, describe_descriptor, first_argument, is_compat, kernel_stack,
+        may_tell, settle, take_stack_if_allowed, tell,
     },
     target::{TARGET_MODE, current_target},
     unwind::current_task,
@@ -581,21 +581,11 @@ fn cause_of(call: &mut InCall, done: &Done) -> Cause {
     }
     if class == SyscallClass::Descriptor as u8 || class == SyscallClass::Accept as u8 {
         cause_from(describe_descriptor(done.object as u32, &raw mut call.on))
-    } else if class == SyscallClass::Disk as u8 {
-        Cause::Disk
     } else if class == SyscallClass::Futex as u8 {
         let args = arguments();
-        futex_cause(args[1], args[2])
-    } else if class == SyscallClass::Sleep as u8 {
-        Cause::Sleep
-    } else if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
-        Cause::Poll
-    } else if class == SyscallClass::Ipc as u8 {
-        Cause::Pipe
-    } else if class == SyscallClass::Child as u8 {
-        Cause::Child
+        Cause::of_futex(args[1], args[2])
     } else {
-        Cause::Other
+        Cause::of_class(class)
     }
 }
 

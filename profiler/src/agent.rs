@@ -712,13 +712,8 @@ impl Collector {
             };
             let sample =
                 Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: Some(cause) };
-            if self.off_cpu.add(&sample) {
-                let named =
-                    self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
-                results.record(&sample, &self.tables, named.as_deref())?;
-            } else {
-                self.losses.add(Loss::OffCpuFull, 1);
-            }
+            let fits = self.off_cpu.add(&sample);
+            self.record_time(&sample, fits, results)?;
         }
         Ok(())
     }
@@ -745,15 +740,21 @@ impl Collector {
                 continue;
             };
             let sample = Sample { time_ns: monotonic_ns(), thread, cpu: 0, stack, weight: ns, cause: None };
-            if self.in_calls.add(&sample) {
-                let named =
-                    self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
-                results.record(&sample, &self.tables, named.as_deref())?;
-            } else {
-                self.losses.add(Loss::OffCpuFull, 1);
-            }
+            let fits = self.in_calls.add(&sample);
+            self.record_time(&sample, fits, results)?;
         }
         Ok(())
+    }
+
+    /// Records a sample of time whose thread may have no name yet, or counts it as lost where its totals had no room.
+    fn record_time(&mut self, sample: &Sample, fits: bool, results: &mut Results) -> Result<()> {
+        if !fits {
+            self.losses.add(Loss::OffCpuFull, 1);
+            return Ok(());
+        }
+        let thread = sample.thread;
+        let named = self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
+        results.record(sample, &self.tables, named.as_deref())
     }
 
     /// Ends sampling and takes what is left in the kernel.
