@@ -307,6 +307,42 @@ fn new_and_exceptions() {
     assert_exact(&profile, &places);
 }
 
+/// Allocators that take the C library's place have an operator new of their own, which does not end in malloc.
+#[test]
+fn other_allocators_are_watched() {
+    if !kernel_ready(&["g++", "musl-gcc"]) {
+        return;
+    }
+    let programs = [workload("alloc", &[]), common::compiled("alloc.cc", programs::CXX)];
+    for library in ["libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libmimalloc.so.2"] {
+        let path = common::library(library);
+        for program in &programs {
+            let mut command = Command::new(program);
+            // Debian's mimalloc is built as C, and cannot throw.
+            if library.contains("mimalloc") && program == &programs[1] {
+                command.arg("calm");
+            }
+            let mut program = Knower::start(command.env("LD_PRELOAD", &path));
+            let watching = Watching::start(&["--pid", &program.process.pid(), "--alloc", "full"]);
+            let places = program.work();
+            let (profile, _) = watching.finish();
+            assert_exact(&profile, &places);
+            assert_eq!(memory(&profile)["watching"]["problems"].as_array().map(Vec::len), Some(0));
+        }
+    }
+    for flags in [&["-static"][..], &[]] {
+        let command = [&["musl-gcc", "-O2", "-g", "-pthread"], flags].concat();
+        let mut program = Knower::start(&mut Command::new(common::compiled("alloc.c", &command)));
+        let watching = Watching::start(&["--pid", &program.process.pid(), "--alloc", "full"]);
+        let mut places = program.work();
+        // musl itself has no unwind tables: what its functions allocate is theirs.
+        let copies = places.remove("leak_strdup").unwrap();
+        places.insert("strdup".to_owned(), copies);
+        let (profile, _) = watching.finish();
+        assert_exact(&profile, &places);
+    }
+}
+
 /// Whatever becomes of the profiler, the target goes on without it.
 #[test]
 fn a_killed_profiler_leaves_nothing_behind() {

@@ -21,7 +21,7 @@ pub const CALL_SLOTS: u32 = 32_768;
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
-    /// `(size)`: malloc, valloc, pvalloc, operator new, mallocx.
+    /// `(size)`: malloc, valloc, pvalloc, mallocx.
     Malloc = 0,
     /// `(count, size)`: calloc.
     Calloc = 1,
@@ -39,18 +39,23 @@ pub enum Call {
     Free = 7,
     /// `(address, length)`: munmap.
     Munmap = 8,
+    /// `(size)`: operator new, which may throw, and is seen to end at its return instructions.
+    New = 9,
+    /// An exception is thrown, out of [`Call::New`] if that is in progress.
+    Throw = 10,
 }
 
 impl Call {
     /// Whether it is known what the call does only when it returns.
     pub fn returns(self) -> bool {
-        !matches!(self, Call::Free | Call::Munmap)
+        !matches!(self, Call::Free | Call::Munmap | Call::Throw)
     }
 
     /// How many arguments tell what it does.
     pub fn arguments(self) -> usize {
         match self {
-            Call::Malloc | Call::Free => 1,
+            Call::Throw => 0,
+            Call::Malloc | Call::New | Call::Free => 1,
             Call::Calloc | Call::Realloc | Call::Memalign | Call::Munmap => 2,
             Call::Reallocarray | Call::PosixMemalign | Call::Mmap => 3,
         }

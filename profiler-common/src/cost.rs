@@ -33,11 +33,13 @@ pub enum Probe {
     Free = 7,
     /// The system-call probe; its runs are estimated from one in [`COST_SAMPLE`](crate::syscall::COST_SAMPLE).
     Syscall = 8,
+    /// Return instructions of allocators' functions that throw.
+    AllocLeave = 9,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 }
 
 #[cfg(feature = "user")]

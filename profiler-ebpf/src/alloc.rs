@@ -1,9 +1,10 @@
 //! The allocation probe: breakpoints in the functions of a program's allocator. Each object that is allocated is kept,
 //! with its stack, until it is freed; what each stack has allocated and freed adds up.
 //!
-//! Only outermost calls count, by the stack pointer: what calloc allocates inside of operator new inside of … is one
-//! object, that of the outermost. A call that never returns (its thread ended in it) is recognised when the thread
-//! number's next call has a stack pointer above it, or else after some calls.
+//! Only outermost calls count, by the stack pointer: what calloc allocates inside of operator new inside of …, or having
+//! been jumped to by it, is one object, that of the outermost. A call that never returns (its thread ended in it) is
+//! recognised when the thread number's next call has a stack pointer above it, or else after some calls; one that is left
+//! by an exception when that is thrown.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -21,6 +22,7 @@ use profiler_common::{
     cost::Probe,
     histogram::log2,
     loss::KernelCounter,
+    unwind::Registers,
 };
 
 use crate::{
@@ -86,9 +88,38 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
 pub fn alloc_return(ctx: RetProbeContext) -> u32 {
     let Some(ids) = current_target() else { return 0 };
     let began = begin(Probe::AllocReturn);
-    leave(&ctx, &ids);
+    // SAFETY: the context of this program, which is the registers.
+    let registers = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() });
+    leave(registers, ctx.ret(), false, &ids);
     finish(Probe::AllocReturn, began);
     0
+}
+
+/// An allocator's function is about to return: at a return instruction of one that throws. An exception cannot pass a
+/// return address that has been replaced, so nothing is.
+#[uprobe]
+pub fn alloc_leave(ctx: ProbeContext) -> u32 {
+    let Some(ids) = current_target() else { return 0 };
+    let began = begin(Probe::AllocLeave);
+    // SAFETY: the context of this program, which is the registers.
+    let regs = unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() };
+    if let Some(registers) = after_return(registers(regs)) {
+        // SAFETY: as above.
+        leave(registers, RetProbeContext::new(ctx.as_ptr()).ret(), true, &ids);
+    }
+    finish(Probe::AllocLeave, began);
+    0
+}
+
+/// What a return instruction makes of the registers.
+#[inline(always)]
+fn after_return(registers: Registers) -> Option<Registers> {
+    #[cfg(not(bpf_target_arch = "aarch64"))]
+    // SAFETY: the helper checks the address.
+    let ip = unsafe { bpf_probe_read_user(registers.sp as *const u64) }.ok()?;
+    #[cfg(bpf_target_arch = "aarch64")]
+    let ip = registers.lr;
+    Some(Registers { ip, sp: registers.sp + RETURN_TAKES, ..registers })
 }
 
 /// An object is about to be freed.
@@ -123,7 +154,11 @@ fn enter(ctx: &ProbeContext, ids: &Ids) {
     let sp = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() }).sp;
     if call.sp != 0 && call.window == control.window {
         let mine = call.tid == tid;
-        if (!mine || sp < call.sp) && call.nested < MAX_NESTED {
+        if (!mine || sp <= call.sp) && call.nested < MAX_NESTED {
+            if mine && cookie(ctx) == Call::Throw as u8 {
+                call.sp = 0;
+                return;
+            }
             call.nested += 1;
             if !mine {
                 count(KernelCounter::AllocClash);
@@ -132,10 +167,10 @@ fn enter(ctx: &ProbeContext, ids: &Ids) {
         }
     }
     let kind = cookie(ctx);
-    let [a, b, c] = [0, 1, 2].map(|n| ctx.arg::<u64>(n).unwrap_or(0));
-    if sp == call.sp && call.tid == tid && call.window == control.window && a != 0 && a == call.old_address {
-        return; // reallocarray has become realloc by a jump, and its object has been taken
+    if kind == Call::Throw as u8 {
+        return;
     }
+    let [a, b, c] = [0, 1, 2].map(|n| ctx.arg::<u64>(n).unwrap_or(0));
     call.result_at = 0;
     call.old_address = 0;
     call.size = if kind == Call::Calloc as u8 {
@@ -181,17 +216,16 @@ fn take_old(call: &mut CallInProgress, address: u64, ids: &Ids) {
 }
 
 #[inline(always)]
-fn leave(ctx: &RetProbeContext, ids: &Ids) {
+fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
     let (Some(control), Some((call, tid))) = (ALLOC_CONTROL.get(0), place()) else { return };
-    // SAFETY: the context of this program, which is the registers.
-    let registers = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() });
     let ours = call.tid == tid && call.window == control.window && call.sp != 0;
-    if !ours || registers.sp != call.sp + RETURN_TAKES {
+    // What operator new jumps to, others jump to as well, whose return address may be replaced.
+    let seen_here = (call.call == Call::New as u32) == at_exit;
+    if !ours || !seen_here || registers.sp != call.sp + RETURN_TAKES {
         return;
     }
     call.sp = 0;
     let now = now_ns();
-    let returned = ctx.ret::<u64>();
     let address = if call.call == Call::PosixMemalign as u32 {
         // SAFETY: the helper checks the address.
         let stored = unsafe { bpf_probe_read_user(call.result_at as *const u64) };

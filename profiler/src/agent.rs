@@ -83,7 +83,7 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
 /// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 9] = [
+const PROBES: [(Probe, &str); 10] = [
     (Probe::Cpu, "cpu"),
     (Probe::Sched, "scheduler"),
     (Probe::Loop, "event loop"),
@@ -92,6 +92,7 @@ const PROBES: [(Probe, &str); 9] = [
     (Probe::Fault, "page faults"),
     (Probe::AllocEnter, "allocations, begun"),
     (Probe::AllocReturn, "allocations, done"),
+    (Probe::AllocLeave, "allocations, done (C++)"),
     (Probe::Free, "frees"),
 ];
 

@@ -57,6 +57,12 @@ pub fn which(program: &str) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
+/// A shared library of the system's.
+pub fn library(name: &str) -> PathBuf {
+    let dirs = ["x86_64-linux-gnu", "aarch64-linux-gnu"].map(|dir| Path::new("/usr/lib").join(dir));
+    dirs.map(|dir| dir.join(name)).into_iter().find(|path| path.exists()).expect(name)
+}
+
 /// Compiles `tests/workloads/NAME.c` once, with `flags`, and returns the program.
 pub fn workload(name: &str, flags: &[&str]) -> PathBuf {
     let mut command = vec!["cc", "-O2", "-g", "-pthread"];

@@ -1,4 +1,5 @@
-// As alloc.c, with operator new, arrays, containers, and an operator new that throws.
+// As alloc.c, with operator new, arrays, containers, and an operator new that throws (not with an argument: some
+// allocators' abort).
 #include <cstdio>
 #include <new>
 #include <string>
@@ -21,7 +22,15 @@ extern "C" __attribute__((noinline)) void delete_all(unsigned i) {
     asm volatile("" ::: "memory");
 }
 
-extern "C" __attribute__((noinline)) void too_much(void) {
+// How deep the stack is where it throws differs, so that calls after it are both above and below.
+extern "C" __attribute__((noinline)) void too_much(unsigned depth) {
+    volatile char frame[48];
+    frame[0] = depth;
+    if (depth > 0) {
+        too_much(depth - 1);
+        asm volatile("" ::: "memory");
+        return;
+    }
     try {
         volatile size_t size = (size_t)-1 / 2 - 4096;
         *(volatile char *)::operator new(size) = 1;
@@ -30,7 +39,7 @@ extern "C" __attribute__((noinline)) void too_much(void) {
     asm volatile("" ::: "memory");
 }
 
-int main() {
+int main(int argc, char **) {
     char line[16];
     std::puts("ready");
     std::fflush(stdout);
@@ -38,7 +47,7 @@ int main() {
     for (unsigned i = 0; i < 1000; i++) {
         leak_new(i);
         delete_all(i);
-        too_much();
+        if (argc == 1) too_much(i % 5);
     }
     std::printf("leak_new %ld %ld\ndelete_all 0 0\ntoo_much 0 0\ndone\n", bytes, objects);
     std::fflush(stdout);

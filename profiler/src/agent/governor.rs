@@ -31,7 +31,7 @@ use crate::{
         alloc::Control,
         load::Costs,
         trap::{self, TrapCosts},
-        uprobe::{Attached, Breakpoint, Programs},
+        uprobe::{Attached, Breakpoint, Program, Programs},
     },
     usage::cpu_time_of,
 };
@@ -273,6 +273,9 @@ impl Worker {
                 Ok(wanted) => {
                     self.account();
                     self.wanted = wanted;
+                    for &pid in self.wanted.keys() {
+                        self.cpu_ns.entry(pid).or_insert_with(|| cpu_time_of(pid).unwrap_or(0));
+                    }
                     self.take_away(|pid, wanted| !wanted.contains_key(&pid));
                     ordered = true;
                 }
@@ -422,21 +425,19 @@ impl Worker {
     /// Books what has been earned and spent since this was last done.
     fn account(&mut self) {
         let now = monotonic_ns();
-        let frequent_stepped = |returns: bool| {
-            let of_kind = |breakpoint: &&Breakpoint| breakpoint.returns == returns;
-            self.wanted
-                .values()
-                .flatten()
-                .filter(of_kind)
-                .any(|breakpoint| breakpoint.frequent && !breakpoint.emulated)
+        let frequent_stepped = |program: Program| {
+            self.wanted.values().flatten().any(|breakpoint| {
+                breakpoint.program == program && breakpoint.frequent && !breakpoint.emulated
+            })
         };
         let trap = |stepped: bool| if stepped { self.traps.stepped_ns } else { self.traps.emulated_ns };
-        let (call, free) = (trap(frequent_stepped(true)), trap(frequent_stepped(false)));
+        let (call, free) = (trap(frequent_stepped(Program::Enter)), trap(frequent_stepped(Program::Free)));
         let mut hits = 0;
         let mut cost_ns = 0.0;
         for (probe, trap_ns) in [
             (Probe::AllocEnter, call.0),
             (Probe::AllocReturn, (call.1 - call.0).max(0.0)),
+            (Probe::AllocLeave, self.traps.stepped_ns.0),
             (Probe::Free, free.0),
         ] {
             let cost = self.costs.of(probe);

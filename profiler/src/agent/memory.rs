@@ -230,12 +230,19 @@ impl MemoryWatch {
             if wanted && (process.stale || !process.watched) {
                 changed |= add_allocators(process, pid, &self.proc_root, &self.libraries, &mut self.known);
                 process.stale = false;
-                if process.breakpoints.is_empty() && !process.watched {
-                    let problem = format!(
+                let none = (process.breakpoints.is_empty() && !process.watched).then(|| {
+                    format!(
                         "{} (pid {pid}): no allocator found among the symbols of its files (a stripped static one has none; \
                          --alloc-lib FILE names others)",
                         process.name
-                    );
+                    )
+                });
+                let unseen = process.libraries.iter().filter(|library| !library.unseen.is_empty());
+                let unseen = unseen.map(|library| {
+                    let name = library.name.rsplit('/').next().unwrap_or_default();
+                    format!("{name}: operator {}: where it returns cannot be told", library.unseen.join(", "))
+                });
+                for problem in unseen.chain(none) {
                     if !self.problems.contains(&problem) {
                         self.problems.push(problem);
                     }
@@ -442,23 +449,29 @@ fn add_allocators(
     process.breakpoints.len() != before
 }
 
-/// What to put into a library: two at the functions that return something.
+/// What to put into a library: at the functions that return something, also where they do.
 fn breakpoints(library: &Library) -> Vec<Breakpoint> {
     let mut breakpoints = Vec::new();
     for function in &library.functions {
-        let returns = function.call.returns();
-        let programs: &[Program] =
-            if returns { &[Program::Return, Program::Enter] } else { &[Program::Free] };
-        breakpoints.extend(programs.iter().map(|&program| Breakpoint {
+        let returns = function.call.returns() && function.exits.is_empty();
+        let at = |file_offset, program| Breakpoint {
             path: library.path.clone(),
-            file_offset: function.file_offset,
+            file_offset,
             program,
             cookie: function.call as u64,
             emulated: function.emulated,
-            frequent: matches!(function.call, Call::Malloc | Call::Calloc | Call::Realloc | Call::Free)
-                && !function.name.contains("valloc"),
-            returns,
-        }));
+            frequent: matches!(
+                function.call,
+                Call::Malloc | Call::New | Call::Calloc | Call::Realloc | Call::Free
+            ) && !function.name.contains("valloc"),
+        };
+        if returns {
+            breakpoints.push(at(function.file_offset, Program::Return));
+        }
+        breakpoints.extend(function.exits.iter().map(|&exit| at(exit, Program::Leave)));
+        let frees = matches!(function.call, Call::Free | Call::Munmap);
+        let first = if frees { Program::Free } else { Program::Enter };
+        breakpoints.push(at(function.file_offset, first));
     }
     breakpoints
 }

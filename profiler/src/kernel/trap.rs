@@ -46,7 +46,6 @@ pub fn measure(programs: &Programs) -> io::Result<TrapCosts> {
         cookie: 0,
         emulated: index < 2,
         frequent: false,
-        returns: index % 2 == 1,
     };
     let alone: Vec<f64> = (0..CODE.len()).map(|index| stub.time_ns(index)).collect();
     let _attached = programs.attach(

@@ -36,10 +36,12 @@ pub enum Program {
     Return = 1,
     /// Before something is freed.
     Free = 2,
+    /// At a return instruction.
+    Leave = 3,
 }
 
 /// Names of the kernel programs, in the order of [`Program`].
-const PROGRAMS: [&str; 3] = ["alloc_enter", "alloc_return", "alloc_free"];
+const PROGRAMS: [&str; 4] = ["alloc_enter", "alloc_return", "alloc_free", "alloc_leave"];
 
 /// A breakpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +54,10 @@ pub struct Breakpoint {
     pub program: Program,
     /// What it tells the program.
     pub cookie: u64,
-    /// What is known of its price: whether the kernel emulates the instruction, whether it is passed often, and whether
-    /// the function's return has one too.
+    /// What is known of its price: whether the kernel emulates the instruction, and whether it is passed often.
     pub emulated: bool,
     /// See above.
     pub frequent: bool,
-    /// See above.
-    pub returns: bool,
 }
 
 /// The loaded programs.
@@ -150,7 +149,7 @@ impl Programs {
             return Ok(attached);
         }
         // Who frees first: then no object is watched whose end would not be seen.
-        for program in [Program::Free, Program::Return, Program::Enter] {
+        for program in [Program::Free, Program::Return, Program::Leave, Program::Enter] {
             let mut files: BTreeMap<&Path, Vec<&Breakpoint>> = BTreeMap::new();
             for breakpoint in breakpoints.iter().filter(|breakpoint| breakpoint.program == program) {
                 files.entry(&breakpoint.path).or_default().push(breakpoint);

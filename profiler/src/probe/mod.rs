@@ -9,6 +9,7 @@ use profiler_common::{
 
 pub mod alloc;
 pub mod cpu;
+pub mod exits;
 pub mod sched;
 pub mod site;
 pub mod syscall;
