@@ -9,6 +9,7 @@ use std::{
     process::{ChildStderr, ChildStdout, Command, Stdio},
 };
 
+use profiler_common::alloc::MAX_LIVE;
 use serde_json::Value;
 
 mod common;
@@ -221,6 +222,29 @@ fn an_estimate_is_within_its_error() {
     assert!(error < bytes as f64 / 3.0, "± {error} of {bytes} says nothing");
     let churned = sum(&profile, "churn_here", "live_bytes");
     assert!(churned < found / 4.0, "what is freed is not taken for live: {churned} of {found}");
+}
+
+/// More objects than there is room for are counted, not guessed.
+#[test]
+fn what_there_is_no_room_for_is_counted() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let objects = u64::from(MAX_LIVE) + 300_000;
+    let mut program = Knower::start(Command::new(workload("hoard", &[])).arg(objects.to_string()));
+    let watching = Watching::start(&["--pid", &program.process.pid(), "--alloc", "full"]);
+    program.work();
+    let (profile, outputs) = watching.finish();
+    let live = sum(&profile, "hoard_here", "live_count") as u64;
+    let lost = watched(&profile, "lost_objects");
+    // The few others are the C library's own.
+    assert!(live.abs_diff(MAX_LIVE.into()) < 1000, "{live} kept");
+    assert_eq!(live + lost, objects);
+    assert_eq!(sum(&profile, "hoard_here", "live_bytes") as u64, 16 * live);
+    let recording = outputs.path("x.prec");
+    let report = common::profiler(&["replay", recording.to_str().unwrap()]).stdout;
+    let report = String::from_utf8(report).unwrap();
+    assert!(report.contains("objects not counted at all, for lack of room: 300,"), "{report}");
 }
 
 /// Only a process that grows is watched by itself, and then what it grows by is named.

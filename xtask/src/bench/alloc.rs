@@ -32,6 +32,9 @@ pub struct Args {
     /// Seconds that PostgreSQL, redis and CPython are watched under load, each; 300 is a thorough run
     #[arg(long, default_value_t = 30)]
     soak_seconds: u64,
+    /// Objects that a program allocates and keeps; 100000000 is a thorough run
+    #[arg(long, default_value_t = 4_000_000)]
+    live_objects: u64,
 }
 
 type Goals = Vec<(String, bool)>;
@@ -45,6 +48,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.soak_seconds > 0 {
         soak(args, &profiler, &mut goals)?;
+    }
+    if args.live_objects > 0 {
+        hoard(args, &profiler, &mut goals)?;
     }
     println!();
     for (goal, met) in goals {
@@ -277,5 +283,49 @@ fn soak(args: &Args, profiler: &Path, goals: &mut Goals) -> Result<()> {
             used.peak_rss_mb < 500.0,
         ));
     }
+    Ok(())
+}
+
+/// Far more objects live at once than there is room for.
+fn hoard(args: &Args, profiler: &Path, goals: &mut Goals) -> Result<()> {
+    let workload = build_workload("hoard", &[])?;
+    let mut program = Command::new(workload)
+        .arg(args.live_objects.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut out = BufReader::new(program.stdout.take().context("a pipe")?);
+    wait_for_line(&mut out, "ready")?;
+    let dir = tempfile::tempdir()?;
+    let json = dir.path().join("hoard.json");
+    let mut command = Command::new(profiler);
+    command.args(["--alloc", "full", "-o"]).arg(&json).args(["--pid", &program.id().to_string(), "-i200ms"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut said = BufReader::new(child.stderr.take().context("a pipe")?);
+    said.read_line(&mut String::new())?;
+    std::thread::spawn(move || said.read_to_string(&mut String::new()));
+    writeln!(program.stdin.as_ref().context("a pipe")?, "go")?;
+    wait_for_line(&mut out, "done")?;
+    interrupt(&child);
+    let used = wait(&child)?;
+    let profile: Value = serde_json::from_slice(&fs::read(&json)?)?;
+    let memory = &profile["memory"];
+    let lost = memory["watching"]["lost_objects"].as_u64().context("lost_objects")?;
+    let sites = memory["sites"].as_array().context("sites")?.iter();
+    let live: f64 = sites.filter_map(|site| site["live_count"].as_f64()).sum();
+    println!(
+        "\n{} objects kept by a program: {live:.0} watched, {lost} not for lack of room; profiler {:.0} MB at most",
+        args.live_objects, used.peak_rss_mb
+    );
+    drop(program.stdin.take());
+    ensure!(program.wait()?.success(), "the program failed");
+    goals.push((
+        "every object is either watched or counted as not watched".into(),
+        (live as u64 + lost).abs_diff(args.live_objects) < 1000,
+    ));
+    goals.push((
+        format!("with all of them the profiler stays below 500 MB, {:.0}", used.peak_rss_mb),
+        used.peak_rss_mb < 500.0,
+    ));
     Ok(())
 }
