@@ -102,6 +102,9 @@ pub struct Object {
     pub _padding: u32,
 }
 
+/// Length of a slice of time is 2 to this, ns: 16.8 ms, about a window's.
+pub const SLICE_SHIFT: u32 = 24;
+
 /// Buckets of the histograms: bucket n counts values from 2^n to 2^(n+1) - 1, the first one zero too.
 ///
 /// As many as a number has bits, so that no bucket is out of bounds: the verifier of 6.1 loses track of a comparison.
@@ -135,6 +138,12 @@ pub struct StackTotals {
     pub window_squares: u64,
     /// and of its products with the window's weight.
     pub window_products: u64,
+    /// How many of those windows saw any.
+    pub windows_hit: u64,
+    /// The slice of time of the last allocation that stands for itself only, and in how many there was one.
+    pub slice: u64,
+    /// See above.
+    pub slices_hit: u64,
     /// Lifetimes of freed objects, ns.
     pub lifetimes: [u32; BUCKETS],
     /// Sizes of allocated objects, bytes.
@@ -156,6 +165,9 @@ impl StackTotals {
         window_sum: 0,
         window_squares: 0,
         window_products: 0,
+        windows_hit: 0,
+        slice: 0,
+        slices_hit: 0,
         lifetimes: [0; BUCKETS],
         sizes: [0; BUCKETS],
     };
@@ -169,6 +181,7 @@ impl StackTotals {
             self.window_squares = self.window_squares.wrapping_add(sum.wrapping_mul(sum));
             self.window_products =
                 self.window_products.wrapping_add(sum.wrapping_mul(self.window_weight.into()));
+            self.windows_hit = self.windows_hit.wrapping_add(u64::from(sum > 0));
         }
         self.window_count = 0;
     }
@@ -245,7 +258,7 @@ const _: () = {
     assert!(size_of::<ObjectKey>() == 16);
     assert!(size_of::<Object>() == 32);
     assert!(size_of::<CallInProgress>() == 80);
-    assert!(size_of::<StackTotals>() == 88 + 8 * BUCKETS);
+    assert!(size_of::<StackTotals>() == 112 + 8 * BUCKETS);
     assert!(size_of::<AllocScratch>() <= 32 * 1024); // PCPU_MIN_UNIT_SIZE
 };
 

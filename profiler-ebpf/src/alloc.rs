@@ -17,7 +17,7 @@ use aya_ebpf::{
 use profiler_common::{
     alloc::{
         AllocControl, BUCKETS, CALL_SLOTS, Call, CallInProgress, MAX_ALLOC_PROCESSES, MAX_ALLOC_STACKS,
-        MAX_LIVE, Object, ObjectKey, StackTotals,
+        MAX_LIVE, Object, ObjectKey, SLICE_SHIFT, StackTotals,
     },
     cost::Probe,
     histogram::log2,
@@ -293,6 +293,10 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
             (*totals).window_weight = weight;
         }
         add(&raw mut (*totals).window_count, 1);
+        if weight == 1 && (*totals).slice != now >> SLICE_SHIFT {
+            (*totals).slice = now >> SLICE_SHIFT;
+            add(&raw mut (*totals).slices_hit, 1);
+        }
         count_in(&raw mut (*totals).sizes, object.size, weight);
     }
 }

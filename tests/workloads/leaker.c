@@ -1,7 +1,8 @@
 // Says "ready", waits for a line, then for so many seconds each of so many threads frees all that it allocates, as fast as
 // it can, and keeps one object of 1 KiB a millisecond (not with zero seconds: then it does nothing). Says what it kept
 // ("leak_here BYTES OBJECTS"), "done", and waits for the end of its input.
-//   leaker THREADS SECONDS
+// With a third argument it does what there is to do in so many milliseconds at once, and sleeps in between.
+//   leaker THREADS SECONDS [BURST_MS]
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 
 static atomic_long kept;
 static double seconds;
+static int burst_ms;
 
 static double now(void) {
     struct timespec time;
@@ -32,8 +34,22 @@ NOINLINE void churn_here(unsigned *seed) {
     __asm__ volatile("" ::: "memory");
 }
 
+static void *work_in_bursts(unsigned seed) {
+    double end = now() + seconds;
+    while (now() < end) {
+        for (int ms = 0; ms < burst_ms; ms++) {
+            for (int i = 0; i < 50; i++) churn_here(&seed);
+            leak_here();
+        }
+        struct timespec time = {burst_ms / 1000, burst_ms % 1000 * 1000000L};
+        nanosleep(&time, NULL);
+    }
+    return NULL;
+}
+
 static void *work(void *number) {
     unsigned seed = (unsigned)(size_t)number;
+    if (burst_ms > 0) return work_in_bursts(seed);
     double start = now(), next = start;
     for (double time = start; time < start + seconds; time = now()) {
         for (int i = 0; i < 20; i++) churn_here(&seed);
@@ -49,6 +65,7 @@ int main(int argc, char **argv) {
     if (argc < 3) return 2;
     int count = atoi(argv[1]);
     seconds = atof(argv[2]);
+    burst_ms = argc > 3 ? atoi(argv[3]) : 0;
     pthread_t threads[64];
     char line[16];
     puts("ready");

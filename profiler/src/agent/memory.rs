@@ -476,9 +476,9 @@ fn breakpoints(library: &Library) -> Vec<Breakpoint> {
     breakpoints
 }
 
-/// What a stack's objects occupy, with the standard error of an estimate. It has two parts: how much what was seen differs
-/// from window to window (Cochran, Sampling Techniques, 3rd edition, 6.4: a ratio estimate, windows being the sample and
-/// what each stands for its size), and, of the objects seen that live, how many these happen to be and how large.
+/// What a stack's objects occupy, with the standard error of an estimate, zero if all the time was seen. It has two parts:
+/// what windows that were not there would have seen, and, of the objects seen that live, how many these happen to be and
+/// how large.
 fn live_point(totals: &StackTotals, gone: (u64, u64), windows: &Status, time_ns: u64) -> LivePoint {
     let live =
         |allocated: u64, freed: u64, gone: u64| allocated.saturating_sub(freed).saturating_sub(gone) as f64;
@@ -486,29 +486,32 @@ fn live_point(totals: &StackTotals, gone: (u64, u64), windows: &Status, time_ns:
     let live_count = live(totals.allocated_count, totals.freed_count, gone.1);
     let seen_share = totals.seen_allocated as f64 / totals.allocated_count.max(1) as f64;
     let seen = live_count * seen_share;
-    let live_bytes_err = if seen_share >= 1.0 {
+    let live_bytes_err = if windows.windows == 0 {
         0.0
     } else {
+        let between = variance_between_windows(totals, windows) / (totals.allocated_count as f64).powi(2);
         let objects = (1.0 - seen_share) * (1.0 + size_spread(&totals.sizes)) / seen.max(1.0);
-        live_bytes * (between_windows(totals, windows) + objects).sqrt()
+        live_bytes * (between + objects).sqrt()
     };
     LivePoint { time_ns, live_bytes, live_count, live_bytes_err }
 }
 
-/// Variance of the number of allocations from window to window over its square; and that of the ends of the run, since a
-/// window stands for the time before it, so that about one window's share is missed where the program stops first.
-fn between_windows(totals: &StackTotals, windows: &Status) -> f64 {
+/// Variance of the number of objects that windows say were allocated: how much they differ (Cochran, Sampling Techniques,
+/// 3rd edition, 6.4: a ratio estimate, windows being the sample and what each stands for its size); and, since a few
+/// windows differ less than many would, what is to be expected of bursts: that the share of windows that see one is not
+/// known better than by Laplace's rule of succession, (hit + 1) / (windows + 2).
+fn variance_between_windows(totals: &StackTotals, windows: &Status) -> f64 {
     let mut all = *totals;
     all.close_window();
     let (n, sum) = (windows.windows as f64, all.window_sum as f64);
-    if n < 2.0 || windows.weights.0 <= 0.0 || all.allocated_count == 0 {
-        return 1.0;
-    }
-    let rate = sum / windows.weights.0;
+    let rate = sum / windows.weights.0.max(1.0);
     let squares =
         all.window_squares as f64 - 2.0 * rate * all.window_products as f64 + rate * rate * windows.weights.1;
-    let variance = squares.max(0.0) * n / (n - 1.0);
-    variance / (all.allocated_count as f64).powi(2) + 1.0 / (n * n)
+    let observed = if n < 2.0 { 0.0 } else { squares.max(0.0) * n / (n - 1.0) };
+    let hit = all.windows_hit as f64;
+    let burst = all.seen_allocated as f64 / (hit + all.slices_hit as f64).max(1.0);
+    let share = (hit + 1.0) / (n + 2.0);
+    observed + windows.weights.1 * burst * burst * share * (1.0 - share)
 }
 
 /// Variance of sizes over their mean squared.
@@ -576,23 +579,31 @@ mod tests {
             allocated_bytes: 6400,
             allocated_count: 100,
             seen_allocated: 100,
+            slices_hit: 5,
             ..StackTotals::EMPTY
         };
         totals.sizes[6] = 100;
+        let always = live_point(&totals, (0, 0), &Status::default(), 1);
+        assert_eq!((always.live_bytes, always.live_count, always.live_bytes_err), (6400.0, 100.0, 0.0));
         let windows = Status { windows: 5, weights: (20.0, 80.0), ..Status::default() };
         let live_point = |totals: &StackTotals, gone| live_point(totals, gone, &windows, 1);
+        // Five bursts of twenty objects when all was seen, none in any of the five windows of weight four.
         let exact = live_point(&totals, (0, 0));
-        assert_eq!((exact.live_bytes, exact.live_count, exact.live_bytes_err), (6400.0, 100.0, 0.0));
+        let expected = 64.0 * (80.0 * 20.0f64.powi(2) * 1.0 / 7.0 * 6.0 / 7.0).sqrt();
+        assert!((exact.live_bytes_err - expected).abs() < 1e-9, "{exact:?}");
+        // Five windows, five objects in each.
         totals.seen_allocated = 25;
-        // Five windows of weight four, five objects in each.
+        (totals.slices_hit, totals.windows_hit) = (0, 5);
         (totals.window_sum, totals.window_squares, totals.window_products) = (100, 5 * 400, 5 * 80);
         let estimate = live_point(&totals, (0, 0));
-        let expected = (0.75f64 / 25.0 + 1.0 / 25.0).sqrt();
+        let between = 80.0 * 25.0 * 6.0 / 7.0 * 1.0 / 7.0 / 100f64.powi(2);
+        let expected = (0.75f64 / 25.0 + between).sqrt();
         assert!((estimate.live_bytes_err / 6400.0 - expected).abs() < 1e-9);
         totals.sizes[12] = 100;
         assert!(live_point(&totals, (0, 0)).live_bytes_err > estimate.live_bytes_err);
         assert_eq!(live_point(&totals, (6400, 100)).live_bytes, 0.0);
         // All of them in one of the five: it might as well have been none.
+        totals.windows_hit = 1;
         (totals.window_squares, totals.window_products) = (100 * 100, 100 * 4);
         let burst = live_point(&totals, (0, 0));
         assert!(burst.live_bytes_err > 0.9 * burst.live_bytes, "{burst:?}");
