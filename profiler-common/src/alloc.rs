@@ -8,7 +8,7 @@ pub const KIND_ALLOC_STACK: u32 = 7;
 /// Most objects that are watched at once. At about 100 bytes of kernel memory each: 100 MB.
 pub const MAX_LIVE: u32 = 1 << 20;
 
-/// Most stacks that are told apart, at about 650 bytes each.
+/// Most stacks that are told apart, at about 1,250 bytes each.
 pub const MAX_ALLOC_STACKS: u32 = 16_384;
 
 /// Most processes whose allocations are watched at once.
@@ -72,6 +72,10 @@ pub struct AllocControl {
     pub window: u32,
     /// How many allocations each one seen stands for.
     pub weight: u32,
+    /// One more than the time between windows is long on average, in windows: how many frees each one seen stands for.
+    pub free_weight: u32,
+    /// Length of the window, ns.
+    pub length_ns: u32,
 }
 
 /// Who an object belongs to.
@@ -98,8 +102,8 @@ pub struct Object {
     pub time_ns: u64,
     /// How many it stands for.
     pub weight: u32,
-    /// Zero.
-    pub _padding: u32,
+    /// The window that it was allocated in.
+    pub window: u32,
 }
 
 /// Length of a slice of time is 2 to this, ns: 16.8 ms, about a window's.
@@ -118,10 +122,26 @@ pub struct StackTotals {
     pub allocated_bytes: u64,
     /// Objects.
     pub allocated_count: u64,
-    /// Bytes freed of those.
+    /// Bytes freed of those, but for what follows.
     pub freed_bytes: u64,
     /// Objects freed of those.
     pub freed_count: u64,
+    /// Bytes freed in another window than they were allocated in.
+    pub later_bytes: u64,
+    /// Objects.
+    pub later_count: u64,
+    /// Windows in which some of those were seen,
+    pub later_windows: u64,
+    /// the last of them,
+    pub later_window: u64,
+    /// how many objects its frees stand for,
+    pub later_sum: u64,
+    /// and the sum of the squares of those before it.
+    pub later_squares: u64,
+    /// Bytes whose address was given out again in a later window: what else is known to be freed.
+    pub reused_bytes: u64,
+    /// Objects.
+    pub reused_count: u64,
     /// Allocations seen, unweighted.
     pub seen_allocated: u64,
     /// Frees seen of those, unweighted.
@@ -145,9 +165,9 @@ pub struct StackTotals {
     /// See above.
     pub slices_hit: u64,
     /// Lifetimes of freed objects, ns.
-    pub lifetimes: [u32; BUCKETS],
+    pub lifetimes: [u64; BUCKETS],
     /// Sizes of allocated objects, bytes.
-    pub sizes: [u32; BUCKETS],
+    pub sizes: [u64; BUCKETS],
 }
 
 impl StackTotals {
@@ -157,6 +177,14 @@ impl StackTotals {
         allocated_count: 0,
         freed_bytes: 0,
         freed_count: 0,
+        later_bytes: 0,
+        later_count: 0,
+        later_windows: 0,
+        later_window: 0,
+        later_sum: 0,
+        later_squares: 0,
+        reused_bytes: 0,
+        reused_count: 0,
         seen_allocated: 0,
         seen_freed: 0,
         window: 0,
@@ -184,6 +212,14 @@ impl StackTotals {
             self.windows_hit = self.windows_hit.wrapping_add(u64::from(sum > 0));
         }
         self.window_count = 0;
+    }
+
+    /// Adds the last window in which later frees were seen to those before it.
+    #[inline(always)]
+    pub fn close_later(&mut self) {
+        let squares = self.later_sum.wrapping_mul(self.later_sum);
+        self.later_squares = self.later_squares.wrapping_add(squares);
+        self.later_sum = 0;
     }
 }
 
@@ -254,11 +290,11 @@ pub struct AllocScratch {
 }
 
 const _: () = {
-    assert!(size_of::<AllocControl>() == 16);
+    assert!(size_of::<AllocControl>() == 24);
     assert!(size_of::<ObjectKey>() == 16);
     assert!(size_of::<Object>() == 32);
     assert!(size_of::<CallInProgress>() == 80);
-    assert!(size_of::<StackTotals>() == 112 + 8 * BUCKETS);
+    assert!(size_of::<StackTotals>() == 176 + 16 * BUCKETS);
     assert!(size_of::<AllocScratch>() <= 32 * 1024); // PCPU_MIN_UNIT_SIZE
 };
 

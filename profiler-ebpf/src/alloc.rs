@@ -247,7 +247,7 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
             return;
         }
         if call.old.stack != 0 {
-            freed(&call.old, now);
+            freed(&call.old, now, control);
         } else {
             unknown_free(ids.pid);
         }
@@ -257,7 +257,7 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
     }
     let key = ObjectKey { address, pid: ids.pid, _padding: 0 };
     if now >= control.until_ns {
-        replace(&key, now);
+        replace(&key, now, control);
         return;
     }
     // SAFETY: any number is a valid key.
@@ -271,10 +271,10 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
         return;
     };
     let weight = control.weight;
-    let object = Object { size: call.size, stack, time_ns: now, weight, _padding: 0 };
+    let object = Object { size: call.size, stack, time_ns: now, weight, window: control.window };
     if let Err(error) = OBJECTS.insert(&key, &object, NOEXIST) {
         if error == EEXIST {
-            replace(&key, now);
+            replace(&key, now, control);
         }
         if error != EEXIST || OBJECTS.insert(&key, &object, 0).is_err() {
             count(KernelCounter::ObjectsFull);
@@ -297,18 +297,31 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
             (*totals).slice = now >> SLICE_SHIFT;
             add(&raw mut (*totals).slices_hit, 1);
         }
-        count_in(&raw mut (*totals).sizes, object.size, weight);
+        count_in(&raw mut (*totals).sizes, object.size, weight.into());
     }
 }
 
 /// An address is given out (again): if there was an object, it is gone, unseen.
 #[inline(always)]
-fn replace(key: &ObjectKey, now: u64) {
+fn replace(key: &ObjectKey, now: u64, control: &AllocControl) {
     // SAFETY: whoever is given the address is alone with it.
-    if let Some(gone) = unsafe { OBJECTS.get(key) } {
-        freed(gone, now);
-        let _was_there = OBJECTS.remove(key);
-        count(KernelCounter::FreesImplied);
+    let Some(gone) = (unsafe { OBJECTS.get(key) }) else { return };
+    let gone = *gone;
+    let _was_there = OBJECTS.remove(key);
+    count(KernelCounter::FreesImplied);
+    if gone.weight == 1 && control.weight == 1 {
+        freed(&gone, now, control);
+    } else if now < control.until_ns
+        && let Some(totals) = ALLOC_STACKS.get_ptr_mut(&gone.stack)
+    {
+        // After so many windows, the chance to see it was no better than one in as many.
+        let windows = control.window.wrapping_sub(gone.window).min(control.free_weight);
+        let n = u64::from(gone.weight) * u64::from(windows.max(1));
+        // SAFETY: the entry is never removed while programs run.
+        unsafe {
+            add(&raw mut (*totals).reused_bytes, gone.size * n);
+            add(&raw mut (*totals).reused_count, n);
+        }
     }
 }
 
@@ -350,7 +363,7 @@ fn free(ctx: &ProbeContext, ids: &Ids) {
             }
         }
     }
-    freed(&object, now);
+    freed(&object, now, control);
 }
 
 /// An object is freed that was allocated before anyone watched, or was lost.
@@ -362,23 +375,50 @@ fn unknown_free(pid: u32) {
     }
 }
 
-/// Books the end of an object.
+/// Books the end of an object. In windows, seeing it takes more luck the later it comes after the object's own window
+/// began: it stands for as many as had less (Horvitz and Thompson).
 #[inline(always)]
-fn freed(object: &Object, now: u64) {
-    book_free(object.stack, object.size, object.weight, now.saturating_sub(object.time_ns));
+fn freed(object: &Object, now: u64, control: &AllocControl) {
+    let lifetime = now.saturating_sub(object.time_ns);
+    let (weight, length) = (u64::from(object.weight), u64::from(control.length_ns));
+    let mut n = weight * u64::from(control.free_weight);
+    let mut later = 0;
+    if control.free_weight > 1 {
+        if now >= control.until_ns {
+            return; // the windows account for it
+        }
+        if lifetime < length {
+            n = n.min(weight * length / (length - lifetime));
+        }
+        later = if object.window == control.window { 0 } else { control.window };
+    }
+    book_free(object.stack, object.size, n, lifetime, later);
 }
 
 /// Called from several places, so not inlined.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn book_free(stack: u64, size: u64, weight: u32, lifetime_ns: u64) -> u32 {
+pub extern "C" fn book_free(stack: u64, size: u64, n: u64, lifetime_ns: u64, later_window: u32) -> u32 {
     let Some(totals) = ALLOC_STACKS.get_ptr_mut(&stack) else { return 0 };
+    let window = u64::from(later_window);
     // SAFETY: the entry is never removed while programs run.
     unsafe {
-        add(&raw mut (*totals).freed_bytes, size * u64::from(weight));
-        add(&raw mut (*totals).freed_count, weight.into());
         add(&raw mut (*totals).seen_freed, 1);
-        count_in(&raw mut (*totals).lifetimes, lifetime_ns, weight);
+        count_in(&raw mut (*totals).lifetimes, lifetime_ns, n);
+        if window == 0 {
+            add(&raw mut (*totals).freed_bytes, size * n);
+            add(&raw mut (*totals).freed_count, n);
+            return 0;
+        }
+        add(&raw mut (*totals).later_bytes, size * n);
+        add(&raw mut (*totals).later_count, n);
+        // As with allocations, a little of this can be lost.
+        if (*totals).later_window != window {
+            (*totals).close_later();
+            (*totals).later_window = window;
+            add(&raw mut (*totals).later_windows, 1);
+        }
+        add(&raw mut (*totals).later_sum, n);
     }
     0
 }
@@ -395,8 +435,8 @@ fn totals(stack: u64) -> Option<*mut StackTotals> {
 /// # Safety
 /// `histogram` must be a member of a map's value.
 #[inline(always)]
-unsafe fn count_in(histogram: *mut [u32; BUCKETS], value: u64, n: u32) {
+unsafe fn count_in(histogram: *mut [u64; BUCKETS], value: u64, n: u64) {
     let bucket = log2(value | 1) as usize & (BUCKETS - 1);
     // SAFETY: promised by the caller; the bucket is within bounds.
-    unsafe { add(histogram.cast::<u32>().add(bucket), n) };
+    unsafe { add(histogram.cast::<u64>().add(bucket), n) };
 }

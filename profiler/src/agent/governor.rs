@@ -5,9 +5,10 @@
 //! (measured at start-up) and what the kernel program took. While there is credit the breakpoints stay. When it is used
 //! up, they are there only in windows, at such distances that what they cost on average is earned. A window must not open
 //! when the target has just been busy, which is when credit comes in, or it would see what comes after its work, not the
-//! work: so the time of the next one is drawn by lot when the last one closes. An allocation seen in a window stands for as
-//! many as would have been seen since the window before: (time without + window) / window, which the window's length is
-//! chosen to make a whole number.
+//! work: so the time of the next one is drawn by lot when the last one closes, from an exponential distribution, which makes
+//! any moment after a window as likely to be in one as any other. An allocation seen in a window stands for as many as
+//! would have been seen since the window before: (time without + window) / window. A free of what was allocated in another
+//! window stands for as many as the chance to see it says: (average time without + window) / window.
 //!
 //! What this cannot see: in a window the target runs slower. A program that allocates as fast as it can allocates less in it,
 //! and estimates are too low by that.
@@ -168,20 +169,39 @@ impl Credit {
     }
 }
 
-/// What the next window is like after so long without: its length, ns, and what an allocation in it stands for.
-fn next_window(gap_ns: u64) -> (u64, u32) {
-    let times = ((gap_ns + WINDOW_NS / 2) / WINDOW_NS).clamp(1, u64::from(u32::MAX) - 1);
-    (gap_ns / times, times as u32 + 1)
+/// A window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Window {
+    length_ns: u64,
+    /// What an allocation in it stands for.
+    weight: u32,
+    /// What the free of an object of another window stands for.
+    free_weight: u32,
+}
+
+impl Window {
+    /// The next one, after so long without where it is `mean_ns` on average. What weights lack to be whole numbers is
+    /// carried over.
+    fn next(gap_ns: u64, mean_ns: u64, carry: &mut f64) -> Window {
+        let times = ((mean_ns + WINDOW_NS / 2) / WINDOW_NS).clamp(1, 1 << 20);
+        let length_ns = mean_ns / times;
+        let stands_for = (gap_ns + length_ns) as f64 / length_ns as f64 + *carry;
+        // One would mean that everything was seen.
+        let weight = stands_for.round().max(2.0);
+        *carry = stands_for - weight;
+        Window { length_ns, weight: weight as u32, free_weight: times as u32 + 1 }
+    }
 }
 
 /// Whether breakpoints are there all the time that they are wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Always,
-    /// Without since `closed_ns`, up to `open_ns`.
+    /// Without since `closed_ns`, up to `open_ns`; on average it takes `mean_ns`.
     Windows {
         closed_ns: u64,
         open_ns: u64,
+        mean_ns: u64,
     },
 }
 
@@ -215,6 +235,7 @@ struct Worker {
     /// CPU time of the target and the time when the last window closed, ns.
     closed: (u64, u64),
     window: u32,
+    carry: f64,
     traps: TrapCosts,
     /// As last accounted for: hits, cost, CPU time by process, and when.
     hits: u64,
@@ -244,6 +265,7 @@ impl Worker {
             usual: Usual::default(),
             closed: (0, monotonic_ns()),
             window: 0,
+            carry: 0.0,
             traps: TrapCosts::default(),
             hits: 0,
             cost_ns: 0.0,
@@ -290,12 +312,6 @@ impl Worker {
             }
         }
         self.account();
-        // Whatever the credit: the time since the last window has to be stood for by something.
-        if let Mode::Windows { closed_ns, .. } = self.mode
-            && !self.wanted.is_empty()
-        {
-            self.open_window(closed_ns);
-        }
         self.close();
     }
 
@@ -314,11 +330,11 @@ impl Worker {
                 if self.attached.is_empty() {
                     self.window += 1;
                 }
-                self.allow(u64::MAX, 1);
+                self.allow(u64::MAX, Self::ALL);
                 self.put_in_place();
             }
-            (Mode::Windows { closed_ns, open_ns }, Some(_)) if monotonic_ns() >= open_ns => {
-                self.open_window(closed_ns);
+            (Mode::Windows { closed_ns, open_ns, mean_ns }, Some(_)) if monotonic_ns() >= open_ns => {
+                self.open_window(closed_ns, mean_ns);
             }
             (Mode::Windows { .. }, _) => {}
         }
@@ -332,20 +348,22 @@ impl Worker {
         cpu_ns as f64 / time_ns.max(1) as f64
     }
 
-    /// Draws the time of the next window by lot: up to twice what it takes to earn it.
+    /// Draws the time of the next window by lot; on average it is what it takes to earn it.
     fn next_window(&self, credit: Credit, closed_ns: u64) -> Mode {
-        let gap_ns = credit.gap_ns(self.usual.price_ns, self.usual.busy) * 2.0 * self.chance();
-        Mode::Windows { closed_ns, open_ns: monotonic_ns() + gap_ns as u64 }
+        let mean_ns = credit.gap_ns(self.usual.price_ns, self.usual.busy);
+        let gap_ns = (-mean_ns * (1.0 - self.chance()).ln()).min(2.0 * GAP_NS.1);
+        Mode::Windows { closed_ns, open_ns: monotonic_ns() + gap_ns as u64, mean_ns: mean_ns as u64 }
     }
 
-    fn open_window(&mut self, closed_ns: u64) {
+    fn open_window(&mut self, closed_ns: u64, mean_ns: u64) {
         let cost_before = self.cost_ns;
         self.window += 1;
-        self.allow(0, 1);
+        self.allow(0, Self::BETWEEN);
         self.put_in_place();
         let open_ns = monotonic_ns();
-        let (length_ns, weight) = next_window(open_ns.saturating_sub(closed_ns));
-        self.allow(open_ns + length_ns, weight);
+        let window = Window::next(open_ns.saturating_sub(closed_ns), mean_ns, &mut self.carry);
+        let Window { length_ns, weight, .. } = window;
+        self.allow(open_ns + length_ns, window);
         std::thread::sleep(Duration::from_nanos(length_ns));
         self.close();
         self.account();
@@ -368,9 +386,21 @@ impl Worker {
         };
     }
 
-    /// Lets allocations count until then.
-    fn allow(&mut self, until_ns: u64, weight: u32) {
-        if let Err(error) = self.control.set(AllocControl { until_ns, window: self.window, weight }) {
+    /// All the time.
+    const ALL: Window = Window { length_ns: 0, weight: 1, free_weight: 1 };
+    /// Between windows: what is still seen there counts for nothing.
+    const BETWEEN: Window = Window { length_ns: 0, weight: 1, free_weight: 2 };
+
+    /// Lets what is allocated and freed count until then.
+    fn allow(&mut self, until_ns: u64, window: Window) {
+        let control = AllocControl {
+            until_ns,
+            window: self.window,
+            weight: window.weight,
+            free_weight: window.free_weight,
+            length_ns: window.length_ns as u32,
+        };
+        if let Err(error) = self.control.set(control) {
             self.fail(&error.to_string());
         }
     }
@@ -418,7 +448,7 @@ impl Worker {
     }
 
     fn close(&mut self) {
-        self.allow(0, 1);
+        self.allow(0, if self.mode == Mode::Always { Self::ALL } else { Self::BETWEEN });
         self.take_away(|_, _| true);
     }
 
@@ -490,11 +520,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_window_stands_for_the_time_since_the_one_before(gap_ns in WINDOW_NS / 2..3_600_000_000_000u64) {
-            let (length_ns, weight) = next_window(gap_ns);
-            let stands_for = (gap_ns + length_ns) as f64 / length_ns as f64;
-            prop_assert!((stands_for / f64::from(weight) - 1.0).abs() < 1e-3);
-            prop_assert!((WINDOW_NS / 2..=2 * WINDOW_NS).contains(&length_ns), "{length_ns}");
+        fn windows_stand_for_all_the_time(
+            gaps_ns in prop::collection::vec(0..60_000_000_000u64, 1..50),
+            mean_ns in GAP_NS.0 as u64..GAP_NS.1 as u64,
+        ) {
+            let (mut carry, mut stand_for) = (0.0, 0.0);
+            for &gap_ns in &gaps_ns {
+                let window = Window::next(gap_ns, mean_ns, &mut carry);
+                let length_ns = window.length_ns;
+                prop_assert!((WINDOW_NS / 2..=2 * WINDOW_NS).contains(&length_ns), "{length_ns}");
+                let free_weight = mean_ns as f64 / length_ns as f64 + 1.0;
+                prop_assert!((free_weight / f64::from(window.free_weight) - 1.0).abs() < 1e-3);
+                prop_assert!(window.weight > 1);
+                stand_for += f64::from(window.weight) - (gap_ns + length_ns) as f64 / length_ns as f64;
+            }
+            prop_assert!((stand_for + carry).abs() < 1e-3);
         }
     }
 

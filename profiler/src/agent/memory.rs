@@ -364,17 +364,18 @@ impl MemoryWatch {
         });
         let sites = self.sites.iter().filter_map(|(id, site)| {
             let ((pid, stack), totals) = (*self.stacks.get(id)?, site.totals.as_deref()?);
+            let freed = freed(totals, site.gone);
             Some(Site {
                 pid,
                 stack,
                 points: site.points.clone(),
                 allocated_bytes: totals.allocated_bytes,
-                freed_bytes: totals.freed_bytes + site.gone.0,
+                freed_bytes: freed.0,
                 allocated_count: totals.allocated_count,
-                freed_count: totals.freed_count + site.gone.1,
+                freed_count: freed.1,
                 ages_ns: ages.remove(id).unwrap_or_default(),
-                lifetimes_ns: totals.lifetimes.map(u64::from).into_iter().collect(),
-                sizes_bytes: totals.sizes.map(u64::from).into_iter().collect(),
+                lifetimes_ns: totals.lifetimes.into_iter().collect(),
+                sizes_bytes: totals.sizes.into_iter().collect(),
                 estimated: totals.allocated_count != totals.seen_allocated || watching.is_estimated(),
             })
         });
@@ -476,24 +477,59 @@ fn breakpoints(library: &Library) -> Vec<Breakpoint> {
     breakpoints
 }
 
-/// What a stack's objects occupy, with the standard error of an estimate, zero if all the time was seen. It has two parts:
-/// what windows that were not there would have seen, and, of the objects seen that live, how many these happen to be and
-/// how large.
+/// So many windows must have seen objects of other windows freed, before these frees are taken to tell how many there are.
+const TELLING_WINDOWS: u64 = 5;
+
+/// Bytes and objects freed; of what is seen in windows only, as many as the frees seen stand for. Where something frees
+/// much at once and rarely (a collector), windows miss it, but later ones see addresses given out again: then, as many as
+/// those stand for, which can be too many.
+fn freed(totals: &StackTotals, gone: (u64, u64)) -> (u64, u64) {
+    let bursts = totals.later_windows < TELLING_WINDOWS && totals.reused_count > totals.later_count;
+    let later = if bursts {
+        (totals.reused_bytes, totals.reused_count)
+    } else {
+        (totals.later_bytes, totals.later_count)
+    };
+    (
+        (totals.freed_bytes + later.0 + gone.0).min(totals.allocated_bytes),
+        (totals.freed_count + later.1 + gone.1).min(totals.allocated_count),
+    )
+}
+
+/// What a stack's objects occupy, with the standard error of an estimate, zero if all the time was seen. It has three
+/// parts: what windows that were not there would have seen allocated, what they would have seen freed, and, of the
+/// objects seen that live, how many these happen to be and how large.
 fn live_point(totals: &StackTotals, gone: (u64, u64), windows: &Status, time_ns: u64) -> LivePoint {
-    let live =
-        |allocated: u64, freed: u64, gone: u64| allocated.saturating_sub(freed).saturating_sub(gone) as f64;
-    let live_bytes = live(totals.allocated_bytes, totals.freed_bytes, gone.0);
-    let live_count = live(totals.allocated_count, totals.freed_count, gone.1);
-    let seen_share = totals.seen_allocated as f64 / totals.allocated_count.max(1) as f64;
-    let seen = live_count * seen_share;
+    let freed = freed(totals, gone);
+    let allocated_count = totals.allocated_count.max(1) as f64;
+    let live_bytes = (totals.allocated_bytes - freed.0) as f64;
+    let live_count = (totals.allocated_count - freed.1) as f64;
+    let seen_share = totals.seen_allocated as f64 / allocated_count;
     let live_bytes_err = if windows.windows == 0 {
         0.0
     } else {
-        let between = variance_between_windows(totals, windows) / (totals.allocated_count as f64).powi(2);
-        let objects = (1.0 - seen_share) * (1.0 + size_spread(&totals.sizes)) / seen.max(1.0);
-        live_bytes * (between + objects).sqrt()
+        // What a live object occupies, or one of those allocated if none seems to live.
+        let bytes_each = if live_count > 0.0 {
+            live_bytes / live_count
+        } else {
+            totals.allocated_bytes as f64 / allocated_count
+        };
+        let live_share = live_count / allocated_count;
+        let between = variance_between_windows(totals, windows) * live_share.powi(2);
+        let objects = live_count * (1.0 - seen_share) * (1.0 + size_spread(&totals.sizes)) / seen_share;
+        bytes_each * (between + variance_of_frees(totals, windows) + objects).sqrt()
     };
     LivePoint { time_ns, live_bytes, live_count, live_bytes_err }
+}
+
+/// Variance of the number of objects that windows say were freed: what they saw comes in bursts that are as likely as the
+/// windows (Poisson), and one more might have been missed.
+fn variance_of_frees(totals: &StackTotals, windows: &Status) -> f64 {
+    let mut all = *totals;
+    all.close_later();
+    let stands_for = totals.allocated_count as f64 / totals.seen_allocated.max(1) as f64;
+    let one = stands_for * windows.weights.0 / windows.windows.max(1) as f64;
+    all.later_squares as f64 + one * one
 }
 
 /// Variance of the number of objects that windows say were allocated: how much they differ (Cochran, Sampling Techniques,
@@ -515,10 +551,10 @@ fn variance_between_windows(totals: &StackTotals, windows: &Status) -> f64 {
 }
 
 /// Variance of sizes over their mean squared.
-fn size_spread(sizes: &[u32; BUCKETS]) -> f64 {
+fn size_spread(sizes: &[u64; BUCKETS]) -> f64 {
     let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
     for (bucket, &count) in sizes.iter().enumerate() {
-        let (size, count) = (1.5 * (1u64 << bucket) as f64, f64::from(count));
+        let (size, count) = (1.5 * (1u64 << bucket) as f64, count as f64);
         n += count;
         sum += count * size;
         squares += count * size * size;
@@ -589,19 +625,30 @@ mod tests {
         let live_point = |totals: &StackTotals, gone| live_point(totals, gone, &windows, 1);
         // Five bursts of twenty objects when all was seen, none in any of the five windows of weight four.
         let exact = live_point(&totals, (0, 0));
-        let expected = 64.0 * (80.0 * 20.0f64.powi(2) * 1.0 / 7.0 * 6.0 / 7.0).sqrt();
+        let expected = 64.0 * (80.0 * 20.0f64.powi(2) * 1.0 / 7.0 * 6.0 / 7.0 + 4.0f64.powi(2)).sqrt();
         assert!((exact.live_bytes_err - expected).abs() < 1e-9, "{exact:?}");
         // Five windows, five objects in each.
         totals.seen_allocated = 25;
         (totals.slices_hit, totals.windows_hit) = (0, 5);
         (totals.window_sum, totals.window_squares, totals.window_products) = (100, 5 * 400, 5 * 80);
         let estimate = live_point(&totals, (0, 0));
-        let between = 80.0 * 25.0 * 6.0 / 7.0 * 1.0 / 7.0 / 100f64.powi(2);
-        let expected = (0.75f64 / 25.0 + between).sqrt();
-        assert!((estimate.live_bytes_err / 6400.0 - expected).abs() < 1e-9);
-        totals.sizes[12] = 100;
-        assert!(live_point(&totals, (0, 0)).live_bytes_err > estimate.live_bytes_err);
+        let between = 80.0 * 25.0 * 6.0 / 7.0 * 1.0 / 7.0;
+        let expected = 64.0 * (between + 16.0f64.powi(2) + 100.0 * 0.75 * 4.0).sqrt();
+        assert!((estimate.live_bytes_err - expected).abs() < 1e-9);
         assert_eq!(live_point(&totals, (6400, 100)).live_bytes, 0.0);
+        // One free, in another window, of an object like them.
+        (totals.later_bytes, totals.later_count, totals.later_windows, totals.later_sum) =
+            (16 * 64, 16, 1, 16);
+        let freed = live_point(&totals, (0, 0));
+        assert_eq!((freed.live_bytes, freed.live_count), (84.0 * 64.0, 84.0));
+        assert!(freed.live_bytes_err > estimate.live_bytes_err, "{freed:?}");
+        // Addresses are given out again that nobody freed.
+        (totals.reused_bytes, totals.reused_count) = (48 * 64, 48);
+        assert_eq!(live_point(&totals, (0, 0)).live_count, 52.0);
+        totals.later_windows = TELLING_WINDOWS;
+        assert_eq!(live_point(&totals, (0, 0)).live_count, 84.0);
+        totals.sizes[12] = 100;
+        assert!(live_point(&totals, (0, 0)).live_bytes_err > freed.live_bytes_err);
         // All of them in one of the five: it might as well have been none.
         totals.windows_hit = 1;
         (totals.window_squares, totals.window_products) = (100 * 100, 100 * 4);
