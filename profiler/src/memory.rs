@@ -29,6 +29,9 @@ pub struct Watching {
     pub seen_ns: u64,
     /// How often the probes were in place for a short window only, to keep the cost down.
     pub windows: u64,
+    /// Time since the last window, ns; zero while the probes stay in place.
+    #[serde(default)]
+    pub since_ns: u64,
     /// Share of the target's CPU time that the probes may cost, percent; `None` for no limit.
     pub max_overhead_percent: Option<f64>,
     /// Hits of the probes.
@@ -59,7 +62,7 @@ pub struct Watching {
 impl Watching {
     /// Whether figures of sites are estimated from a part of the time.
     pub fn is_estimated(&self) -> bool {
-        self.windows > 0
+        self.windows > 0 || self.since_ns > 0
     }
 
     /// What the probes cost, as a part of the target's CPU time, percent.

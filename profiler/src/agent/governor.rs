@@ -37,8 +37,8 @@ use crate::{
     usage::cpu_time_of,
 };
 
-/// Length of a window, ns: long enough to outweigh putting the breakpoints in place, some 10 ms.
-const WINDOW_NS: u64 = 20_000_000;
+/// Length of a window, ns, about: long enough to outweigh putting the breakpoints in place, some 10 ms.
+pub const WINDOW_NS: u64 = 20_000_000;
 /// How often cost is compared with credit, and how often it is added up where there is no limit.
 const LOOK_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// Credit at the start, ns of the target's CPU time, and the most that is kept.
@@ -67,6 +67,8 @@ pub struct Status {
     pub windows: u64,
     /// Sum of what an allocation in each window stood for, and of its squares.
     pub weights: (f64, f64),
+    /// Time since the last window, which no window stands for yet, ns.
+    pub since_ns: u64,
     /// Hits of breakpoints.
     pub hits: u64,
     /// What they cost the target, ns.
@@ -369,6 +371,7 @@ impl Worker {
         self.account();
         self.tell(|status| {
             status.windows += 1;
+            status.since_ns = 0;
             status.seen_ns += length_ns;
             status.weights.0 += f64::from(weight);
             status.weights.1 += f64::from(weight).powi(2);
@@ -485,10 +488,15 @@ impl Worker {
             credit.account(cpu_ns, spent_ns);
         }
         let always = self.mode == Mode::Always && !self.attached.is_empty();
+        let since_ns = match self.mode {
+            Mode::Windows { closed_ns, .. } => now - closed_ns.min(now),
+            Mode::Always => 0,
+        };
         let passed = if self.wanted.is_empty() { 0 } else { now - self.time_ns };
         self.tell(|status| {
             status.watched_ns += passed;
             status.seen_ns += if always { passed } else { 0 };
+            status.since_ns = since_ns;
             status.hits = hits;
             status.cost_ns = cost_ns as u64;
             status.cpu_ns += cpu_ns;

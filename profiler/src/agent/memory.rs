@@ -13,7 +13,7 @@ use profiler_common::alloc::{BUCKETS, Call, MAX_ALLOC_PROCESSES, StackTotals};
 use rustc_hash::FxHashMap;
 
 use super::{
-    governor::{Governor, Status},
+    governor::{Governor, Status, WINDOW_NS},
     monotonic_ns,
 };
 use crate::{
@@ -67,6 +67,8 @@ pub struct MemoryWatch {
     /// Processes and stacks by the kernel programs' ids.
     stacks: FxHashMap<u64, (u32, StackId)>,
     sites: FxHashMap<u64, SiteState>,
+    /// What had been done when sites were last read.
+    read_with: Status,
     faults: FxHashMap<(u32, StackId), u64>,
     last_look: Option<Instant>,
     problems: Vec<String>,
@@ -145,6 +147,7 @@ impl MemoryWatch {
             known: Known::new(),
             stacks: FxHashMap::default(),
             sites: FxHashMap::default(),
+            read_with: Status::default(),
             faults: FxHashMap::default(),
             last_look: None,
             problems: Vec::new(),
@@ -295,11 +298,11 @@ impl MemoryWatch {
 
     /// Adds a point to the series of every site and process.
     fn read_sites(&mut self, time_ns: u64) {
-        let windows = self.governor.as_ref().map(Governor::status).unwrap_or_default();
+        let status = self.governor.as_ref().map(Governor::status).unwrap_or_default();
         let mut live: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
         for (id, totals) in self.maps.stacks() {
             let site = self.sites.entry(id).or_default();
-            let point = live_point(&totals, site.gone, &windows, time_ns);
+            let point = Books::of(&totals, site.gone, &status).point(time_ns);
             if let Some((pid, _)) = self.stacks.get(&id) {
                 let sum = live.entry(*pid).or_default();
                 sum.0 += point.live_bytes;
@@ -318,6 +321,7 @@ impl MemoryWatch {
                 process.heap.push(Heap { time_ns, live_bytes, live_count, older_freed_count });
             }
         }
+        self.read_with = status;
     }
 
     /// What the largest process held when last looked at, bytes.
@@ -346,6 +350,7 @@ impl MemoryWatch {
 
     /// All that is known; `in_full` at the end, when the ages of objects are looked at as well.
     pub fn memory(&self, kernel: &Kernel, in_full: bool) -> Memory {
+        let status = &self.read_with;
         let mut ages: FxHashMap<u64, Log2> = FxHashMap::default();
         if in_full && self.governor.is_some() {
             let now = monotonic_ns();
@@ -364,15 +369,15 @@ impl MemoryWatch {
         });
         let sites = self.sites.iter().filter_map(|(id, site)| {
             let ((pid, stack), totals) = (*self.stacks.get(id)?, site.totals.as_deref()?);
-            let freed = freed(totals, site.gone);
+            let books = Books::of(totals, site.gone, status);
             Some(Site {
                 pid,
                 stack,
                 points: site.points.clone(),
-                allocated_bytes: totals.allocated_bytes,
-                freed_bytes: freed.0,
-                allocated_count: totals.allocated_count,
-                freed_count: freed.1,
+                allocated_bytes: books.allocated_bytes,
+                freed_bytes: books.freed_bytes,
+                allocated_count: books.allocated_count,
+                freed_count: books.freed_count,
                 ages_ns: ages.remove(id).unwrap_or_default(),
                 lifetimes_ns: totals.lifetimes.into_iter().collect(),
                 sizes_bytes: totals.sizes.into_iter().collect(),
@@ -408,6 +413,7 @@ impl MemoryWatch {
             watched_ns: status.watched_ns,
             seen_ns: status.seen_ns,
             windows: status.windows,
+            since_ns: status.since_ns,
             max_overhead_percent: self.max_overhead_percent,
             hits: status.hits,
             cost_ns: status.cost_ns,
@@ -480,6 +486,66 @@ fn breakpoints(library: &Library) -> Vec<Breakpoint> {
 /// So many windows must have seen objects of other windows freed, before these frees are taken to tell how many there are.
 const TELLING_WINDOWS: u64 = 5;
 
+/// What a stack allocated and freed so far, and the standard error of the difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Books {
+    allocated_bytes: u64,
+    allocated_count: u64,
+    freed_bytes: u64,
+    freed_count: u64,
+    live_bytes_err: f64,
+}
+
+impl Books {
+    /// What is known of a stack; `gone` are bytes and objects that went with their process or its former program.
+    fn of(totals: &StackTotals, gone: (u64, u64), status: &Status) -> Books {
+        let freed = freed(totals, gone);
+        let exact = Books {
+            allocated_bytes: totals.allocated_bytes,
+            allocated_count: totals.allocated_count,
+            freed_bytes: freed.0,
+            freed_count: freed.1,
+            live_bytes_err: 0.0,
+        };
+        let unseen = Unseen::of(totals, status);
+        if status.windows == 0 && unseen.since == 0.0 {
+            return exact;
+        }
+        let more = |n: u64| n + (n as f64 * unseen.more()) as u64;
+        Books {
+            allocated_bytes: more(exact.allocated_bytes),
+            allocated_count: more(exact.allocated_count),
+            freed_bytes: more(exact.freed_bytes),
+            freed_count: more(exact.freed_count),
+            live_bytes_err: exact.error(&unseen),
+        }
+    }
+
+    fn live(&self) -> (f64, f64) {
+        ((self.allocated_bytes - self.freed_bytes) as f64, (self.allocated_count - self.freed_count) as f64)
+    }
+
+    /// The standard error of what lives, bytes. It has three parts: what windows that were not there would have seen
+    /// allocated, what they would have seen freed, and, of the objects seen that live, how many these happen to be and how
+    /// large.
+    fn error(&self, unseen: &Unseen) -> f64 {
+        let (bytes, count) = self.live();
+        let allocated = self.allocated_count.max(1) as f64;
+        let seen_share = unseen.totals.seen_allocated as f64 / allocated;
+        // What a live object occupies, or one of those allocated if none seems to live.
+        let each = if count > 0.0 { bytes / count } else { self.allocated_bytes as f64 / allocated };
+        let between = unseen.variance_of_allocations() * (count / allocated).powi(2);
+        let objects =
+            count * (1.0 - seen_share) * (1.0 + size_spread(&unseen.totals.sizes)) / seen_share.max(1e-9);
+        each * (between + unseen.variance_of_frees() + objects).sqrt()
+    }
+
+    fn point(&self, time_ns: u64) -> LivePoint {
+        let (live_bytes, live_count) = self.live();
+        LivePoint { time_ns, live_bytes, live_count, live_bytes_err: self.live_bytes_err }
+    }
+}
+
 /// Bytes and objects freed; of what is seen in windows only, as many as the frees seen stand for. Where something frees
 /// much at once and rarely (a collector), windows miss it, but later ones see addresses given out again: then, as many as
 /// those stand for, which can be too many.
@@ -496,58 +562,55 @@ fn freed(totals: &StackTotals, gone: (u64, u64)) -> (u64, u64) {
     )
 }
 
-/// What a stack's objects occupy, with the standard error of an estimate, zero if all the time was seen. It has three
-/// parts: what windows that were not there would have seen allocated, what they would have seen freed, and, of the
-/// objects seen that live, how many these happen to be and how large.
-fn live_point(totals: &StackTotals, gone: (u64, u64), windows: &Status, time_ns: u64) -> LivePoint {
-    let freed = freed(totals, gone);
-    let allocated_count = totals.allocated_count.max(1) as f64;
-    let live_bytes = (totals.allocated_bytes - freed.0) as f64;
-    let live_count = (totals.allocated_count - freed.1) as f64;
-    let seen_share = totals.seen_allocated as f64 / allocated_count;
-    let live_bytes_err = if windows.windows == 0 {
-        0.0
-    } else {
-        // What a live object occupies, or one of those allocated if none seems to live.
-        let bytes_each = if live_count > 0.0 {
-            live_bytes / live_count
-        } else {
-            totals.allocated_bytes as f64 / allocated_count
-        };
-        let live_share = live_count / allocated_count;
-        let between = variance_between_windows(totals, windows) * live_share.powi(2);
-        let objects = live_count * (1.0 - seen_share) * (1.0 + size_spread(&totals.sizes)) / seen_share;
-        bytes_each * (between + variance_of_frees(totals, windows) + objects).sqrt()
-    };
-    LivePoint { time_ns, live_bytes, live_count, live_bytes_err }
+/// What windows have seen of a stack, to tell what they have not.
+struct Unseen {
+    totals: StackTotals,
+    /// How many windows, the sum of what an allocation in each stood for, and of its squares.
+    windows: f64,
+    weights: (f64, f64),
+    /// Time since the last one, in windows.
+    since: f64,
 }
 
-/// Variance of the number of objects that windows say were freed: what they saw comes in bursts that are as likely as the
-/// windows (Poisson), and one more might have been missed.
-fn variance_of_frees(totals: &StackTotals, windows: &Status) -> f64 {
-    let mut all = *totals;
-    all.close_later();
-    let stands_for = totals.allocated_count as f64 / totals.seen_allocated.max(1) as f64;
-    let one = stands_for * windows.weights.0 / windows.windows.max(1) as f64;
-    all.later_squares as f64 + one * one
-}
+impl Unseen {
+    fn of(totals: &StackTotals, status: &Status) -> Unseen {
+        let mut totals = *totals;
+        totals.close_window();
+        totals.close_later();
+        let since = status.since_ns as f64 / WINDOW_NS as f64;
+        Unseen { totals, windows: status.windows as f64, weights: status.weights, since }
+    }
 
-/// Variance of the number of objects that windows say were allocated: how much they differ (Cochran, Sampling Techniques,
-/// 3rd edition, 6.4: a ratio estimate, windows being the sample and what each stands for its size); and, since a few
-/// windows differ less than many would, what is to be expected of bursts: that the share of windows that see one is not
-/// known better than by Laplace's rule of succession, (hit + 1) / (windows + 2).
-fn variance_between_windows(totals: &StackTotals, windows: &Status) -> f64 {
-    let mut all = *totals;
-    all.close_window();
-    let (n, sum) = (windows.windows as f64, all.window_sum as f64);
-    let rate = sum / windows.weights.0.max(1.0);
-    let squares =
-        all.window_squares as f64 - 2.0 * rate * all.window_products as f64 + rate * rate * windows.weights.1;
-    let observed = if n < 2.0 { 0.0 } else { squares.max(0.0) * n / (n - 1.0) };
-    let hit = all.windows_hit as f64;
-    let burst = all.seen_allocated as f64 / (hit + all.slices_hit as f64).max(1.0);
-    let share = (hit + 1.0) / (n + 2.0);
-    observed + windows.weights.1 * burst * burst * share * (1.0 - share)
+    /// What goes on as windows have seen it makes everything larger by this part, since the last of them.
+    fn more(&self) -> f64 {
+        let in_windows = self.totals.window_sum as f64 / self.totals.allocated_count.max(1) as f64;
+        in_windows * self.since / self.weights.0.max(self.since).max(1.0)
+    }
+
+    /// Variance of the number of objects that windows say were allocated: how much they differ (Cochran, Sampling
+    /// Techniques, 3rd edition, 6.4: a ratio estimate, windows being the sample and what each stands for its size); and,
+    /// since a few windows differ less than many would, what is to be expected of bursts: that the share of windows that
+    /// see one is not known better than by Laplace's rule of succession, (hit + 1) / (windows + 2).
+    fn variance_of_allocations(&self) -> f64 {
+        let Unseen { totals, windows: n, weights, since } = self;
+        let rate = totals.window_sum as f64 / weights.0.max(1.0);
+        let squares = totals.window_squares as f64 - 2.0 * rate * totals.window_products as f64
+            + rate * rate * weights.1;
+        let observed = if *n < 2.0 { 0.0 } else { squares.max(0.0) * n / (n - 1.0) };
+        let hit = totals.windows_hit as f64;
+        let burst = totals.seen_allocated as f64 / (hit + totals.slices_hit as f64).max(1.0);
+        let share = (hit + 1.0) / (n + 2.0);
+        observed * (1.0 + self.more()).powi(2)
+            + (weights.1 + since * since) * burst * burst * share * (1.0 - share)
+    }
+
+    /// Variance of the number of objects that windows say were freed: what they saw comes in bursts that are as likely as
+    /// the windows (Poisson), and one more might have been missed.
+    fn variance_of_frees(&self) -> f64 {
+        let stands_for = self.totals.allocated_count as f64 / self.totals.seen_allocated.max(1) as f64;
+        let one = stands_for * (self.weights.0 / self.windows.max(1.0)).max(1.0);
+        self.totals.later_squares as f64 + one * one
+    }
 }
 
 /// Variance of sizes over their mean squared.
@@ -619,10 +682,10 @@ mod tests {
             ..StackTotals::EMPTY
         };
         totals.sizes[6] = 100;
-        let always = live_point(&totals, (0, 0), &Status::default(), 1);
+        let always = Books::of(&totals, (0, 0), &Status::default()).point(1);
         assert_eq!((always.live_bytes, always.live_count, always.live_bytes_err), (6400.0, 100.0, 0.0));
         let windows = Status { windows: 5, weights: (20.0, 80.0), ..Status::default() };
-        let live_point = |totals: &StackTotals, gone| live_point(totals, gone, &windows, 1);
+        let live_point = |totals: &StackTotals, gone| Books::of(totals, gone, &windows).point(1);
         // Five bursts of twenty objects when all was seen, none in any of the five windows of weight four.
         let exact = live_point(&totals, (0, 0));
         let expected = 64.0 * (80.0 * 20.0f64.powi(2) * 1.0 / 7.0 * 6.0 / 7.0 + 4.0f64.powi(2)).sqrt();

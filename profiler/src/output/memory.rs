@@ -257,6 +257,7 @@ mod tests {
             watched_ns: 10_000_000_000,
             seen_ns: 500_000_000,
             windows: 25,
+            since_ns: 30_000_000,
             max_overhead_percent: Some(5.0),
             hits: 123_456,
             cost_ns: 480_000_000,
