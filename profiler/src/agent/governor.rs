@@ -48,6 +48,11 @@ const CREDIT_NS: (f64, f64) = (20_000_000.0, 100_000_000.0);
 const SPENT: f64 = 0.8;
 /// Shortest and longest time between windows on average, ns.
 const GAP_NS: (f64, f64) = (40_000_000.0, 30_000_000_000.0);
+/// How often a target is asked for its appetite for CPU time while there is no window, ns, and by how much it must have
+/// grown for the next window to be drawn anew (the exponential distribution has no memory).
+const ASK_NS: u64 = 1_000_000_000;
+/// See above.
+const MUCH: f64 = 4.0;
 /// Weight of the newest window among all, when their price and the target's appetite for CPU time are averaged.
 const NEWEST: f64 = 0.2;
 /// The breakpoints stay again when they would cost less than this part of the allowed share.
@@ -234,8 +239,8 @@ struct Worker {
     attached: BTreeMap<u32, (usize, Vec<Attached>)>,
     mode: Mode,
     usual: Usual,
-    /// CPU time of the target and the time when the last window closed, ns.
-    closed: (u64, u64),
+    /// CPU time of the target and the time when its appetite was last asked for, ns.
+    asked: (u64, u64),
     window: u32,
     carry: f64,
     traps: TrapCosts,
@@ -265,7 +270,7 @@ impl Worker {
             attached: BTreeMap::new(),
             mode: Mode::Always,
             usual: Usual::default(),
-            closed: (0, monotonic_ns()),
+            asked: (0, monotonic_ns()),
             window: 0,
             carry: 0.0,
             traps: TrapCosts::default(),
@@ -324,7 +329,7 @@ impl Worker {
                 let closed_ns = monotonic_ns();
                 self.close();
                 self.account();
-                let busy = self.busy_since_closed();
+                let busy = self.busy_lately();
                 self.usual = Usual { busy, ..Usual::default() };
                 self.mode = self.next_window(credit, closed_ns);
             }
@@ -338,15 +343,25 @@ impl Worker {
             (Mode::Windows { closed_ns, open_ns, mean_ns }, Some(_)) if monotonic_ns() >= open_ns => {
                 self.open_window(closed_ns, mean_ns);
             }
+            // A target that has become much busier earns the next window much earlier.
+            (Mode::Windows { closed_ns, mean_ns, .. }, Some(credit))
+                if self.time_ns >= self.asked.1 + ASK_NS =>
+            {
+                let busy = self.busy_lately();
+                if credit.gap_ns(self.usual.price_ns, busy) < mean_ns as f64 / MUCH {
+                    self.usual.busy = busy;
+                    self.mode = self.next_window(credit, closed_ns);
+                }
+            }
             (Mode::Windows { .. }, _) => {}
         }
     }
 
-    /// How many CPUs the target has used since the last window closed, or since this was last asked.
-    fn busy_since_closed(&mut self) -> f64 {
+    /// How many CPUs the target has used since this was last asked.
+    fn busy_lately(&mut self) -> f64 {
         let now: (u64, u64) = (self.cpu_ns.values().sum(), self.time_ns);
-        let (cpu_ns, time_ns) = (now.0.saturating_sub(self.closed.0), now.1.saturating_sub(self.closed.1));
-        self.closed = now;
+        let (cpu_ns, time_ns) = (now.0.saturating_sub(self.asked.0), now.1.saturating_sub(self.asked.1));
+        self.asked = now;
         cpu_ns as f64 / time_ns.max(1) as f64
     }
 
@@ -376,7 +391,7 @@ impl Worker {
             status.weights.0 += f64::from(weight);
             status.weights.1 += f64::from(weight).powi(2);
         });
-        let busy = self.busy_since_closed();
+        let busy = self.busy_lately();
         self.usual.add(self.cost_ns - cost_before, busy);
         let Some(credit) = self.credit else { return };
         // What all the time would cost, and what it may.
@@ -506,7 +521,7 @@ impl Worker {
 
     /// Between 0 and 1.
     fn chance(&self) -> f64 {
-        (self.random.hash_one(self.window) >> 11) as f64 / (1u64 << 53) as f64
+        (self.random.hash_one(monotonic_ns()) >> 11) as f64 / (1u64 << 53) as f64
     }
 
     fn fail(&self, what: &str) {
