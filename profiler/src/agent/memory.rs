@@ -596,7 +596,11 @@ impl Unseen {
         let rate = totals.window_sum as f64 / weights.0.max(1.0);
         let squares = totals.window_squares as f64 - 2.0 * rate * totals.window_products as f64
             + rate * rate * weights.1;
-        let observed = if *n < 2.0 { 0.0 } else { squares.max(0.0) * n / (n - 1.0) };
+        // Of few windows, the variance is not known well either: that of Student's t with so
+        // many degrees of freedom, three at least.
+        let degrees = n - 1.0;
+        let student = degrees / (degrees - 2.0).max(degrees / 3.0);
+        let observed = if *n < 2.0 { 0.0 } else { squares.max(0.0) * n / degrees * student };
         let hit = totals.windows_hit as f64;
         let burst = totals.seen_allocated as f64 / (hit + totals.slices_hit as f64).max(1.0);
         let share = (hit + 1.0) / (n + 2.0);
