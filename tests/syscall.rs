@@ -100,27 +100,40 @@ fn probes_are_no_calls() {
     assert!(!named.iter().any(|name| name.contains("probe")), "{named:?}");
 }
 
+/// However busy the machine is: the program measures each of its calls itself.
 #[test]
 fn lengths_are_right() {
-    if !kernel_ready(&["python3"]) {
+    if !kernel_ready(&[]) {
         return;
     }
-    for (ms, times) in [(10u64, 20u64), (100, 5), (1000, 1)] {
-        let script = format!(
-            "import time, os\nfor _ in range({times}): time.sleep({ms} / 1000)\nr, w = os.pipe()\n\
-             if os.fork() == 0:\n  time.sleep({ms} / 1000); os.write(w, b'x'); os._exit(0)\nos.read(r, 1)"
-        );
-        let profile = profile(&["--syscalls", "--", "/usr/bin/python3", "-c", &script]);
+    let lengths = workload("lengths", &[]);
+    for (ms, times) in [("10", "20"), ("100", "5"), ("1000", "1")] {
+        let out = Outputs::new();
+        let json = out.path("x.json");
+        let args = ["-q", "--syscalls", "-o", json.to_str().unwrap(), "--", lengths.to_str().unwrap()];
+        let said = String::from_utf8(profiler(&[&args[..], &[ms, times]].concat()).stdout).unwrap();
+        let said =
+            said.lines().find_map(|line| line.strip_prefix("lengths ")).expect("what the program measured");
+        let [slept, waited, longest] =
+            said.split(' ').map(|ns| ns.parse().unwrap()).collect::<Vec<f64>>()[..]
+        else {
+            panic!("{said}")
+        };
+        let profile = out.json("x.json");
         let sleeps = call(&profile, "clock_nanosleep");
-        let count = sleeps["calls"]["count"].as_u64().unwrap();
-        let mean = sleeps["calls"]["sum_ns"].as_f64().unwrap() / count as f64 / 1e6;
-        // Both bounds are the program's: a sleep is never shorter, and the machine may be busy.
-        assert!(mean >= ms as f64 && mean <= ms as f64 * 1.02 + 1.0, "{mean} ms, not {ms}");
-        let blocked = sleeps["blocked_ns"].as_f64().unwrap() / sleeps["calls"]["sum_ns"].as_f64().unwrap();
-        assert!(blocked > 0.9, "{blocked}");
-        let slowest = list(&profile, "slow").iter().find(|slow| slow["syscall"] == "read").unwrap();
-        let took = slowest["duration_ns"].as_f64().unwrap() / 1e6;
-        assert!(took >= ms as f64 * 0.8 && took <= ms as f64 * 1.02 + 5.0, "{took} ms, not {ms}");
+        let is_its = |of: &&Value| of["syscall"] == "read" && of["pid"] == sleeps["pid"];
+        let reads = list(&profile, "calls").iter().find(is_its).unwrap();
+        let slowest = list(&profile, "slow").iter().find(is_its).unwrap();
+        for (what, ours, its) in [
+            ("asleep", &sleeps["calls"]["sum_ns"], slept),
+            ("reading", &reads["calls"]["sum_ns"], waited),
+            ("in the longest read", &slowest["duration_ns"], longest),
+        ] {
+            let ours = ours.as_f64().unwrap();
+            assert!((ours / its - 1.0).abs() <= 0.02, "{times} times {ms} ms: {ours} ns {what}, not {its}");
+        }
+        let off_cpu = sleeps["blocked_ns"].as_f64().unwrap() + sleeps["run_queue_ns"].as_f64().unwrap();
+        assert!(off_cpu > 0.9 * slept, "{off_cpu} of {slept}");
         assert!(slowest["arguments"].as_str().unwrap().starts_with("fd "), "{slowest}");
         assert_eq!(slowest["kind"], "pipe");
     }
