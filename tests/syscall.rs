@@ -301,6 +301,50 @@ fn a_hundred_thousand_files_do_not_fill_the_memory() {
     assert!(memory < 300 << 20, "{memory} bytes");
 }
 
+/// Many slow calls first, and a less slow one later.
+const SLOW_THEN_LESS: &str = "
+import os, socket, time
+one, other = socket.socketpair()
+def wait(ms, peer):
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, b'\\0' * 8 + (ms * 1000).to_bytes(8, 'little'))
+    try: peer.recv(1)
+    except OSError: pass
+for _ in range(210): wait(16, one)
+time.sleep(2.5)
+os.dup2(one.fileno(), 99)
+wait(4, socket.socket(fileno=99))";
+
+#[test]
+fn what_was_slowest_is_told_of_each_part_of_a_run() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    let out = Outputs::new();
+    let [json, recording, again] =
+        ["x.json", "x.prec", "y.json"].map(|name| out.path(name).to_str().unwrap().to_owned());
+    let args =
+        ["-q", "--syscalls", "-o", &json, "-o", &recording, "--", "/usr/bin/python3", "-c", SLOW_THEN_LESS];
+    let report = String::from_utf8(profiler(&args).stdout).unwrap();
+    let profile = out.json("x.json");
+    let by_part = &profile.0["syscalls"]["slow_by_part"];
+    let parts: Vec<&[Value]> =
+        by_part["parts"].as_array().unwrap().iter().map(|part| part.as_array().unwrap().as_slice()).collect();
+    assert!(parts.len() >= 5 && parts.iter().all(|part| part.len() <= 3), "{by_part:#}");
+    let slowest = &list(&profile, "slow")[0];
+    assert!(parts.iter().any(|part| part.first() == Some(slowest)), "{slowest:#} {by_part:#}");
+    let last = parts.iter().rfind(|part| !part.is_empty()).unwrap();
+    assert!(last[0]["arguments"].as_str().unwrap().starts_with("fd 99 unix"), "{last:#?}");
+    let length = by_part["length_ns"].as_u64().unwrap();
+    for (i, call) in (0..).zip(&parts).flat_map(|(i, part)| part.iter().map(move |call| (i, call))) {
+        let end = call["start_ns"].as_u64().unwrap() + call["duration_ns"].as_u64().unwrap();
+        assert_eq!((end - by_part["start_ns"].as_u64().unwrap()) / length, i, "{call}");
+    }
+    let (_, others) = report.split_once("slowest in other parts of the run").expect("a part of the report");
+    assert!(others.contains("recvfrom(fd 99 unix"), "{others}");
+    profiler(&["replay", &recording, "-o", &again]);
+    assert_eq!(out.json("y.json").0["syscalls"]["slow_by_part"], *by_part);
+}
+
 /// One request after the other, or all at once, to a server that is another process.
 const NODE_ASKER: &str = "
 const net = require('net'), { spawn } = require('child_process');

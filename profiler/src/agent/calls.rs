@@ -17,9 +17,10 @@ use profiler_common::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::monotonic_ns;
 use crate::{
     blocking::Summary,
-    calls::{self, CallCount, CallKind, KindWaits, ObjectIo},
+    calls::{self, CallCount, CallKind, KindWaits, ObjectIo, SlowByPart},
     detect::{
         chatty::{self, Talk},
         storm::{Rates, Storms},
@@ -69,6 +70,7 @@ pub struct CallCollector {
     objects_unlisted: u64,
     time_taken: FxHashMap<CallTimeKey, u64>,
     slow: BTreeMap<(u64, u64), calls::SlowCall>,
+    slow_by_part: SlowByPart,
     slow_told: u64,
     slow_ns: u64,
     interval: calls::Interval,
@@ -184,6 +186,7 @@ impl CallCollector {
             objects_unlisted: 0,
             time_taken: FxHashMap::default(),
             slow: BTreeMap::new(),
+            slow_by_part: SlowByPart::new(monotonic_ns()),
             slow_told: 0,
             slow_ns: SLOW_NS.0,
             interval: calls::Interval::default(),
@@ -206,7 +209,8 @@ impl CallCollector {
             || self.slow.keys().next().is_some_and(|(least, _)| *least < duration_ns);
         let of_interval =
             self.interval.slowest.as_ref().is_none_or(|slowest| slowest.duration_ns < duration_ns);
-        if !among_slowest && !of_interval {
+        let of_part = self.slow_by_part.wants(call.end_ns, duration_ns);
+        if !among_slowest && !of_interval && !of_part {
             return;
         }
         let thread = ThreadKey { pid: call.pid, tid: call.tid };
@@ -236,6 +240,9 @@ impl CallCollector {
         };
         if of_interval {
             self.interval.slowest = Some(slow.clone());
+        }
+        if of_part {
+            self.slow_by_part.add(slow.clone());
         }
         self.slow.insert((duration_ns, call.start_ns), slow);
         if self.slow.len() > MAX_SLOW {
@@ -511,6 +518,7 @@ impl CallCollector {
             objects: listed,
             objects_unlisted: unlisted,
             slow: self.slow.values().rev().cloned().collect(),
+            slow_by_part: self.slow_by_part.clone(),
             chatty: chatty::find(talks),
             storms: self
                 .storms

@@ -10,7 +10,7 @@ use super::{
     waiting::{innermost, line, time},
 };
 use crate::{
-    calls::{CallCount, Calls, Chatty, ErrorStorm, Interval},
+    calls::{CallCount, Calls, Chatty, ErrorStorm, Interval, SlowCall},
     profile::Run,
     sample::ThreadKey,
 };
@@ -19,6 +19,8 @@ use crate::{
 const TABLES: (usize, usize) = (5, 15);
 /// Kinds of waits, objects, slow calls and findings listed.
 const LISTED: usize = 10;
+/// Parts of the run whose slowest call is listed.
+const PARTS: usize = 8;
 /// Functions shown of a stack.
 const FRAMES: usize = 4;
 
@@ -173,25 +175,51 @@ fn slow(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<
     }
     writeln!(out, "\n{}", style.bold("slowest system calls, without idle waits"))?;
     for of in calls.slow.iter().take(LISTED) {
-        let text = format!(
-            "{:>8}  {:>8} blocked  {}({}) = {}, {} (tid {})",
-            time(of.duration_ns),
-            time(of.blocked_ns),
-            of.syscall,
-            of.arguments,
-            of.result,
-            of.process,
-            of.thread.tid,
-        );
-        line(&text, style, out)?;
-        let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-        if !functions.is_empty() {
-            let functions: Vec<&str> =
-                functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
-            line(&format!("            {}", functions.join(" < ")), style, out)?;
-        }
+        slow_call(run, of, "", style, out)?;
     }
-    more(calls.slow.len(), out)
+    more(calls.slow.len(), out)?;
+    slow_by_part(run, calls, style, out)
+}
+
+/// What was slowest when none of those above returned.
+fn slow_by_part(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let of = calls.slow_by_part.coarser(PARTS);
+    let told = |call: &SlowCall| calls.slow.iter().take(LISTED).any(|other| other == call);
+    let others: Vec<(u64, &SlowCall)> = (0..)
+        .zip(&of.parts)
+        .filter_map(|(i, part)| Some((i, part.first()?)))
+        .filter(|(_, call)| !told(call))
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let title = format!("slowest in other parts of the run, of {} each", time(of.length_ns));
+    writeln!(out, "\n{}", style.bold(&title))?;
+    for (i, call) in others {
+        slow_call(run, call, &format!("from {:>6}  ", time(i.saturating_mul(of.length_ns))), style, out)?;
+    }
+    Ok(())
+}
+
+fn slow_call(run: &Run, of: &SlowCall, when: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let text = format!(
+        "{when}{:>8}  {:>8} blocked  {}({}) = {}, {} (tid {})",
+        time(of.duration_ns),
+        time(of.blocked_ns),
+        of.syscall,
+        of.arguments,
+        of.result,
+        of.process,
+        of.thread.tid,
+    );
+    line(&text, style, out)?;
+    let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
+    if !functions.is_empty() {
+        let functions: Vec<&str> =
+            functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
+        line(&format!("            {}", functions.join(" < ")), style, out)?;
+    }
+    Ok(())
 }
 
 fn findings(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -270,7 +298,7 @@ pub(crate) mod fixtures {
     use super::*;
     use crate::{
         blocking::Summary,
-        calls::{CallKind, KindWaits, ObjectIo, SlowCall},
+        calls::{CallKind, KindWaits, ObjectIo, SlowByPart, fixtures::slow_call},
         detect::finding::fixtures::name_stacks,
         sample::StackId,
     };
@@ -303,6 +331,12 @@ pub(crate) mod fixtures {
         };
         let mut exit = of("exit_group", 0, 0, &[]);
         exit.unfinished = 1;
+        let mut fsync = slow_call(35 * MS, 30 * MS);
+        (fsync.run_queue_ns, fsync.stack) = (MS / 2, Some(StackId(1)));
+        let mut slow_by_part = SlowByPart::new(0);
+        slow_by_part.add(fsync.clone());
+        slow_by_part.add(slow_call(34 * MS, 7 * MS));
+        slow_by_part.add(slow_call(11_500 * MS, 2 * MS));
         run.calls = Some(Calls {
             calls: vec![
                 of("read", 12_000, 700 * MS, &[("EAGAIN", 3)]),
@@ -335,19 +369,8 @@ pub(crate) mod fixtures {
                 round_trip_ns: 650 * MS,
                 median_bytes: 64,
             }],
-            slow: vec![SlowCall {
-                thread,
-                process: "app".into(),
-                syscall: "fsync".into(),
-                kind: CallKind::FileSync,
-                start_ns: 5 * MS,
-                duration_ns: 30 * MS,
-                blocked_ns: 29 * MS,
-                run_queue_ns: MS / 2,
-                result: "0".into(),
-                arguments: "fd 5 /data/x".into(),
-                stack: Some(StackId(1)),
-            }],
+            slow: vec![fsync.clone()],
+            slow_by_part,
             chatty: vec![Chatty {
                 thread,
                 process: "app".into(),

@@ -61,6 +61,7 @@ struct Calls<'a> {
     objects: &'a [crate::calls::ObjectIo],
     objects_unlisted: u64,
     slow: Vec<SlowCall<'a>>,
+    slow_by_part: SlowByPart<'a>,
     chatty: Vec<Chatty<'a>>,
     error_storms: &'a [crate::calls::ErrorStorm],
 }
@@ -106,6 +107,13 @@ struct SlowCall<'a> {
     result: &'a str,
     arguments: &'a str,
     stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct SlowByPart<'a> {
+    start_ns: u64,
+    length_ns: u64,
+    parts: Vec<Vec<SlowCall<'a>>>,
 }
 
 #[derive(Serialize)]
@@ -520,6 +528,11 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         objects: &of.objects,
         objects_unlisted: of.objects_unlisted,
         slow: of.slow.iter().map(slow).collect(),
+        slow_by_part: SlowByPart {
+            start_ns: of.slow_by_part.start_ns,
+            length_ns: of.slow_by_part.length_ns,
+            parts: of.slow_by_part.parts.iter().map(|part| part.iter().map(slow).collect()).collect(),
+        },
         chatty: of.chatty.iter().map(chatty).collect(),
         error_storms: &of.storms,
     }
