@@ -259,6 +259,28 @@ fn calls_of_32_bits_are_told_apart() {
 }
 
 #[test]
+fn what_32_bit_calls_are_made_on_is_told() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let compat = workload("compat", &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    let fifo = fifo.to_str().unwrap();
+    if Command::new(&compat).arg(fifo).status().unwrap().code() == Some(3) {
+        return eprintln!("skipped: this kernel has no 32-bit calls");
+    }
+    let profile = profile(&["--syscalls", "--", compat.to_str().unwrap(), fifo]);
+    let slow = |name: &str| list(&profile, "slow").iter().find(|slow| slow["syscall"] == name).unwrap();
+    assert_eq!(slow("open (32-bit)")["arguments"], fifo);
+    let read = slow("read (32-bit)");
+    let arguments = read["arguments"].as_str().unwrap();
+    assert!(arguments.starts_with("fd ") && arguments.ends_with(&format!(" {fifo}, 1 bytes")), "{read}");
+    assert_eq!(read["kind"], "pipe");
+    assert_eq!(object(&profile, fifo), (2, 2), "the byte read, and the byte that the child wrote");
+}
+
+#[test]
 fn thousands_of_threads_and_processes_are_counted() {
     if !kernel_ready(&[]) {
         return;
@@ -299,6 +321,105 @@ fn a_hundred_thousand_files_do_not_fill_the_memory() {
     );
     let memory = profile.0["cost"]["agent_peak_rss_bytes"].as_u64().unwrap();
     assert!(memory < 300 << 20, "{memory} bytes");
+}
+
+/// Calls that moved data of an object, and the bytes, by all processes together.
+fn object(profile: &Profile, name: &str) -> (u64, u64) {
+    let of = list(profile, "objects").iter().filter(|of| of["object"] == name);
+    of.fold((0, 0), |sum, of| (sum.0 + of["calls"].as_u64().unwrap(), sum.1 + of["bytes"].as_u64().unwrap()))
+}
+
+/// Descriptors that are closed, removed, or made something else as soon as they have been used.
+const PASSING: &str = "
+import ctypes, fcntl, os, socket, sys, threading, time
+folder, shared = sys.argv[1:3]
+def late(what): threading.Thread(target=lambda: (time.sleep(0.2), what())).start()
+path = lambda name: f'{folder}/{name}'
+def write(path, data):
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY); os.write(fd, data); os.close(fd)
+if len(sys.argv) > 3:
+    # A descriptor of before exec is another's now.
+    fd = int(sys.argv[3])
+    got = os.open(path('last'), os.O_RDONLY); os.dup2(got, 200); os.pread(200, 5, 0)
+    os._exit(0)
+for i in range(3): write(path(f'gone{i}'), b'x' * (i + 1)); os.unlink(path(f'gone{i}'))
+write(shared, b'shared'); os.unlink(shared)
+deep = path('/'.join(['deep'] * 20)); os.makedirs(deep); write(deep + '/file', b'deep')
+removed = os.open(path('removed'), os.O_CREAT | os.O_WRONLY); os.unlink(path('removed')); os.write(removed, b'r'); os.close(removed)
+os.mkfifo(path('fifo'))
+def feed():
+    fd = os.open(path('fifo'), os.O_WRONLY); time.sleep(0.1); os.write(fd, b'x'); os.close(fd)
+threading.Thread(target=feed).start()
+fd = os.open(path('fifo'), os.O_RDONLY); os.read(fd, 1); os.close(fd); os.unlink(path('fifo'))
+holder = os.open(path('lock'), os.O_CREAT | os.O_RDWR); fcntl.flock(holder, fcntl.LOCK_EX)
+late(lambda: fcntl.flock(holder, fcntl.LOCK_UN))
+fd = os.open(path('lock'), os.O_RDWR); fcntl.flock(fd, fcntl.LOCK_EX); os.close(fd); os.unlink(path('lock'))
+for address in [path('socket'), '\\0' + folder]:
+    listener = socket.socket(socket.AF_UNIX); listener.bind(address); listener.listen()
+    client = socket.socket(socket.AF_UNIX); client.connect(address)
+    server, _ = listener.accept()
+    late(lambda: server.sendall(b'answer'))
+    client.sendall(b'ask'); client.recv(6); client.close(); time.sleep(0.01); server.close(); listener.close()
+for name in ['first', 'second', 'third', 'last']: write(path(name), b'content')
+first, second = (os.open(path(name), os.O_RDONLY) for name in ['first', 'second'])
+for _ in range(10): os.pread(first, 7, 0)
+os.dup2(second, first)
+for _ in range(20): os.pread(first, 3, 0)
+ctypes.CDLL(None).syscall(436, first, first, 0) # close_range
+third = os.open(path('third'), os.O_RDONLY)
+assert third == first
+for _ in range(30): os.pread(third, 2, 0)
+os.dup2(second, 200, inheritable=False)
+for _ in range(5): os.pread(200, 1, 0)
+os.execv('/usr/bin/python3', ['python3', sys.argv[0], folder, shared, '200'])";
+
+#[test]
+fn descriptors_are_told_as_they_were_when_they_were_used() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().canonicalize().unwrap();
+    let folder = folder.to_str().unwrap();
+    let shared = format!("/dev/shm/profiler-test-{}", std::process::id());
+    let script = dir.path().join("script.py");
+    std::fs::write(&script, PASSING).unwrap();
+    let script = script.to_str().unwrap();
+    let profile = profile(&["--syscalls", "--", "/usr/bin/python3", script, folder, &shared]);
+    let path = |name: &str| format!("{folder}/{name}");
+    let deep = path(&["deep"; 20].join("/"));
+    for (name, expected) in [
+        (path("gone0"), (1, 1)),
+        (path("gone1"), (1, 2)),
+        (path("gone2"), (1, 3)),
+        (shared, (1, 6)),
+        (deep + "/file", (1, 4)),
+        (path("removed (deleted)"), (1, 1)),
+        (path("fifo"), (2, 2)),
+        (format!("unix {folder}/socket"), (1, 6)),
+        (format!("unix -> {folder}/socket"), (2, 9)),
+        (format!("unix @{folder}"), (1, 6)),
+        (format!("unix -> @{folder}"), (2, 9)),
+        (path("first"), (11, 77)),
+        (path("second"), (26, 72)),
+        (path("third"), (31, 67)),
+        (path("last"), (2, 12)),
+    ] {
+        assert_eq!(object(&profile, &name), expected, "{name}: {:#?}", profile.0["syscalls"]["objects"]);
+    }
+    let slow: Vec<String> = list(&profile, "slow")
+        .iter()
+        .map(|slow| format!("{} {}", slow["syscall"].as_str().unwrap(), slow["arguments"].as_str().unwrap()))
+        .collect();
+    for (call, object) in [
+        ("read fd ", "/fifo, 1 bytes"),
+        ("flock fd ", "/lock"),
+        ("recvfrom fd ", &format!("unix -> {folder}/socket, 6 bytes")),
+        ("recvfrom fd ", &format!("unix -> @{folder}, 6 bytes")),
+    ] {
+        let told = slow.iter().any(|slow| slow.starts_with(call) && slow.ends_with(object));
+        assert!(told, "no {call}{object}: {slow:#?}");
+    }
 }
 
 /// Many slow calls first, and a less slow one later.

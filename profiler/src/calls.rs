@@ -226,7 +226,7 @@ pub struct ObjectIo {
     pub pid: u32,
     /// Name of the process.
     pub process: String,
-    /// Path, or socket with its peer, or pipe; descriptor number where that could not be found out in time.
+    /// Path, or socket with its peer, or pipe; descriptor number where that could not be told.
     pub object: String,
     /// Descriptors it was used through, one after the other or at once.
     pub descriptors: u64,

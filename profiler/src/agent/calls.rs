@@ -11,8 +11,8 @@ use anyhow::Result;
 use profiler_common::{
     histogram::Histogram,
     syscall::{
-        CallKey, CallStats, CallTimeKey, IoKey, IoRecord, IoStats, Majority, ObjectKind, SIZES, SlowCall,
-        WaitsKey,
+        CallKey, CallStats, CallTimeKey, IoKey, IoRecord, IoStats, Majority, Name, ObjectKind, SIZES,
+        SlowCall, WaitsKey,
     },
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -261,17 +261,17 @@ impl CallCollector {
         if record.closed != 0 {
             self.end_io(record.stats.key, &record.stats);
         } else {
-            self.identify(record.stats.key, &record.stats);
+            self.identify(record.stats.key, &record.stats, &record.name);
         }
     }
 
-    /// Finds out what a descriptor is, unless that is known.
-    fn identify(&mut self, key: IoKey, stats: &IoStats) {
+    /// Finds out what a descriptor is, unless that is known; in /proc if its `name` does not tell.
+    fn identify(&mut self, key: IoKey, stats: &IoStats, name: &Name) {
         if self.names.contains_key(&(key, stats.first_ns)) || self.lookups >= MAX_LOOKUPS {
             return;
         }
         self.lookups += 1;
-        let object = syscall::socket(&stats.on)
+        let object = syscall::object(&stats.on, name)
             .or_else(|| objects::descriptor(&self.proc_root, key.pid, key.descriptor.into()));
         if let Some(object) = object {
             // If the process has ended, who reads first answers.
@@ -390,7 +390,7 @@ impl CallCollector {
             if is_alive(key.pid) { open.push((key, stats)) } else { gone.push((key, stats)) }
         }
         for (key, stats) in open {
-            self.identify(key, &stats);
+            self.identify(key, &stats, &Name::EMPTY);
         }
         for (key, stats) in gone {
             self.end_io(key, &stats);

@@ -41,11 +41,13 @@ pub struct CallMaps {
 impl CallMaps {
     /// Takes the maps out of the loaded object, and tells the kernel programs what calls' arguments are.
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<CallMaps> {
-        let kinds = ebpf.map_mut("CALL_KINDS").context("kernel object has no map CALL_KINDS")?;
-        let mut kinds: Array<&mut MapData, u16> = kinds.try_into()?;
-        for (number, kind) in (0..).zip(syscalls::kinds()) {
-            if kind != 0 {
-                kinds.set(number, kind, 0)?;
+        for (map, of) in [("CALL_KINDS", syscalls::kinds()), ("COMPAT_KINDS", syscalls::compat_kinds())] {
+            let map = ebpf.map_mut(map).with_context(|| format!("kernel object has no map {map}"))?;
+            let mut map: Array<&mut MapData, u32> = map.try_into()?;
+            for (number, kind) in (0..).zip(of) {
+                if kind != 0 {
+                    map.set(number, kind, 0)?;
+                }
             }
         }
         let mut take =
