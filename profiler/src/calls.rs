@@ -5,7 +5,7 @@ use profiler_common::syscall::WaitKind;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    blocking::Summary,
+    blocking::{Severity, Summary},
     sample::{StackId, ThreadKey},
 };
 
@@ -377,6 +377,11 @@ pub struct Chatty {
 }
 
 impl Chatty {
+    /// How bad.
+    pub fn severity(&self) -> Severity {
+        Severity::Warning
+    }
+
     /// How many a second.
     pub fn per_second(&self) -> f64 {
         self.count as f64 * 1e9 / self.span_ns.max(1) as f64
@@ -400,6 +405,13 @@ pub struct ErrorStorm {
     pub errno: String,
     /// How long it was seen, ns.
     pub lasted_ns: u64,
+}
+
+impl ErrorStorm {
+    /// How bad.
+    pub fn severity(&self) -> Severity {
+        Severity::Warning
+    }
 }
 
 #[cfg(test)]

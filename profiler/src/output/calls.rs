@@ -1,23 +1,22 @@
-//! The report's part about system calls: which, how long, what they waited for, and what was wrong with them.
+//! The report's part about system calls: which, how long, what they waited for, and which were slow.
 
 use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
 use super::{
-    findings::at,
-    report::{Style, count, percent, thousands},
+    report::{Style, count, per_second, percent, thousands},
     waiting::{innermost, line, time},
 };
 use crate::{
-    calls::{CallCount, Calls, Chatty, ErrorStorm, Interval, SlowCall},
+    calls::{CallCount, Calls, Interval, SlowCall},
     profile::Run,
     sample::ThreadKey,
 };
 
 /// Processes listed (threads where they are kept apart), and system calls of each.
 const TABLES: (usize, usize) = (5, 15);
-/// Kinds of waits, objects, slow calls and findings listed.
+/// Kinds of waits, objects and slow calls listed.
 const LISTED: usize = 10;
 /// Parts of the run whose slowest call is listed.
 const PARTS: usize = 8;
@@ -30,8 +29,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     counts(run, calls, style, out)?;
     waits(run, calls, style, out)?;
     objects(calls, style, out)?;
-    slow(run, calls, style, out)?;
-    findings(run, calls, style, out)
+    slow(run, calls, style, out)
 }
 
 /// What happened in an interval of the live view, in a line.
@@ -43,7 +41,7 @@ pub fn interval(of: &Interval, seconds: f64) -> String {
     let slowest = of.slowest.as_ref().map_or_else(String::new, |slowest| {
         format!(", slowest {}({}) {}", slowest.syscall, slowest.arguments, time(slowest.duration_ns))
     });
-    format!("{} system calls a second{failed}{slowest}", rate(of.calls as f64 / seconds.max(1e-9)))
+    format!("{} system calls a second{failed}{slowest}", per_second(of.calls as f64 / seconds.max(1e-9)))
 }
 
 fn counts(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -101,7 +99,7 @@ fn row(of: &CallCount, seconds: f64, wall_ns: u64, style: &Style, out: &mut dyn 
     let text = format!(
         "{:>11}  {:>9}  {:>7}  {:>6.1}  {:>6.1}  {:>6.1}  {p50:>8}  {p90:>8}  {p99:>8}  {p999:>8}  {max:>8}  {}{notes}",
         thousands(lengths.count),
-        rate(lengths.count as f64 / seconds.max(1e-9)),
+        per_second(lengths.count as f64 / seconds.max(1e-9)),
         time(lengths.sum_ns),
         percent(lengths.sum_ns, wall_ns),
         percent(of.on_cpu_ns(), lengths.sum_ns),
@@ -222,63 +220,11 @@ fn slow_call(run: &Run, of: &SlowCall, when: &str, style: &Style, out: &mut dyn 
     Ok(())
 }
 
-fn findings(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
-    if calls.chatty.is_empty() && calls.storms.is_empty() {
-        return Ok(writeln!(out, "\nno chatty I/O and no error storm")?);
-    }
-    writeln!(out, "\n{}", style.bold("what was wrong with system calls"))?;
-    let label = style.paint("33", "WARNING ");
-    for of in calls.chatty.iter().take(LISTED) {
-        line(&format!("{label}  {}", chatty(of)), style, out)?;
-        let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-        for function in functions.iter().take(FRAMES) {
-            line(&format!("            {}", at(function)), style, out)?;
-        }
-    }
-    for of in calls.storms.iter().take(LISTED) {
-        line(&format!("{label}  {}", storm(of)), style, out)?;
-    }
-    more(calls.chatty.len().max(calls.storms.len()), out)
-}
-
-/// One of the two in a sentence.
-fn chatty(of: &Chatty) -> String {
-    let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
-    format!(
-        "chatty I/O: {} (tid {}) made {} {what} {}, {} a second, one after the other: {}, half of them of {} or less; a batch would do",
-        of.process,
-        of.thread.tid,
-        thousands(of.count),
-        of.object,
-        rate(of.per_second()),
-        time(of.total_ns),
-        bytes(of.median_bytes),
-    )
-}
-
-fn storm(of: &ErrorStorm) -> String {
-    format!(
-        "error storm: {} of {} (pid {}) failed {} of {} times ({:.0} %) in {}, mostly with {}",
-        of.syscall,
-        of.process,
-        of.pid,
-        thousands(of.failed),
-        thousands(of.calls),
-        percent(of.failed, of.calls),
-        time(of.lasted_ns),
-        of.errno,
-    )
-}
-
 fn more(all: usize, out: &mut dyn Write) -> Result<()> {
     if all > LISTED {
         writeln!(out, "{} more (JSON holds all)", thousands((all - LISTED) as u64))?;
     }
     Ok(())
-}
-
-fn rate(per_second: f64) -> String {
-    if per_second < 100.0 { format!("{per_second:.1}") } else { thousands(per_second as u64) }
 }
 
 /// A number of bytes, short.
@@ -298,7 +244,7 @@ pub(crate) mod fixtures {
     use super::*;
     use crate::{
         blocking::Summary,
-        calls::{CallKind, KindWaits, ObjectIo, SlowByPart, fixtures::slow_call},
+        calls::{CallKind, Chatty, ErrorStorm, KindWaits, ObjectIo, SlowByPart, fixtures::slow_call},
         detect::finding::fixtures::name_stacks,
         sample::StackId,
     };

@@ -63,7 +63,7 @@ struct Calls<'a> {
     slow: Vec<SlowCall<'a>>,
     slow_by_part: SlowByPart<'a>,
     chatty: Vec<Chatty<'a>>,
-    error_storms: &'a [crate::calls::ErrorStorm],
+    error_storms: Vec<ErrorStorm<'a>>,
 }
 
 #[derive(Serialize)]
@@ -118,6 +118,7 @@ struct SlowByPart<'a> {
 
 #[derive(Serialize)]
 struct Chatty<'a> {
+    severity: &'static str,
     pid: u32,
     tid: u32,
     process: &'a str,
@@ -128,6 +129,13 @@ struct Chatty<'a> {
     total_ns: u64,
     median_bytes: u64,
     stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ErrorStorm<'a> {
+    severity: &'static str,
+    #[serde(flatten)]
+    storm: &'a crate::calls::ErrorStorm,
 }
 
 #[derive(Serialize)]
@@ -508,7 +516,9 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         arguments: &of.arguments,
         stack: stack(of.stack),
     };
+    let storm = |storm: &'a crate::calls::ErrorStorm| ErrorStorm { severity: storm.severity().id(), storm };
     let chatty = |of: &'a crate::calls::Chatty| Chatty {
+        severity: of.severity().id(),
         pid: of.thread.pid,
         tid: of.thread.tid,
         process: &of.process,
@@ -534,7 +544,7 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
             parts: of.slow_by_part.parts.iter().map(|part| part.iter().map(slow).collect()).collect(),
         },
         chatty: of.chatty.iter().map(chatty).collect(),
-        error_storms: &of.storms,
+        error_storms: of.storms.iter().map(storm).collect(),
     }
 }
 

@@ -252,6 +252,11 @@ pub fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }
 
+/// How often something happens.
+pub(super) fn per_second(rate: f64) -> String {
+    if rate < 100.0 { format!("{rate:.1}") } else { thousands(rate as u64) }
+}
+
 /// A number with separators.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
