@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Result;
 
 use super::{
-    memory::bytes,
-    report::{Keep, Style, count, fit, per_second, percent, thousands},
+    report::{Keep, Style, bytes, count, fit, per_second, percent, thousands},
     waiting::{line, time, user_functions},
 };
 use crate::{
