@@ -500,7 +500,7 @@ fn a_chatty_node_is_found_and_a_pipelining_one_is_not() {
 }
 
 /// Profiles a program under its load; what is expected must be among the waits (kind and peer) and the objects.
-fn serves(program: &programs::Program, waits: &[(&str, &str)], objects: &[&str]) {
+fn serves(program: &programs::Program, waits: &[(&str, &str)], objects: &[&str]) -> Profile {
     let target: Vec<&str> = program.target.iter().map(String::as_str).collect();
     let profile = profile(&[&["--syscalls", "-d3s"][..], &target[..]].concat());
     let found = list(&profile, "waits");
@@ -517,6 +517,7 @@ fn serves(program: &programs::Program, waits: &[(&str, &str)], objects: &[&str])
             found.iter().map(|of| &of["object"]).take(30).collect::<Vec<_>>()
         );
     }
+    profile
 }
 
 #[test]
@@ -527,6 +528,42 @@ fn servers_are_seen_to_wait_for_what_they_wait_for() {
     serves(&programs::redis(), &[("poll", "")], &["unix "]);
     serves(&programs::nginx(), &[("net_write", "clients of :")], &["index.html", "tcp 127.0.0.1:"]);
     serves(&programs::postgres(), &[("unix", "")], &["unix ", "/pg_wal/", "/base/"]);
+}
+
+#[test]
+fn files_that_node_serves_are_told() {
+    if !kernel_ready(&["node", "wrk"]) {
+        return;
+    }
+    let (program, port, folder) = programs::node_files();
+    let clients = format!("clients of :{port}");
+    let waits = [("file_read", ""), ("net_write", &clients), ("poll", ""), ("park", "")];
+    let files = [0, 1, 2, 3].map(|i| folder.join(format!("file{i}")).to_str().unwrap().to_owned());
+    let peers = format!("tcp 127.0.0.1:{port} -> 127.0.0.1:");
+    let mut objects: Vec<&str> = files.iter().map(String::as_str).collect();
+    objects.push(&peers);
+    let profile = serves(&program, &waits, &objects);
+    let mut unnamed = 0;
+    for of in list(&profile, "objects") {
+        let name = of["object"].as_str().unwrap();
+        // Each is opened anew for each request, used by a thread of the pool and closed at once.
+        if name.starts_with("descriptor") {
+            unnamed += of["descriptors"].as_u64().unwrap();
+        }
+        if files.iter().any(|file| file == name) {
+            let (calls, descriptors) = (of["calls"].as_u64().unwrap(), of["descriptors"].as_u64().unwrap());
+            assert!(descriptors > 1 && calls >= descriptors, "{of}");
+            assert!(of["bytes"].as_u64().unwrap() > descriptors << 19, "{of}");
+        }
+    }
+    // Where nobody had time to take the records some are lost, and counted.
+    let lost = profile.loss("io_full") + profile.loss("records_lost");
+    assert!(unnamed <= lost, "{unnamed} descriptors without a name, {lost} records lost");
+    for of in list(&profile, "waits").iter().filter(|of| of["kind"].as_str().unwrap().starts_with("net_")) {
+        assert_eq!(of["peer"], clients, "{of}");
+    }
+    let finding = list(&profile, "chatty").iter().find(|of| of["round_trips"] == true);
+    assert!(finding.is_none(), "who answers is not chatty: {finding:?}");
 }
 
 #[test]

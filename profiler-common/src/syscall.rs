@@ -591,6 +591,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WaitsKey {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::ListenKey {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::WaitsStats {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::IoKey {}

@@ -491,7 +491,7 @@ fn follow(call: &mut InCall) {
         wait(call, kind, duration_ns(&done));
     }
     if done.slow != 0 && !kind.is_idle() {
-        tell_slow(call, kind, &done);
+        tell_slow(call, kind as u32);
     }
 }
 
@@ -650,7 +650,7 @@ fn io(call: &mut InCall, done: &Done) -> Option<Cause> {
         io = None;
     }
     if io.is_none() {
-        let at = begin_io(call, done);
+        let at = begin_io(call);
         call.known_io[descriptor as usize % KNOWN_IO] = at;
         io = CALL_IO.get_ptr_mut(at);
     }
@@ -682,10 +682,15 @@ fn listen(call: &mut InCall, done: &Done) {
     }
 }
 
-/// Makes an entry for a descriptor and tells of it, unless another thread has. Returns its position.
-#[inline(always)]
-fn begin_io(call: &InCall, done: &Done) -> u32 {
+/// Makes an entry for the descriptor of the call that has returned and tells of it, unless another thread has. Returns
+/// its position. Not inlined, since the verifier would follow it from everywhere.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn begin_io(call: *mut InCall) -> u32 {
     const FULL: u32 = u32::MAX;
+    // SAFETY: callers pass a valid entry; the verifier, which cannot know, wants to see the check for null.
+    let Some(call) = (unsafe { call.as_ref() }) else { return FULL };
+    let done = &call.done;
     let key = IoKey { pid: call.pid, descriptor: done.object as u32 };
     let identity = identity_of(key.descriptor);
     // SAFETY: the value is copied at once.
@@ -862,13 +867,18 @@ fn send_named<T>(record: &T, name: &Name) {
     }
 }
 
-#[inline(always)]
-fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
+/// Tells of a call that took long; of which [`WaitKind`] it is a number. Not inlined, as [`begin_io`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell_slow(call: *mut InCall, kind: u32) -> u32 {
+    // SAFETY: as in `begin_io`.
+    let Some(call) = (unsafe { call.as_ref() }) else { return 0 };
+    let done = &call.done;
     if !may_tell(done.now) {
         count(KernelCounter::SlowCallsDropped);
-        return;
+        return 0;
     }
-    let Some(slow) = SLOW_CALL.get_ptr_mut(0) else { return };
+    let Some(slow) = SLOW_CALL.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot; no program that uses it interrupts another.
     let slow = unsafe { &mut *slow };
     slow.kind = KIND_SLOW_CALL;
@@ -883,7 +893,7 @@ fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
     slow.stack = call.stack;
     slow.args = arguments_of(call);
     slow.on = call.on;
-    slow.wait_kind = kind as u32;
+    slow.wait_kind = kind;
     slow.name.kind = NameKind::None as u32;
     slow.name.len = 0;
     let of = done.traits as u16;
@@ -901,6 +911,7 @@ fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
         name_descriptor(done.object as u32, &raw mut slow.name);
     }
     send_named(slow, &slow.name);
+    0
 }
 
 /// Whether `object` is a descriptor that is open still.

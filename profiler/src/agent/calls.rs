@@ -163,14 +163,19 @@ struct Object {
 }
 
 impl CallCollector {
-    /// Has the kernel programs tell slow calls from now on.
+    /// Has the kernel programs tell slow calls from now on. They cannot know which ports the processes `pids` listen at
+    /// already.
     pub fn new(
         mut maps: CallMaps,
+        pids: &[u32],
         proc_root: &Path,
         redact: Redact,
         storms: Storms,
     ) -> Result<CallCollector> {
         maps.set_slow(SLOW_NS.0)?;
+        for &pid in pids {
+            objects::listens(proc_root, pid).into_iter().for_each(|port| maps.listens(pid, port));
+        }
         Ok(CallCollector {
             maps,
             proc_root: proc_root.to_owned(),
@@ -267,22 +272,25 @@ impl CallCollector {
 
     /// Finds out what a descriptor is, unless that is known; in /proc if its `name` does not tell.
     fn identify(&mut self, key: IoKey, stats: &IoStats, name: &Name) {
-        if self.names.contains_key(&(key, stats.first_ns)) || self.lookups >= MAX_LOOKUPS {
+        if self.names.contains_key(&(key, stats.first_ns)) {
             return;
         }
-        self.lookups += 1;
-        let object = syscall::object(&stats.on, name)
-            .or_else(|| objects::descriptor(&self.proc_root, key.pid, key.descriptor.into()));
-        if let Some(object) = object {
-            // If the process has ended, who reads first answers.
-            let lives = self.proc_root.join(key.pid.to_string()).exists();
-            let serves = stats.listens != 0
-                || objects::serves(&self.proc_root, key.pid, &object)
-                || (!lives && stats.first_wrote == 0);
-            let named = Named { object: self.redact.object(&object), serves };
-            self.latest.insert(key, (stats.first_ns, named.object.clone()));
-            self.names.insert((key, stats.first_ns), named);
+        let told = syscall::object(&stats.on, name);
+        let allowed = self.lookups < MAX_LOOKUPS;
+        let proc = self.proc_root.as_path();
+        if told.is_none() || stats.on.kind == ObjectKind::Net as u32 {
+            self.lookups += 1;
         }
+        let now = || allowed.then(|| objects::descriptor(proc, key.pid, key.descriptor.into()))?;
+        let Some(object) = told.or_else(now) else { return };
+        // If the process has ended, who reads first answers.
+        let lives = || proc.join(key.pid.to_string()).exists();
+        let serves = stats.listens != 0
+            || (allowed && objects::serves(proc, key.pid, &object))
+            || (stats.first_wrote == 0 && !lives());
+        let named = Named { object: self.redact.object(&object), serves };
+        self.latest.insert(key, (stats.first_ns, named.object.clone()));
+        self.names.insert((key, stats.first_ns), named);
     }
 
     /// Adds what was done with a descriptor to what it was.
