@@ -180,7 +180,7 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
         call.stack = 0;
     }
     call.start_ns = now_ns();
-    let (class, _) = kinds_of(&CALL_KINDS, number);
+    let (class, _) = kinds_of(number);
     if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8) && !is_compat(current_task())
     {
         ask_for_work(number, class.into());
@@ -223,18 +223,16 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     }
     call.start_ns = 0;
     let ns = now.saturating_sub(began);
-    let mut kinds = kinds_of(&CALL_KINDS, call.number);
     if is_compat(task) {
-        kinds = kinds_of(&COMPAT_KINDS, call.number);
         call.number |= COMPAT;
     }
-    let (class, kinds) = kinds;
     if (ERESTART_LAST..=ERESTART_FIRST).contains(&result) {
         call.interrupted_ns = ns;
         call.interrupted_result = result;
     } else if !add(call, ns, result) {
         count(KernelCounter::CallsFull);
     }
+    let (class, kinds) = kinds_of(call.number);
     call.owed_ns += ns;
     call.calls = call.calls.wrapping_add(1);
     let stack_due = call.owed_ns >= STACK_PERIOD_NS;
@@ -275,8 +273,10 @@ const ENDS: u16 = traits::CLOSE | traits::DUP | traits::CLOSE_RANGE;
 
 /// A call's class and traits.
 #[inline(always)]
-fn kinds_of(kinds: &Array<u32, MAX_SYSCALLS>, number: u32) -> (u8, u16) {
-    let kinds = kinds.get(number).copied().unwrap_or(0);
+fn kinds_of(number: u32) -> (u8, u16) {
+    let kinds =
+        if number & COMPAT == 0 { CALL_KINDS.get(number) } else { COMPAT_KINDS.get(number & !COMPAT) };
+    let kinds = kinds.copied().unwrap_or(0);
     ((kinds >> 16) as u8, kinds as u16)
 }
 
