@@ -22,10 +22,14 @@ pub const MAX_CALLS_OF_ONE: u32 = 512;
 pub const MAX_CALLERS: usize = 2 * MAX_THREADS;
 /// Places in the map `CALLERS` that a thread may have.
 pub const CALLER_PROBES: u32 = 16;
-/// Most descriptors followed at once: 296 bytes each.
+/// Most descriptors followed at once: 304 bytes each.
 pub const MAX_IO: usize = 16_384;
-/// Longest part of a path that is sent, bytes, with its NUL.
-pub const PATH_LEN: usize = 128;
+/// A name that is this long is not continued, bytes.
+pub const NAME_LEN: usize = 512;
+/// Longest part of a path between two slashes, bytes, with its NUL.
+pub const PART_LEN: usize = 256;
+/// Most parts of a path, mount points on the way among them.
+pub const NAME_PARTS: u32 = 32;
 
 /// Time in calls after which a thread's stack is taken, and given all of that time, ns.
 pub const STACK_PERIOD_NS: u64 = 4_000_000;
@@ -34,24 +38,28 @@ pub const WAIT_NS: u64 = 10_000;
 /// Only one of so many runs is measured for the probe's cost: two more clock reads would be a tenth of it.
 pub const COST_SAMPLE: u64 = 64;
 
-/// What the arguments of a system call are: value of the map `CALL_TRAITS`, by number.
+/// What the arguments of a system call are: half of a value of the map `CALL_KINDS`, by number.
 pub mod traits {
     /// Reads from its descriptor.
-    pub const READ: u8 = 1;
+    pub const READ: u16 = 1;
     /// Writes to its descriptor.
-    pub const WRITE: u8 = 2;
+    pub const WRITE: u16 = 2;
     /// Waits for data to be stored.
-    pub const SYNC: u8 = 4;
+    pub const SYNC: u16 = 4;
     /// Ends its descriptor.
-    pub const CLOSE: u8 = 8;
+    pub const CLOSE: u16 = 8;
     /// Connects its descriptor.
-    pub const CONNECT: u8 = 16;
+    pub const CONNECT: u16 = 16;
     /// Its first argument is a path.
-    pub const PATH0: u8 = 32;
+    pub const PATH0: u16 = 32;
     /// Its second argument is a path.
-    pub const PATH1: u8 = 64;
+    pub const PATH1: u16 = 64;
     /// Its first argument is an array of `struct pollfd`, its second their number.
-    pub const POLL: u8 = 128;
+    pub const POLL: u16 = 128;
+    /// Its second argument is a descriptor that it makes another name of what its first one is.
+    pub const DUP: u16 = 256;
+    /// Ends descriptors from its first argument to its second.
+    pub const CLOSE_RANGE: u16 = 512;
 }
 
 /// What a descriptor is.
@@ -90,6 +98,59 @@ pub struct Endpoint {
     pub local: [u8; 16],
     /// Likewise.
     pub peer: [u8; 16],
+}
+
+/// What a descriptor, or an argument of a call, is called.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// Number of the inode.
+    pub inode: u64,
+    /// Magic number of its file system.
+    pub magic: u32,
+    /// A [`NameKind`].
+    pub kind: u32,
+    /// How much of `bytes` is in use.
+    pub len: u32,
+    /// Of a path: whether it leads up to the root, and is not cut off there.
+    pub complete: u32,
+    /// Of a path: whether it has been removed.
+    pub removed: u32,
+    /// Not used.
+    pub _reserved: u32,
+    /// See [`NameKind`]. Larger than a name can get: the verifier wants room for a part after the last place where one may
+    /// begin.
+    pub bytes: [u8; NAME_LEN + PART_LEN],
+}
+
+impl Name {
+    /// None.
+    pub const EMPTY: Name = Name {
+        inode: 0,
+        magic: 0,
+        kind: NameKind::None as u32,
+        len: 0,
+        complete: 0,
+        removed: 0,
+        _reserved: 0,
+        bytes: [0; NAME_LEN + PART_LEN],
+    };
+}
+
+/// What the bytes of a [`Name`] are.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameKind {
+    /// Nothing.
+    None = 0,
+    /// The parts of a path, the last one first, each with a NUL after it.
+    Parts = 1,
+    /// A path as the program gave it.
+    Path = 2,
+    /// The address of a Unix socket, of those in file systems perhaps with a NUL after it.
+    Unix = 3,
+    /// The same, of the socket at the other end, where the socket itself has none.
+    UnixPeer = 4,
 }
 
 /// The port of DNS.
@@ -142,7 +203,7 @@ impl WaitKind {
     /// The kind of a call by its class, its traits, what its descriptor is if it has one, and else the cause it would
     /// block for.
     #[inline(always)]
-    pub fn of(class: u8, traits: u8, on: &Endpoint, cause: Cause) -> WaitKind {
+    pub fn of(class: u8, traits: u16, on: &Endpoint, cause: Cause) -> WaitKind {
         if on.peer_port == DNS_PORT {
             return WaitKind::Dns;
         }
@@ -447,13 +508,15 @@ pub struct IoStats {
     pub listens: u32,
     /// Not used.
     pub _reserved: u32,
+    /// Tells it from what else may get its descriptor.
+    pub identity: u64,
     /// Calls by the size of what they moved: the first zero or one byte, each of the others twice the one before.
     pub sizes: [u32; SIZES],
 }
 
-/// A descriptor is used for the first time (`calls` is zero), or has been closed.
+/// A descriptor is used for the first time (`calls` is zero), or has been closed. Ends with its name's last byte in use.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoRecord {
     /// [`KIND_IO`].
     pub kind: u32,
@@ -461,9 +524,11 @@ pub struct IoRecord {
     pub closed: u32,
     /// What was done with it.
     pub stats: IoStats,
+    /// What it is called, if it is used for the first time.
+    pub name: Name,
 }
 
-/// A call that took long.
+/// A call that took long. Ends with its name's last byte in use.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowCall {
@@ -489,14 +554,14 @@ pub struct SlowCall {
     pub stack: u64,
     /// Its arguments.
     pub args: [u64; 6],
-    /// What its first argument is, if that is a descriptor.
+    /// What the descriptor is that it was made on.
     pub on: Endpoint,
     /// [`WaitKind`].
     pub wait_kind: u32,
     /// Not used.
     pub _reserved: u32,
-    /// The path among its arguments, up to the NUL.
-    pub path: [u8; PATH_LEN],
+    /// The path among its arguments, or what its descriptor is called.
+    pub name: Name,
 }
 
 const _: () = {
@@ -507,9 +572,10 @@ const _: () = {
     assert!(size_of::<WaitsKey>() == 32);
     assert!(MAX_CALLERS.is_power_of_two());
     assert!(size_of::<CallTimeKey>() == 24);
-    assert!(size_of::<IoStats>() == 168 + 4 * SIZES);
-    assert!(size_of::<IoRecord>() == 8 + size_of::<IoStats>());
-    assert!(size_of::<SlowCall>() == 168 + PATH_LEN);
+    assert!(size_of::<IoStats>() == 176 + 4 * SIZES);
+    assert!(size_of::<Name>() == 32 + NAME_LEN + PART_LEN);
+    assert!(size_of::<IoRecord>() == 8 + size_of::<IoStats>() + size_of::<Name>());
+    assert!(size_of::<SlowCall>() == 168 + size_of::<Name>());
 };
 
 #[cfg(feature = "user")]
@@ -524,6 +590,8 @@ mod pod {
     unsafe impl aya::Pod for super::CallTimeKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WaitsKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ListenKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WaitsStats {}
     // SAFETY: as above.

@@ -9,6 +9,7 @@ mod alloc;
 mod cpu;
 mod fault;
 mod loops;
+mod name;
 mod output;
 mod sched;
 mod stack;

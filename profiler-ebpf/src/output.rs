@@ -78,18 +78,6 @@ pub fn charge_many(probe: Probe, start_ns: u64, runs: u64) {
     }
 }
 
-/// Sends a record and wakes userspace at once.
-#[inline(always)]
-pub fn send_now<T>(record: &T) {
-    let ring = core::ptr::from_ref(&RECORDS).cast_mut().cast();
-    let record = core::ptr::from_ref(record).cast_mut().cast();
-    // SAFETY: a value and its size.
-    if unsafe { bpf_ringbuf_output(ring, record, size_of::<T>() as u64, u64::from(BPF_RB_FORCE_WAKEUP)) } != 0
-    {
-        count(KernelCounter::RecordsLost);
-    }
-}
-
 /// Books one run of a probe that runs so often that reading the clock once more would cost too much: only one run in 16
 /// is timed, and counts for all. Which one it is the clock's own low digits decide.
 #[inline(always)]

@@ -92,19 +92,19 @@ static OFF_FDT_MAX_FDS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_FDT_FD: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_FILE_INODE: Global<u32> = Global::new(0);
+pub static OFF_FILE_INODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_FILE_PRIVATE_DATA: Global<u32> = Global::new(0);
+pub static OFF_FILE_PRIVATE_DATA: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_INODE_MODE: Global<u32> = Global::new(0);
+pub static OFF_INODE_MODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_INODE_SB: Global<u32> = Global::new(0);
+pub static OFF_INODE_SB: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SB_MAGIC: Global<u32> = Global::new(0);
+pub static OFF_SB_MAGIC: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCKET_SK: Global<u32> = Global::new(0);
+pub static OFF_SOCKET_SK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
+pub static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_SOCK_TYPE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -458,7 +458,7 @@ pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
     settle_state(state, now);
     if state.loop_class != class {
         state.syscall = number as i32;
-        state.object = first_argument(current_task());
+        state.object = first_argument(current_task(), false);
         see_loop(state, class);
     }
     if state.loop_class != class {
@@ -929,7 +929,7 @@ pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
     }
 }
 
-const AF_UNIX: u16 = 1;
+pub const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
@@ -943,24 +943,30 @@ struct Object {
     family: u16,
 }
 
-/// task -> files -> table -> file -> inode, or socket.
+pub const S_IFMT: u16 = 0o170_000;
+pub const S_IFSOCK: u16 = 0o140_000;
+
+/// task -> files -> table -> file.
 #[inline(always)]
-fn object_of(descriptor: u32) -> Option<Object> {
-    const S_IFMT: u16 = 0o170_000;
-    const S_IFSOCK: u16 = 0o140_000;
-    const S_IFREG: u16 = 0o100_000;
-    const S_IFBLK: u16 = 0o060_000;
-    const S_IFDIR: u16 = 0o040_000;
-    const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
-    let task = current_task();
-    let files: *const u8 = load(task, OFF_TASK_FILES.load());
+pub fn file_of(descriptor: u32) -> Option<u64> {
+    let files: *const u8 = load(current_task(), OFF_TASK_FILES.load());
     let table: *const u8 = load(files, OFF_FILES_FDT.load());
     let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
     if descriptor >= count {
         return None;
     }
     let array: u64 = load(table, OFF_FDT_FD.load());
-    let file: u64 = read(array + u64::from(descriptor) * 8, 0)?;
+    read(array + u64::from(descriptor) * 8, 0)
+}
+
+/// file -> inode, or socket.
+#[inline(always)]
+fn object_of(descriptor: u32) -> Option<Object> {
+    const S_IFREG: u16 = 0o100_000;
+    const S_IFBLK: u16 = 0o060_000;
+    const S_IFDIR: u16 = 0o040_000;
+    const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
+    let file = file_of(descriptor)?;
     let inode: u64 = read(file, OFF_FILE_INODE.load())?;
     let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
     let kind = mode & S_IFMT;
@@ -1026,14 +1032,18 @@ pub extern "C" fn describe_descriptor(descriptor: u32, into: *mut Endpoint) -> u
 
 /// The first argument of a task's system call.
 #[inline(always)]
-pub fn first_argument(task: *const u8) -> u64 {
-    load(saved_registers(task), ARGUMENTS[0])
+pub fn first_argument(task: *const u8, compat: bool) -> u64 {
+    let regs = saved_registers(task);
+    if compat { u64::from(load::<u32>(regs, COMPAT_ARGUMENTS[0])) } else { load(regs, ARGUMENTS[0]) }
 }
 
 /// All six.
 #[inline(always)]
-pub fn arguments() -> [u64; 6] {
+pub fn arguments(compat: bool) -> [u64; 6] {
     let regs = saved_registers(current_task());
+    if compat {
+        return COMPAT_ARGUMENTS.map(|offset| u64::from(load::<u32>(regs, offset)));
+    }
     ARGUMENTS.map(|offset| load(regs, offset))
 }
 
@@ -1047,6 +1057,18 @@ const ARGUMENTS: [u32; 6] = [
     offset_of!(bpf_user_pt_regs_t, r8) as u32,
     offset_of!(bpf_user_pt_regs_t, r9) as u32,
 ];
+/// Those of 32-bit calls: syscall(2), "Architecture calling conventions".
+#[cfg(not(bpf_target_arch = "aarch64"))]
+const COMPAT_ARGUMENTS: [u32; 6] = [
+    offset_of!(bpf_user_pt_regs_t, rbx) as u32,
+    offset_of!(bpf_user_pt_regs_t, rcx) as u32,
+    offset_of!(bpf_user_pt_regs_t, rdx) as u32,
+    offset_of!(bpf_user_pt_regs_t, rsi) as u32,
+    offset_of!(bpf_user_pt_regs_t, rdi) as u32,
+    offset_of!(bpf_user_pt_regs_t, rbp) as u32,
+];
+#[cfg(bpf_target_arch = "aarch64")]
+const COMPAT_ARGUMENTS: [u32; 6] = ARGUMENTS;
 /// The first one's register has the result in the end: it is kept after the user's registers, with the call's number
 /// (struct pt_regs, arch/arm64/include/asm/ptrace.h).
 #[cfg(bpf_target_arch = "aarch64")]

@@ -23,17 +23,18 @@ use profiler_common::{
     syscall::{
         CALLER_PROBES, COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, Endpoint, ErrorKey,
         InCall, IoKey, IoRecord, IoStats, KIND_IO, KIND_SLOW_CALL, KNOWN_CALLS, KNOWN_IO, ListenKey,
-        MAX_CALLERS, MAX_CALLS, MAX_IO, ObjectKind, PATH_LEN, SIZES, STACK_PERIOD_NS, SlowCall, WAIT_NS,
-        WaitKind, WaitsKey, WaitsStats, traits,
+        MAX_CALLERS, MAX_CALLS, MAX_IO, NAME_LEN, Name, NameKind, ObjectKind, SIZES, STACK_PERIOD_NS,
+        SlowCall, WAIT_NS, WaitKind, WaitsKey, WaitsStats, traits,
     },
     target::TargetMode,
 };
 
 use crate::{
-    output::{self, charge_many, count, now_ns, send_now},
+    name::{identity_of, name_descriptor},
+    output::{self, charge_many, count, now_ns, send},
     sched::{
         arguments, arrivals, ask_for_work, describe_descriptor, first_argument, is_compat, kernel_stack,
-        may_tell, settle, take_stack_if_allowed, tell,
+        may_tell, settle, take_stack_if_allowed,
     },
     target::{TARGET_MODE, current_target},
     unwind::current_task,
@@ -128,10 +129,14 @@ static IO_FREE: Queue<u32, MAX_IO> = Queue::new();
 #[btf_map]
 static CALL_TIME: HashMap<CallTimeKey, u64, 16384, NO_PREALLOC> = HashMap::new();
 
-/// What each call waits for and what its arguments are, by number: a [`SyscallClass`] in the high byte, [`traits`] in the
+/// What each call waits for and what its arguments are, by number: a [`SyscallClass`] in the high half, [`traits`] in the
 /// low one.
 #[btf_map]
-static CALL_KINDS: Array<u16, MAX_SYSCALLS> = Array::new();
+static CALL_KINDS: Array<u32, MAX_SYSCALLS> = Array::new();
+
+/// The same of 32-bit calls.
+#[btf_map]
+static COMPAT_KINDS: Array<u32, MAX_SYSCALLS> = Array::new();
 
 /// From which length on calls are told one by one, ns. Userspace moves it, so that about so many are as can be read.
 #[btf_map]
@@ -176,7 +181,8 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     }
     call.start_ns = now_ns();
     let (class, _) = kinds_of(number);
-    if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
+    if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8) && !is_compat(current_task())
+    {
         ask_for_work(number, class.into());
     }
     0
@@ -233,7 +239,7 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     let waited = call.blocked_ns > 0 || ns >= WAIT_NS;
     let moves_data = kinds & (traits::READ | traits::WRITE) != 0 && result >= 0;
     let accepts = class == SyscallClass::Accept as u8;
-    if waited || stack_due || moves_data || accepts || kinds & traits::CLOSE != 0 {
+    if waited || stack_due || moves_data || accepts || kinds & ENDS != 0 {
         // A write is the one made on purpose: what reads may be an event loop for all.
         let looked_at = kinds & traits::WRITE != 0 && random(call) % IO_STACK_SAMPLE == 0;
         let slow_ns = CALL_SLOW_NS.get(0).copied().unwrap_or(u64::MAX);
@@ -241,7 +247,7 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
             began,
             now,
             result,
-            object: first_argument(task),
+            object: first_argument(task, call.number & COMPAT != 0),
             class: u32::from(class),
             traits: u32::from(kinds),
             waited: u32::from(waited),
@@ -262,11 +268,22 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     0
 }
 
-/// A call's class and traits. 32-bit calls have none: their numbers are beyond the table.
+/// Traits of calls that end descriptors.
+const ENDS: u16 = traits::CLOSE | traits::DUP | traits::CLOSE_RANGE;
+
+/// A call's class and traits.
 #[inline(always)]
-fn kinds_of(number: u32) -> (u8, u8) {
-    let kinds = CALL_KINDS.get(number).copied().unwrap_or(0);
-    ((kinds >> 8) as u8, kinds as u8)
+fn kinds_of(number: u32) -> (u8, u16) {
+    let kinds =
+        if number & COMPAT == 0 { CALL_KINDS.get(number) } else { COMPAT_KINDS.get(number & !COMPAT) };
+    let kinds = kinds.copied().unwrap_or(0);
+    ((kinds >> 16) as u8, kinds as u16)
+}
+
+/// The arguments of a call that returns.
+#[inline(always)]
+fn arguments_of(call: &InCall) -> [u64; 6] {
+    arguments(call.number & COMPAT != 0)
 }
 
 /// An argument of a raw tracepoint.
@@ -437,12 +454,12 @@ fn duration_ns(done: &Done) -> u64 {
 #[inline(always)]
 fn follow(call: &mut InCall) {
     let done = call.done;
-    let of = done.traits as u8;
+    let of = done.traits as u16;
     call.on.kind = ObjectKind::Other as u32;
     call.on.peer_port = 0;
     let mut cause = None;
-    if of & traits::CLOSE != 0 && done.result == 0 {
-        close(call, &done);
+    if of & ENDS != 0 {
+        end(call, &done);
     } else if of & (traits::READ | traits::WRITE) != 0 && done.result >= 0 {
         cause = io(call, &done);
     } else if done.class == SyscallClass::Accept as u32 && done.result >= 0 {
@@ -474,7 +491,7 @@ fn follow(call: &mut InCall) {
         wait(call, kind, duration_ns(&done));
     }
     if done.slow != 0 && !kind.is_idle() {
-        tell_slow(call, kind, &done);
+        tell_slow(call, kind as u32);
     }
 }
 
@@ -567,9 +584,9 @@ pub extern "C" fn find_call(pid: u32, tid: u32, number: u32) -> u32 {
 #[inline(always)]
 fn cause_of(call: &mut InCall, done: &Done) -> Cause {
     let class = done.class as u8;
-    if done.traits as u8 & traits::POLL != 0 {
+    if done.traits as u16 & traits::POLL != 0 {
         // Who waits for one descriptor waits for what that is.
-        let [at, descriptors, ..] = arguments();
+        let [at, descriptors, ..] = arguments_of(call);
         // SAFETY: the helper checks the address. The descriptor is the first member of struct pollfd, and the events follow.
         if descriptors == 1
             && let Ok([descriptor, _events]) = unsafe { bpf_probe_read_user(at as *const [u32; 2]) }
@@ -582,7 +599,7 @@ fn cause_of(call: &mut InCall, done: &Done) -> Cause {
     if class == SyscallClass::Descriptor as u8 || class == SyscallClass::Accept as u8 {
         cause_from(describe_descriptor(done.object as u32, &raw mut call.on))
     } else if class == SyscallClass::Futex as u8 {
-        let args = arguments();
+        let args = arguments_of(call);
         Cause::of_futex(args[1], args[2])
     } else {
         Cause::of_class(class)
@@ -624,8 +641,16 @@ fn wait(call: &InCall, kind: WaitKind, ns: u64) {
 fn io(call: &mut InCall, done: &Done) -> Option<Cause> {
     let descriptor = done.object as u32;
     let mut io = known_io(call, descriptor);
+    // There is time to see whether it still is what it was, where no call has told.
+    if let Some(known) = io
+        && done.waited | done.stack_due != 0
+        // SAFETY: the entry stays where it is.
+        && unsafe { (*known).identity } != identity_of(descriptor)
+    {
+        io = None;
+    }
     if io.is_none() {
-        let at = begin_io(call, done);
+        let at = begin_io(call);
         call.known_io[descriptor as usize % KNOWN_IO] = at;
         io = CALL_IO.get_ptr_mut(at);
     }
@@ -657,14 +682,25 @@ fn listen(call: &mut InCall, done: &Done) {
     }
 }
 
-/// Makes an entry for a descriptor and tells of it, unless another thread has. Returns its position.
-#[inline(always)]
-fn begin_io(call: &InCall, done: &Done) -> u32 {
+/// Makes an entry for the descriptor of the call that has returned and tells of it, unless another thread has. Returns
+/// its position. Not inlined, since the verifier would follow it from everywhere.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn begin_io(call: *mut InCall) -> u32 {
     const FULL: u32 = u32::MAX;
+    // SAFETY: callers pass a valid entry; the verifier, which cannot know, wants to see the check for null.
+    let Some(call) = (unsafe { call.as_ref() }) else { return FULL };
+    let done = &call.done;
     let key = IoKey { pid: call.pid, descriptor: done.object as u32 };
+    let identity = identity_of(key.descriptor);
     // SAFETY: the value is copied at once.
     if let Some(&at) = unsafe { IO_INDEX.get(&key) } {
-        return at;
+        let Some(io) = CALL_IO.get_ptr(at) else { return FULL };
+        // SAFETY: the entry stays where it is.
+        if unsafe { (*io).identity } == identity {
+            return at;
+        }
+        close(key.pid, key.descriptor, done.now);
     }
     let Ok(Some(at)) = IO_FREE.pop() else {
         count(KernelCounter::IoFull);
@@ -679,7 +715,8 @@ fn begin_io(call: &InCall, done: &Done) -> u32 {
         key,
         first_ns: done.began,
         tid: call.tid,
-        first_wrote: u32::from(done.traits as u8 & traits::WRITE != 0),
+        first_wrote: u32::from(done.traits as u16 & traits::WRITE != 0),
+        identity,
         ..IoStats::default()
     };
     describe_descriptor(key.descriptor, &raw mut record.stats.on);
@@ -692,8 +729,11 @@ fn begin_io(call: &InCall, done: &Done) -> u32 {
         return unsafe { IO_INDEX.get(&key) }.copied().unwrap_or(FULL);
     }
     if may_tell(done.now) {
-        // At once: what it is called can be found out only as long as it is open.
-        send_now(record);
+        record.name.len = 0;
+        if record.stats.on.kind != ObjectKind::Net as u32 {
+            name_descriptor(key.descriptor, &raw mut record.name);
+        }
+        send_named(record, &record.name);
     }
     at
 }
@@ -736,7 +776,7 @@ fn add_io(io: &mut IoStats, call: &InCall, done: &Done) {
     io.last_ns = done.now;
     io.tid = call.tid;
     io.sizes[log2(u64::from(size as u32) | 1) as usize % SIZES] += 1;
-    if done.traits as u8 & traits::WRITE != 0 {
+    if done.traits as u16 & traits::WRITE != 0 {
         io.written_ns = done.began;
     } else if io.written_ns != 0 {
         io.round_trips += 1;
@@ -772,35 +812,73 @@ fn cause_on(on: &Endpoint) -> Cause {
     }
 }
 
-/// A descriptor is closed: what comes next with its number is another.
+/// A call has ended descriptors: what comes next with their numbers is another.
 #[inline(always)]
-fn close(call: &InCall, done: &Done) {
-    let key = IoKey { pid: call.pid, descriptor: done.object as u32 };
+fn end(call: &mut InCall, done: &Done) {
+    const EBADF: i64 = 9;
+    let of = done.traits as u16;
+    if of & traits::CLOSE_RANGE != 0 {
+        forget_io(call);
+    } else if of & traits::CLOSE != 0 && done.result != -EBADF {
+        close(call.pid, done.object as u32, done.now);
+    } else if of & traits::DUP != 0 && done.result >= 0 {
+        close(call.pid, done.result as u32, done.now);
+    }
+}
+
+/// What each descriptor is will be asked again when it is used next.
+#[inline(always)]
+fn forget_io(call: &mut InCall) {
+    call.known_io = [u32::MAX; KNOWN_IO];
+}
+
+/// Tells what was done with a descriptor that has ended. Not inlined, since it is called from several places.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn close(pid: u32, descriptor: u32, now: u64) -> u32 {
+    let key = IoKey { pid, descriptor };
     // SAFETY: the value is copied at once.
-    let Some(&at) = (unsafe { IO_INDEX.get(&key) }) else { return };
+    let Some(&at) = (unsafe { IO_INDEX.get(&key) }) else { return 0 };
     let _was_there = IO_INDEX.remove(&key);
-    let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return };
+    let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return 0 };
     // SAFETY: as in `io`.
     let record = unsafe { &mut *record };
     record.kind = KIND_IO;
     record.closed = 1;
     // SAFETY: as in `io`.
     record.stats = unsafe { *io };
+    record.name.len = 0;
     end_io(io, at);
-    if may_tell(done.now) {
-        tell(record);
+    if may_tell(now) {
+        send_named(record, &record.name);
     } else {
         count(KernelCounter::IoFull);
     }
+    0
 }
 
+/// Sends a record up to the last byte in use of the name that it ends with.
 #[inline(always)]
-fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
+fn send_named<T>(record: &T, name: &Name) {
+    let rest = size_of_val(&name.bytes) - (name.len as usize).min(size_of_val(&name.bytes));
+    // SAFETY: a part of a value.
+    if !unsafe { send(core::ptr::from_ref(record).cast(), (size_of::<T>() - rest) as u64) } {
+        count(KernelCounter::RecordsLost);
+    }
+}
+
+/// Tells of a call that took long; of which [`WaitKind`] it is a number. Not inlined, as [`begin_io`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell_slow(call: *mut InCall, kind: u32) -> u32 {
+    // SAFETY: as in `begin_io`.
+    let Some(call) = (unsafe { call.as_ref() }) else { return 0 };
+    let done = &call.done;
     if !may_tell(done.now) {
         count(KernelCounter::SlowCallsDropped);
-        return;
+        return 0;
     }
-    let Some(slow) = SLOW_CALL.get_ptr_mut(0) else { return };
+    let Some(slow) = SLOW_CALL.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot; no program that uses it interrupts another.
     let slow = unsafe { &mut *slow };
     slow.kind = KIND_SLOW_CALL;
@@ -813,21 +891,39 @@ fn tell_slow(call: &InCall, kind: WaitKind, done: &Done) {
     slow.run_queue_ns = call.run_queue_ns;
     slow.result = done.result;
     slow.stack = call.stack;
-    slow.args = arguments();
+    slow.args = arguments_of(call);
     slow.on = call.on;
-    slow.wait_kind = kind as u32;
-    slow.path[0] = 0;
-    if done.traits as u8 & (traits::PATH0 | traits::PATH1) != 0 {
-        let at = if done.traits as u8 & traits::PATH0 != 0 { slow.args[0] } else { slow.args[1] };
+    slow.wait_kind = kind;
+    slow.name.kind = NameKind::None as u32;
+    slow.name.len = 0;
+    let of = done.traits as u16;
+    if of & (traits::PATH0 | traits::PATH1) != 0 {
+        let at = if of & traits::PATH0 != 0 { slow.args[0] } else { slow.args[1] };
         // SAFETY: the helper checks the address, and writes no more than there is room for.
         let len = unsafe {
-            bpf_probe_read_user_str(slow.path.as_mut_ptr().cast(), PATH_LEN as u32, at as *const _)
+            bpf_probe_read_user_str(slow.name.bytes.as_mut_ptr().cast(), NAME_LEN as u32, at as *const _)
         };
-        if len < 0 {
-            slow.path[0] = 0;
+        if len > 0 {
+            slow.name.kind = NameKind::Path as u32;
+            slow.name.len = len as u32;
         }
+    } else if has_descriptor(done) && call.on.kind != ObjectKind::Net as u32 {
+        name_descriptor(done.object as u32, &raw mut slow.name);
     }
-    tell(slow);
+    send_named(slow, &slow.name);
+    0
+}
+
+/// Whether `object` is a descriptor that is open still.
+#[inline(always)]
+fn has_descriptor(done: &Done) -> bool {
+    let of = done.traits as u16;
+    let class = done.class as u8;
+    let one = class == SyscallClass::Descriptor as u8
+        || class == SyscallClass::Disk as u8
+        || class == SyscallClass::Accept as u8
+        || of & traits::POLL != 0;
+    one && of & ENDS == 0
 }
 
 /// The place of the current thread, outside of its calls.
@@ -890,6 +986,8 @@ pub fn call_exec(_ctx: RawTracePointContext) -> u32 {
             unsafe {
                 (*call).tid = ids.tid;
                 (*call).host_tid = bpf_get_current_pid_tgid() as u32;
+                // Some descriptors are closed by it.
+                forget_io(&mut *call);
             }
         } else {
             dismiss_caller(place); // by its new name it is no target any more

@@ -360,7 +360,7 @@ impl Collector {
         if let Some(maps) = collector.kernel.take_call_maps() {
             let (redact, blocking) = (Redact::new(args.redact_paths), &args.blocking);
             let storms = Storms::new(f64::from(blocking.error_storm) / 100.0, &blocking.expected_error);
-            collector.calls = Some(CallCollector::new(maps, Path::new(PROC), redact, storms)?);
+            collector.calls = Some(CallCollector::new(maps, pids, Path::new(PROC), redact, storms)?);
             collector.kernel.attach_calls()?;
         }
         collector.look_at_memory()?;

@@ -5,7 +5,7 @@ use profiler_common::syscall::WaitKind;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    blocking::Summary,
+    blocking::{Severity, Summary},
     sample::{StackId, ThreadKey},
 };
 
@@ -22,6 +22,8 @@ pub struct Calls {
     pub objects_unlisted: u64,
     /// The slowest calls that are no idle waits, slowest first.
     pub slow: Vec<SlowCall>,
+    /// The slowest of each part of the run.
+    pub slow_by_part: SlowByPart,
     /// Many small round trips, reads or writes where few large ones would do; most time first.
     pub chatty: Vec<Chatty>,
     /// Calls that failed at a high rate; most failures first.
@@ -32,7 +34,8 @@ impl Calls {
     /// Every stack that something here refers to; some more than once.
     pub fn stacks(&self) -> impl Iterator<Item = StackId> + '_ {
         let waits = self.waits.iter().filter_map(|waits| waits.stack);
-        let slow = self.slow.iter().filter_map(|slow| slow.stack);
+        let slow = self.slow.iter().chain(self.slow_by_part.parts.iter().flatten());
+        let slow = slow.filter_map(|slow| slow.stack);
         let chatty = self.chatty.iter().filter_map(|chatty| chatty.stack);
         waits.chain(slow).chain(chatty)
     }
@@ -223,7 +226,7 @@ pub struct ObjectIo {
     pub pid: u32,
     /// Name of the process.
     pub process: String,
-    /// Path, or socket with its peer, or pipe; descriptor number where that could not be found out in time.
+    /// Path, or socket with its peer, or pipe; descriptor number where that could not be told.
     pub object: String,
     /// Descriptors it was used through, one after the other or at once.
     pub descriptors: u64,
@@ -270,6 +273,86 @@ pub struct SlowCall {
     pub stack: Option<StackId>,
 }
 
+impl SlowCall {
+    /// When it returned: CLOCK_MONOTONIC, ns.
+    pub fn end_ns(&self) -> u64 {
+        self.start_ns.saturating_add(self.duration_ns)
+    }
+}
+
+/// The slowest calls that are no idle waits in each part of a run, by when they returned. The parts are equal, and twice as
+/// long once there are too many.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowByPart {
+    /// When the first part begins: CLOCK_MONOTONIC, ns.
+    pub start_ns: u64,
+    /// Length of each, ns.
+    pub length_ns: u64,
+    /// Of each, slowest first; none where none was slow enough to be told.
+    pub parts: Vec<Vec<SlowCall>>,
+}
+
+impl Default for SlowByPart {
+    fn default() -> SlowByPart {
+        SlowByPart::new(0)
+    }
+}
+
+impl SlowByPart {
+    /// Most parts.
+    pub const PARTS: usize = 64;
+    /// Calls kept of each.
+    pub const KEPT: usize = 3;
+
+    /// For a run that begins now: CLOCK_MONOTONIC, ns.
+    pub fn new(start_ns: u64) -> SlowByPart {
+        SlowByPart { start_ns, length_ns: 1_000_000_000, parts: Vec::new() }
+    }
+
+    /// Whether a call would be among the slowest of its part.
+    pub fn wants(&self, end_ns: u64, duration_ns: u64) -> bool {
+        let of_part = self.parts.get(self.part(end_ns)).and_then(|part| part.get(Self::KEPT - 1));
+        of_part.is_none_or(|last| last.duration_ns < duration_ns)
+    }
+
+    /// Takes in a call.
+    pub fn add(&mut self, call: SlowCall) {
+        while self.part(call.end_ns()) >= Self::PARTS {
+            self.double();
+        }
+        let at = self.part(call.end_ns());
+        if self.parts.len() <= at {
+            self.parts.resize(at + 1, Vec::new());
+        }
+        self.parts[at].push(call);
+        keep_slowest(&mut self.parts[at]);
+    }
+
+    /// The same in so many parts at most.
+    pub fn coarser(&self, most: usize) -> SlowByPart {
+        let mut coarser = self.clone();
+        while coarser.parts.len() > most.max(1) {
+            coarser.double();
+        }
+        coarser
+    }
+
+    fn part(&self, end_ns: u64) -> usize {
+        (end_ns.saturating_sub(self.start_ns) / self.length_ns) as usize
+    }
+
+    fn double(&mut self) {
+        self.length_ns = self.length_ns.saturating_mul(2);
+        self.parts = self.parts.chunks(2).map(<[_]>::concat).collect();
+        self.parts.iter_mut().for_each(keep_slowest);
+    }
+}
+
+fn keep_slowest(calls: &mut Vec<SlowCall>) {
+    calls.sort_by_key(|call| std::cmp::Reverse(call.duration_ns));
+    calls.truncate(SlowByPart::KEPT);
+}
+
 /// Many small round trips to one peer, or tiny reads or writes of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Chatty {
@@ -294,6 +377,11 @@ pub struct Chatty {
 }
 
 impl Chatty {
+    /// How bad.
+    pub fn severity(&self) -> Severity {
+        Severity::Warning
+    }
+
     /// How many a second.
     pub fn per_second(&self) -> f64 {
         self.count as f64 * 1e9 / self.span_ns.max(1) as f64
@@ -317,4 +405,77 @@ pub struct ErrorStorm {
     pub errno: String,
     /// How long it was seen, ns.
     pub lasted_ns: u64,
+}
+
+impl ErrorStorm {
+    /// How bad.
+    pub fn severity(&self) -> Severity {
+        Severity::Warning
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Calls made by hand.
+
+    use super::*;
+
+    /// One that returned at a time, ns.
+    pub fn slow_call(end_ns: u64, duration_ns: u64) -> SlowCall {
+        SlowCall {
+            thread: ThreadKey { pid: 7, tid: 8 },
+            process: "app".into(),
+            syscall: "fsync".into(),
+            kind: CallKind::FileSync,
+            start_ns: end_ns - duration_ns,
+            duration_ns,
+            blocked_ns: duration_ns / 2,
+            run_queue_ns: 0,
+            result: "0".into(),
+            arguments: "fd 5 /data/x".into(),
+            stack: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{fixtures::slow_call, *};
+
+    const S: u64 = 1_000_000_000;
+
+    fn lengths(of: &SlowByPart) -> Vec<Vec<u64>> {
+        of.parts.iter().map(|part| part.iter().map(|call| call.duration_ns).collect()).collect()
+    }
+
+    #[test]
+    fn each_part_keeps_its_slowest() {
+        let mut of = SlowByPart::new(10 * S);
+        for (at, ns) in [(10, 5), (10, 7), (12, 1), (10, 6), (10, 4), (10, 9)] {
+            assert_eq!(of.wants(at * S, ns), ns != 4, "{ns}");
+            of.add(slow_call(at * S, ns));
+        }
+        assert_eq!(lengths(&of), [vec![9, 7, 6], vec![], vec![1]]);
+        assert_eq!(lengths(&of.coarser(2)), [vec![9, 7, 6], vec![1]]);
+        assert_eq!((lengths(&of.coarser(0)), of.coarser(0).length_ns), (vec![vec![9, 7, 6]], 4 * S));
+    }
+
+    proptest! {
+        #[test]
+        fn parts_are_bounded_and_lose_no_slowest(calls in proptest::collection::vec((0u64..5000, 1u64..1000), 1..200)) {
+            let mut of = SlowByPart::new(0);
+            for &(ms, ns) in &calls {
+                of.add(slow_call(S + ms * 100_000_000, ns));
+            }
+            prop_assert!(of.parts.len() <= SlowByPart::PARTS && of.parts.iter().all(|part| part.len() <= SlowByPart::KEPT));
+            for (i, part) in (0u64..).zip(&of.parts) {
+                let ends = i * of.length_ns..(i + 1) * of.length_ns;
+                prop_assert!(part.iter().all(|call| ends.contains(&call.end_ns())));
+                let inside = calls.iter().filter(|(ms, _)| ends.contains(&(S + ms * 100_000_000)));
+                prop_assert_eq!(part.first().map(|call| call.duration_ns), inside.map(|(_, ns)| *ns).max());
+            }
+        }
+    }
 }

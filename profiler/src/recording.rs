@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x04";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x05";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x05more", MAGIC] {
+        for other in [&b""[..], b"PREC", b"something else entirely", b"PRECORD\x04more", MAGIC] {
             assert!(replay(other).is_err(), "{other:?}");
         }
     }

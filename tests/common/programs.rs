@@ -199,6 +199,31 @@ pub fn nginx() -> Program {
     Program::new(["--comm", "nginx"], vec![server, load], Some(dir))
 }
 
+/// Serves four files in turn, every other one read whole and every other one piped, to wrk. Returns its port and the
+/// folder of `file0` to `file3`, too.
+pub fn node_files() -> (Program, u16, PathBuf) {
+    const SERVER: &str = "
+let turn = 0;
+require('http').createServer((request, response) => {
+  const i = turn++ % 4, path = `${process.argv[1]}/file${i}`, fs = require('fs');
+  if (i % 2 === 0) fs.readFile(path, (error, data) => response.end(data));
+  else fs.createReadStream(path).pipe(response);
+}).listen(0, '127.0.0.1', function () { console.log(this.address().port); });";
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().canonicalize().unwrap();
+    (0..4).for_each(|i| fs::write(folder.join(format!("file{i}")), vec![b'x'; 1 << 20]).unwrap());
+    let mut server = Command::new("/usr/bin/node");
+    let server = server.args(["-e", SERVER]).arg(&folder).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut server = Running::start(server);
+    let mut port = String::new();
+    BufReader::new(server.0.stdout.take().expect("a pipe")).read_line(&mut port).unwrap();
+    let port = port.trim().parse().unwrap();
+    let mut load = Command::new("wrk");
+    let load =
+        Running::start(quiet(load.args(["-t1", "-c4", "-d600s"]).arg(format!("http://127.0.0.1:{port}/"))));
+    (Program::new(["--pid", &server.pid()], vec![server, load], Some(dir)), port, folder)
+}
+
 /// Debian's, whatever else is installed.
 pub fn python() -> Program {
     let script = "

@@ -11,15 +11,16 @@ use anyhow::Result;
 use profiler_common::{
     histogram::Histogram,
     syscall::{
-        CallKey, CallStats, CallTimeKey, IoKey, IoRecord, IoStats, Majority, ObjectKind, SIZES, SlowCall,
-        WaitsKey,
+        CallKey, CallStats, CallTimeKey, IoKey, IoRecord, IoStats, Majority, Name, ObjectKind, SIZES,
+        SlowCall, WaitsKey,
     },
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::monotonic_ns;
 use crate::{
     blocking::Summary,
-    calls::{self, CallCount, CallKind, KindWaits, ObjectIo},
+    calls::{self, CallCount, CallKind, KindWaits, ObjectIo, SlowByPart},
     detect::{
         chatty::{self, Talk},
         storm::{Rates, Storms},
@@ -69,6 +70,7 @@ pub struct CallCollector {
     objects_unlisted: u64,
     time_taken: FxHashMap<CallTimeKey, u64>,
     slow: BTreeMap<(u64, u64), calls::SlowCall>,
+    slow_by_part: SlowByPart,
     slow_told: u64,
     slow_ns: u64,
     interval: calls::Interval,
@@ -161,14 +163,19 @@ struct Object {
 }
 
 impl CallCollector {
-    /// Has the kernel programs tell slow calls from now on.
+    /// Has the kernel programs tell slow calls from now on. They cannot know which ports the processes `pids` listen at
+    /// already.
     pub fn new(
         mut maps: CallMaps,
+        pids: &[u32],
         proc_root: &Path,
         redact: Redact,
         storms: Storms,
     ) -> Result<CallCollector> {
         maps.set_slow(SLOW_NS.0)?;
+        for &pid in pids {
+            objects::listens(proc_root, pid).into_iter().for_each(|port| maps.listens(pid, port));
+        }
         Ok(CallCollector {
             maps,
             proc_root: proc_root.to_owned(),
@@ -184,6 +191,7 @@ impl CallCollector {
             objects_unlisted: 0,
             time_taken: FxHashMap::default(),
             slow: BTreeMap::new(),
+            slow_by_part: SlowByPart::new(monotonic_ns()),
             slow_told: 0,
             slow_ns: SLOW_NS.0,
             interval: calls::Interval::default(),
@@ -206,7 +214,8 @@ impl CallCollector {
             || self.slow.keys().next().is_some_and(|(least, _)| *least < duration_ns);
         let of_interval =
             self.interval.slowest.as_ref().is_none_or(|slowest| slowest.duration_ns < duration_ns);
-        if !among_slowest && !of_interval {
+        let of_part = self.slow_by_part.wants(call.end_ns, duration_ns);
+        if !among_slowest && !of_interval && !of_part {
             return;
         }
         let thread = ThreadKey { pid: call.pid, tid: call.tid };
@@ -237,6 +246,9 @@ impl CallCollector {
         if of_interval {
             self.interval.slowest = Some(slow.clone());
         }
+        if of_part {
+            self.slow_by_part.add(slow.clone());
+        }
         self.slow.insert((duration_ns, call.start_ns), slow);
         if self.slow.len() > MAX_SLOW {
             self.slow.pop_first();
@@ -254,28 +266,31 @@ impl CallCollector {
         if record.closed != 0 {
             self.end_io(record.stats.key, &record.stats);
         } else {
-            self.identify(record.stats.key, &record.stats);
+            self.identify(record.stats.key, &record.stats, &record.name);
         }
     }
 
-    /// Finds out what a descriptor is, unless that is known.
-    fn identify(&mut self, key: IoKey, stats: &IoStats) {
-        if self.names.contains_key(&(key, stats.first_ns)) || self.lookups >= MAX_LOOKUPS {
+    /// Finds out what a descriptor is, unless that is known; in /proc if its `name` does not tell.
+    fn identify(&mut self, key: IoKey, stats: &IoStats, name: &Name) {
+        if self.names.contains_key(&(key, stats.first_ns)) {
             return;
         }
-        self.lookups += 1;
-        let object = syscall::socket(&stats.on)
-            .or_else(|| objects::descriptor(&self.proc_root, key.pid, key.descriptor.into()));
-        if let Some(object) = object {
-            // If the process has ended, who reads first answers.
-            let lives = self.proc_root.join(key.pid.to_string()).exists();
-            let serves = stats.listens != 0
-                || objects::serves(&self.proc_root, key.pid, &object)
-                || (!lives && stats.first_wrote == 0);
-            let named = Named { object: self.redact.object(&object), serves };
-            self.latest.insert(key, (stats.first_ns, named.object.clone()));
-            self.names.insert((key, stats.first_ns), named);
+        let told = syscall::object(&stats.on, name);
+        let allowed = self.lookups < MAX_LOOKUPS;
+        let proc = self.proc_root.as_path();
+        if told.is_none() || stats.on.kind == ObjectKind::Net as u32 {
+            self.lookups += 1;
         }
+        let now = || allowed.then(|| objects::descriptor(proc, key.pid, key.descriptor.into()))?;
+        let Some(object) = told.or_else(now) else { return };
+        // If the process has ended, who reads first answers.
+        let lives = || proc.join(key.pid.to_string()).exists();
+        let serves = stats.listens != 0
+            || (allowed && objects::serves(proc, key.pid, &object))
+            || (stats.first_wrote == 0 && !lives());
+        let named = Named { object: self.redact.object(&object), serves };
+        self.latest.insert(key, (stats.first_ns, named.object.clone()));
+        self.names.insert((key, stats.first_ns), named);
     }
 
     /// Adds what was done with a descriptor to what it was.
@@ -383,7 +398,7 @@ impl CallCollector {
             if is_alive(key.pid) { open.push((key, stats)) } else { gone.push((key, stats)) }
         }
         for (key, stats) in open {
-            self.identify(key, &stats);
+            self.identify(key, &stats, &Name::EMPTY);
         }
         for (key, stats) in gone {
             self.end_io(key, &stats);
@@ -511,6 +526,7 @@ impl CallCollector {
             objects: listed,
             objects_unlisted: unlisted,
             slow: self.slow.values().rev().cloned().collect(),
+            slow_by_part: self.slow_by_part.clone(),
             chatty: chatty::find(talks),
             storms: self
                 .storms

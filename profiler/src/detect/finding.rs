@@ -7,6 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::leak::{self, Certainty, Trend};
 use crate::{
     blocking::{Blocking, Convoy, LongWait, LongWaitKind, Severity, Stall, WaitCause},
+    calls::{Chatty, ErrorStorm},
     memory::{Limit, Log2, Memory, Site},
     profile::{Names, Run},
     sample::{StackId, ThreadKey},
@@ -32,6 +33,10 @@ pub enum Finding {
     Leak(Leak),
     /// A process keeps growing, and none of its sites explains it.
     Growing(Growing),
+    /// Many small requests where a batch would do.
+    Chatty(ChattyGroup),
+    /// A system call kept failing.
+    Storm(ErrorStorm),
 }
 
 /// Stalls of one event loop with the same reason.
@@ -146,6 +151,19 @@ pub struct Growing {
     pub reaches: Option<Reaches>,
 }
 
+/// Chatty I/O of one process from one place in the code, with whatever peers or files.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChattyGroup {
+    /// With the peer or file that took most of the time.
+    pub most: Chatty,
+    /// How many peers or files.
+    pub objects: u64,
+    /// Round trips, or small reads and writes, with all of them.
+    pub count: u64,
+    /// Time they took, ns.
+    pub total_ns: u64,
+}
+
 /// When a process that keeps growing as it does reaches its limit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reaches {
@@ -164,15 +182,18 @@ impl Finding {
             Finding::Convoy(convoy) => convoy.severity,
             Finding::Leak(leak) => leak.severity,
             Finding::Growing(growing) => growing.severity,
+            Finding::Chatty(group) => group.most.severity(),
+            Finding::Storm(storm) => storm.severity(),
         }
     }
 
-    /// Time it cost, ns; of a convoy it is not known. What grows until it is killed comes before all that.
+    /// Time it cost, ns; of a convoy or storm it is not known. What grows until it is killed comes before all that.
     fn cost_ns(&self) -> u64 {
         match self {
             Finding::Stalls(group) => group.total_ns,
             Finding::Waits(group) => group.total_ns,
-            Finding::Convoy(_) => 0,
+            Finding::Chatty(group) => group.total_ns,
+            Finding::Convoy(_) | Finding::Storm(_) => 0,
             Finding::Leak(_) | Finding::Growing(_) => u64::MAX,
         }
     }
@@ -195,6 +216,10 @@ pub fn findings(run: &Run) -> Vec<Finding> {
         findings.extend(stalls(blocking, run.names()).into_iter().map(Finding::Stalls));
         findings.extend(waits(blocking, run.names()).into_iter().map(Finding::Waits));
         findings.extend(blocking.convoys.iter().cloned().map(Finding::Convoy));
+    }
+    if let Some(calls) = &run.calls {
+        findings.extend(chatty(&calls.chatty, run.names()).into_iter().map(Finding::Chatty));
+        findings.extend(calls.storms.iter().cloned().map(Finding::Storm));
     }
     findings.sort_by_key(|finding| std::cmp::Reverse((finding.severity(), finding.cost_ns())));
     findings
@@ -511,6 +536,26 @@ fn wait_group(waits: &[&LongWait]) -> Option<WaitGroup> {
     })
 }
 
+/// A pool of connections that are all used by the same functions is one finding.
+fn chatty(found: &[Chatty], names: &Names) -> Vec<ChattyGroup> {
+    let mut groups: BTreeMap<_, ChattyGroup> = BTreeMap::new();
+    for of in found {
+        let place = functions(names, of.stack);
+        // Where the place is not known it may be another.
+        let object = if place.is_empty() { of.object.as_str() } else { "" };
+        let group = groups
+            .entry((of.thread.pid, of.round_trips, place, object))
+            .or_insert_with(|| ChattyGroup { most: of.clone(), objects: 0, count: 0, total_ns: 0 });
+        if of.total_ns > group.most.total_ns {
+            group.most = of.clone();
+        }
+        group.objects += 1;
+        group.count += of.count;
+        group.total_ns += of.total_ns;
+    }
+    groups.into_values().collect()
+}
+
 #[cfg(test)]
 pub(crate) mod fixtures {
     //! A run with something wrong, made by hand.
@@ -755,6 +800,25 @@ mod tests {
         };
         memory.processes[0].growth = (0..=120).map(explains).collect();
         assert!(matches!(&findings(&run)[..], [Finding::Leak(leak)] if leak.severity == Severity::Warning));
+    }
+
+    #[test]
+    fn connections_used_by_the_same_functions_are_one_finding() {
+        let mut run = crate::output::calls::fixtures::run_with_calls();
+        let calls = run.calls.as_mut().unwrap();
+        let of = calls.chatty[0].clone();
+        let other = Chatty { object: "tcp b".into(), total_ns: of.total_ns + 1, ..of.clone() };
+        let unknown = ["c", "d"].map(|name| Chatty { object: name.into(), stack: None, ..of.clone() });
+        calls.chatty.push(other.clone());
+        calls.chatty.extend(unknown);
+        let found = findings(&run);
+        let [Finding::Chatty(both), Finding::Chatty(_), Finding::Chatty(_), Finding::Storm(storm)] =
+            &found[..]
+        else {
+            panic!("{found:#?}")
+        };
+        assert_eq!((&both.most, both.objects, both.count), (&other, 2, 2 * of.count));
+        assert_eq!((both.total_ns, storm.errno.as_str()), (of.total_ns + other.total_ns, "EMFILE"));
     }
 
     #[test]

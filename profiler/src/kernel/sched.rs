@@ -167,6 +167,14 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
             "sched_entity",
             "cfs_rq",
             "rq",
+            "path",
+            "dentry",
+            "qstr",
+            "hlist_bl_node",
+            "vfsmount",
+            "mount",
+            "unix_sock",
+            "unix_address",
         ],
     )?;
     // Called `state` before Linux 5.14.
@@ -175,6 +183,9 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     let common = btf.offset("sock", "__sk_common")?;
     // Without CONFIG_IPV6 there are none, and no socket that has one.
     let v6 = |member| btf.offset("sock_common", member).unwrap_or(0);
+    // Nor these where Unix sockets are in a module.
+    let unix = |name, member| btf.offset(name, member).unwrap_or(0);
+    let path = btf.offset("file", "f_path")?;
     Ok(vec![
         ("OFF_TASK_STATE", state),
         ("OFF_TASK_STACK", btf.offset("task_struct", "stack")?),
@@ -206,5 +217,19 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
         ("OFF_SOCK_PEER_V4", common + btf.offset("sock_common", "skc_daddr")?),
         ("OFF_SOCK_V6", common + v6("skc_v6_rcv_saddr")),
         ("OFF_SOCK_PEER_V6", common + v6("skc_v6_daddr")),
+        ("OFF_INODE_INO", btf.offset("inode", "i_ino")?),
+        ("OFF_FILE_DENTRY", path + btf.offset("path", "dentry")?),
+        ("OFF_FILE_MOUNT", path + btf.offset("path", "mnt")?),
+        ("OFF_DENTRY_NAME", btf.offset("dentry", "d_name")? + btf.offset("qstr", "name")?),
+        ("OFF_DENTRY_PARENT", btf.offset("dentry", "d_parent")?),
+        ("OFF_DENTRY_HASHED", btf.offset("dentry", "d_hash")? + btf.offset("hlist_bl_node", "pprev")?),
+        ("OFF_VFSMOUNT_ROOT", btf.offset("vfsmount", "mnt_root")?),
+        ("OFF_MOUNT_VFSMOUNT", btf.offset("mount", "mnt")?),
+        ("OFF_MOUNT_PARENT", btf.offset("mount", "mnt_parent")?),
+        ("OFF_MOUNT_POINT", btf.offset("mount", "mnt_mountpoint")?),
+        ("OFF_UNIX_ADDRESS", unix("unix_sock", "addr")),
+        ("OFF_UNIX_PEER", unix("unix_sock", "peer")),
+        ("OFF_ADDRESS_LEN", unix("unix_address", "len")),
+        ("OFF_ADDRESS_NAME", unix("unix_address", "name")),
     ])
 }

@@ -5,7 +5,8 @@ use aya::maps::{Array, HashMap, MapData, Queue};
 use profiler_common::{
     histogram::Histogram,
     syscall::{
-        CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, MAX_CALLS_OF_ONE, WaitsKey, WaitsStats,
+        CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, ListenKey, MAX_CALLS_OF_ONE, WaitsKey,
+        WaitsStats,
     },
 };
 
@@ -36,16 +37,19 @@ pub struct CallMaps {
     io_free: Queue<MapData, u32>,
     time: HashMap<MapData, CallTimeKey, u64>,
     slow_ns: Array<MapData, u64>,
+    listening: HashMap<MapData, ListenKey, u32>,
 }
 
 impl CallMaps {
     /// Takes the maps out of the loaded object, and tells the kernel programs what calls' arguments are.
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<CallMaps> {
-        let kinds = ebpf.map_mut("CALL_KINDS").context("kernel object has no map CALL_KINDS")?;
-        let mut kinds: Array<&mut MapData, u16> = kinds.try_into()?;
-        for (number, kind) in (0..).zip(syscalls::kinds()) {
-            if kind != 0 {
-                kinds.set(number, kind, 0)?;
+        for (map, of) in [("CALL_KINDS", syscalls::kinds()), ("COMPAT_KINDS", syscalls::compat_kinds())] {
+            let map = ebpf.map_mut(map).with_context(|| format!("kernel object has no map {map}"))?;
+            let mut map: Array<&mut MapData, u32> = map.try_into()?;
+            for (number, kind) in (0..).zip(of) {
+                if kind != 0 {
+                    map.set(number, kind, 0)?;
+                }
             }
         }
         let mut take =
@@ -63,12 +67,18 @@ impl CallMaps {
             waits: take("CALL_WAITS")?.try_into()?,
             time: take("CALL_TIME")?.try_into()?,
             slow_ns: take("CALL_SLOW_NS")?.try_into()?,
+            listening: take("LISTENING")?.try_into()?,
         })
     }
 
     /// Has calls told one by one from this length on, ns.
     pub fn set_slow(&mut self, ns: u64) -> Result<()> {
         Ok(self.slow_ns.set(0, ns, 0)?)
+    }
+
+    /// Who talks to this port of a process is a client.
+    pub fn listens(&mut self, pid: u32, port: u16) {
+        let _no_room = self.listening.insert(ListenKey { pid, port: port.into() }, 0, 0);
     }
 
     /// Calls counted so far.

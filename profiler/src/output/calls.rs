@@ -1,24 +1,25 @@
-//! The report's part about system calls: which, how long, what they waited for, and what was wrong with them.
+//! The report's part about system calls: which, how long, what they waited for, and which were slow.
 
 use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
 use super::{
-    findings::at,
-    report::{Style, count, percent, thousands},
+    report::{Style, bytes, count, per_second, percent, thousands},
     waiting::{innermost, line, time},
 };
 use crate::{
-    calls::{CallCount, Calls, Chatty, ErrorStorm, Interval},
+    calls::{CallCount, Calls, Interval, SlowCall},
     profile::Run,
     sample::ThreadKey,
 };
 
 /// Processes listed (threads where they are kept apart), and system calls of each.
 const TABLES: (usize, usize) = (5, 15);
-/// Kinds of waits, objects, slow calls and findings listed.
+/// Kinds of waits, objects and slow calls listed.
 const LISTED: usize = 10;
+/// Parts of the run whose slowest call is listed.
+const PARTS: usize = 8;
 /// Functions shown of a stack.
 const FRAMES: usize = 4;
 
@@ -28,8 +29,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     counts(run, calls, style, out)?;
     waits(run, calls, style, out)?;
     objects(calls, style, out)?;
-    slow(run, calls, style, out)?;
-    findings(run, calls, style, out)
+    slow(run, calls, style, out)
 }
 
 /// What happened in an interval of the live view, in a line.
@@ -41,7 +41,7 @@ pub fn interval(of: &Interval, seconds: f64) -> String {
     let slowest = of.slowest.as_ref().map_or_else(String::new, |slowest| {
         format!(", slowest {}({}) {}", slowest.syscall, slowest.arguments, time(slowest.duration_ns))
     });
-    format!("{} system calls a second{failed}{slowest}", rate(of.calls as f64 / seconds.max(1e-9)))
+    format!("{} system calls a second{failed}{slowest}", per_second(of.calls as f64 / seconds.max(1e-9)))
 }
 
 fn counts(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -99,7 +99,7 @@ fn row(of: &CallCount, seconds: f64, wall_ns: u64, style: &Style, out: &mut dyn 
     let text = format!(
         "{:>11}  {:>9}  {:>7}  {:>6.1}  {:>6.1}  {:>6.1}  {p50:>8}  {p90:>8}  {p99:>8}  {p999:>8}  {max:>8}  {}{notes}",
         thousands(lengths.count),
-        rate(lengths.count as f64 / seconds.max(1e-9)),
+        per_second(lengths.count as f64 / seconds.max(1e-9)),
         time(lengths.sum_ns),
         percent(lengths.sum_ns, wall_ns),
         percent(of.on_cpu_ns(), lengths.sum_ns),
@@ -153,8 +153,8 @@ fn objects(calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
         let text = format!(
             "{:>9}  {:>9}  {:>8}  {:>8}  {:>8}  {:>11}  {}, {} (pid {})",
             thousands(of.calls),
-            bytes(of.bytes),
-            bytes(of.median_bytes),
+            bytes(of.bytes as f64),
+            bytes(of.median_bytes as f64),
             time(of.ns),
             time(of.blocked_ns),
             thousands(of.round_trips),
@@ -173,73 +173,51 @@ fn slow(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<
     }
     writeln!(out, "\n{}", style.bold("slowest system calls, without idle waits"))?;
     for of in calls.slow.iter().take(LISTED) {
-        let text = format!(
-            "{:>8}  {:>8} blocked  {}({}) = {}, {} (tid {})",
-            time(of.duration_ns),
-            time(of.blocked_ns),
-            of.syscall,
-            of.arguments,
-            of.result,
-            of.process,
-            of.thread.tid,
-        );
-        line(&text, style, out)?;
-        let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-        if !functions.is_empty() {
-            let functions: Vec<&str> =
-                functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
-            line(&format!("            {}", functions.join(" < ")), style, out)?;
-        }
+        slow_call(run, of, "", style, out)?;
     }
-    more(calls.slow.len(), out)
+    more(calls.slow.len(), out)?;
+    slow_by_part(run, calls, style, out)
 }
 
-fn findings(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
-    if calls.chatty.is_empty() && calls.storms.is_empty() {
-        return Ok(writeln!(out, "\nno chatty I/O and no error storm")?);
+/// What was slowest when none of those above returned.
+fn slow_by_part(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let of = calls.slow_by_part.coarser(PARTS);
+    let told = |call: &SlowCall| calls.slow.iter().take(LISTED).any(|other| other == call);
+    let others: Vec<(u64, &SlowCall)> = (0..)
+        .zip(&of.parts)
+        .filter_map(|(i, part)| Some((i, part.first()?)))
+        .filter(|(_, call)| !told(call))
+        .collect();
+    if others.is_empty() {
+        return Ok(());
     }
-    writeln!(out, "\n{}", style.bold("what was wrong with system calls"))?;
-    let label = style.paint("33", "WARNING ");
-    for of in calls.chatty.iter().take(LISTED) {
-        line(&format!("{label}  {}", chatty(of)), style, out)?;
-        let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-        for function in functions.iter().take(FRAMES) {
-            line(&format!("            {}", at(function)), style, out)?;
-        }
+    let title = format!("slowest in other parts of the run, of {} each", time(of.length_ns));
+    writeln!(out, "\n{}", style.bold(&title))?;
+    for (i, call) in others {
+        slow_call(run, call, &format!("from {:>6}  ", time(i.saturating_mul(of.length_ns))), style, out)?;
     }
-    for of in calls.storms.iter().take(LISTED) {
-        line(&format!("{label}  {}", storm(of)), style, out)?;
-    }
-    more(calls.chatty.len().max(calls.storms.len()), out)
+    Ok(())
 }
 
-/// One of the two in a sentence.
-fn chatty(of: &Chatty) -> String {
-    let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
-    format!(
-        "chatty I/O: {} (tid {}) made {} {what} {}, {} a second, one after the other: {}, half of them of {} or less; a batch would do",
+fn slow_call(run: &Run, of: &SlowCall, when: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let text = format!(
+        "{when}{:>8}  {:>8} blocked  {}({}) = {}, {} (tid {})",
+        time(of.duration_ns),
+        time(of.blocked_ns),
+        of.syscall,
+        of.arguments,
+        of.result,
         of.process,
         of.thread.tid,
-        thousands(of.count),
-        of.object,
-        rate(of.per_second()),
-        time(of.total_ns),
-        bytes(of.median_bytes),
-    )
-}
-
-fn storm(of: &ErrorStorm) -> String {
-    format!(
-        "error storm: {} of {} (pid {}) failed {} of {} times ({:.0} %) in {}, mostly with {}",
-        of.syscall,
-        of.process,
-        of.pid,
-        thousands(of.failed),
-        thousands(of.calls),
-        percent(of.failed, of.calls),
-        time(of.lasted_ns),
-        of.errno,
-    )
+    );
+    line(&text, style, out)?;
+    let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
+    if !functions.is_empty() {
+        let functions: Vec<&str> =
+            functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
+        line(&format!("            {}", functions.join(" < ")), style, out)?;
+    }
+    Ok(())
 }
 
 fn more(all: usize, out: &mut dyn Write) -> Result<()> {
@@ -249,20 +227,6 @@ fn more(all: usize, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn rate(per_second: f64) -> String {
-    if per_second < 100.0 { format!("{per_second:.1}") } else { thousands(per_second as u64) }
-}
-
-/// A number of bytes, short.
-fn bytes(n: u64) -> String {
-    match n {
-        0..10_000 => format!("{n} B"),
-        10_000..10_000_000 => format!("{} kB", n / 1000),
-        10_000_000..10_000_000_000 => format!("{} MB", n / 1_000_000),
-        _ => format!("{} GB", n / 1_000_000_000),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod fixtures {
     //! System calls made by hand.
@@ -270,7 +234,7 @@ pub(crate) mod fixtures {
     use super::*;
     use crate::{
         blocking::Summary,
-        calls::{CallKind, KindWaits, ObjectIo, SlowCall},
+        calls::{CallKind, Chatty, ErrorStorm, KindWaits, ObjectIo, SlowByPart, fixtures::slow_call},
         detect::finding::fixtures::name_stacks,
         sample::StackId,
     };
@@ -303,6 +267,12 @@ pub(crate) mod fixtures {
         };
         let mut exit = of("exit_group", 0, 0, &[]);
         exit.unfinished = 1;
+        let mut fsync = slow_call(35 * MS, 30 * MS);
+        (fsync.run_queue_ns, fsync.stack) = (MS / 2, Some(StackId(1)));
+        let mut slow_by_part = SlowByPart::new(0);
+        slow_by_part.add(fsync.clone());
+        slow_by_part.add(slow_call(34 * MS, 7 * MS));
+        slow_by_part.add(slow_call(11_500 * MS, 2 * MS));
         run.calls = Some(Calls {
             calls: vec![
                 of("read", 12_000, 700 * MS, &[("EAGAIN", 3)]),
@@ -335,19 +305,8 @@ pub(crate) mod fixtures {
                 round_trip_ns: 650 * MS,
                 median_bytes: 64,
             }],
-            slow: vec![SlowCall {
-                thread,
-                process: "app".into(),
-                syscall: "fsync".into(),
-                kind: CallKind::FileSync,
-                start_ns: 5 * MS,
-                duration_ns: 30 * MS,
-                blocked_ns: 29 * MS,
-                run_queue_ns: MS / 2,
-                result: "0".into(),
-                arguments: "fd 5 /data/x".into(),
-                stack: Some(StackId(1)),
-            }],
+            slow: vec![fsync.clone()],
+            slow_by_part,
             chatty: vec![Chatty {
                 thread,
                 process: "app".into(),
@@ -395,10 +354,5 @@ mod tests {
             "1,500 system calls a second, 1 % failed, slowest fsync(fd 5 /data/x) 30 ms"
         );
         assert_eq!(interval(&Interval::default(), 1.0), "0.0 system calls a second");
-    }
-
-    #[test]
-    fn sizes_are_short() {
-        assert_eq!([0, 9_999, 10_000, 12_345_678, u64::MAX].map(bytes)[1..4], ["9999 B", "10 kB", "12 MB"]);
     }
 }

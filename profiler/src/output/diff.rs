@@ -6,8 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
-    memory::bytes,
-    report::{Style, count, thousands},
+    report::{Style, bytes, count, thousands},
     waiting::line,
 };
 use crate::detect::memory_diff::{Live, MemoryDiff, Place};

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Result;
 
 use super::{
-    memory::bytes,
-    report::{Keep, Style, count, fit, percent, thousands},
+    report::{Keep, Style, bytes, count, fit, per_second, percent, thousands},
     waiting::{line, time, user_functions},
 };
 use crate::{
     blocking::{Blocking, Convoy, LongWaitKind, Severity, ThreadTime},
+    calls::ErrorStorm,
     detect::{
-        finding::{self, Finding, Growing, Leak, Reaches, Reason, StallGroup, WaitGroup},
+        finding::{self, ChattyGroup, Finding, Growing, Leak, Reaches, Reason, StallGroup, WaitGroup},
         leak::{Certainty, Trend},
     },
     memory::{Limit, LimitKind},
@@ -35,6 +35,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
             .iter()
             .map(no_waits)
             .chain(run.memory.iter().map(|_| "no growth that persists".to_owned()))
+            .chain(run.calls.iter().map(|_| "no chatty I/O, no error storm".to_owned()))
             .collect();
         return match &looked[..] {
             [] => Ok(()),
@@ -56,6 +57,8 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
             }
             Finding::Leak(leak) => (self::leak(leak), vec![("allocated at", Some(leak.stack))], FRAMES.1),
             Finding::Growing(growing) => (self::growing(growing), Vec::new(), 0),
+            Finding::Chatty(group) => (chatty(group), vec![("", group.most.stack)], FRAMES.0),
+            Finding::Storm(of) => (storm(of), Vec::new(), 0),
         };
         let label = match finding.severity() {
             Severity::Critical => style.paint("1;31", "CRITICAL"),
@@ -273,6 +276,40 @@ fn convoy(convoy: &Convoy, name: &Namer<'_>) -> String {
     )
 }
 
+fn chatty(group: &ChattyGroup) -> String {
+    let of = &group.most;
+    let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
+    let others = match group.objects {
+        1 => String::new(),
+        n => format!(" and {} more", thousands(n - 1)),
+    };
+    format!(
+        "chatty I/O: {} (tid {}) made {} {what} {}{others}, one after the other, there {} a second: {}, half of them of {} or less; \
+         a batch would do",
+        of.process,
+        of.thread.tid,
+        thousands(group.count),
+        of.object,
+        per_second(of.per_second()),
+        time(group.total_ns),
+        bytes(of.median_bytes as f64),
+    )
+}
+
+fn storm(of: &ErrorStorm) -> String {
+    format!(
+        "error storm: {} of {} (pid {}) failed {} of {} times ({:.0} %) in {}, mostly with {}",
+        of.syscall,
+        of.process,
+        of.pid,
+        thousands(of.failed),
+        thousands(of.calls),
+        percent(of.failed, of.calls),
+        time(of.lasted_ns),
+        of.errno,
+    )
+}
+
 /// Names of threads and processes.
 struct Namer<'a>(BTreeMap<ThreadKey, &'a ThreadTime>);
 
@@ -309,7 +346,7 @@ fn told(names: &Names, frames: &[usize], most: usize) -> Vec<String> {
 }
 
 /// A function and where it is.
-pub(super) fn at(function: &Function) -> String {
+fn at(function: &Function) -> String {
     match (&function.file, function.line) {
         (Some(file), Some(line)) => format!("{} ({file}:{line})", function.name),
         _ => function.name.clone(),
@@ -351,6 +388,11 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_system_calls_is_told_too() {
+        insta::assert_snapshot!(render(&crate::output::calls::fixtures::run_with_calls(), PLAIN));
+    }
+
+    #[test]
     fn nothing_wrong_is_one_line() {
         let mut run = fixtures::run(&[("main", 1)]);
         assert_eq!(render(&run, PLAIN), "", "nothing was looked for");
@@ -358,6 +400,7 @@ mod tests {
         let loops = vec![EventLoop { turns, name: "quiet".into(), ..EventLoop::default() }];
         run.blocking = Some(Blocking { loops, ..Blocking::default() });
         run.memory = Some(crate::memory::Memory::default());
+        run.calls = Some(crate::calls::Calls::default());
         insta::assert_snapshot!(render(&run, PLAIN));
     }
 

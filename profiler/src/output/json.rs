@@ -61,8 +61,9 @@ struct Calls<'a> {
     objects: &'a [crate::calls::ObjectIo],
     objects_unlisted: u64,
     slow: Vec<SlowCall<'a>>,
+    slow_by_part: SlowByPart<'a>,
     chatty: Vec<Chatty<'a>>,
-    error_storms: &'a [crate::calls::ErrorStorm],
+    error_storms: Vec<ErrorStorm<'a>>,
 }
 
 #[derive(Serialize)]
@@ -109,7 +110,15 @@ struct SlowCall<'a> {
 }
 
 #[derive(Serialize)]
+struct SlowByPart<'a> {
+    start_ns: u64,
+    length_ns: u64,
+    parts: Vec<Vec<SlowCall<'a>>>,
+}
+
+#[derive(Serialize)]
 struct Chatty<'a> {
+    severity: &'static str,
     pid: u32,
     tid: u32,
     process: &'a str,
@@ -120,6 +129,13 @@ struct Chatty<'a> {
     total_ns: u64,
     median_bytes: u64,
     stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ErrorStorm<'a> {
+    severity: &'static str,
+    #[serde(flatten)]
+    storm: &'a crate::calls::ErrorStorm,
 }
 
 #[derive(Serialize)]
@@ -500,7 +516,9 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         arguments: &of.arguments,
         stack: stack(of.stack),
     };
+    let storm = |storm: &'a crate::calls::ErrorStorm| ErrorStorm { severity: storm.severity().id(), storm };
     let chatty = |of: &'a crate::calls::Chatty| Chatty {
+        severity: of.severity().id(),
         pid: of.thread.pid,
         tid: of.thread.tid,
         process: &of.process,
@@ -520,8 +538,13 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         objects: &of.objects,
         objects_unlisted: of.objects_unlisted,
         slow: of.slow.iter().map(slow).collect(),
+        slow_by_part: SlowByPart {
+            start_ns: of.slow_by_part.start_ns,
+            length_ns: of.slow_by_part.length_ns,
+            parts: of.slow_by_part.parts.iter().map(|part| part.iter().map(slow).collect()).collect(),
+        },
         chatty: of.chatty.iter().map(chatty).collect(),
-        error_storms: &of.storms,
+        error_storms: of.storms.iter().map(storm).collect(),
     }
 }
 

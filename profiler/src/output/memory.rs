@@ -5,11 +5,11 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{
-    report::{Style, count, percent, thousands},
+    report::{Style, bytes, count, percent, thousands},
     waiting::{line, time, user_functions},
 };
 use crate::{
-    memory::{Footprint, Log2, Memory, Site, WatchMode, Watching},
+    memory::{Footprint, Memory, Site, WatchMode, Watching},
     profile::{Profile, Run},
 };
 
@@ -157,7 +157,7 @@ fn sites(run: &Run, memory: &Memory, style: &Style, out: &mut dyn Write) -> Resu
             thousands(point.live_count.round() as u64),
             bytes(site.allocated_bytes as f64 / seconds),
             bytes(site.freed_bytes as f64 / seconds),
-            median(&site.ages_ns).map_or_else(|| "-".to_owned(), |ns| format!("~{}", time(ns))),
+            site.ages_ns.quantile(0.5).map_or_else(|| "-".to_owned(), |ns| format!("~{}", time(ns))),
             functions.join(" < "),
         );
         line(&text, style, out)?;
@@ -193,29 +193,6 @@ fn faults(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
         )?;
     }
     Ok(())
-}
-
-/// The middle value, to within a power of two; `None` of nothing.
-fn median(histogram: &Log2) -> Option<u64> {
-    let half = histogram.total().div_ceil(2);
-    let mut sum = 0;
-    let bucket = histogram.counts().iter().position(|n| {
-        sum += n;
-        sum >= half && half > 0
-    })?;
-    Some((3u64 << bucket) / 2)
-}
-
-/// An amount of memory with three digits, in powers of ten.
-pub(super) fn bytes(bytes: f64) -> String {
-    let (value, unit) = match bytes {
-        ..1e3 => return format!("{bytes:.0} B"),
-        ..1e6 => (bytes / 1e3, "kB"),
-        ..1e9 => (bytes / 1e6, "MB"),
-        _ => (bytes / 1e9, "GB"),
-    };
-    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-    format!("{value:.digits$} {unit}")
 }
 
 #[cfg(test)]
@@ -281,20 +258,5 @@ mod tests {
         let mut text = Vec::new();
         write(&run(), &PLAIN, &mut text).unwrap();
         insta::assert_snapshot!(String::from_utf8(text).unwrap());
-    }
-
-    #[test]
-    fn amounts_have_three_digits() {
-        let text = [0.0, 999.0, 1234.0, 99_940.0, 123_456_789.0, 2e9].map(bytes);
-        assert_eq!(text, ["0 B", "999 B", "1.23 kB", "99.9 kB", "123 MB", "2.00 GB"]);
-    }
-
-    #[test]
-    fn the_middle_is_known_to_a_power_of_two() {
-        let mut histogram = Log2::default();
-        assert_eq!(median(&histogram), None);
-        histogram.add(5, 1);
-        histogram.add(1000, 3);
-        assert_eq!(median(&histogram), Some(768));
     }
 }

@@ -252,6 +252,11 @@ pub fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }
 
+/// How often something happens.
+pub(super) fn per_second(rate: f64) -> String {
+    if rate < 100.0 { format!("{rate:.1}") } else { thousands(rate as u64) }
+}
+
 /// A number with separators.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -263,6 +268,18 @@ pub fn thousands(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// An amount of memory with three digits, in powers of ten.
+pub(super) fn bytes(bytes: f64) -> String {
+    let (value, unit) = match bytes {
+        ..1e3 => return format!("{bytes:.0} B"),
+        ..1e6 => (bytes / 1e3, "kB"),
+        ..1e9 => (bytes / 1e6, "MB"),
+        _ => (bytes / 1e9, "GB"),
+    };
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {unit}")
 }
 
 pub(super) fn count(number: u64, noun: &str) -> String {
@@ -291,6 +308,12 @@ mod tests {
         profile.accounts.samples_taken += 5;
         profile.accounts.probes = vec![ProbeReport { name: "cpu".into(), runs: 105, ns: 210_000 }];
         run
+    }
+
+    #[test]
+    fn amounts_have_three_digits() {
+        let text = [0.0, 999.0, 1234.0, 99_940.0, 123_456_789.0, 2e9].map(bytes);
+        assert_eq!(text, ["0 B", "999 B", "1.23 kB", "99.9 kB", "123 MB", "2.00 GB"]);
     }
 
     #[test]

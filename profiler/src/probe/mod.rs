@@ -1,5 +1,7 @@
 //! One room per probe: its options, how it attaches, how its records are decoded.
 
+use std::mem::offset_of;
+
 use profiler_common::{
     COMM_LEN,
     alloc::KIND_ALLOC_STACK,
@@ -20,6 +22,9 @@ pub fn name(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
     String::from_utf8_lossy(&comm[..end]).into_owned()
 }
+
+/// What of a name is always there, bytes.
+const NAME_HEADER: usize = offset_of!(raw_calls::Name, bytes);
 
 /// A record from the kernel programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +48,9 @@ pub enum Record {
     /// The first wait of an event loop.
     Loop(raw::LoopSeen),
     /// A slow system call.
-    SlowCall(raw_calls::SlowCall),
+    SlowCall(Box<raw_calls::SlowCall>),
     /// A descriptor is used for the first time, or has been closed.
-    Io(raw_calls::IoRecord),
+    Io(Box<raw_calls::IoRecord>),
 }
 
 impl Record {
@@ -66,8 +71,14 @@ impl Record {
             raw::KIND_TURN => sched::plain(bytes).map(Record::Turn),
             raw::KIND_EXIT => sched::plain(bytes).map(Record::Exit),
             raw::KIND_LOOP => sched::plain(bytes).map(Record::Loop),
-            raw_calls::KIND_SLOW_CALL => sched::plain(bytes).map(Record::SlowCall),
-            raw_calls::KIND_IO => sched::plain(bytes).map(Record::Io),
+            raw_calls::KIND_SLOW_CALL => {
+                let least = offset_of!(raw_calls::SlowCall, name) + NAME_HEADER;
+                sched::cut_off(bytes, least).map(Record::SlowCall)
+            }
+            raw_calls::KIND_IO => {
+                let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
+                sched::cut_off(bytes, least).map(Record::Io)
+            }
             _ => None,
         }
     }

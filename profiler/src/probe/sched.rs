@@ -25,6 +25,14 @@ pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
     (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
+/// Reads a record that ends with its last byte in use, but is no shorter than `least`; what is left out is zero.
+pub fn cut_off<T: Plain>(bytes: &[u8], least: usize) -> Option<Box<T>> {
+    let mut whole = vec![0; size_of::<T>()];
+    let len = bytes.len().min(whole.len());
+    whole[..len].copy_from_slice(&bytes[..len]);
+    (bytes.len() >= least).then(|| plain(&whole).map(Box::new))?
+}
+
 /// Decodes a stack and its id, which lies where a CPU sample has the thread's name.
 pub fn decode_stack(bytes: &[u8], kind: u32) -> Option<(u64, RawSample)> {
     let stack = cpu::decode_stack(bytes, kind)?;

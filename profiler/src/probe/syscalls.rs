@@ -1,6 +1,6 @@
 //! System calls of the running architecture: names, and what each of them waits for.
 
-use std::sync::LazyLock;
+use std::{collections::HashMap, sync::LazyLock};
 
 use libc::c_long;
 use profiler_common::{
@@ -32,26 +32,61 @@ pub fn errno_name(number: i32) -> Option<&'static str> {
     syscalls::Errno::new(number).name()
 }
 
-/// What each call waits for and what its arguments are, by number: its class in the high byte, its traits in the low one.
-pub fn kinds() -> [u16; MAX_SYSCALLS] {
-    let mut kinds = CLASS_TABLE.map(|class| u16::from(class) << 8);
+/// What each call waits for and what its arguments are, by number: its class in the high half, its traits in the low one.
+pub fn kinds() -> [u32; MAX_SYSCALLS] {
+    let mut kinds = CLASS_TABLE.map(|class| u32::from(class) << 16);
     for (number, of) in all_traits() {
         if let Some(kind) = kinds.get_mut(number as usize) {
-            *kind |= u16::from(of);
+            *kind |= u32::from(of);
         }
     }
     kinds
 }
 
+/// The same of 32-bit calls.
+pub fn compat_kinds() -> [u32; MAX_SYSCALLS] {
+    let kinds = kinds();
+    std::array::from_fn(|n| {
+        let native = usize::try_from(native(n as i32 | COMPAT as i32)).ok();
+        native.and_then(|native| kinds.get(native).copied()).unwrap_or(0)
+    })
+}
+
+/// The number of the 64-bit call that does what this call does, with the same arguments as far as they are told; -1 if
+/// there is none.
+pub fn native(number: i32) -> i32 {
+    static NATIVE: LazyLock<[i32; MAX_SYSCALLS]> = LazyLock::new(|| {
+        let by_name: HashMap<&str, usize> =
+            (0..MAX_SYSCALLS).filter_map(|n| Some((syscalls::Sysno::new(n)?.name(), n))).collect();
+        std::array::from_fn(|n| {
+            let Some(name) = compat::Sysno::new(n).map(|known| known.name()) else { return -1 };
+            // Calls with 64-bit times and sizes are twins of older ones.
+            let plain = name.trim_end_matches("_time64").trim_end_matches("64");
+            let same = [name, plain]
+                .into_iter()
+                .chain(RENAMED.iter().filter(|(of, _)| *of == name).map(|(_, as_)| *as_));
+            same.filter_map(|name| by_name.get(name)).next().map_or(-1, |&native| native as i32)
+        })
+    });
+    match usize::try_from(number) {
+        Ok(n) if n & COMPAT as usize != 0 => NATIVE.get(n & !(COMPAT as usize)).copied().unwrap_or(-1),
+        _ => number,
+    }
+}
+
+/// 32-bit calls that are called otherwise among the others.
+const RENAMED: [(&str, &str); 3] =
+    [("fstatat64", "newfstatat"), ("waitpid", "wait4"), ("_newselect", "select")];
+
 /// What the arguments of the calls are that have arguments of interest.
-fn all_traits() -> impl Iterator<Item = (u32, u8)> {
+fn all_traits() -> impl Iterator<Item = (u32, u16)> {
     TRAITS.iter().chain(LEGACY_TRAITS).flat_map(|&(of, numbers)| {
         numbers.iter().filter_map(move |&number| Some((u32::try_from(number).ok()?, of)))
     })
 }
 
 /// What the arguments of one are.
-pub fn traits(number: i32) -> u8 {
+pub fn traits(number: i32) -> u16 {
     all_traits().find(|&(known, _)| i64::from(known) == i64::from(number)).map_or(0, |(_, of)| of)
 }
 
@@ -69,7 +104,7 @@ pub fn has_size(number: i32) -> bool {
 }
 
 /// Calls that every architecture has.
-const TRAITS: &[(u8, &[c_long])] = &[
+const TRAITS: &[(u16, &[c_long])] = &[
     (
         traits::READ,
         &[
@@ -107,6 +142,8 @@ const TRAITS: &[(u8, &[c_long])] = &[
         ],
     ),
     (traits::CLOSE, &[libc::SYS_close]),
+    (traits::DUP, &[libc::SYS_dup3]),
+    (traits::CLOSE_RANGE, &[libc::SYS_close_range]),
     (traits::CONNECT, &[libc::SYS_connect]),
     (traits::POLL, &[libc::SYS_ppoll]),
     (traits::PATH0, &[libc::SYS_execve, libc::SYS_truncate, libc::SYS_statfs, libc::SYS_chdir]),
@@ -129,8 +166,9 @@ const TRAITS: &[(u8, &[c_long])] = &[
 
 /// Calls that newer architectures do without.
 #[cfg(target_arch = "x86_64")]
-const LEGACY_TRAITS: &[(u8, &[c_long])] = &[
+const LEGACY_TRAITS: &[(u16, &[c_long])] = &[
     (traits::POLL, &[libc::SYS_poll]),
+    (traits::DUP, &[libc::SYS_dup2]),
     (
         traits::PATH0,
         &[
@@ -148,7 +186,7 @@ const LEGACY_TRAITS: &[(u8, &[c_long])] = &[
     ),
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const LEGACY_TRAITS: &[(u8, &[c_long])] = &[];
+const LEGACY_TRAITS: &[(u16, &[c_long])] = &[];
 
 /// Class of every system call, by number.
 pub static CLASS_TABLE: LazyLock<[u8; MAX_SYSCALLS]> = LazyLock::new(|| {
@@ -300,6 +338,21 @@ mod tests {
     fn calls_have_names_and_classes() {
         assert_eq!(name(libc::SYS_futex as i32), "futex");
         assert_eq!(name(4 | COMPAT as i32), "write (32-bit)");
+        assert_eq!(native(libc::SYS_read as i32), libc::SYS_read as i32);
+        let same = |n: i32| i64::from(native(n | COMPAT as i32));
+        #[cfg(target_arch = "x86_64")] // arch/x86/entry/syscalls/syscall_32.tbl
+        for (n, of) in [
+            (3, libc::SYS_read),
+            (7, libc::SYS_wait4),
+            (180, libc::SYS_pread64),
+            (195, libc::SYS_stat),
+            (300, libc::SYS_newfstatat),
+            (422, libc::SYS_futex),
+        ] {
+            assert_eq!(same(n), of, "{n}");
+            assert_eq!(compat_kinds()[n as usize], kinds()[of as usize]);
+        }
+        assert_eq!(same(511), -1);
         assert_eq!(name(100_000 | COMPAT as i32), "sys_100000 (32-bit)");
         assert_eq!((traits(libc::SYS_read as i32), traits(-1)), (traits::READ, 0));
         assert_eq!((name(-1), name(100_000)), (String::new(), "sys_100000".to_owned()));

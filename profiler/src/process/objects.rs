@@ -1,6 +1,7 @@
 //! What a descriptor of a process is: a path, a socket with its peer, a pipe.
 
 use std::{
+    collections::{BTreeSet, HashSet},
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::Path,
@@ -64,16 +65,32 @@ pub fn serves(proc_root: &Path, pid: u32, object: &str) -> bool {
         return object.starts_with("unix /") || object.starts_with("unix @");
     };
     let Some(port) = local.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()) else { return false };
-    let listens = format!(":{port:04X}");
-    ["tcp", "tcp6"].into_iter().any(|protocol| {
+    listeners(proc_root, pid).iter().any(|(of, _)| *of == port)
+}
+
+/// Ports that a process itself listens at.
+pub fn listens(proc_root: &Path, pid: u32) -> BTreeSet<u16> {
+    let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    let own: HashSet<String> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+    let listeners = listeners(proc_root, pid).into_iter();
+    listeners.filter(|(_, inode)| own.contains(&format!("socket:[{inode}]"))).map(|(port, _)| port).collect()
+}
+
+/// Ports that are listened at in a process's network namespace, and the inodes of their sockets.
+fn listeners(proc_root: &Path, pid: u32) -> Vec<(u16, String)> {
+    let mut found = Vec::new();
+    for protocol in ["tcp", "tcp6"] {
         let table = fs::read_to_string(proc_root.join(format!("{pid}/net/{protocol}"))).unwrap_or_default();
-        table.lines().skip(1).any(|line| {
-            let mut fields = line.split_whitespace().skip(1);
-            let local = fields.next();
-            // The third is the state; 0A is TCP_LISTEN, include/net/tcp_states.h.
-            local.is_some_and(|local| local.ends_with(&listens)) && fields.nth(1) == Some("0A")
-        })
-    })
+        found.extend(table.lines().skip(1).filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // 0A is TCP_LISTEN, include/net/tcp_states.h.
+            (*fields.get(3)? == "0A").then_some(())?;
+            let (_, port) = fields.get(1)?.rsplit_once(':')?;
+            Some((u16::from_str_radix(port, 16).ok()?, (*fields.get(9)?).to_owned()))
+        }));
+    }
+    found
 }
 
 /// The thread that holds a lock whose futex is at `futex`, where the lock says so: glibc's and musl's mutexes keep the
@@ -135,6 +152,12 @@ mod tests {
         assert_eq!(socket(80), None);
         let serves = |object: &str| serves(root.path(), 7, object);
         assert!(serves("tcp 127.0.0.1:8080 -> 127.0.0.2:5432") && serves("unix /run/x"));
+        let fds = root.path().join("7/fd");
+        fs::create_dir_all(&fds).unwrap();
+        std::os::unix::fs::symlink("socket:[77]", fds.join("3")).unwrap();
+        assert!(listens(root.path(), 7).is_empty(), "a connection");
+        std::os::unix::fs::symlink("socket:[78]", fds.join("4")).unwrap();
+        assert!(listens(root.path(), 7).into_iter().eq([8080]));
         assert!(!serves("tcp 127.0.0.1:5432 -> 127.0.0.2:8080") && !serves("unix") && !serves("/dev/null"));
         assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
     }
