@@ -114,13 +114,12 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     let (mut target, command) = Target::from_args(args);
     let mut pids = target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&args.report)?;
-    let waits = watches_waits(args, &target);
-    let memory = watches_memory(args, &target);
+    let watched = Watched::new(args, &target);
     let measured = KINDS.into_iter().filter(|kind| match kind.name {
         _ if *kind == CPU => true,
-        _ if *kind == OFF_CPU => waits,
-        _ if *kind == SYSCALLS => args.syscalls,
-        _ => memory,
+        _ if *kind == OFF_CPU => watched.waits,
+        _ if *kind == SYSCALLS => watched.calls,
+        _ => watched.memory,
     });
     results.check(&measured.collect::<Vec<_>>())?;
     if !preflight::may_load_programs() {
@@ -134,7 +133,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
         pids.push(held.pid());
     }
 
-    let mut collector = Collector::start(args, &target, &pids, waits, memory)?;
+    let mut collector = Collector::start(args, &target, &pids, watched)?;
     results.start_recordings(&collector.meta)?;
     let mut command = held.map(launch::Held::start).transpose()?;
 
@@ -247,13 +246,7 @@ struct Collector {
 }
 
 impl Collector {
-    fn start(
-        args: &ProfileArgs,
-        target: &Target,
-        pids: &[u32],
-        waits: bool,
-        memory: bool,
-    ) -> Result<Collector> {
+    fn start(args: &ProfileArgs, target: &Target, pids: &[u32], watched: Watched) -> Result<Collector> {
         crate::usage::raise_file_limit();
         let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let period_ns = cpu::period_ns(args.frequency);
@@ -265,11 +258,11 @@ impl Collector {
                  frame pointers are cut off"
             );
         }
-        let thresholds = waits.then(|| args.blocking.thresholds());
+        let thresholds = watched.waits.then(|| args.blocking.thresholds());
         let settings =
             thresholds.as_ref().map(|of| scheduler::settings(of, args.wakers, args.report.threads));
-        let by_thread = args.syscalls.then_some(args.report.threads);
-        let watch = Watch { sched: settings.as_ref(), calls: by_thread, allocations: memory };
+        let by_thread = watched.calls.then_some(args.report.threads);
+        let watch = Watch { sched: settings.as_ref(), calls: by_thread, allocations: watched.memory };
         let mut kernel = Kernel::load(target, args.kernel_log, watch)?;
         if args.kernel_log {
             kernel.start_log()?;
@@ -858,28 +851,39 @@ impl Collector {
     }
 }
 
-/// Whether the scheduler is watched too. Of the whole machine that costs more than most would expect: only if asked.
-fn watches_waits(args: &ProfileArgs, target: &Target) -> bool {
-    let wanted = match args.waits {
-        Waits::Auto => args.wakers || !matches!(target, Target::All),
-        Waits::On => true,
-        Waits::Off => false,
-    };
-    if wanted && !(preflight::can_unwind() && btf::is_available()) {
-        eprintln!(
-            "profiler: this kernel is too old (5.15 is needed, with BTF) to tell what threads wait for"
-        );
-        return false;
-    }
-    wanted
+/// What is watched besides CPUs: what is asked for, or by itself unless the target is the whole machine, where that costs
+/// more than most would expect; as far as the kernel can.
+#[derive(Clone, Copy)]
+struct Watched {
+    waits: bool,
+    calls: bool,
+    memory: bool,
 }
 
-/// Whether memory is watched too. Of the whole machine only if asked.
-fn watches_memory(args: &ProfileArgs, target: &Target) -> bool {
-    match args.alloc.alloc {
-        Alloc::Off => false,
-        Alloc::Auto => !matches!(target, Target::All),
-        Alloc::Full => true,
+impl Watched {
+    fn new(args: &ProfileArgs, target: &Target) -> Watched {
+        let by_itself = !matches!(target, Target::All);
+        let able = preflight::can_unwind() && btf::is_available();
+        let if_able = |wanted: bool, what: &str| {
+            if wanted && !able {
+                eprintln!("profiler: this kernel is too old (5.15 is needed, with BTF) {what}");
+            }
+            wanted && able
+        };
+        let waits = match args.waits {
+            Waits::Auto => args.wakers || by_itself,
+            Waits::On => true,
+            Waits::Off => false,
+        };
+        Watched {
+            waits: if_able(waits, "to tell what threads wait for"),
+            calls: if_able(args.syscalls, "to watch system calls"),
+            memory: match args.alloc.alloc {
+                Alloc::Off => false,
+                Alloc::Auto => by_itself,
+                Alloc::Full => true,
+            },
+        }
     }
 }
 

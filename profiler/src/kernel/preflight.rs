@@ -130,7 +130,8 @@ pub fn checks() -> Vec<Check> {
             can_unwind(),
             Verdict::Degraded,
             "supported",
-            "needs Linux 5.15: stacks of programs without frame pointers are cut off",
+            "needs Linux 5.15: stacks of programs without frame pointers are cut off, and neither waits nor system calls nor \
+             allocations can be watched",
         );
     }
     check(
