@@ -144,8 +144,6 @@ pub struct StackTotals {
     pub reused_count: u64,
     /// Allocations seen, unweighted.
     pub seen_allocated: u64,
-    /// Frees seen of those, unweighted.
-    pub seen_freed: u64,
     /// The window that the last allocation was seen in, what an allocation in it stands for, and how many were seen in it.
     pub window: u32,
     /// See above.
@@ -186,7 +184,6 @@ impl StackTotals {
         reused_bytes: 0,
         reused_count: 0,
         seen_allocated: 0,
-        seen_freed: 0,
         window: 0,
         window_weight: 1,
         window_count: 0,
@@ -245,6 +242,8 @@ pub struct CallInProgress {
     pub call: u32,
     /// Calls seen inside of this one.
     pub nested: u32,
+    /// What the thread has freed since its last call.
+    pub freed: u64,
 }
 
 /// Words of stack memory that a known stack may reach over: 16 KiB.
@@ -293,8 +292,8 @@ const _: () = {
     assert!(size_of::<AllocControl>() == 24);
     assert!(size_of::<ObjectKey>() == 16);
     assert!(size_of::<Object>() == 32);
-    assert!(size_of::<CallInProgress>() == 80);
-    assert!(size_of::<StackTotals>() == 176 + 16 * BUCKETS);
+    assert!(size_of::<CallInProgress>() == 88);
+    assert!(size_of::<StackTotals>() == 168 + 16 * BUCKETS);
     assert!(size_of::<AllocScratch>() <= 32 * 1024); // PCPU_MIN_UNIT_SIZE
 };
 

@@ -171,6 +171,7 @@ fn enter(ctx: &ProbeContext, ids: &Ids) {
         return;
     }
     let [a, b, c] = [0, 1, 2].map(|n| ctx.arg::<u64>(n).unwrap_or(0));
+    call.freed = 0;
     call.result_at = 0;
     call.old_address = 0;
     call.size = if kind == Call::Calloc as u8 {
@@ -309,7 +310,7 @@ fn replace(key: &ObjectKey, now: u64, control: &AllocControl) {
     let gone = *gone;
     let _was_there = OBJECTS.remove(key);
     count(KernelCounter::FreesImplied);
-    if gone.weight == 1 && control.weight == 1 {
+    if gone.window == control.window {
         freed(&gone, now, control);
     } else if now < control.until_ns
         && let Some(totals) = ALLOC_STACKS.get_ptr_mut(&gone.stack)
@@ -338,9 +339,12 @@ fn free(ctx: &ProbeContext, ids: &Ids) {
         return; // inside of realloc, which says itself what becomes of the object
     }
     let key = ObjectKey { address, pid: ids.pid, _padding: 0 };
+    // One function that frees has become another.
+    let again = call.freed == address;
+    call.freed = address;
     // SAFETY: only who owns the object frees it.
     let Some(object) = (unsafe { OBJECTS.get(&key) }) else {
-        if cookie(ctx) != Call::Munmap as u8 {
+        if !again && cookie(ctx) != Call::Munmap as u8 {
             unknown_free(ids.pid);
         }
         return;
@@ -388,7 +392,9 @@ fn freed(object: &Object, now: u64, control: &AllocControl) {
             return; // the windows account for it
         }
         if lifetime < length {
-            n = n.min(weight * length / (length - lifetime));
+            // Rounded up as often as it takes to be right on average.
+            let chance = length - lifetime;
+            n = n.min((weight * length + now % chance) / chance);
         }
         later = if object.window == control.window { 0 } else { control.window };
     }
@@ -403,7 +409,6 @@ pub extern "C" fn book_free(stack: u64, size: u64, n: u64, lifetime_ns: u64, lat
     let window = u64::from(later_window);
     // SAFETY: the entry is never removed while programs run.
     unsafe {
-        add(&raw mut (*totals).seen_freed, 1);
         count_in(&raw mut (*totals).lifetimes, lifetime_ns, n);
         if window == 0 {
             add(&raw mut (*totals).freed_bytes, size * n);

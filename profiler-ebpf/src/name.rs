@@ -112,11 +112,13 @@ fn name_path(file: u64, into: &mut Name) -> Option<()> {
         let parent: u64 = read(dentry, OFF_DENTRY_PARENT.load())?;
         let root: u64 = read(mount + u64::from(OFF_MOUNT_VFSMOUNT.load()), OFF_VFSMOUNT_ROOT.load())?;
         if dentry == root {
+            // A file system's root itself is in no hash table.
+            if into.len == 0 && dentry == parent {
+                into.removed = 0;
+            }
             let above: u64 = read(mount, OFF_MOUNT_PARENT.load())?;
             if above == mount {
                 into.complete = 1;
-                // A root itself is in no hash table.
-                into.removed &= u32::from(into.len > 0);
                 break;
             }
             dentry = read(mount, OFF_MOUNT_POINT.load())?;

@@ -963,7 +963,9 @@ pub fn call_gone(_ctx: RawTracePointContext) -> u32 {
         let call = unsafe { &mut *call };
         if call.start_ns | call.interrupted_ns != 0 {
             let tid = if CALLS_BY_THREAD.load() != 0 { call.tid } else { 0 };
-            if let Some(stats) = stats(call, &CallKey { pid: call.pid, tid, number: call.number }) {
+            // Of a call that has been interrupted it is known already.
+            let compat = if call.start_ns != 0 && is_compat(current_task()) { COMPAT } else { 0 };
+            if let Some(stats) = stats(call, &CallKey { pid: call.pid, tid, number: call.number | compat }) {
                 // SAFETY: as in `add`.
                 unsafe { output::add(&raw mut (*stats).unfinished, 1) };
             }

@@ -101,7 +101,7 @@ pub struct ProfileArgs {
     #[arg(long)]
     pub wakers: bool,
     /// Count system calls too, with their errors, lengths and waits (by thread with --threads). While it runs, every
-    /// system call of every process on the machine takes about 0.12 us longer, those of the target 0.24 to 0.3 us
+    /// system call of every process on the machine takes about 0.13 us longer, those of the target 0.25 to 0.32 us
     #[arg(long)]
     pub syscalls: bool,
     /// Keep paths and addresses of peers out of all outputs: numbers stand for them

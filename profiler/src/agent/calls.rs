@@ -41,6 +41,8 @@ const SLOW_NS: (u64, u64) = (1_000_000, 100_000);
 const SLOW_WANTED: u64 = 200;
 /// Objects listed by themselves; more are added up.
 const MAX_OBJECTS: usize = 10_000;
+/// Names of open descriptors kept, at most; twice what the kernel keeps.
+const MAX_NAMES: usize = 32_768;
 /// Processes and system calls counted by themselves; what ended processes did beyond is added up.
 const MAX_KEYS: usize = 262_144;
 /// Processes, kinds and peers that waits are told by; of the others they are added up.
@@ -275,6 +277,9 @@ impl CallCollector {
         if self.names.contains_key(&(key, stats.first_ns)) {
             return;
         }
+        if self.names.len() >= MAX_NAMES {
+            self.forget_closed();
+        }
         let told = syscall::object(&stats.on, name);
         let allowed = self.lookups < MAX_LOOKUPS;
         let proc = self.proc_root.as_path();
@@ -291,6 +296,14 @@ impl CallCollector {
         let named = Named { object: self.redact.object(&object), serves };
         self.latest.insert(key, (stats.first_ns, named.object.clone()));
         self.names.insert((key, stats.first_ns), named);
+    }
+
+    /// Forgets the names of descriptors whose end was lost.
+    fn forget_closed(&mut self) {
+        let open: FxHashSet<(IoKey, u64)> =
+            self.maps.io().map(|(key, stats)| (key, stats.first_ns)).collect();
+        self.names.retain(|key, _| open.contains(key));
+        self.latest.retain(|key, (first_ns, _)| open.contains(&(*key, *first_ns)));
     }
 
     /// Adds what was done with a descriptor to what it was.

@@ -204,10 +204,12 @@ impl Window {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Always,
-    /// Without since `closed_ns`, up to `open_ns`; on average it takes `mean_ns`.
+    /// Without since `closed_ns`, up to `open_ns`, which was drawn `late_ns` after that; from the draw on it takes
+    /// `mean_ns` on average.
     Windows {
         closed_ns: u64,
         open_ns: u64,
+        late_ns: u64,
         mean_ns: u64,
     },
 }
@@ -239,7 +241,9 @@ struct Worker {
     attached: BTreeMap<u32, (usize, Vec<Attached>)>,
     mode: Mode,
     usual: Usual,
-    /// CPU time of the target and the time when its appetite was last asked for, ns.
+    /// CPU time the target has used so far while it was watched, ns.
+    used_ns: u64,
+    /// That and the time when the target's appetite was last asked for, ns.
     asked: (u64, u64),
     window: u32,
     carry: f64,
@@ -270,6 +274,7 @@ impl Worker {
             attached: BTreeMap::new(),
             mode: Mode::Always,
             usual: Usual::default(),
+            used_ns: 0,
             asked: (0, monotonic_ns()),
             window: 0,
             carry: 0.0,
@@ -301,9 +306,15 @@ impl Worker {
             match wanted.recv_timeout(wait) {
                 Ok(wanted) => {
                     self.account();
-                    self.wanted = wanted;
-                    for &pid in self.wanted.keys() {
-                        self.cpu_ns.entry(pid).or_insert_with(|| cpu_time_of(pid).unwrap_or(0));
+                    let before = std::mem::replace(&mut self.wanted, wanted);
+                    for pid in self.wanted.keys().filter(|pid| !before.contains_key(pid)) {
+                        self.cpu_ns.insert(*pid, cpu_time_of(*pid).unwrap_or(0));
+                    }
+                    // No window stands for the time in which nothing was wanted.
+                    if before.is_empty()
+                        && let (Mode::Windows { .. }, Some(credit)) = (self.mode, self.credit)
+                    {
+                        self.mode = self.next_window(credit, monotonic_ns());
                     }
                     self.take_away(|pid, wanted| !wanted.contains_key(&pid));
                     ordered = true;
@@ -340,17 +351,17 @@ impl Worker {
                 self.allow(u64::MAX, Self::ALL);
                 self.put_in_place();
             }
-            (Mode::Windows { closed_ns, open_ns, mean_ns }, Some(_)) if monotonic_ns() >= open_ns => {
-                self.open_window(closed_ns, mean_ns);
-            }
+            (Mode::Windows { open_ns, .. }, Some(_)) if monotonic_ns() >= open_ns => self.open_window(),
             // A target that has become much busier earns the next window much earlier.
-            (Mode::Windows { closed_ns, mean_ns, .. }, Some(credit))
-                if self.time_ns >= self.asked.1 + ASK_NS =>
-            {
+            (Mode::Windows { mean_ns, .. }, Some(credit)) if self.time_ns >= self.asked.1 + ASK_NS => {
                 let busy = self.busy_lately();
-                if credit.gap_ns(self.usual.price_ns, busy) < mean_ns as f64 / MUCH {
+                let sooner_ns = credit.gap_ns(self.usual.price_ns, busy);
+                if sooner_ns < mean_ns as f64 / MUCH {
                     self.usual.busy = busy;
-                    self.mode = self.next_window(credit, closed_ns);
+                    let drawn_ns = monotonic_ns() + self.draw(sooner_ns);
+                    if let Mode::Windows { open_ns, mean_ns, .. } = &mut self.mode {
+                        (*open_ns, *mean_ns) = (drawn_ns, sooner_ns as u64);
+                    }
                 }
             }
             (Mode::Windows { .. }, _) => {}
@@ -359,7 +370,7 @@ impl Worker {
 
     /// How many CPUs the target has used since this was last asked.
     fn busy_lately(&mut self) -> f64 {
-        let now: (u64, u64) = (self.cpu_ns.values().sum(), self.time_ns);
+        let now = (self.used_ns, self.time_ns);
         let (cpu_ns, time_ns) = (now.0.saturating_sub(self.asked.0), now.1.saturating_sub(self.asked.1));
         self.asked = now;
         cpu_ns as f64 / time_ns.max(1) as f64
@@ -368,22 +379,32 @@ impl Worker {
     /// Draws the time of the next window by lot; on average it is what it takes to earn it.
     fn next_window(&self, credit: Credit, closed_ns: u64) -> Mode {
         let mean_ns = credit.gap_ns(self.usual.price_ns, self.usual.busy);
-        let gap_ns = (-mean_ns * (1.0 - self.chance()).ln()).min(2.0 * GAP_NS.1);
-        Mode::Windows { closed_ns, open_ns: monotonic_ns() + gap_ns as u64, mean_ns: mean_ns as u64 }
+        let now = monotonic_ns();
+        Mode::Windows {
+            closed_ns,
+            open_ns: now + self.draw(mean_ns),
+            late_ns: now.saturating_sub(closed_ns),
+            mean_ns: mean_ns as u64,
+        }
     }
 
-    fn open_window(&mut self, closed_ns: u64, mean_ns: u64) {
+    /// A time of this mean, exponentially distributed, ns.
+    fn draw(&self, mean_ns: f64) -> u64 {
+        (-mean_ns * (1.0 - self.chance()).ln()) as u64
+    }
+
+    fn open_window(&mut self) {
+        let Mode::Windows { closed_ns, open_ns: planned_ns, late_ns, mean_ns } = self.mode else { return };
         let cost_before = self.cost_ns;
         self.window += 1;
         self.allow(0, Self::BETWEEN);
         self.put_in_place();
         let open_ns = monotonic_ns();
-        let window = Window::next(open_ns.saturating_sub(closed_ns), mean_ns, &mut self.carry);
+        let late_ns = late_ns + open_ns.saturating_sub(planned_ns);
+        let window = Window::next(open_ns.saturating_sub(closed_ns), late_ns + mean_ns, &mut self.carry);
         let Window { length_ns, weight, .. } = window;
-        self.allow(open_ns + length_ns, window);
-        std::thread::sleep(Duration::from_nanos(length_ns));
-        self.close();
-        self.account();
+        let closed_ns = open_ns + length_ns;
+        self.mode = Mode::Windows { closed_ns, open_ns, late_ns, mean_ns };
         self.tell(|status| {
             status.windows += 1;
             status.since_ns = 0;
@@ -391,6 +412,10 @@ impl Worker {
             status.weights.0 += f64::from(weight);
             status.weights.1 += f64::from(weight).powi(2);
         });
+        self.allow(closed_ns, window);
+        std::thread::sleep(Duration::from_nanos(length_ns));
+        self.close();
+        self.account();
         let busy = self.busy_lately();
         self.usual.add(self.cost_ns - cost_before, busy);
         let Some(credit) = self.credit else { return };
@@ -400,7 +425,7 @@ impl Worker {
         self.mode = if comfortable && self.usual.windows >= ENOUGH_WINDOWS {
             Mode::Always
         } else {
-            self.next_window(credit, open_ns + length_ns)
+            self.next_window(credit, closed_ns)
         };
     }
 
@@ -498,6 +523,7 @@ impl Worker {
             let before = self.cpu_ns.insert(pid, used).unwrap_or(used);
             cpu_ns += used.saturating_sub(before);
         }
+        self.used_ns += cpu_ns;
         let spent_ns = (cost_ns - self.cost_ns).max(0.0);
         if let Some(credit) = &mut self.credit {
             credit.account(cpu_ns, spent_ns);

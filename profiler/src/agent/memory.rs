@@ -531,7 +531,7 @@ impl Books {
     fn error(&self, unseen: &Unseen) -> f64 {
         let (bytes, count) = self.live();
         let allocated = self.allocated_count.max(1) as f64;
-        let seen_share = unseen.totals.seen_allocated as f64 / allocated;
+        let seen_share = (unseen.totals.seen_allocated as f64 / allocated).min(1.0);
         // What a live object occupies, or one of those allocated if none seems to live.
         let each = if count > 0.0 { bytes / count } else { self.allocated_bytes as f64 / allocated };
         let between = unseen.variance_of_allocations() * (count / allocated).powi(2);
@@ -603,7 +603,8 @@ impl Unseen {
         let observed = if *n < 2.0 { 0.0 } else { squares.max(0.0) * n / degrees * student };
         let hit = totals.windows_hit as f64;
         let burst = totals.seen_allocated as f64 / (hit + totals.slices_hit as f64).max(1.0);
-        let share = (hit + 1.0) / (n + 2.0);
+        // A window may have ended since they were counted.
+        let share = ((hit + 1.0) / (n + 2.0)).min(1.0);
         observed * (1.0 + self.more()).powi(2)
             + (weights.1 + since * since) * burst * burst * share * (1.0 - share)
     }

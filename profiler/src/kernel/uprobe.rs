@@ -139,20 +139,18 @@ impl Programs {
         self.multi
     }
 
-    /// Puts breakpoints into a process, in the order given. If one cannot be, none is.
+    /// Puts breakpoints into a process. If one cannot be, none is.
     pub fn attach(&self, pid: u32, breakpoints: &[Breakpoint]) -> io::Result<Attached> {
         let mut attached = Attached::default();
-        if !self.multi {
-            for breakpoint in breakpoints {
-                self.attach_one(pid, breakpoint, &mut attached)?;
-            }
-            return Ok(attached);
-        }
         // Who frees first: then no object is watched whose end would not be seen.
         for program in [Program::Free, Program::Return, Program::Leave, Program::Enter] {
             let mut files: BTreeMap<&Path, Vec<&Breakpoint>> = BTreeMap::new();
             for breakpoint in breakpoints.iter().filter(|breakpoint| breakpoint.program == program) {
-                files.entry(&breakpoint.path).or_default().push(breakpoint);
+                if self.multi {
+                    files.entry(&breakpoint.path).or_default().push(breakpoint);
+                } else {
+                    self.attach_one(pid, breakpoint, &mut attached)?;
+                }
             }
             for (path, some) in files {
                 let link = self.attach_many(pid, path, program, &some)?;

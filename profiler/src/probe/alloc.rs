@@ -9,8 +9,8 @@ use std::{
 use object::{
     Endianness, ReadCache, ReadRef, SectionIndex,
     elf::{
-        FileHeader64, PT_LOAD, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB,
-        STT_FUNC, STT_NOTYPE,
+        FileHeader64, PF_X, PT_LOAD, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT, SHN_UNDEF, SHT_DYNSYM,
+        SHT_SYMTAB, STT_FUNC, STT_NOTYPE,
     },
     read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym, SymbolTable},
 };
@@ -105,6 +105,9 @@ const NORETURN: [&str; 9] = [
     "_Unwind_Resume",
     "_ZSt17__throw_bad_allocv",
 ];
+
+/// Relocations looked at, at most: the largest libraries have some hundreds of thousands.
+const MAX_RELOCATIONS: usize = 1 << 21;
 
 /// Functions disassembled to their end, at most, bytes.
 const MAX_CODE: u64 = 4096;
@@ -261,7 +264,9 @@ impl Found {
                 continue;
             }
             match exits::find(symbol.address, &code, &probed) {
-                Exits::InOthers => {}
+                Exits::InOthers => {
+                    probed.insert(symbol.address);
+                }
                 Exits::Unknown => self.unseen.push(name),
                 Exits::At(exits) => {
                     let exits = exits.into_iter().filter_map(|exit| image.file_offset(exit)).collect();
@@ -317,7 +322,7 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
             .program_headers(endian, data)
             .ok()?
             .iter()
-            .filter(|segment| segment.p_type(endian) == PT_LOAD)
+            .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_flags(endian) & PF_X != 0)
             .map(|segment| (segment.p_vaddr(endian), segment.p_filesz(endian), segment.p_offset(endian)))
             .collect();
         let (symbols, noreturn, slots, _data) = Default::default();
@@ -327,7 +332,9 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
             let table = sections.symbols(endian, data, kind).ok()?;
             image.add_symbols(&table);
         }
-        image.add_slots(endian, &sections);
+        if NEW.iter().any(|(name, _)| image.symbols.contains_key(*name)) {
+            image.add_slots(endian, &sections);
+        }
         Some(image)
     }
 
@@ -357,12 +364,15 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
 
     fn add_slots(&mut self, endian: Endianness, sections: &SectionTable<'a, Elf, R>) {
         let Ok(symbols) = sections.symbols(endian, self.data, SHT_DYNSYM) else { return };
+        let mut left = MAX_RELOCATIONS;
         for section in sections.iter() {
             let Ok(Some((relocations, link))) = section.rela(endian, self.data) else { continue };
             if link != symbols.section() {
                 continue;
             }
-            for relocation in relocations {
+            let some = &relocations[..relocations.len().min(left)];
+            left -= some.len();
+            for relocation in some {
                 let kind = relocation.r_type(endian, false);
                 let symbol = relocation.symbol(endian, false).and_then(|index| symbols.symbol(index).ok());
                 let Some(symbol) = symbol.filter(|_| matches!(kind, R_X86_64_JUMP_SLOT | R_X86_64_GLOB_DAT))
