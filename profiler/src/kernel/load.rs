@@ -93,7 +93,9 @@ impl Kernel {
             _ => [0; COMM_LEN],
         };
         let cpus = cpus()?.len() as u32;
-        let ring_bytes = (RING_BYTES_PER_CPU * cpus).next_power_of_two().min(RING_BYTES_MAX);
+        // A server opens a file per request, and says so.
+        let per_cpu = if calls.is_some() { RING_BYTES_PER_CPU * 4 } else { RING_BYTES_PER_CPU };
+        let ring_bytes = (per_cpu * cpus).next_power_of_two().min(RING_BYTES_MAX);
         let wakeup_bytes = u64::from(ring_bytes / 2);
 
         // Spares all other processes a look into the set of targets.
