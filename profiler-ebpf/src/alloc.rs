@@ -7,9 +7,9 @@
 //! by an exception when that is thrown.
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::bpf_user_pt_regs_t,
-    btf_maps::{Array, HashMap},
+    btf_maps::{Array, HashMap, ProgramArray},
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_get_attach_cookie},
     macros::{btf_map, uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
@@ -57,6 +57,10 @@ static UNKNOWN_FREES: HashMap<u32, u64, { MAX_ALLOC_PROCESSES as usize }> = Hash
 #[btf_map]
 static NO_TOTALS: Array<StackTotals, 1> = Array::new();
 
+/// Never filled, see [`nothing`].
+#[btf_map]
+static NOWHERE: ProgramArray<1> = ProgramArray::new();
+
 /// How many calls inside of one, or of another thread that wants its place, are believed.
 const MAX_NESTED: u32 = 64;
 
@@ -73,10 +77,23 @@ const RETURN_TAKES: u64 = 8;
 #[cfg(bpf_target_arch = "aarch64")]
 const RETURN_TAKES: u64 = 0;
 
+/// Does nothing, by a tail call to nowhere, which keeps the program's stack where it belongs.
+///
+/// From 6.13 on, the stack of a program with much on it is memory of the CPU ("private stack", arch/x86/net/bpf_jit_comp.c).
+/// That takes for granted that no other task runs the program on the same CPU before it is done, which nobody makes sure
+/// of for user probes: where the kernel can be preempted, one task overwrites the other's stack, and the kernel crashes
+/// (seen on 7.3). A program that has a tail call never has a private stack.
+#[inline(always)]
+fn nothing(ctx: &impl EbpfContext) -> u32 {
+    // SAFETY: the context of this program. There is nothing in the array, so it goes on here.
+    unsafe { NOWHERE.tail_call(ctx, 0) };
+    0
+}
+
 /// An allocator's function begins. Its cookie says what it does, see [`Call`].
 #[uprobe]
 pub fn alloc_enter(ctx: ProbeContext) -> u32 {
-    let Some(ids) = current_target() else { return 0 };
+    let Some(ids) = current_target() else { return nothing(&ctx) };
     let began = begin(Probe::AllocEnter);
     enter(&ctx, &ids);
     finish(Probe::AllocEnter, began);
@@ -86,7 +103,7 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
 /// An allocator's function has returned.
 #[uretprobe]
 pub fn alloc_return(ctx: RetProbeContext) -> u32 {
-    let Some(ids) = current_target() else { return 0 };
+    let Some(ids) = current_target() else { return nothing(&ctx) };
     let began = begin(Probe::AllocReturn);
     // SAFETY: the context of this program, which is the registers.
     let registers = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() });
@@ -99,7 +116,7 @@ pub fn alloc_return(ctx: RetProbeContext) -> u32 {
 /// return address that has been replaced, so nothing is.
 #[uprobe]
 pub fn alloc_leave(ctx: ProbeContext) -> u32 {
-    let Some(ids) = current_target() else { return 0 };
+    let Some(ids) = current_target() else { return nothing(&ctx) };
     let began = begin(Probe::AllocLeave);
     // SAFETY: the context of this program, which is the registers.
     let regs = unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() };
@@ -125,7 +142,7 @@ fn after_return(registers: Registers) -> Option<Registers> {
 /// An object is about to be freed.
 #[uprobe]
 pub fn alloc_free(ctx: ProbeContext) -> u32 {
-    let Some(ids) = current_target() else { return 0 };
+    let Some(ids) = current_target() else { return nothing(&ctx) };
     let began = begin(Probe::Free);
     free(&ctx, &ids);
     finish(Probe::Free, began);
