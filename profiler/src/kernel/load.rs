@@ -243,19 +243,7 @@ impl Kernel {
 
     /// Samples the stack of each `period`th page fault.
     pub fn attach_faults(&mut self, period: u64) -> Result<()> {
-        let program: &mut PerfEvent = program(self.ebpf.as_mut(), "fault_sample")?;
-        program.load().map_err(explain_program)?;
-        for cpu in cpus()? {
-            program
-                .attach(
-                    PerfEventConfig::Software(SoftwareEvent::PageFaults),
-                    PerfEventScope::AllProcessesOneCpu { cpu },
-                    SamplePolicy::Period(period),
-                    false,
-                )
-                .map_err(explain_program)?;
-        }
-        Ok(())
+        self.sample("fault_sample", SoftwareEvent::PageFaults, period)
     }
 
     /// Makes a process a target.
@@ -271,14 +259,19 @@ impl Kernel {
     /// Samples every CPU each `period_ns` of its clock, and unwinds user stacks by tables or by frame pointers.
     pub fn attach_cpu(&mut self, period_ns: u64, by_tables: bool) -> Result<()> {
         let name = if by_tables { "cpu_sample" } else { "cpu_sample_fp" };
+        self.sample(name, SoftwareEvent::CpuClock, period_ns)
+    }
+
+    /// Runs a program at each `period`th event of every CPU.
+    fn sample(&mut self, name: &str, event: SoftwareEvent, period: u64) -> Result<()> {
         let program: &mut PerfEvent = program(self.ebpf.as_mut(), name)?;
         program.load().map_err(explain_program)?;
         for cpu in cpus()? {
             program
                 .attach(
-                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                    PerfEventConfig::Software(event),
                     PerfEventScope::AllProcessesOneCpu { cpu },
-                    SamplePolicy::Period(period_ns),
+                    SamplePolicy::Period(period),
                     false,
                 )
                 .map_err(explain_program)?;
