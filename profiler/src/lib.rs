@@ -20,6 +20,7 @@ pub mod process;
 pub mod profile;
 pub mod recording;
 pub mod replay;
+pub mod runtimes;
 pub mod sample;
 pub mod symbolize;
 pub mod unwind;

@@ -13,6 +13,11 @@ impl ProcessMemory {
         File::open(proc_root.join(format!("{pid}/mem"))).ok().map(ProcessMemory)
     }
 
+    /// Fills `into` from `address` on.
+    pub fn read_exact(&self, address: u64, into: &mut [u8]) -> Option<()> {
+        self.0.read_exact_at(into, address).ok()
+    }
+
     /// Four bytes, in the machine's order.
     pub fn read_u32(&self, address: u64) -> Option<u32> {
         let mut word = [0; 4];

@@ -1,0 +1,258 @@
+//! JavaScript frames of V8 (Node.js 18 and newer), named from outside while the program runs on.
+//!
+//! ```text
+//! frame -> SharedFunctionInfo ------------------------> name, script, line        heap.rs
+//!       -> address in compiled code -> Code (code.rs) -> inlined functions        inlining.rs
+//!       -> offset in bytecode --------------------------> position -> line        positions.rs
+//! ```
+//!
+//! What is known of an object is checked once in each round of naming (a drain): its words are read again, and where they
+//! have changed it is another object.
+
+use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
+
+use self::{
+    code::CodeRanges,
+    heap::{Heap, Script, is_pointer, small_integer},
+    inlining::{Optimised, Running},
+    metadata::{HEAP_TAG, Layout},
+};
+use super::{ManagedFunction, memory::ForeignMemory};
+
+pub mod build;
+pub mod code;
+pub mod heap;
+pub mod inlining;
+pub mod metadata;
+pub mod positions;
+
+/// Functions, and scripts, that are remembered.
+const MOST_FUNCTIONS: usize = 65_536;
+const MOST_SCRIPTS: usize = 8192;
+
+/// Lines of all remembered scripts: 64 MB.
+const MOST_LINES: usize = 16 * 1024 * 1024;
+
+/// Words of a SharedFunctionInfo that tell it from another at its place.
+const SHARED_WORDS: usize = 6;
+
+/// A frame of JavaScript as the kernel programs saw it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JsFrame {
+    /// The instruction; of callers the last byte of the call.
+    pub address: u64,
+    /// Whether that is in compiled code, and not in V8's own.
+    pub compiled: bool,
+    /// Whether it is the innermost frame.
+    pub innermost: bool,
+    /// SharedFunctionInfo of the frame's function.
+    pub shared: u64,
+    /// What interpreted frames have as their position, a small integer.
+    pub bytecode_offset: u32,
+    /// Low half of what interpreted frames have as their bytecode.
+    pub bytecode: u32,
+}
+
+/// The functions of a frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Innermost first.
+    pub functions: Vec<ManagedFunction>,
+    /// The address is that of a builtin that has no frame of its own: it runs on top of these.
+    pub in_builtin: bool,
+}
+
+/// Why a frame has no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unnamed {
+    /// Its function could not be read, or has gone.
+    FunctionGone,
+}
+
+/// One process's V8.
+#[derive(Debug)]
+pub struct V8<M> {
+    memory: M,
+    layout: Rc<Layout>,
+    functions: FxHashMap<u64, Known>,
+    scripts: FxHashMap<u64, KnownScript>,
+    lines: usize,
+    code: CodeRanges,
+    /// Number of this round.
+    now: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    words: [u64; SHARED_WORDS],
+    checked: u64,
+    function: Rc<JsFunction>,
+}
+
+#[derive(Debug)]
+struct JsFunction {
+    name: Option<String>,
+    script: Option<Rc<Script>>,
+    start: Option<u32>,
+    /// Bytecode and its source positions, if there is any.
+    bytecode: Option<(u64, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+struct KnownScript {
+    /// Its text and its name.
+    words: [u64; 2],
+    script: Rc<Script>,
+}
+
+impl<M: ForeignMemory> V8<M> {
+    /// The V8 of the process with this memory.
+    pub fn new(memory: M, layout: Rc<Layout>) -> V8<M> {
+        V8 {
+            memory,
+            layout,
+            functions: FxHashMap::default(),
+            scripts: FxHashMap::default(),
+            lines: 0,
+            code: CodeRanges::default(),
+            now: 0,
+        }
+    }
+
+    /// From here on nothing is believed that was checked before.
+    pub fn new_round(&mut self) {
+        self.now += 1;
+    }
+
+    /// Names a frame.
+    pub fn name(&mut self, frame: &JsFrame) -> Result<Named, Unnamed> {
+        let running = if frame.compiled { self.running(frame) } else { None };
+        let own = self.function(frame.shared);
+        let Some(mut running) = running else {
+            let own = own.ok_or(Unnamed::FunctionGone)?;
+            return Ok(self.not_optimised(frame, &own));
+        };
+        // While a function has no frame yet, or none any more, the frame is its caller's.
+        if frame.innermost && own.is_some() && running.last().is_none_or(|last| last.shared != frame.shared) {
+            running.push(Running { shared: frame.shared, character: None });
+        }
+        if !frame.innermost && !self.layout.knows_inlined_callers() {
+            running = vec![Running { shared: frame.shared, character: None }];
+        }
+        let functions = running.iter().map(|running| {
+            let function = self.function(running.shared).ok_or(Unnamed::FunctionGone)?;
+            Ok(function.at(running.character))
+        });
+        Ok(Named { functions: functions.collect::<Result<_, _>>()?, in_builtin: false })
+    }
+
+    /// A frame of interpreted or baseline code, or of a builtin.
+    fn not_optimised(&self, frame: &JsFrame, own: &JsFunction) -> Named {
+        let position = own.bytecode.as_ref().and_then(|(array, positions)| {
+            // In other frames something else is at the same place.
+            if *array as u32 != frame.bytecode || frame.compiled {
+                return None;
+            }
+            let offset =
+                i64::from(frame.bytecode_offset) - (self.layout.bytecode_data as i64 - HEAP_TAG as i64);
+            Some(positions::at(positions, offset).and_then(|position| position.character))
+        });
+        let in_builtin = !frame.compiled && frame.innermost && position.is_none() && own.script.is_some();
+        Named { functions: vec![own.at(position.flatten())], in_builtin }
+    }
+
+    /// The functions that optimised code runs at the frame's address.
+    fn running(&mut self, frame: &JsFrame) -> Option<Vec<Running>> {
+        let heap = Heap { memory: &self.memory, layout: &self.layout };
+        let code = self.code.find(&heap, frame.address, self.now)?;
+        if code.value.is_none() {
+            code.value = Optimised::read(&heap, code).map(Rc::new);
+        }
+        Some(code.value.as_ref()?.at(frame.address - code.start))
+    }
+
+    /// What is known of a SharedFunctionInfo.
+    fn function(&mut self, shared: u64) -> Option<Rc<JsFunction>> {
+        let known = self.functions.get(&shared);
+        if let Some(known) = known.filter(|known| known.checked == self.now) {
+            return Some(Rc::clone(&known.function));
+        }
+        let words = if is_pointer(shared) { self.memory.words(shared - HEAP_TAG) } else { None };
+        if let (Some(known), Some(words)) = (self.functions.get_mut(&shared), words)
+            && known.words == words
+        {
+            known.checked = self.now;
+            return Some(Rc::clone(&known.function));
+        }
+        let described = Heap { memory: &self.memory, layout: &self.layout }.describe(shared);
+        let (Some(words), Some(described)) = (words, described) else {
+            self.functions.remove(&shared);
+            return None;
+        };
+        let script = described.script.and_then(|script| self.script(script));
+        let heap = Heap { memory: &self.memory, layout: &self.layout };
+        let bytecode = heap.bytecode(shared).and_then(|array| {
+            let table = heap.field(array, self.layout.bytecode_positions)?;
+            Some((array, heap.array(table, 1).unwrap_or_default()))
+        });
+        let function = Rc::new(JsFunction { name: described.name, script, start: described.start, bytecode });
+        if self.functions.len() >= MOST_FUNCTIONS {
+            self.functions.clear();
+        }
+        let known = Known { words, checked: self.now, function: Rc::clone(&function) };
+        self.functions.insert(shared, known);
+        Some(function)
+    }
+
+    fn script(&mut self, object: u64) -> Option<Rc<Script>> {
+        let heap = Heap { memory: &self.memory, layout: &self.layout };
+        let words =
+            [heap.field(object, self.layout.script_source)?, heap.field(object, self.layout.script_name)?];
+        if let Some(known) = self.scripts.get(&object).filter(|known| known.words == words) {
+            return Some(Rc::clone(&known.script));
+        }
+        let script = Rc::new(heap.script(object)?);
+        let lines = script.lines.as_ref().map_or(0, positions::Lines::count);
+        if self.scripts.len() >= MOST_SCRIPTS || self.lines + lines > MOST_LINES {
+            self.scripts.clear();
+            self.lines = 0;
+        }
+        self.lines += lines;
+        self.scripts.insert(object, KnownScript { words, script: Rc::clone(&script) });
+        Some(script)
+    }
+}
+
+impl JsFunction {
+    /// The function when it is at a character of its script; where that is unknown, where it begins.
+    fn at(&self, character: Option<u32>) -> ManagedFunction {
+        let lines = self.script.as_ref().and_then(|script| script.lines.as_ref());
+        let place = |character: u32| lines.map(|lines| lines.at(character));
+        let start = self.start.and_then(place);
+        let line = character.and_then(place).or(start).map(|(line, _)| line);
+        let file = self.script.as_ref().map(|script| path(&script.name)).filter(|name| !name.is_empty());
+        let name = match (&self.name, &self.script, start) {
+            (Some(name), None, _) => format!("{name} (builtin)"),
+            (None, None, _) => "(builtin)".to_owned(),
+            (Some(name), Some(_), _) => name.clone(),
+            (None, Some(_), Some((1, 1))) => "(top level)".to_owned(),
+            (None, Some(_), _) => "(anonymous)".to_owned(),
+        };
+        ManagedFunction { name, file: file.map(str::to_owned), line, start }
+    }
+}
+
+/// The path of a script: modules have a URL as their name.
+fn path(name: &str) -> &str {
+    name.strip_prefix("file://").unwrap_or(name)
+}
+
+/// Takes apart the word that an interpreted frame has as its position.
+pub fn bytecode_offset(word: u64) -> u32 {
+    small_integer(word).and_then(|offset| u32::try_from(offset).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;
