@@ -6,6 +6,7 @@ use clap::Parser;
 mod bench;
 mod build_ebpf;
 mod kernel_matrix;
+mod licences;
 mod shell;
 
 #[derive(Parser)]
@@ -18,6 +19,8 @@ enum Task {
     Bench(bench::Bench),
     /// Check what the profiler measures in Debian's kernels, emulated, installing what that needs (Debian, as root)
     KernelMatrix(kernel_matrix::Args),
+    /// Check that every dependency has a licence that this project can be distributed with
+    Licences,
 }
 
 fn main() -> Result<()> {
@@ -25,5 +28,6 @@ fn main() -> Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Bench(bench) => bench::run(&bench),
         Task::KernelMatrix(args) => kernel_matrix::run(&args),
+        Task::Licences => licences::run(),
     }
 }

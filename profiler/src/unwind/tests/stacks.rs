@@ -5,6 +5,7 @@ use std::{
     cell::RefCell,
     fs::{self, File},
     hint::black_box,
+    io::Write as _,
     path::Path,
     process::{Child, Command, Stdio},
     sync::OnceLock,
@@ -182,9 +183,23 @@ impl Drop for Traced {
     }
 }
 
+/// Says that a test, or a part of it, is skipped; see `kernel_ready` of the end-to-end tests.
+fn skipped(why: &str) {
+    let line = format!("{}: {why}\n", std::thread::current().name().unwrap_or("a test"));
+    eprint!("skipped: {line}");
+    if let Some(file) = std::env::var_os("PROFILER_SKIPPED") {
+        let mut file = File::options().create(true).append(true).open(file).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+    }
+}
+
 impl Traced {
     fn start(command: &mut Command) -> Option<Traced> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let Ok(child) = command.spawn() else {
+            skipped("a program is not installed");
+            return None;
+        };
         let traced = Traced(child);
         std::thread::sleep(Duration::from_millis(500));
         Some(traced)
@@ -233,7 +248,7 @@ fn every_thread_at_rest_is_followed_to_its_start() {
         let tables = Tables::of(child.0.id());
         for tid in child.threads() {
             let Some((step, frames)) = child.stack(tid, &tables) else {
-                eprintln!("skipped: tracing is not allowed");
+                skipped("tracing is not allowed");
                 continue;
             };
             eprintln!("{command:?} thread {tid}: {} frames", frames.len());
@@ -256,7 +271,7 @@ fn a_busy_program_is_followed_from_wherever_it_is() {
         std::thread::sleep(Duration::from_micros(500 + sample as u64 * 7));
         match child.stack(child.pid(), &tables) {
             None => {
-                eprintln!("skipped: tracing is not allowed");
+                skipped("tracing is not allowed");
                 return;
             }
             Some((Step::End, _)) => ended += 1,
