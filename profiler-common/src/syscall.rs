@@ -356,6 +356,14 @@ pub struct Done {
     pub looked_at: u32,
 }
 
+impl Done {
+    /// How long the call took, ns.
+    #[inline(always)]
+    pub fn duration_ns(&self) -> u64 {
+        self.now.saturating_sub(self.began)
+    }
+}
+
 /// Key of the map `CALL_TIME`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -26,10 +26,11 @@ use profiler_common::{
 };
 
 use crate::{
+    maps::{NO_PREALLOC, NOEXIST},
     output::{add, begin, count, finish, now_ns},
     stack_cache,
     target::{Ids, current_target},
-    unwind::registers,
+    task::registers,
 };
 
 /// What userspace wants now.
@@ -47,7 +48,6 @@ static OBJECTS: HashMap<ObjectKey, Object, { MAX_LIVE as usize }, NO_PREALLOC> =
 /// What each stack allocated and freed.
 #[btf_map]
 static ALLOC_STACKS: HashMap<u64, StackTotals, { MAX_ALLOC_STACKS as usize }, NO_PREALLOC> = HashMap::new();
-const NO_PREALLOC: usize = 1;
 
 /// Frees of objects that are not watched, by process. Userspace makes the entries.
 #[btf_map]
@@ -64,8 +64,7 @@ static NOWHERE: ProgramArray<1> = ProgramArray::new();
 /// How many calls inside of one, or of another thread that wants its place, are believed.
 const MAX_NESTED: u32 = 64;
 
-/// `BPF_NOEXIST`, and what the kernel answers to it.
-const NOEXIST: u64 = 1;
+/// What the kernel answers to [`NOEXIST`].
 const EEXIST: i32 = -17;
 
 /// The smallest page: nothing smaller is mapped.

@@ -1,4 +1,6 @@
-//! The kernel side: one file per probe, and what the probes share (`target`, `output`, `stack`).
+//! The kernel side. Probes: `cpu`, `fault`, `sched` with `loops` and `waker`, `syscall` with `caller` and `descriptor_io`,
+//! `alloc` with `stack_cache`. What they share: `target` and `life` say whose it is, `task` and `descriptor` read the
+//! kernel, `stack` and `unwind` take stacks, `output` and `emit` lead out.
 #![no_std]
 #![no_main]
 // The target has no compare-and-swap, so `core` leaves out all atomic arithmetic, which the kernel does have.
@@ -6,16 +8,24 @@
 #![allow(internal_features)]
 
 mod alloc;
+mod caller;
 mod cpu;
+mod descriptor;
+mod descriptor_io;
+mod emit;
 mod fault;
+mod hash;
+mod histogram;
+mod life;
 mod loops;
-mod name;
+mod maps;
 mod output;
 mod sched;
 mod stack;
 mod stack_cache;
 mod syscall;
 mod target;
+mod task;
 mod unwind;
 mod waker;
 

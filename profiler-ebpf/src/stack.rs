@@ -15,7 +15,7 @@ use profiler_common::{
     mapping::{Mapping, Walk},
 };
 
-use crate::unwind;
+use crate::{hash::mix, unwind};
 
 /// The longest stack that is kept.
 const STACK_BYTES: u32 = (MAX_FRAMES * 8) as u32;
@@ -119,11 +119,4 @@ pub extern "C" fn hash_stack(scratch: *const SampleScratch, words: u64, seed: u6
         hash = mix(hash ^ scratch.frames[i]);
     }
     hash
-}
-
-/// A step of a 64-bit hash: multiplication by 2^64 over the golden ratio, and the high half folded in.
-#[inline(always)]
-pub fn mix(value: u64) -> u64 {
-    let product = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    product ^ (product >> 32)
 }

@@ -25,8 +25,9 @@ use profiler_common::{
 };
 
 use crate::{
+    hash::mix,
     output::{add, count, send},
-    stack::{hash_stack, mix},
+    stack::hash_stack,
     target::Ids,
     unwind::{mappings_of, unwind_frame},
 };

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue},
     helpers::{
         bpf_probe_read_user,
         generated::{bpf_get_current_pid_tgid, bpf_probe_read_user_str},
@@ -17,39 +17,34 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cost::Probe,
-    histogram::{bucket, log2},
+    histogram::bucket,
     loss::KernelCounter,
     sched::{Cause, MAX_SYSCALLS, SyscallClass},
     syscall::{
-        CALLER_PROBES, COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, Endpoint, ErrorKey,
-        InCall, IoKey, IoRecord, IoStats, KIND_IO, KIND_SLOW_CALL, KNOWN_CALLS, KNOWN_IO, ListenKey,
-        MAX_CALLERS, MAX_CALLS, MAX_IO, NAME_LEN, Name, NameKind, ObjectKind, SIZES, STACK_PERIOD_NS,
-        SlowCall, WAIT_NS, WaitKind, WaitsKey, WaitsStats, traits,
+        COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, ErrorKey, InCall, KIND_SLOW_CALL,
+        KNOWN_CALLS, MAX_CALLS, NAME_LEN, NameKind, ObjectKind, STACK_PERIOD_NS, SlowCall, WAIT_NS, WaitKind,
+        WaitsKey, WaitsStats, traits,
     },
-    target::TargetMode,
 };
 
 use crate::{
-    name::{identity_of, name_descriptor},
-    output::{self, charge_many, count, now_ns, send},
-    sched::{
-        arguments, arrivals, ask_for_work, describe_descriptor, first_argument, is_compat, kernel_stack,
-        may_tell, settle, take_stack_if_allowed,
+    caller::{
+        IN_CALL, NO_TARGET, UNKNOWN, admit_caller, dismiss_caller, forget_other, own_registers, place_of,
     },
-    target::{TARGET_MODE, current_target},
-    unwind::current_task,
+    descriptor::{cause_from, describe_descriptor, name_descriptor},
+    descriptor_io::{end, forget_io, io, listen, listens, move_data},
+    emit::{may_tell, send_named, take_stack_if_allowed},
+    loops::ask_for_work,
+    maps::{NO_PREALLOC, NOEXIST},
+    output::{self, charge_many, count, now_ns},
+    sched::settle,
+    target::current_target,
+    task::{arguments, arrivals, current_task, first_argument, is_compat},
 };
 
-/// Whether this probe runs: tells the scheduler probe to report time off CPUs inside of calls.
-#[unsafe(no_mangle)]
-static CALLS_WATCHED: Global<u32> = Global::new(0);
 /// Whether threads are kept apart.
 #[unsafe(no_mangle)]
 static CALLS_BY_THREAD: Global<u32> = Global::new(0);
-
-const NO_PREALLOC: usize = 1;
-/// `BPF_NOEXIST`.
-const NOEXIST: u64 = 1;
 
 /// One write in so many has its stack taken.
 const IO_STACK_SAMPLE: u32 = 16;
@@ -59,32 +54,6 @@ const IO_STACK_SAMPLE: u32 = 16;
 static CALL_STEPS: ProgramArray<2> = ProgramArray::new();
 const STEP_STACK: u32 = 0;
 const STEP_FOLLOW: u32 = 1;
-
-/// Threads known to be no target's, by the address of the registers that they enter the kernel with: it is at the end of
-/// the thread's kernel stack, and no other living thread has it. One look here is all that their calls cost. A cache: of
-/// two threads with the same place the later one has it.
-#[btf_map]
-static OTHERS: Array<u64, MAX_CALLERS> = Array::new();
-
-/// Likewise those of targets: what `IN_CALL` has at the same place is the thread's.
-#[btf_map]
-static CALLERS: Array<u64, MAX_CALLERS> = Array::new();
-
-/// Places of `CALLERS` that are taken: to insert here decides who gets one.
-#[btf_map]
-static CLAIMED: HashMap<u32, u64, MAX_CALLERS, NO_PREALLOC> = HashMap::new();
-
-/// No place: the thread is no target's, or not known yet. Beyond the end of every map.
-const NO_TARGET: u32 = u32::MAX;
-const UNKNOWN: u32 = u32::MAX - 1;
-
-/// Threads of targets.
-#[btf_map]
-static IN_CALL: Array<InCall, MAX_CALLERS> = Array::new();
-
-/// From the beginning of a kernel stack to the registers at its end, bytes: the same for all.
-#[btf_map]
-static REGISTERS_AT: Array<u64, 1> = Array::new();
 
 /// Calls by process (or thread) and number.
 #[btf_map]
@@ -105,25 +74,9 @@ static CALL_ERRORS: HashMap<ErrorKey, u64, MAX_CALLS, NO_PREALLOC> = HashMap::ne
 #[btf_map]
 static CALL_WAITS: HashMap<WaitsKey, WaitsStats, 4096, NO_PREALLOC> = HashMap::new();
 
-/// Ports that processes have accepted connections at: those who talk to them are clients. The value is unused.
-#[btf_map]
-static LISTENING: LruHashMap<ListenKey, u32, 4096> = LruHashMap::new();
-
 /// What an entry of `CALL_WAITS` begins with: too large for the stack.
 #[btf_map]
 static NEW_WAITS: Array<WaitsStats, 1> = Array::new();
-
-/// Reads and writes by descriptor.
-#[btf_map]
-static CALL_IO: Array<IoStats, MAX_IO> = Array::new();
-
-/// Where in `CALL_IO` they are.
-#[btf_map]
-static IO_INDEX: HashMap<IoKey, u32, MAX_IO, NO_PREALLOC> = HashMap::new();
-
-/// Entries of `CALL_IO` that are free.
-#[btf_map]
-static IO_FREE: Queue<u32, MAX_IO> = Queue::new();
 
 /// Time in calls by stack, ns.
 #[btf_map]
@@ -145,9 +98,6 @@ static CALL_SLOW_NS: Array<u64, 1> = Array::new();
 /// Where a record too large for the stack is put together. No program that uses it interrupts another.
 #[btf_map]
 static SLOW_CALL: PerCpuArray<SlowCall, 1> = PerCpuArray::new();
-
-#[btf_map]
-static IO_RECORD: PerCpuArray<IoRecord, 1> = PerCpuArray::new();
 
 /// A call begins.
 #[raw_tracepoint(tracepoint = "sys_enter")]
@@ -304,110 +254,6 @@ fn finish(call: &InCall, now: u64) {
     }
 }
 
-/// Where a thread with these registers is looked for first.
-#[inline(always)]
-fn first_place(regs: u64) -> u32 {
-    // Fibonacci hashing, as in `stack::mix`.
-    (regs.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % MAX_CALLERS as u32
-}
-
-/// What a map of registers has at a place.
-#[inline(always)]
-fn registers_at(map: &Array<u64, MAX_CALLERS>, place: u32) -> u64 {
-    // SAFETY: others may write it at the same time, as a whole.
-    map.get_ptr(place).map_or(0, |entry| unsafe { entry.read_volatile() })
-}
-
-#[inline(always)]
-fn set_registers(map: &Array<u64, MAX_CALLERS>, place: u32, regs: u64) {
-    if let Some(entry) = map.get_ptr_mut(place) {
-        // SAFETY: as above.
-        unsafe { entry.write_volatile(regs) };
-    }
-}
-
-/// The place of the thread that enters the kernel with these registers.
-#[inline(always)]
-fn place_of(regs: u64) -> u32 {
-    let first = first_place(regs);
-    if registers_at(&OTHERS, first) == regs {
-        NO_TARGET
-    } else if registers_at(&CALLERS, first) == regs {
-        first
-    } else {
-        find_caller(regs)
-    }
-}
-
-/// As [`place_of`], where the first place is somebody else's. Not inlined, since it is rare.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn find_caller(regs: u64) -> u32 {
-    for i in 1..CALLER_PROBES {
-        let place = (first_place(regs) + i) % MAX_CALLERS as u32;
-        if registers_at(&CALLERS, place) == regs {
-            return place;
-        }
-    }
-    UNKNOWN
-}
-
-/// Gives the current thread, which enters the kernel with these registers, a place.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn admit_caller(regs: u64) -> u32 {
-    if let Some(at) = REGISTERS_AT.get_ptr_mut(0) {
-        // SAFETY: all write the same.
-        unsafe { *at = regs.wrapping_sub(kernel_stack()) };
-    }
-    let Some(ids) = current_target() else {
-        // In a cgroup it may be at any time.
-        if TARGET_MODE.load() != TargetMode::Cgroup as u32 {
-            set_registers(&OTHERS, first_place(regs), regs);
-        }
-        return NO_TARGET;
-    };
-    for i in 0..CALLER_PROBES {
-        let place = (first_place(regs) + i) % MAX_CALLERS as u32;
-        if registers_at(&CALLERS, place) != 0 || CLAIMED.insert(&place, &regs, NOEXIST).is_err() {
-            continue;
-        }
-        let Some(call) = IN_CALL.get_ptr_mut(place) else { break };
-        // SAFETY: see `call_enter`.
-        let call = unsafe { &mut *call };
-        call.start_ns = 0;
-        call.owed_ns = 0;
-        call.interrupted_ns = 0;
-        call.arrivals = arrivals(current_task());
-        call.pid = ids.pid;
-        call.tid = ids.tid;
-        // SAFETY: no arguments.
-        call.host_tid = unsafe { bpf_get_current_pid_tgid() } as u32;
-        call.calls = 0;
-        call.random = call.host_tid;
-        set_registers(&CALLERS, place, regs);
-        return place;
-    }
-    count(KernelCounter::CallsFull);
-    NO_TARGET
-}
-
-/// Gives a place back.
-#[inline(always)]
-fn dismiss_caller(place: u32) {
-    set_registers(&CALLERS, place, 0);
-    let _was_there = CLAIMED.remove(&place);
-}
-
-/// Forgets that the thread with these registers is no target's.
-#[inline(always)]
-fn forget_other(regs: u64) {
-    let place = first_place(regs);
-    if registers_at(&OTHERS, place) == regs {
-        set_registers(&OTHERS, place, 0);
-    }
-}
-
 /// The next number of a thread's generator (Numerical Recipes, 2nd edition, 7.1), without its low digits, which repeat.
 #[inline(always)]
 fn random(call: &mut InCall) -> u32 {
@@ -447,10 +293,6 @@ pub fn call_follow(ctx: RawTracePointContext) -> u32 {
     0
 }
 
-fn duration_ns(done: &Done) -> u64 {
-    done.now.saturating_sub(done.began)
-}
-
 #[inline(always)]
 fn follow(call: &mut InCall) {
     let done = call.done;
@@ -488,7 +330,7 @@ fn follow(call: &mut InCall) {
         }
     }
     if done.waited != 0 {
-        wait(call, kind, duration_ns(&done));
+        wait(call, kind, done.duration_ns());
     }
     if done.slow != 0 && !kind.is_idle() {
         tell_slow(call, kind as u32);
@@ -636,237 +478,6 @@ fn wait(call: &InCall, kind: WaitKind, ns: u64) {
     }
 }
 
-/// Adds a read or write to its descriptor's; returns what the descriptor is.
-#[inline(always)]
-fn io(call: &mut InCall, done: &Done) -> Option<Cause> {
-    let descriptor = done.object as u32;
-    let mut io = known_io(call, descriptor);
-    // There is time to see whether it still is what it was, where no call has told.
-    if let Some(known) = io
-        && done.waited | done.stack_due != 0
-        // SAFETY: the entry stays where it is.
-        && unsafe { (*known).identity } != identity_of(descriptor)
-    {
-        io = None;
-    }
-    if io.is_none() {
-        let at = begin_io(call);
-        call.known_io[descriptor as usize % KNOWN_IO] = at;
-        io = CALL_IO.get_ptr_mut(at);
-    }
-    // SAFETY: see `add_io`.
-    let io = unsafe { &mut *io? };
-    call.on = io.on;
-    add_io(io, call, done);
-    if call.stack != 0 && (done.looked_at | done.stack_due) != 0 {
-        io.votes += 1;
-        io.most.vote(call.stack, 1);
-    }
-    Some(cause_on(&io.on))
-}
-
-/// Whether it is a socket at a port that the process has accepted connections at.
-#[inline(always)]
-fn listens(pid: u32, on: &Endpoint) -> bool {
-    let at = ListenKey { pid, port: on.local_port.into() };
-    on.kind == ObjectKind::Net as u32 && LISTENING.get_ptr(&at).is_some()
-}
-
-/// A connection has been accepted.
-#[inline(always)]
-fn listen(call: &mut InCall, done: &Done) {
-    describe_descriptor(done.object as u32, &raw mut call.on);
-    let key = ListenKey { pid: call.pid, port: call.on.local_port.into() };
-    if call.on.kind == ObjectKind::Net as u32 && LISTENING.get_ptr(&key).is_none() {
-        let _no_room = LISTENING.insert(&key, &0, 0);
-    }
-}
-
-/// Makes an entry for the descriptor of the call that has returned and tells of it, unless another thread has. Returns
-/// its position. Not inlined, since the verifier would follow it from everywhere.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn begin_io(call: *mut InCall) -> u32 {
-    const FULL: u32 = u32::MAX;
-    // SAFETY: callers pass a valid entry; the verifier, which cannot know, wants to see the check for null.
-    let Some(call) = (unsafe { call.as_ref() }) else { return FULL };
-    let done = &call.done;
-    let key = IoKey { pid: call.pid, descriptor: done.object as u32 };
-    let identity = identity_of(key.descriptor);
-    // SAFETY: the value is copied at once.
-    if let Some(&at) = unsafe { IO_INDEX.get(&key) } {
-        let Some(io) = CALL_IO.get_ptr(at) else { return FULL };
-        // SAFETY: the entry stays where it is.
-        if unsafe { (*io).identity } == identity {
-            return at;
-        }
-        close(key.pid, key.descriptor, done.now);
-    }
-    let Ok(Some(at)) = IO_FREE.pop() else {
-        count(KernelCounter::IoFull);
-        return FULL;
-    };
-    let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return FULL };
-    // SAFETY: this CPU's own slot; no program that uses it interrupts another.
-    let record = unsafe { &mut *record };
-    record.kind = KIND_IO;
-    record.closed = 0;
-    record.stats = IoStats {
-        key,
-        first_ns: done.began,
-        tid: call.tid,
-        first_wrote: u32::from(done.traits as u16 & traits::WRITE != 0),
-        identity,
-        ..IoStats::default()
-    };
-    describe_descriptor(key.descriptor, &raw mut record.stats.on);
-    record.stats.listens = u32::from(listens(call.pid, &record.stats.on));
-    // SAFETY: nobody else has got this entry.
-    unsafe { *io = record.stats };
-    if IO_INDEX.insert(&key, &at, NOEXIST).is_err() {
-        end_io(io, at);
-        // SAFETY: as above.
-        return unsafe { IO_INDEX.get(&key) }.copied().unwrap_or(FULL);
-    }
-    if may_tell(done.now) {
-        record.name.len = 0;
-        if record.stats.on.kind != ObjectKind::Net as u32 {
-            name_descriptor(key.descriptor, &raw mut record.name);
-        }
-        send_named(record, &record.name);
-    }
-    at
-}
-
-/// Gives an entry of `CALL_IO` back.
-#[inline(always)]
-fn end_io(io: *mut IoStats, at: u32) {
-    // SAFETY: the entry stays where it is.
-    unsafe { (*io).key = IoKey { pid: 0, descriptor: 0 } };
-    let _has_room = IO_FREE.push(at, 0);
-}
-
-/// The entry of a descriptor, if it is where it was the last time.
-#[inline(always)]
-fn known_io(call: &InCall, descriptor: u32) -> Option<*mut IoStats> {
-    let io = CALL_IO.get_ptr_mut(call.known_io[descriptor as usize % KNOWN_IO])?;
-    // SAFETY: the entry stays where it is.
-    let key = unsafe { &(*io).key };
-    if key.pid == call.pid && key.descriptor == descriptor { Some(io) } else { None }
-}
-
-/// Adds a read or write that is of no other interest to its descriptor's; whether that is known already.
-#[inline(always)]
-fn move_data(call: &InCall) -> bool {
-    let Some(io) = known_io(call, call.done.object as u32) else { return false };
-    // SAFETY: see `add_io`.
-    add_io(unsafe { &mut *io }, call, &call.done);
-    true
-}
-
-/// Threads that use one descriptor at the same time can lose each other's counts here; they are told to be
-/// approximate.
-#[inline(always)]
-fn add_io(io: &mut IoStats, call: &InCall, done: &Done) {
-    let size = done.result as u64;
-    io.calls += 1;
-    io.bytes += size;
-    io.ns += duration_ns(done);
-    io.blocked_ns += call.blocked_ns;
-    io.last_ns = done.now;
-    io.tid = call.tid;
-    io.sizes[log2(u64::from(size as u32) | 1) as usize % SIZES] += 1;
-    if done.traits as u16 & traits::WRITE != 0 {
-        io.written_ns = done.began;
-    } else if io.written_ns != 0 {
-        io.round_trips += 1;
-        io.round_trip_ns += done.now.saturating_sub(io.written_ns);
-        io.written_ns = 0;
-    }
-}
-
-#[inline(always)]
-fn cause_from(number: u32) -> Cause {
-    if number == Cause::Disk as u32 {
-        Cause::Disk
-    } else if number == Cause::Network as u32 {
-        Cause::Network
-    } else if number == Cause::Pipe as u32 {
-        Cause::Pipe
-    } else {
-        Cause::Other
-    }
-}
-
-/// The same by what is known already.
-#[inline(always)]
-fn cause_on(on: &Endpoint) -> Cause {
-    if on.kind == ObjectKind::File as u32 {
-        Cause::Disk
-    } else if on.kind == ObjectKind::Net as u32 {
-        Cause::Network
-    } else if on.kind == ObjectKind::Other as u32 {
-        Cause::Other
-    } else {
-        Cause::Pipe
-    }
-}
-
-/// A call has ended descriptors: what comes next with their numbers is another.
-#[inline(always)]
-fn end(call: &mut InCall, done: &Done) {
-    const EBADF: i64 = 9;
-    let of = done.traits as u16;
-    if of & traits::CLOSE_RANGE != 0 {
-        forget_io(call);
-    } else if of & traits::CLOSE != 0 && done.result != -EBADF {
-        close(call.pid, done.object as u32, done.now);
-    } else if of & traits::DUP != 0 && done.result >= 0 {
-        close(call.pid, done.result as u32, done.now);
-    }
-}
-
-/// What each descriptor is will be asked again when it is used next.
-#[inline(always)]
-fn forget_io(call: &mut InCall) {
-    call.known_io = [u32::MAX; KNOWN_IO];
-}
-
-/// Tells what was done with a descriptor that has ended. Not inlined, since it is called from several places.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn close(pid: u32, descriptor: u32, now: u64) -> u32 {
-    let key = IoKey { pid, descriptor };
-    // SAFETY: the value is copied at once.
-    let Some(&at) = (unsafe { IO_INDEX.get(&key) }) else { return 0 };
-    let _was_there = IO_INDEX.remove(&key);
-    let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return 0 };
-    // SAFETY: as in `io`.
-    let record = unsafe { &mut *record };
-    record.kind = KIND_IO;
-    record.closed = 1;
-    // SAFETY: as in `io`.
-    record.stats = unsafe { *io };
-    record.name.len = 0;
-    end_io(io, at);
-    if may_tell(now) {
-        send_named(record, &record.name);
-    } else {
-        count(KernelCounter::IoFull);
-    }
-    0
-}
-
-/// Sends a record up to the last byte in use of the name that it ends with.
-#[inline(always)]
-fn send_named<T>(record: &T, name: &Name) {
-    let rest = size_of_val(&name.bytes) - (name.len as usize).min(size_of_val(&name.bytes));
-    // SAFETY: a part of a value.
-    if !unsafe { send(core::ptr::from_ref(record).cast(), (size_of::<T>() - rest) as u64) } {
-        count(KernelCounter::RecordsLost);
-    }
-}
-
 /// Tells of a call that took long; of which [`WaitKind`] it is a number. Not inlined, as [`begin_io`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -924,33 +535,6 @@ fn has_descriptor(done: &Done) -> bool {
         || class == SyscallClass::Accept as u8
         || of & traits::POLL != 0;
     one && of & ENDS == 0
-}
-
-/// The place of the current thread, outside of its calls.
-#[inline(always)]
-fn own_registers() -> u64 {
-    let at = REGISTERS_AT.get(0).copied().unwrap_or(0);
-    kernel_stack().wrapping_add(at)
-}
-
-/// The current thread was off its CPU until `arrival`: called by the scheduler probe.
-#[inline(always)]
-pub fn off_cpu(blocked_ns: u64, run_queue_ns: u64, stack: u64, arrival: u64) {
-    if CALLS_WATCHED.load() == 0 {
-        return;
-    }
-    if let Some(call) = IN_CALL.get_ptr_mut(place_of(own_registers())) {
-        // SAFETY: see `call_enter`; whoever calls this looks at the entry again.
-        let call = unsafe { &mut *call };
-        // What was before the call is not part of it.
-        if call.start_ns != 0 && arrival > call.start_ns {
-            call.blocked_ns += blocked_ns;
-            call.run_queue_ns += run_queue_ns;
-            if blocked_ns > 0 {
-                call.stack = stack;
-            }
-        }
-    }
 }
 
 /// A thread ends, perhaps inside of a call. Its kernel stack may become another's.

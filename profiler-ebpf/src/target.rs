@@ -1,23 +1,14 @@
-//! The target filter: the first thing every probe asks. And the two scheduler hooks that keep it up to date
-//! when targets fork (`--follow`) or are chosen by name (`--comm`).
+//! The target filter: the first thing every probe asks.
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    Global,
     btf_maps::{CgroupArray, HashMap},
-    helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::bpf_get_current_task,
-    },
-    macros::{btf_map, raw_tracepoint},
-    programs::RawTracePointContext,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
+    macros::btf_map,
 };
-use profiler_common::{
-    COMM_LEN,
-    loss::KernelCounter,
-    target::{INIT_PIDNS_INUM, MAX_PIDNS_LEVELS, MAX_TARGETS, TargetMode},
-};
+use profiler_common::target::{INIT_PIDNS_INUM, MAX_PIDNS_LEVELS, MAX_TARGETS, TargetMode};
 
-use crate::{output::count, unwind::inherit};
+use crate::task::read;
 
 #[unsafe(no_mangle)]
 pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
@@ -25,9 +16,6 @@ pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
 /// In the initial PID namespace; zero for none.
 #[unsafe(no_mangle)]
 pub static ONLY_TGID: Global<u32> = Global::new(0);
-/// Name that `exec` must leave behind for a process to become a target (`--comm`); empty: `exec` changes nothing.
-#[unsafe(no_mangle)]
-static TARGET_COMM: Global<[u8; COMM_LEN]> = Global::new([0; COMM_LEN]);
 /// Inode of the PID namespace whose ids are used; the initial one costs nothing extra.
 #[unsafe(no_mangle)]
 static PIDNS_INUM: Global<u32> = Global::new(INIT_PIDNS_INUM);
@@ -58,7 +46,7 @@ static CGROUPS: CgroupArray<1> = CgroupArray::new();
 
 /// Process ids that are targets. The value is unused.
 #[btf_map]
-static TARGETS: HashMap<u32, u32, MAX_TARGETS> = HashMap::new();
+pub static TARGETS: HashMap<u32, u32, MAX_TARGETS> = HashMap::new();
 
 /// A task's ids in the profiler's PID namespace.
 pub struct Ids {
@@ -133,57 +121,4 @@ fn namespaced_pid(task: u64) -> Option<u32> {
         }
     }
     None
-}
-
-/// Reads a member of a kernel structure.
-#[inline(always)]
-pub fn read<T>(base: u64, offset: u32) -> Option<T> {
-    // SAFETY: bpf_probe_read_kernel checks the address; a bad one is an error, not a fault.
-    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
-}
-
-/// `--follow`: a child of a target is a target from its first instruction on.
-#[raw_tracepoint(tracepoint = "sched_process_fork")]
-pub fn follow_fork(ctx: RawTracePointContext) -> u32 {
-    let args = ctx.as_ptr().cast::<u64>();
-    // SAFETY: this tracepoint has two arguments, the parent and the child task (include/trace/events/sched.h).
-    let (parent, child) = unsafe { (*args, *args.add(1)) };
-    if let (Some(parent), Some(child)) = (task_ids(parent), task_ids(child))
-        && parent.pid != child.pid
-        && is_target(parent.pid)
-    {
-        if TARGETS.insert(&child.pid, &0, 0).is_err() {
-            count(KernelCounter::TargetsFull);
-        }
-        inherit(parent.pid, child.pid);
-    }
-    0
-}
-
-/// `--comm`: `exec` gives a process its name, so that is when it becomes or stops being a target.
-#[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn match_exec(_ctx: RawTracePointContext) -> u32 {
-    let (Some(ids), Ok(comm)) = (current_ids(), bpf_get_current_comm()) else { return 0 };
-    if same_name(&comm, &TARGET_COMM.load()) {
-        if TARGETS.insert(&ids.pid, &0, 0).is_err() {
-            count(KernelCounter::TargetsFull);
-        }
-    } else {
-        let _absent_is_fine = TARGETS.remove(&ids.pid);
-    }
-    0
-}
-
-/// Compares up to the first NUL: what follows it in a task's name is left over from longer names.
-#[inline(always)]
-fn same_name(a: &[u8; COMM_LEN], b: &[u8; COMM_LEN]) -> bool {
-    for i in 0..COMM_LEN {
-        if a[i] != b[i] {
-            return false;
-        }
-        if a[i] == 0 {
-            return true;
-        }
-    }
-    true
 }

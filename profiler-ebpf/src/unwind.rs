@@ -3,19 +3,12 @@
 //!
 //! One bounded loop in one program: see ARCHITECTURE.md for why no tail calls.
 
-use crate::target::{current_ids, read};
-#[cfg(not(bpf_target_arch = "aarch64"))]
-use core::mem::offset_of;
-
 use aya_ebpf::{
     Global,
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::generated::{
-        bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs,
-    },
-    macros::{btf_map, raw_tracepoint},
-    programs::RawTracePointContext,
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_user},
+    macros::btf_map,
 };
 use profiler_common::{
     MAX_FRAMES,
@@ -28,6 +21,8 @@ use profiler_common::{
         step_frame_pointer,
     },
 };
+
+use crate::task::{current_task, is_user, read, registers, saved_registers, user_registers};
 
 #[cfg(bpf_target_arch = "aarch64")]
 type Native = profiler_common::unwind::Aarch64;
@@ -51,7 +46,7 @@ const INNER_MAP: usize = 1 << 12;
 
 /// Where each process's mappings are in `MAPPINGS`.
 #[btf_map]
-static PROCESSES: HashMap<u32, ProcessMappings, MAX_TARGETS> = HashMap::new();
+pub static PROCESSES: HashMap<u32, ProcessMappings, MAX_TARGETS> = HashMap::new();
 
 /// Mappings of all processes.
 #[btf_map]
@@ -108,20 +103,6 @@ pub fn mappings_of(pid: u32) -> ProcessMappings {
     unsafe { PROCESSES.get(&pid) }.copied().unwrap_or_default()
 }
 
-/// The current task, as the verifier knows it.
-#[inline(always)]
-pub fn current_task() -> *const u8 {
-    // SAFETY: no arguments.
-    unsafe { bpf_get_current_task_btf() as *const u8 }
-}
-
-/// The registers with which `task`, as [`current_task`] returns it, entered the kernel.
-#[inline(always)]
-pub fn saved_registers(task: *const u8) -> *const u8 {
-    // SAFETY: takes and returns pointers that the verifier knows.
-    unsafe { bpf_task_pt_regs(task.cast_mut().cast()) as *const u8 }
-}
-
 /// A child has its parent's mappings, and so its tables, until userspace gives it a copy of its own or it ends.
 #[inline(always)]
 pub fn inherit(parent: u32, child: u32) {
@@ -129,60 +110,6 @@ pub fn inherit(parent: u32, child: u32) {
     if let Some(mappings) = unsafe { PROCESSES.get(&parent) }.copied() {
         let _full = PROCESSES.insert(&child, &mappings, 0);
     }
-}
-
-/// A process that replaces its program has none of the old one's mappings from here on.
-#[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn forget_exec(_ctx: RawTracePointContext) -> u32 {
-    if let Some(ids) = current_ids() {
-        let _had_no_tables = PROCESSES.remove(&ids.pid);
-    }
-    0
-}
-
-#[cfg(not(bpf_target_arch = "aarch64"))]
-#[inline(always)]
-fn is_user(regs: &bpf_user_pt_regs_t) -> bool {
-    // 64-bit user code only: __USER_CS, arch/x86/include/asm/segment.h.
-    regs.cs == 0x33
-}
-
-#[cfg(not(bpf_target_arch = "aarch64"))]
-#[inline(always)]
-pub fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
-    Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp, lr: 0 }
-}
-
-/// The user's registers at `regs`; `None` for a kernel thread.
-#[cfg(not(bpf_target_arch = "aarch64"))]
-#[inline(always)]
-fn user_registers(regs: u64) -> Option<Registers> {
-    // In the order of struct pt_regs, arch/x86/include/asm/ptrace.h.
-    let [ip, cs, _flags, sp]: [u64; 4] = read(regs, offset_of!(bpf_user_pt_regs_t, rip) as u32)?;
-    let fp = read(regs, offset_of!(bpf_user_pt_regs_t, rbp) as u32)?;
-    if cs == 0x33 { Some(Registers { ip, sp, fp, lr: 0 }) } else { None }
-}
-
-/// The user's registers at `regs`; `None` for a kernel thread.
-#[cfg(bpf_target_arch = "aarch64")]
-#[inline(always)]
-fn user_registers(regs: u64) -> Option<Registers> {
-    // In the order of struct user_pt_regs, arch/arm64/include/uapi/asm/ptrace.h.
-    let [fp, lr, sp, ip, pstate]: [u64; 5] = read(regs, 29 * 8)?;
-    if pstate & 0x1f == 0 { Some(Registers { ip, sp, fp, lr }) } else { None }
-}
-
-#[cfg(bpf_target_arch = "aarch64")]
-#[inline(always)]
-fn is_user(regs: &bpf_user_pt_regs_t) -> bool {
-    // PSR_MODE_EL0t without the 32-bit bit: arch/arm64/include/uapi/asm/ptrace.h.
-    regs.pstate & 0x1f == 0
-}
-
-#[cfg(bpf_target_arch = "aarch64")]
-#[inline(always)]
-pub fn registers(regs: &bpf_user_pt_regs_t) -> Registers {
-    Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29], lr: regs.regs[30] }
 }
 
 /// Writes the stack that begins at `scratch.walk` to `scratch.frames`, from `first` on. Returns the number of frames and,

@@ -17,11 +17,13 @@ use profiler_common::{
 };
 
 use crate::{
+    emit::{send_stack, take_from_budget},
+    hash::mix,
     output::{charge, count, now_ns},
-    sched::{MAX_REUSED, OFF_TASK_STACK, THREADS, load, send_stack, syscall_entry, take_from_budget},
-    stack::{self, Tables, mix},
-    target::{Ids, OFF_TASK_PID, OFF_TASK_TGID, ONLY_TGID, current_ids, read},
-    unwind::current_task,
+    sched::{MAX_REUSED, THREADS},
+    stack::{self, Tables},
+    target::{Ids, OFF_TASK_PID, OFF_TASK_TGID, ONLY_TGID, current_ids},
+    task::{OFF_TASK_STACK, current_task, load, read, syscall_entry},
 };
 
 /// Size of a task's kernel stack with 4 KiB pages, x86_64 and aarch64; larger ones are only in debugging kernels.

@@ -1,0 +1,347 @@
+//! Descriptors of the current task: what each is, who is at its other end, and what it is called. Read at the time of a
+//! call: a file may be closed and removed a moment later.
+
+use aya_ebpf::{
+    Global,
+    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+};
+use profiler_common::{
+    sched::Cause,
+    syscall::{Endpoint, NAME_LEN, NAME_PARTS, Name, NameKind, ObjectKind, PART_LEN},
+};
+
+use crate::{
+    hash::mix,
+    task::{current_task, load, read},
+};
+
+// Offsets in the running kernel's structures, in bytes, from its BTF.
+#[unsafe(no_mangle)]
+static OFF_TASK_FILES: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILES_FDT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FDT_MAX_FDS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FDT_FD: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILE_INODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILE_PRIVATE_DATA: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_INODE_MODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_INODE_SB: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SB_MAGIC: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCKET_SK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PORT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_PORT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_V4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_V4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_V6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_SOCK_PEER_V6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_INODE_INO: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILE_DENTRY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_FILE_MOUNT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_DENTRY_NAME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_DENTRY_PARENT: Global<u32> = Global::new(0);
+/// Where a dentry keeps its place in the hash table: none if it has been removed.
+#[unsafe(no_mangle)]
+static OFF_DENTRY_HASHED: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_VFSMOUNT_ROOT: Global<u32> = Global::new(0);
+/// Of the `struct vfsmount` inside of a `struct mount`.
+#[unsafe(no_mangle)]
+static OFF_MOUNT_VFSMOUNT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_MOUNT_PARENT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_MOUNT_POINT: Global<u32> = Global::new(0);
+/// Zero if Unix sockets are in a module: then userspace finds their addresses out.
+#[unsafe(no_mangle)]
+static OFF_UNIX_ADDRESS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_UNIX_PEER: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_ADDRESS_LEN: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OFF_ADDRESS_NAME: Global<u32> = Global::new(0);
+
+/// What a descriptor of the current task is, a [`Cause`]. Called from two places, so not inlined.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
+    match object_of(descriptor) {
+        Some(object) => object.cause,
+        None => Cause::Other as u32,
+    }
+}
+
+const AF_UNIX: u16 = 1;
+
+const AF_INET: u16 = 2;
+
+const AF_INET6: u16 = 10;
+
+/// What a descriptor leads to.
+struct Object {
+    /// A [`Cause`].
+    cause: u32,
+    /// Its `struct sock`, if it is a socket; else zero.
+    sock: u64,
+    /// Its address family, likewise.
+    family: u16,
+}
+
+const S_IFMT: u16 = 0o170_000;
+
+const S_IFSOCK: u16 = 0o140_000;
+
+/// task -> files -> table -> file.
+#[inline(always)]
+fn file_of(descriptor: u32) -> Option<u64> {
+    let files: *const u8 = load(current_task(), OFF_TASK_FILES.load());
+    let table: *const u8 = load(files, OFF_FILES_FDT.load());
+    let count: u32 = load(table, OFF_FDT_MAX_FDS.load());
+    if descriptor >= count {
+        return None;
+    }
+    let array: u64 = load(table, OFF_FDT_FD.load());
+    read(array + u64::from(descriptor) * 8, 0)
+}
+
+/// file -> inode, or socket.
+#[inline(always)]
+fn object_of(descriptor: u32) -> Option<Object> {
+    const S_IFREG: u16 = 0o100_000;
+    const S_IFBLK: u16 = 0o060_000;
+    const S_IFDIR: u16 = 0o040_000;
+    const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
+    let file = file_of(descriptor)?;
+    let inode: u64 = read(file, OFF_FILE_INODE.load())?;
+    let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
+    let kind = mode & S_IFMT;
+    if kind == S_IFSOCK {
+        let socket: u64 = read(file, OFF_FILE_PRIVATE_DATA.load())?;
+        let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
+        let family: u16 = read(sock, OFF_SOCK_FAMILY.load())?;
+        let cause = if family == AF_INET || family == AF_INET6 {
+            Cause::Network
+        } else if family == AF_UNIX {
+            Cause::Pipe
+        } else {
+            Cause::Other
+        };
+        return Some(Object { cause: cause as u32, sock, family });
+    }
+    let cause = if kind == S_IFREG {
+        let sb: u64 = read(inode, OFF_INODE_SB.load())?;
+        let magic: u64 = read(sb, OFF_SB_MAGIC.load())?;
+        if magic == ANON_INODE_FS_MAGIC { Cause::Pipe } else { Cause::Disk }
+    } else if kind == S_IFBLK || kind == S_IFDIR {
+        Cause::Disk
+    } else {
+        Cause::Pipe
+    };
+    Some(Object { cause: cause as u32, sock: 0, family: 0 })
+}
+
+/// Finds out what a descriptor of the current task is, and who is at its other end. Returns a [`Cause`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn describe_descriptor(descriptor: u32, into: *mut Endpoint) -> u32 {
+    // SAFETY: callers pass a valid endpoint; the verifier, which cannot know, wants to see the check for null.
+    let Some(into) = (unsafe { into.as_mut() }) else { return Cause::Other as u32 };
+    into.kind = ObjectKind::Other as u32;
+    into.peer_port = 0;
+    let Some(object) = object_of(descriptor) else { return Cause::Other as u32 };
+    let sock = object.sock;
+    if object.cause == Cause::Disk as u32 {
+        into.kind = ObjectKind::File as u32;
+    } else if object.cause == Cause::Network as u32 {
+        into.kind = ObjectKind::Net as u32;
+        into.family = object.family;
+        into.socket_type = read(sock, OFF_SOCK_TYPE.load()).unwrap_or(0);
+        into.local_port = read(sock, OFF_SOCK_PORT.load()).unwrap_or(0);
+        into.peer_port = u16::from_be(read(sock, OFF_SOCK_PEER_PORT.load()).unwrap_or(0));
+        if object.family == AF_INET {
+            into.local = [0; 16];
+            into.peer = [0; 16];
+            into.local[..4].copy_from_slice(&read(sock, OFF_SOCK_V4.load()).unwrap_or([0; 4]));
+            into.peer[..4].copy_from_slice(&read(sock, OFF_SOCK_PEER_V4.load()).unwrap_or([0; 4]));
+        } else {
+            into.local = read(sock, OFF_SOCK_V6.load()).unwrap_or([0; 16]);
+            into.peer = read(sock, OFF_SOCK_PEER_V6.load()).unwrap_or([0; 16]);
+        }
+    } else if object.family == AF_UNIX {
+        into.kind = ObjectKind::Unix as u32;
+    } else if object.cause == Cause::Pipe as u32 {
+        into.kind = ObjectKind::Pipe as u32;
+    }
+    object.cause
+}
+
+#[inline(always)]
+pub fn cause_from(number: u32) -> Cause {
+    if number == Cause::Disk as u32 {
+        Cause::Disk
+    } else if number == Cause::Network as u32 {
+        Cause::Network
+    } else if number == Cause::Pipe as u32 {
+        Cause::Pipe
+    } else {
+        Cause::Other
+    }
+}
+
+/// The same by what is known already.
+#[inline(always)]
+pub fn cause_on(on: &Endpoint) -> Cause {
+    if on.kind == ObjectKind::File as u32 {
+        Cause::Disk
+    } else if on.kind == ObjectKind::Net as u32 {
+        Cause::Network
+    } else if on.kind == ObjectKind::Other as u32 {
+        Cause::Other
+    } else {
+        Cause::Pipe
+    }
+}
+
+/// Tells what a descriptor of the current task is from what else may get its number, even at the same addresses.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn identity_of(descriptor: u32) -> u64 {
+    let Some(file) = file_of(descriptor) else { return 0 };
+    let inode: u64 = read(file, OFF_FILE_INODE.load()).unwrap_or(0);
+    let number: u64 = read(inode, OFF_INODE_INO.load()).unwrap_or(0);
+    mix(mix(file) ^ inode) ^ number
+}
+
+/// Finds out what a descriptor of the current task is called; returns a [`NameKind`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn name_descriptor(descriptor: u32, into: *mut Name) -> u32 {
+    // SAFETY: as in `describe_descriptor`.
+    let Some(into) = (unsafe { into.as_mut() }) else { return NameKind::None as u32 };
+    into.kind = NameKind::None as u32;
+    into.len = 0;
+    let Some(kind) = name_file(descriptor, into) else { return NameKind::None as u32 };
+    into.kind = kind as u32;
+    into.kind
+}
+
+#[inline(always)]
+fn name_file(descriptor: u32, into: &mut Name) -> Option<NameKind> {
+    let file = file_of(descriptor)?;
+    let inode: u64 = read(file, OFF_FILE_INODE.load())?;
+    let sb: u64 = read(inode, OFF_INODE_SB.load())?;
+    into.inode = read(inode, OFF_INODE_INO.load())?;
+    into.magic = read::<u64>(sb, OFF_SB_MAGIC.load())? as u32;
+    let mode: u16 = read(inode, OFF_INODE_MODE.load())?;
+    if mode & S_IFMT != S_IFSOCK {
+        name_path(file, into)?;
+        return Some(NameKind::Parts);
+    }
+    let socket: u64 = read(file, OFF_FILE_PRIVATE_DATA.load())?;
+    let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
+    let at = OFF_UNIX_ADDRESS.load();
+    if at == 0 || read::<u16>(sock, OFF_SOCK_FAMILY.load())? != AF_UNIX {
+        return None;
+    }
+    let own: u64 = read(sock, at)?;
+    if own != 0 {
+        copy_address(own, into);
+        return Some(NameKind::Unix);
+    }
+    let peer: u64 = read(sock, OFF_UNIX_PEER.load())?;
+    if peer != 0 {
+        copy_address(read(peer, at)?, into);
+    }
+    Some(NameKind::UnixPeer)
+}
+
+/// From a file's dentry to its parents, and at the root of a mount on from where it is mounted.
+#[inline(always)]
+fn name_path(file: u64, into: &mut Name) -> Option<()> {
+    let mut dentry: u64 = read(file, OFF_FILE_DENTRY.load())?;
+    let mut mount = read::<u64>(file, OFF_FILE_MOUNT.load())?.wrapping_sub(OFF_MOUNT_VFSMOUNT.load().into());
+    into.removed = u32::from(read::<u64>(dentry, OFF_DENTRY_HASHED.load())? == 0);
+    into.complete = 0;
+    for _ in 0..NAME_PARTS {
+        let parent: u64 = read(dentry, OFF_DENTRY_PARENT.load())?;
+        let root: u64 = read(mount + u64::from(OFF_MOUNT_VFSMOUNT.load()), OFF_VFSMOUNT_ROOT.load())?;
+        if dentry == root {
+            // A file system's root itself is in no hash table.
+            if into.len == 0 && dentry == parent {
+                into.removed = 0;
+            }
+            let above: u64 = read(mount, OFF_MOUNT_PARENT.load())?;
+            if above == mount {
+                into.complete = 1;
+                break;
+            }
+            dentry = read(mount, OFF_MOUNT_POINT.load())?;
+            mount = above;
+            continue;
+        }
+        if into.len >= NAME_LEN as u32 {
+            break;
+        }
+        // SAFETY: a reference. As if it could be anything: the verifier of 6.1 loses track of the comparison.
+        let at = unsafe { (&raw const into.len).read_volatile() } as usize & (NAME_LEN - 1);
+        let name: u64 = read(dentry, OFF_DENTRY_NAME.load())?;
+        // SAFETY: the helper checks the address, and there is room for a part where one may begin.
+        let n = unsafe {
+            bpf_probe_read_kernel_str(
+                into.bytes.as_mut_ptr().add(at).cast(),
+                PART_LEN as u32,
+                name as *const _,
+            )
+        };
+        if n <= 0 {
+            break;
+        }
+        into.len = (at + n as usize) as u32;
+        if dentry == parent {
+            into.complete = 1; // of a file system that is mounted nowhere
+            break;
+        }
+        dentry = parent;
+    }
+    Some(())
+}
+
+/// Copies a `struct unix_address`, without the family it begins with.
+#[inline(always)]
+fn copy_address(address: u64, into: &mut Name) {
+    const FAMILY: u64 = 2;
+    const MAX_LEN: u64 = 108; // UNIX_PATH_MAX, include/uapi/linux/un.h
+    // In 64 bits, or the verifier compares one copy and sees another one used.
+    let len = u64::from(read::<u32>(address, OFF_ADDRESS_LEN.load()).unwrap_or(0)).wrapping_sub(FAMILY);
+    if len == 0 || len > MAX_LEN {
+        return;
+    }
+    let from = address + u64::from(OFF_ADDRESS_NAME.load()) + FAMILY;
+    // SAFETY: the helper checks the address, and the name has room for so much.
+    if unsafe { bpf_probe_read_kernel(into.bytes.as_mut_ptr().cast(), len as u32, from as *const _) } == 0 {
+        into.len = len as u32;
+    }
+}
