@@ -19,7 +19,7 @@ use common::{
     programs::{self, Program},
     workload,
 };
-use profiler::sample::StackEnd;
+use profiler::model::stack::StackEnd;
 use serde_json::Value;
 
 const NO_FRAME_POINTERS: &[&str] = &["-fomit-frame-pointer"];

@@ -4,7 +4,10 @@ use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
-use crate::{blocking::WaitCause, detect::threshold::Thresholds, output::OutputSpec};
+use crate::{
+    model::{cause::WaitCause, threshold::Thresholds},
+    output::OutputSpec,
+};
 
 /// Heading of the options of [`AllocArgs`].
 const MEMORY: &str = "Memory";
@@ -322,7 +325,7 @@ pub struct ReplayArgs {
 }
 
 fn errno(name: &str) -> Result<u32, String> {
-    let known = (1..200).find(|&number| crate::probe::syscalls::errno_name(number) == Some(name));
+    let known = (1..200).find(|&number| crate::model::abi::errno_name(number) == Some(name));
     known.map(|number| number as u32).ok_or_else(|| format!("'{name}' is no error; write it like EAGAIN"))
 }
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use profiler::{
+    model::stack::StackEnd,
     recording::{self, Ending, Event},
-    sample::StackEnd,
 };
 use serde_json::Value;
 

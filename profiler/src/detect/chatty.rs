@@ -1,9 +1,9 @@
 //! Chatty I/O: many small round trips to one peer, or tiny reads and writes of one file, from one place in the code,
 //! where a batch would do (the N+1 problem).
 
-use crate::{
-    calls::{Chatty, ObjectIo},
-    sample::{StackId, ThreadKey},
+use crate::model::{
+    stack::{StackId, ThreadKey},
+    syscall::{Chatty, ObjectIo},
 };
 
 /// Fewer round trips, one after the other, are no pattern.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
-use crate::{
-    blocking::{Convoy, Severity},
-    sample::{StackId, ThreadKey},
+use crate::model::{
+    finding::Severity,
+    stack::{StackId, ThreadKey},
+    wait::Convoy,
 };
 
 /// Fewer waiters are no convoy.

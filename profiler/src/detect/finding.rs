@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::leak::{self, Certainty, Trend};
 use crate::{
-    blocking::{Blocking, Convoy, LongWait, LongWaitKind, Severity, Stall, WaitCause},
-    calls::{Chatty, ErrorStorm},
-    memory::{Limit, Log2, Memory, Site},
-    profile::{Names, Run},
-    sample::{StackId, ThreadKey},
+    detect::leak::{self, Certainty, Trend},
+    model::{
+        cause::WaitCause,
+        distribution::Log2,
+        finding::Severity,
+        memory::{Limit, Memory, Site},
+        report::{Names, Run},
+        stack::{StackId, ThreadKey},
+        syscall::{Chatty, ErrorStorm},
+        wait::{Blocking, Convoy, LongWait, LongWaitKind, Stall},
+    },
     symbolize::Function,
 };
 
@@ -566,17 +571,20 @@ pub(crate) mod fixtures {
 
     use super::*;
     use crate::{
-        aggregate::waits::{Now, Waits},
-        blocking::{Block, EventLoop, RunQueue, Summary, ThreadTime},
         detect::{
             convoy::{Holder, Waiter},
             long_wait::{Wait, fixtures::wait},
             stall::fixtures::{LOOP, block, turn},
-            threshold::Thresholds,
         },
-        memory::{Footprint, Growth, LimitKind, fixtures},
-        profile::fixtures::{frames, profile},
-        sample::OFF_CPU,
+        model::{
+            distribution::Summary,
+            kind::OFF_CPU,
+            memory::{Footprint, Growth, LimitKind, fixtures},
+            report::fixtures::{frames, profile},
+            threshold::Thresholds,
+            wait::{Block, EventLoop, RunQueue, ThreadTime},
+        },
+        probe::sched::totals::{Now, Waits},
     };
 
     /// A process with a leak of objects of 100 bytes, a cache, and growth that neither explains.
@@ -595,7 +603,7 @@ pub(crate) mod fixtures {
             limit: Some(limit),
             ..Footprint::default()
         };
-        let mut run = crate::profile::fixtures::run(&[]);
+        let mut run = crate::model::report::fixtures::run(&[]);
         run.memory = Some(Memory { processes: vec![app], sites: vec![cache, leak], ..Memory::default() });
         name_stacks(&mut run, &["main;serve;session;new;malloc", "main;serve;cache;malloc"]);
         run
@@ -695,7 +703,7 @@ pub(crate) mod fixtures {
             }],
             ..Now::default()
         };
-        let mut run = crate::profile::fixtures::run(&[("main;uv_run;onRequest;busyLoop", 1200)]);
+        let mut run = crate::model::report::fixtures::run(&[("main;uv_run;onRequest;busyLoop", 1200)]);
         run.blocking = Some(waits.blocking(now));
         let mut off_cpu = profile(&[]);
         off_cpu.kind = OFF_CPU;
@@ -742,7 +750,7 @@ mod tests {
 
     /// Stalls made of samples: stack and number.
     fn grouped(stacks: &[&str], stalls: &[&[(u32, u64)]]) -> Vec<(String, usize)> {
-        let mut run = crate::profile::fixtures::run(&[]);
+        let mut run = crate::model::report::fixtures::run(&[]);
         name_stacks(&mut run, stacks);
         let stall = |samples: &&[(u32, u64)]| Stall {
             severity: Severity::Warning,
@@ -793,7 +801,7 @@ mod tests {
         run.memory.as_mut().unwrap().sites.pop();
         // Where sites explain it, the process is not told of again.
         let memory = run.memory.as_mut().unwrap();
-        let explains = |s: u64| crate::memory::Growth {
+        let explains = |s: u64| crate::model::memory::Growth {
             time_ns: s * 1_000_000_000,
             anon_bytes: s * 110_000,
             ..Default::default()

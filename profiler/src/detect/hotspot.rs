@@ -3,9 +3,9 @@
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use crate::{
-    profile::{Profile, ProfileStack},
-    sample::ThreadKey,
+use crate::model::{
+    report::{Profile, ProfileStack},
+    stack::ThreadKey,
 };
 
 /// One function's share.
@@ -114,7 +114,7 @@ fn of_stacks<'a>(profile: &'a Profile, stacks: impl Iterator<Item = &'a ProfileS
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::fixtures::profile;
+    use crate::model::report::fixtures::profile;
 
     #[test]
     fn self_is_the_innermost_and_total_counts_recursion_once() {

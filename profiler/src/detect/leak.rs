@@ -7,10 +7,13 @@
 //! What from outside looks like a leak in every respect is called one: a cache that fills at a constant rate, of which
 //! nothing has been evicted yet.
 
-use super::trend::{self, Point, Slope};
 use crate::{
-    memory::{Footprint, Growth, Heap, LivePoint, Memory, Series, Site},
-    sample::StackId,
+    detect::trend::{self, Point, Slope},
+    model::{
+        memory::{Footprint, Growth, Heap, LivePoint, Memory, Site},
+        series::Series,
+        stack::StackId,
+    },
 };
 
 /// Less time and fewer points in the part that is judged say nothing.

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use profiler_common::cpu::Seen;
 
-use super::threshold::Thresholds;
 use crate::{
-    blocking::{Block, LongWait, LongWaitKind, RanInstead, Severity, WaitCause},
+    model::{
+        cause::WaitCause,
+        finding::Severity,
+        stack::ThreadKey,
+        threshold::Thresholds,
+        wait::{Block, LongWait, LongWaitKind, RanInstead},
+    },
     probe,
-    sample::ThreadKey,
 };
 
 /// One wait of a thread: it blocked, or was preempted, and then waited for a CPU.
@@ -91,7 +95,7 @@ pub(crate) mod fixtures {
 #[cfg(test)]
 mod tests {
     use super::{fixtures::wait, *};
-    use crate::blocking::WaitCause;
+    use crate::model::cause::WaitCause;
 
     const S: u64 = 1_000_000_000;
 

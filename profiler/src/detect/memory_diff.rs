@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{memory::LivePoint, profile::Run};
+use crate::model::{memory::LivePoint, report::Run};
 
 /// What has changed from one moment to another.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,8 +95,10 @@ pub(crate) mod fixtures {
         ] {
             name_stacks(run, &names);
             let memory = run.memory.as_mut().unwrap();
-            memory.sites =
-                (0..).zip(live).map(|(id, bytes)| crate::memory::fixtures::site(id, [bytes])).collect();
+            memory.sites = (0..)
+                .zip(live)
+                .map(|(id, bytes)| crate::model::memory::fixtures::site(id, [bytes]))
+                .collect();
         }
         after.cpu.accounts.duration_ns += 60_000_000_000;
         (before, after)

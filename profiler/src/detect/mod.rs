@@ -9,5 +9,4 @@ pub mod long_wait;
 pub mod memory_diff;
 pub mod stall;
 pub mod storm;
-pub mod threshold;
 pub mod trend;

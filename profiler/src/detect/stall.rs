@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use profiler_common::sched::Turn;
 use rustc_hash::FxHashMap;
 
-use super::threshold::Thresholds;
-use crate::{
-    blocking::{Block, Severity, Stall, WaitCause},
-    sample::{StackId, ThreadKey},
+use crate::model::{
+    cause::WaitCause,
+    finding::Severity,
+    stack::{StackId, ThreadKey},
+    threshold::Thresholds,
+    wait::{Block, Stall},
 };
 
 /// Most stacks, and most blocks, kept of one stall.

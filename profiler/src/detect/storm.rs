@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use profiler_common::syscall::CallKey;
 
-use crate::calls::ErrorStorm;
+use crate::model::syscall::ErrorStorm;
 
 /// Fewer calls a second are no storm.
 const MIN_CALLS_PER_SECOND: f64 = 100.0;

@@ -26,19 +26,23 @@ use profiler_common::{
     target::{INIT_PIDNS_INUM, TargetMode},
 };
 
-use super::{
-    alloc::{self, AllocMaps},
-    btf::{self, Btf},
-    function_hooks,
-    sched::{self, SchedMaps},
-    syscall::{self, CallMaps},
-    unwind::UnwindMaps,
-    uprobe,
-};
 use crate::{
     error::Error,
+    kernel::{
+        btf::{self, Btf},
+        unwind::UnwindMaps,
+        uprobe,
+    },
+    model::loss::{Loss, Losses},
+    probe::{
+        alloc::maps::{self as alloc_maps, AllocMaps},
+        sched::{
+            function_hooks,
+            maps::{self as sched_maps, SchedMaps},
+        },
+        syscall::maps::{self as call_maps, CallMaps},
+    },
     process::target::Target,
-    sample::{Loss, Losses},
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -71,7 +75,7 @@ pub struct Kernel {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Watch<'a> {
     /// The scheduler.
-    pub sched: Option<&'a sched::Settings>,
+    pub sched: Option<&'a sched_maps::Settings>,
     /// System calls; by thread if true.
     pub calls: Option<bool>,
     /// Allocations.
@@ -115,12 +119,12 @@ impl Kernel {
         let watches = sched.is_some() || calls.is_some();
         let mut offsets = if needs_ids || watches { task_offsets()? } else { Vec::new() };
         if watches {
-            offsets.extend(sched::offsets()?);
+            offsets.extend(sched_maps::offsets()?);
         } else {
             loader.map_max_entries("STACKS_SENT", 1);
         }
         match sched {
-            Some(sched::Settings { limits, wakers: _, run_queue_by_thread }) => {
+            Some(sched_maps::Settings { limits, wakers: _, run_queue_by_thread }) => {
                 loader
                     .override_global(
                         "RUN_QUEUE_BY_THREAD",
@@ -134,13 +138,13 @@ impl Kernel {
                     .override_global("BLOCK_NS", &limits.block_ns, true);
             }
             None => {
-                for map in sched::LARGE_MAPS {
+                for map in sched_maps::LARGE_MAPS {
                     loader.map_max_entries(map, 1);
                 }
             }
         }
         if !sched.is_some_and(|sched| sched.run_queue_by_thread) {
-            loader.map_max_entries(sched::BY_THREAD_MAP, 1);
+            loader.map_max_entries(sched_maps::BY_THREAD_MAP, 1);
         }
         let (watched, by_thread) = (u32::from(calls.is_some()), u32::from(calls == Some(true)));
         loader.override_global("CALLS_WATCHED", &watched, true).override_global(
@@ -149,13 +153,13 @@ impl Kernel {
             true,
         );
         let one_process = matches!(target, Target::Pids { pids, follow: false } if pids.len() < 2);
-        for (map, entries) in syscall::map_sizes(calls, one_process) {
+        for (map, entries) in call_maps::map_sizes(calls, one_process) {
             loader.map_max_entries(map, entries);
         }
         if allocations {
-            offsets.extend(alloc::offsets());
+            offsets.extend(alloc_maps::offsets());
         } else {
-            for map in alloc::LARGE_MAPS {
+            for map in alloc_maps::LARGE_MAPS {
                 loader.map_max_entries(map, 1);
             }
         }
@@ -173,7 +177,7 @@ impl Kernel {
         let uprobes = uprobe::Unloaded::of(&ebpf);
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
         if watches {
-            sched::set_classes(&mut ebpf)?;
+            sched_maps::set_classes(&mut ebpf)?;
         }
         let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf, only)).transpose()?;
         let call_maps = calls.map(|_| CallMaps::take(&mut ebpf)).transpose()?;
@@ -328,7 +332,7 @@ impl Kernel {
 
     /// Attaches the system-call probe. Every system call of every process passes it: only if asked for.
     pub fn attach_calls(&mut self) -> Result<()> {
-        for (index, name) in (0..).zip(syscall::STEPS) {
+        for (index, name) in (0..).zip(call_maps::STEPS) {
             let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
             step.load().map_err(explain_program)?;
             let step = step.fd()?.try_clone()?;

@@ -7,7 +7,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
-use super::{btf, function_hooks};
+use crate::{kernel::btf, probe::sched::function_hooks};
 
 /// Bits of capability sets in /proc/self/status (include/uapi/linux/capability.h).
 const CAPABILITIES: [(u32, &str, &str); 5] = [

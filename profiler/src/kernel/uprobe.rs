@@ -25,7 +25,7 @@ use aya::{
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
 use perf_event_open_sys::bindings as sys;
 
-use super::preflight;
+use crate::kernel::preflight;
 
 /// Which of the kernel programs a breakpoint runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

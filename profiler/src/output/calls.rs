@@ -4,14 +4,16 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::{
-    report::{Style, bytes, count, per_second, percent, thousands},
-    waiting::{innermost, line, time},
-};
 use crate::{
-    calls::{CallCount, Calls, Interval, SlowCall},
-    profile::Run,
-    sample::ThreadKey,
+    model::{
+        report::Run,
+        stack::ThreadKey,
+        syscall::{CallCount, Calls, Interval, SlowCall},
+    },
+    output::{
+        report::{Style, bytes, count, per_second, percent, thousands},
+        waiting::{innermost, line, time},
+    },
 };
 
 /// Processes listed (threads where they are kept apart), and system calls of each.
@@ -233,17 +235,19 @@ pub(crate) mod fixtures {
 
     use super::*;
     use crate::{
-        blocking::Summary,
-        calls::{CallKind, Chatty, ErrorStorm, KindWaits, ObjectIo, SlowByPart, fixtures::slow_call},
         detect::finding::fixtures::name_stacks,
-        sample::StackId,
+        model::{
+            distribution::Summary,
+            stack::StackId,
+            syscall::{CallKind, Chatty, ErrorStorm, KindWaits, ObjectIo, SlowByPart, fixtures::slow_call},
+        },
     };
 
     const MS: u64 = 1_000_000;
 
     /// A process that asks a database one question after the other.
     pub fn run_with_calls() -> Run {
-        let mut run = crate::profile::fixtures::run(&[("main;query", 10)]);
+        let mut run = crate::model::report::fixtures::run(&[("main;query", 10)]);
         name_stacks(&mut run, &["main;handle;query;write", "main;save;fsync;k:jbd2_log_wait_commit"]);
         let thread = ThreadKey { pid: 7, tid: 8 };
         let lengths = |count, sum_ns, max_ns| Summary {

@@ -5,11 +5,13 @@ use std::io::Write;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{
-    report::{Style, bytes, count, thousands},
-    waiting::line,
+use crate::{
+    detect::memory_diff::{Live, MemoryDiff, Place},
+    output::{
+        report::{Style, bytes, count, thousands},
+        waiting::line,
+    },
 };
-use crate::detect::memory_diff::{Live, MemoryDiff, Place};
 
 /// Functions shown of a place.
 const FRAMES: usize = 6;

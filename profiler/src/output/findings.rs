@@ -4,20 +4,23 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::{
-    report::{Keep, Style, bytes, count, fit, per_second, percent, thousands},
-    waiting::{line, time, user_functions},
-};
 use crate::{
-    blocking::{Blocking, Convoy, LongWaitKind, Severity, ThreadTime},
-    calls::ErrorStorm,
     detect::{
         finding::{self, ChattyGroup, Finding, Growing, Leak, Reaches, Reason, StallGroup, WaitGroup},
         leak::{Certainty, Trend},
     },
-    memory::{Limit, LimitKind},
-    profile::{NamedFrame, Names, Run},
-    sample::{ModuleKind, ThreadKey},
+    model::{
+        finding::Severity,
+        memory::{Limit, LimitKind},
+        report::{NamedFrame, Names, Run},
+        stack::{ModuleKind, ThreadKey},
+        syscall::ErrorStorm,
+        wait::{Blocking, Convoy, LongWaitKind, ThreadTime},
+    },
+    output::{
+        report::{Keep, Style, bytes, count, fit, per_second, percent, thousands},
+        waiting::{line, time, user_functions},
+    },
     symbolize::Function,
 };
 
@@ -362,11 +365,9 @@ fn join(parts: [&str; 3]) -> String {
 mod tests {
     use super::*;
     use crate::{
-        blocking::{EventLoop, Summary},
         detect::finding::fixtures::{run_that_grows, run_with_findings},
+        model::{distribution::Summary, report::fixtures, stack::Module, wait::EventLoop},
         output::report::width,
-        profile::fixtures,
-        sample::Module,
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
@@ -399,8 +400,8 @@ mod tests {
         let turns = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
         let loops = vec![EventLoop { turns, name: "quiet".into(), ..EventLoop::default() }];
         run.blocking = Some(Blocking { loops, ..Blocking::default() });
-        run.memory = Some(crate::memory::Memory::default());
-        run.calls = Some(crate::calls::Calls::default());
+        run.memory = Some(crate::model::memory::Memory::default());
+        run.calls = Some(crate::model::syscall::Calls::default());
         insta::assert_snapshot!(render(&run, PLAIN));
     }
 

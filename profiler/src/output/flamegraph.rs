@@ -4,8 +4,10 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{RenderOptions, folded};
-use crate::{profile::Profile, sample::OFF_CPU};
+use crate::{
+    model::{kind::OFF_CPU, report::Profile},
+    output::{RenderOptions, folded},
+};
 
 /// Draws the profile. One with no samples at all becomes a picture that says so.
 pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
@@ -49,7 +51,7 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::fixtures::profile;
+    use crate::model::report::fixtures::profile;
 
     fn draw(profile: &Profile) -> String {
         let mut svg = Vec::new();

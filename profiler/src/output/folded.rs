@@ -6,10 +6,12 @@ use std::{collections::BTreeMap, fmt::Write as _, io::Write};
 
 use anyhow::Result;
 
-use super::RenderOptions;
 use crate::{
-    profile::{Profile, ProfileStack},
-    sample::ModuleKind,
+    model::{
+        report::{Profile, ProfileStack},
+        stack::ModuleKind,
+    },
+    output::RenderOptions,
 };
 
 /// Writes all stacks, one line each, sorted by name. The counts add up to the profile's total.
@@ -66,7 +68,7 @@ fn clean(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::fixtures::profile;
+    use crate::model::report::fixtures::profile;
 
     #[test]
     fn stacks_are_outermost_first_and_add_up() {

@@ -6,17 +6,22 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::RenderOptions;
 use crate::{
-    blocking::{self, LongWaitKind, RanInstead, RunQueue, Summary, WaitCause},
     detect::{
         finding::{self, Finding, Reaches},
         hotspot::{self, Hotspot},
         leak::{self, Certainty, Trend},
     },
-    memory::{self, Growth, Heap, Limit, LivePoint, Watching},
-    profile::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
-    sample::{Loss, StackId, ThreadKey},
+    model::{
+        cause::WaitCause,
+        distribution::Summary,
+        loss::Loss,
+        memory::{self, Growth, Heap, Limit, LivePoint, Watching},
+        report::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
+        stack::{StackId, ThreadKey},
+        wait::{self, LongWaitKind, RanInstead, RunQueue},
+    },
+    output::RenderOptions,
     unwind::feed::UnwindReport,
 };
 
@@ -58,7 +63,7 @@ struct Calls<'a> {
     stacks: Vec<OffCpuStack<'a>>,
     calls: Vec<CallCount<'a>>,
     waits: Vec<KindWaits<'a>>,
-    objects: &'a [crate::calls::ObjectIo],
+    objects: &'a [crate::model::syscall::ObjectIo],
     objects_unlisted: u64,
     slow: Vec<SlowCall<'a>>,
     slow_by_part: SlowByPart<'a>,
@@ -135,7 +140,7 @@ struct Chatty<'a> {
 struct ErrorStorm<'a> {
     severity: &'static str,
     #[serde(flatten)]
-    storm: &'a crate::calls::ErrorStorm,
+    storm: &'a crate::model::syscall::ErrorStorm,
 }
 
 #[derive(Serialize)]
@@ -478,9 +483,9 @@ fn weighed<'a>(profile: &'a Profile) -> Vec<OffCpuStack<'a>> {
     profile.stacks.iter().map(stack).collect()
 }
 
-fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
+fn calls<'a>(of: &'a crate::model::syscall::Calls, run: &'a Run) -> Calls<'a> {
     let stack = |id| names_of(run.names(), id);
-    let count = |of: &'a crate::calls::CallCount| CallCount {
+    let count = |of: &'a crate::model::syscall::CallCount| CallCount {
         pid: of.thread.pid,
         tid: (of.thread.tid != 0).then_some(of.thread.tid),
         process: &of.process,
@@ -494,7 +499,7 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         errors: of.errors.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
         unfinished: of.unfinished,
     };
-    let waits = |of: &'a crate::calls::KindWaits| KindWaits {
+    let waits = |of: &'a crate::model::syscall::KindWaits| KindWaits {
         pid: of.pid,
         process: &of.process,
         kind: of.kind.id(),
@@ -502,7 +507,7 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         waits: of.lengths,
         stack: stack(of.stack),
     };
-    let slow = |of: &'a crate::calls::SlowCall| SlowCall {
+    let slow = |of: &'a crate::model::syscall::SlowCall| SlowCall {
         pid: of.thread.pid,
         tid: of.thread.tid,
         process: &of.process,
@@ -516,8 +521,9 @@ fn calls<'a>(of: &'a crate::calls::Calls, run: &'a Run) -> Calls<'a> {
         arguments: &of.arguments,
         stack: stack(of.stack),
     };
-    let storm = |storm: &'a crate::calls::ErrorStorm| ErrorStorm { severity: storm.severity().id(), storm };
-    let chatty = |of: &'a crate::calls::Chatty| Chatty {
+    let storm =
+        |storm: &'a crate::model::syscall::ErrorStorm| ErrorStorm { severity: storm.severity().id(), storm };
+    let chatty = |of: &'a crate::model::syscall::Chatty| Chatty {
         severity: of.severity().id(),
         pid: of.thread.pid,
         tid: of.thread.tid,
@@ -594,10 +600,10 @@ fn memory<'a>(of: &'a memory::Memory, run: &'a Run) -> Memory<'a> {
     }
 }
 
-fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
+fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
     let stack = |id: Option<StackId>| names_of(names, id);
     let causes = |of: &[(WaitCause, u64)]| of.iter().map(|&(cause, ns)| (cause.id(), ns)).collect();
-    let block = |of: &'a blocking::Block| Block {
+    let block = |of: &'a wait::Block| Block {
         start_ns: of.start_ns,
         blocked_ns: of.blocked_ns,
         run_queue_ns: of.run_queue_ns,
@@ -606,7 +612,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
         object: of.object.as_deref(),
         stack: stack(of.stack),
     };
-    let thread = |of: &'a blocking::ThreadTime| ThreadTime {
+    let thread = |of: &'a wait::ThreadTime| ThreadTime {
         pid: of.thread.pid,
         tid: of.thread.tid,
         process: &of.process,
@@ -619,7 +625,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
         run_queue: of.run_queue,
         blocked_ns: causes(&of.blocked),
     };
-    let event_loop = |of: &'a blocking::EventLoop| EventLoop {
+    let event_loop = |of: &'a wait::EventLoop| EventLoop {
         pid: of.thread.pid,
         tid: of.thread.tid,
         process: &of.process,
@@ -629,7 +635,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
         warnings: of.warnings,
         criticals: of.criticals,
     };
-    let stall = |of: &'a blocking::Stall| Stall {
+    let stall = |of: &'a wait::Stall| Stall {
         severity: of.severity.id(),
         pid: of.thread.pid,
         tid: of.thread.tid,
@@ -646,7 +652,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
             .collect(),
         blocks: of.blocks.iter().map(block).collect(),
     };
-    let long_wait = |of: &'a blocking::LongWait| {
+    let long_wait = |of: &'a wait::LongWait| {
         let (kind, uninterruptible, instead) = match &of.kind {
             LongWaitKind::Blocked { uninterruptible } => ("blocked", *uninterruptible, &[][..]),
             LongWaitKind::Starved { instead } => ("starved", false, &instead[..]),
@@ -662,7 +668,7 @@ fn blocking<'a>(of: &'a blocking::Blocking, names: &'a Names) -> Blocking<'a> {
             block: block(&of.block),
         }
     };
-    let convoy = |of: &'a blocking::Convoy| Convoy {
+    let convoy = |of: &'a wait::Convoy| Convoy {
         severity: of.severity.id(),
         pid: of.pid,
         process: &of.process,
@@ -721,7 +727,7 @@ fn growing(run: &Run) -> Vec<Grows<'_>> {
 
 /// What all that grows has in common.
 fn grows<'a>(
-    (severity, kind): (blocking::Severity, &'static str),
+    (severity, kind): (crate::model::finding::Severity, &'static str),
     (pid, process): (u32, String),
     (trend, certainty): (&Trend, Certainty),
     reaches: Option<Reaches>,
@@ -766,7 +772,7 @@ mod tests {
     use super::*;
     use crate::{
         detect::finding::fixtures::{run_that_grows, run_with_findings},
-        profile::fixtures,
+        model::report::fixtures,
     };
 
     fn render(run: &Run) -> serde_json::Value {

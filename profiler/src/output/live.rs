@@ -8,12 +8,15 @@ use std::{
 
 use anyhow::Result;
 
-use super::{
-    calls,
-    report::{self, Style},
-    waiting,
+use crate::{
+    detect::hotspot,
+    model::{report::Run, syscall::Interval, wait::Blocking},
+    output::{
+        calls,
+        report::{self, Style},
+        waiting,
+    },
 };
-use crate::{blocking::Blocking, calls::Interval, detect::hotspot, profile::Run};
 
 /// Functions in the live table.
 const ROWS: usize = 12;

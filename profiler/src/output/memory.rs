@@ -4,13 +4,15 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{
-    report::{Style, bytes, count, percent, thousands},
-    waiting::{line, time, user_functions},
-};
 use crate::{
-    memory::{Footprint, Memory, Site, WatchMode, Watching},
-    profile::{Profile, Run},
+    model::{
+        memory::{Footprint, Memory, Site, WatchMode, Watching},
+        report::{Profile, Run},
+    },
+    output::{
+        report::{Style, bytes, count, percent, thousands},
+        waiting::{line, time, user_functions},
+    },
 };
 
 /// Processes and places listed.
@@ -198,21 +200,21 @@ fn faults(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::model::{
         memory::{Growth, LivePoint},
-        profile::fixtures,
-        sample::StackId,
+        report::fixtures,
+        stack::StackId,
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
 
     fn run() -> Run {
         let mut run = fixtures::run(&[("main", 1)]);
-        let mut names = crate::profile::Names::clone(run.names());
+        let mut names = crate::model::report::Names::clone(run.names());
         let frames = fixtures::frames(&mut names, "main;serve;remember\x1b[2J");
         names.stacks.insert(StackId(1), frames);
         run.cpu.names = std::rc::Rc::new(names);
-        let mut site = crate::memory::fixtures::site(1, [0.0, 1_500_000.0]);
+        let mut site = crate::model::memory::fixtures::site(1, [0.0, 1_500_000.0]);
         site.estimated = true;
         site.points.push(LivePoint {
             time_ns: 2,

@@ -14,8 +14,10 @@ use tempfile::NamedTempFile;
 
 use crate::{
     error::Error,
-    profile::{Profile, Run},
-    sample::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind, SYSCALLS},
+    model::{
+        kind::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind, SYSCALLS},
+        report::{Profile, Run},
+    },
 };
 
 pub mod calls;
@@ -28,6 +30,7 @@ pub mod live;
 pub mod memory;
 pub mod pprof;
 pub mod report;
+pub mod results;
 pub mod waiting;
 
 /// Writes one profile.
@@ -254,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_one_clear_failure() {
-        let run = crate::profile::fixtures::run(&[("main", 1)]);
+        let run = crate::model::report::fixtures::run(&[("main", 1)]);
         let spec: OutputSpec = "offcpu:x.svg".parse().unwrap();
         let error = spec.write(&run, &RenderOptions::default(), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().starts_with("no offcpu profile was measured, so x.svg"), "{error}");

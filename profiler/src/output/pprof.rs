@@ -8,8 +8,10 @@ use indexmap::IndexSet;
 use prost::Message;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{RenderOptions, json::hex};
-use crate::{profile::Profile, sample::Module};
+use crate::{
+    model::{report::Profile, stack::Module},
+    output::{RenderOptions, json::hex},
+};
 
 #[derive(Clone, PartialEq, Message)]
 struct ProfileProto {
@@ -231,7 +233,7 @@ fn encode(profile: &Profile) -> ProfileProto {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::fixtures::profile;
+    use crate::model::report::fixtures::profile;
 
     #[test]
     fn every_reference_leads_somewhere_and_the_weights_add_up() {
@@ -265,9 +267,9 @@ mod tests {
     #[test]
     fn time_off_cpus_is_one_exact_value() {
         let mut profile = profile(&[("main;read", 3_000_000), ("main;write", 1)]);
-        profile.kind = crate::sample::OFF_CPU;
+        profile.kind = crate::model::kind::OFF_CPU;
         profile.stacks.truncate(1);
-        profile.stacks[0].cause = Some(crate::blocking::WaitCause::Pipe);
+        profile.stacks[0].cause = Some(crate::model::cause::WaitCause::Pipe);
         let message = encode(&profile);
         let string = |id: i64| message.string_table[id as usize].as_str();
         assert_eq!(message.sample[0].value, [3_000_000]);

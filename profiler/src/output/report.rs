@@ -4,11 +4,13 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{calls, findings, memory, waiting};
 use crate::{
     detect::hotspot::{self, Hotspot},
-    profile::{Profile, Run},
-    sample::StackEnd,
+    model::{
+        report::{Profile, Run},
+        stack::StackEnd,
+    },
+    output::{calls, findings, memory, waiting},
 };
 
 /// How to lay the report out.
@@ -289,9 +291,9 @@ pub(super) fn count(number: u64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        profile::{ProbeReport, fixtures},
-        sample::Loss,
+    use crate::model::{
+        loss::Loss,
+        report::{ProbeReport, fixtures},
     };
 
     fn render(run: &Run, style: Style) -> String {
@@ -333,7 +335,7 @@ mod tests {
         let style = Style { colour: false, width: None, threads: false, top: 9 };
         let mut run = fixtures::run(&[]);
         assert!(render(&run, style).contains("/proc/PID/task/*/wchan"));
-        run.blocking = Some(crate::blocking::Blocking::default());
+        run.blocking = Some(crate::model::wait::Blocking::default());
         let text = render(&run, style);
         assert!(text.contains("What for, see below") && text.contains("where the time went"), "{text}");
     }

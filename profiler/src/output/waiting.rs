@@ -4,11 +4,15 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::report::{Keep, Style, count, fit, percent, thousands, width};
 use crate::{
-    blocking::{Blocking, EventLoop, Summary, ThreadTime, WaitCause},
-    profile::{Names, Run},
-    sample::StackId,
+    model::{
+        cause::WaitCause,
+        distribution::Summary,
+        report::{Names, Run},
+        stack::StackId,
+        wait::{Blocking, EventLoop, ThreadTime},
+    },
+    output::report::{Keep, Style, count, fit, percent, thousands, width},
     symbolize::Function,
 };
 
@@ -238,8 +242,8 @@ pub(super) fn time(ns: u64) -> String {
 mod tests {
     use super::*;
     use crate::{
-        blocking::EventLoop, detect::finding::fixtures::run_with_findings, profile::fixtures,
-        sample::ThreadKey,
+        detect::finding::fixtures::run_with_findings,
+        model::{report::fixtures, stack::ThreadKey, wait::EventLoop},
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };

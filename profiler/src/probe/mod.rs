@@ -11,11 +11,8 @@ use profiler_common::{
 
 pub mod alloc;
 pub mod cpu;
-pub mod exits;
 pub mod sched;
-pub mod site;
 pub mod syscall;
-pub mod syscalls;
 
 /// A thread's name as the kernel has it, up to the first NUL.
 pub fn name(comm: &[u8; COMM_LEN]) -> String {
@@ -30,15 +27,15 @@ const NAME_HEADER: usize = offset_of!(raw_calls::Name, bytes);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A CPU sample.
-    Cpu(cpu::RawSample),
+    Cpu(cpu::records::RawSample),
     /// A stack that blocks, by its id.
-    Stack(u64, cpu::RawSample),
+    Stack(u64, cpu::records::RawSample),
     /// A stack that allocates, by its id.
-    AllocStack(u64, cpu::RawSample),
+    AllocStack(u64, cpu::records::RawSample),
     /// A page fault.
-    Fault(cpu::RawSample),
+    Fault(cpu::records::RawSample),
     /// A stack that wakes threads, by its id, and the name of its thread.
-    Waker(u64, String, cpu::RawSample),
+    Waker(u64, String, cpu::records::RawSample),
     /// A long block or wait for a CPU.
     Interval(raw::Interval),
     /// A long turn of an event loop.
@@ -58,26 +55,28 @@ impl Record {
     pub fn decode(bytes: &[u8]) -> Option<Record> {
         let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
         match kind {
-            KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
-            KIND_FAULT_SAMPLE => cpu::decode_stack(bytes, kind).map(Record::Fault),
-            raw::KIND_STACK => sched::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack)),
+            KIND_CPU_SAMPLE => cpu::records::decode(bytes).map(Record::Cpu),
+            KIND_FAULT_SAMPLE => cpu::records::decode_stack(bytes, kind).map(Record::Fault),
+            raw::KIND_STACK => {
+                sched::records::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack))
+            }
             raw::KIND_WAKER => {
-                sched::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
+                sched::records::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
             }
             KIND_ALLOC_STACK => {
-                sched::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
+                sched::records::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
             }
-            raw::KIND_INTERVAL => sched::plain(bytes).map(Record::Interval),
-            raw::KIND_TURN => sched::plain(bytes).map(Record::Turn),
-            raw::KIND_EXIT => sched::plain(bytes).map(Record::Exit),
-            raw::KIND_LOOP => sched::plain(bytes).map(Record::Loop),
+            raw::KIND_INTERVAL => sched::records::plain(bytes).map(Record::Interval),
+            raw::KIND_TURN => sched::records::plain(bytes).map(Record::Turn),
+            raw::KIND_EXIT => sched::records::plain(bytes).map(Record::Exit),
+            raw::KIND_LOOP => sched::records::plain(bytes).map(Record::Loop),
             raw_calls::KIND_SLOW_CALL => {
                 let least = offset_of!(raw_calls::SlowCall, name) + NAME_HEADER;
-                sched::cut_off(bytes, least).map(Record::SlowCall)
+                sched::records::cut_off(bytes, least).map(Record::SlowCall)
             }
             raw_calls::KIND_IO => {
                 let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
-                sched::cut_off(bytes, least).map(Record::Io)
+                sched::records::cut_off(bytes, least).map(Record::Io)
             }
             _ => None,
         }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::kernel::sideband::{Event, Notice};
+use crate::process::notice::{Event, Notice};
 
 /// The processes whose end is the end of the run.
 pub struct Living {

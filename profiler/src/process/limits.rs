@@ -7,7 +7,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use crate::memory::{Limit, LimitKind};
+use crate::model::memory::{Limit, LimitKind};
 
 /// What is unlimited in cgroup v1 is a number that no machine reaches.
 const UNLIMITED: u64 = 1 << 60;

@@ -1,16 +1,19 @@
 //! What processes have mapped: from /proc when they are first seen, from the kernel's notices afterwards. Turns
-//! raw addresses into [`Frame`](crate::sample::Frame)s. The /proc root is injected, so tests need no rights.
+//! raw addresses into [`Frame`](crate::model::stack::Frame)s. The /proc root is injected, so tests need no rights.
 
+pub mod clock;
 pub mod elf;
 pub mod launch;
 pub mod life;
 pub mod limits;
 pub mod maps;
 pub mod memory;
+pub mod notice;
 pub mod objects;
 pub mod redact;
 pub mod table;
 pub mod target;
+pub mod usage;
 mod vdso;
 
 pub use table::ProcessTable;

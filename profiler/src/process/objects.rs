@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::memory::ProcessMemory;
+use crate::process::memory::ProcessMemory;
 
 /// Describes a process's descriptor, as long as it is open.
 pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String> {

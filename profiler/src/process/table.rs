@@ -10,14 +10,14 @@ use std::{
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{
-    elf::ElfInfo,
-    maps::{self, MapsEntry},
-    vdso,
-};
 use crate::{
-    kernel::sideband::{Event, Notice},
-    sample::{Frame, Module, ModuleId, ModuleKind, Tables},
+    model::stack::{Frame, Module, ModuleId, ModuleKind, Tables},
+    process::{
+        elf::ElfInfo,
+        maps::{self, MapsEntry},
+        notice::{Event, Notice},
+        vdso,
+    },
 };
 
 /// A process's mappings are read again for an address in none of them, but not more often than this.

@@ -17,10 +17,10 @@ use blazesym::{
 };
 use rustc_hash::FxHashMap;
 
-use super::{Detail, Function, Symbolizer, perf_map::PerfMap};
 use crate::{
+    model::stack::{Frame, Module, ModuleId, ModuleKind},
     process::ProcessTable,
-    sample::{Frame, Module, ModuleId, ModuleKind},
+    symbolize::{Detail, Function, Symbolizer, perf_map::PerfMap},
 };
 
 /// Files whose symbol tables are kept between two refreshes of the live view.

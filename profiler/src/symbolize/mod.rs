@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::sample::{Module, ModuleId, ModuleKind};
+use crate::model::stack::{Module, ModuleId, ModuleKind};
 
 mod live;
 mod perf_map;
@@ -36,7 +36,7 @@ impl Function {
         let name = match module.kind {
             ModuleKind::File => format!("[{}+{address:#x}]", module.name()),
             ModuleKind::NotTaken | ModuleKind::Waker => module.path.clone(),
-            ModuleKind::Syscall => crate::probe::syscalls::name(address as i32),
+            ModuleKind::Syscall => crate::model::abi::name(address as i32),
             _ => format!("[{}+{address:#x}]", module.path.trim_matches(['[', ']'])),
         };
         Function { name, file: None, line: None }

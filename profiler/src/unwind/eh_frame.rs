@@ -8,7 +8,7 @@ use gimli::{
 use profiler_common::unwind::{CfaKind, FpKind, RULE_NO_INFO, RULE_UNSUPPORTED, RaKind, Rule};
 use rustc_hash::FxHashMap;
 
-use super::{
+use crate::unwind::{
     image::{FrameSection, Image, Machine},
     rules::RuleTable,
     table::{BuildError, Packer, Source, Stats},

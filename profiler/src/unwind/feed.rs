@@ -20,10 +20,10 @@ use profiler_common::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{BuildError, RuleTable, Table, walk::walk};
 use crate::{
+    model::stack::ModuleId,
     process::{ProcessTable, table::MappedCode},
-    sample::ModuleId,
+    unwind::{BuildError, RuleTable, Table, walk::walk},
 };
 
 /// Kernel memory for tables, bytes. Node.js takes about a twentieth of it.
@@ -499,7 +499,7 @@ mod tests {
 
     #[test]
     fn this_very_process_gets_tables_and_gives_them_back() {
-        let mut tables = crate::sample::Tables::default();
+        let mut tables = crate::model::stack::Tables::default();
         let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
         let me = std::process::id();
         processes.track(me, &mut tables);
@@ -522,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_budget_too_small_is_a_reason() {
-        let mut tables = crate::sample::Tables::default();
+        let mut tables = crate::model::stack::Tables::default();
         let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
         let me = std::process::id();
         processes.track(me, &mut tables);

@@ -8,7 +8,7 @@ use profiler_common::unwind::{
 };
 use rustc_hash::FxHashMap;
 
-use super::{
+use crate::unwind::{
     eh_frame,
     image::{Image, Machine},
     rules::RuleTable,

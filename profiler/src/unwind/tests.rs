@@ -11,7 +11,7 @@ use gimli::{
 use profiler_common::unwind::{CfaKind, FpKind, RaKind, Rule};
 use proptest::prelude::*;
 
-use super::{
+use crate::unwind::{
     RuleTable, Table,
     image::{Image, Machine},
     table::{BuildError, Source},

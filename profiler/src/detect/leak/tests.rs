@@ -4,7 +4,7 @@
 use fastrand::Rng;
 
 use super::*;
-use crate::memory::fixtures;
+use crate::model::memory::fixtures;
 
 const S: f64 = 1e9;
 

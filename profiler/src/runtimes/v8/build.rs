@@ -2,8 +2,7 @@
 
 use std::{fs::File, rc::Rc};
 
-use super::metadata::Layout;
-use crate::runtimes::exported::Exported;
+use crate::runtimes::{exported::Exported, v8::metadata::Layout};
 
 const VERSION: [&str; 3] =
     ["_ZN2v88internal7Version6major_E", "_ZN2v88internal7Version6minor_E", "_ZN2v88internal7Version6build_E"];

@@ -6,11 +6,13 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use super::{
-    heap::{Heap, is_pointer},
-    metadata::HEAP_TAG,
+use crate::runtimes::{
+    memory::ForeignMemory,
+    v8::{
+        heap::{Heap, is_pointer},
+        metadata::HEAP_TAG,
+    },
 };
-use crate::runtimes::memory::ForeignMemory;
 
 /// How far back a header is looked for, bytes.
 const LOOK_BACK: u64 = 512 * 1024;

@@ -1,10 +1,12 @@
 //! Objects of V8's heap, read from outside while the program runs on: maps, strings, scripts, scopes.
 
-use super::{
-    metadata::{HEAP_TAG, Layout},
-    positions::Lines,
+use crate::runtimes::{
+    memory::ForeignMemory,
+    v8::{
+        metadata::{HEAP_TAG, Layout},
+        positions::Lines,
+    },
 };
-use crate::runtimes::memory::ForeignMemory;
 
 /// UTF-16 units of a script that are read to count its lines: larger ones have no lines.
 const LARGEST_SCRIPT: usize = 16 * 1024 * 1024;

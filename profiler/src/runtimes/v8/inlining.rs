@@ -1,11 +1,13 @@
 //! The functions that optimised code runs: the one it was compiled for, and those that were inlined into it.
 
-use super::{
-    code::CodeRange,
-    heap::Heap,
-    positions::{self, Position},
+use crate::runtimes::{
+    memory::ForeignMemory,
+    v8::{
+        code::CodeRange,
+        heap::Heap,
+        positions::{self, Position},
+    },
 };
-use crate::runtimes::memory::ForeignMemory;
 
 /// Functions inlined into each other.
 const DEEPEST: usize = 64;

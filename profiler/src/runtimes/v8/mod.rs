@@ -13,13 +13,16 @@ use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
 
-use self::{
-    code::CodeRanges,
-    heap::{Heap, Script, is_pointer, small_integer},
-    inlining::{Optimised, Running},
-    metadata::{HEAP_TAG, Layout},
+use crate::runtimes::{
+    ManagedFunction,
+    memory::ForeignMemory,
+    v8::{
+        code::CodeRanges,
+        heap::{Heap, Script, is_pointer, small_integer},
+        inlining::{Optimised, Running},
+        metadata::{HEAP_TAG, Layout},
+    },
 };
-use super::{ManagedFunction, memory::ForeignMemory};
 
 pub mod build;
 pub mod code;

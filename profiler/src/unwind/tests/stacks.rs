@@ -15,10 +15,9 @@ use std::{
 use gimli::{EhFrame, LittleEndian, UnwindSection};
 use profiler_common::unwind::{RULE_NO_INFO, Registers, Step, StopReason, X86_64};
 
-use super::vdso;
 use crate::{
     process::{elf::ElfInfo, maps, memory::ProcessMemory},
-    unwind::{RuleTable, Table, image::Image, walk::walk},
+    unwind::{RuleTable, Table, image::Image, tests::vdso, walk::walk},
 };
 
 /// How a walk ended, and its frames.

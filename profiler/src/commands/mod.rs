@@ -1,0 +1,5 @@
+//! What the command line can ask for besides profiling, a file each.
+
+pub mod diff;
+pub mod doctor;
+pub mod replay;

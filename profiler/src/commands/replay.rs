@@ -1,0 +1,256 @@
+//! `profiler replay`: turns a recording into a report and any other output, as a live run would have.
+
+use anyhow::Result;
+
+use crate::{
+    cli::ReplayArgs,
+    model::kind::KINDS,
+    output::{RenderOptions, results::Results},
+    recording::{
+        Ending,
+        load::{Replayed, load},
+    },
+};
+
+/// Turns a recording into a report and any other output.
+pub fn run(args: &ReplayArgs) -> Result<()> {
+    let mut results = Results::open(&args.report)?;
+    let Replayed { run, samples, tables, ending } = load(&args.recording)?;
+    let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
+    results.check(&measured.collect::<Vec<_>>())?;
+    if ending == Ending::CutOff {
+        eprintln!(
+            "profiler: {} ends early; this is what it holds, and symbols may be missing",
+            args.recording.display()
+        );
+    }
+    results.start_recordings(&run.cpu.meta)?;
+    for sample in &samples {
+        let first = tables.threads.get(&sample.thread).map(String::as_str);
+        results.record(sample, &tables, first)?;
+    }
+    let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
+    results.finish(&run, &tables, &options)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        cli::ReportArgs,
+        detect::{
+            long_wait::fixtures::wait,
+            memory_diff,
+            stall::fixtures::{LOOP, turn},
+        },
+        model::{
+            cause::WaitCause,
+            kind::{CPU, ProfileKind},
+            memory::{Footprint, Memory, fixtures::site},
+            report::{Accounts, Meta, Run, Totals},
+            sample::Sample,
+            sections::Told,
+            stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, StackId, Tables, ThreadKey},
+            syscall::{Calls, KindWaits},
+            threshold::Thresholds,
+            totals::{Aggregator, intern_stack},
+            wait::{Blocking, ThreadTime},
+        },
+        output::{
+            FORMATS, Format, OutputSpec,
+            report::{self, Style},
+        },
+        probe::sched::totals::{Now, Waits},
+        recording::{
+            Recorder,
+            load::{names, write_snapshot},
+        },
+        symbolize::{Detail, Function, Symbolizer},
+    };
+
+    /// Names every address but each seventh.
+    struct Fake;
+
+    impl Symbolizer for Fake {
+        fn functions(
+            &mut self,
+            _: ModuleId,
+            _: &Module,
+            addresses: &[u64],
+            _: Detail,
+        ) -> Vec<Option<Vec<Function>>> {
+            let name = |address| Function { name: format!("f{address}"), file: None, line: None };
+            addresses.iter().map(|&address| (address % 7 != 0).then(|| vec![name(address)])).collect()
+        }
+    }
+
+    /// Every rendering of a run.
+    fn render(run: &Run) -> Vec<Vec<u8>> {
+        let mut outputs = Vec::new();
+        let options = RenderOptions { threads: true, top: 10 };
+        for (extension, _) in FORMATS.iter().filter(|(_, format)| !matches!(format, Format::Recording)) {
+            for kind in KINDS {
+                let spec: OutputSpec = format!("{}:x{extension}", kind.name).parse().unwrap();
+                let mut out = Vec::new();
+                spec.write(run, &options, &mut out).unwrap();
+                outputs.push(out);
+            }
+        }
+        let mut out = Vec::new();
+        report::write(run, &Style { colour: false, width: None, threads: true, top: 10 }, &mut out).unwrap();
+        outputs.push(out);
+        outputs
+    }
+
+    fn stack(tables: &mut Tables, address: u64) -> StackId {
+        let kernel = tables.module_id(Module::special(ModuleKind::Kernel));
+        let module = tables.module_id(Module::special(ModuleKind::Jit(7)));
+        let user = (1..=address % 4 + 1).map(|i| Frame { module, address: address / i });
+        let frames = std::iter::once(Frame { module: kernel, address }).chain(user).collect();
+        intern_stack(tables, Stack { frames, kernel_frames: 1, end: StackEnd::Complete }).unwrap()
+    }
+
+    /// What a live run does with samples (thread, stack, weight, cause) and stalls (start and length, ms), into a
+    /// recording at `path`.
+    fn record(path: &std::path::Path, samples: &[(u32, u64, u64, u32)], stalls: &[(u64, u64)]) -> Run {
+        const MS: u64 = 1_000_000;
+        let mut tables = Tables::default();
+        let meta = Meta { target: "pid 7".into(), period_ns: 10 * MS, ..Meta::default() };
+        let mut recorder = Recorder::new(Vec::new(), &meta).unwrap();
+        let (mut cpu, mut off_cpu, mut in_calls) =
+            (Aggregator::default(), Aggregator::default(), Aggregator::default());
+        let mut calls = Calls::default();
+        let mut waits = Waits::new(Thresholds::default());
+        waits.add_loop(LOOP);
+        let processes = vec![Footprint { pid: 7, process: "t7".into(), ..Footprint::default() }];
+        let mut memory = Memory { processes, ..Memory::default() };
+        for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
+            let thread = ThreadKey { pid: 7, tid };
+            let (stack, time_ns) = (stack(&mut tables, address), i as u64 * 10 * MS);
+            let cause = (cause > 0).then(|| WaitCause::from_number(cause));
+            let sample = Sample { time_ns, thread, cpu: 0, stack, weight, cause };
+            let name = format!("t{tid}");
+            let new = tables.threads.insert(thread, name.clone()).is_none().then_some(name.as_str());
+            recorder.sample(&sample, &tables, new).unwrap();
+            assert!(if cause.is_some() { off_cpu.add(&sample) } else { cpu.add(&sample) });
+            if cause.is_none() {
+                waits.cpu_sample(thread, time_ns, stack, true);
+            }
+            let mut in_call = tables.stack(stack).clone();
+            let module = tables.module_id(Module::special(ModuleKind::Syscall));
+            in_call.frames = in_call.frames.iter().copied().chain([Frame { module, address: 1 }]).collect();
+            let stack = intern_stack(&mut tables, in_call).unwrap();
+            let sample = Sample { stack, cause: None, ..sample };
+            recorder.sample(&sample, &tables, None).unwrap();
+            assert!(in_calls.add(&sample));
+            calls.waits.push(KindWaits {
+                pid: 7,
+                process: name,
+                kind: crate::model::syscall::CallKind::Pipe,
+                peer: String::new(),
+                lengths: crate::model::distribution::Summary::default(),
+                stack: Some(stack),
+            });
+        }
+        for &(start, length) in stalls {
+            let mut slow = wait(LOOP.tid, start * MS, length * MS / 2, 0, WaitCause::Disk);
+            slow.block.stack = Some(stack(&mut tables, 1000 + start)); // in no sample
+            let slow_site = slow.block.stack.map(|stack| site(stack.0, [0.0, length as f64]));
+            waits.wait(slow);
+            waits.turn(&turn(start * MS, (start + length) * MS, length * MS / 2, 0));
+            memory.sites.extend(slow_site);
+            let mut starved = wait(9, start, 0, length * MS, WaitCause::Other);
+            starved.block.stack = None;
+            waits.wait(starved);
+        }
+        let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
+        let blocking = waits.blocking(Now { threads, ..Now::default() });
+        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory), calls: None };
+        recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
+        let totals = Totals {
+            cpu: cpu.snapshot(),
+            off_cpu: Some(off_cpu.snapshot()),
+            in_calls: Some(in_calls.snapshot()),
+            blocking: Some(blocking),
+            calls: Some(calls),
+            memory: Some(memory),
+        };
+        let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
+        let written = recorder.finish(&run.cpu.accounts, run.told(), &tables, &names(&run)).unwrap();
+        std::fs::write(path, written).unwrap();
+        run
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_replay_gives_the_same_outputs(
+            samples in prop::collection::vec((7u32..10, 0u64..40, 1u64..1000, 0u32..11), 0..60),
+            stalls in prop::collection::vec((0u64..1000, 1u64..200), 0..20),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("x.prec");
+            let live = record(&path, &samples, &stalls);
+            let replayed = load(&path).unwrap();
+            prop_assert_eq!(replayed.ending, Ending::Complete);
+            prop_assert_eq!(&replayed.run.blocking, &live.blocking);
+            prop_assert_eq!(&replayed.run.calls, &live.calls);
+            prop_assert_eq!(&replayed.run.memory, &live.memory);
+            prop_assert_eq!(replayed.samples.len(), samples.len() * 2);
+            prop_assert!(render(&replayed.run) == render(&live));
+            let of_kind = |waiting: bool| -> u64 {
+                samples.iter().filter(|(.., cause)| (*cause > 0) == waiting).map(|(_, _, weight, _)| weight).sum()
+            };
+            prop_assert_eq!((live.cpu.total, live.off_cpu.unwrap().total), (of_kind(false), of_kind(true)));
+        }
+    }
+
+    #[test]
+    fn a_stall_call_or_site_that_refers_to_nothing_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.prec");
+        let live = record(&path, &[(7, 1, 5, 0)], &[(0, 100)]);
+        let nothing = Tables::default();
+        let (told, nobody) = (live.told(), Told::default());
+        for told in [
+            Told { blocking: told.blocking, ..nobody },
+            Told { memory: told.memory, ..nobody },
+            Told { calls: told.calls, ..nobody },
+        ] {
+            let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
+            let written = recorder.finish(&live.cpu.accounts, told, &nothing, &[]).unwrap();
+            std::fs::write(&path, written).unwrap();
+            assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_a_recording() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recorded, path) = (dir.path().join("run.prec"), dir.path().join("snapshot.prec"));
+        record(&recorded, &[(7, 1, 5, 0)], &[(0, 100), (5, 100)]);
+        let Replayed { run, tables, .. } = load(&recorded).unwrap();
+        write_snapshot(&path, &run, &tables).unwrap();
+        let back = load(&path).unwrap();
+        assert_eq!((back.ending, back.samples.len()), (Ending::Complete, 0));
+        assert_eq!(back.run.memory, run.memory);
+        let changed = memory_diff::diff(&run, &back.run);
+        assert_eq!((changed.places.len(), changed.total.0.bytes), (2, 200.0));
+        assert!(changed.places.iter().all(|place| place.growth() == 0.0));
+    }
+
+    #[test]
+    fn an_output_of_what_was_not_measured_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |name: &str, kinds: &[ProfileKind]| {
+            let outputs = vec![dir.path().join(name).display().to_string().parse().unwrap()];
+            Results::open(&ReportArgs { outputs, threads: false, top: 1 }).unwrap().check(kinds)
+        };
+        assert!(check("offcpu.svg", &[CPU]).is_err());
+        assert!(check("offcpu.svg", &KINDS).is_ok());
+        assert!(check("offcpu.json", &[CPU]).is_ok(), "holds what there is");
+    }
+}

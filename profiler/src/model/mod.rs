@@ -1,0 +1,19 @@
+//! Values: what was measured and what was found, as outputs, rules and recordings share it. No input or output, no clock,
+//! no rule.
+
+pub mod abi;
+pub mod cause;
+pub mod distribution;
+pub mod finding;
+pub mod kind;
+pub mod loss;
+pub mod memory;
+pub mod report;
+pub mod sample;
+pub mod sections;
+pub mod series;
+pub mod stack;
+pub mod syscall;
+pub mod threshold;
+pub mod totals;
+pub mod wait;

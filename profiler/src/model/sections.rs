@@ -1,0 +1,14 @@
+//! What is known of a run and is not made of samples.
+
+use crate::model::{memory::Memory, syscall::Calls, wait::Blocking};
+
+/// What is known so far and is not made of samples.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told<'a> {
+    /// Where the time went.
+    pub blocking: Option<&'a Blocking>,
+    /// How memory grew.
+    pub memory: Option<&'a Memory>,
+    /// System calls.
+    pub calls: Option<&'a Calls>,
+}

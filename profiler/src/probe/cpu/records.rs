@@ -1,0 +1,173 @@
+//! The on-CPU sampler.
+
+use profiler_common::cpu::{
+    END_COMPLETE, END_STOPPED, FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT,
+    FLAG_USER_STACK_FAILED, FLAG_USER_STACK_TRUNCATED, KIND_CPU_SAMPLE, SAMPLE_HEADER_LEN, SampleHeader,
+};
+use profiler_common::unwind::StopReason;
+
+use crate::model::stack::StackEnd;
+
+/// A record as the kernel program sent it: raw addresses, innermost first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawSample {
+    /// The record's fixed part.
+    pub header: SampleHeader,
+    /// Kernel addresses.
+    pub kernel: Vec<u64>,
+    /// User addresses.
+    pub user: Vec<u64>,
+}
+
+impl RawSample {
+    /// The kernel stack could not be read.
+    pub fn kernel_stack_failed(&self) -> bool {
+        self.header.flags & FLAG_KERNEL_STACK_FAILED != 0
+    }
+
+    /// The user stack could not be read.
+    pub fn user_stack_failed(&self) -> bool {
+        self.header.flags & FLAG_USER_STACK_FAILED != 0
+    }
+
+    /// One of the stacks was too deep.
+    pub fn truncated(&self) -> bool {
+        self.header.flags & (FLAG_KERNEL_STACK_TRUNCATED | FLAG_USER_STACK_TRUNCATED) != 0
+            || self.user_end() == StackEnd::TooDeep
+    }
+
+    /// How the user stack ends.
+    pub fn user_end(&self) -> StackEnd {
+        const FIRST_REASON: u32 = END_STOPPED;
+        const REASONS: [StackEnd; StopReason::COUNT] = [
+            StackEnd::NoTable,
+            StackEnd::NoRow,
+            StackEnd::Unsupported,
+            StackEnd::Unreadable,
+            StackEnd::NoProgress,
+            StackEnd::TooDeep,
+        ];
+        match (self.header.flags >> FLAG_USER_END_SHIFT) & 0xff {
+            _ if self.user.is_empty() => StackEnd::None,
+            0 => StackEnd::FramePointers,
+            END_COMPLETE => StackEnd::Complete,
+            stopped => {
+                REASONS.get((stopped - FIRST_REASON) as usize).copied().unwrap_or(StackEnd::NoProgress)
+            }
+        }
+    }
+
+    /// Name of the thread.
+    pub fn thread_name(&self) -> String {
+        crate::probe::name(&self.header.comm)
+    }
+}
+
+/// Sampling period for a frequency, ns of CPU clock.
+pub fn period_ns(frequency_hz: u32) -> u64 {
+    1_000_000_000 / u64::from(frequency_hz.max(1))
+}
+
+/// Decodes one record; `None` if it is not a complete CPU sample.
+pub fn decode(record: &[u8]) -> Option<RawSample> {
+    decode_stack(record, KIND_CPU_SAMPLE)
+}
+
+/// Decodes a record of some kind that is laid out as a CPU sample is.
+pub fn decode_stack(record: &[u8], kind: u32) -> Option<RawSample> {
+    let u16_at = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+    let u32_at = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+    let u64_at = |at: usize| Some(u64::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+    if u32_at(0)? != kind {
+        return None;
+    }
+    let header = SampleHeader {
+        kind,
+        flags: u32_at(4)?,
+        time_ns: u64_at(8)?,
+        pid: u32_at(16)?,
+        tid: u32_at(20)?,
+        cpu: u32_at(24)?,
+        kernel_frames: u16_at(28)?,
+        user_frames: u16_at(30)?,
+        comm: *record.get(32..)?.first_chunk()?,
+    };
+    let mut addresses = record.get(SAMPLE_HEADER_LEN..)?.chunks_exact(8).map(|word| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(word);
+        u64::from_ne_bytes(bytes)
+    });
+    let kernel: Vec<u64> = addresses.by_ref().take(header.kernel_frames.into()).collect();
+    let user: Vec<u64> = addresses.take(header.user_frames.into()).collect();
+    let complete =
+        kernel.len() == usize::from(header.kernel_frames) && user.len() == usize::from(header.user_frames);
+    complete.then_some(RawSample { header, kernel, user })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The bytes the kernel program would send.
+    fn encode(sample: &RawSample) -> Vec<u8> {
+        let header = &sample.header;
+        let mut bytes = Vec::new();
+        for word in [header.kind, header.flags] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.extend(header.time_ns.to_ne_bytes());
+        for word in [header.pid, header.tid, header.cpu] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        for half in [header.kernel_frames, header.user_frames] {
+            bytes.extend(half.to_ne_bytes());
+        }
+        bytes.extend(header.comm);
+        for address in sample.kernel.iter().chain(&sample.user) {
+            bytes.extend(address.to_ne_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn every_end_has_its_own_meaning() {
+        let end = |code: u32| {
+            let header = SampleHeader { flags: code << FLAG_USER_END_SHIFT, ..SampleHeader::default() };
+            RawSample { header, kernel: vec![], user: vec![1] }.user_end()
+        };
+        assert_eq!((end(0), end(END_COMPLETE)), (StackEnd::FramePointers, StackEnd::Complete));
+        let stopped = |reason: StopReason| end(END_STOPPED + reason as u32);
+        assert_eq!(stopped(StopReason::NoTable), StackEnd::NoTable);
+        assert_eq!(stopped(StopReason::NoRow), StackEnd::NoRow);
+        assert_eq!(stopped(StopReason::Unsupported), StackEnd::Unsupported);
+        assert_eq!(stopped(StopReason::Unreadable), StackEnd::Unreadable);
+        assert_eq!(stopped(StopReason::NoProgress), StackEnd::NoProgress);
+        assert_eq!(stopped(StopReason::TooDeep), StackEnd::TooDeep);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_sent_is_what_is_read(
+            time_ns: u64, pid: u32, tid: u32, cpu: u32, flags: u32, comm: [u8; 16],
+            kernel in prop::collection::vec(any::<u64>(), 0..127),
+            user in prop::collection::vec(any::<u64>(), 0..127),
+            missing in 1usize..8,
+        ) {
+            let header = SampleHeader {
+                kind: KIND_CPU_SAMPLE, flags, time_ns, pid, tid, cpu, comm,
+                kernel_frames: kernel.len() as u16, user_frames: user.len() as u16,
+            };
+            let sample = RawSample { header, kernel, user };
+            let bytes = encode(&sample);
+            prop_assert_eq!(decode(&bytes[..bytes.len() - missing]), None);
+            prop_assert_eq!(decode(&bytes), Some(sample));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(record: Vec<u8>) {
+            decode(&record);
+        }
+    }
+}

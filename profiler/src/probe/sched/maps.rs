@@ -1,0 +1,237 @@
+//! The maps and settings of the scheduler probe.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use profiler_common::{
+    cpu::{Ran, Seen},
+    histogram::Histogram,
+    sched::{Cause, HistogramKey, HistogramKind, OffCpuKey, OffCpuTime, ThreadState},
+};
+
+use crate::{
+    kernel::btf::{self, Btf},
+    model::abi,
+};
+
+/// Maps that need memory only where the probe runs.
+pub const LARGE_MAPS: [&str; 2] = ["THREADS", "OFF_CPU"];
+/// The map that needs memory only where waits for a CPU are counted by thread.
+pub const BY_THREAD_MAP: &str = "THREAD_RUN_QUEUE";
+
+/// `BPF_NOEXIST`: what the kernel knows already it knows better.
+const NOEXIST: u64 = 1;
+
+/// What is told one by one, ns.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Turns of event loops from this length on.
+    pub stall_ns: u64,
+    /// Blocks of event loops, and their waits for a CPU.
+    pub loop_block_ns: u64,
+    /// Waits of any thread for a CPU.
+    pub starvation_ns: u64,
+    /// Blocks of any thread, by cause.
+    pub block_ns: [u64; Cause::COUNT],
+}
+
+/// What the scheduler probe is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// What is told one by one.
+    pub limits: Limits,
+    /// Find out who ends each block.
+    pub wakers: bool,
+    /// Count waits for a CPU by thread, too.
+    pub run_queue_by_thread: bool,
+}
+
+/// Maps of `profiler-ebpf/src/sched.rs`.
+pub struct SchedMaps {
+    start_ns: Array<MapData, u64>,
+    threads: HashMap<MapData, u32, ThreadState>,
+    off_cpu: HashMap<MapData, OffCpuKey, OffCpuTime>,
+    histograms: HashMap<MapData, HistogramKey, Histogram>,
+    /// The only target, zero for none: its waits for a CPU have a place of their own.
+    only: u32,
+    only_run_queue: PerCpuArray<MapData, Histogram>,
+    thread_run_queue: HashMap<MapData, u32, Histogram>,
+    ran: PerCpuArray<MapData, Ran>,
+}
+
+impl SchedMaps {
+    /// Takes the maps out of the loaded object.
+    pub fn take(ebpf: &mut aya::Ebpf, only: u32) -> Result<SchedMaps> {
+        let mut take =
+            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
+        Ok(SchedMaps {
+            start_ns: take("SCHED_START_NS")?.try_into()?,
+            threads: take("THREADS")?.try_into()?,
+            off_cpu: take("OFF_CPU")?.try_into()?,
+            histograms: take("HISTOGRAMS")?.try_into()?,
+            only,
+            only_run_queue: take("ONLY_RUN_QUEUE")?.try_into()?,
+            thread_run_queue: take("THREAD_RUN_QUEUE")?.try_into()?,
+            ran: take("RAN")?.try_into()?,
+        })
+    }
+
+    /// Begins at `now_ns`, CLOCK_MONOTONIC; zero ends.
+    pub fn start(&mut self, now_ns: u64) -> Result<()> {
+        Ok(self.start_ns.set(0, now_ns, 0)?)
+    }
+
+    /// Says what a thread has been doing since the start, unless the kernel has seen it do something since.
+    pub fn seed(&mut self, tid: u32, state: &ThreadState) {
+        let _known_better = self.threads.insert(tid, state, NOEXIST);
+    }
+
+    /// Every thread that has not ended.
+    pub fn threads(&self) -> Vec<ThreadState> {
+        self.threads.iter().filter_map(|entry| Some(entry.ok()?.1)).collect()
+    }
+
+    /// Time blocked by stack, blocks that have ended.
+    pub fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)> {
+        self.off_cpu.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Counts apart from now on what falls under `key`.
+    pub fn add_histogram(&mut self, key: HistogramKey) {
+        let _full_or_there = self.histograms.insert(key, Histogram::EMPTY, NOEXIST);
+    }
+
+    /// Waits for a CPU of a thread that has ended, if they were asked for and there was room for them.
+    pub fn take_thread_run_queue(&mut self, tid: u32) -> Option<Histogram> {
+        let histogram = self.thread_run_queue.get(&tid, 0).ok()?;
+        let _gone = self.thread_run_queue.remove(&tid);
+        Some(histogram)
+    }
+
+    /// Waits for a CPU by thread id, likewise.
+    pub fn thread_run_queues(&self) -> impl Iterator<Item = (u32, Histogram)> + '_ {
+        self.thread_run_queue.iter().filter_map(Result::ok)
+    }
+
+    /// All histograms.
+    pub fn histograms(&self) -> Vec<(HistogramKey, Histogram)> {
+        let mut histograms: Vec<_> = self.histograms.iter().filter_map(Result::ok).collect();
+        if self.only != 0
+            && let Ok(per_cpu) = self.only_run_queue.get(&0, 0)
+        {
+            let mut sum = Histogram::EMPTY;
+            per_cpu.iter().for_each(|histogram| sum.add(histogram));
+            let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: self.only };
+            histograms.retain(|(known, _)| *known != key); // nothing is counted there
+            histograms.push((key, sum));
+        }
+        histograms
+    }
+
+    /// Which threads samples found on each CPU lately, in no order.
+    pub fn ran(&self) -> Vec<Vec<Seen>> {
+        let Ok(per_cpu) = self.ran.get(&0, 0) else { return Vec::new() };
+        let of_cpu = |ran: &Ran| ran.seen.into_iter().filter(|seen| seen.time_ns != 0).collect();
+        per_cpu.iter().map(of_cpu).collect()
+    }
+}
+
+/// Tells the kernel programs what each system call waits for.
+pub fn set_classes(ebpf: &mut aya::Ebpf) -> Result<()> {
+    let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
+    let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
+    for (number, class) in (0..).zip(*abi::CLASS_TABLE) {
+        if class != 0 {
+            classes.set(number, class, 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// Offsets the probe needs to find out what a thread waits for.
+pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
+    let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
+    let btf = Btf::parse(
+        &data,
+        &[
+            "task_struct",
+            "thread_info",
+            "files_struct",
+            "fdtable",
+            "file",
+            "inode",
+            "super_block",
+            "socket",
+            "sock",
+            "sock_common",
+            "sched_info",
+            "sched_entity",
+            "cfs_rq",
+            "rq",
+            "path",
+            "dentry",
+            "qstr",
+            "hlist_bl_node",
+            "vfsmount",
+            "mount",
+            "unix_sock",
+            "unix_address",
+        ],
+    )?;
+    // Called `state` before Linux 5.14.
+    let state = btf.offset("task_struct", "__state").or_else(|_| btf.offset("task_struct", "state"))?;
+    let info = btf.offset("task_struct", "sched_info")?; // CONFIG_SCHED_INFO, which all distributions have
+    let common = btf.offset("sock", "__sk_common")?;
+    // Without CONFIG_IPV6 there are none, and no socket that has one.
+    let v6 = |member| btf.offset("sock_common", member).unwrap_or(0);
+    // Nor these where Unix sockets are in a module.
+    let unix = |name, member| btf.offset(name, member).unwrap_or(0);
+    let path = btf.offset("file", "f_path")?;
+    Ok(vec![
+        ("OFF_TASK_STATE", state),
+        ("OFF_TASK_STACK", btf.offset("task_struct", "stack")?),
+        #[cfg(target_arch = "x86_64")]
+        ("OFF_TASK_STATUS", btf.offset("task_struct", "thread_info")? + btf.offset("thread_info", "status")?),
+        ("OFF_TASK_COMM", btf.offset("task_struct", "comm")?),
+        ("OFF_TASK_PCOUNT", info + btf.offset("sched_info", "pcount")?),
+        ("OFF_TASK_RUN_DELAY", info + btf.offset("sched_info", "run_delay")?),
+        ("OFF_TASK_LAST_ARRIVAL", info + btf.offset("sched_info", "last_arrival")?),
+        ("OFF_TASK_EXEC", btf.offset("task_struct", "se")? + btf.offset("sched_entity", "sum_exec_runtime")?),
+        ("OFF_TASK_CFS_RQ", btf.offset("task_struct", "se")? + btf.offset("sched_entity", "cfs_rq")?),
+        ("OFF_CFS_RQ_RQ", btf.offset("cfs_rq", "rq")?),
+        ("OFF_RQ_CLOCK", btf.offset("rq", "clock")?),
+        ("OFF_TASK_FILES", btf.offset("task_struct", "files")?),
+        ("OFF_FILES_FDT", btf.offset("files_struct", "fdt")?),
+        ("OFF_FDT_MAX_FDS", btf.offset("fdtable", "max_fds")?),
+        ("OFF_FDT_FD", btf.offset("fdtable", "fd")?),
+        ("OFF_FILE_INODE", btf.offset("file", "f_inode")?),
+        ("OFF_FILE_PRIVATE_DATA", btf.offset("file", "private_data")?),
+        ("OFF_INODE_MODE", btf.offset("inode", "i_mode")?),
+        ("OFF_INODE_SB", btf.offset("inode", "i_sb")?),
+        ("OFF_SB_MAGIC", btf.offset("super_block", "s_magic")?),
+        ("OFF_SOCKET_SK", btf.offset("socket", "sk")?),
+        ("OFF_SOCK_FAMILY", common + btf.offset("sock_common", "skc_family")?),
+        ("OFF_SOCK_TYPE", btf.offset("sock", "sk_type")?),
+        ("OFF_SOCK_PORT", common + btf.offset("sock_common", "skc_num")?),
+        ("OFF_SOCK_PEER_PORT", common + btf.offset("sock_common", "skc_dport")?),
+        ("OFF_SOCK_V4", common + btf.offset("sock_common", "skc_rcv_saddr")?),
+        ("OFF_SOCK_PEER_V4", common + btf.offset("sock_common", "skc_daddr")?),
+        ("OFF_SOCK_V6", common + v6("skc_v6_rcv_saddr")),
+        ("OFF_SOCK_PEER_V6", common + v6("skc_v6_daddr")),
+        ("OFF_INODE_INO", btf.offset("inode", "i_ino")?),
+        ("OFF_FILE_DENTRY", path + btf.offset("path", "dentry")?),
+        ("OFF_FILE_MOUNT", path + btf.offset("path", "mnt")?),
+        ("OFF_DENTRY_NAME", btf.offset("dentry", "d_name")? + btf.offset("qstr", "name")?),
+        ("OFF_DENTRY_PARENT", btf.offset("dentry", "d_parent")?),
+        ("OFF_DENTRY_HASHED", btf.offset("dentry", "d_hash")? + btf.offset("hlist_bl_node", "pprev")?),
+        ("OFF_VFSMOUNT_ROOT", btf.offset("vfsmount", "mnt_root")?),
+        ("OFF_MOUNT_VFSMOUNT", btf.offset("mount", "mnt")?),
+        ("OFF_MOUNT_PARENT", btf.offset("mount", "mnt_parent")?),
+        ("OFF_MOUNT_POINT", btf.offset("mount", "mnt_mountpoint")?),
+        ("OFF_UNIX_ADDRESS", unix("unix_sock", "addr")),
+        ("OFF_UNIX_PEER", unix("unix_sock", "peer")),
+        ("OFF_ADDRESS_LEN", unix("unix_address", "len")),
+        ("OFF_ADDRESS_NAME", unix("unix_address", "name")),
+    ])
+}

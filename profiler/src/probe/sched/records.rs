@@ -1,0 +1,230 @@
+//! The scheduler probe: decodes its records, and knows what threads did before it was attached.
+
+use std::{fs, path::Path};
+
+use profiler_common::{
+    cpu::SAMPLE_HEADER_LEN,
+    sched::{Cause, Exit, Interval, KIND_WAKER, LoopSeen, Phase, SyscallClass, ThreadState, Times, Turn},
+};
+
+use crate::{
+    model::abi,
+    probe::cpu::records::{self as cpu, RawSample},
+};
+
+/// A record without a variable part.
+pub trait Plain: Copy {}
+impl Plain for Interval {}
+impl Plain for Turn {}
+impl Plain for Exit {}
+impl Plain for LoopSeen {}
+
+/// Reads one; `None` if bytes are missing.
+pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: a Plain type is repr(C) and made of integers, for which any bytes will do; there are enough of them.
+    (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Reads a record that ends with its last byte in use, but is no shorter than `least`; what is left out is zero.
+pub fn cut_off<T: Plain>(bytes: &[u8], least: usize) -> Option<Box<T>> {
+    let mut whole = vec![0; size_of::<T>()];
+    let len = bytes.len().min(whole.len());
+    whole[..len].copy_from_slice(&bytes[..len]);
+    (bytes.len() >= least).then(|| plain(&whole).map(Box::new))?
+}
+
+/// Decodes a stack and its id, which lies where a CPU sample has the thread's name.
+pub fn decode_stack(bytes: &[u8], kind: u32) -> Option<(u64, RawSample)> {
+    let stack = cpu::decode_stack(bytes, kind)?;
+    Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), stack))
+}
+
+/// Decodes the stack of a thread that wakes another, its id, and the thread's name.
+pub fn decode_waker(bytes: &[u8]) -> Option<(u64, String, RawSample)> {
+    let stack = cpu::decode_stack(bytes, KIND_WAKER)?;
+    let end = SAMPLE_HEADER_LEN + 8 * (stack.kernel.len() + stack.user.len());
+    let name = crate::probe::name(bytes.get(end..)?.first_chunk()?);
+    Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), name, stack))
+}
+
+/// A thread before the probe has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// What it is doing.
+    pub state: ThreadState,
+    /// Its instruction and stack pointer, if it is blocked.
+    pub at: Option<(u64, u64)>,
+}
+
+/// What a thread that has done nothing since `began_ns` is doing, as /proc tells it; `None` if it is gone.
+pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed> {
+    let task = proc_root.join(format!("{pid}/task/{tid}"));
+    let stat = fs::read(task.join("stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The name, in parentheses, may itself hold spaces and parentheses.
+    let state = stat.get(stat.rfind(')')? + 1..)?.trim_start().chars().next()?;
+    if matches!(state, 'Z' | 'X') {
+        return None;
+    }
+    let stat = SchedStat::read(proc_root, pid, tid).unwrap_or_default();
+    let mut thread = ThreadState {
+        first_ns: began_ns,
+        since_ns: began_ns,
+        pid,
+        tid,
+        syscall: -1,
+        phase: Phase::Runnable as u32,
+        exec_ns: stat.exec_ns,
+        run_delay_ns: stat.run_delay_ns,
+        arrivals: stat.arrivals,
+        ..ThreadState::default()
+    };
+    if state == 'R' {
+        return Some(Seed { state: thread, at: None });
+    }
+    thread.phase = Phase::Blocked as u32;
+    thread.uninterruptible = u32::from(state == 'D');
+    // "running", "-1 sp pc", or the number and six arguments: Documentation/filesystems/proc.rst.
+    let text = fs::read_to_string(task.join("syscall")).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let number: i32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(-1);
+    let args: Vec<u64> =
+        words.map_while(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok()).collect();
+    if number >= 0 {
+        let arg = |i: usize| args.get(i).copied().unwrap_or(0);
+        thread.syscall = number;
+        thread.object = arg(0);
+        let class = abi::class(number);
+        thread.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
+        if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
+            thread.loop_class = class.into();
+        }
+    } else {
+        thread.cause = if state == 'D' { Cause::PageFault } else { Cause::Other } as u32;
+    }
+    let at = match &args[..] {
+        [.., sp, ip] if *sp != 0 => Some((*ip, *sp)),
+        _ => None,
+    };
+    Some(Seed { state: thread, at })
+}
+
+/// As the kernel program's `waits_for`.
+fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> Cause {
+    match class {
+        c if c == SyscallClass::Descriptor as u8 => {
+            let link = fs::read_link(proc_root.join(format!("{pid}/fd/{}", args[0]))).unwrap_or_default();
+            match link.to_string_lossy().split(':').next().unwrap_or_default() {
+                "socket" if is_internet_socket(proc_root, pid, &link) => Cause::Network,
+                "socket" | "pipe" | "anon_inode" => Cause::Pipe,
+                path if path.starts_with("/dev/") => Cause::Pipe,
+                path if path.starts_with('/') => Cause::Disk,
+                _ => Cause::Other,
+            }
+        }
+        c if c == SyscallClass::Futex as u8 => Cause::of_futex(args[1], args[2]),
+        class => Cause::of_class(class),
+    }
+}
+
+/// Whether a descriptor's link, `socket:[inode]`, is in one of the process's tables of internet sockets.
+fn is_internet_socket(proc_root: &Path, pid: u32, link: &Path) -> bool {
+    crate::process::objects::socket(proc_root, pid, &link.to_string_lossy())
+        .is_some_and(|socket| !socket.starts_with("unix"))
+}
+
+/// What the scheduler says of a thread now: `/proc/PID/task/TID/schedstat`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedStat {
+    /// Time on CPUs in all, ns; up to a tick (4 ms) behind.
+    pub exec_ns: u64,
+    /// Time it has waited for them in all, ns.
+    pub run_delay_ns: u64,
+    /// How often it has got one.
+    pub arrivals: u64,
+}
+
+impl SchedStat {
+    /// Reads it; `None` if the thread is gone.
+    pub fn read(proc_root: &Path, pid: u32, tid: u32) -> Option<SchedStat> {
+        let text = fs::read_to_string(proc_root.join(format!("{pid}/task/{tid}/schedstat"))).ok()?;
+        let mut fields = text.split_whitespace().map(|field| field.parse().ok());
+        let mut next = || fields.next().flatten();
+        Some(SchedStat { exec_ns: next()?, run_delay_ns: next()?, arrivals: next()? })
+    }
+}
+
+/// Whether a thread that the probe saw block has not got a CPU since.
+pub fn is_blocked(state: &ThreadState, now: &SchedStat) -> bool {
+    state.phase == Phase::Blocked as u32 && now.arrivals == state.arrivals
+}
+
+/// A thread's time up to `now_ns`, which may be a little before the probe last saw it, when the scheduler said `now`.
+pub fn times_until(state: &ThreadState, now: &SchedStat, now_ns: u64) -> Times {
+    let mut times = state.times;
+    let passed = now_ns.saturating_sub(state.since_ns);
+    let phase = state.phase;
+    if phase == Phase::Running as u32 {
+        times.on_cpu_ns += passed;
+        return times;
+    }
+    let queued = now.run_delay_ns.saturating_sub(state.run_delay_ns).min(passed);
+    let ran = now.exec_ns.saturating_sub(state.exec_ns).min(passed - queued);
+    let rest = passed - queued - ran;
+    times.on_cpu_ns += ran;
+    times.run_queue_ns += queued;
+    match times.blocked_ns.get_mut(state.cause as usize) {
+        Some(blocked) if phase == Phase::Blocked as u32 => *blocked += rest,
+        _ => times.run_queue_ns += rest,
+    }
+    times
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_in_progress_counts_up_to_now() {
+        let mut state =
+            ThreadState { since_ns: 100, cause: Cause::Disk as u32, arrivals: 7, ..ThreadState::default() };
+        state.times.on_cpu_ns = 5;
+        let away = SchedStat { arrivals: 7, ..SchedStat::default() };
+        let back = SchedStat { exec_ns: 10, run_delay_ns: 8, arrivals: 8 };
+        for (phase, now, on_cpu, run_queue, disk) in [
+            (Phase::Running, away, 45, 0, 0),
+            (Phase::Runnable, away, 5, 40, 0),
+            (Phase::Runnable, back, 15, 30, 0),
+            (Phase::Blocked, away, 5, 0, 40),
+            (Phase::Blocked, back, 15, 8, 22),
+        ] {
+            state.phase = phase as u32;
+            let times = times_until(&state, &now, 140);
+            assert_eq!((times.on_cpu_ns, times.run_queue_ns), (on_cpu, run_queue));
+            assert_eq!(times.blocked_ns[Cause::Disk as usize], disk);
+        }
+        assert_eq!(times_until(&state, &back, 90).on_cpu_ns, 5, "seen after the end");
+    }
+
+    #[test]
+    fn what_threads_are_doing_is_read_from_proc() {
+        let root = tempfile::tempdir().unwrap();
+        let task = root.path().join("7/task/8");
+        fs::create_dir_all(&task).unwrap();
+        let seed = |state: &str, syscall: &str| {
+            fs::write(task.join("stat"), format!("8 (a) b) {state} 1 1")).unwrap();
+            fs::write(task.join("syscall"), syscall).unwrap();
+            super::seed(root.path(), 7, 8, 100).map(|seed| (seed.state, seed.at))
+        };
+        let futex = format!("{} 0xabc 0x80 0x2 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_futex);
+        let (state, at) = seed("S", &futex).unwrap();
+        assert_eq!(at, Some((0x7e, 0x7f)));
+        assert_eq!((state.phase, state.cause), (Phase::Blocked as u32, Cause::Lock as u32));
+        assert_eq!((state.syscall, state.object), (libc::SYS_futex as i32, 0xabc));
+        assert_eq!(seed("R", "running\n").unwrap().0.phase, Phase::Runnable as u32);
+        assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().0.cause, Cause::PageFault as u32);
+        assert_eq!(seed("Z", ""), None);
+        let poll = format!("{} 0x3 0x0\n", libc::SYS_epoll_pwait);
+        assert_eq!(seed("S", &poll).unwrap().0.loop_class, SyscallClass::Epoll as u32);
+    }
+}
