@@ -34,7 +34,9 @@ Output formats (-o FILE, by extension): .folded .svg .pb.gz .json .prec; '-' is 
 Where they hold one profile (.folded .svg .pb.gz): offcpu:FILE, or a FILE called offcpu…, is that of waiting, in ns;
 syscalls:FILE, or a FILE called syscall…, that of time in system calls (--syscalls), in ns.
 Exit codes: 0 done, 1 unforeseen, 2 wrong arguments, 3 no such target, 4 missing rights, 5 kernel lacks a
-feature, 6 output not writable, 7 bad recording, 127 command could not be started.";
+feature, 6 output not writable (the others and the report are), 7 bad recording, 8 recording cut off (what it
+holds is shown), 127 command could not be started. With -- COMMAND: the command's own (128 + signal if killed),
+unless the profiler failed; the report goes to stderr then, since stdout is the command's.";
 
 /// Why is that process slow? Samples a running process without restart or instrumentation and names its hot
 /// functions.

@@ -32,9 +32,14 @@ pub enum Error {
     NotMeasured { kind: &'static str, output: String },
     #[error("{0}")]
     Contradiction(&'static str),
+    #[error("{0} of the outputs could not be written")]
+    OutputsFailed(usize),
     #[error("cannot read recording {}: {reason}", path.display())]
     BadRecording { path: PathBuf, reason: String },
 }
+
+/// Exit code of `profiler replay` when the recording was cut off: what it holds has been shown.
+pub const CUT_OFF: u8 = 8;
 
 impl Error {
     /// The process exit code. 1 is an unforeseen failure, 2 a wrong command line.
@@ -44,7 +49,7 @@ impl Error {
             Error::NoSuchPid(_) | Error::NoSuchComm(_) | Error::NoSuchCgroup(_) => 3,
             Error::MissingRights { .. } => 4,
             Error::KernelUnsupported(_) => 5,
-            Error::OutputNotWritable { .. } => 6,
+            Error::OutputNotWritable { .. } | Error::OutputsFailed(_) => 6,
             Error::BadRecording { .. } => 7,
             Error::CommandNotStarted { .. } => 127,
         }

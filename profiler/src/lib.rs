@@ -13,6 +13,7 @@ pub mod model;
 pub mod output;
 pub mod probe;
 pub mod process;
+pub mod quit;
 pub mod recording;
 pub mod runtimes;
 pub mod session;
@@ -21,12 +22,21 @@ pub mod unwind;
 
 use anyhow::Result;
 
-/// Does what the command line asks for.
-pub fn run(cli: cli::Cli) -> Result<()> {
+/// Says something on stderr. Unlike `eprintln` it does not panic where stderr is gone: no result is lost for a word.
+#[macro_export]
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _gone = writeln!(std::io::stderr().lock(), $($words)*);
+    }};
+}
+
+/// Does what the command line asks for; returns the exit code.
+pub fn run(cli: cli::Cli) -> Result<u8> {
     match cli.command {
         None => session::run(&cli.profile),
         Some(cli::Command::Replay(args)) => commands::replay::run(&args),
-        Some(cli::Command::Diff(args)) => commands::diff::diff(&args),
-        Some(cli::Command::Doctor) => commands::doctor::doctor(),
+        Some(cli::Command::Diff(args)) => commands::diff::diff(&args).map(|()| 0),
+        Some(cli::Command::Doctor) => commands::doctor::doctor().map(|()| 0),
     }
 }

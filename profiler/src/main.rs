@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use profiler::{cli::Cli, error::Error};
+use profiler::{cli::Cli, error::Error, say};
 
 fn main() -> ExitCode {
     match profiler::run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // `profiler … | head` has all it wants
         Err(error) => {
-            eprintln!("profiler: {error:#}");
+            say!("profiler: {error:#}");
             ExitCode::from(error.downcast_ref::<Error>().map_or(1, Error::exit_code))
         }
     }

@@ -15,7 +15,6 @@ use profiler_common::{
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
 };
 
@@ -39,7 +38,7 @@ use crate::{
         stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, StackId, Tables, ThreadKey},
         syscall::Calls,
         threshold::Thresholds,
-        totals::{Aggregator, intern_stack},
+        totals::{Aggregator, Snapshot, intern_stack},
         wait::Blocking,
     },
     output::{RenderOptions, live::Live, results::Results},
@@ -62,6 +61,7 @@ use crate::{
         target::Target,
         usage::Usage,
     },
+    quit, say,
     symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
 };
@@ -91,19 +91,22 @@ const TABLES_PATIENCE: Duration = Duration::from_millis(150);
 
 const PROC: &str = "/proc";
 
-/// Profiles as `args` say, until the end.
-pub fn run(args: &ProfileArgs) -> Result<()> {
+/// Profiles as `args` say, until the end. Returns the exit code: that of the command, if one was started and has ended.
+pub fn run(args: &ProfileArgs) -> Result<u8> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(profile(args))
 }
 
-async fn profile(args: &ProfileArgs) -> Result<()> {
+async fn profile(args: &ProfileArgs) -> Result<u8> {
     // Everything that can be wrong is found out before anything starts.
     if args.wakers && args.waits == Waits::Off {
         return Err(Error::Contradiction("who ends a wait (--wakers) is not known with --waits off").into());
     }
     let (mut target, command) = Target::from_args(args);
     let mut pids = target.initial_pids(Path::new(PROC))?;
-    let mut results = Results::open(&args.report)?;
+    let mut results = Results::open(&args.report, command.is_some())?;
+    if !preflight::may_load_programs() {
+        return Err(Error::MissingRights { what: "profile" }.into());
+    }
     let watched = Watched::new(args, &target);
     let measured = KINDS.into_iter().filter(|kind| match kind.name {
         _ if *kind == CPU => true,
@@ -112,11 +115,7 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
         _ => watched.memory,
     });
     results.check(&measured.collect::<Vec<_>>())?;
-    if !preflight::may_load_programs() {
-        return Err(Error::MissingRights { what: "profile" }.into());
-    }
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut signals = quit::Signals::new()?;
     let held = command.map(launch::hold).transpose()?;
     if let (Some(held), Target::Pids { pids: targets, .. }) = (&held, &mut target) {
         targets.push(held.pid());
@@ -124,11 +123,35 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
     }
 
     let mut collector = Collector::start(args, &target, &pids, watched)?;
-    results.start_recordings(&collector.meta)?;
+    results.start_recordings(&collector.meta);
     let mut command = held.map(launch::Held::start).transpose()?;
 
-    let mut snapshots = Snapshots::new(&args.snapshots, collector.meta.start_unix_ns)?;
+    // Whatever happens from here on, what was measured until then is reported.
     let mut live = Live::default();
+    let watched = watch(args, &mut collector, &mut results, &mut live, &mut signals).await;
+    quit::at_once_from_now_on();
+    let stopped = collector.stop(&mut results);
+    live.clear();
+    let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
+    let (run, totals) = collector.final_run()?;
+    let finished = results.finish(&run, Some(&totals), &collector.tables, &options);
+    let command = command.as_mut().map(|command| {
+        say!("{}", command.describe());
+        command.exit_code()
+    });
+    watched.and(stopped).and(finished)?;
+    Ok(command.flatten().unwrap_or(0))
+}
+
+/// Collects until the time is up, the targets have ended, or a signal comes.
+async fn watch(
+    args: &ProfileArgs,
+    collector: &mut Collector,
+    results: &mut Results,
+    live: &mut Live,
+    signals: &mut quit::Signals,
+) -> Result<()> {
+    let mut snapshots = Snapshots::new(&args.snapshots, collector.meta.start_unix_ns)?;
     let mut drain = interval(DRAIN_INTERVAL);
     let mut show = interval(args.interval);
     drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -142,11 +165,11 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
             _ = drain.tick() => {}
             wakeup = collector.wakeup.readable() => wakeup?.clear_ready(),
             _ = show.tick() => {
-                collector.drain(&mut results)?;
+                collector.drain(results)?;
                 // Before the processes that stacks belong to are forgotten.
-                collector.take_call_time(&mut results)?;
+                collector.take_call_time(results)?;
                 if results.is_recording() {
-                    collector.take_off_cpu(&mut results)?;
+                    collector.take_off_cpu(results)?;
                     let (blocking, calls) = (collector.blocking(), collector.calls()?);
                     let memory = collector.memory_so_far(false);
                     let told = Told {
@@ -154,40 +177,29 @@ async fn profile(args: &ProfileArgs) -> Result<()> {
                         memory: memory.as_ref(),
                         calls: calls.as_ref(),
                     };
-                    results.checkpoint(&collector.accounts(), told, &collector.tables)?;
+                    results.checkpoint(&collector.accounts(), told, &collector.tables);
                 }
                 if !args.quiet {
                     let calls = collector.calls.as_mut().map(CallCollector::interval).transpose()?;
                     let (run, elapsed) = (collector.interval_run(), collector.started.elapsed());
-                    live.show(&run, calls.as_ref(), elapsed, args.duration)?;
+                    live.show(&run, calls.as_ref(), elapsed, args.duration);
                 }
             }
             () = snapshots.due() => {
-                collector.drain(&mut results)?;
+                collector.drain(results)?;
                 collector.write_snapshot(&mut snapshots)?;
             }
-            () = &mut end => break,
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            () = &mut end => return Ok(()),
+            () = signals.received() => return Ok(()),
         }
-        if collector.drain(&mut results)? == Targets::Ended {
-            break;
+        if collector.drain(results)? == Targets::Ended {
+            return Ok(());
         }
         let held = collector.memory.as_ref().map_or(0, MemoryWatch::largest_bytes);
         if snapshots.crossed(held) {
             collector.write_snapshot(&mut snapshots)?;
         }
     }
-
-    collector.stop(&mut results)?;
-    live.clear()?;
-    let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
-    let run = collector.final_run()?;
-    results.finish(&run, &collector.tables, &options)?;
-    if let Some(command) = &mut command {
-        eprintln!("{}", command.describe());
-    }
-    Ok(())
 }
 
 /// Whether any of the targets still lives.
@@ -243,7 +255,7 @@ impl Collector {
         let track_all = !matches!(target, Target::Pids { .. });
         let by_tables = args.unwind == Unwind::Tables && preflight::can_unwind();
         if args.unwind == Unwind::Tables && !by_tables {
-            eprintln!(
+            say!(
                 "profiler: this kernel cannot unwind by .eh_frame (5.15 and newer can); stacks of programs without \
                  frame pointers are cut off"
             );
@@ -593,7 +605,8 @@ impl Collector {
         if renamed {
             self.tables.threads.insert(thread, name.clone());
         }
-        results.record(&sample, &self.tables, renamed.then_some(name.as_str()))
+        results.record(&sample, &self.tables, renamed.then_some(name.as_str()));
+        Ok(())
     }
 
     /// Takes note of what wakes threads. An interrupt does it in the name of whoever it interrupted, which says nothing.
@@ -737,7 +750,8 @@ impl Collector {
         }
         let thread = sample.thread;
         let named = self.off_cpu_named.insert(thread).then(|| self.tables.thread_name(thread).to_owned());
-        results.record(sample, &self.tables, named.as_deref())
+        results.record(sample, &self.tables, named.as_deref());
+        Ok(())
     }
 
     /// Ends sampling and takes what is left in the kernel.
@@ -817,26 +831,32 @@ impl Collector {
         let run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Names);
         let path = snapshots.next_path();
-        crate::recording::load::write_snapshot(&path, &run, &self.tables)?;
-        eprintln!("profiler: memory is written to {}", path.display());
+        // A snapshot that cannot be written costs that one, not the run.
+        match crate::recording::load::write_snapshot(&path, &run, &self.tables) {
+            Ok(()) => say!("profiler: memory is written to {}", path.display()),
+            Err(error) => say!("profiler: no snapshot: {error:#}"),
+        }
         Ok(())
     }
 
-    /// The whole run in full detail.
-    fn final_run(&mut self) -> Result<Run> {
+    /// The whole run in full detail, and the totals of samples that it is made of.
+    fn final_run(&mut self) -> Result<(Run, [Snapshot; 3])> {
         let accounts = self.accounts();
         let (blocking, calls) = (self.blocking(), self.calls()?);
         let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
         let in_calls = calls.is_some().then(|| self.in_calls.snapshot());
         let memory = self.memory_so_far(true);
-        let totals = Totals { cpu: self.totals.snapshot(), off_cpu, blocking, in_calls, calls, memory };
+        let cpu = self.totals.snapshot();
+        let samples =
+            [cpu.clone(), off_cpu.clone().unwrap_or_default(), in_calls.clone().unwrap_or_default()];
+        let totals = Totals { cpu, off_cpu, blocking, in_calls, calls, memory };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
         let usage = Usage::now(); // naming is part of the price
         run.cpu.accounts.agent_setup_cpu_ns = usage.cpu_ns - run.cpu.accounts.agent_cpu_ns;
         run.cpu.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;
-        Ok(run)
+        Ok((run, samples))
     }
 }
 
@@ -855,7 +875,7 @@ impl Watched {
         let able = preflight::can_unwind() && btf::is_available();
         let if_able = |wanted: bool, what: &str| {
             if wanted && !able {
-                eprintln!("profiler: this kernel is too old (5.15 is needed, with BTF) {what}");
+                say!("profiler: this kernel is too old (5.15 is needed, with BTF) {what}");
             }
             wanted && able
         };

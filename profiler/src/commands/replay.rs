@@ -4,33 +4,41 @@ use anyhow::Result;
 
 use crate::{
     cli::ReplayArgs,
+    error,
     model::kind::KINDS,
     output::{RenderOptions, results::Results},
+    quit,
     recording::{
         Ending,
         load::{Replayed, load},
     },
+    say,
 };
 
-/// Turns a recording into a report and any other output.
-pub fn run(args: &ReplayArgs) -> Result<()> {
-    let mut results = Results::open(&args.report)?;
+/// Turns a recording into a report and any other output. Returns the exit code.
+pub fn run(args: &ReplayArgs) -> Result<u8> {
+    let mut results = Results::open(&args.report, false)?;
     let Replayed { run, samples, tables, ending } = load(&args.recording)?;
     let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
     results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
-        eprintln!(
-            "profiler: {} ends early; this is what it holds, and symbols may be missing",
-            args.recording.display()
+        say!(
+            "profiler: {} was cut off: it holds {:.1} s of the run and {} samples, shown here; later ones and some \
+             names are missing",
+            args.recording.display(),
+            run.cpu.accounts.duration_ns as f64 / 1e9,
+            samples.len()
         );
     }
-    results.start_recordings(&run.cpu.meta)?;
+    quit::at_once_from_now_on();
+    results.start_recordings(&run.cpu.meta);
     for sample in &samples {
         let first = tables.threads.get(&sample.thread).map(String::as_str);
-        results.record(sample, &tables, first)?;
+        results.record(sample, &tables, first);
     }
     let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
-    results.finish(&run, &tables, &options)
+    results.finish(&run, None, &tables, &options)?;
+    Ok(if ending == Ending::CutOff { error::CUT_OFF } else { 0 })
 }
 
 #[cfg(test)]
@@ -247,7 +255,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let check = |name: &str, kinds: &[ProfileKind]| {
             let outputs = vec![dir.path().join(name).display().to_string().parse().unwrap()];
-            Results::open(&ReportArgs { outputs, threads: false, top: 1 }).unwrap().check(kinds)
+            Results::open(&ReportArgs { outputs, threads: false, top: 1 }, false).unwrap().check(kinds)
         };
         assert!(check("offcpu.svg", &[CPU]).is_err());
         assert!(check("offcpu.svg", &KINDS).is_ok());

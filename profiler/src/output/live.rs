@@ -16,6 +16,7 @@ use crate::{
         report::{self, Style},
         waiting,
     },
+    say,
 };
 
 /// Functions in the live table.
@@ -25,23 +26,45 @@ const ROWS: usize = 12;
 pub struct Live {
     terminal: bool,
     lines: usize,
+    /// Whether there is anyone left to show it to.
+    gone: bool,
 }
 
 impl Default for Live {
     fn default() -> Self {
-        Live { terminal: io::stderr().is_terminal(), lines: 0 }
+        Live { terminal: io::stderr().is_terminal(), lines: 0, gone: false }
     }
 }
 
 impl Live {
-    /// Shows the last interval, and what was found wrong since the start. `elapsed` and `total` are the run's.
-    pub fn show(
-        &mut self,
+    /// Shows the last interval, and what was found wrong since the start. `elapsed` and `total` are the run's. Where
+    /// stderr is gone, nothing is shown any more: the run goes on.
+    pub fn show(&mut self, run: &Run, calls: Option<&Interval>, elapsed: Duration, total: Option<Duration>) {
+        if self.gone {
+            return;
+        }
+        match self.view(run, calls, elapsed, total) {
+            Ok(text) => {
+                self.clear();
+                if self.terminal {
+                    self.lines = text.iter().filter(|&&byte| byte == b'\n').count();
+                }
+                self.gone = io::stderr().write_all(&text).is_err();
+            }
+            Err(error) => {
+                self.gone = true;
+                say!("profiler: no live view: {error:#}");
+            }
+        }
+    }
+
+    fn view(
+        &self,
         run: &Run,
         calls: Option<&Interval>,
         elapsed: Duration,
         total: Option<Duration>,
-    ) -> Result<()> {
+    ) -> Result<Vec<u8>> {
         let last = &run.cpu;
         let calls = calls.map(|calls| calls::interval(calls, last.accounts.duration_ns as f64 / 1e9));
         let found: Vec<String> =
@@ -63,8 +86,8 @@ impl Live {
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };
             let found: String = found.iter().map(|found| format!("; {found}")).collect();
-            eprintln!("{progress}: {busy:.0} % of one CPU, {lost} lost; {top}{found}");
-            return Ok(());
+            let line = format!("{progress}: {busy:.0} % of one CPU, {lost} lost; {top}{found}\n");
+            return Ok(line.into_bytes());
         }
 
         let columns =
@@ -85,19 +108,15 @@ impl Live {
         for found in &found {
             waiting::line(found, &style, &mut text)?;
         }
-        self.clear()?;
-        self.lines = text.iter().filter(|&&byte| byte == b'\n').count();
-        io::stderr().write_all(&text)?;
-        Ok(())
+        Ok(text)
     }
 
     /// Removes the table, so that the report takes its place.
-    pub fn clear(&mut self) -> Result<()> {
+    pub fn clear(&mut self) {
         if self.lines > 0 {
-            write!(io::stderr(), "\x1b[{}A\x1b[J", self.lines)?;
+            self.gone = write!(io::stderr(), "\x1b[{}A\x1b[J", self.lines).is_err();
             self.lines = 0;
         }
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -142,14 +143,14 @@ impl FromStr for OutputSpec {
     }
 }
 
-/// A place for a result that is known to be writable before the work begins. The file gets its name only once it
-/// is complete, so an older one is never half overwritten.
+/// A place for a result that was writable before the work began. A file gets its name only once it is complete, so an
+/// older one is never half overwritten, and nothing is left behind by a profiler that is killed.
 #[derive(Debug)]
 pub enum Destination {
     /// Standard output.
     Stdout,
     /// A regular file, new or to be replaced.
-    File(NamedTempFile, PathBuf),
+    File(PathBuf),
     /// A device or pipe, written directly.
     Special(File),
 }
@@ -162,33 +163,18 @@ impl Destination {
     }
 
     fn try_open(path: &Path) -> io::Result<Destination> {
-        match fs::metadata(path) {
+        let path = follow_own_link(path)?;
+        match fs::metadata(&path) {
             Ok(existing) if existing.is_dir() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
             Ok(existing) if !existing.is_file() => {
                 Ok(Destination::Special(File::options().write(true).open(path)?))
             }
             Ok(_) => {
-                // A link stays a link: what it points to is replaced.
-                let path = fs::canonicalize(path)?;
                 File::options().append(true).open(&path)?; // refuses a read-only file
-                Self::beside(&path)
+                beside(&path).map(|_writable| Destination::File(path))
             }
-            Err(_new) => Self::beside(path),
+            Err(_new) => beside(&path).map(|_writable| Destination::File(path)),
         }
-    }
-
-    fn beside(path: &Path) -> io::Result<Destination> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let file = tempfile::Builder::new()
-            .prefix(".profiler-")
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(directory)
-            .map_err(|error| io::Error::from(error.kind()))?; // without the temporary name in its text
-        Ok(Destination::File(file, path.to_owned()))
     }
 
     /// Whether this is standard output.
@@ -209,17 +195,61 @@ impl Destination {
                 write(&mut out)?;
                 Ok(out.flush()?)
             }
-            Destination::File(mut file, path) => {
+            Destination::File(path) => {
+                let not_writable = |reason| Error::OutputNotWritable { path: path.clone(), reason };
+                let mut file = beside(&path).map_err(not_writable)?;
+                let _unfinished = crate::quit::removes(file.path());
                 let mut out = io::BufWriter::new(file.as_file_mut());
                 write(&mut out)?;
-                out.flush()?;
+                out.flush().map_err(not_writable)?;
                 drop(out);
-                file.persist(&path)
-                    .map_err(|error| Error::OutputNotWritable { path, reason: error.error })?;
+                file.persist(&path).map_err(|error| not_writable(error.error))?;
                 Ok(())
             }
         }
     }
+}
+
+/// Opens a file that is written under its own name from the start, and empties it later.
+pub fn open_in_place(path: &Path) -> io::Result<File> {
+    let path = follow_own_link(path)?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    // The link is followed above, so one that is here now was put here by somebody in between.
+    options.custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// A new file in the folder of `path`, which it is to replace.
+fn beside(path: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(".profiler-")
+        .permissions(fs::Permissions::from_mode(0o644))
+        .tempfile_in(folder(path))
+        .map_err(|error| io::Error::from(error.kind())) // without the temporary name in its text
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// What `path` stands for. A link stays a link: what it points to is replaced. But in a folder that others can write to
+/// (/tmp), what another user has put under that name, a link, a pipe or a file, is not touched: it would lead root's
+/// output to wherever they like.
+fn follow_own_link(path: &Path) -> io::Result<PathBuf> {
+    let Ok(existing) = fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
+    // SAFETY: takes nothing, returns a number.
+    let own = unsafe { libc::geteuid() };
+    let others_write = fs::metadata(folder(path))?.mode() & 0o022 != 0;
+    if others_write && existing.uid() != own && existing.uid() != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("user {} has put it there, in a folder that others can write to", existing.uid()),
+        ));
+    }
+    if existing.is_symlink() { fs::canonicalize(path) } else { Ok(path.to_owned()) }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! Where the results of a run go, live or replayed: recordings while it goes on, files and the report at its end.
+//! Where the results of a run go, live or replayed. Each output succeeds or fails alone; whatever becomes of them, the
+//! report reaches the terminal, and what could not be written where it was asked for is kept.
 
 use std::{
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Result;
@@ -17,34 +18,53 @@ use crate::{
         sample::Sample,
         sections::Told,
         stack::Tables,
+        totals::Snapshot,
     },
     output::{
-        Destination, Format, OutputSpec, RenderOptions,
+        Destination, Format, OutputSpec, RenderOptions, open_in_place,
         report::{self, Style},
     },
     recording::{Recorder, load::names},
+    say,
 };
 
-/// Everything a run writes. Opened before it starts, so that what cannot be written is known at once.
+/// Everything that a run writes. Opened before it starts, so that what cannot be written is known at once.
 pub struct Results {
     rendered: Vec<(Destination, OutputSpec)>,
     waiting: Vec<(PathBuf, File)>,
     recorders: Vec<(PathBuf, Recorder<BufWriter<File>>)>,
+    /// The report goes to stderr: stdout belongs to an output, or to the command that is profiled.
+    stdout_taken: bool,
+    failed: Vec<Failure>,
+}
+
+/// An output that could not be written.
+struct Failure {
+    output: String,
+    reason: String,
 }
 
 impl Results {
-    /// Opens all outputs.
-    pub fn open(args: &ReportArgs) -> Result<Results, Error> {
-        let mut results = Results { rendered: Vec::new(), waiting: Vec::new(), recorders: Vec::new() };
+    /// Opens all outputs. With `stdout_taken` stdout belongs to somebody else.
+    pub fn open(args: &ReportArgs, stdout_taken: bool) -> Result<Results, Error> {
+        let mut results = Results {
+            rendered: Vec::new(),
+            waiting: Vec::new(),
+            recorders: Vec::new(),
+            stdout_taken,
+            failed: Vec::new(),
+        };
         for spec in &args.outputs {
             match (spec.format, &spec.path) {
                 (Format::Profile(_) | Format::Run(_), path) => {
-                    results.rendered.push((Destination::open(path.as_deref())?, spec.clone()));
+                    let destination = Destination::open(path.as_deref())?;
+                    results.stdout_taken |= destination.is_stdout();
+                    results.rendered.push((destination, spec.clone()));
                 }
                 (Format::Recording, Some(path)) => {
                     // Under its own name from the start: what is recorded survives the profiler. An older
                     // recording is emptied only once profiling starts.
-                    let file = File::options().write(true).create(true).truncate(false).open(path);
+                    let file = open_in_place(path);
                     let file =
                         file.map_err(|reason| Error::OutputNotWritable { path: path.clone(), reason })?;
                     results.waiting.push((path.clone(), file));
@@ -66,18 +86,20 @@ impl Results {
     }
 
     /// Begins the recordings.
-    pub fn start_recordings(&mut self, meta: &Meta) -> Result<()> {
-        for (path, file) in self.waiting.drain(..) {
-            let recorder = file.set_len(0).and_then(|()| Recorder::new(BufWriter::new(file), meta));
-            self.recorders
-                .push((path.clone(), recorder.map_err(|reason| Error::OutputNotWritable { path, reason })?));
+    pub fn start_recordings(&mut self, meta: &Meta) {
+        for (path, file) in std::mem::take(&mut self.waiting) {
+            // A pipe or a device has no length.
+            let emptied = if file.metadata().is_ok_and(|of| of.is_file()) { file.set_len(0) } else { Ok(()) };
+            match emptied.and_then(|()| Recorder::new(BufWriter::new(file), meta)) {
+                Ok(recorder) => self.recorders.push((path, recorder)),
+                Err(error) => self.fail_recording(&path, &error),
+            }
         }
-        Ok(())
     }
 
     /// Records a sample.
-    pub fn record(&mut self, sample: &Sample, tables: &Tables, new_thread_name: Option<&str>) -> Result<()> {
-        self.each_recorder(|recorder| recorder.sample(sample, tables, new_thread_name))
+    pub fn record(&mut self, sample: &Sample, tables: &Tables, new_thread_name: Option<&str>) {
+        self.each_recorder(|recorder| recorder.sample(sample, tables, new_thread_name));
     }
 
     /// Whether anything is recorded as it happens.
@@ -86,38 +108,103 @@ impl Results {
     }
 
     /// Makes everything recorded so far safe.
-    pub fn checkpoint(&mut self, accounts: &Accounts, told: Told<'_>, tables: &Tables) -> Result<()> {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts, told, tables))
+    pub fn checkpoint(&mut self, accounts: &Accounts, told: Told<'_>, tables: &Tables) {
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, told, tables));
     }
 
-    /// Writes every output, then the report.
-    pub fn finish(self, run: &Run, tables: &Tables, options: &RenderOptions) -> Result<()> {
-        let names = names(run);
-        for (path, recorder) in self.recorders {
-            let finished = recorder.finish(&run.cpu.accounts, run.told(), tables, &names);
-            let written = finished.and_then(|mut out| out.flush());
-            written.map_err(|reason| Error::OutputNotWritable { path, reason })?;
-        }
-        let stdout_taken = self.rendered.iter().any(|(destination, _)| destination.is_stdout());
-        for (destination, spec) in self.rendered {
-            destination.finish(|out| spec.write(run, options, out))?;
-        }
-        if stdout_taken {
-            print_report(run, options, io::stderr().is_terminal(), &mut io::stderr().lock())
-        } else {
-            print_report(run, options, io::stdout().is_terminal(), &mut io::stdout().lock())
-        }
-    }
-
-    fn each_recorder(
-        &mut self,
-        mut record: impl FnMut(&mut Recorder<BufWriter<File>>) -> io::Result<()>,
+    /// Writes every output, then the report. If anything cannot be written and there are `totals`, which `run` was made
+    /// of, everything is kept as a recording.
+    pub fn finish(
+        mut self,
+        run: &Run,
+        totals: Option<&[Snapshot]>,
+        tables: &Tables,
+        options: &RenderOptions,
     ) -> Result<()> {
-        for (path, recorder) in &mut self.recorders {
-            record(recorder).map_err(|reason| Error::OutputNotWritable { path: path.clone(), reason })?;
+        let names = names(run);
+        let mut recorded = None;
+        for (path, recorder) in std::mem::take(&mut self.recorders) {
+            let finished = recorder.finish(&run.cpu.accounts, run.told(), tables, &names);
+            match finished.and_then(|mut out| out.flush()) {
+                Ok(()) => recorded = Some(path),
+                Err(error) => self.fail_recording(&path, &error),
+            }
         }
-        Ok(())
+        for (destination, spec) in std::mem::take(&mut self.rendered) {
+            let stdout = destination.is_stdout();
+            if let Err(error) = destination.finish(|out| spec.write(run, options, out))
+                && !(stdout && is_broken_pipe(&error))
+            {
+                // An error that names the output already is told without doing so twice.
+                let reason = match error.downcast::<Error>() {
+                    Ok(Error::OutputNotWritable { reason, .. }) => reason.to_string(),
+                    Ok(other) => other.to_string(),
+                    Err(other) => format!("{other:#}"),
+                };
+                self.failed.push(Failure { output: spec.to_string(), reason });
+            }
+        }
+        if let Err(error) = print_report(run, options, self.stdout_taken) {
+            self.failed.push(Failure { output: "the report".to_owned(), reason: error.to_string() });
+        }
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        for Failure { output, reason } in &self.failed {
+            say!("profiler: cannot write {output}: {reason}");
+        }
+        let kept = match (recorded, totals) {
+            (Some(path), _) => Some(Ok(path)),
+            (None, Some(totals)) => Some(keep(run, totals, tables)),
+            (None, None) => None, // the recording that is replayed is still there
+        };
+        match kept {
+            Some(Ok(path)) => say!(
+                "profiler: everything that was measured is in {0}; `profiler replay {0} -o FILE` writes it",
+                path.display()
+            ),
+            Some(Err(error)) => {
+                say!("profiler: it cannot be kept in {} either: {error}", std::env::temp_dir().display());
+            }
+            None => {}
+        }
+        Err(Error::OutputsFailed(self.failed.len()).into())
     }
+
+    /// Whoever fails to record is not asked again; the run and all others go on.
+    fn each_recorder(&mut self, mut record: impl FnMut(&mut Recorder<BufWriter<File>>) -> io::Result<()>) {
+        let mut failed = Vec::new();
+        self.recorders.retain_mut(|(path, recorder)| match record(recorder) {
+            Ok(()) => true,
+            Err(error) => {
+                failed.push((path.clone(), error));
+                false
+            }
+        });
+        for (path, error) in failed {
+            say!("profiler: {} ends here: {error}; profiling goes on", path.display());
+            self.fail_recording(&path, &error);
+        }
+    }
+
+    fn fail_recording(&mut self, path: &Path, error: &io::Error) {
+        self.failed.push(Failure { output: path.display().to_string(), reason: error.to_string() });
+    }
+}
+
+/// Keeps a run as a recording in the folder for temporary files, readable by its owner only. Samples are added up by
+/// thread and stack in it.
+fn keep(run: &Run, totals: &[Snapshot], tables: &Tables) -> Result<PathBuf> {
+    let mut file = tempfile::Builder::new().prefix("profiler-").suffix(".prec").tempfile()?;
+    let mut recorder = Recorder::new(BufWriter::new(file.as_file_mut()), &run.cpu.meta)?;
+    for (thread, name) in &tables.threads {
+        recorder.thread(*thread, name)?;
+    }
+    for snapshot in totals {
+        recorder.totals(snapshot, tables)?;
+    }
+    recorder.finish(&run.cpu.accounts, run.told(), tables, &names(run))?.flush()?;
+    Ok(file.keep()?.1)
 }
 
 /// How to lay text out, on a terminal or elsewhere.
@@ -130,10 +217,32 @@ pub fn style(terminal: bool, threads: bool, top: usize) -> Style {
     }
 }
 
-fn print_report(run: &Run, options: &RenderOptions, terminal: bool, out: &mut dyn io::Write) -> Result<()> {
-    let style = style(terminal, options.threads, options.top);
-    let mut text = Vec::new();
-    report::write(run, &style, &mut text)?;
-    out.write_all(&text)?;
-    Ok(out.flush()?)
+/// Prints the report on stdout, or on stderr if stdout is taken or cannot be written. A reader that has seen enough
+/// (`| head`) is no failure.
+fn print_report(run: &Run, options: &RenderOptions, stdout_taken: bool) -> Result<()> {
+    let text = |terminal| -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        report::write(run, &style(terminal, options.threads, options.top), &mut text)?;
+        Ok(text)
+    };
+    if !stdout_taken {
+        let (text, mut out) = (text(io::stdout().is_terminal())?, io::stdout().lock());
+        match out.write_all(&text).and_then(|()| out.flush()) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => say!("profiler: cannot write the report to stdout: {error}; here it is"),
+        }
+    }
+    let (text, mut out) = (text(io::stderr().is_terminal())?, io::stderr().lock());
+    match out.write_all(&text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|io| io.kind() == io::ErrorKind::BrokenPipe)
 }

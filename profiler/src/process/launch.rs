@@ -79,6 +79,13 @@ impl Held {
 }
 
 impl Running {
+    /// The code with which a shell would say how the command ended: its own, or 128 and the signal that ended it. `None`
+    /// if it has not ended.
+    pub fn exit_code(&mut self) -> Option<u8> {
+        let status = self.child.try_wait().ok().flatten()?;
+        status.code().or_else(|| status.signal().map(|signal| 128 + signal)).map(|code| code as u8)
+    }
+
     /// How the command ended, in words, or that it has not.
     pub fn describe(&mut self) -> String {
         match self.child.try_wait() {
@@ -114,6 +121,15 @@ mod tests {
         running.child.wait().unwrap();
         assert!(file.exists());
         assert_eq!(running.describe(), "the command ended with exit code 0");
+    }
+
+    #[test]
+    fn a_command_ends_as_it_would_for_a_shell() {
+        for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)] {
+            let mut running = hold(&["sh".into(), "-c".into(), script.into()]).unwrap().start().unwrap();
+            running.child.wait().unwrap();
+            assert_eq!(running.exit_code(), Some(code), "{script}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::{
         sections::Told,
         stack::{Frame, Module, Stack, Tables, ThreadKey},
         syscall::Calls,
+        totals::{Key, Snapshot},
         wait::Blocking,
     },
     symbolize::Function,
@@ -103,6 +104,24 @@ impl<W: Write> Recorder<W> {
             self.event(&Event::Thread(sample.thread, name.to_owned()))?;
         }
         self.event(&Event::Sample(*sample))
+    }
+
+    /// Records a thread's name.
+    pub fn thread(&mut self, thread: ThreadKey, name: &str) -> io::Result<()> {
+        self.event(&Event::Thread(thread, name.to_owned()))
+    }
+
+    /// Records totals instead of the samples that they are made of: one sample by thread, stack and cause, in the time
+    /// in which the samples were.
+    pub fn totals(&mut self, totals: &Snapshot, tables: &Tables) -> io::Result<()> {
+        self.tables(tables)?;
+        let (first_ns, last_ns) = totals.span_ns.unwrap_or_default();
+        for (i, &(key, weight)) in totals.entries.iter().enumerate() {
+            let Key { thread, stack, cause } = key;
+            let time_ns = if i == 0 { first_ns } else { last_ns };
+            self.event(&Event::Sample(Sample { time_ns, thread, cpu: 0, stack, weight, cause }))?;
+        }
+        Ok(())
     }
 
     /// Records the counts so far and makes sure that everything up to here can be replayed. Now and then, that is

@@ -1,0 +1,289 @@
+//! Nothing that was measured is lost, whatever becomes of the outputs, the terminal or the target.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use common::{FRAME_POINTERS, PROFILER, Running, kernel_ready, workload};
+
+const NOBODY: u32 = 65534;
+
+/// A program that computes until it is dropped.
+fn busy() -> Running {
+    Running::start(Command::new(workload("split", FRAME_POINTERS)).arg("60").stdout(Stdio::null()))
+}
+
+/// The profiler on a process, with `args`, its live view on, and results kept in `dir` where they must be.
+fn profiling(pid: &str, args: &[&str], dir: &Path) -> Command {
+    let mut command = Command::new(PROFILER);
+    command.args(["--pid", pid, "-i200ms"]).args(args).env("TMPDIR", dir).current_dir(dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Waits for the first line of the live view: sampling has begun.
+fn begun(child: &mut Child) -> BufReader<std::process::ChildStderr> {
+    let mut live = BufReader::new(child.stderr.take().unwrap());
+    live.read_line(&mut String::new()).unwrap();
+    live
+}
+
+fn signal(child: &Child, signal: i32) {
+    // SAFETY: sends a signal to a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Lines of folded stacks, without their order.
+fn stacks(folded: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = folded.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn each_output_fails_alone_and_what_was_measured_is_kept() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (target, dir) = (busy(), dir.path());
+    symlink("/dev/full", dir.join("full.svg")).unwrap();
+    fs::create_dir(dir.join("going")).unwrap();
+    let args = ["-o", "full.svg", "-o", "going/x.json", "-o", "fine.folded"];
+    let mut run = profiling(&target.pid(), &args, dir).spawn().unwrap();
+    let mut said = begun(&mut run);
+    fs::remove_dir_all(dir.join("going")).unwrap();
+    signal(&run, libc::SIGINT);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(6), "{rest}");
+    assert!(text(&output.stdout).contains("work_sixty"), "the report reaches the terminal");
+    assert!(rest.contains("cannot write full.svg: No space left on device"), "{rest}");
+    assert!(rest.contains("cannot write going/x.json: "), "{rest}");
+    let fine = fs::read_to_string(dir.join("fine.folded")).unwrap();
+
+    let kept =
+        rest.lines().find_map(|line| line.split_once("everything that was measured is in ")).unwrap().1;
+    let kept = kept.split(';').next().unwrap();
+    assert_eq!(fs::metadata(kept).unwrap().permissions().mode() & 0o777, 0o600);
+    let replayed = Command::new(PROFILER).args(["replay", kept, "-o", "-"]).output().unwrap();
+    assert_eq!(replayed.status.code(), Some(0));
+    assert_eq!(stacks(&text(&replayed.stdout)), stacks(&fine), "the kept recording is the run");
+    let left = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(left.into_iter().all(|name| !name.to_str().unwrap().starts_with(".profiler-")));
+}
+
+#[test]
+fn a_recording_on_a_full_disk_costs_that_recording_only() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (target, dir) = (busy(), dir.path());
+    symlink("/dev/full", dir.join("full.prec")).unwrap();
+    let args = ["-q", "-d", "1s", "-o", "full.prec", "-o", "fine.prec"];
+    let output = profiling(&target.pid(), &args, dir).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{said}");
+    assert!(said.contains("cannot write full.prec: No space left on device"), "{said}");
+    assert!(said.contains("everything that was measured is in fine.prec;"), "{said}");
+    assert!(text(&output.stdout).contains("work_sixty"));
+    let replayed = Command::new(PROFILER).args(["replay", "fine.prec"]).current_dir(dir).output().unwrap();
+    assert!(text(&replayed.stdout).contains("work_sixty"));
+}
+
+#[test]
+fn a_command_keeps_its_output_and_its_exit_code() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let run = |script: &str| {
+        Command::new(PROFILER).args(["-q", "--", "sh", "-c", script]).stdin(Stdio::null()).output().unwrap()
+    };
+    let output = run("echo its own; exit 7");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(7), "its own\n".into()));
+    let said = text(&output.stderr);
+    assert!(said.contains("the command ended with exit code 7"), "{said}");
+    assert!(said.contains("samples"), "the report is on stderr: {said}");
+    assert_eq!(run("kill -9 $$").status.code(), Some(128 + 9));
+    assert_eq!(run("true").status.code(), Some(0));
+    let failed = Command::new(PROFILER)
+        .args(["-q", "-o", "/dev/null/x.svg", "--", "sh", "-c", "exit 7"])
+        .output()
+        .unwrap();
+    assert_eq!(failed.status.code(), Some(6), "a failure of the profiler is told first");
+}
+
+#[test]
+fn every_way_to_end_a_run_writes_its_results() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    for ending in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = busy();
+        let mut run = profiling(&target.pid(), &["-o", "x.folded"], dir.path()).spawn().unwrap();
+        let said = begun(&mut run);
+        drop(said); // the terminal is gone, as far as stderr tells
+        signal(&run, ending);
+        let output = run.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "signal {ending}");
+        assert!(text(&output.stdout).contains("work_sixty"), "signal {ending}");
+        assert!(fs::read_to_string(dir.path().join("x.folded")).unwrap().contains("work_sixty"));
+    }
+}
+
+#[test]
+fn a_run_outlives_its_live_view_and_its_terminal() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let target = busy();
+    let mut run = profiling(&target.pid(), &["-d", "2s"], dir.path()).spawn().unwrap();
+    drop(begun(&mut run));
+    drop(run.stdout.take());
+    // Neither stdout nor stderr has a reader: `profiler … | head` is no failure.
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+
+    // A terminal that answers with an error is one: what was measured is kept.
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = profiling(&target.pid(), &["-d", "1s"], dir.path());
+    assert_eq!(command.stdout(full()).stderr(full()).status().unwrap().code(), Some(6));
+    let kept: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [kept] = &kept[..] else { panic!("{kept:?}") };
+    let replayed = Command::new(PROFILER).arg("replay").arg(kept).output().unwrap();
+    assert!(text(&replayed.stdout).contains("work_sixty"));
+}
+
+#[test]
+fn a_second_signal_ends_the_profiler_at_once() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let target = busy();
+    // Nobody reads stdout, and it is full: the report waits for ever.
+    let (mut reader, mut full) = std::io::pipe().unwrap();
+    full.write_all(&vec![b'x'; 64 * 1024]).unwrap();
+    let mut command = profiling(&target.pid(), &["-o", "x.folded", "-o", "x.prec"], dir.path());
+    let mut run = command.stdout(full).spawn().unwrap();
+    drop(command);
+    let _said = begun(&mut run);
+    signal(&run, libc::SIGINT);
+    // The report comes last.
+    common::programs::wait_until("the outputs", || dir.path().join("x.folded").exists());
+    common::programs::wait_until("the report", || {
+        let call = fs::read_to_string(format!("/proc/{}/syscall", run.id())).unwrap_or_default();
+        call.starts_with(&format!("{} 0x1 ", libc::SYS_write))
+    });
+    assert!(run.try_wait().unwrap().is_none());
+    signal(&run, libc::SIGINT);
+    assert_eq!(run.wait().unwrap().code(), Some(128 + libc::SIGINT));
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 64 * 1024);
+    let mut names: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["x.folded", "x.prec"], "outputs whole or absent");
+}
+
+#[test]
+fn a_killed_profiler_loses_an_interval_and_leaves_nothing_else() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let target = busy();
+    let args = ["-o", "x.prec", "-o", "x.svg"];
+    let mut run = profiling(&target.pid(), &args, dir.path()).spawn().unwrap();
+    let mut said = begun(&mut run);
+    for _ in 0..5 {
+        said.read_line(&mut String::new()).unwrap();
+    }
+    signal(&run, libc::SIGKILL);
+    assert_eq!(run.wait().unwrap().signal(), Some(libc::SIGKILL));
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["x.prec"]);
+    let replayed =
+        Command::new(PROFILER).args(["replay", "x.prec", "-o", "-"]).current_dir(&dir).output().unwrap();
+    let said = text(&replayed.stderr);
+    assert_eq!(replayed.status.code(), Some(8), "{said}");
+    assert!(said.starts_with("profiler: x.prec was cut off: it holds "), "{said}");
+    let samples: u64 = text(&replayed.stdout)
+        .lines()
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    assert!(samples > 0, "{said}");
+    assert!(said.contains(&format!("of the run and {samples} samples")), "{samples}: {said}");
+}
+
+/// A copy of the profiler that anyone may run, in a folder that anyone may write to.
+fn for_everybody() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::copy(PROFILER, dir.path().join("profiler")).unwrap();
+    dir
+}
+
+#[test]
+fn without_rights_the_first_line_says_so() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = for_everybody();
+    let output = Command::new(dir.path().join("profiler"))
+        .args(["--pid", &std::process::id().to_string(), "-d", "1s", "--syscalls"])
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    let said = text(&output.stderr);
+    assert!(said.starts_with("profiler: missing rights to profile: run as root"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn nobody_else_leads_an_output_elsewhere() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let (dir, precious) = (for_everybody(), tempfile::NamedTempFile::new().unwrap());
+    fs::write(precious.path(), "precious").unwrap();
+    let target = busy();
+    for name in ["x.svg", "x.prec"] {
+        let link = dir.path().join(name);
+        symlink(precious.path(), &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(NOBODY), Some(NOBODY)).unwrap();
+        let output = profiling(&target.pid(), &["-q", "-d", "1s", "-o", name], dir.path()).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{said}");
+        assert!(said.contains("user 65534 has put it there"), "{said}");
+        assert_eq!(fs::read_to_string(precious.path()).unwrap(), "precious");
+        // The user's own link stays a link, and what it points to is written.
+        std::os::unix::fs::lchown(&link, Some(0), Some(0)).unwrap();
+        let output = profiling(&target.pid(), &["-q", "-d", "1s", "-o", name], dir.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_ne!(fs::read(precious.path()).unwrap(), b"precious");
+        fs::write(precious.path(), "precious").unwrap();
+    }
+}
