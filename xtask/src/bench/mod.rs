@@ -19,6 +19,7 @@ mod leak;
 mod sched;
 mod syscall;
 mod unwind;
+mod verdict;
 
 #[path = "../../../tests/common/programs.rs"]
 mod programs;
@@ -39,6 +40,8 @@ pub enum Bench {
     /// What a system call takes longer under the system-call probe, for the target and for others, against strace -c,
     /// perf trace -s and syscount -L
     Syscall(syscall::Args),
+    /// Whether the right answer is given for programs whose trouble is known, and none for healthy ones
+    Verdict(verdict::Args),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
@@ -49,6 +52,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Sched(args) => sched::run(args),
         Bench::Unwind(args) => unwind::run(args),
         Bench::Syscall(args) => syscall::run(args),
+        Bench::Verdict(args) => verdict::run(args),
     }
 }
 
