@@ -208,6 +208,15 @@ pub struct ThreadState {
     pub turn_on_cpu_ns: u64,
     /// `times.run_queue_ns` at the start of the turn.
     pub turn_run_queue_ns: u64,
+    /// When it last came back from its own wait or from being parked, within the turn: a worker's turn lasts from one
+    /// such moment to the next. Zero outside of turns.
+    pub work_start_ns: u64,
+    /// `times.on_cpu_ns` then.
+    pub work_on_cpu_ns: u64,
+    /// `times.run_queue_ns` then.
+    pub work_run_queue_ns: u64,
+    /// User stack pointer in the loop's own wait: a wait deeper in the stack is made by a turn.
+    pub loop_sp: u64,
     /// Stack it blocked with, an id; zero for none.
     pub stack: u64,
     /// Stack of what woke it from the block in progress, an id; zero if that has not happened, or is not watched.
@@ -232,6 +241,10 @@ pub struct ThreadState {
     pub tid: u32,
     /// Class of the calls it waits in as an event loop (a [`SyscallClass`]), zero if it is none.
     pub loop_class: u32,
+    /// The epoll descriptor that the loop waits in, if it is one.
+    pub loop_descriptor: u32,
+    /// Waits elsewhere since the last one there.
+    pub elsewhere: u32,
     /// Blocked uninterruptibly.
     pub uninterruptible: u32,
     /// Slice of time in which `stacks_taken` were taken.
@@ -358,6 +371,23 @@ pub struct Turn {
     pub on_cpu_ns: u64,
     /// Time waiting for one, ns.
     pub run_queue_ns: u64,
+    /// A [`Span`].
+    pub span: u32,
+    /// Not used.
+    pub _reserved: u32,
+}
+
+/// Whose turn it is. A loop of its own is away from its work while its thread is parked in the middle of a turn; a worker
+/// that shares its loop with others has nothing to do then.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// A turn without being parked: the same for both.
+    Whole = 0,
+    /// From one wait of the loop to the next, parked in between: a turn of a loop of its own only.
+    Loop = 1,
+    /// From or to the moment of being parked: a turn of a worker only.
+    Worker = 2,
 }
 
 /// A thread has ended: what it did in all.
@@ -422,7 +452,7 @@ const _: () = {
     assert!(size_of::<StackHeader>() == crate::cpu::SAMPLE_HEADER_LEN);
     assert!(core::mem::offset_of!(StackHeader, kernel_frames) == 28);
     assert!(size_of::<Interval>() == 88);
-    assert!(size_of::<Turn>() == 48);
+    assert!(size_of::<Turn>() == 56);
     assert!(size_of::<Exit>() == 32 + size_of::<Times>() + COMM_LEN);
 };
 

@@ -9,16 +9,16 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cost::Probe,
-    sched::{HistogramKind, KIND_TURN, SyscallClass, Turn},
+    sched::{HistogramKind, KIND_LOOP, KIND_TURN, LoopSeen, Span, SyscallClass, ThreadState, Turn},
 };
 
 use crate::{
     emit::tell,
     histogram::record,
     output::{charge, now_ns},
-    sched::{STALL_NS, SYSCALLS, THREADS, see_loop, settle_state},
+    sched::{STALL_NS, SYSCALLS, THREADS, settle_state},
     target::ONLY_TGID,
-    task::{current_task, first_argument, syscall_entry},
+    task::{Entry, current_task, syscall_entry},
 };
 
 /// A program for each call, since a program is bound to one function when it is loaded.
@@ -66,35 +66,113 @@ pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
     // SAFETY: see `sched::leave`; the thread is here.
     let state = unsafe { &mut *state };
     settle_state(state, now);
-    if state.loop_class != class {
+    let entry = syscall_entry(current_task());
+    if !is_own_wait(state, class, &entry) && !is_nested_wait(state, class, &entry) {
         state.syscall = number as i32;
-        state.object = first_argument(current_task(), false);
-        see_loop(state, class);
+        see_loop(state, class, &entry);
     }
-    if state.loop_class != class {
+    if !is_own_wait(state, class, &entry) {
         return 0; // it waits otherwise for its work: this is part of its turn
     }
     let on_cpu_ns = state.times.on_cpu_ns + now.saturating_sub(state.since_ns);
     if state.turn_start_ns != 0 {
-        let length = now.saturating_sub(state.turn_start_ns);
-        record(HistogramKind::Turns as u32, state.tid, length);
-        if length >= STALL_NS.load() {
-            let turn = Turn {
-                kind: KIND_TURN,
-                syscall: number as i32,
-                pid: state.pid,
-                tid: state.tid,
-                start_ns: state.turn_start_ns,
-                end_ns: now,
-                on_cpu_ns: on_cpu_ns.saturating_sub(state.turn_on_cpu_ns),
-                run_queue_ns: state.times.run_queue_ns.saturating_sub(state.turn_run_queue_ns),
-            };
-            tell(&turn);
+        record(HistogramKind::Turns as u32, state.tid, now.saturating_sub(state.turn_start_ns));
+        let parked = state.work_start_ns != state.turn_start_ns;
+        tell_turn(state, if parked { Span::Loop } else { Span::Whole }, number, on_cpu_ns, now);
+        if parked {
+            tell_turn(state, Span::Worker, number, on_cpu_ns, now);
         }
     }
+    begin_turn(state, on_cpu_ns, now);
+    charge(Probe::Loop, now);
+    0
+}
+
+/// Between `now` and its next wait a loop is in a turn.
+#[inline(always)]
+pub fn begin_turn(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
     state.turn_start_ns = now;
     state.turn_on_cpu_ns = on_cpu_ns;
     state.turn_run_queue_ns = state.times.run_queue_ns;
-    charge(Probe::Loop, now);
-    0
+    begin_work(state, on_cpu_ns, now);
+}
+
+/// The same of a worker, which has been parked.
+#[inline(always)]
+pub fn begin_work(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
+    state.work_start_ns = now;
+    state.work_on_cpu_ns = on_cpu_ns;
+    state.work_run_queue_ns = state.times.run_queue_ns;
+}
+
+/// Tells of the turn that ends with the system call of this number, if it was long.
+#[inline(always)]
+pub fn tell_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, now: u64) {
+    let (start_ns, on_cpu_then, run_queue_then) = if span as u32 == Span::Worker as u32 {
+        (state.work_start_ns, state.work_on_cpu_ns, state.work_run_queue_ns)
+    } else {
+        (state.turn_start_ns, state.turn_on_cpu_ns, state.turn_run_queue_ns)
+    };
+    if start_ns == 0 || now.saturating_sub(start_ns) < STALL_NS.load() {
+        return;
+    }
+    let turn = Turn {
+        kind: KIND_TURN,
+        syscall: number as i32,
+        pid: state.pid,
+        tid: state.tid,
+        start_ns,
+        end_ns: now,
+        on_cpu_ns: on_cpu_ns.saturating_sub(on_cpu_then),
+        run_queue_ns: state.times.run_queue_ns.saturating_sub(run_queue_then),
+        span: span as u32,
+        _reserved: 0,
+    };
+    tell(&turn);
+}
+
+/// Waits elsewhere, one after the other, after which a thread is taken to have left its loop for good.
+const MAX_ELSEWHERE: u32 = 1000;
+
+/// Whether a call of this class is the one in which the loop waits for its work.
+#[inline(always)]
+pub fn is_own_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
+    state.loop_class == class
+        && (class != SyscallClass::Epoll as u32 || state.loop_descriptor == entry.args[0] as u32)
+}
+
+/// Whether a call of this class that waits elsewhere is made in the middle of a turn: it is deeper in the stack than the
+/// loop's own wait, as all that the loop calls. A loop within the loop (libuv's for a child that is waited for) is.
+#[inline(always)]
+pub fn is_nested_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
+    state.loop_class == SyscallClass::Epoll as u32
+        && !is_own_wait(state, class, entry)
+        && entry.sp < state.loop_sp
+        && state.elsewhere < MAX_ELSEWHERE
+}
+
+/// Takes note that a thread waits as event loops do; epoll outranks the others, which loops also use otherwise. Its
+/// `syscall` must be known.
+#[inline(always)]
+pub fn see_loop(state: &mut ThreadState, class: u32, entry: &Entry) {
+    if state.loop_class == SyscallClass::Epoll as u32 && class != state.loop_class {
+        return;
+    }
+    let known = state.loop_class == class;
+    state.loop_class = class;
+    state.loop_descriptor = entry.args[0] as u32;
+    state.loop_sp = entry.sp;
+    state.elsewhere = 0;
+    state.turn_start_ns = 0;
+    if known {
+        return;
+    }
+    let seen = LoopSeen {
+        kind: KIND_LOOP,
+        syscall: state.syscall,
+        pid: state.pid,
+        tid: state.tid,
+        object: entry.args[0],
+    };
+    tell(&seen);
 }

@@ -21,8 +21,8 @@ use profiler_common::{
     cost::Probe,
     loss::KernelCounter,
     sched::{
-        Cause, Exit, Interval, KIND_EXIT, KIND_INTERVAL, KIND_LOOP, KNOWN_STACKS, LoopSeen, MAX_SYSCALLS,
-        MAX_THREADS, OffCpuKey, OffCpuTime, Phase, SyscallClass, ThreadState,
+        Cause, Exit, Interval, KIND_EXIT, KIND_INTERVAL, KNOWN_STACKS, MAX_SYSCALLS, MAX_THREADS, OffCpuKey,
+        OffCpuTime, Phase, Span, SyscallClass, ThreadState,
     },
     target::TargetMode,
 };
@@ -33,11 +33,12 @@ use crate::{
     emit::{SLICE_SHIFT, STACKS_PER_SLICE, may_tell, take_from_budget, take_stack, tell},
     hash::mix,
     histogram::record_run_queue,
+    loops::{begin_turn, begin_work, is_nested_wait, is_own_wait, see_loop, tell_turn},
     output::{charge_some, count, now_ns},
     target::{Ids, OFF_TASK_PID, ONLY_TGID, TARGET_MODE, current_target, is_target, task_ids},
     task::{
-        KERNEL_THREAD, OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_STATE, SchedInfo, current_task, load, read,
-        sched_info, scheduler_clock_ns, syscall_entry,
+        Entry, KERNEL_THREAD, OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_STATE, SchedInfo, current_task, load,
+        read, sched_info, scheduler_clock_ns, syscall_entry,
     },
 };
 
@@ -179,7 +180,8 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     // Kernel threads without work are in TASK_IDLE: uninterruptible, but no load.
     state.uninterruptible =
         u32::from(task_state & (TASK_UNINTERRUPTIBLE | TASK_NOLOAD) == TASK_UNINTERRUPTIBLE);
-    let wait = waits_for(task, task_state, state);
+    let entry = syscall_entry(task);
+    let wait = waits_for(task_state, state, &entry);
     let at = state.at as usize % KNOWN_STACKS;
     if state.known[at].cause != wait.cause || state.known[at].syscall != wait.syscall {
         flush(state, at);
@@ -191,10 +193,28 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     state.syscall = wait.syscall;
     state.object = wait.object;
     if wait.class == SyscallClass::Epoll as u8 || wait.class == SyscallClass::Poll as u8 {
-        see_loop(state, wait.class.into());
-        state.turn_start_ns = 0;
+        wait_for_work(state, wait.class.into(), &entry);
+    } else if wait.cause == Cause::Park as u32 && state.turn_start_ns != 0 {
+        tell_turn(state, Span::Worker, wait.syscall as u32, state.times.on_cpu_ns, now);
+        state.work_start_ns = 0;
     }
     note_stack(ctx, state, wait.stack_key, now);
+}
+
+/// The current thread blocks in a call that waits for any of many descriptors: outside of turns, unless the call is made
+/// in the middle of one.
+#[inline(always)]
+fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
+    if is_nested_wait(state, class, entry) {
+        state.elsewhere += 1;
+        return;
+    }
+    if !is_own_wait(state, class, entry) {
+        see_loop(state, class, entry);
+    }
+    state.elsewhere = 0;
+    state.turn_start_ns = 0;
+    state.work_start_ns = 0;
 }
 
 /// The current thread got a CPU some time before `now`, when the scheduler's clock says `clock_ns`: adds up what it did
@@ -235,9 +255,9 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, clock_ns: u64, now: u64) {
         send_interval(state, arrival - waited, arrival);
     }
     if blocked && is_loop_wait(state) {
-        state.turn_start_ns = arrival;
-        state.turn_on_cpu_ns = state.times.on_cpu_ns;
-        state.turn_run_queue_ns = state.times.run_queue_ns;
+        begin_turn(state, state.times.on_cpu_ns, arrival);
+    } else if blocked && state.turn_start_ns != 0 && state.work_start_ns == 0 {
+        begin_work(state, state.times.on_cpu_ns, arrival);
     }
     state.phase = Phase::Running as u32;
     state.since_ns = arrival;
@@ -302,28 +322,13 @@ pub extern "C" fn settle(tid: u32, now: u64) -> u32 {
     0
 }
 
-/// Takes note that a thread waits as event loops do; epoll outranks the others, which loops also use otherwise.
-#[inline(always)]
-pub fn see_loop(state: &mut ThreadState, class: u32) {
-    if state.loop_class == class || state.loop_class == SyscallClass::Epoll as u32 {
-        return;
-    }
-    state.loop_class = class;
-    state.turn_start_ns = 0;
-    let seen = LoopSeen {
-        kind: KIND_LOOP,
-        syscall: state.syscall,
-        pid: state.pid,
-        tid: state.tid,
-        object: state.object,
-    };
-    tell(&seen);
-}
-
-/// Whether the thread is, or was just, blocked in the call it waits in as an event loop.
+/// Whether the thread was just blocked in the call it waits in as an event loop.
 #[inline(always)]
 fn is_loop_wait(state: &ThreadState) -> bool {
+    let elsewhere =
+        state.loop_class == SyscallClass::Epoll as u32 && state.object as u32 != state.loop_descriptor;
     state.loop_class != 0
+        && !elsewhere
         && SYSCALLS.get(state.syscall as u32).is_some_and(|&class| u32::from(class) == state.loop_class)
 }
 
@@ -518,10 +523,10 @@ fn may_take_stack(state: &mut ThreadState, now: u64) -> bool {
         && take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE)
 }
 
-/// What the current `task`, about to block in `task_state`, waits for. Sets `state.at`.
+/// What the current task, about to block in `task_state` in the call that it entered the kernel for, waits for. Sets
+/// `state.at`.
 #[inline(always)]
-fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait {
-    let entry = syscall_entry(task);
+fn waits_for(task_state: u32, state: &mut ThreadState, entry: &Entry) -> Wait {
     let object = entry.args[0];
     let stack_key = mix(entry.stack_key ^ object) | 1;
     let at = (stack_key >> 8) as usize % KNOWN_STACKS;
@@ -558,6 +563,10 @@ fn waits_for(task: *const u8, task_state: u32, state: &mut ThreadState) -> Wait 
     {
         // An event loop that waits for one descriptor elsewhere than in its epoll_wait waits in the middle of work.
         return Wait { cause: descriptor_cause(descriptor), ..wait };
+    } else if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8)
+        && is_nested_wait(state, class.into(), entry)
+    {
+        Cause::Other
     } else {
         Cause::of_class(class)
     };

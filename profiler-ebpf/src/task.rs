@@ -231,6 +231,8 @@ pub struct Entry {
     /// System call, negative for none.
     pub number: i32,
     pub args: [u64; 3],
+    /// User stack pointer.
+    pub sp: u64,
     /// Instruction, stack and frame pointer mixed.
     pub stack_key: u64,
 }
@@ -251,7 +253,7 @@ pub fn syscall_entry(task: *const u8) -> Entry {
         at(offset_of!(bpf_user_pt_regs_t, rdx)),
     ];
     let stack_key = mix(mix(ip) ^ sp) ^ at(offset_of!(bpf_user_pt_regs_t, rbp));
-    Entry { number, args, stack_key }
+    Entry { number, args, sp, stack_key }
 }
 
 #[cfg(bpf_target_arch = "aarch64")]
@@ -265,6 +267,7 @@ pub fn syscall_entry(task: *const u8) -> Entry {
     Entry {
         number: load(regs, ORIG_X0 + 8),
         args: [load(regs, ORIG_X0), register(1), register(2)],
+        sp: register(31),
         stack_key,
     }
 }
