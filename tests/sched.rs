@@ -299,6 +299,40 @@ fn a_slow_file_stalls_node() {
     }
 }
 
+/// A wait in another epoll descriptor than the loop's own, in the middle of a turn, is part of the turn.
+#[test]
+fn waiting_for_a_child_stalls_node() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let (profile, own) = node("child", "800", "5", None);
+    for stall in Stall::of(&profile, &own) {
+        stall.assert_explained();
+        stall.assert_blocked("other", "epoll_pwait", "node::SyncProcessRunner::Spawn");
+    }
+}
+
+/// One that serves one client is away from its epoll_wait for as long as a query takes, which holds up nobody else.
+#[test]
+fn a_backend_of_postgres_is_no_event_loop() {
+    if !kernel_ready(&["postgres", "pgbench"]) {
+        return;
+    }
+    let postgres = common::programs::postgres();
+    let target: Vec<&str> = postgres.target.iter().map(String::as_str).collect();
+    let profile = profile(&[&target[..], &["-d", "3s", "--stall-warning", "1ms"]].concat());
+    let serves_a_client =
+        |pid: u64| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains("[local]");
+    let clients =
+        profile.list("threads").iter().filter(|thread| serves_a_client(number(thread, "pid"))).count();
+    assert!(clients >= 2, "pgbench has two connections");
+    for list in ["loops", "stalls"] {
+        for found in profile.0["blocking"][list].as_array().unwrap() {
+            assert!(!serves_a_client(number(found, "pid")), "{list}: {found}");
+        }
+    }
+}
+
 /// The other side of finding every stall.
 #[test]
 fn no_stall_is_invented() {

@@ -4,11 +4,12 @@
 //
 // stall.js spin GAP COUNT        200 ms of computing
 // stall.js read GAP COUNT FIFO   a file that is slow to read
+// stall.js child GAP COUNT       a command that takes 200 ms: libuv waits for it in a loop of its own
 // stall.js none GAP COUNT        none: only the measurements
 "use strict";
 const [kind, gap, count, fifo] = process.argv.slice(2);
 const { monitorEventLoopDelay } = require("perf_hooks");
-const { spawn } = require("child_process");
+const { spawn, spawnSync } = require("child_process");
 const { readFileSync } = require("fs");
 const http = require("http");
 
@@ -28,6 +29,7 @@ const writer = kind === "read" &&
 const stall = {
     spin: () => busyLoop(200),
     read: () => readFileSync(fifo),
+    child: () => spawnSync("sleep", ["0.2"]),
     none: () => {},
 };
 

@@ -28,6 +28,40 @@ pub fn has_epoll(proc_root: &Path, pid: u32) -> bool {
     })
 }
 
+/// Whether all sockets that a process waits for by epoll are one connection of a client: as a database's process that
+/// serves one client, and unlike an event loop, which has its listener there or several connections.
+pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
+    let link = |descriptor: &str| {
+        let link = fs::read_link(proc_root.join(format!("{pid}/fd/{descriptor}"))).unwrap_or_default();
+        link.to_string_lossy().into_owned()
+    };
+    let mut sockets: BTreeSet<String> = BTreeSet::new();
+    let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    for name in entries.take(1000).map(|entry| entry.file_name().to_string_lossy().into_owned()) {
+        if link(&name) != "anon_inode:[eventpoll]" {
+            continue;
+        }
+        // "tfd:  5 events: 19 data: …": Documentation/filesystems/proc.rst, 3.8.
+        let info = fs::read_to_string(proc_root.join(format!("{pid}/fdinfo/{name}"))).unwrap_or_default();
+        let waited_for = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
+        sockets.extend(waited_for.map(&link).filter(|link| link.starts_with("socket:[")));
+        if sockets.len() > 1 {
+            return false;
+        }
+    }
+    let Some(socket) = sockets.first() else { return false };
+    let inode = socket.trim_start_matches("socket:[").trim_end_matches(']');
+    let unix = fs::read_to_string(proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
+    // Num RefCount Protocol Flags Type St Inode Path; state 3 is SS_CONNECTED. Who was connected to has the path.
+    let of_unix = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_unix = of_unix.into_iter().find(|fields| fields.get(6) == Some(&inode));
+    match of_unix {
+        Some(fields) => fields[5] == "03" && fields.len() > 7,
+        None => self::socket(proc_root, pid, socket)
+            .is_some_and(|object| object.contains(" -> ") && serves(proc_root, pid, &object)),
+    }
+}
+
 /// Describes a socket by its link, `socket:[inode]`, from the tables of the process's network namespace.
 pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
     let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
@@ -167,5 +201,40 @@ mod tests {
         fn any_address_is_survived(text in "[0-9A-Fé]{0,40}:?[0-9A-F]{0,6}") {
             address(&text);
         }
+    }
+
+    #[test]
+    fn a_process_that_serves_one_client_has_one_connection_to_wait_for() {
+        let root = tempfile::tempdir().unwrap();
+        let (fd, info, net) =
+            (root.path().join("7/fd"), root.path().join("7/fdinfo"), root.path().join("7/net"));
+        [&fd, &info, &net].into_iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+        let tcp = "sl local_address rem_address st tx_queue tr retrnsmt uid timeout inode\n\
+             0: 0100007F:1538 0100007F:9C40 01 0:0 00:0 0 1000 0 77 1 0\n\
+             1: 00000000:1538 00000000:0000 0A 0:0 00:0 0 1000 0 78 1 0\n\
+             2: 0100007F:9C41 0100007F:0050 01 0:0 00:0 0 1000 0 79 1 0\n";
+        fs::write(net.join("tcp"), tcp).unwrap();
+        let unix = "Num RefCount Protocol Flags Type St Inode Path\n\
+             0: 00000003 00000000 00000000 0001 03 80 /run/db\n\
+             0: 00000002 00000000 00010000 0001 01 81 /run/db\n\
+             0: 00000003 00000000 00000000 0001 03 82\n";
+        fs::write(net.join("unix"), unix).unwrap();
+        let links =
+            [(3, "anon_inode:[eventpoll]"), (4, "anon_inode:[eventfd]")].map(|(n, to)| (n, to.to_owned()));
+        let sockets = (77..=82).map(|inode| (inode - 67, format!("socket:[{inode}]")));
+        for (number, to) in links.into_iter().chain(sockets) {
+            std::os::unix::fs::symlink(to, fd.join(number.to_string())).unwrap();
+        }
+        let serves = |waited_for: &[u32]| {
+            let line = |tfd: &u32| format!("tfd: {tfd:8} events: 19 data: {tfd:x} pos:0 ino:1 sdev:9\n");
+            let lines: String = waited_for.iter().map(line).collect();
+            fs::write(info.join("3"), format!("pos:\t0\nflags:\t02000002\n{lines}")).unwrap();
+            serves_one_client(root.path(), 7)
+        };
+        assert!(serves(&[4, 10]), "a connection to a port that is listened at");
+        assert!(serves(&[13]), "and through a path");
+        assert!(!serves(&[11]) && !serves(&[14]), "a listener waits for everybody");
+        assert!(!serves(&[12]) && !serves(&[15]), "a connection to somebody else, a pair of its own");
+        assert!(!serves(&[10, 11]) && !serves(&[10, 12]) && !serves(&[4]) && !serves(&[]));
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use anyhow::Result;
 use profiler_common::cpu::Seen;
 use profiler_common::sched::{
-    Exit, HistogramKey, HistogramKind, Interval, LoopSeen, MAX_THREADS, OffCpuKey, Phase, SyscallClass,
+    Exit, HistogramKey, HistogramKind, Interval, LoopSeen, MAX_THREADS, OffCpuKey, Phase, Span, SyscallClass,
     ThreadState, Times, Turn,
 };
 use profiler_common::target::INIT_PIDNS_INUM;
@@ -93,6 +93,8 @@ pub struct Scheduler {
     loops: FxHashMap<ThreadKey, Loop>,
     /// Threads by process and epoll descriptor they wait in.
     sharers: FxHashMap<(u32, u64), FxHashSet<u32>>,
+    /// Processes that serve one client each, as a database's do: while one works nobody waits but who asked for it.
+    one_client: FxHashSet<u32>,
     /// Off-CPU time that has become samples, ns.
     taken: FxHashMap<OffCpuKey, u64>,
     counted: FxHashSet<HistogramKey>,
@@ -156,6 +158,7 @@ impl Scheduler {
             ended: Vec::new(),
             loops: FxHashMap::default(),
             sharers: FxHashMap::default(),
+            one_client: FxHashSet::default(),
             taken: FxHashMap::default(),
             counted: FxHashSet::default(),
             last_look: Instant::now(),
@@ -276,7 +279,7 @@ impl Scheduler {
     /// A long turn of an event loop.
     pub fn turn(&mut self, turn: &Turn) {
         let thread = ThreadKey { pid: turn.pid, tid: turn.tid };
-        if !self.is_shared(thread) {
+        if turn.span != Span::Worker as u32 && self.is_loop_of_its_own(thread) {
             self.waits.turn(turn);
         }
     }
@@ -308,9 +311,31 @@ impl Scheduler {
             self.sharers.entry((thread.pid, object)).or_default().insert(thread.tid);
         }
         self.maps.add_histogram(HistogramKey { kind: HistogramKind::Turns as u32, id: thread.tid });
-        if !self.is_shared(thread) {
+        if self.lookups < MAX_LOOKUPS && !self.one_client.contains(&thread.pid) {
+            self.lookups += 1;
+            if objects::serves_one_client(&self.proc_root, thread.pid) {
+                self.one_client.insert(thread.pid);
+            }
+        }
+        if self.is_loop_of_its_own(thread) {
             self.waits.add_loop(thread);
         }
+    }
+
+    /// Processes that served one client and do not any more are event loops from now on.
+    fn look_at_clients(&mut self) {
+        let served: Vec<u32> = self.one_client.iter().copied().collect();
+        for pid in served {
+            if self.lookups < MAX_LOOKUPS && !objects::serves_one_client(&self.proc_root, pid) {
+                self.one_client.remove(&pid);
+            }
+            self.lookups += 1;
+        }
+    }
+
+    /// Whether a thread that is away from its loop holds others up.
+    fn is_loop_of_its_own(&self, thread: ThreadKey) -> bool {
+        !self.is_shared(thread) && !self.one_client.contains(&thread.pid)
     }
 
     /// Whether other threads wait in the same epoll descriptor: the runtime (Go's, multi-threaded tokio's) lets any
@@ -327,6 +352,7 @@ impl Scheduler {
         }
         self.last_look = Instant::now();
         self.lookups = 0;
+        self.look_at_clients();
         let states = self.maps.threads();
         if !self.has_loops() {
             let pids: FxHashSet<u32> =
@@ -433,7 +459,7 @@ impl Scheduler {
             ));
             if records::is_blocked(state, &stat) {
                 now.waits.push(self.ongoing(state, now_ns));
-            } else if state.turn_start_ns != 0 && !self.is_shared(thread) {
+            } else if state.turn_start_ns != 0 && self.is_loop_of_its_own(thread) {
                 now.turns.push(turn_so_far(state, &stat, now_ns));
             }
         }
@@ -446,7 +472,10 @@ impl Scheduler {
                 };
                 now.run_queue.push(RunQueue { pid: key.id, process, waits: summary });
             } else if key.kind == HistogramKind::Turns as u32 {
-                let found = self.loops.iter().find(|(thread, _)| thread.tid == key.id);
+                let found = self
+                    .loops
+                    .iter()
+                    .find(|(thread, _)| thread.tid == key.id && !self.one_client.contains(&thread.pid));
                 if let Some((&thread, of)) = found {
                     now.loops.push(EventLoop {
                         thread,

@@ -98,6 +98,9 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
         thread.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
         if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
             thread.loop_class = class.into();
+            thread.loop_descriptor = arg(0) as u32;
+            // The last two words are the stack and the instruction pointer.
+            thread.loop_sp = args.iter().nth_back(1).copied().unwrap_or(0);
         }
     } else {
         thread.cause = if state == 'D' { Cause::PageFault } else { Cause::Other } as u32;
