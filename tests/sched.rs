@@ -320,7 +320,7 @@ fn a_backend_of_postgres_is_no_event_loop() {
     }
     let postgres = common::programs::postgres();
     let target: Vec<&str> = postgres.target.iter().map(String::as_str).collect();
-    let profile = profile(&[&target[..], &["-d", "3s", "--stall-warning", "1ms"]].concat());
+    let profile = common::profile(&[&target[..], &["-d", "3s", "--stall-warning", "1ms"]].concat());
     let serves_a_client =
         |pid: u64| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains("[local]");
     let clients =
