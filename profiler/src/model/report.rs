@@ -305,7 +305,9 @@ fn name(
         let names = symbolizer.functions(id, tables.module(id), &addresses, detail);
         for (position, address) in addresses.into_iter().enumerate() {
             let found = names.get(position).cloned().flatten().filter(|functions| !functions.is_empty());
-            index.insert(Frame { module: id, address }, (frames.len(), found.is_some()));
+            let named =
+                found.as_ref().is_some_and(|found| found.iter().any(|it| !it.is_unnamed(tables.module(id))));
+            index.insert(Frame { module: id, address }, (frames.len(), named));
             frames.push(NamedFrame {
                 module: module as usize,
                 address,

@@ -27,6 +27,9 @@ const REREAD_NS: u64 = 1_000_000_000;
 /// path when needed.
 const MAX_OPEN_FILES: usize = 2048;
 
+/// Processes whose regions of code without a file are known, those that have ended included.
+const MAX_JIT_PROCESSES: usize = 4096;
+
 /// Processes and the code they have mapped.
 pub struct ProcessTable {
     proc_root: PathBuf,
@@ -43,6 +46,8 @@ pub struct ProcessTable {
     changed: FxHashSet<u32>,
     /// JIT symbol maps that were there when their process was first seen to run JIT code.
     jit_maps: FxHashMap<u32, Option<Rc<File>>>,
+    /// Where each process was ever seen to have code without a file.
+    jit_regions: FxHashMap<u32, Regions>,
 }
 
 #[derive(Clone, Default)]
@@ -111,6 +116,7 @@ impl ProcessTable {
             vdso: vdso::file(),
             changed: FxHashSet::default(),
             jit_maps: FxHashMap::default(),
+            jit_regions: FxHashMap::default(),
         }
     }
 
@@ -134,6 +140,7 @@ impl ProcessTable {
         match &notice.event {
             Event::Exec { .. } if tracked => {
                 self.jit_maps.remove(&pid);
+                self.jit_regions.remove(&pid);
                 self.processes.insert(pid, Process { known: true, ..Process::default() });
                 self.changed.insert(pid);
             }
@@ -260,6 +267,11 @@ impl ProcessTable {
         file
     }
 
+    /// Where the region of memory starts that an address without a file is in, as far as it was seen.
+    pub fn jit_region(&self, pid: u32, address: u64) -> Option<u64> {
+        self.jit_regions.get(&pid)?.find(address)
+    }
+
     fn lookup(&self, pid: u32, address: u64) -> Option<Frame> {
         let process = self.processes.get(&pid)?;
         let (_, mapping) = process.mappings.range(..=address).next_back()?;
@@ -305,6 +317,9 @@ impl ProcessTable {
             if !self.jit_maps.contains_key(&pid) {
                 self.jit_map(pid);
             }
+            if self.jit_regions.len() < MAX_JIT_PROCESSES || self.jit_regions.contains_key(&pid) {
+                self.jit_regions.entry(pid).or_default().add(entry.start, entry.end);
+            }
             return (tables.module_id(Module::special(ModuleKind::Jit(pid))), 0);
         }
         let key = FileKey { device: entry.device, inode: entry.inode, path: entry.path.clone() };
@@ -348,6 +363,35 @@ impl ProcessTable {
     }
 }
 
+/// Regions of memory, none close to another.
+#[derive(Debug, Default)]
+struct Regions(BTreeMap<u64, u64>);
+
+impl Regions {
+    /// Pages between two mappings that are still one region: guards, data, and what is being written just now.
+    const GAP_BYTES: u64 = 4 << 20;
+    const AT_MOST: usize = 1024;
+
+    /// Adds a range; what is close to it becomes one with it.
+    fn add(&mut self, start: u64, end: u64) {
+        let (mut start, mut end) = (start, end.max(start));
+        while let Some((&first, &last)) = self.0.range(..=end.saturating_add(Self::GAP_BYTES)).next_back()
+            && last.saturating_add(Self::GAP_BYTES) >= start
+        {
+            self.0.remove(&first);
+            (start, end) = (start.min(first), end.max(last));
+        }
+        if self.0.len() < Self::AT_MOST {
+            self.0.insert(start, end);
+        }
+    }
+
+    fn find(&self, address: u64) -> Option<u64> {
+        let (&start, &end) = self.0.range(..=address).next_back()?;
+        (address < end).then_some(start)
+    }
+}
+
 /// Whether a mapping shows a file, and not anonymous or special memory.
 fn is_file(entry: &MapsEntry) -> bool {
     entry.inode != 0
@@ -384,6 +428,20 @@ mod tests {
 
     fn mapping(end: u64, module: u32) -> Mapping {
         Mapping { end, module: ModuleId(module), bias: 0 }
+    }
+
+    #[test]
+    fn regions_close_to_each_other_are_one() {
+        let mut regions = Regions::default();
+        for (start, end) in
+            [(0x1000_0000, 0x1004_0000), (0x1200_0000, 0x1204_0000), (0x9000_0000, 0x9000_1000)]
+        {
+            regions.add(start, end);
+        }
+        let starts = [0x1000_0010, 0x1203_ffff, 0x1204_0000, 0x9000_0000].map(|at| regions.find(at));
+        assert_eq!(starts, [Some(0x1000_0000), Some(0x1200_0000), None, Some(0x9000_0000)]);
+        regions.add(0x1010_0000, 0x11f0_0000);
+        assert_eq!(regions.find(0x1200_0001), Some(0x1000_0000), "the gap is filled");
     }
 
     fn shape(mappings: &BTreeMap<u64, Mapping>) -> Vec<(u64, u64, u32)> {

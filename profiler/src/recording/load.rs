@@ -146,17 +146,10 @@ impl Symbolizer for RecordedNames {
     fn functions(
         &mut self,
         id: ModuleId,
-        module: &Module,
+        _module: &Module,
         addresses: &[u64],
         _detail: Detail,
     ) -> Vec<Option<Vec<Function>>> {
-        addresses
-            .iter()
-            .map(|&address| {
-                let functions = self.0.get(&Frame { module: id, address })?;
-                // Recorded as unknown is unknown.
-                (functions != &[Function::unknown(module, address)]).then(|| functions.clone())
-            })
-            .collect()
+        addresses.iter().map(|&address| self.0.get(&Frame { module: id, address }).cloned()).collect()
     }
 }

@@ -20,7 +20,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     model::stack::{Frame, Module, ModuleId, ModuleKind},
     process::ProcessTable,
-    symbolize::{Detail, Function, Symbolizer, perf_map::PerfMap},
+    symbolize::{Detail, Function, Symbolizer, extents, perf_map::PerfMap},
 };
 
 /// Files whose symbol tables are kept between two refreshes of the live view.
@@ -73,22 +73,37 @@ impl<'a> LiveSymbolizer<'a> {
             ModuleKind::Unmapped(_) | ModuleKind::NotTaken | ModuleKind::Waker | ModuleKind::Syscall => {
                 vec![None; addresses.len()]
             }
-            ModuleKind::Jit(pid) => self.jit(*pid, addresses),
+            ModuleKind::Jit(pid) => self.jit(module, *pid, addresses),
             ModuleKind::File | ModuleKind::Vdso => {
-                let Some(file) = self.processes.file(id) else { return vec![None; addresses.len()] };
-                let path = path_of(file);
-                if detail == Detail::Full {
-                    // A symbolizer of its own, so that one file's debug information is gone before the next's.
-                    return from_elf(&full(), &path, addresses, Detail::Full);
+                let Some(file) = self.processes.file(id).cloned() else { return vec![None; addresses.len()] };
+                let mut found = self.in_file(&file, addresses, detail);
+                let unnamed = |found: &[Option<_>]| -> Vec<usize> {
+                    (0..addresses.len()).filter(|&index| found[index].is_none()).collect()
+                };
+                let missing = unnamed(&found);
+                if !missing.is_empty() {
+                    let wanted: Vec<u64> = missing.iter().map(|&index| addresses[index]).collect();
+                    for (index, start) in missing.into_iter().zip(extents::starts(&file, &wanted)) {
+                        found[index] = Some(vec![Function::unnamed(module, start)]);
+                    }
                 }
-                if self.cache.cached_files >= MAX_CACHED_FILES {
-                    self.cache.names = names_only();
-                    self.cache.cached_files = 0;
-                }
-                self.cache.cached_files += 1;
-                from_elf(&self.cache.names, &path, addresses, Detail::Names)
+                found
             }
         }
+    }
+
+    fn in_file(&mut self, file: &File, addresses: &[u64], detail: Detail) -> Vec<Option<Vec<Function>>> {
+        let path = path_of(file);
+        if detail == Detail::Full {
+            // A symbolizer of its own, so that one file's debug information is gone before the next's.
+            return from_elf(&full(), &path, addresses, Detail::Full);
+        }
+        if self.cache.cached_files >= MAX_CACHED_FILES {
+            self.cache.names = names_only();
+            self.cache.cached_files = 0;
+        }
+        self.cache.cached_files += 1;
+        from_elf(&self.cache.names, &path, addresses, Detail::Names)
     }
 
     fn kernel(&self, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
@@ -103,12 +118,18 @@ impl<'a> LiveSymbolizer<'a> {
         )
     }
 
-    fn jit(&mut self, pid: u32, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
-        let Some(map) = self.processes.jit_map(pid).and_then(|file| PerfMap::read(&file).ok()) else {
-            return vec![None; addresses.len()];
+    /// What nobody names is one piece per region of memory.
+    fn jit(&mut self, module: &Module, pid: u32, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
+        let map = self.processes.jit_map(pid).and_then(|file| PerfMap::read(&file).ok()).unwrap_or_default();
+        let named = |address: u64| {
+            let name = map.find(address)?.to_owned();
+            Some(vec![Function { name, file: None, line: None }])
         };
-        let function = |name: &str| vec![Function { name: name.to_owned(), file: None, line: None }];
-        addresses.iter().map(|&address| map.find(address).map(function)).collect()
+        let region = |address: u64| {
+            let start = self.processes.jit_region(pid, address)?;
+            Some(vec![Function::unnamed(module, start)])
+        };
+        addresses.iter().map(|&address| named(address).or_else(|| region(address))).collect()
     }
 }
 
@@ -135,17 +156,26 @@ impl Symbolizer for LiveSymbolizer<'_> {
                 return self.uncached(id, module, addresses, detail);
             }
             let names = self.uncached(id, module, &missing, detail);
-            for (address, functions) in missing.into_iter().zip(names) {
-                // JIT code without a name may get one any moment.
-                if functions.is_some() || !matches!(module.kind, ModuleKind::Jit(_)) {
-                    self.cache.found.insert(frame(address), functions.map(Into::into));
+            for (&address, functions) in missing.iter().zip(names) {
+                self.cache.found.insert(frame(address), functions.map(Into::into));
+            }
+        }
+        let found = addresses
+            .iter()
+            .map(|&address| self.cache.found.get(&frame(address))?.as_deref().map(<[Function]>::to_vec))
+            .collect();
+        if matches!(module.kind, ModuleKind::Jit(_)) {
+            // Code without a name may get one any moment.
+            for address in missing {
+                let unnamed = |found: &Option<Rc<[Function]>>| {
+                    found.iter().flat_map(|found| &**found).all(|function| function.is_unnamed(module))
+                };
+                if self.cache.found.get(&frame(address)).is_some_and(unnamed) {
+                    self.cache.found.remove(&frame(address));
                 }
             }
         }
-        addresses
-            .iter()
-            .map(|&address| self.cache.found.get(&frame(address))?.as_deref().map(<[Function]>::to_vec))
-            .collect()
+        found
     }
 }
 

@@ -54,6 +54,50 @@ struct Span {
     offset: u32,
 }
 
+/// First address and length of each function that the image's unwind information knows, by address. Those that
+/// overlap are all there.
+pub fn functions(image: &Image<'_>) -> Result<Vec<(u64, u64)>, BuildError> {
+    let mut functions = Vec::new();
+    for section in &image.sections {
+        let bases = image.bases.clone().set_eh_frame(section.address);
+        let spans = match section.source {
+            Source::EhFrame => {
+                let frames = eh_frame(image, section);
+                Frames::new(image, section, &frames, &bases).collect(&mut Stats::default())?
+            }
+            Source::DebugFrame => {
+                let frames = debug_frame(image, section);
+                Frames::new(image, section, &frames, &bases).collect(&mut Stats::default())?
+            }
+        };
+        functions.extend(spans.iter().map(|span| (image.base + u64::from(span.start), span.len.into())));
+    }
+    functions.sort_unstable();
+    functions.dedup();
+    Ok(functions)
+}
+
+fn eh_frame<'a>(image: &Image<'a>, section: &FrameSection<'a>) -> EhFrame<Reader<'a>> {
+    let mut frames = EhFrame::new(section.data, LittleEndian);
+    frames.set_address_size(8);
+    frames.set_vendor(vendor(image));
+    frames
+}
+
+fn debug_frame<'a>(image: &Image<'a>, section: &FrameSection<'a>) -> DebugFrame<Reader<'a>> {
+    let mut frames = DebugFrame::new(section.data, LittleEndian);
+    frames.set_address_size(8);
+    frames.set_vendor(vendor(image));
+    frames
+}
+
+fn vendor(image: &Image<'_>) -> Vendor {
+    match image.machine {
+        Machine::X86_64 => Vendor::Default,
+        Machine::Aarch64 => Vendor::AArch64,
+    }
+}
+
 /// Packs the rules of everything that the image's unwind information describes.
 pub(super) fn fill(
     image: &Image<'_>,
@@ -62,22 +106,14 @@ pub(super) fn fill(
 ) -> Result<Packer, BuildError> {
     for section in &image.sections {
         let bases = image.bases.clone().set_eh_frame(section.address);
-        let vendor = match image.machine {
-            Machine::X86_64 => Vendor::Default,
-            Machine::Aarch64 => Vendor::AArch64,
-        };
         *stats = Stats { source: section.source, ..Stats::default() };
         let packer = match section.source {
             Source::EhFrame => {
-                let mut frames = EhFrame::new(section.data, LittleEndian);
-                frames.set_address_size(8);
-                frames.set_vendor(vendor);
+                let frames = eh_frame(image, section);
                 Frames::new(image, section, &frames, &bases).fill(rules, stats)?
             }
             Source::DebugFrame => {
-                let mut frames = DebugFrame::new(section.data, LittleEndian);
-                frames.set_address_size(8);
-                frames.set_vendor(vendor);
+                let frames = debug_frame(image, section);
                 Frames::new(image, section, &frames, &bases).fill(rules, stats)?
             }
         };

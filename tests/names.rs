@@ -1,0 +1,111 @@
+//! Code has the right name, or is at least one function where it is one: stripped programs, code without a file.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{FRAME_POINTERS, Outputs, Profile, Profiling, Running, kernel_ready, profiler, workload};
+
+/// Addresses of a program's functions, by name.
+fn symbols(program: &Path) -> BTreeMap<String, u64> {
+    let nm = Command::new("nm").arg(program).output().unwrap();
+    let text = String::from_utf8(nm.stdout).unwrap();
+    let symbol = |line: &str| {
+        let mut fields = line.split(' ');
+        let (address, _kind, name) = (fields.next()?, fields.next()?, fields.next()?);
+        Some((name.to_owned(), u64::from_str_radix(address, 16).ok()?))
+    };
+    text.lines().filter_map(symbol).collect()
+}
+
+/// Self samples by function, of the functions whose name begins with `prefix`.
+fn own(profile: &Profile, prefix: &str) -> BTreeMap<String, u64> {
+    let mut own = BTreeMap::new();
+    for hotspot in profile.list("hotspots") {
+        let (function, samples) =
+            (hotspot["function"].as_str().unwrap(), hotspot["self_samples"].as_u64().unwrap());
+        if function.starts_with(prefix) && samples > 0 {
+            *own.entry(function.to_owned()).or_default() += samples;
+        }
+    }
+    own
+}
+
+/// A program that says something, waits for a line and then runs to its end.
+struct Waiting {
+    process: Running,
+    said: String,
+}
+
+impl Waiting {
+    fn start(command: &mut Command) -> Waiting {
+        let mut process = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let mut said = String::new();
+        BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        Waiting { process, said: said.trim().to_owned() }
+    }
+
+    /// Profiles it from before it goes on to its end.
+    fn profiled(mut self, args: &[&str]) -> Profile {
+        let pid = self.process.pid();
+        let profiling = Profiling::start(&[&["--pid", &pid], args].concat());
+        self.process.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+        profiling.finish().0
+    }
+}
+
+#[test]
+fn a_function_without_a_name_is_one_row() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let stripped = workload("split", &[FRAME_POINTERS, &["-s"]].concat());
+    let symbols = symbols(&workload("split", FRAME_POINTERS));
+    let out = Outputs::new();
+    let paths =
+        ["a.json", "a.folded", "a.prec", "b.folded"].map(|name| out.path(name).to_str().unwrap().to_owned());
+    let [json, folded, recording, replayed] = &paths;
+    let outputs = ["-q", "-F", "997", "-o", json, "-o", folded, "-o", recording];
+    profiler(&[&outputs[..], &["--", stripped.to_str().unwrap(), "3"]].concat());
+    let profile = out.json("a.json");
+    profile.assert_consistent();
+    let name = |function: &str| format!("[split+{:#x}]", symbols[function]);
+    for (function, expected) in
+        [("work_sixty", 60.0), ("work_thirty", 30.0), ("work_ten", 10.0), ("main", 100.0)]
+    {
+        let measured = profile.total_percent(&name(function));
+        assert!((measured - expected).abs() <= 2.0, "{function} is {measured:.1} %, not {expected} %");
+    }
+    let rows = own(&profile, "[split+");
+    let starts: Vec<String> = symbols.values().map(|start| format!("[split+{start:#x}]")).collect();
+    assert!(rows.keys().all(|row| starts.contains(row)), "{rows:?}");
+    // Addresses are not lost, and nothing is taken for named.
+    let address = |frame: &&serde_json::Value| frame["functions"][0]["name"] == name("work_sixty").as_str();
+    assert!(profile.list("frames").iter().filter(address).count() > 1);
+    assert!(profile.loss("symbol_missing") > profile.number("samples") * 9 / 10);
+    // Replays know the same.
+    assert!(out.text("a.folded").contains(&name("work_thirty")));
+    profiler(&["replay", recording, "-o", replayed]);
+    assert_eq!(out.text("a.folded"), out.text("b.folded"));
+}
+
+#[test]
+fn code_that_nobody_can_name_is_one_row_per_region() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let program = Waiting::start(Command::new(workload("jit", FRAME_POINTERS)).arg("regions"));
+    let expected: Vec<String> = program.said.split(' ').map(|start| format!("[jit+0x{start}]")).collect();
+    let profile = program.profiled(&["-F", "997"]);
+    let rows = own(&profile, "[jit");
+    assert!(rows.keys().all(|row| expected.contains(row)), "{rows:?}, not {expected:?}");
+    let shares = [0, 1].map(|region| rows.get(&expected[region]).copied().unwrap_or_default());
+    assert!((1.7..2.3).contains(&(shares[0] as f64 / shares[1] as f64)), "{shares:?} should be 2 : 1");
+}
