@@ -22,31 +22,35 @@ pub struct MapsEntry {
 
 /// Executable mappings of a process.
 pub fn read(proc_root: &Path, pid: u32) -> io::Result<Vec<MapsEntry>> {
-    let text = fs::read(proc_root.join(pid.to_string()).join("maps"))?;
+    let all = read_all(proc_root, pid)?.into_iter();
+    Ok(all.filter_map(|(entry, executable)| executable.then_some(entry)).collect())
+}
+
+/// All mappings of a process, each with whether it is executable.
+pub fn read_all(proc_root: &Path, pid: u32) -> io::Result<Vec<(MapsEntry, bool)>> {
+    let text = fs::read(super::shown(proc_root, pid).join("maps"))?;
     Ok(String::from_utf8_lossy(&text).lines().filter_map(parse_line).collect())
 }
 
-/// `start-end perms offset major:minor inode   path`; `None` for what is not executable or not of that form.
-fn parse_line(line: &str) -> Option<MapsEntry> {
+/// `start-end perms offset major:minor inode   path`; `None` for what is not of that form.
+fn parse_line(line: &str) -> Option<(MapsEntry, bool)> {
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
-    let permissions = fields.next()?;
-    if permissions.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
+    let executable = fields.next()?.as_bytes().get(2) == Some(&b'x');
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let file_offset = hex(fields.next()?)?;
     let (major, minor) = fields.next()?.split_once(':')?;
     let inode = fields.next()?.parse().ok()?;
     let path = fields.next().unwrap_or_default().trim_start();
-    Some(MapsEntry {
+    let entry = MapsEntry {
         start: hex(start)?,
         end: hex(end)?,
         file_offset,
         device: (hex(major)? as u32, hex(minor)? as u32),
         inode,
         path: path.strip_suffix(" (deleted)").unwrap_or(path).to_owned(),
-    })
+    };
+    Some((entry, executable))
 }
 
 #[cfg(test)]
@@ -57,12 +61,15 @@ mod tests {
 
     #[test]
     fn executable_lines_are_parsed() {
-        let entry = parse_line("55e0-66f0 r-xp 00001000 fe:01 1234       /usr/bin/a file (deleted)").unwrap();
+        let (entry, executable) =
+            parse_line("55e0-66f0 r-xp 00001000 fe:01 1234       /usr/bin/a file (deleted)").unwrap();
         assert_eq!((entry.start, entry.end, entry.file_offset), (0x55e0, 0x66f0, 0x1000));
         assert_eq!((entry.device, entry.inode), ((0xfe, 1), 1234));
         assert_eq!(entry.path, "/usr/bin/a file");
-        assert_eq!(parse_line("55e0-66f0 r-xp 0 00:00 0 ").unwrap().path, "");
-        assert_eq!(parse_line("55e0-66f0 rw-p 00001000 fe:01 1234 /usr/bin/a"), None);
+        assert!(executable);
+        assert_eq!(parse_line("55e0-66f0 r-xp 0 00:00 0 ").unwrap().0.path, "");
+        assert!(!parse_line("55e0-66f0 rw-p 00001000 fe:01 1234 /usr/bin/a").unwrap().1);
+        assert_eq!(parse_line("55e0 rw-p 00001000 fe:01 1234 /usr/bin/a"), None);
     }
 
     proptest! {

@@ -1,9 +1,9 @@
 //! The mappings of every process that matters, kept up to date, and what is known of each mapped file.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -15,6 +15,7 @@ use crate::{
     process::{
         elf::ElfInfo,
         maps::{self, MapsEntry},
+        memory::ProcessMemory,
         notice::{Event, Notice},
         vdso,
     },
@@ -38,6 +39,8 @@ pub struct ProcessTable {
     track_all: bool,
     processes: FxHashMap<u32, Process>,
     files: HashMap<FileKey, CodeFile>,
+    /// Files without a name that were looked into and are not ELF files.
+    not_elf: HashSet<FileKey>,
     /// Files by the module they became.
     by_module: FxHashMap<ModuleId, Rc<File>>,
     /// A copy of the vDSO, until a process is seen to have it.
@@ -73,6 +76,12 @@ struct FileKey {
     device: (u32, u32),
     inode: u64,
     path: String,
+}
+
+impl FileKey {
+    fn of(entry: &MapsEntry) -> FileKey {
+        FileKey { device: entry.device, inode: entry.inode, path: entry.path.clone() }
+    }
 }
 
 struct CodeFile {
@@ -112,6 +121,7 @@ impl ProcessTable {
             track_all,
             processes: FxHashMap::default(),
             files: HashMap::new(),
+            not_elf: HashSet::new(),
             by_module: FxHashMap::default(),
             vdso: vdso::file(),
             changed: FxHashSet::default(),
@@ -157,7 +167,7 @@ impl ProcessTable {
                     inode: *inode,
                     path: path.clone(),
                 };
-                let (module, bias) = self.module_of(pid, &entry, tables);
+                let (module, bias) = self.module_of(pid, &entry, None, &[], tables);
                 if let Some(process) = self.processes.get_mut(&pid) {
                     insert(
                         Rc::make_mut(&mut process.mappings),
@@ -258,7 +268,7 @@ impl ProcessTable {
             })
             .unwrap_or(pid);
         let name = format!("tmp/perf-{inner_pid}.map");
-        let file = File::open(process.join("root").join(&name))
+        let file = File::open(super::shown(&self.proc_root, pid).join("root").join(&name))
             .or_else(|_gone| File::open(Path::new("/").join(&name)))
             .ok()
             .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))
@@ -281,14 +291,22 @@ impl ProcessTable {
 
     /// Reads a process's mappings from /proc. Returns whether its mappings are known afterwards.
     fn read(&mut self, pid: u32, now_ns: u64, tables: &mut Tables) -> bool {
-        let Ok(entries) = maps::read(&self.proc_root, pid) else {
+        let Ok(entries) = maps::read_all(&self.proc_root, pid) else {
             let process = self.processes.entry(pid).or_default();
             process.last_read_ns = now_ns;
             return process.known;
         };
         let mut mappings = BTreeMap::new();
-        for entry in &entries {
-            let (module, bias) = self.module_of(pid, entry, tables);
+        // The first mapping of a file tells where all of it is loaded.
+        let mut first: HashMap<FileKey, &MapsEntry> = HashMap::new();
+        for (entry, _) in entries.iter().filter(|(entry, _)| entry.inode != 0) {
+            first.entry(FileKey::of(entry)).or_insert(entry);
+        }
+        for (index, (entry, _)) in entries.iter().enumerate().filter(|(_, (_, executable))| *executable) {
+            let near = around(&entries, index).map(|near| first[&FileKey::of(near)]);
+            let near: Vec<&MapsEntry> = near.collect();
+            let first = first.get(&FileKey::of(entry)).copied();
+            let (module, bias) = self.module_of(pid, entry, first, &near, tables);
             insert(&mut mappings, entry.start, Mapping { end: entry.end, module, bias });
         }
         let process = self.processes.entry(pid).or_default();
@@ -303,9 +321,17 @@ impl ProcessTable {
         true
     }
 
-    /// The module that a mapping shows a part of, and what to add to its addresses.
-    fn module_of(&mut self, pid: u32, entry: &MapsEntry, tables: &mut Tables) -> (ModuleId, u64) {
-        let to_file = entry.file_offset.wrapping_sub(entry.start);
+    /// The module that a mapping shows a part of, and what to add to its addresses. What is executable is known by what
+    /// it holds: memory with an ELF file in it is that file, whatever it is called. `first` is the first mapping of the
+    /// same file, and `near` are those of the files mapped around this one, as far as they are known.
+    fn module_of(
+        &mut self,
+        pid: u32,
+        entry: &MapsEntry,
+        first: Option<&MapsEntry>,
+        near: &[&MapsEntry],
+        tables: &mut Tables,
+    ) -> (ModuleId, u64) {
         if entry.path == "[vdso]" {
             let module = tables.module_id(Module::special(ModuleKind::Vdso));
             if let Some(file) = self.vdso.take() {
@@ -313,19 +339,43 @@ impl ProcessTable {
             }
             return (module, entry.start.wrapping_neg()); // its only segment starts at virtual address zero
         }
-        if !is_file(entry) {
-            if !self.jit_maps.contains_key(&pid) {
-                self.jit_map(pid);
-            }
-            if self.jit_regions.len() < MAX_JIT_PROCESSES || self.jit_regions.contains_key(&pid) {
-                self.jit_regions.entry(pid).or_default().add(entry.start, entry.end);
-            }
-            return (tables.module_id(Module::special(ModuleKind::Jit(pid))), 0);
+        if let Some(known) = self.code_file(pid, entry, tables) {
+            let base = first.and_then(|first| known.elf.as_ref()?.base(first));
+            let bias = known.elf.as_ref().and_then(|elf| elf.bias(entry, base)).unwrap_or(0);
+            return (known.module, entry.file_offset.wrapping_sub(entry.start).wrapping_add(bias));
         }
-        let key = FileKey { device: entry.device, inode: entry.inode, path: entry.path.clone() };
+        if let Some(copied) = self.copied_text(pid, entry, near, tables) {
+            return copied;
+        }
+        if !self.jit_maps.contains_key(&pid) {
+            self.jit_map(pid);
+        }
+        if self.jit_regions.len() < MAX_JIT_PROCESSES || self.jit_regions.contains_key(&pid) {
+            self.jit_regions.entry(pid).or_default().add(entry.start, entry.end);
+        }
+        (tables.module_id(Module::special(ModuleKind::Jit(pid))), 0)
+    }
+
+    /// The file that a mapping shows; `None` for memory. Files without a name (memfd, System V shared memory) are files
+    /// if ELF files.
+    fn code_file(&mut self, pid: u32, entry: &MapsEntry, tables: &mut Tables) -> Option<&CodeFile> {
+        if entry.inode == 0 || !entry.path.starts_with('/') {
+            return None;
+        }
+        let key = FileKey::of(entry);
         if !self.files.contains_key(&key) {
+            let named = has_name(entry);
+            if !named && self.not_elf.contains(&key) {
+                return None;
+            }
             let file = self.open(pid, entry);
             let elf = file.as_ref().and_then(ElfInfo::read);
+            if !named && elf.is_none() {
+                if self.not_elf.len() < MAX_OPEN_FILES {
+                    self.not_elf.insert(key);
+                }
+                return None;
+            }
             let module = tables.module_id(Module {
                 kind: ModuleKind::File,
                 path: entry.path.clone(),
@@ -339,15 +389,56 @@ impl ProcessTable {
             }
             self.files.insert(key.clone(), CodeFile { module, elf });
         }
-        let known = &self.files[&key];
-        let bias = known.elf.as_ref().and_then(|elf| elf.bias(entry.file_offset)).unwrap_or(0);
-        (known.module, to_file.wrapping_add(bias))
+        self.files.get(&key)
+    }
+
+    /// Memory that holds a copy of the code of a file, in its place: some programs move their code to large pages like
+    /// that. What lay there before, or is mapped around it, tells which file; its bytes must be the same.
+    fn copied_text(
+        &mut self,
+        pid: u32,
+        entry: &MapsEntry,
+        near: &[&MapsEntry],
+        tables: &mut Tables,
+    ) -> Option<(ModuleId, u64)> {
+        let before = self.processes.get(&pid).and_then(|process| {
+            let (_, before) = process.mappings.range(..=entry.start).next_back()?;
+            (entry.end <= before.end && self.by_module.contains_key(&before.module))
+                .then_some((before.module, before.bias))
+        });
+        let mut candidates: Vec<(ModuleId, u64)> = before.into_iter().collect();
+        for first in near {
+            let Some(known) = self.code_file(pid, first, tables) else { continue };
+            let base = known.elf.as_ref().and_then(|elf| elf.base(first));
+            candidates.extend(base.map(|base| (known.module, base.wrapping_neg())));
+        }
+        candidates.into_iter().find(|&(module, bias)| self.is_copy(pid, entry, module, bias).is_some())
+    }
+
+    /// Whether memory holds the same as a file, in some places.
+    fn is_copy(&self, pid: u32, entry: &MapsEntry, module: ModuleId, bias: u64) -> Option<()> {
+        const PLACES: u64 = 8;
+        const BYTES: usize = 64;
+        let file = self.by_module.get(&module)?;
+        let elf = self.files.values().find(|file| file.module == module)?.elf.as_ref()?;
+        let memory = ProcessMemory::open(&self.proc_root, pid)?;
+        let (first, offset, len) = elf.code(entry.start.wrapping_add(bias), entry.end.wrapping_add(bias))?;
+        let last = len.checked_sub(BYTES as u64)?;
+        for place in (0..PLACES).map(|place| last / PLACES * place).chain([last]) {
+            let (mut here, mut there) = ([0; BYTES], [0; BYTES]);
+            memory.read_exact(first.wrapping_sub(bias).wrapping_add(place), &mut here)?;
+            file.read_exact_at(&mut there, offset.wrapping_add(place)).ok()?;
+            if here != there {
+                return None;
+            }
+        }
+        Some(())
     }
 
     /// Opens a mapped file: by its mapping, which works for deleted and replaced files too, or by its path if
     /// that still leads to the same inode.
     fn open(&self, pid: u32, entry: &MapsEntry) -> Option<File> {
-        let process = self.proc_root.join(pid.to_string());
+        let process = super::shown(&self.proc_root, pid);
         let by_mapping = process.join("map_files").join(format!("{:x}-{:x}", entry.start, entry.end));
         let relative = entry.path.trim_start_matches('/');
         [by_mapping, process.join("root").join(relative), PathBuf::from(&entry.path)]
@@ -392,8 +483,17 @@ impl Regions {
     }
 }
 
-/// Whether a mapping shows a file, and not anonymous or special memory.
-fn is_file(entry: &MapsEntry) -> bool {
+/// The nearest mappings of files before and after the one at `index`.
+fn around(entries: &[(MapsEntry, bool)], index: usize) -> impl Iterator<Item = &MapsEntry> {
+    let file = |(entry, _): &&(MapsEntry, bool)| entry.inode != 0 && entry.path.starts_with('/');
+    let memory = entries[index].0.inode == 0;
+    let before = entries[..index].iter().rev().find(file);
+    let after = entries[index + 1..].iter().find(file);
+    before.into_iter().chain(after).filter(move |_| memory).map(|(entry, _)| entry)
+}
+
+/// Whether a mapping shows a file with a name of its own, and not memory that looks like one.
+fn has_name(entry: &MapsEntry) -> bool {
     entry.inode != 0
         && entry.path.starts_with('/')
         && !entry.path.starts_with("//anon")

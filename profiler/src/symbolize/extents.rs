@@ -123,7 +123,7 @@ mod tests {
         let maps = crate::process::maps::read(std::path::Path::new("/proc"), std::process::id()).unwrap();
         let map = maps.iter().find(|map| (map.start..map.end).contains(&here)).unwrap();
         let offset = here - map.start + map.file_offset;
-        let address = offset.wrapping_add(start.bias(map.file_offset).unwrap());
+        let address = offset.wrapping_add(start.bias(map, None).unwrap());
         assert_eq!(starts(&file, &[address + 1, address, address + 9]), [address; 3]);
     }
 

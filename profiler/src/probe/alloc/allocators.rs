@@ -21,7 +21,10 @@ use crate::{
         exits::{self, Exits, Slot},
         site,
     },
-    process::maps::{self, MapsEntry},
+    process::{
+        maps::{self, MapsEntry},
+        shown,
+    },
 };
 
 /// What allocators call their functions, without what comes before all their names.
@@ -187,11 +190,11 @@ pub struct Found {
 }
 
 fn by_mapping(proc_root: &Path, pid: u32, entry: &MapsEntry) -> PathBuf {
-    proc_root.join(format!("{pid}/map_files/{:x}-{:x}", entry.start, entry.end))
+    shown(proc_root, pid).join(format!("map_files/{:x}-{:x}", entry.start, entry.end))
 }
 
 fn by_name(proc_root: &Path, pid: u32, entry: &MapsEntry) -> PathBuf {
-    proc_root.join(format!("{pid}/root")).join(entry.path.trim_start_matches('/'))
+    shown(proc_root, pid).join("root").join(entry.path.trim_start_matches('/'))
 }
 
 fn is_same(path: &Path, entry: &MapsEntry) -> bool {

@@ -38,7 +38,7 @@ impl Tables {
                 (Table::build(vdso(), &mut tables.rules), entry.start)
             } else if let Ok(file) = File::open(&entry.path) {
                 let Some(info) = ElfInfo::read(&file) else { continue };
-                let Some(bias) = info.bias(entry.file_offset) else { continue };
+                let Some(bias) = info.bias(&entry, None) else { continue };
                 let bias = entry.start.wrapping_sub(entry.file_offset).wrapping_sub(bias);
                 (Table::read(&file, &mut tables.rules), bias)
             } else {
