@@ -25,7 +25,7 @@ type NativeArch = profiler_common::unwind::X86_64;
 
 use crate::{
     cli::{Alloc, ProfileArgs, Unwind, Waits},
-    detect::storm::Storms,
+    detect::{self, rule::Overrides, storm::Storms},
     error::Error,
     kernel::{Kernel, btf, load::Watch, preflight, sideband::Sideband, unwind::UnwindMaps},
     model::{
@@ -853,6 +853,7 @@ impl Collector {
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
+        detect::judge(&mut run, &Overrides::default());
         let usage = Usage::now(); // naming is part of the price
         run.cpu.accounts.agent_setup_cpu_ns = usage.cpu_ns - run.cpu.accounts.agent_cpu_ns;
         run.cpu.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;

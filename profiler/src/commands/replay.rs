@@ -49,8 +49,10 @@ mod tests {
     use crate::{
         cli::ReportArgs,
         detect::{
+            self,
             long_wait::fixtures::wait,
             memory_diff,
+            rule::Overrides,
             stall::fixtures::{LOOP, turn},
         },
         model::{
@@ -185,7 +187,8 @@ mod tests {
             calls: Some(calls),
             memory: Some(memory),
         };
-        let run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
+        let mut run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
+        detect::judge(&mut run, &Overrides::default());
         let written = recorder.finish(&run.cpu.accounts, run.told(), &tables, &names(&run)).unwrap();
         std::fs::write(path, written).unwrap();
         run

@@ -84,7 +84,7 @@ pub fn diff(before: &Run, after: &Run) -> MemoryDiff {
 #[cfg(test)]
 pub(crate) mod fixtures {
     use super::*;
-    use crate::detect::finding::fixtures::{name_stacks, run_that_grows};
+    use crate::detect::fixtures::{name_stacks, run_that_grows};
 
     /// Two moments of the same program, a minute apart, whose stacks have other ids the second time.
     pub fn two_moments() -> (Run, Run) {

@@ -1,12 +1,69 @@
-//! Conclusions from a profile. One file per rule; time is an argument, never read from a clock.
+//! Conclusions from a run. A rule is a file in [`rules`] and a line in [`RULES`]; time is an argument, never read from a
+//! clock.
+
+use crate::{
+    detect::rule::{Overrides, Rule},
+    model::{finding::Finding, report::Run},
+};
 
 pub mod chatty;
 pub mod convoy;
-pub mod finding;
 pub mod hotspot;
 pub mod leak;
 pub mod long_wait;
 pub mod memory_diff;
+pub mod rule;
+pub mod rules;
 pub mod stall;
 pub mod storm;
 pub mod trend;
+pub mod words;
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+
+/// Every rule.
+pub static RULES: &[&Rule] = &[
+    &rules::leak::RULE,
+    &rules::memory_growing::RULE,
+    &rules::event_loop_stall::RULE,
+    &rules::long_wait::RULE,
+    &rules::lock_convoy::RULE,
+    &rules::chatty_io::RULE,
+    &rules::error_storm::RULE,
+];
+
+/// Judges a run: its findings are kept in it.
+pub fn judge(run: &mut Run, overrides: &Overrides) {
+    run.findings = findings(run, overrides);
+}
+
+/// All findings of a run, worst first.
+pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
+    let able = RULES.iter().filter(|rule| rule.needs.iter().all(|needs| needs.is_in(run)));
+    let mut found: Vec<Finding> = able.flat_map(|rule| (rule.check)(run, &overrides.of(rule))).collect();
+    // What grows until it is killed comes before all that costs time.
+    let rank = |of: &Finding| (of.severity, of.cost.bytes_per_s > 0.0, of.cost.ns);
+    found.sort_by_key(|finding| std::cmp::Reverse(rank(finding)));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn rules_are_documented_and_their_names_unique() {
+        let mut names = BTreeSet::new();
+        for rule in RULES {
+            assert!(names.insert(rule.name), "{} twice", rule.name);
+            assert!(!rule.summary.is_empty() && rule.doc.len() > 100, "{} says nothing", rule.name);
+            let params: BTreeSet<&str> = rule.params.iter().map(|param| param.name).collect();
+            assert_eq!(params.len(), rule.params.len(), "{}", rule.name);
+            let plain = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            assert!(plain(rule.name) && params.iter().all(|name| plain(name)), "{}", rule.name);
+        }
+    }
+}

@@ -16,4 +16,5 @@ pub mod stack;
 pub mod syscall;
 pub mod threshold;
 pub mod totals;
+pub mod units;
 pub mod wait;

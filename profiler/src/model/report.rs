@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     model::{
         cause::WaitCause,
+        finding::Finding,
         kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
         loss::{Loss, Losses},
         memory::{Memory, Site},
@@ -93,6 +94,8 @@ pub struct Run {
     pub heap: Option<Profile>,
     /// Page faults, if they were watched.
     pub faults: Option<Profile>,
+    /// What is wrong, worst first: filled in by [`crate::detect::judge`].
+    pub findings: Vec<Finding>,
 }
 
 /// What a [`Run`] is made of.
@@ -235,6 +238,7 @@ impl Run {
             blocking,
             calls,
             memory,
+            findings: Vec::new(),
         }
     }
 
@@ -489,6 +493,7 @@ pub(crate) mod fixtures {
             memory: None,
             heap: None,
             faults: None,
+            findings: Vec::new(),
         }
     }
 }

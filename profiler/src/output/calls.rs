@@ -4,16 +4,12 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use crate::{
-    model::{
-        report::Run,
-        stack::ThreadKey,
-        syscall::{CallCount, Calls, Interval, SlowCall},
-    },
-    output::{
-        report::{Style, bytes, count, per_second, percent, thousands},
-        waiting::{innermost, line, time},
-    },
+use super::text::{Style, innermost, line};
+use crate::model::{
+    report::Run,
+    stack::ThreadKey,
+    syscall::{CallCount, Calls, Interval, SlowCall},
+    units::{bytes, count, per_second, percent, thousands, time},
 };
 
 /// Processes listed (threads where they are kept apart), and system calls of each.
@@ -235,7 +231,7 @@ pub(crate) mod fixtures {
 
     use super::*;
     use crate::{
-        detect::finding::fixtures::name_stacks,
+        detect::fixtures::name_stacks,
         model::{
             distribution::Summary,
             stack::StackId,

@@ -5,12 +5,10 @@ use std::io::Write;
 use anyhow::Result;
 use serde_json::json;
 
+use super::text::{Style, line};
 use crate::{
     detect::memory_diff::{Live, MemoryDiff, Place},
-    output::{
-        report::{Style, bytes, count, thousands},
-        waiting::line,
-    },
+    model::units::{bytes, count, thousands},
 };
 
 /// Functions shown of a place.

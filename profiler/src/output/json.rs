@@ -8,27 +8,23 @@ use serde::Serialize;
 
 use crate::{
     detect::{
-        finding::{self, Finding, Reaches},
         hotspot::{self, Hotspot},
-        leak::{self, Certainty, Trend},
+        leak,
     },
     model::{
-        cause::WaitCause,
-        distribution::Summary,
+        finding::{self, Evidence, Finding, ProcessName},
         loss::Loss,
         memory::{self, Growth, Heap, Limit, LivePoint, Watching},
         report::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
         stack::{StackId, ThreadKey},
-        wait::{self, LongWaitKind, RanInstead, RunQueue},
     },
-    output::RenderOptions,
     unwind::feed::UnwindReport,
 };
 
 /// Identifies the schema.
 pub const SCHEMA: &str = "profiler/profile";
 /// Its version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -55,6 +51,28 @@ struct Document<'a> {
     blocking: Option<Blocking<'a>>,
     syscalls: Option<Calls<'a>>,
     memory: Option<Memory<'a>>,
+    findings: Vec<FindingEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct FindingEntry<'a> {
+    id: String,
+    rule: &'static str,
+    severity: &'static str,
+    bottleneck: &'static str,
+    process: &'a ProcessName,
+    subject: &'a str,
+    title: &'a str,
+    advice: &'a str,
+    cost: finding::Cost,
+    evidence: Vec<EvidenceEntry<'a>>,
+    details: &'a BTreeMap<&'static str, serde_json::Value>,
+}
+
+#[derive(Serialize)]
+struct EvidenceEntry<'a> {
+    label: &'static str,
+    stack: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -145,7 +163,6 @@ struct ErrorStorm<'a> {
 
 #[derive(Serialize)]
 struct Memory<'a> {
-    growing: Vec<Grows<'a>>,
     processes: Vec<Footprint<'a>>,
     watching: &'a Watching,
     sites: Vec<Site<'a>>,
@@ -310,31 +327,6 @@ struct Convoy<'a> {
     waiter_stack: Vec<&'a str>,
 }
 
-/// A leak, or a process that grows: then there is no stack.
-#[derive(Serialize)]
-struct Grows<'a> {
-    severity: &'static str,
-    kind: &'static str,
-    pid: u32,
-    process: String,
-    stack: Vec<&'a str>,
-    bytes_per_s: f64,
-    bytes_per_s_low: f64,
-    bytes_per_s_high: f64,
-    certainty: &'static str,
-    confidence: f64,
-    watched_ns: u64,
-    pace: f64,
-    remaining_life_s: Option<f64>,
-    bytes: f64,
-    bytes_err: f64,
-    objects: Option<f64>,
-    ages_ns: Vec<u64>,
-    estimated: bool,
-    limit: Option<Limit>,
-    limit_reached_after_ns: Option<u64>,
-}
-
 #[derive(Serialize)]
 struct Kind {
     name: &'static str,
@@ -461,6 +453,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
         syscalls: run.calls.as_ref().map(|of| calls(of, run)),
         memory: run.memory.as_ref().map(|of| memory(of, run)),
+        findings: run.findings.iter().map(|of| finding(of, run.names())).collect(),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
@@ -588,7 +581,6 @@ fn memory<'a>(of: &'a memory::Memory, run: &'a Run) -> Memory<'a> {
         of.sites.iter().zip(leak::judge_sites(&of.sites, &of.processes)).map(site).collect();
     sites.sort_by(|a, b| b.live_bytes.total_cmp(&a.live_bytes).then_with(|| a.frames.cmp(b.frames)));
     Memory {
-        growing: growing(run),
         processes: of.processes.iter().map(process).collect(),
         watching: &of.watching,
         sites,
@@ -699,60 +691,23 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
     }
 }
 
-fn growing(run: &Run) -> Vec<Grows<'_>> {
-    let grows = finding::findings(run).into_iter().filter_map(|finding| match finding {
-        Finding::Leak(of) => {
-            let stack = names_of(run.names(), Some(of.stack));
-            let trend =
-                grows((of.severity, "leak"), (of.pid, of.process), (&of.trend, of.certainty), of.reaches);
-            Some(Grows {
-                stack,
-                bytes: of.live_bytes,
-                bytes_err: of.live_bytes_err,
-                objects: Some(of.live_count),
-                ages_ns: of.ages_ns.counts().to_vec(),
-                estimated: of.estimated,
-                ..trend
-            })
-        }
-        Finding::Growing(of) => {
-            let trend =
-                grows((of.severity, "process"), (of.pid, of.process), (&of.trend, of.certainty), of.reaches);
-            Some(Grows { bytes: of.held_bytes as f64, ..trend })
-        }
-        _ => None,
-    });
-    grows.collect()
-}
-
-/// What all that grows has in common.
-fn grows<'a>(
-    (severity, kind): (crate::model::finding::Severity, &'static str),
-    (pid, process): (u32, String),
-    (trend, certainty): (&Trend, Certainty),
-    reaches: Option<Reaches>,
-) -> Grows<'a> {
-    Grows {
-        severity: severity.id(),
-        kind,
-        pid,
-        process,
-        stack: Vec::new(),
-        bytes_per_s: trend.bytes_per_s.per_time,
-        bytes_per_s_low: trend.bytes_per_s.low,
-        bytes_per_s_high: trend.bytes_per_s.high,
-        certainty: certainty.id(),
-        confidence: trend.confidence,
-        watched_ns: trend.watched_ns,
-        pace: trend.pace,
-        remaining_life_s: trend.remaining_life_s.filter(|life| life.is_finite()),
-        bytes: 0.0,
-        bytes_err: 0.0,
-        objects: None,
-        ages_ns: Vec::new(),
-        estimated: false,
-        limit_reached_after_ns: reaches.as_ref().map(|reaches| reaches.after_ns),
-        limit: reaches.map(|Reaches { limit, .. }| limit),
+fn finding<'a>(of: &'a Finding, names: &'a Names) -> FindingEntry<'a> {
+    let stack = |evidence: &'a Evidence| EvidenceEntry {
+        label: evidence.label,
+        stack: names.functions(&evidence.frames).map(|(function, ..)| function.name.as_str()).collect(),
+    };
+    FindingEntry {
+        id: of.id(),
+        rule: of.rule,
+        severity: of.severity.id(),
+        bottleneck: of.bottleneck.id(),
+        process: &of.process,
+        subject: &of.subject,
+        title: &of.title,
+        advice: &of.advice,
+        cost: of.cost,
+        evidence: of.evidence.iter().map(stack).collect(),
+        details: &of.details,
     }
 }
 
@@ -771,7 +726,11 @@ pub fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::{
-        detect::finding::fixtures::{run_that_grows, run_with_findings},
+        detect::{
+            fixtures::{run_that_grows, run_with_findings},
+            judge,
+            rule::Overrides,
+        },
         model::report::fixtures,
     };
 
@@ -787,7 +746,7 @@ mod tests {
         run.cpu.accounts.losses.add(Loss::RingBufferFull, 4);
         run.cpu.accounts.samples_taken += 4;
         let value = render(&run);
-        assert_eq!((value["schema"].as_str(), value["version"].as_u64()), (Some(SCHEMA), Some(1)));
+        assert_eq!((value["schema"].as_str(), value["version"].as_u64()), (Some(SCHEMA), Some(2)));
         let sum = |list: &str, key: &str| -> u64 {
             value[list].as_array().unwrap().iter().map(|entry| entry[key].as_u64().unwrap()).sum()
         };
@@ -817,8 +776,9 @@ mod tests {
 
     #[test]
     fn what_grows_is_told_in_full() {
-        let value = render(&run_that_grows());
-        insta::assert_snapshot!(serde_json::to_string_pretty(&value["memory"]["growing"]).unwrap());
+        let mut run = run_that_grows();
+        judge(&mut run, &Overrides::default());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&render(&run)["findings"]).unwrap());
     }
 
     #[test]

@@ -8,13 +8,17 @@ use std::{
 
 use anyhow::Result;
 
+use super::{
+    calls, report,
+    text::{Style, line},
+};
 use crate::{
     detect::hotspot,
-    model::{report::Run, syscall::Interval, wait::Blocking},
-    output::{
-        calls,
-        report::{self, Style},
-        waiting,
+    model::{
+        report::Run,
+        syscall::Interval,
+        units::{percent, thousands},
+        wait::Blocking,
     },
     say,
 };
@@ -73,7 +77,7 @@ impl Live {
             Some(total) => format!("{} of {}", seconds(elapsed), seconds(total)),
             None => format!("{}, Ctrl-C ends", seconds(elapsed)),
         };
-        let busy = report::percent(last.estimated_ns(last.total), last.accounts.duration_ns);
+        let busy = percent(last.estimated_ns(last.total), last.accounts.duration_ns);
         let lost = last.accounts.losses.lost();
         let hotspots = hotspot::hotspots(last);
         if !self.terminal {
@@ -81,7 +85,7 @@ impl Live {
                 .iter()
                 .take(3)
                 .map(|hotspot| {
-                    format!("{} {:.0} %", hotspot.function, report::percent(hotspot.self_samples, last.total))
+                    format!("{} {:.0} %", hotspot.function, percent(hotspot.self_samples, last.total))
                 })
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };
@@ -106,7 +110,7 @@ impl Live {
         writeln!(text, "\x1b[1m{header}\x1b[0m")?;
         report::table(&hotspots, last.total, &style, &mut text)?;
         for found in &found {
-            waiting::line(found, &style, &mut text)?;
+            line(found, &style, &mut text)?;
         }
         Ok(text)
     }
@@ -131,7 +135,7 @@ fn found(blocking: &Blocking) -> Option<String> {
     let some: Vec<String> = counts
         .into_iter()
         .filter(|&(n, _)| n > 0)
-        .map(|(n, what)| format!("{} {what}", report::thousands(n)))
+        .map(|(n, what)| format!("{} {what}", thousands(n)))
         .collect();
     (!some.is_empty()).then(|| format!("found since the start: {}", some.join(", ")))
 }

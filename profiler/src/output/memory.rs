@@ -4,15 +4,11 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use crate::{
-    model::{
-        memory::{Footprint, Memory, Site, WatchMode, Watching},
-        report::{Profile, Run},
-    },
-    output::{
-        report::{Style, bytes, count, percent, thousands},
-        waiting::{line, time, user_functions},
-    },
+use super::text::{Style, line, user_functions};
+use crate::model::{
+    memory::{Footprint, Memory, Site, WatchMode, Watching},
+    report::{Profile, Run},
+    units::{bytes, count, percent, thousands, time},
 };
 
 /// Processes and places listed.

@@ -31,7 +31,7 @@ pub mod live;
 pub mod memory;
 pub mod pprof;
 pub mod report;
-pub mod results;
+pub mod text;
 pub mod waiting;
 
 /// Writes one profile.

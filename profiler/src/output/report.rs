@@ -4,27 +4,19 @@ use std::io::Write;
 
 use anyhow::Result;
 
+use super::{
+    calls, findings, memory,
+    text::{Keep, Style, fit, width},
+    waiting,
+};
 use crate::{
     detect::hotspot::{self, Hotspot},
     model::{
         report::{Profile, Run},
         stack::StackEnd,
+        units::{count, percent, thousands},
     },
-    output::{calls, findings, memory, waiting},
 };
-
-/// How to lay the report out.
-#[derive(Clone, Copy, Debug)]
-pub struct Style {
-    /// Bold and colours.
-    pub colour: bool,
-    /// Columns to fill at most; `None` for no limit (a file or a pipe).
-    pub width: Option<usize>,
-    /// Keep threads apart.
-    pub threads: bool,
-    /// Functions in a table.
-    pub top: usize,
-}
 
 /// Writes the report.
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -198,96 +190,6 @@ fn costs(profile: &Profile, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-impl Style {
-    pub(super) fn bold(&self, text: &str) -> String {
-        self.paint("1", text)
-    }
-
-    pub(super) fn dim(&self, text: &str) -> String {
-        self.paint("2", text)
-    }
-
-    fn heat(&self, text: &str, percent: f64) -> String {
-        match percent {
-            20.0.. => self.paint("31", text),
-            5.0.. => self.paint("33", text),
-            _ => text.to_owned(),
-        }
-    }
-
-    pub(super) fn paint(&self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-}
-
-/// Which end of a text survives cutting.
-#[derive(Clone, Copy)]
-pub(super) enum Keep {
-    Start,
-    End,
-}
-
-pub(super) fn width(text: &str) -> usize {
-    text.chars().count()
-}
-
-/// Pads or cuts to exactly `limit` columns (no padding where there is no limit). Control characters are replaced:
-/// names come from the target, and a terminal must not obey them.
-pub(super) fn fit(text: &str, limit: usize, keep: Keep) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    let len = width(&text);
-    if limit == usize::MAX {
-        return text;
-    }
-    if len <= limit {
-        return format!("{text:<limit$}");
-    }
-    let kept = limit.saturating_sub(1);
-    match keep {
-        Keep::Start => text.chars().take(kept).chain(['…']).collect(),
-        Keep::End => ['…'].into_iter().chain(text.chars().skip(len - kept)).collect(),
-    }
-}
-
-/// A share in percent; of nothing it is zero.
-pub fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
-}
-
-/// How often something happens.
-pub(super) fn per_second(rate: f64) -> String {
-    if rate < 100.0 { format!("{rate:.1}") } else { thousands(rate as u64) }
-}
-
-/// A number with separators.
-pub fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// An amount of memory with three digits, in powers of ten.
-pub(super) fn bytes(bytes: f64) -> String {
-    let (value, unit) = match bytes {
-        ..1e3 => return format!("{bytes:.0} B"),
-        ..1e6 => (bytes / 1e3, "kB"),
-        ..1e9 => (bytes / 1e6, "MB"),
-        _ => (bytes / 1e9, "GB"),
-    };
-    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-    format!("{value:.digits$} {unit}")
-}
-
-pub(super) fn count(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,12 +215,6 @@ mod tests {
     }
 
     #[test]
-    fn amounts_have_three_digits() {
-        let text = [0.0, 999.0, 1234.0, 99_940.0, 123_456_789.0, 2e9].map(bytes);
-        assert_eq!(text, ["0 B", "999 B", "1.23 kB", "99.9 kB", "123 MB", "2.00 GB"]);
-    }
-
-    #[test]
     fn a_pipe_gets_plain_lines() {
         let style = Style { colour: false, width: None, threads: false, top: 2 };
         insta::assert_snapshot!(render(&sample(), style));
@@ -338,17 +234,5 @@ mod tests {
         run.blocking = Some(crate::model::wait::Blocking::default());
         let text = render(&run, style);
         assert!(text.contains("What for, see below") && text.contains("where the time went"), "{text}");
-    }
-
-    #[test]
-    fn names_from_the_target_cannot_steer_the_terminal() {
-        assert_eq!(fit("a\x1b[2Jb", 8, Keep::Start), "a?[2Jb  ");
-        assert_eq!(fit("abcdef", 4, Keep::Start), "abc…");
-        assert_eq!(fit("abcdef", 4, Keep::End), "…def");
-    }
-
-    #[test]
-    fn numbers_have_separators() {
-        assert_eq!([0, 999, 1000, 1234567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -21,8 +21,8 @@ use crate::{
         totals::Snapshot,
     },
     output::{
-        Destination, Format, OutputSpec, RenderOptions, open_in_place,
-        report::{self, Style},
+        Destination, Format, OutputSpec, RenderOptions, open_in_place, report,
+        text::Style,
     },
     recording::{Recorder, load::names},
     say,

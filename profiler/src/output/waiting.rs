@@ -4,16 +4,13 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use crate::{
-    model::{
-        cause::WaitCause,
-        distribution::Summary,
-        report::{Names, Run},
-        stack::StackId,
-        wait::{Blocking, EventLoop, ThreadTime},
-    },
-    output::report::{Keep, Style, count, fit, percent, thousands, width},
-    symbolize::Function,
+use super::text::{Style, line, user_functions};
+use crate::model::{
+    cause::WaitCause,
+    distribution::Summary,
+    report::{Names, Run},
+    units::{count, percent, thousands, time},
+    wait::{Blocking, EventLoop, ThreadTime},
 };
 
 /// Processes listed, and lines about waits for a CPU and about event loops.
@@ -204,46 +201,13 @@ fn waker(names: &Names, frames: &[usize]) -> String {
     }
 }
 
-/// As [`user_functions`], of a stack by its id.
-pub(super) fn innermost(names: &Names, stack: StackId) -> Vec<&Function> {
-    user_functions(names, names.stack(stack))
-}
-
-/// The user's functions of a stack, innermost first, or the kernel's if there are no others.
-pub(super) fn user_functions<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function> {
-    let all = || names.functions(frames);
-    let user: Vec<_> =
-        all().filter(|(_, frame, _)| !names.is_kernel(frame)).map(|(function, ..)| function).collect();
-    if user.is_empty() { all().map(|(function, ..)| function).collect() } else { user }
-}
-
-/// A line that is cut where the terminal ends.
-pub(super) fn line(text: &str, style: &Style, out: &mut dyn Write) -> Result<()> {
-    let limit = style.width.filter(|limit| width(text) > *limit).unwrap_or(usize::MAX);
-    writeln!(out, "{}", fit(text, limit, Keep::Start))?;
-    Ok(())
-}
-
-/// A duration with three digits.
-pub(super) fn time(ns: u64) -> String {
-    let (value, unit) = match ns {
-        0..1_000 => return format!("{ns} ns"),
-        1_000..1_000_000 => (ns as f64 / 1e3, "us"),
-        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
-        _ => (ns as f64 / 1e9, "s"),
-    };
-    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-    let text = format!("{value:.digits$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
-    format!("{text} {unit}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        detect::finding::fixtures::run_with_findings,
+        detect::fixtures::run_with_findings,
         model::{report::fixtures, stack::ThreadKey, wait::EventLoop},
+        output::text::width,
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
@@ -297,11 +261,5 @@ mod tests {
         assert!(render(&run, PLAIN).contains("1 more, less busy"));
         let all = render(&run, Style { threads: true, ..PLAIN });
         assert!(all.contains("idle (tid 20): parked (futex) 100.0") && !all.contains("less busy"), "{all}");
-    }
-
-    #[test]
-    fn durations_have_three_digits() {
-        let text = [0, 999, 1_000, 12_345, 999_999, 203_400_000, 9_996_000_000, 3_600_000_000_000].map(time);
-        assert_eq!(text, ["0 ns", "999 ns", "1 us", "12.3 us", "1000 us", "203 ms", "10 s", "3600 s"]);
     }
 }

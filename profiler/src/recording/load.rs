@@ -6,6 +6,7 @@ use anyhow::Result;
 use rustc_hash::FxHashMap;
 
 use crate::{
+    detect::{self, rule::Overrides},
     model::{
         kind::{OFF_CPU, SYSCALLS},
         memory::Memory,
@@ -134,7 +135,8 @@ pub fn load(path: &Path) -> Result<Replayed> {
         calls,
         memory,
     };
-    let run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
+    let mut run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
+    detect::judge(&mut run, &Overrides::default());
     Ok(Replayed { run, samples, tables, ending })
 }
 

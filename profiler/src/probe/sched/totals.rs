@@ -123,7 +123,7 @@ impl Waits {
             return;
         };
         match severity {
-            Severity::Warning => of.warnings += 1,
+            Severity::Info | Severity::Warning => of.warnings += 1,
             Severity::Critical => of.criticals += 1,
         }
         let stall =
@@ -181,7 +181,7 @@ impl Waits {
             stalls.add((severity, stall.duration_ns), stall);
             if let Some(of) = loops.iter_mut().find(|of| of.thread == thread) {
                 match severity {
-                    Severity::Warning => of.warnings += 1,
+                    Severity::Info | Severity::Warning => of.warnings += 1,
                     Severity::Critical => of.criticals += 1,
                 }
             }

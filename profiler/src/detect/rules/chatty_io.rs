@@ -1,0 +1,142 @@
+//! Many small requests, one after the other, where a batch would do.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::{
+        rule::{Needs, Rule, Values},
+        words::{evidence, functions, share_of_wall},
+    },
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName},
+        report::{Names, Run},
+        syscall::Chatty,
+        units::{bytes, per_second, thousands, time},
+    },
+};
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "chatty-io",
+    summary: "many small requests, one after the other, where a batch would do",
+    needs: &[Needs::Calls],
+    params: &[],
+    check,
+    doc: "\
+A socket or pipe on which one small question follows the answer to the one before, at least 50 times and 20 times a second,
+from one place in the code; or a file that is read or written in at least 1000 pieces of 512 bytes and less.
+
+Each question costs a round trip, however fast the other side is: the N+1 problem. Ask for many things at once
+(`WHERE id IN (…)`, a pipeline, a bulk request), or read and write through a buffer.",
+};
+
+/// Chatty I/O of one process from one place in the code, with whatever peers or files.
+struct Group {
+    /// With the peer or file that took most of the time.
+    most: Chatty,
+    /// How many peers or files.
+    objects: u64,
+    /// Round trips, or small reads and writes, with all of them.
+    count: u64,
+    /// Time they took, ns.
+    total_ns: u64,
+}
+
+fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
+    let Some(calls) = &run.calls else { return Vec::new() };
+    grouped(&calls.chatty, run.names()).iter().map(|group| finding(group, run)).collect()
+}
+
+/// A pool of connections that are all used by the same functions is one finding.
+fn grouped(found: &[Chatty], names: &Names) -> Vec<Group> {
+    let mut groups: BTreeMap<_, Group> = BTreeMap::new();
+    for of in found {
+        let place = functions(names, of.stack);
+        // Where the place is not known it may be another.
+        let object = if place.is_empty() { of.object.as_str() } else { "" };
+        let group = groups.entry((of.thread.pid, of.round_trips, place, object)).or_insert_with(|| Group {
+            most: of.clone(),
+            objects: 0,
+            count: 0,
+            total_ns: 0,
+        });
+        if of.total_ns > group.most.total_ns {
+            group.most = of.clone();
+        }
+        group.objects += 1;
+        group.count += of.count;
+        group.total_ns += of.total_ns;
+    }
+    groups.into_values().collect()
+}
+
+fn finding(group: &Group, run: &Run) -> Finding {
+    let of = &group.most;
+    let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
+    let others = match group.objects {
+        1 => String::new(),
+        n => format!(" and {} more", thousands(n - 1)),
+    };
+    let title = format!(
+        "chatty I/O: {} (tid {}) made {} {what} {}{others}, one after the other, there {} a second: {}, half of them of {} or less; \
+         a batch would do",
+        of.process,
+        of.thread.tid,
+        thousands(group.count),
+        of.object,
+        per_second(of.per_second()),
+        time(group.total_ns),
+        bytes(of.median_bytes as f64),
+    );
+    let file = of.object.starts_with('/');
+    Finding {
+        rule: RULE.name,
+        severity: of.severity(),
+        bottleneck: if file { Bottleneck::Io } else { Bottleneck::Network },
+        process: ProcessName { pid: of.thread.pid, name: of.process.clone() },
+        subject: of.object.clone(),
+        title,
+        advice: String::new(),
+        cost: Cost {
+            ns: group.total_ns,
+            share_of_wall: share_of_wall(run, group.total_ns, 1),
+            ..Cost::default()
+        },
+        evidence: evidence(run.names(), "", of.stack),
+        details: BTreeMap::from([
+            ("objects", json!(group.objects)),
+            ("round_trips", json!(of.round_trips)),
+            ("count", json!(group.count)),
+            ("per_second", json!(of.per_second())),
+            ("median_bytes", json!(of.median_bytes)),
+        ]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::{findings, rule::Overrides};
+
+    #[test]
+    fn connections_used_by_the_same_functions_are_one_finding() {
+        let mut run = crate::output::calls::fixtures::run_with_calls();
+        let calls = run.calls.as_mut().unwrap();
+        let of = calls.chatty[0].clone();
+        let other = Chatty { object: "tcp b".into(), total_ns: of.total_ns + 1, ..of.clone() };
+        let unknown = ["c", "d"].map(|name| Chatty { object: name.into(), stack: None, ..of.clone() });
+        calls.chatty.push(other.clone());
+        calls.chatty.extend(unknown);
+        let found = findings(&run, &Overrides::default());
+        let rules: Vec<&str> = found.iter().map(|finding| finding.rule).collect();
+        assert_eq!(rules, ["chatty-io", "chatty-io", "chatty-io", "error-storm"]);
+        assert_eq!((found[0].subject.as_str(), &found[0].details["objects"]), ("tcp b", &json!(2)));
+        assert_eq!(
+            (found[0].cost.ns, &found[0].details["count"]),
+            (of.total_ns + other.total_ns, &json!(2 * of.count))
+        );
+        assert_eq!(found[3].subject, "openat EMFILE");
+    }
+}

@@ -1,0 +1,414 @@
+//! An event loop comes back to its wait too late.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+use serde_json::json;
+
+use crate::{
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::{Namer, at, bottleneck, common_path, evidence, functions, join, path, share_of_wall},
+    },
+    model::{
+        cause::WaitCause,
+        finding::{Bottleneck, Cost, Finding, Severity},
+        report::{Names, Run},
+        stack::{StackId, ThreadKey},
+        units::{percent, thousands, time},
+        wait::{Blocking, Stall},
+    },
+    symbolize::Function,
+};
+
+const WARNING: Param = Param {
+    name: "warning",
+    unit: Unit::Seconds,
+    default: 0.01,
+    help: "An iteration of an event loop that is worth a warning",
+    flag: Some("stall-warning"),
+};
+const CRITICAL: Param = Param {
+    name: "critical",
+    unit: Unit::Seconds,
+    default: 0.05,
+    help: "An iteration of an event loop that is critical",
+    flag: Some("stall-critical"),
+};
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "event-loop-stall",
+    summary: "an event loop comes back to its wait too late",
+    needs: &[Needs::Waits],
+    params: &[WARNING, CRITICAL],
+    check,
+    doc: "\
+From the return of one wait (epoll_wait, poll, select) to the start of the next, an event loop serves nobody else: each
+client that comes meanwhile waits until the iteration ends. Iterations longer than the threshold are explained one by one by
+what the thread did in them: the functions it ran in, what it blocked in, and how long it had no CPU. Those with the same
+reason are one finding.
+
+Move the work to another thread, divide it into pieces, or use the asynchronous form of the call. Threads that share one
+epoll descriptor (Go, multi-threaded tokio) hold nobody up by being away, so their iterations are no stalls.",
+};
+
+/// A stall with fewer samples says too little about where its time went to be a reason of its own.
+const MIN_SAMPLES: u64 = 4;
+
+/// Stalls of one event loop with the same reason.
+struct Group {
+    /// Whose loop.
+    thread: ThreadKey,
+    /// The worst.
+    severity: Severity,
+    /// How many.
+    count: u64,
+    /// Sum of their lengths, ns.
+    total_ns: u64,
+    /// The longest, ns.
+    longest_ns: u64,
+    /// What most of their time went to.
+    reason: Reason,
+    /// The time that went there, ns.
+    reason_ns: u64,
+    /// Part of the whole that has an explanation, ns.
+    explained_ns: u64,
+    /// Where, best example.
+    stack: Option<StackId>,
+    /// Of the block, longest example.
+    object: Option<String>,
+}
+
+/// What most of a stall's time went to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Reason {
+    /// The thread itself was busy; in this function, if there are samples.
+    OnCpu(Option<Function>),
+    /// It was ready and had no CPU.
+    RunQueue,
+    /// It blocked.
+    Blocked {
+        /// What for.
+        cause: WaitCause,
+        /// System call; empty for none.
+        syscall: String,
+    },
+    /// Nobody saw.
+    Unexplained,
+}
+
+fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
+    let Some(blocking) = &run.blocking else { return Vec::new() };
+    let name = Namer::new(Some(blocking));
+    stalls(blocking, run.names()).iter().map(|group| finding(group, &name, run)).collect()
+}
+
+fn finding(group: &Group, name: &Namer<'_>, run: &Run) -> Finding {
+    let (lacks, subject) = match &group.reason {
+        Reason::OnCpu(function) => (
+            Bottleneck::Cpu,
+            function.as_ref().map_or_else(|| "cpu".to_owned(), |function| function.name.clone()),
+        ),
+        Reason::RunQueue => (Bottleneck::CpuStarvation, "run queue".to_owned()),
+        Reason::Blocked { cause, syscall } => {
+            (bottleneck(*cause), join([cause.id(), syscall, group.object.as_deref().unwrap_or_default()]))
+        }
+        Reason::Unexplained => (Bottleneck::Unknown, "unexplained".to_owned()),
+    };
+    Finding {
+        rule: RULE.name,
+        severity: group.severity,
+        bottleneck: lacks,
+        process: name.of(group.thread),
+        subject,
+        title: title(group, name),
+        advice: String::new(),
+        cost: Cost {
+            ns: group.total_ns,
+            share_of_wall: share_of_wall(run, group.total_ns, 1),
+            ..Cost::default()
+        },
+        evidence: evidence(run.names(), "", group.stack),
+        details: BTreeMap::from([
+            ("tid", json!(group.thread.tid)),
+            ("count", json!(group.count)),
+            ("longest_ns", json!(group.longest_ns)),
+            ("reason_ns", json!(group.reason_ns)),
+            ("explained_ns", json!(group.explained_ns)),
+            ("object", json!(group.object)),
+        ]),
+    }
+}
+
+/// What most of a stall's time went to: reasons are compared, not only listed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Main<'a> {
+    OnCpu,
+    RunQueue,
+    /// Cause, system call, and functions.
+    Blocked(WaitCause, &'a str, Vec<&'a str>),
+    Unexplained,
+}
+
+/// The main reason, and how much of the stall it took, ns.
+fn main_reason<'a>(stall: &'a Stall, names: &'a Names) -> (Main<'a>, u64) {
+    let (cause, blocked_ns) =
+        stall.blocked.iter().copied().max_by_key(|(_, ns)| *ns).unwrap_or((WaitCause::Unknown, 0));
+    let seen: u64 = stall.blocked.iter().map(|(_, ns)| ns).sum();
+    let unseen = stall.duration_ns.saturating_sub(seen + stall.on_cpu_ns + stall.run_queue_ns);
+    match blocked_ns.max(stall.on_cpu_ns).max(stall.run_queue_ns).max(unseen) {
+        ns if ns == stall.on_cpu_ns => (Main::OnCpu, ns),
+        ns if ns == stall.run_queue_ns => (Main::RunQueue, ns),
+        ns if ns == unseen => (Main::Unexplained, ns),
+        ns => {
+            let mut places: BTreeMap<(&str, Option<StackId>), u64> = BTreeMap::new();
+            for block in stall.blocks.iter().filter(|block| block.cause == cause) {
+                *places.entry((&block.syscall, block.stack)).or_default() += block.blocked_ns;
+            }
+            let place = places.into_iter().max_by_key(|(_, ns)| *ns);
+            let (syscall, stack) = place.map_or(("", None), |(place, _)| place);
+            (Main::Blocked(cause, syscall, functions(names, stack)), ns)
+        }
+    }
+}
+
+fn stalls(blocking: &Blocking, names: &Names) -> Vec<Group> {
+    let mut groups: BTreeMap<(ThreadKey, Main<'_>), Vec<(&Stall, u64)>> = BTreeMap::new();
+    for stall in &blocking.stalls {
+        let (main, ns) = main_reason(stall, names);
+        groups.entry((stall.thread, main)).or_default().push((stall, ns));
+    }
+    let mut found = Vec::new();
+    for ((_, main), stalls) in groups {
+        match main {
+            Main::OnCpu => {
+                for (function, stack, stalls) in by_function(&stalls, names) {
+                    found.push(Group { stack, ..group(&stalls, Reason::OnCpu(function)) });
+                }
+            }
+            Main::RunQueue => found.push(group(&stalls, Reason::RunQueue)),
+            Main::Unexplained => found.push(group(&stalls, Reason::Unexplained)),
+            Main::Blocked(cause, syscall, _) => {
+                let blocks = stalls.iter().flat_map(|(stall, _)| &stall.blocks);
+                let same = blocks.filter(|block| block.cause == cause && block.syscall == syscall);
+                let longest = same.max_by_key(|block| block.blocked_ns);
+                found.push(Group {
+                    stack: longest.and_then(|block| block.stack),
+                    object: longest.and_then(|block| block.object.clone()),
+                    ..group(&stalls, Reason::Blocked { cause, syscall: syscall.to_owned() })
+                });
+            }
+        }
+    }
+    found
+}
+
+/// Stalls, each with the time its main reason took.
+fn group(stalls: &[(&Stall, u64)], reason: Reason) -> Group {
+    let each = || stalls.iter().map(|(stall, _)| *stall);
+    Group {
+        thread: each().next().map(|stall| stall.thread).unwrap_or_default(),
+        severity: each().map(|stall| stall.severity).max().unwrap_or(Severity::Warning),
+        count: stalls.len() as u64,
+        total_ns: each().map(|stall| stall.duration_ns).sum(),
+        longest_ns: each().map(|stall| stall.duration_ns).max().unwrap_or(0),
+        reason,
+        reason_ns: stalls.iter().map(|(_, ns)| ns).sum(),
+        explained_ns: each().map(|stall| (stall.explained * stall.duration_ns as f64) as u64).sum(),
+        stack: None,
+        object: None,
+    }
+}
+
+/// Stalls with the time that counts of each.
+type Stalls<'a> = Vec<(&'a Stall, u64)>;
+
+/// Splits stalls of one loop that were busy by the function they were busy in: the innermost one that most of a
+/// stall's samples have in common, with all its callers. Returns it, and the most common stack through it.
+fn by_function<'a>(
+    stalls: &[(&'a Stall, u64)],
+    names: &'a Names,
+) -> Vec<(Option<Function>, Option<StackId>, Stalls<'a>)> {
+    let weight = |stall: &Stall| stall.samples.iter().map(|(_, n)| n).sum::<u64>();
+    let mut groups: BTreeMap<Vec<&str>, Stalls<'a>> = BTreeMap::new();
+    let (clear, few): (Stalls<'a>, Stalls<'a>) =
+        stalls.iter().partition(|(stall, _)| weight(stall) >= MIN_SAMPLES);
+    for of in clear {
+        groups.entry(common_path(names, &of.0.samples)).or_default().push(of);
+    }
+    // A stall can look more special than it is: it belongs to the bigger group that its path goes through.
+    let paths: Vec<Vec<&str>> = groups.keys().rev().cloned().collect();
+    for path in paths {
+        let count = groups.get(&path).map_or(0, Vec::len);
+        let whole = prefixes(&path).find(|prefix| groups.get(*prefix).is_some_and(|of| of.len() >= count));
+        if let Some(whole) = whole.map(<[&str]>::to_vec)
+            && let Some(stalls) = groups.remove(&path)
+        {
+            groups.entry(whole).or_default().extend(stalls);
+        }
+    }
+    let mut rest: Stalls<'a> = Vec::new();
+    for of in few {
+        let path = common_path(names, &of.0.samples);
+        let known =
+            std::iter::once(path.as_slice()).chain(prefixes(&path)).find(|path| groups.contains_key(*path));
+        match known.filter(|path| !path.is_empty()).map(<[&str]>::to_vec) {
+            Some(known) => groups.entry(known).or_default().push(of),
+            None if path.is_empty() => groups.entry(path).or_default().push(of),
+            None => rest.push(of),
+        }
+    }
+    if !rest.is_empty() {
+        let samples: Vec<_> = rest.iter().flat_map(|(stall, _)| stall.samples.iter().copied()).collect();
+        groups.entry(common_path(names, &samples)).or_default().extend(rest);
+    }
+
+    let describe = |(common, stalls): (Vec<&str>, Stalls<'a>)| {
+        let mut stacks: FxHashMap<StackId, u64> = FxHashMap::default();
+        for &(stack, n) in stalls.iter().flat_map(|(stall, _)| &stall.samples) {
+            *stacks.entry(stack).or_default() += n;
+        }
+        let through = stacks.into_iter().filter(|&(stack, _)| {
+            let path = path(names, names.stack(stack));
+            path.len() >= common.len()
+                && path.iter().zip(&common).all(|(function, name)| function.name == **name)
+        });
+        let stack = through.max_by_key(|&(stack, n)| (n, std::cmp::Reverse(stack))).map(|(stack, _)| stack);
+        let function = stack.and_then(|stack| {
+            path(names, names.stack(stack)).get(common.len().checked_sub(1)?).copied().cloned()
+        });
+        (function, stack, stalls)
+    };
+    groups.into_iter().map(describe).collect()
+}
+
+/// Proper, non-empty prefixes, longest first.
+fn prefixes<'s, 'a>(path: &'s [&'a str]) -> impl Iterator<Item = &'s [&'a str]> {
+    (1..path.len()).rev().map(|len| &path[..len])
+}
+
+fn title(group: &Group, name: &Namer<'_>) -> String {
+    let how_often = match group.count {
+        1 => format!("stalled for {}", time(group.total_ns)),
+        n => format!(
+            "stalled {} times, {} in all, longest {}",
+            thousands(n),
+            time(group.total_ns),
+            time(group.longest_ns)
+        ),
+    };
+    let reason = match &group.reason {
+        Reason::OnCpu(Some(function)) => format!("on CPU in {}", at(function)),
+        Reason::OnCpu(None) => "on CPU, too short for a sample".to_owned(),
+        Reason::RunQueue => "waiting for a CPU".to_owned(),
+        Reason::Blocked { cause, syscall } => {
+            format!(
+                "blocked, {}",
+                join([cause.words(), syscall, group.object.as_deref().unwrap_or_default()])
+            )
+        }
+        Reason::Unexplained => "unexplained".to_owned(),
+    };
+    let share = percent(group.reason_ns, group.total_ns);
+    let unexplained = 100.0 - percent(group.explained_ns, group.total_ns);
+    let rest = match group.reason {
+        Reason::Unexplained => String::new(),
+        _ if unexplained < 10.0 => String::new(),
+        _ => format!("; {unexplained:.0} % unexplained"),
+    };
+    format!("event loop {} {how_often}: {share:.0} % {reason}{rest}", name.thread(group.thread))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::{
+        findings,
+        fixtures::{name_stacks, run_with_findings},
+        rule::Overrides,
+    };
+
+    #[test]
+    fn what_has_one_reason_is_one_finding() {
+        let found = findings(&run_with_findings(), &Overrides::default());
+        let rules: Vec<_> = found.iter().map(|of| (of.rule, of.severity.id(), of.bottleneck)).collect();
+        assert_eq!(
+            rules,
+            [
+                ("event-loop-stall", "critical", Bottleneck::Cpu),
+                ("long-wait", "warning", Bottleneck::Network),
+                ("long-wait", "warning", Bottleneck::CpuStarvation),
+                ("event-loop-stall", "warning", Bottleneck::Io),
+                ("lock-convoy", "warning", Bottleneck::Lock),
+            ]
+        );
+        assert_eq!((found[0].subject.as_str(), &found[0].details["count"]), ("busyLoop", &json!(60)));
+        assert_eq!(found[0].id(), "event-loop-stall:app:busyLoop");
+        assert_eq!(
+            (&found[1].details["count"], found[1].details["tids"].as_array().unwrap().len()),
+            (&json!(3), 2)
+        );
+        assert_eq!(found[2].details["instead"], json!([["hog", 300_000_000]]));
+        assert_eq!(
+            (&found[3].details["count"], &found[3].details["object"]),
+            (&json!(3), &json!("/data/big"))
+        );
+    }
+
+    /// Stalls made of samples: stack and number.
+    fn grouped(stacks: &[&str], stalls: &[&[(u32, u64)]]) -> Vec<(String, usize)> {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        name_stacks(&mut run, stacks);
+        let stall = |samples: &&[(u32, u64)]| Stall {
+            severity: Severity::Warning,
+            thread: ThreadKey::default(),
+            start_ns: 0,
+            duration_ns: 20,
+            on_cpu_ns: 20,
+            run_queue_ns: 0,
+            samples: samples.iter().map(|&(stack, n)| (StackId(stack), n)).collect(),
+            blocked: Vec::new(),
+            blocks: Vec::new(),
+            explained: 1.0,
+        };
+        let stalls: Vec<_> = stalls.iter().map(stall).collect();
+        let stalls: Vec<_> = stalls.iter().map(|stall| (stall, 20)).collect();
+        let groups = by_function(&stalls, run.names()).into_iter();
+        groups
+            .map(|(function, _, of)| (function.map_or_else(String::new, |function| function.name), of.len()))
+            .collect()
+    }
+
+    #[test]
+    fn two_handlers_of_one_loop_are_two_reasons() {
+        let stacks = ["main;loop;a;x", "main;loop;a;y", "main;loop;b"];
+        let stalls: [&[_]; 5] = [&[(0, 5), (1, 5)], &[(0, 4), (1, 5)], &[(2, 9)], &[(0, 9)], &[(2, 1)]];
+        assert_eq!(
+            grouped(&stacks, &stalls),
+            [("a".into(), 3), ("b".into(), 2)],
+            "x alone is a all the same"
+        );
+    }
+
+    #[test]
+    fn many_short_blocks_are_a_reason_too() {
+        let run = run_with_findings();
+        let mut stall = run.blocking.as_ref().unwrap().stalls[60].clone();
+        (stall.duration_ns, stall.on_cpu_ns) = (1000, 100);
+        stall.blocked = vec![(WaitCause::Disk, 800), (WaitCause::Lock, 50)];
+        stall.blocks[0].blocked_ns = 1; // the others are not listed
+        let (main, ns) = main_reason(&stall, run.names());
+        assert!(matches!(main, Main::Blocked(WaitCause::Disk, "read", _)), "{main:?}");
+        assert_eq!(ns, 800);
+        stall.blocked.clear();
+        assert_eq!(main_reason(&stall, run.names()), (Main::Unexplained, 900));
+    }
+
+    #[test]
+    fn stalls_with_few_samples_are_looked_at_together() {
+        let stacks = ["main;loop;a;x", "main;loop;a;y", "main;loop;a;k:z"];
+        assert_eq!(grouped(&stacks, &[&[(0, 1)], &[(1, 1)], &[(2, 2)]]), [("a".into(), 3)]);
+        assert_eq!(grouped(&stacks, &[&[], &[(1, 1)]]), [(String::new(), 1), ("y".into(), 1)]);
+    }
+}

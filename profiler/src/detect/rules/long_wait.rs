@@ -1,0 +1,206 @@
+//! Threads that do not get on: blocked for long in something other than idleness, or without a CPU.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashSet;
+use serde_json::json;
+
+use crate::{
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::{Namer, bottleneck, evidence, functions, join, share_of_wall},
+    },
+    model::{
+        cause::WaitCause,
+        finding::{Bottleneck, Cost, Finding, Severity},
+        report::{Names, Run},
+        stack::ThreadKey,
+        units::{percent, thousands, time},
+        wait::{Blocking, LongWait, LongWaitKind},
+    },
+};
+
+const LONG_BLOCK: Param = Param {
+    name: "long-block",
+    unit: Unit::Seconds,
+    default: 1.0,
+    help: "How long a thread blocks, in anything but idle waiting",
+    flag: Some("long-block"),
+};
+const STARVATION: Param = Param {
+    name: "starvation",
+    unit: Unit::Seconds,
+    default: 0.1,
+    help: "How long a thread that is ready to run gets no CPU",
+    flag: Some("starvation"),
+};
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "long-wait",
+    summary: "threads block for long, or are ready and get no CPU",
+    needs: &[Needs::Waits],
+    params: &[LONG_BLOCK, STARVATION],
+    check,
+    doc: "\
+A thread blocked for longer than the threshold in something that is not idle waiting (disk, network, lock, pipe, page fault),
+or was ready to run and got no CPU for longer than its threshold. Ten times the threshold is critical, and so is a thread that
+nothing can interrupt and that still waits when the run ends. Waits of an event loop are not told here: there they are stalls.
+
+The stack is where the thread blocked, the object what it waited for, as far as it could be found out at the time. Of a thread
+without a CPU the threads that ran instead are named.",
+};
+
+impl LongWait {
+    /// Length of what was too long, ns.
+    pub fn length_ns(&self) -> u64 {
+        match self.kind {
+            LongWaitKind::Blocked { .. } => self.block.blocked_ns,
+            LongWaitKind::Starved { .. } => self.block.run_queue_ns,
+        }
+    }
+}
+
+/// Long waits of one process with the same reason.
+struct Group {
+    /// The threads, the longest wait's first.
+    threads: Vec<ThreadKey>,
+    /// The worst.
+    severity: Severity,
+    count: u64,
+    /// Sum of their lengths, ns.
+    total_ns: u64,
+    /// The longest: what else is to be said of all.
+    longest: LongWait,
+    /// Threads that ran instead of a starved one, by name, with the time they cost it, ns; most first.
+    instead: Vec<(String, u64)>,
+    /// How many had not ended.
+    ongoing: u64,
+}
+
+fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
+    let Some(blocking) = &run.blocking else { return Vec::new() };
+    let name = Namer::new(Some(blocking));
+    groups(blocking, run.names()).iter().map(|group| finding(group, &name, run)).collect()
+}
+
+fn groups(blocking: &Blocking, names: &Names) -> Vec<Group> {
+    // Starved threads have a reason in common: too few CPUs for what runs on them.
+    type Reason<'a> = Option<(WaitCause, &'a str, Vec<&'a str>)>;
+    let mut groups: BTreeMap<(u32, bool, Reason<'_>), Vec<&LongWait>> = BTreeMap::new();
+    for wait in &blocking.long_waits {
+        let block = &wait.block;
+        let key = match &wait.kind {
+            LongWaitKind::Starved { .. } => (wait.thread.pid, false, None),
+            LongWaitKind::Blocked { uninterruptible } => {
+                let reason = (block.cause, block.syscall.as_str(), functions(names, block.stack));
+                (wait.thread.pid, *uninterruptible, Some(reason))
+            }
+        };
+        groups.entry(key).or_default().push(wait);
+    }
+    groups.into_values().filter_map(|waits| group(&waits)).collect()
+}
+
+fn group(waits: &[&LongWait]) -> Option<Group> {
+    let longest = waits.iter().max_by_key(|wait| wait.length_ns())?;
+    let mut seen = FxHashSet::default();
+    let threads = std::iter::once(longest).chain(waits).map(|wait| wait.thread);
+    let mut instead: BTreeMap<&str, u64> = BTreeMap::new();
+    for wait in waits {
+        if let LongWaitKind::Starved { instead: threads } = &wait.kind {
+            threads.iter().for_each(|thread| *instead.entry(&thread.name).or_default() += thread.ns);
+        }
+    }
+    let mut instead: Vec<_> = instead.into_iter().map(|(name, ns)| (name.to_owned(), ns)).collect();
+    instead.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+    Some(Group {
+        threads: threads.filter(|thread| seen.insert(*thread)).collect(),
+        severity: waits.iter().map(|wait| wait.severity).max()?,
+        count: waits.len() as u64,
+        total_ns: waits.iter().map(|wait| wait.length_ns()).sum(),
+        longest: (*longest).clone(),
+        instead,
+        ongoing: waits.iter().filter(|wait| wait.ongoing).count() as u64,
+    })
+}
+
+fn finding(group: &Group, name: &Namer<'_>, run: &Run) -> Finding {
+    let block = &group.longest.block;
+    let object = block.object.as_deref().unwrap_or_default();
+    let (lacks, stack, subject) = match &group.longest.kind {
+        LongWaitKind::Starved { .. } => (Bottleneck::CpuStarvation, None, "cpu".to_owned()),
+        LongWaitKind::Blocked { .. } => {
+            (bottleneck(block.cause), block.stack, join([block.cause.id(), &block.syscall, object]))
+        }
+    };
+    Finding {
+        rule: RULE.name,
+        severity: group.severity,
+        bottleneck: lacks,
+        process: name.of(group.longest.thread),
+        subject,
+        title: title(group, name),
+        advice: String::new(),
+        cost: Cost {
+            ns: group.total_ns,
+            share_of_wall: share_of_wall(run, group.total_ns, group.threads.len()),
+            ..Cost::default()
+        },
+        evidence: evidence(run.names(), "", stack),
+        details: BTreeMap::from([
+            ("count", json!(group.count)),
+            ("longest_ns", json!(group.longest.length_ns())),
+            ("ongoing", json!(group.ongoing)),
+            ("tids", json!(group.threads.iter().map(|thread| thread.tid).collect::<Vec<_>>())),
+            ("cause", json!(block.cause.id())),
+            ("syscall", json!(block.syscall)),
+            ("object", json!(block.object)),
+            ("instead", json!(group.instead)),
+        ]),
+    }
+}
+
+fn title(group: &Group, name: &Namer<'_>) -> String {
+    let who = match &group.threads[..] {
+        [thread] => format!("thread {}", name.thread(*thread)),
+        threads => {
+            let first = threads.first().copied().unwrap_or_default();
+            format!("{} threads of {} (pid {})", threads.len(), name.process(first), first.pid)
+        }
+    };
+    let ongoing = match (group.ongoing, group.count) {
+        (0, _) => String::new(),
+        (1, 1) => ", and still does".to_owned(),
+        (n, _) => format!(", {n} still do"),
+    };
+    let how_long = match group.count {
+        1 => format!("for {}", time(group.total_ns)),
+        n => format!(
+            "{} times, {} in all, longest {}",
+            thousands(n),
+            time(group.total_ns),
+            time(group.longest.length_ns())
+        ),
+    };
+    let block = &group.longest.block;
+    match &group.longest.kind {
+        LongWaitKind::Blocked { uninterruptible } => {
+            let stuck = if *uninterruptible { ", uninterruptibly" } else { "" };
+            let object = block.object.as_deref().unwrap_or_default();
+            let what = join([block.cause.words(), &block.syscall, object]);
+            format!("{who} blocked {how_long}{stuck}{ongoing}: {what}")
+        }
+        LongWaitKind::Starved { .. } => {
+            let instead: Vec<String> = group
+                .instead
+                .iter()
+                .filter(|(name, _)| !name.is_empty())
+                .take(3)
+                .map(|(name, ns)| format!("{name} ({:.0} %)", percent(*ns, group.total_ns)))
+                .collect();
+            let instead = if instead.is_empty() { "unknown".to_owned() } else { instead.join(", ") };
+            format!("{who} ready but without a CPU {how_long}{ongoing}; ran instead: {instead}")
+        }
+    }
+}
