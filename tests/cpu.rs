@@ -75,7 +75,7 @@ fn all_formats_agree() {
     let out = Outputs::new();
     let names = ["a.folded", "a.svg", "a.json", "a.pb.gz", "a.prec"];
     let paths: Vec<String> = names.iter().map(|name| out.path(name).to_str().unwrap().to_owned()).collect();
-    let mut args = vec!["-q", "-F", "499"];
+    let mut args = vec!["-q", "--details", "-F", "499"];
     paths.iter().for_each(|path| args.extend(["-o", path]));
     args.extend(["--", split.to_str().unwrap(), "2"]);
     let report = String::from_utf8(profiler(&args).stdout).unwrap();

@@ -270,7 +270,7 @@ fn what_there_is_no_room_for_is_counted() {
     assert_eq!(live + lost, objects);
     assert_eq!(sum(&profile, "hoard_here", "live_bytes") as u64, 16 * live);
     let recording = outputs.path("x.prec");
-    let report = common::profiler(&["replay", recording.to_str().unwrap()]).stdout;
+    let report = common::profiler(&["replay", "--details", recording.to_str().unwrap()]).stdout;
     let report = String::from_utf8(report).unwrap();
     assert!(report.contains("objects not counted at all, for lack of room: 300,"), "{report}");
 }

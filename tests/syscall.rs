@@ -213,7 +213,7 @@ fn time_in_calls_is_told_by_stack_in_every_format() {
     let out = Outputs::new();
     let names = ["syscalls.folded", "x.json", "x.prec", "syscalls.pb.gz", "syscalls.svg"];
     let paths = names.map(|name| out.path(name).to_str().unwrap().to_owned());
-    let mut args = vec!["-q", "--syscalls", "--redact-paths"];
+    let mut args = vec!["-q", "--details", "--syscalls", "--redact-paths"];
     paths.iter().for_each(|path| args.extend(["-o", path]));
     args.extend(["--", "/usr/bin/python3", "-c", "import time\nfor _ in range(50): time.sleep(0.02)"]);
     let report = String::from_utf8(profiler(&args).stdout).unwrap();
@@ -443,8 +443,19 @@ fn what_was_slowest_is_told_of_each_part_of_a_run() {
     let out = Outputs::new();
     let [json, recording, again] =
         ["x.json", "x.prec", "y.json"].map(|name| out.path(name).to_str().unwrap().to_owned());
-    let args =
-        ["-q", "--syscalls", "-o", &json, "-o", &recording, "--", "/usr/bin/python3", "-c", SLOW_THEN_LESS];
+    let args = [
+        "-q",
+        "--details",
+        "--syscalls",
+        "-o",
+        &json,
+        "-o",
+        &recording,
+        "--",
+        "/usr/bin/python3",
+        "-c",
+        SLOW_THEN_LESS,
+    ];
     let report = String::from_utf8(profiler(&args).stdout).unwrap();
     let profile = out.json("x.json");
     let by_part = &profile.0["syscalls"]["slow_by_part"];

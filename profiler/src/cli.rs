@@ -5,8 +5,9 @@ use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{
+    detect::{RULES, rule::Overrides},
     model::{cause::WaitCause, threshold::Thresholds},
-    output::OutputSpec,
+    output::{OutputSpec, RenderOptions},
 };
 
 /// Heading of the options of [`AllocArgs`].
@@ -59,6 +60,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Say what memory was allocated and not freed between two snapshots or recordings (.prec), and where
     Diff(DiffArgs),
+    /// Say what is looked for, and by which numbers it is judged
+    Rules(RulesArgs),
     /// Say what this kernel and these rights allow, one line per feature
     Doctor,
 }
@@ -295,9 +298,43 @@ pub struct ReportArgs {
     /// Split the report by thread, waits for a CPU too
     #[arg(long)]
     pub threads: bool,
-    /// Number of functions in the report
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
-    pub top: u16,
+    /// Number of functions in the report [default: 7, and 20 with --details]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub top: Option<u16>,
+    /// Add all tables: functions, waits, system calls, memory, what was lost and what it cost
+    #[arg(long)]
+    pub details: bool,
+    /// Judge by another value than the default; `profiler rules` lists all (repeatable)
+    #[arg(long = "threshold", value_name = "RULE.PARAMETER=NUMBER", value_parser = threshold)]
+    pub thresholds: Vec<String>,
+}
+
+impl ReportArgs {
+    /// What applies to all renderings.
+    pub fn options(&self) -> RenderOptions {
+        RenderOptions { threads: self.threads, top: self.top.map(usize::from), details: self.details }
+    }
+
+    /// Values given for rules' parameters.
+    pub fn overrides(&self) -> Overrides {
+        let mut overrides = Overrides::default();
+        for text in &self.thresholds {
+            // Each was checked when it was parsed.
+            let _checked = overrides.set(text, RULES);
+        }
+        overrides
+    }
+}
+
+fn threshold(text: &str) -> Result<String, String> {
+    Overrides::default().set(text, RULES).map(|()| text.to_owned())
+}
+
+/// Options of `profiler rules`.
+#[derive(Debug, Args)]
+pub struct RulesArgs {
+    /// Everything about this rule
+    pub rule: Option<String>,
 }
 
 /// Options of `profiler diff`.
@@ -347,6 +384,39 @@ mod tests {
 
     fn rejected(args: &[&str]) -> ErrorKind {
         Cli::try_parse_from([&["profiler"], args].concat()).expect_err("must be rejected").kind()
+    }
+
+    /// Flags of `profiler` that rules' parameters have, in seconds or percent.
+    fn flag_default(flag: &str) -> f64 {
+        let command = Cli::command();
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag)).expect(flag).clone();
+        let text = arg.get_default_values()[0].to_str().unwrap().to_owned();
+        match humantime::parse_duration(&text) {
+            Ok(time) => time.as_secs_f64(),
+            Err(_) => text.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn flags_and_rules_have_the_same_defaults() {
+        for param in RULES.iter().flat_map(|rule| rule.params) {
+            if let Some(flag) = param.flag {
+                assert_eq!(flag_default(flag), param.default, "--{flag}");
+            }
+        }
+    }
+
+    #[test]
+    fn thresholds_of_rules_are_checked() {
+        let set = |text: &str| Overrides::default().set(text, RULES);
+        assert_eq!(rejected(&["--all", "--threshold", "no-rule.x=1"]), ErrorKind::ValueValidation);
+        assert!(set("event-loop-stall.warning=1").unwrap_err().contains("--stall-warning"));
+        assert!(set("event-loop-stall.nothing=1").unwrap_err().contains("it has"));
+        assert!(set("cpu-starvation.share=x").is_err() && set("cpu-starvation.share=-1").is_err());
+        assert_eq!(set("cpu-starvation.share=30"), Ok(()));
+        let cli =
+            Cli::try_parse_from(["profiler", "--all", "--threshold", "cpu-starvation.share=30"]).unwrap();
+        assert_ne!(cli.profile.report.overrides(), Overrides::default());
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum Error {
         "no {kind} profile was measured, so {output} would be empty; time off CPUs is measured unless the scheduler probe is off or the kernel lacks it (`profiler doctor`), time in system calls with --syscalls"
     )]
     NotMeasured { kind: &'static str, output: String },
+    #[error("there is no rule '{0}'; `profiler rules` lists them")]
+    NoSuchRule(String),
     #[error("{0}")]
     Contradiction(&'static str),
     #[error("{0} of the outputs could not be written")]
@@ -45,7 +47,7 @@ impl Error {
     /// The process exit code. 1 is an unforeseen failure, 2 a wrong command line.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::NotMeasured { .. } | Error::Contradiction(_) => 2,
+            Error::NotMeasured { .. } | Error::Contradiction(_) | Error::NoSuchRule(_) => 2,
             Error::NoSuchPid(_) | Error::NoSuchComm(_) | Error::NoSuchCgroup(_) => 3,
             Error::MissingRights { .. } => 4,
             Error::KernelUnsupported(_) => 5,

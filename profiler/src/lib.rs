@@ -37,6 +37,7 @@ pub fn run(cli: cli::Cli) -> Result<u8> {
         None => session::run(&cli.profile),
         Some(cli::Command::Replay(args)) => commands::replay::run(&args),
         Some(cli::Command::Diff(args)) => commands::diff::diff(&args).map(|()| 0),
+        Some(cli::Command::Rules(args)) => commands::rules::run(&args).map(|()| 0),
         Some(cli::Command::Doctor) => commands::doctor::doctor().map(|()| 0),
     }
 }

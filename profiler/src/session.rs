@@ -41,7 +41,7 @@ use crate::{
         totals::{Aggregator, Snapshot, intern_stack},
         wait::Blocking,
     },
-    output::{RenderOptions, live::Live, results::Results},
+    output::{live::Live, results::Results},
     probe::{
         Record,
         alloc::{self, MemoryWatch, snapshots::Snapshots},
@@ -60,6 +60,7 @@ use crate::{
         table::Resolution,
         target::Target,
         usage::Usage,
+        vitals::VitalsSampler,
     },
     quit, say,
     symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
@@ -132,8 +133,8 @@ async fn profile(args: &ProfileArgs) -> Result<u8> {
     quit::at_once_from_now_on();
     let stopped = collector.stop(&mut results);
     live.clear();
-    let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
-    let (run, totals) = collector.final_run()?;
+    let options = args.report.options();
+    let (run, totals) = collector.final_run(&args.report.overrides())?;
     let finished = results.finish(&run, Some(&totals), &collector.tables, &options);
     let command = command.as_mut().map(|command| {
         say!("{}", command.describe());
@@ -172,10 +173,12 @@ async fn watch(
                     collector.take_off_cpu(results)?;
                     let (blocking, calls) = (collector.blocking(), collector.calls()?);
                     let memory = collector.memory_so_far(false);
+                    let vitals = collector.vitals.as_ref().map(VitalsSampler::vitals);
                     let told = Told {
                         blocking: blocking.as_ref(),
                         memory: memory.as_ref(),
                         calls: calls.as_ref(),
+                        vitals: vitals.as_ref(),
                     };
                     results.checkpoint(&collector.accounts(), told, &collector.tables);
                 }
@@ -222,6 +225,8 @@ struct Collector {
     scheduler: Option<Scheduler>,
     /// `None` where memory is not watched.
     memory: Option<MemoryWatch>,
+    /// `None` where the target is the whole machine.
+    vitals: Option<VitalsSampler>,
     target: Target,
     loops_attached: bool,
     /// `None` where system calls are not watched.
@@ -253,6 +258,7 @@ impl Collector {
         let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let period_ns = cpu::period_ns(args.frequency);
         let track_all = !matches!(target, Target::Pids { .. });
+        let track_own = !matches!(target, Target::All);
         let by_tables = args.unwind == Unwind::Tables && preflight::can_unwind();
         if args.unwind == Unwind::Tables && !by_tables {
             say!(
@@ -314,6 +320,7 @@ impl Collector {
             unwinder,
             scheduler: None,
             memory,
+            vitals: track_own.then(|| VitalsSampler::new(Path::new(PROC), Redact::new(args.redact_paths))),
             target: target.clone(),
             loops_attached: false,
             calls: None,
@@ -468,8 +475,19 @@ impl Collector {
         if let Some(calls) = &mut self.calls {
             calls.look()?;
         }
+        self.look_from_outside(false);
         self.look_at_memory()?;
         Ok(self.sweep(exits))
+    }
+
+    /// Looks at the targets from outside, now and then, or `now`.
+    fn look_from_outside(&mut self, now: bool) {
+        let Some(vitals) = self.vitals.as_mut().filter(|vitals| now || vitals.is_due()) else { return };
+        let pids = match &self.living {
+            Some(living) => living.pids(),
+            None => self.target.pids_now(Path::new(PROC)),
+        };
+        vitals.look(&pids, monotonic_ns());
     }
 
     /// Looks at the memory of the targets, now and then.
@@ -761,6 +779,7 @@ impl Collector {
         if let Some(scheduler) = &mut self.scheduler {
             scheduler.stop(monotonic_ns())?;
         }
+        self.look_from_outside(true);
         if let Some(memory) = &mut self.memory {
             memory.stop();
         }
@@ -840,20 +859,21 @@ impl Collector {
     }
 
     /// The whole run in full detail, and the totals of samples that it is made of.
-    fn final_run(&mut self) -> Result<(Run, [Snapshot; 3])> {
+    fn final_run(&mut self, overrides: &Overrides) -> Result<(Run, [Snapshot; 3])> {
         let accounts = self.accounts();
         let (blocking, calls) = (self.blocking(), self.calls()?);
         let off_cpu = self.scheduler.is_some().then(|| self.off_cpu.snapshot());
         let in_calls = calls.is_some().then(|| self.in_calls.snapshot());
         let memory = self.memory_so_far(true);
+        let vitals = self.vitals.as_ref().map(VitalsSampler::vitals);
         let cpu = self.totals.snapshot();
         let samples =
             [cpu.clone(), off_cpu.clone().unwrap_or_default(), in_calls.clone().unwrap_or_default()];
-        let totals = Totals { cpu, off_cpu, blocking, in_calls, calls, memory };
+        let totals = Totals { cpu, off_cpu, blocking, in_calls, calls, memory, vitals };
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
         let mut run =
             Run::build(self.meta.clone(), accounts, totals, &self.tables, &mut symbolizer, Detail::Full);
-        detect::judge(&mut run, &Overrides::default());
+        detect::judge(&mut run, overrides);
         let usage = Usage::now(); // naming is part of the price
         run.cpu.accounts.agent_setup_cpu_ns = usage.cpu_ns - run.cpu.accounts.agent_cpu_ns;
         run.cpu.accounts.agent_peak_rss_bytes = usage.peak_rss_bytes;

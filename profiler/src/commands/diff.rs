@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::{
     cli::DiffArgs,
-    detect::memory_diff,
+    detect::{memory_diff, rule::Overrides},
     error::Error,
     model::report::Run,
     output::{self, results::style},
@@ -19,7 +19,7 @@ use crate::{
 /// Says what has changed between two snapshots or recordings.
 pub fn diff(args: &DiffArgs) -> Result<()> {
     let load = |path: &PathBuf| -> Result<Run> {
-        let run = load(path)?.run;
+        let run = load(path, &Overrides::default())?.run;
         if run.memory.as_ref().is_none_or(|memory| memory.sites.is_empty()) {
             let reason = "it holds no allocations (--alloc full watches them from the start)".to_owned();
             return Err(Error::BadRecording { path: path.clone(), reason }.into());

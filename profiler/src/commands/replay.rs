@@ -6,7 +6,7 @@ use crate::{
     cli::ReplayArgs,
     error,
     model::kind::KINDS,
-    output::{RenderOptions, results::Results},
+    output::results::Results,
     quit,
     recording::{
         Ending,
@@ -18,7 +18,7 @@ use crate::{
 /// Turns a recording into a report and any other output. Returns the exit code.
 pub fn run(args: &ReplayArgs) -> Result<u8> {
     let mut results = Results::open(&args.report, false)?;
-    let Replayed { run, samples, tables, ending } = load(&args.recording)?;
+    let Replayed { run, samples, tables, ending } = load(&args.recording, &args.report.overrides())?;
     let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
     results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
@@ -36,7 +36,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         let first = tables.threads.get(&sample.thread).map(String::as_str);
         results.record(sample, &tables, first);
     }
-    let options = RenderOptions { threads: args.report.threads, top: args.report.top.into() };
+    let options = args.report.options();
     results.finish(&run, None, &tables, &options)?;
     Ok(if ending == Ending::CutOff { error::CUT_OFF } else { 0 })
 }
@@ -66,12 +66,10 @@ mod tests {
             syscall::{Calls, KindWaits},
             threshold::Thresholds,
             totals::{Aggregator, intern_stack},
+            vitals::{ProcessVitals, Vitals},
             wait::{Blocking, ThreadTime},
         },
-        output::{
-            FORMATS, Format, OutputSpec,
-            report::{self, Style},
-        },
+        output::{FORMATS, Format, OutputSpec, RenderOptions, report, summary, text::Style},
         probe::sched::totals::{Now, Waits},
         recording::{
             Recorder,
@@ -99,7 +97,7 @@ mod tests {
     /// Every rendering of a run.
     fn render(run: &Run) -> Vec<Vec<u8>> {
         let mut outputs = Vec::new();
-        let options = RenderOptions { threads: true, top: 10 };
+        let options = RenderOptions { threads: true, ..RenderOptions::default() };
         for (extension, _) in FORMATS.iter().filter(|(_, format)| !matches!(format, Format::Recording)) {
             for kind in KINDS {
                 let spec: OutputSpec = format!("{}:x{extension}", kind.name).parse().unwrap();
@@ -109,7 +107,9 @@ mod tests {
             }
         }
         let mut out = Vec::new();
-        report::write(run, &Style { colour: false, width: None, threads: true, top: 10 }, &mut out).unwrap();
+        let style = Style { colour: false, width: None, threads: true, top: 10 };
+        summary::write(run, &style, &mut out).unwrap();
+        report::write(run, &style, &mut out).unwrap();
         outputs.push(out);
         outputs
     }
@@ -132,6 +132,8 @@ mod tests {
         let (mut cpu, mut off_cpu, mut in_calls) =
             (Aggregator::default(), Aggregator::default(), Aggregator::default());
         let mut calls = Calls::default();
+        let vitals =
+            Vitals { processes: vec![ProcessVitals { pid: 7, ..ProcessVitals::default() }], unlisted: 1 };
         let mut waits = Waits::new(Thresholds::default());
         waits.add_loop(LOOP);
         let processes = vec![Footprint { pid: 7, process: "t7".into(), ..Footprint::default() }];
@@ -177,7 +179,7 @@ mod tests {
         }
         let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
         let blocking = waits.blocking(Now { threads, ..Now::default() });
-        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory), calls: None };
+        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory), ..Told::default() };
         recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
         let totals = Totals {
             cpu: cpu.snapshot(),
@@ -185,6 +187,7 @@ mod tests {
             in_calls: Some(in_calls.snapshot()),
             blocking: Some(blocking),
             calls: Some(calls),
+            vitals: Some(vitals),
             memory: Some(memory),
         };
         let mut run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
@@ -205,10 +208,11 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("x.prec");
             let live = record(&path, &samples, &stalls);
-            let replayed = load(&path).unwrap();
+            let replayed = load(&path, &Overrides::default()).unwrap();
             prop_assert_eq!(replayed.ending, Ending::Complete);
             prop_assert_eq!(&replayed.run.blocking, &live.blocking);
             prop_assert_eq!(&replayed.run.calls, &live.calls);
+            prop_assert_eq!(&replayed.run.vitals, &live.vitals);
             prop_assert_eq!(&replayed.run.memory, &live.memory);
             prop_assert_eq!(replayed.samples.len(), samples.len() * 2);
             prop_assert!(render(&replayed.run) == render(&live));
@@ -234,7 +238,9 @@ mod tests {
             let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
             let written = recorder.finish(&live.cpu.accounts, told, &nothing, &[]).unwrap();
             std::fs::write(&path, written).unwrap();
-            assert!(load(&path).err().unwrap().to_string().contains("refers to nothing"));
+            assert!(
+                load(&path, &Overrides::default()).err().unwrap().to_string().contains("refers to nothing")
+            );
         }
     }
 
@@ -243,9 +249,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (recorded, path) = (dir.path().join("run.prec"), dir.path().join("snapshot.prec"));
         record(&recorded, &[(7, 1, 5, 0)], &[(0, 100), (5, 100)]);
-        let Replayed { run, tables, .. } = load(&recorded).unwrap();
+        let Replayed { run, tables, .. } = load(&recorded, &Overrides::default()).unwrap();
         write_snapshot(&path, &run, &tables).unwrap();
-        let back = load(&path).unwrap();
+        let back = load(&path, &Overrides::default()).unwrap();
         assert_eq!((back.ending, back.samples.len()), (Ending::Complete, 0));
         assert_eq!(back.run.memory, run.memory);
         let changed = memory_diff::diff(&run, &back.run);
@@ -258,7 +264,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let check = |name: &str, kinds: &[ProfileKind]| {
             let outputs = vec![dir.path().join(name).display().to_string().parse().unwrap()];
-            Results::open(&ReportArgs { outputs, threads: false, top: 1 }, false).unwrap().check(kinds)
+            let thresholds = Vec::new();
+            let args = ReportArgs { outputs, threads: false, top: None, details: false, thresholds };
+            Results::open(&args, false).unwrap().check(kinds)
         };
         assert!(check("offcpu.svg", &[CPU]).is_err());
         assert!(check("offcpu.svg", &KINDS).is_ok());

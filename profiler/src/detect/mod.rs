@@ -8,10 +8,14 @@ use crate::{
 
 pub mod chatty;
 pub mod convoy;
+pub mod diagnosis;
+pub mod groups;
 pub mod hotspot;
 pub mod leak;
 pub mod long_wait;
 pub mod memory_diff;
+pub mod merge;
+pub mod paths;
 pub mod rule;
 pub mod rules;
 pub mod stall;
@@ -26,22 +30,36 @@ pub(crate) mod fixtures;
 pub static RULES: &[&Rule] = &[
     &rules::leak::RULE,
     &rules::memory_growing::RULE,
+    &rules::gc_pressure::RULE,
+    &rules::page_faults::RULE,
     &rules::event_loop_stall::RULE,
+    &rules::nested_wait::RULE,
+    &rules::worker_blocked::RULE,
     &rules::long_wait::RULE,
     &rules::lock_convoy::RULE,
+    &rules::cpu_starvation::RULE,
+    &rules::cpu_throttled::RULE,
+    &rules::stopped::RULE,
+    &rules::thread_pool::RULE,
+    &rules::slow_peer::RULE,
+    &rules::connections::CHURN,
+    &rules::connections::UNANSWERED,
+    &rules::children_busy::RULE,
     &rules::chatty_io::RULE,
     &rules::error_storm::RULE,
 ];
 
-/// Judges a run: its findings are kept in it.
+/// Judges a run: its findings and its verdict are kept in it.
 pub fn judge(run: &mut Run, overrides: &Overrides) {
     run.findings = findings(run, overrides);
+    run.verdict = Some(diagnosis::verdict(run));
 }
 
 /// All findings of a run, worst first.
 pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
     let able = RULES.iter().filter(|rule| rule.needs.iter().all(|needs| needs.is_in(run)));
-    let mut found: Vec<Finding> = able.flat_map(|rule| (rule.check)(run, &overrides.of(rule))).collect();
+    let found: Vec<Finding> = able.flat_map(|rule| (rule.check)(run, &overrides.of(rule))).collect();
+    let mut found = merge::defects(found);
     // What grows until it is killed comes before all that costs time.
     let rank = |of: &Finding| (of.severity, of.cost.bytes_per_s > 0.0, of.cost.ns);
     found.sort_by_key(|finding| std::cmp::Reverse(rank(finding)));

@@ -15,11 +15,13 @@ pub enum Needs {
     Calls,
     /// How memory grew: off with `--alloc off`, and with `--all`.
     Memory,
+    /// What `/proc` says about the targets: off with `--all`.
+    Vitals,
 }
 
 impl Needs {
     /// Every part.
-    pub const ALL: [Needs; 4] = [Needs::Cpu, Needs::Waits, Needs::Calls, Needs::Memory];
+    pub const ALL: [Needs; 5] = [Needs::Cpu, Needs::Waits, Needs::Calls, Needs::Memory, Needs::Vitals];
 
     /// Name in documents.
     pub fn id(self) -> &'static str {
@@ -28,6 +30,7 @@ impl Needs {
             Needs::Waits => "waits",
             Needs::Calls => "syscalls",
             Needs::Memory => "memory",
+            Needs::Vitals => "vitals",
         }
     }
 
@@ -38,6 +41,7 @@ impl Needs {
             Needs::Waits => run.blocking.is_some(),
             Needs::Calls => run.calls.is_some(),
             Needs::Memory => run.memory.is_some(),
+            Needs::Vitals => run.vitals.is_some(),
         }
     }
 }

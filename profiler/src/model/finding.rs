@@ -174,6 +174,27 @@ impl Finding {
     }
 }
 
+/// What a run says about its target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// What the target lacks.
+    pub bottleneck: Bottleneck,
+    /// Why, with the function, peer or lock.
+    pub sentence: String,
+    /// Cost, as a share of wall time, from 0 to 1; zero where it is not time.
+    pub share_of_wall: f64,
+    /// How sure that is, and why.
+    pub certainty: String,
+    /// What to change.
+    pub advice: String,
+    /// Options that show more.
+    pub more: &'static str,
+    /// The finding it comes from, by its place in the run's list.
+    pub finding: Option<usize>,
+    /// What the run could not see, or did not look at.
+    pub blind: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

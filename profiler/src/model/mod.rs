@@ -17,4 +17,5 @@ pub mod syscall;
 pub mod threshold;
 pub mod totals;
 pub mod units;
+pub mod vitals;
 pub mod wait;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     model::{
         cause::WaitCause,
-        finding::Finding,
+        finding::{Finding, Verdict},
         kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
         loss::{Loss, Losses},
         memory::{Memory, Site},
@@ -16,6 +16,7 @@ use crate::{
         stack::{Frame, Module, ModuleKind, StackEnd, StackId, Tables, ThreadKey},
         syscall::Calls,
         totals::{Key, Snapshot},
+        vitals::Vitals,
         wait::Blocking,
     },
     symbolize::{Detail, Function, Symbolizer},
@@ -96,6 +97,10 @@ pub struct Run {
     pub faults: Option<Profile>,
     /// What is wrong, worst first: filled in by [`crate::detect::judge`].
     pub findings: Vec<Finding>,
+    /// The first answer: filled in by [`crate::detect::judge`].
+    pub verdict: Option<Verdict>,
+    /// What was seen from outside, if it was looked for.
+    pub vitals: Option<Vitals>,
 }
 
 /// What a [`Run`] is made of.
@@ -113,6 +118,8 @@ pub struct Totals {
     pub calls: Option<Calls>,
     /// How memory grew, if it was watched.
     pub memory: Option<Memory>,
+    /// What was seen from outside, if it was looked for.
+    pub vitals: Option<Vitals>,
 }
 
 /// One profile with names.
@@ -185,7 +192,7 @@ impl Run {
         symbolizer: &mut dyn Symbolizer,
         detail: Detail,
     ) -> Run {
-        let Totals { cpu, off_cpu, blocking, in_calls, calls, memory } = totals;
+        let Totals { cpu, off_cpu, blocking, in_calls, calls, memory, vitals } = totals;
         let told = blocking.iter().flat_map(Blocking::stacks);
         let told: Vec<StackId> = told.chain(calls.iter().flat_map(Calls::stacks)).collect();
         let sites = memory.iter().flat_map(Memory::stacks);
@@ -239,6 +246,8 @@ impl Run {
             calls,
             memory,
             findings: Vec::new(),
+            verdict: None,
+            vitals,
         }
     }
 
@@ -250,7 +259,12 @@ impl Run {
 
     /// What is known besides samples, for a recording.
     pub fn told(&self) -> Told<'_> {
-        Told { blocking: self.blocking.as_ref(), memory: self.memory.as_ref(), calls: self.calls.as_ref() }
+        Told {
+            blocking: self.blocking.as_ref(),
+            memory: self.memory.as_ref(),
+            calls: self.calls.as_ref(),
+            vitals: self.vitals.as_ref(),
+        }
     }
 
     /// What addresses are called.
@@ -494,6 +508,8 @@ pub(crate) mod fixtures {
             heap: None,
             faults: None,
             findings: Vec::new(),
+            verdict: None,
+            vitals: None,
         }
     }
 }

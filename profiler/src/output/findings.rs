@@ -4,16 +4,12 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::text::{Keep, Style, fit, line, user_functions};
-use crate::{
-    detect::words::at,
-    model::{
-        finding::Severity,
-        report::{NamedFrame, Names, Run},
-        stack::ModuleKind,
-        units::{count, thousands, time},
-        wait::Blocking,
-    },
+use super::text::{Keep, Style, fit, line, told};
+use crate::model::{
+    finding::Severity,
+    report::Run,
+    units::{count, thousands, time},
+    wait::Blocking,
 };
 
 /// Findings told in full.
@@ -81,19 +77,6 @@ fn no_waits(blocking: &Blocking) -> String {
     )
 }
 
-/// The innermost functions of a stack, `most` of them, and the first that a just-in-time compiler made, which is the
-/// program's own, where the others are all its runtime's.
-fn told(names: &Names, frames: &[usize], most: usize) -> Vec<String> {
-    let functions = user_functions(names, frames);
-    let mut told: Vec<String> = functions.iter().take(most).map(|function| at(function)).collect();
-    let compiled = |frame: &NamedFrame| matches!(names.module_of(frame).kind, ModuleKind::Jit(_));
-    let own = names.functions(frames).find(|(_, frame, _)| compiled(frame)).map(|(function, ..)| function);
-    if let Some(own) = own.filter(|own| !functions.iter().take(most).any(|function| function == own)) {
-        told.push(format!("… {}", at(own)));
-    }
-    told
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,11 +85,9 @@ mod tests {
             fixtures::{run_that_grows, run_with_findings},
             judge,
             rule::Overrides,
-            words::SHOWN,
         },
-        model::{distribution::Summary, report::fixtures, stack::Module, wait::EventLoop},
+        model::{distribution::Summary, report::fixtures, wait::EventLoop},
         output::text::width,
-        symbolize::Function,
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
@@ -151,27 +132,5 @@ mod tests {
         let text = render(&run_with_findings(), Style { width: Some(60), ..PLAIN });
         let findings = |line: &&str| !line.starts_with("CRITICAL") && !line.starts_with("WARNING");
         assert!(text.lines().filter(findings).all(|line| width(line) <= 60), "{text}");
-    }
-
-    #[test]
-    fn the_programs_own_function_is_told_however_deep_its_runtime() {
-        let function = |name: String| Function { name, ..Function::default() };
-        let frame = |(address, (module, name)): (usize, (usize, String))| NamedFrame {
-            module,
-            address: address as u64,
-            functions: vec![function(name)],
-        };
-        let runtime = (0..7).map(|i| (0, format!("runtime{i}")));
-        let stack =
-            runtime.chain([(1, "JS:~mine app.js:1".to_owned()), (1, "JS:~caller app.js:9".to_owned())]);
-        let file = Module { path: "/usr/bin/node".into(), ..Module::special(ModuleKind::File) };
-        let names = Names {
-            modules: vec![file, Module::special(ModuleKind::Jit(7))],
-            frames: stack.enumerate().map(frame).collect(),
-            ..Names::default()
-        };
-        let told = |first: usize| told(&names, &(first..9).collect::<Vec<_>>(), SHOWN);
-        assert_eq!(told(0)[SHOWN - 1..], ["runtime4", "… JS:~mine app.js:1"]);
-        assert_eq!(told(6), ["runtime6", "JS:~mine app.js:1", "JS:~caller app.js:9"]);
     }
 }

@@ -8,16 +8,22 @@ use serde::Serialize;
 
 use crate::{
     detect::{
+        groups::{self, Group},
         hotspot::{self, Hotspot},
         leak,
     },
     model::{
-        finding::{self, Evidence, Finding, ProcessName},
+        cause::WaitCause,
+        distribution::Summary,
+        finding::{self, Evidence, Finding, ProcessName, Verdict},
         loss::Loss,
         memory::{self, Growth, Heap, Limit, LivePoint, Watching},
         report::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
         stack::{StackId, ThreadKey},
+        vitals::Vitals,
+        wait::{self, LongWaitKind, RanInstead, RunQueue},
     },
+    output::RenderOptions,
     unwind::feed::UnwindReport,
 };
 
@@ -51,7 +57,22 @@ struct Document<'a> {
     blocking: Option<Blocking<'a>>,
     syscalls: Option<Calls<'a>>,
     memory: Option<Memory<'a>>,
+    verdict: Option<VerdictEntry<'a>>,
     findings: Vec<FindingEntry<'a>>,
+    groups: Vec<Group>,
+    vitals: Option<&'a Vitals>,
+}
+
+#[derive(Serialize)]
+struct VerdictEntry<'a> {
+    bottleneck: &'static str,
+    sentence: &'a str,
+    share_of_wall: f64,
+    certainty: &'a str,
+    advice: &'a str,
+    more: &'a str,
+    finding: Option<String>,
+    blind: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -453,7 +474,10 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
         syscalls: run.calls.as_ref().map(|of| calls(of, run)),
         memory: run.memory.as_ref().map(|of| memory(of, run)),
+        verdict: run.verdict.as_ref().map(|of| verdict(of, run)),
         findings: run.findings.iter().map(|of| finding(of, run.names())).collect(),
+        groups: groups::groups(profile),
+        vitals: run.vitals.as_ref(),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
@@ -688,6 +712,19 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
         long_waits: of.long_waits.iter().map(long_wait).collect(),
         long_waits_unlisted: of.long_waits_unlisted,
         convoys: of.convoys.iter().map(convoy).collect(),
+    }
+}
+
+fn verdict<'a>(of: &'a Verdict, run: &Run) -> VerdictEntry<'a> {
+    VerdictEntry {
+        bottleneck: of.bottleneck.id(),
+        sentence: &of.sentence,
+        share_of_wall: of.share_of_wall,
+        certainty: &of.certainty,
+        advice: &of.advice,
+        more: of.more,
+        finding: of.finding.and_then(|at| run.findings.get(at)).map(Finding::id),
+        blind: &of.blind,
     }
 }
 

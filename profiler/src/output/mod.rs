@@ -31,6 +31,8 @@ pub mod live;
 pub mod memory;
 pub mod pprof;
 pub mod report;
+pub mod results;
+pub mod summary;
 pub mod text;
 pub mod waiting;
 
@@ -64,8 +66,10 @@ pub enum Format {
 pub struct RenderOptions {
     /// Keep threads apart.
     pub threads: bool,
-    /// Functions in a table.
-    pub top: usize,
+    /// Functions in a table, if it is said how many.
+    pub top: Option<usize>,
+    /// All tables, costs and losses, not only the answer.
+    pub details: bool,
 }
 
 /// One `-o` argument.

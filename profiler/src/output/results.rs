@@ -20,10 +20,7 @@ use crate::{
         stack::Tables,
         totals::Snapshot,
     },
-    output::{
-        Destination, Format, OutputSpec, RenderOptions, open_in_place, report,
-        text::Style,
-    },
+    output::{Destination, Format, OutputSpec, RenderOptions, open_in_place, report, summary, text::Style},
     recording::{Recorder, load::names},
     say,
 };
@@ -217,12 +214,23 @@ pub fn style(terminal: bool, threads: bool, top: usize) -> Style {
     }
 }
 
+/// Functions in the one table of the short report, and in each of the long one.
+const TOP: (usize, usize) = (7, 20);
+
 /// Prints the report on stdout, or on stderr if stdout is taken or cannot be written. A reader that has seen enough
 /// (`| head`) is no failure.
 fn print_report(run: &Run, options: &RenderOptions, stdout_taken: bool) -> Result<()> {
     let text = |terminal| -> Result<Vec<u8>> {
+        let details = options.details || options.threads;
+        let long = style(terminal, options.threads, options.top.unwrap_or(TOP.1));
+        let columns = long.width.unwrap_or(summary::COLUMNS).min(summary::COLUMNS);
+        let short = Style { width: Some(columns), top: options.top.unwrap_or(TOP.0), ..long };
         let mut text = Vec::new();
-        report::write(run, &style(terminal, options.threads, options.top), &mut text)?;
+        summary::write(run, &short, &mut text)?;
+        if details {
+            writeln!(text)?;
+            report::write(run, &long, &mut text)?;
+        }
         Ok(text)
     };
     if !stdout_taken {

@@ -10,11 +10,15 @@ pub mod maps;
 pub mod memory;
 pub mod notice;
 pub mod objects;
+pub mod quota;
 pub mod redact;
+pub mod sockdiag;
 pub mod table;
 pub mod target;
+pub mod tcp;
 pub mod usage;
 mod vdso;
+pub mod vitals;
 
 pub use table::ProcessTable;
 

@@ -140,7 +140,7 @@ pub fn lock_owner(proc_root: &Path, pid: u32, futex: u64) -> Option<u32> {
 }
 
 /// `0100007F:1F90`, in the machine's byte order by words, as `127.0.0.1:8080`.
-fn address(text: &str) -> Option<String> {
+pub fn address(text: &str) -> Option<String> {
     let (host, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let words: Vec<u32> = (0..host.len())

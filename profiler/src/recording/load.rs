@@ -15,6 +15,7 @@ use crate::{
         stack::{Frame, Module, ModuleId, Tables},
         syscall::Calls,
         totals::Aggregator,
+        vitals::Vitals,
         wait::Blocking,
     },
     output::Destination,
@@ -53,7 +54,7 @@ pub struct Replayed {
 }
 
 /// Reads a recording back.
-pub fn load(path: &Path) -> Result<Replayed> {
+pub fn load(path: &Path, overrides: &Overrides) -> Result<Replayed> {
     let mut meta = Meta::default();
     let mut accounts = Accounts::default();
     let mut tables = Tables::default();
@@ -61,6 +62,7 @@ pub fn load(path: &Path) -> Result<Replayed> {
         (Aggregator::default(), Aggregator::default(), Aggregator::default());
     let mut blocking: Option<Blocking> = None;
     let mut calls: Option<Calls> = None;
+    let mut vitals: Option<Vitals> = None;
     let mut memory: Option<Memory> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
@@ -122,6 +124,7 @@ pub fn load(path: &Path) -> Result<Replayed> {
                 }
                 memory.get_or_insert_default().sites.extend(sites);
             }
+            Event::Vitals(recorded) => vitals = Some(*recorded),
             Event::End => {}
         }
         Ok(())
@@ -133,10 +136,11 @@ pub fn load(path: &Path) -> Result<Replayed> {
         in_calls: (calls.is_some() || in_calls.total > 0).then_some(in_calls),
         blocking,
         calls,
+        vitals,
         memory,
     };
     let mut run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
-    detect::judge(&mut run, &Overrides::default());
+    detect::judge(&mut run, overrides);
     Ok(Replayed { run, samples, tables, ending })
 }
 

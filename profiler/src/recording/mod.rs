@@ -24,6 +24,7 @@ use crate::{
         stack::{Frame, Module, Stack, Tables, ThreadKey},
         syscall::Calls,
         totals::{Key, Snapshot},
+        vitals::Vitals,
         wait::Blocking,
     },
     symbolize::Function,
@@ -32,7 +33,7 @@ use crate::{
 pub mod load;
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x05";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x06";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
@@ -64,6 +65,8 @@ pub enum Event {
     Calls(Box<Calls>),
     /// Everything has been written.
     End,
+    /// What was seen from outside so far; the last one counts.
+    Vitals(Box<Vitals>),
 }
 
 /// What [`Told`] may take in any recording, bytes before compression; beyond that, no more than a fourth of it. Each is
@@ -169,6 +172,9 @@ impl<W: Write> Recorder<W> {
         let before = self.bytes.0;
         if let Some(blocking) = told.blocking {
             self.event(&Event::Blocking(Box::new(blocking.clone())))?;
+        }
+        if let Some(vitals) = told.vitals {
+            self.event(&Event::Vitals(Box::new(vitals.clone())))?;
         }
         if let Some(calls) = told.calls {
             self.event(&Event::Calls(Box::new(calls.clone())))?;
@@ -284,7 +290,7 @@ mod tests {
             };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
             let (blocking, calls) = (Blocking::default(), Calls::default());
-            let told = Told { blocking: Some(&blocking), memory: None, calls: Some(&calls) };
+            let told = Told { blocking: Some(&blocking), calls: Some(&calls), ..Told::default() };
             recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
         }
         recorder

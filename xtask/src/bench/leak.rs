@@ -221,10 +221,12 @@ fn watch(
         bail!("it ended while it was watched: {status}");
     }
     let profile: Value = serde_json::from_slice(&fs::read(&json)?)?;
-    let found = profile["memory"]["growing"]
+    let grows = |finding: &&Value| finding["rule"].as_str().is_some_and(|rule| rule.starts_with("memory-"));
+    let found = profile["findings"]
         .as_array()
-        .context("what grows")?
+        .context("findings")?
         .iter()
+        .filter(grows)
         .map(found)
         .collect::<Result<_>>()?;
     eprintln!("{} is done", workload.name);
@@ -241,16 +243,15 @@ fn truth(line: &str) -> Result<Truth> {
 }
 
 fn found(value: &Value) -> Result<Found> {
-    let text = |key: &str| value[key].as_str().map(str::to_owned).with_context(|| key.to_owned());
-    let number = |key: &str| value[key].as_f64().with_context(|| key.to_owned());
-    let stack = value["stack"].as_array().context("stack")?.iter();
+    let number = |key: &str| value["details"][key].as_f64().with_context(|| key.to_owned());
+    let stack = value["evidence"][0]["stack"].as_array().into_iter().flatten();
     Ok(Found {
-        kind: text("kind")?,
+        kind: if value["rule"] == "memory-leak" { "leak" } else { "process" }.to_owned(),
         stack: stack.filter_map(|name| name.as_str().map(str::to_owned)).collect(),
         bytes_per_s: number("bytes_per_s")?,
         low: number("bytes_per_s_low")?,
         high: number("bytes_per_s_high")?,
-        certainty: text("certainty")?,
+        certainty: value["details"]["certainty"].as_str().context("certainty")?.to_owned(),
     })
 }
 

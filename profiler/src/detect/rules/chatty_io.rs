@@ -6,15 +6,23 @@ use serde_json::json;
 
 use crate::{
     detect::{
-        rule::{Needs, Rule, Values},
+        rule::{Needs, Param, Rule, Unit, Values},
         words::{evidence, functions, share_of_wall},
     },
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName},
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::{Names, Run},
         syscall::Chatty,
         units::{bytes, per_second, thousands, time},
     },
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 2.0,
+    help: "Wall time that the requests take; less is a note",
+    flag: None,
 };
 
 /// The rule.
@@ -22,7 +30,7 @@ pub static RULE: Rule = Rule {
     name: "chatty-io",
     summary: "many small requests, one after the other, where a batch would do",
     needs: &[Needs::Calls],
-    params: &[],
+    params: &[SHARE],
     check,
     doc: "\
 A socket or pipe on which one small question follows the answer to the one before, at least 50 times and 20 times a second,
@@ -44,9 +52,9 @@ struct Group {
     total_ns: u64,
 }
 
-fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(calls) = &run.calls else { return Vec::new() };
-    grouped(&calls.chatty, run.names()).iter().map(|group| finding(group, run)).collect()
+    grouped(&calls.chatty, run.names()).iter().map(|group| finding(group, run, values.get(&SHARE))).collect()
 }
 
 /// A pool of connections that are all used by the same functions is one finding.
@@ -72,7 +80,8 @@ fn grouped(found: &[Chatty], names: &Names) -> Vec<Group> {
     groups.into_values().collect()
 }
 
-fn finding(group: &Group, run: &Run) -> Finding {
+fn finding(group: &Group, run: &Run, least: f64) -> Finding {
+    let share = share_of_wall(run, group.total_ns, 1);
     let of = &group.most;
     let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
     let others = match group.objects {
@@ -80,30 +89,30 @@ fn finding(group: &Group, run: &Run) -> Finding {
         n => format!(" and {} more", thousands(n - 1)),
     };
     let title = format!(
-        "chatty I/O: {} (tid {}) made {} {what} {}{others}, one after the other, there {} a second: {}, half of them of {} or less; \
-         a batch would do",
-        of.process,
-        of.thread.tid,
+        "{} {what} {}{others}, one after the other, took {}: {} (tid {}) makes {} a second, half of them of {} or less",
         thousands(group.count),
         of.object,
-        per_second(of.per_second()),
         time(group.total_ns),
+        of.process,
+        of.thread.tid,
+        per_second(of.per_second()),
         bytes(of.median_bytes as f64),
     );
     let file = of.object.starts_with('/');
     Finding {
         rule: RULE.name,
-        severity: of.severity(),
+        severity: if 100.0 * share < least { Severity::Info } else { of.severity() },
         bottleneck: if file { Bottleneck::Io } else { Bottleneck::Network },
         process: ProcessName { pid: of.thread.pid, name: of.process.clone() },
         subject: of.object.clone(),
         title,
-        advice: String::new(),
-        cost: Cost {
-            ns: group.total_ns,
-            share_of_wall: share_of_wall(run, group.total_ns, 1),
-            ..Cost::default()
-        },
+        advice: if of.round_trips {
+            "ask for many things at once: a batch, a pipeline"
+        } else {
+            "read and write through a buffer"
+        }
+        .to_owned(),
+        cost: Cost { ns: group.total_ns, share_of_wall: share, ..Cost::default() },
         evidence: evidence(run.names(), "", of.stack),
         details: BTreeMap::from([
             ("objects", json!(group.objects)),
@@ -119,6 +128,15 @@ fn finding(group: &Group, run: &Run) -> Finding {
 mod tests {
     use super::*;
     use crate::detect::{findings, rule::Overrides};
+
+    #[test]
+    fn requests_that_take_little_time_are_a_note() {
+        let mut run = crate::output::calls::fixtures::run_with_calls();
+        let severity = |run: &Run| check(run, &Overrides::default().of(&RULE))[0].severity;
+        assert_eq!(severity(&run), Severity::Warning);
+        run.calls.as_mut().unwrap().chatty[0].total_ns = 4_000_000; // of a second
+        assert_eq!(severity(&run), Severity::Info);
+    }
 
     #[test]
     fn connections_used_by_the_same_functions_are_one_finding() {

@@ -21,6 +21,25 @@ const SHARE: Param = Param {
     flag: Some("error-storm"),
 };
 
+/// Errors by which a call gives an answer that its caller asked for: libuv adds a descriptor to an epoll set and changes it if
+/// it is there already; `isatty`, `realpath` and `mkdir -p` work likewise.
+const EVERYDAY: [(&str, &str); 14] = [
+    ("epoll_ctl", "EEXIST"),
+    ("epoll_ctl", "ENOENT"),
+    ("ioctl", "ENOTTY"),
+    ("lseek", "ESPIPE"),
+    ("readlink", "EINVAL"),
+    ("readlinkat", "EINVAL"),
+    ("mkdir", "EEXIST"),
+    ("mkdirat", "EEXIST"),
+    ("futex", "ETIMEDOUT"),
+    ("rt_sigtimedwait", "EAGAIN"),
+    ("wait4", "ECHILD"),
+    ("getxattr", "ENODATA"),
+    ("lgetxattr", "ENODATA"),
+    ("getpeername", "ENOTCONN"),
+];
+
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "error-storm",
@@ -45,17 +64,16 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: format!("{} {}", of.syscall, of.errno),
         title: format!(
-            "error storm: {} of {} (pid {}) failed {} of {} times ({:.0} %) in {}, mostly with {}",
+            "{:.0} % of {} calls of {} by {} (pid {}) failed, mostly with {}, in {}",
+            percent(of.failed, of.calls),
+            thousands(of.calls),
             of.syscall,
             of.process,
             of.pid,
-            thousands(of.failed),
-            thousands(of.calls),
-            percent(of.failed, of.calls),
-            time(of.lasted_ns),
             of.errno,
+            time(of.lasted_ns),
         ),
-        advice: String::new(),
+        advice: advice(&of.errno).to_owned(),
         cost: Cost::default(),
         evidence: Vec::new(),
         details: BTreeMap::from([
@@ -65,5 +83,48 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             ("lasted_ns", json!(of.lasted_ns)),
         ]),
     };
-    storms.map(finding).collect()
+    storms.filter(|of| !EVERYDAY.contains(&(of.syscall.as_str(), of.errno.as_str()))).map(finding).collect()
+}
+
+/// What to do about an error.
+fn advice(errno: &str) -> &'static str {
+    match errno {
+        "EMFILE" | "ENFILE" => {
+            "raise the limit of open descriptors (ulimit -n), and look for those that are never closed"
+        }
+        "EACCES" | "EPERM" => "give the process that right, or stop it from trying",
+        "ECONNREFUSED" | "ETIMEDOUT" | "EHOSTUNREACH" | "ENETUNREACH" => {
+            "look at the server it connects to, and wait longer between attempts"
+        }
+        "ENOSPC" | "EDQUOT" => "make room on the disk",
+        _ => "find out why it fails; if that is no failure: --expected-error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::rule::Overrides,
+        model::syscall::{Calls, ErrorStorm},
+    };
+
+    #[test]
+    fn everyday_answers_are_no_storm() {
+        let found = |syscall: &str, errno: &str| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            let storm = ErrorStorm {
+                pid: 7,
+                process: "node".into(),
+                syscall: syscall.into(),
+                calls: 10_000,
+                failed: 9_000,
+                errno: errno.into(),
+                lasted_ns: 1,
+            };
+            run.calls = Some(Calls { storms: vec![storm], ..Calls::default() });
+            check(&run, &Overrides::default().of(&RULE)).len()
+        };
+        assert_eq!((found("epoll_ctl", "EEXIST"), found("openat", "EEXIST")), (0, 1));
+    }
 }

@@ -36,12 +36,20 @@ const CRITICAL: Param = Param {
     flag: Some("stall-critical"),
 };
 
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 1.0,
+    help: "Wall time of the loop that its late iterations make up; less is a note",
+    flag: None,
+};
+
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "event-loop-stall",
     summary: "an event loop comes back to its wait too late",
     needs: &[Needs::Waits],
-    params: &[WARNING, CRITICAL],
+    params: &[WARNING, CRITICAL, SHARE],
     check,
     doc: "\
 From the return of one wait (epoll_wait, poll, select) to the start of the next, an event loop serves nobody else: each
@@ -50,7 +58,9 @@ what the thread did in them: the functions it ran in, what it blocked in, and ho
 reason are one finding.
 
 Move the work to another thread, divide it into pieces, or use the asynchronous form of the call. Threads that share one
-epoll descriptor (Go, multi-threaded tokio) hold nobody up by being away, so their iterations are no stalls.",
+epoll descriptor (Go, multi-threaded tokio) hold nobody up by being away, so their iterations are no stalls. Nor are those of a
+process that listens for nobody and has one connection (a PostgreSQL backend): its one client waits for the answer anyway.
+Critical is what is critical by its length and makes up five times the share.",
 };
 
 /// A stall with fewer samples says too little about where its time went to be a reason of its own.
@@ -98,13 +108,31 @@ enum Reason {
     Unexplained,
 }
 
-fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(blocking) = &run.blocking else { return Vec::new() };
     let name = Namer::new(Some(blocking));
-    stalls(blocking, run.names()).iter().map(|group| finding(group, &name, run)).collect()
+    let others_wait = |group: &&Group| !serves_one(run, group.thread.pid);
+    let groups = stalls(blocking, run.names());
+    groups.iter().filter(others_wait).map(|group| finding(group, &name, run, values.get(&SHARE))).collect()
 }
 
-fn finding(group: &Group, name: &Namer<'_>, run: &Run) -> Finding {
+/// Whether a process serves one client at most: nobody waits for its loop to turn.
+fn serves_one(run: &Run, pid: u32) -> bool {
+    let mut processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    processes.any(|of| of.pid == pid && !of.listens && of.most_connections <= 1)
+}
+
+/// How bad: late iterations that make up little of the time are a note.
+fn severity(group: &Group, share: f64, least: f64) -> Severity {
+    match 100.0 * share {
+        share if share < least => Severity::Info,
+        share if share < 5.0 * least => Severity::Warning,
+        _ => group.severity,
+    }
+}
+
+fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
+    let share = share_of_wall(run, group.total_ns, 1);
     let (lacks, subject) = match &group.reason {
         Reason::OnCpu(function) => (
             Bottleneck::Cpu,
@@ -118,17 +146,13 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run) -> Finding {
     };
     Finding {
         rule: RULE.name,
-        severity: group.severity,
+        severity: severity(group, share, least),
         bottleneck: lacks,
         process: name.of(group.thread),
         subject,
         title: title(group, name),
-        advice: String::new(),
-        cost: Cost {
-            ns: group.total_ns,
-            share_of_wall: share_of_wall(run, group.total_ns, 1),
-            ..Cost::default()
-        },
+        advice: advice(&group.reason).to_owned(),
+        cost: Cost { ns: group.total_ns, share_of_wall: share, ..Cost::default() },
         evidence: evidence(run.names(), "", group.stack),
         details: BTreeMap::from([
             ("tid", json!(group.thread.tid)),
@@ -290,34 +314,38 @@ fn prefixes<'s, 'a>(path: &'s [&'a str]) -> impl Iterator<Item = &'s [&'a str]> 
 
 fn title(group: &Group, name: &Namer<'_>) -> String {
     let how_often = match group.count {
-        1 => format!("stalled for {}", time(group.total_ns)),
-        n => format!(
-            "stalled {} times, {} in all, longest {}",
-            thousands(n),
-            time(group.total_ns),
-            time(group.longest_ns)
-        ),
-    };
-    let reason = match &group.reason {
-        Reason::OnCpu(Some(function)) => format!("on CPU in {}", at(function)),
-        Reason::OnCpu(None) => "on CPU, too short for a sample".to_owned(),
-        Reason::RunQueue => "waiting for a CPU".to_owned(),
-        Reason::Blocked { cause, syscall } => {
-            format!(
-                "blocked, {}",
-                join([cause.words(), syscall, group.object.as_deref().unwrap_or_default()])
-            )
-        }
-        Reason::Unexplained => "unexplained".to_owned(),
+        1 => format!("was held up once, for {}", time(group.total_ns)),
+        n => format!("was held up {} times, for up to {}", thousands(n), time(group.longest_ns)),
     };
     let share = percent(group.reason_ns, group.total_ns);
+    let mostly = if share >= 90.0 { String::new() } else { format!("{share:.0} % ") };
+    let reason = match &group.reason {
+        Reason::OnCpu(Some(function)) => format!("by {mostly}CPU work in {}", at(function)),
+        Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),
+        Reason::RunQueue => format!("{mostly}because it had no CPU"),
+        Reason::Blocked { cause, syscall } => {
+            let what = join([cause.words(), syscall, group.object.as_deref().unwrap_or_default()]);
+            format!("{mostly}by waiting for {what}")
+        }
+        Reason::Unexplained => format!("{mostly}by what was not seen"),
+    };
     let unexplained = 100.0 - percent(group.explained_ns, group.total_ns);
     let rest = match group.reason {
         Reason::Unexplained => String::new(),
         _ if unexplained < 10.0 => String::new(),
-        _ => format!("; {unexplained:.0} % unexplained"),
+        _ => format!("; {unexplained:.0} % of it is unexplained"),
     };
-    format!("event loop {} {how_often}: {share:.0} % {reason}{rest}", name.thread(group.thread))
+    format!("event loop {} {how_often}, {reason}{rest}", name.thread(group.thread))
+}
+
+/// What to do about it.
+fn advice(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::OnCpu(_) => "move this work to a worker thread, or divide it into pieces",
+        Reason::RunQueue => "give the process CPUs: see what else runs (profiler --all -d 10s)",
+        Reason::Blocked { .. } => "use the asynchronous form of this call, or a worker thread",
+        Reason::Unexplained => "sample more often (-F 999), and for longer",
+    }
 }
 
 #[cfg(test)]
@@ -328,6 +356,34 @@ mod tests {
         fixtures::{name_stacks, run_with_findings},
         rule::Overrides,
     };
+
+    #[test]
+    fn a_backend_with_one_client_has_no_stalls() {
+        use crate::model::vitals::{ProcessVitals, Vitals};
+        let mut run = run_with_findings();
+        let mut stalls = |listens, most_connections| {
+            let of = ProcessVitals { pid: 7, listens, most_connections, ..ProcessVitals::default() };
+            run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+            let found = check(&run, &Overrides::default().of(&RULE));
+            found.len()
+        };
+        assert_eq!([stalls(false, 1), stalls(true, 1), stalls(false, 2)], [0, 2, 2]);
+    }
+
+    #[test]
+    fn little_time_is_a_note() {
+        let mut run = run_with_findings();
+        let severities = |run: &Run| {
+            check(run, &Overrides::default().of(&RULE))
+                .iter()
+                .map(|finding| finding.severity)
+                .collect::<Vec<_>>()
+        };
+        run.cpu.accounts.duration_ns = 100_000_000_000;
+        assert_eq!(severities(&run), [Severity::Critical, Severity::Info], "12 s and 0.1 s of 100 s");
+        run.cpu.accounts.duration_ns = 600_000_000_000;
+        assert_eq!(severities(&run), [Severity::Warning, Severity::Info]);
+    }
 
     #[test]
     fn what_has_one_reason_is_one_finding() {

@@ -141,7 +141,7 @@ fn finding(leak: &Leak, names: &Names) -> Finding {
     let estimated = if leak.site.estimated { "; all estimated from a part of the time" } else { "" };
     let ProcessName { pid, name } = &leak.process;
     let title = format!(
-        "leak in {name} (pid {pid}): {}: {}{error} live in {}{ages}{}{estimated}",
+        "{name} (pid {pid}) leaks {}: {}{error} live in {}{ages}{}{estimated}",
         rate(&leak.trend, leak.certainty),
         bytes(last.live_bytes),
         count(last.live_count.round() as u64, "object"),
@@ -163,7 +163,7 @@ fn finding(leak: &Leak, names: &Names) -> Finding {
         process: leak.process.clone(),
         subject: path(names, frames).last().map_or_else(String::new, |function| function.name.clone()),
         title,
-        advice: String::new(),
+        advice: "look at who keeps what this place returns: a map, a listener, a closure; --snapshot shows what grew".to_owned(),
         cost: Cost { bytes_per_s: leak.trend.bytes_per_s.per_time, ..Cost::default() },
         evidence: vec![Evidence { label: "allocated at", frames: frames.to_vec(), shown: SHOWN }],
         details,

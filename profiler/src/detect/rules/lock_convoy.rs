@@ -41,8 +41,8 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             None => "holder unknown".to_owned(),
         };
         let title = format!(
-            "lock convoy in {} (pid {}): up to {} threads queue for the lock at {:#x}, in {} looks; {holder}",
-            convoy.process, convoy.pid, convoy.waiters, convoy.futex, convoy.seen
+            "up to {} threads of {} (pid {}) queue for one lock ({:#x}), in {} looks; {holder}",
+            convoy.waiters, convoy.process, convoy.pid, convoy.futex, convoy.seen
         );
         let mut stacks = evidence(run.names(), "holder at", convoy.holder_stack);
         stacks.extend(evidence(run.names(), "waiting at", convoy.waiter_stack));

@@ -35,12 +35,27 @@ const STARVATION: Param = Param {
     flag: Some("starvation"),
 };
 
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 2.0,
+    help: "Wall time of its threads that waiting for a CPU makes up; less is a note",
+    flag: None,
+};
+
+/// Calls that wait for whatever another process sends, which need not be late.
+const RECEIVES: [&str; 9] =
+    ["read", "readv", "pread64", "recvfrom", "recvmsg", "recvmmsg", "mq_timedreceive", "msgrcv", "splice"];
+/// Calls that wait for signals: nobody is blocked who asked to be.
+const AWAITS_SIGNALS: [&str; 5] =
+    ["rt_sigsuspend", "sigsuspend", "pause", "rt_sigtimedwait", "rt_sigtimedwait_time64"];
+
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "long-wait",
     summary: "threads block for long, or are ready and get no CPU",
     needs: &[Needs::Waits],
-    params: &[LONG_BLOCK, STARVATION],
+    params: &[LONG_BLOCK, STARVATION, SHARE],
     check,
     doc: "\
 A thread blocked for longer than the threshold in something that is not idle waiting (disk, network, lock, pipe, page fault),
@@ -48,7 +63,10 @@ or was ready to run and got no CPU for longer than its threshold. Ten times the 
 nothing can interrupt and that still waits when the run ends. Waits of an event loop are not told here: there they are stalls.
 
 The stack is where the thread blocked, the object what it waited for, as far as it could be found out at the time. Of a thread
-without a CPU the threads that ran instead are named.",
+without a CPU the threads that ran instead are named.
+
+A thread that receives from a pipe, terminal or Unix socket waits for what another process sends, and that need not be late: this
+is a note. So are single waits for a CPU that make up little of the time. A process in sigsuspend or pause waits as it should.",
 };
 
 impl LongWait {
@@ -78,10 +96,10 @@ struct Group {
     ongoing: u64,
 }
 
-fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(blocking) = &run.blocking else { return Vec::new() };
     let name = Namer::new(Some(blocking));
-    groups(blocking, run.names()).iter().map(|group| finding(group, &name, run)).collect()
+    groups(blocking, run.names()).iter().map(|group| finding(group, &name, run, values.get(&SHARE))).collect()
 }
 
 fn groups(blocking: &Blocking, names: &Names) -> Vec<Group> {
@@ -90,6 +108,10 @@ fn groups(blocking: &Blocking, names: &Names) -> Vec<Group> {
     let mut groups: BTreeMap<(u32, bool, Reason<'_>), Vec<&LongWait>> = BTreeMap::new();
     for wait in &blocking.long_waits {
         let block = &wait.block;
+        let blocked = matches!(wait.kind, LongWaitKind::Blocked { .. });
+        if blocked && AWAITS_SIGNALS.contains(&block.syscall.as_str()) {
+            continue;
+        }
         let key = match &wait.kind {
             LongWaitKind::Starved { .. } => (wait.thread.pid, false, None),
             LongWaitKind::Blocked { uninterruptible } => {
@@ -125,7 +147,8 @@ fn group(waits: &[&LongWait]) -> Option<Group> {
     })
 }
 
-fn finding(group: &Group, name: &Namer<'_>, run: &Run) -> Finding {
+fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
+    let share = share_of_wall(run, group.total_ns, group.threads.len());
     let block = &group.longest.block;
     let object = block.object.as_deref().unwrap_or_default();
     let (lacks, stack, subject) = match &group.longest.kind {
@@ -136,17 +159,13 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run) -> Finding {
     };
     Finding {
         rule: RULE.name,
-        severity: group.severity,
+        severity: severity(group, share, least),
         bottleneck: lacks,
         process: name.of(group.longest.thread),
         subject,
         title: title(group, name),
-        advice: String::new(),
-        cost: Cost {
-            ns: group.total_ns,
-            share_of_wall: share_of_wall(run, group.total_ns, group.threads.len()),
-            ..Cost::default()
-        },
+        advice: advice(group).to_owned(),
+        cost: Cost { ns: group.total_ns, share_of_wall: share, ..Cost::default() },
         evidence: evidence(run.names(), "", stack),
         details: BTreeMap::from([
             ("count", json!(group.count)),
@@ -161,6 +180,33 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run) -> Finding {
     }
 }
 
+/// How bad: what need not be wrong is a note.
+fn severity(group: &Group, share: f64, least: f64) -> Severity {
+    let block = &group.longest.block;
+    let receives = block.cause == WaitCause::Pipe && RECEIVES.contains(&block.syscall.as_str());
+    let note = match &group.longest.kind {
+        LongWaitKind::Blocked { uninterruptible } => receives && !uninterruptible,
+        LongWaitKind::Starved { .. } => 100.0 * share < least,
+    };
+    if note { Severity::Info } else { group.severity }
+}
+
+/// What to do about it.
+fn advice(group: &Group) -> &'static str {
+    match (&group.longest.kind, group.longest.block.cause) {
+        (LongWaitKind::Starved { .. }, _) => {
+            "see what else runs (profiler --all -d 10s), and the CPU limit of its cgroup"
+        }
+        (_, WaitCause::Lock) => "find who holds the lock meanwhile: --wakers names who ends each wait",
+        (_, WaitCause::Network) => {
+            "look at that peer, or set a timeout; if it is the next request, all is well"
+        }
+        (_, WaitCause::Disk | WaitCause::PageFault) => "look at the disk (iostat -x 1), or read less",
+        (_, WaitCause::Pipe) => "look at the process at the other end",
+        _ => "look at the stack: what is it that this call waits for?",
+    }
+}
+
 fn title(group: &Group, name: &Namer<'_>) -> String {
     let who = match &group.threads[..] {
         [thread] => format!("thread {}", name.thread(*thread)),
@@ -171,25 +217,21 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
     };
     let ongoing = match (group.ongoing, group.count) {
         (0, _) => String::new(),
-        (1, 1) => ", and still does".to_owned(),
-        (n, _) => format!(", {n} still do"),
+        (1, 1) => ", and still is".to_owned(),
+        (n, _) => format!(", {n} still"),
     };
     let how_long = match group.count {
         1 => format!("for {}", time(group.total_ns)),
-        n => format!(
-            "{} times, {} in all, longest {}",
-            thousands(n),
-            time(group.total_ns),
-            time(group.longest.length_ns())
-        ),
+        n => format!("{} times, for up to {}", thousands(n), time(group.longest.length_ns())),
     };
+    let was = if group.threads.len() > 1 { "were" } else { "was" };
     let block = &group.longest.block;
     match &group.longest.kind {
         LongWaitKind::Blocked { uninterruptible } => {
-            let stuck = if *uninterruptible { ", uninterruptibly" } else { "" };
+            let stuck = if *uninterruptible { " uninterruptibly" } else { "" };
             let object = block.object.as_deref().unwrap_or_default();
             let what = join([block.cause.words(), &block.syscall, object]);
-            format!("{who} blocked {how_long}{stuck}{ongoing}: {what}")
+            format!("{who} {was} blocked{stuck} {how_long}{ongoing}: {what}")
         }
         LongWaitKind::Starved { .. } => {
             let instead: Vec<String> = group
@@ -200,7 +242,34 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
                 .map(|(name, ns)| format!("{name} ({:.0} %)", percent(*ns, group.total_ns)))
                 .collect();
             let instead = if instead.is_empty() { "unknown".to_owned() } else { instead.join(", ") };
-            format!("{who} ready but without a CPU {how_long}{ongoing}; ran instead: {instead}")
+            format!("{who} {was} ready without a CPU {how_long}{ongoing}; meanwhile ran: {instead}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::{long_wait::fixtures::wait, rule::Overrides},
+        model::threshold::Thresholds,
+    };
+
+    /// Severities of what is found where a thread waits for 2 s.
+    fn found(syscall: &str, cause: WaitCause) -> Vec<Severity> {
+        let mut of = wait(9, 0, 2_000_000_000, 0, cause);
+        of.block.syscall = syscall.into();
+        let waits = crate::detect::long_wait::long_waits(&of, false, &Thresholds::default()).collect();
+        let mut run = crate::model::report::fixtures::run(&[]);
+        run.blocking = Some(Blocking { long_waits: waits, ..Blocking::default() });
+        check(&run, &Overrides::default().of(&RULE)).iter().map(|finding| finding.severity).collect()
+    }
+
+    #[test]
+    fn who_waits_as_asked_is_not_blocked() {
+        assert_eq!(found("rt_sigsuspend", WaitCause::Other), []);
+        assert_eq!(found("read", WaitCause::Pipe), [Severity::Info]);
+        assert_eq!(found("write", WaitCause::Pipe), [Severity::Warning], "nobody reads");
+        assert_eq!(found("fsync", WaitCause::Disk), [Severity::Warning]);
     }
 }

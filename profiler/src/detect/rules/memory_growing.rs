@@ -49,7 +49,7 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
         };
         let reaches = Reaches::of(process, rate);
         let title = format!(
-            "{} (pid {}) keeps growing: {}: it holds {}{}{why}",
+            "{} (pid {}) grows by {}: it holds {}{}{why}",
             process.process,
             process.pid,
             leak::rate(&trend, certainty),
@@ -65,7 +65,12 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             process: ProcessName { pid: process.pid, name: process.process.clone() },
             subject: String::new(),
             title,
-            advice: String::new(),
+            advice: if watched {
+                "take snapshots of its heap, or look at its allocator's settings"
+            } else {
+                "watch its allocations: --alloc full"
+            }
+            .to_owned(),
             cost: Cost { bytes_per_s: rate, ..Cost::default() },
             evidence: Vec::new(),
             details,

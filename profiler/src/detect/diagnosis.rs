@@ -1,0 +1,299 @@
+//! The verdict: what kind of bottleneck, in one sentence. One table decides, from findings and figures of the run.
+
+use crate::{
+    detect::{
+        hotspot,
+        rule::Needs,
+        words::{bottleneck, path},
+    },
+    model::{
+        cause::WaitCause,
+        finding::{Bottleneck, Finding, Severity, Verdict},
+        report::Run,
+        units::{count, time},
+        wait::ThreadTime,
+    },
+};
+
+/// A shorter run, or fewer samples, say too little.
+const SHORT_NS: u64 = 5_000_000_000;
+const FEW_SAMPLES: u64 = 100;
+/// Growth of memory is not told from chance in less time, ns.
+const GROWTH_NS: u64 = 30_000_000_000;
+/// One thread that is on a CPU for so much of the time has no time for more, of wall time.
+const BUSY: f64 = 0.8;
+/// Waiting for so much of the time is what decides, of wall time.
+const WAITS: f64 = 0.2;
+/// A target that is on CPUs for less of one is idle.
+const IDLE: f64 = 0.05;
+
+/// The figures that decide.
+struct Signals<'a> {
+    run: &'a Run,
+    wall_ns: u64,
+    /// Share of one CPU that the target used.
+    cpu: f64,
+    /// The busiest thread, and its share of wall time on a CPU.
+    busiest: Option<(&'a ThreadTime, f64)>,
+    /// The longest wait that is not idle: thread, cause, share of the thread's wall time.
+    waits: Option<(&'a ThreadTime, WaitCause, f64)>,
+    /// The worst finding that warns.
+    worst: Option<(usize, &'a Finding)>,
+    /// What explains a quiet target, though nothing is wrong with it.
+    explains: Option<(usize, &'a Finding)>,
+}
+
+/// The decisions, in their order: the first that fits is the verdict.
+const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 7] =
+    [something_wrong, saturated, waiting, explained, too_short, working, idle];
+
+/// Judges a run whose findings are known.
+pub fn verdict(run: &Run) -> Verdict {
+    let signals = Signals::of(run);
+    let mut verdict =
+        DECISIONS.iter().find_map(|decide| decide(&signals)).unwrap_or_else(|| unknown(&signals));
+    verdict.blind = blind(run);
+    verdict
+}
+
+impl<'a> Signals<'a> {
+    fn of(run: &'a Run) -> Signals<'a> {
+        let wall_ns = run.cpu.accounts.duration_ns;
+        let threads =
+            || run.blocking.iter().flat_map(|blocking| &blocking.threads).filter(|of| of.wall_ns > 0);
+        let share = |ns: u64, of: &ThreadTime| ns as f64 / of.wall_ns.max(wall_ns / 2).max(1) as f64;
+        let busiest = threads().map(|of| (of, share(of.on_cpu_ns, of))).max_by(|a, b| a.1.total_cmp(&b.1));
+        let waits = threads()
+            .flat_map(|of| of.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)))
+            .filter(|(_, cause, _)| !cause.is_idle() && *cause != WaitCause::Other)
+            .map(|(of, cause, ns)| (of, cause, share(ns, of)))
+            .max_by(|a, b| a.2.total_cmp(&b.2));
+        let sampled = run.cpu.estimated_ns(run.cpu.total) as f64 / wall_ns.max(1) as f64;
+        let measured: u64 = threads().map(|of| of.on_cpu_ns).sum();
+        let found = || run.findings.iter().enumerate();
+        Signals {
+            run,
+            wall_ns,
+            cpu: if run.blocking.is_some() { measured as f64 / wall_ns.max(1) as f64 } else { sampled },
+            busiest,
+            waits,
+            worst: found().find(|(_, of)| of.severity >= Severity::Warning),
+            explains: found().find(|(_, of)| of.severity == Severity::Info && of.cost.share_of_wall >= WAITS),
+        }
+    }
+
+    /// The hottest function, with its share of the samples.
+    fn hottest(&self) -> Option<String> {
+        let profile = &self.run.cpu;
+        let hottest = hotspot::hotspots(profile).into_iter().next()?;
+        let share = 100.0 * hottest.self_samples as f64 / profile.total.max(1) as f64;
+        let place = hottest.location.map_or_else(String::new, |location| format!(" ({location})"));
+        Some(format!("{share:.0} % of that in {}{place}", hottest.function))
+    }
+
+    /// How sure shares of CPU time are.
+    fn samples(&self) -> String {
+        let samples = self.run.cpu.total;
+        let error = 100.0 / (samples.max(1) as f64).sqrt();
+        match self.run.blocking {
+            Some(_) => format!(
+                "times are measured, functions sampled ({}, ± {error:.0} %)",
+                count(samples, "sample")
+            ),
+            None => format!("sampled ({}, ± {error:.0} %)", count(samples, "sample")),
+        }
+    }
+
+    fn verdict(&self, lacks: Bottleneck, sentence: String, share: f64) -> Verdict {
+        Verdict {
+            bottleneck: lacks,
+            sentence,
+            share_of_wall: share.min(1.0),
+            certainty: self.samples(),
+            advice: String::new(),
+            more: "",
+            finding: None,
+            blind: Vec::new(),
+        }
+    }
+}
+
+fn from_finding(signals: &Signals<'_>, (at, of): (usize, &Finding)) -> Verdict {
+    Verdict {
+        advice: of.advice.clone(),
+        finding: Some(at),
+        more: more(of.bottleneck),
+        ..signals.verdict(of.bottleneck, of.title.clone(), of.cost.share_of_wall)
+    }
+}
+
+/// A finding that warns is the verdict.
+fn something_wrong(signals: &Signals<'_>) -> Option<Verdict> {
+    signals.worst.map(|worst| from_finding(signals, worst))
+}
+
+/// A thread, or all CPUs, have no time left.
+fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
+    let cpus = f64::from(signals.run.cpu.meta.cpus.max(1));
+    let full = signals.cpu >= BUSY * cpus;
+    let (who, share) = match signals.busiest {
+        Some((thread, share)) if share >= BUSY => {
+            (format!("thread {} of {} (pid {}) runs", thread.name, thread.process, thread.thread.pid), share)
+        }
+        _ if full => ("the target uses all CPUs".to_owned(), signals.cpu / cpus),
+        // Without the times of threads it is not known whose the time is.
+        None if signals.cpu >= BUSY => ("the target runs".to_owned(), signals.cpu.min(1.0)),
+        _ => return None,
+    };
+    let hottest = signals.hottest().map_or_else(String::new, |hottest| format!(", {hottest}"));
+    Some(Verdict {
+        advice: "make the functions below cheaper, or divide the work among more threads or processes"
+            .to_owned(),
+        more: more(Bottleneck::Cpu),
+        ..signals.verdict(
+            Bottleneck::Cpu,
+            format!("{who} {:.0} % of the time{hottest}", 100.0 * share),
+            share,
+        )
+    })
+}
+
+/// A thread waits for something it needs, though never for long at once.
+fn waiting(signals: &Signals<'_>) -> Option<Verdict> {
+    let (thread, cause, share) = signals.waits.filter(|(.., share)| *share >= WAITS)?;
+    let lacks = bottleneck(cause);
+    let place = place(signals.run, thread, cause);
+    let sentence = format!(
+        "{:.0} % of the time of thread {} of {} (pid {}) is waiting for {}{place}",
+        100.0 * share,
+        thread.name,
+        thread.process,
+        thread.thread.pid,
+        cause.words(),
+    );
+    let idle = matches!(cause, WaitCause::Network | WaitCause::Pipe);
+    let advice = if idle {
+        "find out whether that is the next request or an answer it needs: who is at the other end?"
+    } else {
+        "see the waits below: what holds it, and whether it can be avoided"
+    };
+    Some(Verdict { advice: advice.to_owned(), more: more(lacks), ..signals.verdict(lacks, sentence, share) })
+}
+
+/// Where a thread waits most for something.
+fn place(run: &Run, thread: &ThreadTime, cause: WaitCause) -> String {
+    let stacks = run.off_cpu.iter().flat_map(|profile| &profile.stacks);
+    let own = stacks.filter(|of| of.thread == thread.thread && of.cause == Some(cause));
+    let most = own.max_by_key(|of| of.weight);
+    let function =
+        most.and_then(|of| path(run.names(), &of.frames).last().map(|function| function.name.clone()));
+    function.map_or_else(String::new, |function| format!(", most of it in {function}"))
+}
+
+/// Nothing is wrong with the target, and something explains why it is quiet.
+fn explained(signals: &Signals<'_>) -> Option<Verdict> {
+    signals.explains.map(|explains| from_finding(signals, explains))
+}
+
+fn too_short(signals: &Signals<'_>) -> Option<Verdict> {
+    let blind = signals.run.blocking.is_none() && signals.run.cpu.total < FEW_SAMPLES;
+    (signals.wall_ns < SHORT_NS / 5 || blind).then(|| {
+        let sentence = format!(
+            "too little was seen to tell: {} in {}",
+            count(signals.run.cpu.total, "sample"),
+            time(signals.wall_ns)
+        );
+        Verdict {
+            advice: "look for longer (-d 30s), while the target is slow".to_owned(),
+            ..signals.verdict(Bottleneck::Unknown, sentence, 0.0)
+        }
+    })
+}
+
+/// It works, and has time left.
+fn working(signals: &Signals<'_>) -> Option<Verdict> {
+    (signals.cpu >= IDLE).then(|| {
+        let hottest = signals.hottest().map_or_else(String::new, |hottest| format!(", {hottest}"));
+        let sentence = format!(
+            "no bottleneck was found: the target uses {:.0} % of one CPU{hottest}, and waits the rest of the time{}",
+            100.0 * signals.cpu,
+            others(signals.run)
+        );
+        Verdict { more: "--syscalls", ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
+    })
+}
+
+/// It does nothing, and waits for nothing that is known.
+fn idle(signals: &Signals<'_>) -> Option<Verdict> {
+    let sentence = format!(
+        "the target hardly ran ({:.1} % of one CPU): it waits for work, or for others{}",
+        100.0 * signals.cpu,
+        others(signals.run)
+    );
+    Some(Verdict {
+        advice: "if it should be busy, look at who should send it work".to_owned(),
+        more: "--syscalls",
+        ..signals.verdict(Bottleneck::None, sentence, 0.0)
+    })
+}
+
+/// Whom a target may wait for, as the end of a sentence: peers that it has connected to itself.
+fn others(run: &Run) -> String {
+    let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    let peers = processes.flat_map(|of| &of.peers).filter(|peer| !peer.clients);
+    let mut names: Vec<&str> = peers.map(|peer| peer.peer.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    match &names[..] {
+        [] => String::new(),
+        [few @ ..] if few.len() <= 3 => format!("; it is connected to {}", few.join(", ")),
+        [first, second, rest @ ..] => {
+            format!("; it is connected to {first}, {second} and {} more", rest.len())
+        }
+        [_] => String::new(),
+    }
+}
+
+fn unknown(signals: &Signals<'_>) -> Verdict {
+    signals.verdict(Bottleneck::Unknown, "nothing could be told".to_owned(), 0.0)
+}
+
+/// Options that show more about a bottleneck.
+fn more(lacks: Bottleneck) -> &'static str {
+    match lacks {
+        Bottleneck::Cpu => "-o cpu.svg",
+        Bottleneck::CpuStarvation => "--all -d 10s",
+        Bottleneck::Memory => "--alloc full --snapshot 5m",
+        Bottleneck::Io | Bottleneck::Network | Bottleneck::Process => "--syscalls -o offcpu.svg",
+        Bottleneck::Lock | Bottleneck::Sleep => "--wakers -o offcpu.svg",
+        Bottleneck::Descriptors | Bottleneck::Unknown | Bottleneck::None => "--syscalls",
+    }
+}
+
+/// What a run did not look at, or could not see.
+fn blind(run: &Run) -> Vec<String> {
+    let accounts = &run.cpu.accounts;
+    let mut blind = Vec::new();
+    if accounts.duration_ns < SHORT_NS {
+        blind.push(format!("the run took only {}", time(accounts.duration_ns)));
+    }
+    if run.cpu.total < FEW_SAMPLES && run.blocking.is_none() {
+        blind.push(format!("there are only {}", count(run.cpu.total, "sample")));
+    }
+    if !Needs::Waits.is_in(run) {
+        blind.push("waits were not watched (--waits on)".to_owned());
+    }
+    if !Needs::Calls.is_in(run) {
+        blind.push("system calls, their errors and files were not watched (--syscalls)".to_owned());
+    }
+    if !Needs::Memory.is_in(run) {
+        blind.push("memory was not watched (--alloc)".to_owned());
+    } else if accounts.duration_ns < GROWTH_NS {
+        blind.push(format!("growth of memory shows in {} and more", time(GROWTH_NS)));
+    }
+    let lost = 100 * accounts.losses.lost();
+    if lost > accounts.samples_taken {
+        blind.push(format!("{} were lost", count(accounts.losses.lost(), "sample")));
+    }
+    blind
+}

@@ -1,0 +1,104 @@
+//! One finding for one defect: what several rules see of it, or what happens alike in several processes, is told once.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use serde_json::json;
+
+use crate::model::{
+    finding::{Bottleneck, Finding},
+    units::thousands,
+};
+
+/// Merges what is one defect. The worst stands for it; in its details, `also` has the ids of the others, and `alike` how many
+/// processes or threads it happened to.
+pub fn defects(found: Vec<Finding>) -> Vec<Finding> {
+    same_reason(alike(found))
+}
+
+fn rank(of: &Finding) -> (impl Ord + use<>, u64) {
+    (of.severity, of.cost.ns)
+}
+
+/// The same finding of several processes or threads with one name is one.
+fn alike(found: Vec<Finding>) -> Vec<Finding> {
+    let mut groups: BTreeMap<String, Vec<Finding>> = BTreeMap::new();
+    for finding in found {
+        groups.entry(finding.id()).or_default().push(finding);
+    }
+    let merged = groups.into_values().filter_map(|mut group| {
+        group.sort_by_key(|of| Reverse(rank(of)));
+        let ns = group.iter().map(|of| of.cost.ns).sum();
+        let bytes_per_s = group.iter().map(|of| of.cost.bytes_per_s).sum();
+        let others = group.len() as u64 - 1;
+        let mut first = group.into_iter().next()?;
+        if others > 0 {
+            first.cost.ns = ns;
+            first.cost.bytes_per_s = bytes_per_s;
+            first.title = format!("{} (and {} alike)", first.title, thousands(others));
+            first.details.insert("alike", json!(others + 1));
+        }
+        Some(first)
+    });
+    merged.collect()
+}
+
+/// What a process lacks a CPU or a lock for is one defect, whichever rule saw it; and a loop that is held up by what another
+/// rule explains is explained by that.
+fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
+    const ONE: [Bottleneck; 2] = [Bottleneck::CpuStarvation, Bottleneck::Lock];
+    found.sort_by_key(|of| Reverse(rank(of)));
+    let mut kept: Vec<Finding> = Vec::new();
+    for finding in found {
+        let first = kept.iter_mut().find(|of| {
+            let of_process = of.process.name == finding.process.name && of.bottleneck == finding.bottleneck;
+            of_process && ONE.contains(&of.bottleneck)
+        });
+        match first {
+            Some(first) => {
+                let also = first.details.entry("also").or_insert_with(|| json!([]));
+                if let Some(ids) = also.as_array_mut() {
+                    ids.push(json!(finding.id()));
+                }
+            }
+            None => kept.push(finding),
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::finding::{Cost, ProcessName, Severity};
+
+    fn finding(rule: &'static str, pid: u32, bottleneck: Bottleneck, ns: u64) -> Finding {
+        Finding {
+            rule,
+            severity: Severity::Warning,
+            bottleneck,
+            process: ProcessName { pid, name: "app".into() },
+            subject: String::new(),
+            title: format!("{rule} in {pid}"),
+            advice: String::new(),
+            cost: Cost { ns, ..Cost::default() },
+            evidence: Vec::new(),
+            details: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn one_defect_is_one_finding() {
+        let merged = defects(vec![
+            finding("stall", 1, Bottleneck::Cpu, 5),
+            finding("stall", 2, Bottleneck::Cpu, 9),
+            finding("starved", 1, Bottleneck::CpuStarvation, 3),
+            finding("stall-queue", 1, Bottleneck::CpuStarvation, 2),
+        ]);
+        assert_eq!(merged.len(), 2, "{merged:#?}");
+        assert_eq!(
+            (merged[0].process.pid, merged[0].cost.ns, &merged[0].details["alike"]),
+            (2, 14, &json!(2))
+        );
+        assert_eq!((merged[1].rule, &merged[1].details["also"]), ("starved", &json!(["stall-queue:app"])));
+    }
+}

@@ -1,0 +1,115 @@
+//! The work is done by children that were not profiled.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::rule::{Needs, Param, Rule, Unit, Values},
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        vitals::ProcessVitals,
+    },
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 20.0,
+    help: "CPU time of children, of one CPU",
+    flag: None,
+};
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "children-busy",
+    summary: "children that were not profiled use the CPU",
+    needs: &[Needs::Vitals],
+    params: &[SHARE],
+    check,
+    doc: "\
+Children of the target that are no targets themselves used this much CPU time during the run, those that have ended
+included. What they did is in no other figure of the report: a quiet primary of a cluster may have workers that burn all CPUs.
+
+Profile them too: `--follow` with the same pid sees children that are started from then on, `--comm NAME` or `--pid` each of
+those that run already.",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    let share = |of: &ProcessVitals| of.children_cpu_ns as f64 / of.span_ns.max(1) as f64;
+    processes.filter(|of| share(of) * 100.0 >= values.get(&SHARE)).map(|of| finding(of, share(of))).collect()
+}
+
+fn finding(of: &ProcessVitals, share: f64) -> Finding {
+    let busiest: Vec<String> = of
+        .children
+        .iter()
+        .take(3)
+        .map(|child| {
+            let share = 100.0 * child.cpu_ns as f64 / of.span_ns.max(1) as f64;
+            format!("{} (pid {}) {share:.0} %", child.process, child.pid)
+        })
+        .collect();
+    let busiest = if busiest.is_empty() { "short-lived ones".to_owned() } else { busiest.join(", ") };
+    let pids: Vec<String> = of.children.iter().map(|child| format!("--pid {}", child.pid)).collect();
+    let advice = match &pids[..] {
+        [] => "profile them too: --follow".to_owned(),
+        pids => format!("profile them: {}", pids.join(" ")),
+    };
+    Finding {
+        rule: RULE.name,
+        severity: Severity::Info,
+        bottleneck: Bottleneck::Process,
+        process: ProcessName { pid: of.pid, name: of.process.clone() },
+        subject: of.children.first().map_or_else(String::new, |child| child.process.clone()),
+        title: format!(
+            "children of {} (pid {}) used {:.0} % of one CPU and were not profiled: {busiest}",
+            of.process,
+            of.pid,
+            100.0 * share
+        ),
+        advice,
+        cost: Cost { ns: of.children_cpu_ns, share_of_wall: share.min(1.0), ..Cost::default() },
+        evidence: Vec::new(),
+        details: BTreeMap::from([
+            ("children_cpu_ns", json!(of.children_cpu_ns)),
+            ("children", json!(of.children)),
+        ]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::judge,
+        detect::rule::Overrides,
+        model::vitals::{Child, Vitals},
+    };
+
+    #[test]
+    fn a_quiet_primary_is_not_called_idle() {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        run.blocking = Some(crate::model::wait::Blocking::default());
+        let children = vec![Child { pid: 8, process: "node".into(), cpu_ns: 9_000_000_000 }];
+        let primary = ProcessVitals {
+            pid: 7,
+            process: "node".into(),
+            span_ns: 10_000_000_000,
+            children_cpu_ns: 19_000_000_000,
+            children,
+            ..ProcessVitals::default()
+        };
+        run.vitals = Some(Vitals { processes: vec![primary], unlisted: 0 });
+        judge(&mut run, &Overrides::default());
+        let verdict = run.verdict.unwrap();
+        assert_eq!(verdict.bottleneck, Bottleneck::Process);
+        assert!(
+            verdict.sentence.contains("190 % of one CPU") && verdict.advice.contains("--pid 8"),
+            "{verdict:?}"
+        );
+    }
+}

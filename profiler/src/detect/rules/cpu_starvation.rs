@@ -1,0 +1,166 @@
+//! Threads are ready to run and get no CPU.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::rule::{Needs, Param, Rule, Unit, Values},
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        wait::{Blocking, LongWaitKind, ThreadTime},
+    },
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 20.0,
+    help: "Wall time that a thread waits for a CPU",
+    flag: None,
+};
+
+/// A thread that waits for so much of its wall time is critical.
+const CRITICAL: f64 = 0.5;
+/// Of the time it wants to run, a thread must wait for so much.
+const OF_WANTED: f64 = 0.25;
+/// A target that uses so much of all CPUs competes with itself.
+const OWN: f64 = 0.85;
+/// Less is nobody's trouble, ns.
+const MIN_NS: u64 = 100_000_000;
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "cpu-starvation",
+    summary: "threads are ready to run and get no CPU",
+    needs: &[Needs::Waits],
+    params: &[SHARE],
+    check,
+    doc: "\
+The scheduler counts how long each thread is ready and waits for a CPU. Where that is a large part of a thread's wall time, the
+machine, the container's share of it, or the CPUs the process is pinned to, are too few for what runs there. Each wait may be
+short: the sum is what counts.
+
+If the target itself uses nearly all CPUs, it competes with itself: that is a note, not a warning. Otherwise look at what
+else runs (`profiler --all -d 10s`), at CPU quotas (rule `cpu-throttled`), at `taskset -p PID` and at nice values.",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let Some(blocking) = &run.blocking else { return Vec::new() };
+    let mut worst: BTreeMap<u32, &ThreadTime> = BTreeMap::new();
+    for thread in &blocking.threads {
+        let of = worst.entry(thread.thread.pid).or_insert(thread);
+        if thread.run_queue_ns > of.run_queue_ns {
+            *of = thread;
+        }
+    }
+    let used: u64 = blocking.threads.iter().map(|thread| thread.on_cpu_ns).sum();
+    let all = run.cpu.accounts.duration_ns as f64 * f64::from(run.cpu.meta.cpus.max(1));
+    let own = used as f64 >= OWN * all;
+    let share = |thread: &ThreadTime| thread.run_queue_ns as f64 / thread.wall_ns.max(1) as f64;
+    let starved = worst.into_values().filter(|thread| {
+        let wanted = (thread.on_cpu_ns + thread.run_queue_ns).max(1) as f64;
+        thread.run_queue_ns >= MIN_NS
+            && share(thread) * 100.0 >= values.get(&SHARE)
+            && thread.run_queue_ns as f64 / wanted >= OF_WANTED
+    });
+    starved.map(|thread| finding(thread, share(thread), own, blocking)).collect()
+}
+
+fn finding(thread: &ThreadTime, share: f64, own: bool, blocking: &Blocking) -> Finding {
+    let ThreadTime { process, name, .. } = thread;
+    let instead = instead(thread.thread.pid, blocking);
+    let ran = match (own, &instead[..]) {
+        (true, _) => "; the target's own threads have the CPUs".to_owned(),
+        (false, []) => String::new(),
+        (false, names) => format!("; meanwhile ran {}", names.join(", ")),
+    };
+    let (severity, bottleneck, advice) = if own {
+        let advice = "use fewer threads, or more CPUs: more runs than there are CPUs for";
+        (Severity::Info, Bottleneck::Cpu, advice)
+    } else {
+        let severity = if share >= CRITICAL { Severity::Critical } else { Severity::Warning };
+        let advice =
+            "give it CPUs: move what runs beside it, raise its cgroup's cpu.weight or its nice value";
+        (severity, Bottleneck::CpuStarvation, advice)
+    };
+    Finding {
+        rule: RULE.name,
+        severity,
+        bottleneck,
+        process: ProcessName { pid: thread.thread.pid, name: process.clone() },
+        subject: "cpu".to_owned(),
+        title: format!(
+            "{:.0} % of the time thread {name} of {process} (pid {}) was ready and had no CPU{ran}",
+            100.0 * share,
+            thread.thread.pid
+        ),
+        advice: advice.to_owned(),
+        cost: Cost { ns: thread.run_queue_ns, share_of_wall: share.min(1.0), ..Cost::default() },
+        evidence: Vec::new(),
+        details: BTreeMap::from([
+            ("tid", json!(thread.thread.tid)),
+            ("run_queue_ns", json!(thread.run_queue_ns)),
+            ("on_cpu_ns", json!(thread.on_cpu_ns)),
+            ("own_threads", json!(own)),
+            ("instead", json!(instead)),
+        ]),
+    }
+}
+
+/// Threads that ran in those waits that were long enough to be told one by one, most time first.
+fn instead(pid: u32, blocking: &Blocking) -> Vec<String> {
+    let mut ran: BTreeMap<&str, u64> = BTreeMap::new();
+    for wait in blocking.long_waits.iter().filter(|wait| wait.thread.pid == pid) {
+        if let LongWaitKind::Starved { instead } = &wait.kind {
+            instead.iter().for_each(|of| *ran.entry(&of.name).or_default() += of.ns);
+        }
+    }
+    let mut ran: Vec<_> = ran.into_iter().filter(|(name, _)| !name.is_empty()).collect();
+    ran.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+    ran.into_iter().take(3).map(|(name, _)| name.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{detect::rule::Overrides, model::stack::ThreadKey};
+
+    fn run(on_cpu_ns: u64, run_queue_ns: u64) -> Run {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        let thread = ThreadTime {
+            thread: ThreadKey { pid: 7, tid: 7 },
+            process: "app".into(),
+            name: "main".into(),
+            wall_ns: 1_000_000_000,
+            on_cpu_ns,
+            run_queue_ns,
+            ..ThreadTime::default()
+        };
+        run.blocking = Some(Blocking { threads: vec![thread], ..Blocking::default() });
+        run
+    }
+
+    fn found(run: &Run) -> Vec<Finding> {
+        check(run, &Overrides::default().of(&RULE))
+    }
+
+    #[test]
+    fn many_short_waits_are_starvation() {
+        let starved = found(&run(300_000_000, 630_000_000));
+        assert_eq!((starved[0].severity, starved[0].cost.share_of_wall), (Severity::Critical, 0.63));
+        assert!(starved[0].title.starts_with("63 % of the time thread main"), "{}", starved[0].title);
+        assert!(found(&run(800_000_000, 150_000_000)).is_empty(), "every busy thread waits now and then");
+    }
+
+    #[test]
+    fn whoever_has_all_cpus_competes_with_himself() {
+        let mut run = run(300_000_000, 630_000_000);
+        run.cpu.meta.cpus = 2;
+        let blocking = run.blocking.as_mut().unwrap();
+        let busy = ThreadTime { on_cpu_ns: 1_600_000_000, run_queue_ns: 0, ..blocking.threads[0].clone() };
+        blocking.threads.push(busy);
+        assert_eq!((found(&run)[0].severity, found(&run)[0].bottleneck), (Severity::Info, Bottleneck::Cpu));
+    }
+}

@@ -1,0 +1,100 @@
+//! Much of the CPU time goes to garbage collection.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::{
+        groups,
+        rule::{Needs, Param, Rule, Unit, Values},
+    },
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::{Profile, Run},
+    },
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 20.0,
+    help: "CPU samples of a process in garbage collection",
+    flag: None,
+};
+
+/// Fewer samples say nothing.
+const MIN_SAMPLES: u64 = 100;
+/// A target that uses less of one CPU has time enough, percent.
+const MIN_CPU: f64 = 20.0;
+/// So much is critical, percent.
+const CRITICAL: f64 = 50.0;
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "gc-pressure",
+    summary: "much of the CPU time goes to garbage collection",
+    needs: &[Needs::Cpu],
+    params: &[SHARE],
+    check,
+    doc: "\
+The share of CPU samples in functions of a garbage collector (V8, HotSpot, CPython, Go, by their names) or in its threads. Work
+in the mutator's own allocation is not in it.
+
+Allocate less: reuse buffers, do not build what is thrown away. Or give the heap more room, so that it is collected less often
+(`node --max-semi-space-size=64`, `java -Xmn`, `GOGC=200`). If the heap is nearly full, look for a leak first.",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let mut processes: BTreeMap<u32, Profile> = BTreeMap::new();
+    for stack in &run.cpu.stacks {
+        let of = processes.entry(stack.thread.pid).or_insert_with(|| Profile {
+            stacks: Vec::new(),
+            total: 0,
+            ..run.cpu.clone()
+        });
+        of.total += stack.weight;
+        of.stacks.push(stack.clone());
+    }
+    let wall_ns = run.cpu.accounts.duration_ns.max(1);
+    let finding = |(pid, of): (u32, Profile)| {
+        let samples = groups::samples_of(&of, "garbage collection");
+        let share = 100.0 * samples as f64 / of.total.max(1) as f64;
+        let ns = of.estimated_ns(samples);
+        let cpu = 100.0 * of.estimated_ns(of.total) as f64 / wall_ns as f64;
+        if of.total < MIN_SAMPLES || share < values.get(&SHARE) || cpu < MIN_CPU {
+            return None;
+        }
+        let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.clone());
+        Some(Finding {
+            rule: RULE.name,
+            severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
+            bottleneck: Bottleneck::Memory,
+            title: format!("{share:.0} % of the CPU time of {name} (pid {pid}) goes to garbage collection"),
+            process: ProcessName { pid, name },
+            subject: String::new(),
+            advice: "allocate less in the hot paths below, or give the heap more room".to_owned(),
+            cost: Cost { ns, share_of_wall: (ns as f64 / wall_ns as f64).min(1.0), ..Cost::default() },
+            evidence: Vec::new(),
+            details: BTreeMap::from([("samples", json!(samples)), ("of_samples", json!(of.total))]),
+        })
+    };
+    processes.into_iter().filter_map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{detect::rule::Overrides, model::report::fixtures};
+
+    #[test]
+    fn a_collector_that_takes_a_third_is_told() {
+        let found = |gc, other| {
+            let run = fixtures::run(&[("main;v8::internal::Scavenger::Process", gc), ("main;work", other)]);
+            check(&run, &Overrides::default().of(&RULE)).first().map(|finding| finding.severity)
+        };
+        assert_eq!(found(40, 80), Some(Severity::Warning));
+        assert_eq!(found(80, 40), Some(Severity::Critical));
+        assert_eq!((found(10, 110), found(20, 20)), (None, None), "little, and few samples");
+    }
+}

@@ -1,0 +1,137 @@
+//! An event loop waits for something in the middle of an iteration: spawnSync, execSync, a nested loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use crate::{
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::{SHOWN, at, path},
+    },
+    model::{
+        cause::WaitCause,
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        report::{ProfileStack, Run},
+        stack::ThreadKey,
+    },
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 1.0,
+    help: "Wall time that the loop's thread waits inside its own callbacks",
+    flag: None,
+};
+
+/// So much is critical, percent.
+const CRITICAL: f64 = 10.0;
+/// Functions of a loop's own wait, counted from the wait, by which a nested loop is known.
+const LOOP: usize = 8;
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "nested-wait",
+    summary: "an event loop waits inside one of its own callbacks, and serves nobody meanwhile",
+    needs: &[Needs::Waits],
+    params: &[SHARE],
+    check,
+    doc: "\
+Some calls run an event loop of their own until what they wait for has happened: `spawnSync` and `execSync` of Node.js, nested
+main loops of GUI toolkits, `run_until_complete` in a callback. To the kernel the thread waits in epoll as ever, and looks idle;
+but its own loop does not turn, and nobody is served. Such waits are known by their stacks: the functions of the loop's wait
+are in them twice.
+
+Use the asynchronous form (`spawn`, `execFile`, `await`), or do it in a worker thread.",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let (Some(blocking), Some(off_cpu)) = (&run.blocking, &run.off_cpu) else { return Vec::new() };
+    let loops: BTreeSet<ThreadKey> = blocking.loops.iter().map(|of| of.thread).collect();
+    // By thread and the callback's function: time, heaviest stack.
+    let mut nested: BTreeMap<(ThreadKey, String), (u64, &ProfileStack)> = BTreeMap::new();
+    for stack in
+        off_cpu.stacks.iter().filter(|of| of.cause == Some(WaitCause::Poll) && loops.contains(&of.thread))
+    {
+        let Some(callback) = callback(run, &stack.frames) else { continue };
+        let of = nested.entry((stack.thread, callback)).or_insert((0, stack));
+        of.0 += stack.weight;
+        if stack.weight > of.1.weight {
+            of.1 = stack;
+        }
+    }
+    let wall_ns = run.cpu.accounts.duration_ns.max(1) as f64;
+    let finding = |((thread, callback), (ns, stack)): ((ThreadKey, String), (u64, &ProfileStack))| {
+        let share = 100.0 * ns as f64 / wall_ns;
+        (share >= values.get(&SHARE)).then(|| Finding {
+            rule: RULE.name,
+            severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
+            bottleneck: Bottleneck::Process,
+            process: ProcessName { pid: thread.pid, name: stack.process.clone() },
+            title: format!(
+                "{share:.0} % of the time the event loop of {} (pid {}) waits inside a callback, in {callback}",
+                stack.process, thread.pid
+            ),
+            subject: callback,
+            advice: "use the asynchronous form of the call (spawn, execFile, await), or a worker thread".to_owned(),
+            cost: Cost { ns, share_of_wall: (share / 100.0).min(1.0), ..Cost::default() },
+            evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+            details: BTreeMap::from([("tid", json!(thread.tid)), ("waited_ns", json!(ns))]),
+        })
+    };
+    nested.into_iter().filter_map(finding).collect()
+}
+
+/// The function that runs a loop inside another, if this is the stack of one: the caller of the inner loop.
+fn callback(run: &Run, frames: &[usize]) -> Option<String> {
+    let path = path(run.names(), frames);
+    let inner = path.len().saturating_sub(LOOP);
+    (inner.max(1)..path.len()).find_map(|i| {
+        let outer = path[..i].iter().rposition(|of| of.name == path[i].name)?;
+        // A function that calls itself directly is recursion, not a loop in a callback.
+        (i - outer > 2).then(|| at(path[i - 1]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::rule::Overrides,
+        model::{
+            kind::OFF_CPU,
+            report::fixtures,
+            wait::{Blocking, EventLoop},
+        },
+    };
+
+    /// A loop whose wait is `inner` for a part of the time, ns of one second.
+    fn found(inner: &str, ns: u64) -> Vec<Finding> {
+        let stacks = [("main;Start;uv_run;uv__io_poll;epoll_pwait", 1_000_000_000 - ns), (inner, ns)];
+        let mut run = fixtures::run(&stacks);
+        let mut off_cpu = run.cpu.clone();
+        off_cpu.kind = OFF_CPU;
+        off_cpu.stacks.iter_mut().for_each(|stack| stack.cause = Some(WaitCause::Poll));
+        let thread = off_cpu.stacks[0].thread;
+        run.off_cpu = Some(off_cpu);
+        run.blocking = Some(Blocking {
+            loops: vec![EventLoop { thread, ..EventLoop::default() }],
+            ..Blocking::default()
+        });
+        check(&run, &Overrides::default().of(&RULE))
+    }
+
+    #[test]
+    fn a_loop_in_a_callback_is_no_idle_wait() {
+        let sync = "main;Start;uv_run;uv__io_poll;onRequest;spawnSync;SyncRun;uv_run;uv__io_poll;epoll_pwait";
+        let found_sync = found(sync, 300_000_000);
+        assert_eq!(found_sync[0].severity, Severity::Critical);
+        assert!(
+            found_sync[0].title.contains("30 % of the time") && found_sync[0].subject.starts_with("SyncRun"),
+            "{found_sync:?}"
+        );
+        assert!(found(sync, 1_000_000).is_empty(), "a thousandth");
+        assert!(found("main;Start;uv_run;uv__io_poll;epoll_pwait2", 300_000_000).is_empty(), "its own wait");
+    }
+}

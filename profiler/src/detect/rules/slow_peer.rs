@@ -1,0 +1,180 @@
+//! The process waits for answers of a peer.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::rule::{Needs, Param, Rule, Unit, Values},
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        units::{thousands, time},
+    },
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 20.0,
+    help: "Wall time in which an answer of the peer is awaited",
+    flag: None,
+};
+const ANSWER: Param = Param {
+    name: "answer",
+    unit: Unit::Seconds,
+    default: 0.05,
+    help: "Mean time to an answer from which on waiting for it is a warning, not a note",
+    flag: None,
+};
+
+/// Fewer looks say nothing.
+const MIN_SAMPLES: u64 = 4;
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "slow-peer",
+    summary: "the process waits for the answers of a peer",
+    needs: &[Needs::Vitals],
+    params: &[SHARE, ANSWER],
+    check,
+    doc: "\
+The process has sent something to a peer that it connected to, and the answer has not come yet, for a large part of the time. A
+server that waits in epoll for its own upstream looks idle otherwise. With `--syscalls` the times from each request to its answer
+are added up; without, the kernel is asked about once a second which connections last sent and have not received since.
+
+The time is spent at the peer or on the way to it: profile the peer. If the answers are needed one after the other, ask for
+them at once; a cache, or a timeout, may help.",
+};
+
+/// What is known of one peer of one process.
+#[derive(Default)]
+struct Waits {
+    process: String,
+    /// Time to all answers, and their number: with system calls.
+    ns: u64,
+    answers: u64,
+    /// Share of looks that found an answer awaited.
+    awaited: f64,
+}
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let mut peers: BTreeMap<(u32, String), Waits> = BTreeMap::new();
+    let processes = || run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    for of in processes() {
+        for peer in of.peers.iter().filter(|peer| !peer.clients && peer.samples >= MIN_SAMPLES) {
+            let waits = peers.entry((of.pid, peer.peer.clone())).or_default();
+            waits.process.clone_from(&of.process);
+            waits.awaited = peer.awaited as f64 / peer.samples as f64;
+        }
+    }
+    for of in run.calls.iter().flat_map(|calls| &calls.objects) {
+        let Some((_, peer)) = of.object.strip_prefix("tcp ").and_then(|rest| rest.split_once(" -> ")) else {
+            continue;
+        };
+        // Who answers there is its client: known by its own port.
+        let known = processes().any(|vitals| {
+            vitals.pid == of.pid && vitals.peers.iter().any(|known| !known.clients && known.peer == peer)
+        });
+        if known && of.round_trips > 0 {
+            let waits = peers.entry((of.pid, peer.to_owned())).or_default();
+            waits.process.clone_from(&of.process);
+            waits.ns += of.round_trip_ns;
+            waits.answers += of.round_trips;
+        }
+    }
+    peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values)).collect()
+}
+
+fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) -> Option<Finding> {
+    let wall_ns = run.cpu.accounts.duration_ns.max(1);
+    let measured = waits.ns as f64 / wall_ns as f64;
+    let share = measured.max(waits.awaited).min(1.0);
+    let mean_ns = waits.ns / waits.answers.max(1);
+    if 100.0 * share < values.get(&SHARE) {
+        return None;
+    }
+    let how = match waits.answers {
+        0 => format!("in {:.0} % of the looks an answer was awaited", 100.0 * waits.awaited),
+        n => format!("{} answers took {} each", thousands(n), time(mean_ns)),
+    };
+    let slow = mean_ns >= values.ns(&ANSWER);
+    Some(Finding {
+        rule: RULE.name,
+        severity: if slow { Severity::Warning } else { Severity::Info },
+        bottleneck: Bottleneck::Network,
+        process: ProcessName { pid, name: waits.process.clone() },
+        subject: peer.to_owned(),
+        title: format!(
+            "{:.0} % of the time {} (pid {pid}) waits for {peer}: {how}",
+            100.0 * share,
+            waits.process
+        ),
+        advice: "profile that peer; ask it for more at once, or in parallel".to_owned(),
+        cost: Cost { ns: (share * wall_ns as f64) as u64, share_of_wall: share, ..Cost::default() },
+        evidence: Vec::new(),
+        details: BTreeMap::from([
+            ("answers", json!(waits.answers)),
+            ("mean_answer_ns", json!(mean_ns)),
+            ("awaited_share", json!(waits.awaited)),
+        ]),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::{judge, rule::Overrides},
+        model::{
+            syscall::{Calls, ObjectIo},
+            vitals::{Peer, ProcessVitals, Vitals},
+        },
+    };
+
+    fn run(awaited: u64) -> Run {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        run.blocking = Some(crate::model::wait::Blocking::default());
+        let peer = Peer { peer: "10.0.0.2:80".into(), samples: 10, awaited, ..Peer::default() };
+        let of = ProcessVitals {
+            pid: 7,
+            process: "api".into(),
+            samples: 10,
+            peers: vec![peer],
+            ..ProcessVitals::default()
+        };
+        run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+        run
+    }
+
+    #[test]
+    fn who_waits_for_an_upstream_is_not_idle() {
+        let mut run = run(9);
+        judge(&mut run, &Overrides::default());
+        let verdict = run.verdict.clone().unwrap();
+        assert_eq!(verdict.bottleneck, Bottleneck::Network);
+        assert!(
+            verdict.sentence.contains("90 % of the time api (pid 7) waits for 10.0.0.2:80"),
+            "{verdict:?}"
+        );
+        let object = ObjectIo {
+            pid: 7,
+            process: "api".into(),
+            object: "tcp 10.0.0.1:4711 -> 10.0.0.2:80".into(),
+            round_trips: 30,
+            round_trip_ns: 9_000_000_000,
+            ..ObjectIo::default()
+        };
+        run.calls = Some(Calls { objects: vec![object], ..Calls::default() });
+        judge(&mut run, &Overrides::default());
+        let slow = run.findings.iter().find(|finding| finding.rule == RULE.name).unwrap();
+        assert_eq!(slow.severity, Severity::Warning);
+        assert!(slow.title.contains("30 answers took 300 ms each"), "{}", slow.title);
+    }
+
+    #[test]
+    fn an_answer_that_comes_at_once_is_no_wait() {
+        assert!(check(&run(1), &Overrides::default().of(&RULE)).is_empty());
+    }
+}

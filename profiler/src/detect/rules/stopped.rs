@@ -1,0 +1,69 @@
+//! A process is stopped.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::rule::{Needs, Rule, Values},
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        vitals::ProcessVitals,
+    },
+};
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "stopped",
+    summary: "a process is stopped by a signal or a debugger",
+    needs: &[Needs::Vitals],
+    params: &[],
+    check,
+    doc: "\
+The process was found in state T or t of `/proc/PID/stat` at least twice, and more often than not: SIGSTOP, SIGTSTP or SIGTTIN
+stopped it, or a debugger holds it. It does nothing until SIGCONT comes, or the debugger lets it go.
+
+`kill -CONT PID` lets it go on; `grep TracerPid /proc/PID/status` names the debugger.",
+};
+
+fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
+    let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    processes.filter(|of| of.stopped >= 2 && of.stopped * 2 >= of.samples).map(finding).collect()
+}
+
+fn finding(of: &ProcessVitals) -> Finding {
+    let share = of.stopped as f64 / of.samples.max(1) as f64;
+    Finding {
+        rule: RULE.name,
+        severity: Severity::Critical,
+        bottleneck: Bottleneck::Process,
+        process: ProcessName { pid: of.pid, name: of.process.clone() },
+        subject: String::new(),
+        title: format!(
+            "{} (pid {}) is stopped by a signal or a debugger: so it was in {} of {} looks",
+            of.process, of.pid, of.stopped, of.samples
+        ),
+        advice: format!("`kill -CONT {0}`; `grep TracerPid /proc/{0}/status` names a debugger", of.pid),
+        cost: Cost { ns: (of.span_ns as f64 * share) as u64, share_of_wall: share, ..Cost::default() },
+        evidence: Vec::new(),
+        details: BTreeMap::from([("stopped", json!(of.stopped)), ("looks", json!(of.samples))]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{detect::rule::Overrides, model::vitals::Vitals};
+
+    #[test]
+    fn once_is_not_stopped() {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        let mut of = |stopped, samples| {
+            let processes = vec![ProcessVitals { stopped, samples, ..ProcessVitals::default() }];
+            run.vitals = Some(Vitals { processes, unlisted: 0 });
+            check(&run, &Overrides::default().of(&RULE)).len()
+        };
+        assert_eq!([of(1, 1), of(2, 3), of(2, 10)], [0, 1, 0]);
+    }
+}

@@ -1,0 +1,132 @@
+//! All threads of a pool are busy: what is queued for them waits.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::rule::{Needs, Param, Rule, Unit, Values},
+    model::{
+        cause::WaitCause,
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        wait::ThreadTime,
+    },
+};
+
+const IDLE: Param = Param {
+    name: "idle",
+    unit: Unit::Percent,
+    default: 5.0,
+    help: "Wall time that the idlest thread of a pool waits for jobs; less is saturated",
+    flag: None,
+};
+
+/// Pools of fixed size, by the names of their threads: name, whose it is, what sets its size.
+const POOLS: [(&str, &str, &str); 5] = [
+    ("libuv-worker", "libuv's pool (files, DNS, crypto, zlib)", "UV_THREADPOOL_SIZE"),
+    ("rayon-worker", "rayon's pool", "RAYON_NUM_THREADS"),
+    ("ForkJoinPool", "a ForkJoinPool", "its parallelism"),
+    ("pool-", "an executor's pool", "its size"),
+    ("ThreadPoolExec", "a ThreadPoolExecutor", "max_workers"),
+];
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "thread-pool-saturated",
+    summary: "all threads of a pool are busy all the time, so that jobs wait for one",
+    needs: &[Needs::Waits],
+    params: &[IDLE],
+    check,
+    doc: "\
+A pool of fixed size, known by the names of its threads (libuv, rayon, ForkJoinPool, executors), none of whose threads waits for
+jobs for a noteworthy part of the time. Whatever is queued waits for the jobs before it: with libuv that is each file, DNS
+look-up, crypto and zlib call of the program.
+
+Look at what the threads do (below, by their name). If they wait, a larger pool helps; if they compute, more CPUs do.",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let mut pools: BTreeMap<(u32, usize), Vec<&ThreadTime>> = BTreeMap::new();
+    for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
+        // Threads that lived for a part of the run only say little.
+        let whole = thread.wall_ns * 2 >= run.cpu.accounts.duration_ns;
+        if let Some(pool) =
+            POOLS.iter().position(|(name, ..)| thread.name.starts_with(name)).filter(|_| whole)
+        {
+            pools.entry((thread.thread.pid, pool)).or_default().push(thread);
+        }
+    }
+    let saturated = pools.into_iter().filter_map(|((pid, pool), threads)| {
+        let idle = threads.iter().map(|thread| 100.0 * idle(thread)).fold(0.0, f64::max);
+        (threads.len() > 1 && idle < values.get(&IDLE)).then(|| finding(pid, pool, &threads))
+    });
+    saturated.collect()
+}
+
+/// Share of its time that a thread waits for a job.
+fn idle(thread: &ThreadTime) -> f64 {
+    let parked = |cause: &WaitCause| matches!(cause, WaitCause::Park | WaitCause::Unknown | WaitCause::Poll);
+    let ns: u64 = thread.blocked.iter().filter(|(cause, _)| parked(cause)).map(|(_, ns)| ns).sum();
+    ns as f64 / thread.wall_ns.max(1) as f64
+}
+
+fn finding(pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding {
+    let (_, whose, size) = POOLS[pool];
+    let mut sum = ThreadTime::default();
+    threads.iter().for_each(|thread| sum.add(thread));
+    let share = |ns: u64| 100.0 * ns as f64 / sum.wall_ns.max(1) as f64;
+    let most = sum.blocked.iter().max_by_key(|(_, ns)| *ns).copied().unwrap_or((WaitCause::Unknown, 0));
+    let (what, bottleneck) = if most.1 > sum.on_cpu_ns {
+        (
+            format!("{:.0} % of the time in {}", share(most.1), most.0.words()),
+            crate::detect::words::bottleneck(most.0),
+        )
+    } else {
+        (format!("{:.0} % of the time on a CPU", share(sum.on_cpu_ns)), Bottleneck::Cpu)
+    };
+    let process = threads.first().map_or_else(String::new, |thread| thread.process.clone());
+    Finding {
+        rule: RULE.name,
+        severity: Severity::Warning,
+        bottleneck,
+        subject: whose.to_owned(),
+        title: format!(
+            "all {} threads of {whose} of {process} (pid {pid}) are busy, {what}: jobs wait for one",
+            threads.len()
+        ),
+        process: ProcessName { pid, name: process },
+        advice: format!("look at what they do; if they wait, enlarge the pool ({size})"),
+        cost: Cost { ns: sum.wall_ns, share_of_wall: 1.0, ..Cost::default() },
+        evidence: Vec::new(),
+        details: BTreeMap::from([("threads", json!(threads.len())), ("on_cpu_ns", json!(sum.on_cpu_ns))]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::rule::Overrides,
+        model::{stack::ThreadKey, wait::Blocking},
+    };
+
+    #[test]
+    fn a_pool_with_an_idle_thread_is_not_saturated() {
+        let found = |idle_ns: u64| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            let thread = |tid, idle| ThreadTime {
+                thread: ThreadKey { pid: 7, tid },
+                process: "node".into(),
+                name: "libuv-worker".into(),
+                wall_ns: 1_000_000_000,
+                blocked: vec![(WaitCause::Disk, 1_000_000_000 - idle), (WaitCause::Park, idle)],
+                ..ThreadTime::default()
+            };
+            let threads = vec![thread(8, 0), thread(9, 0), thread(10, idle_ns)];
+            run.blocking = Some(Blocking { threads, ..Blocking::default() });
+            check(&run, &Overrides::default().of(&RULE)).first().map(|finding| finding.bottleneck)
+        };
+        assert_eq!((found(10_000_000), found(300_000_000)), (Some(Bottleneck::Io), None));
+    }
+}

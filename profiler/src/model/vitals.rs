@@ -1,0 +1,114 @@
+//! What `/proc` says about the targets from outside, about once a second: descriptors, connections, children, throttling.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::series::Series;
+
+/// Of all targets that were looked at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Vitals {
+    /// Each process, at most 64.
+    pub processes: Vec<ProcessVitals>,
+    /// Targets that were not looked at, because there are too many.
+    pub unlisted: u64,
+}
+
+/// Of one process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessVitals {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub process: String,
+    /// How often it was looked at.
+    pub samples: u64,
+    /// From the first look to the last, ns.
+    pub span_ns: u64,
+    /// Looks that found it stopped, by a signal or a debugger.
+    pub stopped: u64,
+    /// It listens for connections.
+    pub listens: bool,
+    /// Most connections it had at once, internet and Unix sockets.
+    pub most_connections: u64,
+    /// Open descriptors over time.
+    pub descriptors: Series<Descriptors>,
+    /// How many it may have open (RLIMIT_NOFILE, soft); none for no limit.
+    pub descriptor_limit: Option<u64>,
+    /// Open descriptors by what they are; an estimate where it has more than 1,024.
+    pub kinds: Vec<DescriptorKind>,
+    /// Internet peers, by connections at once, most first.
+    pub peers: Vec<Peer>,
+    /// CPU time of its children that are no targets, ns; those that have ended and were waited for, too.
+    pub children_cpu_ns: u64,
+    /// The busiest of these that were seen alive.
+    pub children: Vec<Child>,
+    /// How its cgroup's CPU quota held it up, where there is one.
+    pub throttling: Option<Throttling>,
+}
+
+/// Open descriptors at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptors {
+    /// CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// How many.
+    pub open: u64,
+}
+
+/// Descriptors of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorKind {
+    /// Kind, with its peer or the folder of its path.
+    pub kind: String,
+    /// How many at the first look, and at the last.
+    pub first: u64,
+    /// See `first`.
+    pub last: u64,
+}
+
+/// Connections with one peer: an address and port that the process connects to, or all clients of a port of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// `ADDRESS:PORT`, or `clients of :PORT`.
+    pub peer: String,
+    /// It is the clients of a port of the process's own.
+    pub clients: bool,
+    /// Most connections at once.
+    pub most: u64,
+    /// Connections seen, one after the other or at once.
+    pub seen: u64,
+    /// Most connections in TIME_WAIT at once, in the whole network namespace.
+    pub most_time_wait: u64,
+    /// Looks that found a connection which waits for its other side to answer the first packet.
+    pub connecting: u64,
+    /// Looks that found it, and those in which something had been sent to it and no answer had come.
+    pub samples: u64,
+    /// See `samples`.
+    pub awaited: u64,
+}
+
+/// A child that is no target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Child {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub process: String,
+    /// CPU time it used during the run, ns.
+    pub cpu_ns: u64,
+}
+
+/// What a CPU quota did during the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Throttling {
+    /// The cgroup with the quota.
+    pub cgroup: String,
+    /// CPUs it may use; none where that is not known.
+    pub cpus: Option<f64>,
+    /// Periods that passed, and those in which the quota was used up.
+    pub periods: u64,
+    /// See `periods`.
+    pub throttled_periods: u64,
+    /// Time that its threads were held back, ns.
+    pub throttled_ns: u64,
+}

@@ -1,0 +1,311 @@
+//! The report as one page: the verdict, at most seven findings, and ten lines each about functions, waits and memory.
+//! Tables of evidence and costs are written with `--details`.
+
+use std::{collections::BTreeMap, io::Write};
+
+use anyhow::Result;
+
+use super::text::{Keep, Style, fit, line, paragraph, told};
+use crate::{
+    detect::{
+        groups::groups,
+        hotspot::{self, Hotspot},
+        paths::paths,
+    },
+    model::{
+        finding::{Bottleneck, Finding, Severity, Verdict},
+        report::{Names, Run},
+        units::{bytes, count, percent, time},
+        wait::ThreadTime,
+    },
+};
+
+/// Findings shown, besides that of the verdict.
+const FINDINGS: usize = 6;
+/// Lines about call paths, threads, processes and memory.
+const PATHS: usize = 6;
+const THREADS: usize = 5;
+const PROCESSES: usize = 8;
+const MEMORY: usize = 3;
+/// Branches of the call tree with a smaller share of all samples are left out.
+const CUT: f64 = 0.05;
+/// Columns that all of it fits in.
+pub const COLUMNS: usize = 100;
+
+/// Writes the verdict and everything below it.
+pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    header(run, style, out)?;
+    let Some(verdict) = &run.verdict else { return Ok(()) };
+    write_verdict(run, verdict, style, out)?;
+    findings(run, verdict, style, out)?;
+    processes(run, style, out)?;
+    functions(run, style, out)?;
+    threads(run, style, out)?;
+    memory(run, style, out)?;
+    last(run, verdict, style, out)
+}
+
+fn header(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let (meta, accounts) = (&run.cpu.meta, &run.cpu.accounts);
+    let text = format!(
+        "{}: {}, {}, {}",
+        meta.target,
+        time(accounts.duration_ns),
+        count(u64::from(meta.cpus), "CPU"),
+        count(run.cpu.total, "sample"),
+    );
+    line(&style.bold(&fit(&text, usize::MAX, Keep::Start)), &Style { width: None, ..*style }, out)
+}
+
+fn write_verdict(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let finding = verdict.finding.and_then(|at| run.findings.get(at));
+    let colour = match finding.map(|finding| finding.severity) {
+        Some(Severity::Critical) => "1;31",
+        Some(Severity::Warning) => "1;33",
+        _ => "1;32",
+    };
+    let share = match verdict.share_of_wall {
+        share if share >= 0.005 && verdict.bottleneck != Bottleneck::None => {
+            format!(" ({:.0} % of the time)", 100.0 * share)
+        }
+        _ => String::new(),
+    };
+    let label = format!("{}{share}:", verdict.bottleneck.words());
+    paragraph(&label, colour, &verdict.sentence, 2, style, out)?;
+    if let Some(finding) = finding {
+        place(run.names(), finding, 2, style, out)?;
+    }
+    if !verdict.advice.is_empty() {
+        paragraph("  ->", "1", &verdict.advice, 5, style, out)?;
+    }
+    paragraph("  sure?", "2", &verdict.certainty, 8, style, out)
+}
+
+fn findings(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let others: Vec<&Finding> = run
+        .findings
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| Some(*at) != verdict.finding)
+        .map(|(_, finding)| finding)
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    for finding in others.iter().take(FINDINGS) {
+        let (label, colour) = match finding.severity {
+            Severity::Critical => ("CRITICAL", "1;31"),
+            Severity::Warning => ("WARNING ", "33"),
+            Severity::Info => ("note    ", "2"),
+        };
+        paragraph(label, colour, &finding.title, 9, style, out)?;
+        if finding.severity > Severity::Info {
+            place(run.names(), finding, 9, style, out)?;
+            if !finding.advice.is_empty() {
+                paragraph("      ->", "1", &finding.advice, 9, style, out)?;
+            }
+        }
+    }
+    let rest = others.len().saturating_sub(FINDINGS);
+    if rest > 0 {
+        writeln!(out, "         {} more (--details)", count(rest as u64, "finding"))?;
+    }
+    Ok(())
+}
+
+/// Where a finding shows, in one line: innermost first.
+fn place(names: &Names, finding: &Finding, indent: usize, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(evidence) = finding.evidence.first() else { return Ok(()) };
+    let label = if evidence.label.is_empty() { "at" } else { evidence.label };
+    let text = format!("{:indent$}{label} {}", "", told(names, &evidence.frames, evidence.shown).join(" < "));
+    line(&text, style, out)
+}
+
+/// Which process, where there are several.
+fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let wall_ns = run.cpu.accounts.duration_ns;
+    // Time on CPUs and waiting for one, ns.
+    let mut processes: BTreeMap<(u32, &str), (u64, u64)> = BTreeMap::new();
+    match &run.blocking {
+        Some(blocking) => {
+            for thread in blocking.threads.iter().filter(|thread| thread.thread.pid != 0) {
+                let of = processes.entry((thread.thread.pid, &thread.process)).or_default();
+                *of = (of.0 + thread.on_cpu_ns, of.1 + thread.run_queue_ns);
+            }
+        }
+        None => {
+            for stack in &run.cpu.stacks {
+                let of = processes.entry((stack.thread.pid, &stack.process)).or_default();
+                of.0 += run.cpu.estimated_ns(stack.weight);
+            }
+        }
+    }
+    if processes.len() < 2 {
+        return Ok(());
+    }
+    let mut hottest: BTreeMap<u32, (u64, &str)> = BTreeMap::new();
+    for stack in &run.cpu.stacks {
+        let most = hottest.entry(stack.thread.pid).or_default();
+        if let Some((function, ..)) = run.cpu.functions(stack).next().filter(|_| stack.weight > most.0) {
+            *most = (stack.weight, &function.name);
+        }
+    }
+    let mut processes: Vec<_> = processes.into_iter().collect();
+    processes.sort_by_key(|&(who, (cpu, queue))| (std::cmp::Reverse(cpu + queue), who));
+    let title = format!(
+        "{}, busiest first",
+        count(processes.len() as u64, "process").replace("processs", "processes")
+    );
+    writeln!(out, "\n{}", style.bold(&title))?;
+    writeln!(out, "{}", style.dim(&format!("{:>6}  {:>6}  process: most of it in", "% CPU", "queue")))?;
+    for ((pid, name), (cpu, queue)) in processes.iter().take(PROCESSES) {
+        let most = hottest.get(pid).map_or_else(String::new, |(_, function)| format!(": {function}"));
+        let text = format!(
+            "{:>6.1}  {:>6.1}  {name} (pid {pid}){most}",
+            percent(*cpu, wall_ns),
+            percent(*queue, wall_ns)
+        );
+        line(&text, style, out)?;
+    }
+    if processes.len() > PROCESSES {
+        writeln!(out, "                {} more (--details)", processes.len() - PROCESSES)?;
+    }
+    Ok(())
+}
+
+fn functions(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let profile = &run.cpu;
+    if profile.total == 0 {
+        return Ok(());
+    }
+    let hotspots = hotspot::hotspots(profile);
+    writeln!(out, "\n{}", style.bold("hot functions, % of CPU samples"))?;
+    for hotspot in hotspots.iter().filter(|of| of.self_samples > 0).take(style.top) {
+        function(hotspot, profile.total, style, out)?;
+    }
+    let found: Vec<String> = groups(profile)
+        .iter()
+        .filter(|group| percent(group.samples, profile.total) >= 1.0)
+        .map(|group| format!("{} {:.0} %", group.name, percent(group.samples, profile.total)))
+        .collect();
+    if !found.is_empty() {
+        line(&format!("  kinds of work: {}", found.join(", ")), style, out)?;
+    }
+    let paths = paths(profile, CUT);
+    if paths.len() < 2 {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", style.bold("hot paths, caller before callee"))?;
+    for path in paths.iter().take(PATHS) {
+        let functions = match &path.functions[..] {
+            [first, .., before, last] if path.functions.len() > 3 => {
+                format!("{first} > … > {before} > {last}")
+            }
+            functions => functions.join(" > "),
+        };
+        let indent = "  ".repeat(path.depth.min(8));
+        line(&format!("{:>6.1}  {indent}{functions}", percent(path.samples, profile.total)), style, out)?;
+    }
+    Ok(())
+}
+
+fn function(of: &Hotspot, total: u64, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let own = percent(of.self_samples, total);
+    let module = of.module.rsplit('/').next().unwrap_or(&of.module);
+    let place = of.location.as_deref().map_or_else(
+        || module.to_owned(),
+        |location| location.rsplit('/').next().unwrap_or(location).to_owned(),
+    );
+    let room = style.width.unwrap_or(COLUMNS).saturating_sub(16);
+    let place = fit(&place, place.chars().count().min(room / 2), Keep::End);
+    let name = fit(&of.function, of.function.chars().count().min(room - place.chars().count()), Keep::Start);
+    writeln!(out, "{}  {name}  {}", style.heat(&format!("{own:>6.1}"), own), style.dim(&place))?;
+    Ok(())
+}
+
+/// Threads by what they do, those of one name as one.
+fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(blocking) = &run.blocking else { return Ok(()) };
+    let mut groups: BTreeMap<(u32, &str), (ThreadTime, u64)> = BTreeMap::new();
+    for thread in &blocking.threads {
+        let (sum, threads) = groups.entry((thread.thread.pid, &thread.name)).or_default();
+        sum.process.clone_from(&thread.process);
+        sum.add(thread);
+        *threads += 1;
+    }
+    let mut groups: Vec<_> = groups.into_iter().filter(|(_, (sum, _))| sum.wall_ns > 0).collect();
+    groups.sort_by_key(|(who, (sum, _))| (std::cmp::Reverse(sum.not_idle_ns()), *who));
+    if groups.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", style.bold("where the time of threads went, %"))?;
+    writeln!(
+        out,
+        "{}",
+        style.dim(&format!("{:>6}  {:>6}  {:>6}  thread: blocked in", "on CPU", "queue", "blocked"))
+    )?;
+    for ((pid, name), (sum, number)) in groups.iter().take(THREADS) {
+        let share = |ns| percent(ns, sum.wall_ns);
+        let mut causes = sum.blocked.clone();
+        causes.retain(|&(_, ns)| share(ns) >= 0.5);
+        causes.sort_by_key(|&(cause, ns)| (std::cmp::Reverse(ns), cause));
+        let blocked: u64 = sum.blocked.iter().map(|(_, ns)| ns).sum();
+        let causes: Vec<String> = causes
+            .into_iter()
+            .take(3)
+            .map(|(cause, ns)| format!("{} {:.0}", cause.words(), share(ns)))
+            .collect();
+        let times = if *number > 1 { format!(" ×{number}") } else { String::new() };
+        let text = format!(
+            "{:>6.1}  {:>6.1}  {:>7.1}  {name}{times}, {} (pid {pid}){}{}",
+            share(sum.on_cpu_ns),
+            share(sum.run_queue_ns),
+            share(blocked),
+            sum.process,
+            if causes.is_empty() { "" } else { ": " },
+            causes.join(", "),
+        );
+        line(&text, style, out)?;
+    }
+    if groups.len() > THREADS {
+        writeln!(out, "{:25}{} more (--details)", "", groups.len() - THREADS)?;
+    }
+    Ok(())
+}
+
+fn memory(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(memory) = &run.memory else { return Ok(()) };
+    let held =
+        |of: &&crate::model::memory::Footprint| of.growth.last().map_or(0, |growth| growth.held_bytes());
+    let mut processes: Vec<_> = memory.processes.iter().filter(|of| of.growth.last().is_some()).collect();
+    processes.sort_by_key(|of| std::cmp::Reverse(held(of)));
+    for (i, of) in processes.iter().take(MEMORY).enumerate() {
+        let first = of.growth.points().first().map_or(0, |growth| growth.held_bytes());
+        let grew = held(of) as f64 - first as f64;
+        let title = if i == 0 { format!("\n{}: ", style.bold("memory")) } else { "        ".to_owned() };
+        let text = format!(
+            "{} (pid {}) holds {}, {}{} in this run",
+            of.process,
+            of.pid,
+            bytes(held(of) as f64),
+            if grew < 0.0 { "-" } else { "+" },
+            bytes(grew.abs()),
+        );
+        write!(out, "{title}")?;
+        line(&text, &Style { width: style.width.map(|width| width.saturating_sub(8)), ..*style }, out)?;
+    }
+    Ok(())
+}
+
+/// What the run could not see, and where to look next.
+fn last(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) -> Result<()> {
+    writeln!(out)?;
+    if !verdict.blind.is_empty() {
+        paragraph("not seen:", "2", &verdict.blind.join("; "), 10, style, out)?;
+    }
+    let more = if verdict.more.is_empty() { String::new() } else { format!("{}; ", verdict.more) };
+    let rules = verdict.finding.and_then(|at| run.findings.get(at));
+    let rules = rules.map_or_else(String::new, |finding| format!("; `profiler rules {}`", finding.rule));
+    paragraph("next:", "1", &format!("{more}--details for all tables{rules}"), 6, style, out)
+}

@@ -1,0 +1,208 @@
+//! Which TCP connections wait for an answer: the kernel knows of each when it last sent and when it last received.
+//! Asked by netlink (sock_diag(7)), in the network namespace of the process.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::Path,
+};
+
+/// Most namespaces whose socket is kept open.
+const MAX_NAMESPACES: usize = 16;
+/// Most that is read at each look, bytes: some 25,000 connections.
+const MAX_BYTES: usize = 8 * 1024 * 1024;
+
+// include/uapi/linux/{sock_diag,inet_diag,tcp}.h.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const INET_DIAG_INFO: u16 = 2;
+const ESTABLISHED: u32 = 1 << 1;
+const HEADER: usize = 16;
+const MESSAGE: usize = 72;
+/// Of inet_diag_msg.
+const INODE: usize = 68;
+/// Of tcp_info: the first two in ms ago.
+const LAST_DATA_SENT: usize = 44;
+const LAST_DATA_RECEIVED: usize = 52;
+const BYTES_RECEIVED: usize = 128;
+
+/// A netlink socket for each network namespace of the targets.
+#[derive(Debug, Default)]
+pub struct SockDiag(BTreeMap<u64, Option<OwnedFd>>);
+
+impl SockDiag {
+    /// Inodes of the connections in a process's namespace on which it sent something later than it received: those of which
+    /// an answer is awaited. None where that cannot be asked.
+    pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> BTreeSet<u64> {
+        let path = proc_root.join(format!("{pid}/ns/net"));
+        let Ok(namespace) = fs::metadata(&path).map(|metadata| metadata.ino()) else {
+            return BTreeSet::new();
+        };
+        if self.0.len() >= MAX_NAMESPACES && !self.0.contains_key(&namespace) {
+            return BTreeSet::new();
+        }
+        let socket = self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok());
+        let Some(socket) = socket else { return BTreeSet::new() };
+        let mut found = BTreeSet::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            if ask(socket, family as u8).is_err() || read(socket, &mut found).is_err() {
+                break;
+            }
+        }
+        found
+    }
+}
+
+/// A socket in this namespace. A thread of its own enters it, and ends.
+fn open(proc_root: &Path, path: &Path, namespace: u64) -> io::Result<OwnedFd> {
+    let own = fs::metadata(proc_root.join("self/ns/net")).map(|metadata| metadata.ino());
+    if own.is_ok_and(|own| own == namespace) {
+        return netlink();
+    }
+    let file = fs::File::open(path)?;
+    let thread = std::thread::spawn(move || {
+        // SAFETY: the descriptor is open, and only this thread changes its namespace.
+        match unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } {
+            0 => netlink(),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread ended")))
+}
+
+fn netlink() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just opened and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Asks for all established connections of a family, with their tcp_info.
+fn ask(socket: &OwnedFd, family: u8) -> io::Result<()> {
+    let mut request = Vec::with_capacity(MESSAGE);
+    request.extend(72u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    request.extend([0; 8]); // sequence, port
+    request.extend([family, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0]);
+    request.extend(ESTABLISHED.to_ne_bytes());
+    request.extend([0; 48]); // any socket
+    // SAFETY: the buffer is as long as is said.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn read(socket: &OwnedFd, found: &mut BTreeSet<u64>) -> io::Result<()> {
+    let mut buffer = vec![0u8; 32 * 1024];
+    let mut all = 0;
+    // A dump is there at once: the kernel makes the next part of it as it is read.
+    while all < MAX_BYTES {
+        // SAFETY: the buffer is as long as is said.
+        let n = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        let Ok(n) = usize::try_from(n) else { return Err(io::Error::last_os_error()) };
+        all += n;
+        if n == 0 || parse(&buffer[..n], found) {
+            return Ok(());
+        }
+    }
+    Err(io::Error::other("too many connections"))
+}
+
+/// Takes in some messages; returns whether the last one was among them.
+fn parse(mut bytes: &[u8], found: &mut BTreeSet<u64>) -> bool {
+    while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
+        let length = length as usize;
+        if i32::from(kind) == libc::NLMSG_DONE || i32::from(kind) == libc::NLMSG_ERROR || length < HEADER {
+            return true;
+        }
+        let Some(message) = bytes.get(HEADER..length) else { return true };
+        found.extend(awaits(message));
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+/// The inode of a connection, if it waits for an answer.
+fn awaits(message: &[u8]) -> Option<u64> {
+    let inode = u32_at(message, INODE)?;
+    let mut attributes = message.get(MESSAGE..)?;
+    while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+        let length = usize::from(length);
+        let value = attributes.get(4..length)?;
+        if kind == INET_DIAG_INFO {
+            let (sent, received) = (u32_at(value, LAST_DATA_SENT)?, u32_at(value, LAST_DATA_RECEIVED)?);
+            // Who never answers, a log server, is not waited for.
+            let answers =
+                value.get(BYTES_RECEIVED..BYTES_RECEIVED + 8).is_some_and(|n| n.iter().any(|byte| *byte > 0));
+            return (answers && sent < received).then_some(inode.into());
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        time::Duration,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn whoever_asked_last_waits() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let inode = |of: &TcpStream| {
+            let link = fs::read_link(format!("/proc/self/fd/{}", of.as_raw_fd())).unwrap();
+            link.to_string_lossy().trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap()
+        };
+        let mut diag = SockDiag::default();
+        let pid = std::process::id();
+        let mut awaits = |of: &TcpStream| diag.awaiting(Path::new("/proc"), pid).contains(&inode(of));
+        let mut answer = [0; 1];
+        // The kernel counts in its own ticks, of 10 ms at most.
+        let tick = || std::thread::sleep(Duration::from_millis(50));
+        client.write_all(b"a").unwrap();
+        server.read_exact(&mut answer).unwrap();
+        tick();
+        server.write_all(b"b").unwrap();
+        client.read_exact(&mut answer).unwrap();
+        assert!(!awaits(&client), "it was answered");
+        tick();
+        client.write_all(b"c").unwrap();
+        assert!(awaits(&client) && !awaits(&server));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), length in 0u32..400) {
+            let mut found = BTreeSet::new();
+            parse(&bytes, &mut found);
+            awaits(&bytes);
+            let mut framed = length.to_ne_bytes().to_vec();
+            framed.extend(bytes);
+            parse(&framed, &mut found);
+        }
+    }
+}

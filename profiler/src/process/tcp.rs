@@ -1,0 +1,95 @@
+//! TCP sockets of a network namespace, as `/proc/PID/net/tcp` and `tcp6` list them.
+
+use std::{fs, path::Path};
+
+use super::objects::address;
+
+/// States that matter here: include/net/tcp_states.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// Waits for the other side to answer the first packet.
+    SynSent,
+    /// Closed by this side; remembered for a minute.
+    TimeWait,
+    /// Closed by the other side, and not by the process.
+    CloseWait,
+    /// Waits for connections.
+    Listen,
+    /// Any other.
+    Other,
+}
+
+/// One socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Its own address and port.
+    pub local: (String, u16),
+    /// `ADDRESS:PORT` of the other side.
+    pub remote: String,
+    /// Its state.
+    pub state: TcpState,
+    /// Its inode; zero where no process has it any more.
+    pub inode: u64,
+}
+
+/// All sockets of a process's network namespace.
+pub fn tcp_sockets(proc_root: &Path, pid: u32) -> Vec<TcpSocket> {
+    let tables = ["tcp", "tcp6"].map(|name| proc_root.join(format!("{pid}/net/{name}")));
+    let texts = tables.map(|path| fs::read_to_string(path).unwrap_or_default());
+    texts.iter().flat_map(|text| text.lines().skip(1)).filter_map(socket).collect()
+}
+
+/// Whether one of these sockets, by inode, is a Unix socket that waits for connections.
+pub fn listens_unix(proc_root: &Path, pid: u32, is_own: impl Fn(u64) -> bool) -> bool {
+    let table = fs::read_to_string(proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
+    // Num RefCount Protocol Flags Type St Inode Path: unix(7). The flag is __SO_ACCEPTCON, include/linux/net.h.
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"00010000")
+            && fields.get(6).and_then(|inode| inode.parse().ok()).is_some_and(&is_own)
+    })
+}
+
+/// sl local remote state queues timer retransmits uid timeout inode: Documentation/networking/proc_net_tcp.rst.
+fn socket(line: &str) -> Option<TcpSocket> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let local = address(fields.get(1)?)?;
+    let port = local.rsplit(':').next()?.parse().ok()?;
+    Some(TcpSocket {
+        local: (local, port),
+        remote: address(fields.get(2)?)?,
+        state: match *fields.get(3)? {
+            "02" => TcpState::SynSent,
+            "06" => TcpState::TimeWait,
+            "08" => TcpState::CloseWait,
+            "0A" => TcpState::Listen,
+            _ => TcpState::Other,
+        },
+        inode: fields.get(9)?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_socket() {
+        let line = "   1: 0100007F:9C40 0200000A:1538 01 00000000:00000000 00:00000000 00000000     0        0 6 1 0 100 0 0 10 0";
+        let found = socket(line).unwrap();
+        assert_eq!(
+            (found.local, found.remote.as_str()),
+            (("127.0.0.1:40000".to_owned(), 40_000), "10.0.0.2:5432")
+        );
+        assert_eq!((found.state, found.inode), (TcpState::Other, 6));
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_survived(line in "[0-9A-F: é]{0,120}") {
+            socket(&line);
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Looks at the targets from outside, about once a second. What it costs is bounded: at most 64 processes, 1,024 links of
+//! each, and a hundredth of a CPU.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    quota::CpuQuota,
+    redact::Redact,
+    sockdiag::SockDiag,
+    tcp::{TcpState, listens_unix, tcp_sockets},
+};
+use crate::model::vitals::{Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Throttling, Vitals};
+
+/// Most processes.
+const MAX_PROCESSES: usize = 64;
+/// Most links of a process that are read at each look.
+const MAX_LINKS: usize = 1024;
+/// Most kinds of descriptors, and most peers, of a process.
+const MAX_KINDS: usize = 256;
+/// Most descendants looked at, of all targets.
+const MAX_CHILDREN: usize = 256;
+/// Children told of.
+const CHILDREN: usize = 5;
+/// Time between two looks, and how many times as long as a look takes at least.
+const INTERVAL: Duration = Duration::from_secs(1);
+const PAUSE: u32 = 100;
+
+/// Looks at processes, and remembers what it saw.
+pub struct VitalsSampler {
+    proc_root: PathBuf,
+    /// CPU time is counted in these, ns.
+    tick_ns: u64,
+    processes: BTreeMap<u32, Seen>,
+    unlisted: BTreeSet<u32>,
+    redact: Redact,
+    diag: SockDiag,
+    due: Instant,
+}
+
+#[derive(Default)]
+struct Seen {
+    first_ns: u64,
+    vitals: ProcessVitals,
+    kinds: BTreeMap<String, (u64, u64)>,
+    peers: BTreeMap<String, SeenPeer>,
+    /// CPU time of children that were waited for, at the first look, ns.
+    reaped_before_ns: u64,
+    reaped_ns: u64,
+    children: BTreeMap<u32, SeenChild>,
+    quota: Option<(CpuQuota, CpuQuota)>,
+}
+
+#[derive(Default)]
+struct SeenPeer {
+    peer: Peer,
+    inodes: BTreeSet<u64>,
+}
+
+struct SeenChild {
+    name: String,
+    first_ns: u64,
+    last_ns: u64,
+    alive: bool,
+}
+
+/// Of `/proc/PID/stat`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Stat {
+    name: String,
+    state: u8,
+    /// In ticks: of its own, and of its children that were waited for.
+    cpu: u64,
+    reaped: u64,
+}
+
+impl VitalsSampler {
+    /// Nothing seen yet.
+    pub fn new(proc_root: &Path, redact: Redact) -> VitalsSampler {
+        // SAFETY: sysconf only reads.
+        let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        VitalsSampler {
+            proc_root: proc_root.to_owned(),
+            tick_ns: 1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1),
+            processes: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
+            redact,
+            diag: SockDiag::default(),
+            due: Instant::now(),
+        }
+    }
+
+    /// Whether it is time for another look.
+    pub fn is_due(&self) -> bool {
+        Instant::now() >= self.due
+    }
+
+    /// Looks at the targets now: CLOCK_MONOTONIC, ns.
+    pub fn look(&mut self, pids: &[u32], now_ns: u64) {
+        let begun = Instant::now();
+        let targets: BTreeSet<u32> = pids.iter().copied().collect();
+        for &pid in pids {
+            if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
+                self.unlisted.insert(pid);
+                continue;
+            }
+            let dir = self.proc_root.join(pid.to_string());
+            let Some(stat) = stat(&dir) else { continue };
+            let seen = self.processes.entry(pid).or_default();
+            let first = seen.vitals.samples == 0;
+            if first {
+                (seen.first_ns, seen.reaped_before_ns) = (now_ns, stat.reaped * self.tick_ns);
+                seen.vitals.pid = pid;
+            }
+            seen.reaped_ns = stat.reaped * self.tick_ns;
+            seen.vitals.process = stat.name;
+            seen.vitals.samples += 1;
+            seen.vitals.span_ns = now_ns.saturating_sub(seen.first_ns);
+            seen.vitals.stopped += u64::from(matches!(stat.state, b'T' | b't'));
+            let awaiting = self.diag.awaiting(&self.proc_root, pid);
+            seen.descriptors(&self.proc_root, &self.redact, &awaiting, now_ns, first);
+            seen.quota(&self.proc_root, &self.redact, pid);
+            let known = self.processes.values().map(|seen| seen.children.len()).sum::<usize>();
+            if let Some(seen) = self.processes.get_mut(&pid) {
+                seen.children(
+                    &self.proc_root,
+                    &dir,
+                    self.tick_ns,
+                    &targets,
+                    MAX_CHILDREN.saturating_sub(known),
+                    first,
+                );
+            }
+        }
+        self.due = Instant::now() + INTERVAL.max(begun.elapsed() * PAUSE);
+    }
+
+    /// What was seen so far.
+    pub fn vitals(&self) -> Vitals {
+        Vitals {
+            processes: self.processes.values().map(Seen::vitals).collect(),
+            unlisted: self.unlisted.len() as u64,
+        }
+    }
+}
+
+impl Seen {
+    fn vitals(&self) -> ProcessVitals {
+        let cpu_ns = |child: &SeenChild| child.last_ns.saturating_sub(child.first_ns);
+        let mut children: Vec<Child> = self
+            .children
+            .iter()
+            .map(|(&pid, child)| Child { pid, process: child.name.clone(), cpu_ns: cpu_ns(child) })
+            .filter(|child| child.cpu_ns > 0)
+            .collect();
+        children.sort_by_key(|child| std::cmp::Reverse(child.cpu_ns));
+        children.truncate(CHILDREN);
+        // What a child that has ended used is in the time of those that were waited for.
+        let alive: u64 = self.children.values().filter(|child| child.alive).map(cpu_ns).sum();
+        let mut peers: Vec<Peer> = self.peers.values().map(|seen| seen.peer.clone()).collect();
+        peers.sort_by_key(|peer| std::cmp::Reverse(peer.most));
+        let kinds = self.kinds.iter().map(|(kind, &(first, last))| DescriptorKind {
+            kind: kind.clone(),
+            first,
+            last,
+        });
+        ProcessVitals {
+            kinds: kinds.collect(),
+            peers,
+            children,
+            children_cpu_ns: alive + self.reaped_ns.saturating_sub(self.reaped_before_ns),
+            throttling: self.quota.as_ref().map(|(first, last)| Throttling {
+                cgroup: last.cgroup.clone(),
+                cpus: last.cpus,
+                periods: last.periods.saturating_sub(first.periods),
+                throttled_periods: last.throttled_periods.saturating_sub(first.throttled_periods),
+                throttled_ns: last.throttled_ns.saturating_sub(first.throttled_ns),
+            }),
+            ..self.vitals.clone()
+        }
+    }
+
+    fn descriptors(
+        &mut self,
+        proc_root: &Path,
+        redact: &Redact,
+        awaiting: &BTreeSet<u64>,
+        now_ns: u64,
+        first: bool,
+    ) {
+        let dir = proc_root.join(self.vitals.pid.to_string());
+        let Ok(entries) = fs::read_dir(dir.join("fd")) else { return };
+        let numbers: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let open = numbers.len();
+        self.vitals.descriptors.push(Descriptors { time_ns: now_ns, open: open as u64 });
+        self.vitals.descriptor_limit =
+            descriptor_limit(&fs::read_to_string(dir.join("limits")).unwrap_or_default());
+        // Of very many, every so many one is read: what it finds is an estimate.
+        let step = open.div_ceil(MAX_LINKS).max(1);
+        let links: Vec<String> = numbers
+            .iter()
+            .step_by(step)
+            .filter_map(|path| Some(fs::read_link(path).ok()?.to_string_lossy().into_owned()))
+            .collect();
+        let sockets: BTreeSet<u64> = links.iter().filter_map(|link| inode(link)).collect();
+        let tcp = if sockets.is_empty() { Vec::new() } else { tcp_sockets(proc_root, self.vitals.pid) };
+        let listening: BTreeSet<u16> =
+            tcp.iter().filter(|of| of.state == TcpState::Listen).map(|of| of.local.1).collect();
+        let own_listener = tcp.iter().any(|of| of.state == TcpState::Listen && sockets.contains(&of.inode));
+        self.vitals.listens |= own_listener;
+        if !self.vitals.listens && !sockets.is_empty() {
+            self.vitals.listens = listens_unix(proc_root, self.vitals.pid, |inode| sockets.contains(&inode));
+        }
+        let by_inode: BTreeMap<u64, _> = tcp.iter().map(|of| (of.inode, of)).collect();
+
+        let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+        let mut peers: BTreeMap<String, (u64, bool, bool)> = BTreeMap::new();
+        let mut connections = 0;
+        for link in &links {
+            let kind = match inode(link) {
+                Some(inode) => match by_inode.get(&inode) {
+                    Some(of) if of.state == TcpState::Listen => "listening socket".to_owned(),
+                    Some(of) => {
+                        connections += 1;
+                        let clients = listening.contains(&of.local.1);
+                        let peer = if clients {
+                            format!("clients of :{}", of.local.1)
+                        } else {
+                            redact.text(&of.remote)
+                        };
+                        let at = peers.entry(peer.clone()).or_default();
+                        *at = (at.0 + 1, clients, at.2 || awaiting.contains(&inode));
+                        if let Some(seen) = self.peer(&peer, clients) {
+                            if seen.inodes.len() < MAX_KINDS * 16 && seen.inodes.insert(inode) {
+                                seen.peer.seen += 1;
+                            }
+                            seen.peer.connecting += u64::from(of.state == TcpState::SynSent);
+                        }
+                        let closed =
+                            if of.state == TcpState::CloseWait { ", closed by the other side" } else { "" };
+                        format!("TCP, {peer}{closed}")
+                    }
+                    None => {
+                        connections += 1;
+                        "Unix or other socket".to_owned()
+                    }
+                },
+                None => kind(link, redact),
+            };
+            *kinds.entry(kind).or_default() += step as u64;
+        }
+        self.vitals.most_connections = self.vitals.most_connections.max((connections * step) as u64);
+        for (peer, (number, clients, awaited)) in peers {
+            let waiting = tcp
+                .iter()
+                .filter(|of| {
+                    of.state == TcpState::TimeWait
+                        && (redact.text(&of.remote) == peer || redact.text(&of.local.0) == peer)
+                })
+                .count() as u64;
+            if let Some(seen) = self.peer(&peer, clients) {
+                seen.peer.samples += 1;
+                seen.peer.awaited += u64::from(awaited);
+                seen.peer.most = seen.peer.most.max(number * step as u64);
+                seen.peer.most_time_wait = seen.peer.most_time_wait.max(waiting);
+            }
+        }
+        self.kinds.values_mut().for_each(|(_, last)| *last = 0);
+        for (kind, number) in kinds {
+            let full = self.kinds.len() >= MAX_KINDS && !self.kinds.contains_key(&kind);
+            let kind = if full { "others".to_owned() } else { kind };
+            let of = self.kinds.entry(kind).or_default();
+            of.1 += number;
+            of.0 += if first { number } else { 0 };
+        }
+    }
+
+    fn peer(&mut self, peer: &str, clients: bool) -> Option<&mut SeenPeer> {
+        if self.peers.len() >= MAX_KINDS && !self.peers.contains_key(peer) {
+            return None;
+        }
+        let new = || SeenPeer {
+            peer: Peer { peer: peer.to_owned(), clients, ..Peer::default() },
+            ..SeenPeer::default()
+        };
+        Some(self.peers.entry(peer.to_owned()).or_insert_with(new))
+    }
+
+    fn quota(&mut self, proc_root: &Path, redact: &Redact, pid: u32) {
+        let Some(mut now) = CpuQuota::of(proc_root, pid) else { return };
+        now.cgroup = redact.text(&now.cgroup);
+        match &mut self.quota {
+            Some((first, last)) if first.cgroup == now.cgroup => *last = now,
+            quota => *quota = Some((now.clone(), now)),
+        }
+    }
+
+    fn children(
+        &mut self,
+        proc_root: &Path,
+        dir: &Path,
+        tick_ns: u64,
+        targets: &BTreeSet<u32>,
+        room: usize,
+        first: bool,
+    ) {
+        self.children.values_mut().for_each(|child| child.alive = false);
+        let mut room = room;
+        let mut next = children(dir);
+        let mut looked_at = 0;
+        while let Some(pid) = next.pop() {
+            looked_at += 1;
+            if looked_at > MAX_CHILDREN || targets.contains(&pid) {
+                continue;
+            }
+            let dir = proc_root.join(pid.to_string());
+            let Some(stat) = stat(&dir) else { continue };
+            next.extend(children(&dir));
+            let cpu_ns = stat.cpu * tick_ns;
+            match self.children.get_mut(&pid) {
+                Some(child) => (child.last_ns, child.alive) = (cpu_ns, true),
+                None if room > 0 => {
+                    room -= 1;
+                    // What is born during the run used all of its time in it.
+                    let first_ns = if first { cpu_ns } else { 0 };
+                    self.children
+                        .insert(pid, SeenChild { name: stat.name, first_ns, last_ns: cpu_ns, alive: true });
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+/// Children of all threads of a process: none where the kernel does not list them.
+fn children(dir: &Path) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(dir.join("task")) else { return Vec::new() };
+    let lists =
+        threads.take(64).filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+        .collect()
+}
+
+fn stat(dir: &Path) -> Option<Stat> {
+    parse_stat(&String::from_utf8_lossy(&fs::read(dir.join("stat")).ok()?))
+}
+
+/// A name may hold blanks and parentheses: it ends at the last one.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (head, rest) = text.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.to_owned();
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    // By the numbers of proc(5), which begin at 1 with the pid: the state is the third.
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    Some(Stat {
+        name,
+        state: *fields.first()?.as_bytes().first()?,
+        cpu: number(14)?.saturating_add(number(15)?),
+        reaped: number(16)?.saturating_add(number(17)?),
+    })
+}
+
+fn descriptor_limit(limits: &str) -> Option<u64> {
+    limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
+fn inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// What a link that is no socket stands for: its folder, or its kind.
+fn kind(link: &str, redact: &Redact) -> String {
+    if link.starts_with("pipe:") {
+        return "pipe".to_owned();
+    }
+    match link.strip_prefix('/') {
+        Some(path) => {
+            let deleted = if path.ends_with(" (deleted)") { ", deleted" } else { "" };
+            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+            format!("file in {}{deleted}", redact.text(&format!("/{folder}")))
+        }
+        None => link
+            .split_once(":[")
+            .filter(|(kind, _)| *kind != "anon_inode")
+            .map_or(link, |(kind, _)| kind)
+            .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STAT: &str = "7 (a) b) T 1 7 7 0 -1 4194304 100 0 0 0 11 22 33 44 20 0 1 0 5 0 0";
+
+    /// A /proc with one process that has these descriptors.
+    fn proc_with(dir: &Path, links: &[&str]) {
+        let process = dir.join("7");
+        fs::create_dir_all(process.join("task/7")).unwrap();
+        let _none = fs::remove_dir_all(process.join("fd"));
+        fs::create_dir_all(process.join("fd")).unwrap();
+        fs::create_dir_all(process.join("net")).unwrap();
+        fs::write(process.join("stat"), STAT).unwrap();
+        fs::write(
+            process.join("limits"),
+            "Max open files            64                   4096                 files\n",
+        )
+        .unwrap();
+        let tcp = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 5 1 0 100 0 0 10 0\n   \
+             1: 0100007F:9C40 0200000A:1538 01 00000000:00000000 00:00000000 00000000     0        0 6 1 0 100 0 0 10 0\n   \
+             2: 0100007F:1F90 0300000A:9C41 08 00000000:00000000 00:00000000 00000000     0        0 7 1 0 100 0 0 10 0\n";
+        fs::write(process.join("net/tcp"), tcp).unwrap();
+        for (number, link) in links.iter().enumerate() {
+            symlink(link, process.join("fd").join(number.to_string())).unwrap();
+        }
+    }
+
+    #[test]
+    fn descriptors_are_told_by_kind_and_peer() {
+        let dir = tempfile::tempdir().unwrap();
+        proc_with(dir.path(), &["/var/log/app.log", "socket:[5]", "socket:[6]"]);
+        let mut sampler = VitalsSampler::new(dir.path(), Redact::No);
+        sampler.look(&[7], 1);
+        proc_with(dir.path(), &["/var/log/x", "/var/log/y", "socket:[6]", "socket:[7]", "pipe:[9]"]);
+        sampler.look(&[7], 2_000_000_001);
+        let vitals = sampler.vitals();
+        let of = &vitals.processes[0];
+        assert_eq!((of.process.as_str(), of.samples, of.span_ns, of.stopped), ("a) b", 2, 2_000_000_000, 2));
+        assert_eq!((of.descriptors.points().len(), of.descriptors.last().unwrap().open), (2, 5));
+        assert_eq!((of.descriptor_limit, of.listens, of.most_connections), (Some(64), true, 2));
+        let kinds: Vec<_> = of.kinds.iter().map(|kind| (kind.kind.as_str(), kind.first, kind.last)).collect();
+        assert_eq!(
+            kinds,
+            [
+                ("TCP, 10.0.0.2:5432", 1, 1),
+                ("TCP, clients of :8080, closed by the other side", 0, 1),
+                ("file in /var/log", 1, 2),
+                ("listening socket", 1, 0),
+                ("pipe", 0, 1),
+            ]
+        );
+        assert_eq!(
+            of.peers.iter().map(|peer| (peer.clients, peer.seen)).collect::<Vec<_>>(),
+            [(false, 1), (true, 1)]
+        );
+    }
+
+    #[test]
+    fn own_children_are_seen_with_their_cpu_time() {
+        let mut sampler = VitalsSampler::new(Path::new("/proc"), Redact::No);
+        let pid = std::process::id();
+        sampler.look(&[pid], 1);
+        let burn = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
+        assert!(std::process::Command::new("sh").args(["-c", burn]).status().unwrap().success());
+        sampler.look(&[pid], 2);
+        let vitals = sampler.vitals();
+        assert!(
+            vitals.processes[0].children_cpu_ns >= 10_000_000,
+            "{:?}",
+            vitals.processes[0].children_cpu_ns
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(text in ".{0,200}") {
+            parse_stat(&text);
+            descriptor_limit(&text);
+            kind(&text, &Redact::No);
+            inode(&text);
+        }
+    }
+}
