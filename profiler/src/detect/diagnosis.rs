@@ -246,11 +246,10 @@ fn others(run: &Run) -> String {
     names.dedup();
     match &names[..] {
         [] => String::new(),
-        [few @ ..] if few.len() <= 3 => format!("; it is connected to {}", few.join(", ")),
-        [first, second, rest @ ..] => {
+        [first, second, rest @ ..] if rest.len() > 1 => {
             format!("; it is connected to {first}, {second} and {} more", rest.len())
         }
-        [_] => String::new(),
+        few => format!("; it is connected to {}", few.join(", ")),
     }
 }
 

@@ -39,6 +39,7 @@ pub static RULES: &[&Rule] = &[
     &rules::lock_convoy::RULE,
     &rules::cpu_starvation::RULE,
     &rules::cpu_throttled::RULE,
+    &rules::descriptors_growing::RULE,
     &rules::stopped::RULE,
     &rules::thread_pool::RULE,
     &rules::slow_peer::RULE,

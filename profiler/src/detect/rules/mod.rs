@@ -5,6 +5,7 @@ pub mod children_busy;
 pub mod connections;
 pub mod cpu_starvation;
 pub mod cpu_throttled;
+pub mod descriptors_growing;
 pub mod error_storm;
 pub mod event_loop_stall;
 pub mod gc_pressure;

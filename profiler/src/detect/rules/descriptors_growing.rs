@@ -1,0 +1,153 @@
+//! A process opens descriptors and does not close them.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::rule::{Needs, Param, Rule, Unit, Values},
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        units::{long, thousands},
+        vitals::{DescriptorKind, ProcessVitals},
+    },
+};
+
+const GROWTH: Param = Param {
+    name: "growth",
+    unit: Unit::Count,
+    default: 16.0,
+    help: "Descriptors more at the end of the run than at its beginning",
+    flag: None,
+};
+
+/// Fewer looks say nothing.
+const MIN_LOOKS: usize = 5;
+/// Parts of the run: their lowest counts must rise from each to the next.
+const PARTS: usize = 4;
+/// A process that reaches its limit within this time is critical, ns.
+const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "descriptors-growing",
+    summary: "a process opens descriptors and does not close them",
+    needs: &[Needs::Vitals],
+    params: &[GROWTH],
+    check,
+    doc: "\
+About once a second the open descriptors of the process are counted (`/proc/PID/fd`). The run is divided into four parts; the
+lowest count must rise from each part to the next, so that a burst of connections that are closed again is no growth. What grew
+most is named: connections by their peer, files by their folder, pipes, event descriptors.
+
+At the limit (RLIMIT_NOFILE) every open, accept and connect fails with EMFILE. At the rate of the run this is so far away as the
+finding says; less than an hour is critical. Growth that is load, more clients at once, looks the same as long as it lasts.
+
+Close what was opened, on the ways of errors too: responses whose bodies are not read, files without `with` or `defer`,
+connections that the peer has closed (CLOSE_WAIT).",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    processes.filter_map(|of| finding(of, values.get(&GROWTH))).collect()
+}
+
+/// How many more there are at the end, if the lowest count of each part of the run is above that of the part before.
+fn growth(counts: &[u64]) -> Option<u64> {
+    if counts.len() < MIN_LOOKS {
+        return None;
+    }
+    let lowest: Vec<u64> =
+        counts.chunks(counts.len().div_ceil(PARTS)).filter_map(|part| part.iter().min().copied()).collect();
+    let rises = lowest.windows(2).all(|pair| pair[0] < pair[1]);
+    rises.then(|| lowest.last().copied().unwrap_or(0) - lowest.first().copied().unwrap_or(0))
+}
+
+fn finding(of: &ProcessVitals, least: f64) -> Option<Finding> {
+    let points = of.descriptors.points();
+    let counts: Vec<u64> = points.iter().map(|point| point.open).collect();
+    let grew = growth(&counts).filter(|grew| *grew as f64 >= least)?;
+    let (first, last) = (points.first()?, points.last()?);
+    let seconds = last.time_ns.saturating_sub(first.time_ns) as f64 / 1e9;
+    let per_second = grew as f64 / seconds.max(1.0);
+    let reaches_ns =
+        of.descriptor_limit.map(|limit| (limit.saturating_sub(last.open) as f64 / per_second * 1e9) as u64);
+    let more = |kind: &DescriptorKind| kind.last.saturating_sub(kind.first);
+    let most = of.kinds.iter().max_by_key(|kind| more(kind)).filter(|kind| more(kind) > 0);
+    let kind = most.map_or("of no one kind", |kind| &kind.kind);
+    let limit = match (of.descriptor_limit, reaches_ns) {
+        (Some(limit), Some(ns)) => format!("; its limit of {} is reached in {}", thousands(limit), long(ns)),
+        _ => String::new(),
+    };
+    Some(Finding {
+        rule: RULE.name,
+        severity: if reaches_ns.is_some_and(|ns| ns < LIMIT_NEAR_NS) {
+            Severity::Critical
+        } else {
+            Severity::Warning
+        },
+        bottleneck: Bottleneck::Descriptors,
+        process: ProcessName { pid: of.pid, name: of.process.clone() },
+        subject: kind.to_owned(),
+        title: format!(
+            "{per_second:.1} descriptors a second are opened by {} (pid {}) and not closed: {} are open, {} more than at first, \
+             most of them {kind}{limit}",
+            of.process,
+            of.pid,
+            thousands(last.open),
+            thousands(last.open.saturating_sub(first.open)),
+        ),
+        advice: "close what is opened, on the ways of errors too; `ls -l /proc/PID/fd` lists them".to_owned(),
+        cost: Cost::default(),
+        evidence: Vec::new(),
+        details: BTreeMap::from([
+            ("open", json!(last.open)),
+            ("limit", json!(of.descriptor_limit)),
+            ("per_second", json!(per_second)),
+            ("limit_reached_after_ns", json!(reaches_ns)),
+            ("kinds", json!(of.kinds.iter().filter(|kind| more(kind) > 0).collect::<Vec<_>>())),
+        ]),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::rule::Overrides,
+        model::vitals::{Descriptors, Vitals},
+    };
+
+    fn found(counts: impl Iterator<Item = u64>, limit: u64) -> Vec<Finding> {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        let points = (0u64..).zip(counts).map(|(s, open)| Descriptors { time_ns: s * 1_000_000_000, open });
+        let kind = |kind: &str, first, last| DescriptorKind { kind: kind.into(), first, last };
+        let of = ProcessVitals {
+            pid: 7,
+            process: "app".into(),
+            descriptors: points.collect(),
+            descriptor_limit: Some(limit),
+            kinds: vec![kind("TCP, 10.0.0.2:80", 1, 61), kind("file in /tmp", 2, 3)],
+            ..ProcessVitals::default()
+        };
+        run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+        check(&run, &Overrides::default().of(&RULE))
+    }
+
+    #[test]
+    fn what_is_not_closed_is_told_with_its_peer_and_its_limit() {
+        let leaks = found((0..60).map(|s| 10 + s), 1024);
+        assert_eq!((leaks[0].severity, leaks[0].subject.as_str()), (Severity::Critical, "TCP, 10.0.0.2:80"));
+        assert!(leaks[0].title.contains("limit of 1,024 is reached in"), "{}", leaks[0].title);
+        assert_eq!(found((0..60).map(|s| 10 + s), 1 << 20)[0].severity, Severity::Warning, "days away");
+    }
+
+    #[test]
+    fn bursts_and_starts_are_no_growth() {
+        assert!(found((0..60).map(|s| 10 + 50 * u64::from(s % 20 > 3)), 1024).is_empty(), "they come and go");
+        assert!(found((0..60).map(|s| 10 + s.min(20)), 1024).is_empty(), "it has stopped");
+        assert!(found((0..3).map(|s| 10 + 30 * s), 1024).is_empty(), "too few looks");
+        assert!(found((0..60).map(|s| 10 + s / 10), 1024).is_empty(), "five");
+    }
+}
