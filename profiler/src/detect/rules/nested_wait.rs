@@ -33,7 +33,7 @@ const LOOP: usize = 8;
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "nested-wait",
-    summary: "an event loop waits inside one of its own callbacks, and serves nobody meanwhile",
+    summary: "an event loop waits inside one of its own callbacks",
     needs: &[Needs::Waits],
     params: &[SHARE],
     check,

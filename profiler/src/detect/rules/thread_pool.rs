@@ -33,8 +33,8 @@ const POOLS: [(&str, &str, &str); 5] = [
 
 /// The rule.
 pub static RULE: Rule = Rule {
-    name: "thread-pool-saturated",
-    summary: "all threads of a pool are busy all the time, so that jobs wait for one",
+    name: "pool-saturated",
+    summary: "all threads of a pool are busy, and jobs wait for one",
     needs: &[Needs::Waits],
     params: &[IDLE],
     check,

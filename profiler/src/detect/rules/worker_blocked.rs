@@ -46,7 +46,7 @@ const MAY_BLOCK: [&str; 3] = ["tokio::runtime::blocking::", "block_in_place", "b
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "worker-blocked",
-    summary: "a worker of an asynchronous runtime blocks inside a task, or does not come back from it",
+    summary: "a task of an asynchronous runtime holds up its worker thread",
     needs: &[Needs::Waits],
     params: &[SHARE, TURN],
     check,
