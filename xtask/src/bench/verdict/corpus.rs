@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// What is wrong with a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     Healthy,
     Cpu,
@@ -18,8 +18,26 @@ pub enum Verdict {
     Io,
     Network,
     Lock,
-    Starvation,
+    CpuStarvation,
+    Descriptors,
     Stopped,
+}
+
+impl Verdict {
+    /// As the profiler's JSON calls it.
+    pub fn id(self) -> &'static str {
+        match self {
+            Verdict::Healthy => "healthy",
+            Verdict::Cpu => "cpu",
+            Verdict::Memory => "memory",
+            Verdict::Io => "io",
+            Verdict::Network => "network",
+            Verdict::Lock => "lock",
+            Verdict::CpuStarvation => "cpu_starvation",
+            Verdict::Descriptors => "descriptors",
+            Verdict::Stopped => "stopped",
+        }
+    }
 }
 
 /// A program and its right answer; the keys are explained in the file.
@@ -144,7 +162,7 @@ fn parse(text: &str) -> Result<Vec<Entry>> {
         }
         let healthy = entry.verdict == Verdict::Healthy;
         ensure!(
-            healthy == entry.rules.is_empty(),
+            !healthy || entry.rules.is_empty(),
             "{}: rules are for those that are not healthy",
             entry.name
         );
@@ -181,6 +199,7 @@ mod tests {
     fn an_entry_without_a_right_answer_is_refused() {
         let refused = |text: &str| parse(text).is_err();
         assert!(!refused("[[program]]\nprogram = 'a.js'\nverdict = 'healthy'"));
+        assert!(!refused("[[program]]\nprogram = 'a.js'\nverdict = 'cpu'\nwords = ['f']"));
         assert!(refused("[[program]]\nprogram = 'a.js'\nverdict = 'cpu'"));
         assert!(refused("[[program]]\nprogram = 'a.js'\nverdict = 'cpu'\nrules = ['stall']"));
         assert!(refused("[[program]]\nprogram = 'a.js'\nverdict = 'healthy'\nrules = ['stall']"));

@@ -16,10 +16,20 @@ pub struct Finding {
     pub title: String,
 }
 
+/// What a JSON document says, as far as it is judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Said {
+    /// The verdict's bottleneck; empty if there is no verdict.
+    pub bottleneck: String,
+    /// First the worst.
+    pub findings: Vec<Finding>,
+}
+
 /// What was right and what was not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Judgement {
-    /// The first finding's rule is one of those expected; of a healthy program: nothing is called worse than a note.
+    /// The first finding's rule is one of those expected, or the verdict is; of a healthy program: no finding is worse
+    /// than information.
     pub finding: bool,
     /// Words that are not in the first lines.
     pub missing_words: Vec<String>,
@@ -32,10 +42,12 @@ impl Judgement {
 }
 
 /// Judges what was said about a program; `peer` is the port of the peer that it waits for.
-pub fn judge(entry: &Entry, findings: &[Finding], report: &str, peer: Option<&str>) -> Judgement {
+pub fn judge(entry: &Entry, said: &Said, report: &str, peer: Option<&str>) -> Judgement {
+    let first = said.findings.first();
     let finding = match entry.verdict {
-        Verdict::Healthy => !findings.iter().any(is_alarm),
-        _ => findings.first().is_some_and(|first| is_alarm(first) && entry.rules.contains(&first.rule)),
+        Verdict::Healthy => !said.findings.iter().any(is_alarm),
+        verdict if entry.rules.is_empty() => said.bottleneck == verdict.id(),
+        _ => first.is_some_and(|first| is_alarm(first) && entry.rules.contains(&first.rule)),
     };
     let answer: String = report.lines().take(LINES).collect::<Vec<_>>().join("\n");
     let is_missing = |words: &&String| {
@@ -49,38 +61,18 @@ fn is_alarm(finding: &Finding) -> bool {
     finding.severity == "warning" || finding.severity == "critical"
 }
 
-/// The findings in a JSON document, first the worst.
-pub fn findings(profile: &Value) -> Vec<Finding> {
+/// Reads a JSON document.
+pub fn said(profile: &Value) -> Said {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    if let Some(findings) = profile["findings"].as_array() {
-        let finding = |value: &Value| Finding {
-            rule: text(&value["rule"]),
-            severity: text(&value["severity"]),
-            title: text(&value["title"]),
-        };
-        return findings.iter().map(finding).collect();
+    let finding = |value: &Value| Finding {
+        rule: text(&value["rule"]),
+        severity: text(&value["severity"]),
+        title: text(&value["title"]),
+    };
+    Said {
+        bottleneck: text(&profile["verdict"]["bottleneck"]),
+        findings: profile["findings"].as_array().into_iter().flatten().map(finding).collect(),
     }
-    // Version 1 has no findings, but the lists that they are made of, here in the order of its report.
-    const LISTS: [(&str, &str, &str); 6] = [
-        ("memory", "growing", "leak"),
-        ("blocking", "stalls", "stall"),
-        ("blocking", "long_waits", "long-wait"),
-        ("blocking", "convoys", "convoy"),
-        ("syscalls", "chatty", "chatty"),
-        ("syscalls", "error_storms", "error-storm"),
-    ];
-    let mut found: Vec<Finding> = Vec::new();
-    for (section, list, rule) in LISTS {
-        for value in profile[section][list].as_array().into_iter().flatten() {
-            found.push(Finding {
-                rule: rule.into(),
-                severity: text(&value["severity"]),
-                title: text(&value["stack"][0]),
-            });
-        }
-    }
-    found.sort_by_key(|finding| finding.severity != "critical");
-    found
 }
 
 #[cfg(test)]
@@ -109,10 +101,14 @@ mod tests {
         Finding { rule: rule.into(), severity: severity.into(), title: String::new() }
     }
 
+    fn says(findings: &[Finding]) -> Said {
+        Said { bottleneck: "cpu".into(), findings: findings.into() }
+    }
+
     #[test]
     fn the_first_finding_and_the_first_lines_count() {
         let judge = |findings: &[Finding], report: &str| {
-            judge(&entry(Verdict::Cpu), findings, report, Some("99")).passed()
+            judge(&entry(Verdict::Cpu), &says(findings), report, Some("99")).passed()
         };
         let right = [finding("gc", "warning"), finding("leak", "critical")];
         assert!(judge(&right, "late, because of 127.0.0.1:99"));
@@ -120,27 +116,36 @@ mod tests {
         assert!(!judge(&right, "127.0.0.1:99"));
         assert!(!judge(&right, &format!("127.0.0.1:99{}late", "\n".repeat(LINES))));
         assert!(!judge(&[right[1].clone(), right[0].clone()], "late 127.0.0.1:99"));
-        assert!(!judge(&[finding("gc", "note")], "late 127.0.0.1:99"));
+        assert!(!judge(&[finding("gc", "info")], "late 127.0.0.1:99"));
         assert!(!judge(&[], "late 127.0.0.1:99"));
     }
 
     #[test]
-    fn a_healthy_program_may_have_notes_only() {
-        let judge = |findings: &[Finding]| judge(&entry(Verdict::Healthy), findings, "", None).passed();
-        assert!(judge(&[]));
-        assert!(judge(&[finding("cpu", "note")]));
-        assert!(!judge(&[finding("cpu", "note"), finding("stall", "warning")]));
+    fn without_rules_the_verdict_counts() {
+        let right = |verdict| {
+            let entry = Entry { rules: vec![], words: vec![], ..entry(verdict) };
+            judge(&entry, &says(&[]), "", None).passed()
+        };
+        assert!(right(Verdict::Cpu));
+        assert!(!right(Verdict::Io));
     }
 
     #[test]
-    fn findings_are_read_from_both_versions() {
-        let two = json!({ "findings": [{ "rule": "gc", "severity": "warning", "title": "t", "cost": 1 }] });
-        assert_eq!(findings(&two), [Finding { title: "t".into(), ..finding("gc", "warning") }]);
-        assert_eq!(findings(&json!({ "findings": [] })), []);
-        let one = json!({ "blocking": {
-            "stalls": [{ "severity": "warning" }],
-            "convoys": [{ "severity": "critical" }],
-        }});
-        assert_eq!(findings(&one), [finding("convoy", "critical"), finding("stall", "warning")]);
+    fn a_healthy_program_may_have_information_only() {
+        let judge =
+            |findings: &[Finding]| judge(&entry(Verdict::Healthy), &says(findings), "", None).passed();
+        assert!(judge(&[]));
+        assert!(judge(&[finding("cpu", "info")]));
+        assert!(!judge(&[finding("cpu", "info"), finding("stall", "warning")]));
+    }
+
+    #[test]
+    fn a_document_says_what_it_says() {
+        let document = json!({
+            "verdict": { "bottleneck": "cpu", "sentence": "…" },
+            "findings": [{ "rule": "gc", "severity": "warning", "title": "", "cost": 1 }],
+        });
+        assert_eq!(said(&document), says(&[finding("gc", "warning")]));
+        assert_eq!(said(&json!({})), Said::default());
     }
 }

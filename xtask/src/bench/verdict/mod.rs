@@ -20,7 +20,7 @@ mod processes;
 
 use build::Folders;
 use corpus::{Entry, Verdict};
-use judge::{Finding, Judgement};
+use judge::{Judgement, Said};
 use processes::Reaper;
 
 use super::build_profiler;
@@ -63,7 +63,7 @@ struct Row {
     rules: Vec<String>,
     /// What went wrong with the run itself: then nothing was said, which is no right answer.
     error: Option<String>,
-    findings: Vec<Finding>,
+    said: Said,
     judgement: Judgement,
     /// Of the machine's CPU time during the run, what others took.
     others_percent: f64,
@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
         corpus::load(&sources.join("corpus.toml"))?.into_iter().filter(wanted).collect();
     if args.list {
         for entry in &entries {
-            println!("{:<28} {:<11} {}", entry.name, word(entry.verdict), entry.rules.join(", "));
+            println!("{:<28} {:<14} {}", entry.name, entry.verdict.id(), entry.rules.join(", "));
         }
         return Ok(());
     }
@@ -133,28 +133,23 @@ fn try_one(
     let said = ask(entry, folders, profiler, keep);
     reaper.end_all();
     processes::interrupted()?;
-    let (findings, judgement, error) = match said {
-        Ok((findings, judgement)) => (findings, judgement, None),
-        Err(error) => (Vec::new(), Judgement::default(), Some(format!("{error:#}"))),
+    let (said, judgement, error) = match said {
+        Ok((said, judgement)) => (said, judgement, None),
+        Err(error) => (Said::default(), Judgement::default(), Some(format!("{error:#}"))),
     };
     Ok(Row {
         name: entry.name.clone(),
         verdict: entry.verdict,
         rules: entry.rules.clone(),
         error,
-        findings,
+        said,
         judgement,
         others_percent: machine.others_percent(),
     })
 }
 
 /// Starts a program under its load, profiles it and reads what is said.
-fn ask(
-    entry: &Entry,
-    folders: &Folders,
-    profiler: &Path,
-    keep: Option<&Path>,
-) -> Result<(Vec<Finding>, Judgement)> {
+fn ask(entry: &Entry, folders: &Folders, profiler: &Path, keep: Option<&Path>) -> Result<(Said, Judgement)> {
     let dir = tempfile::tempdir()?;
     let mut command = folders.command(entry, dir.path())?;
     let errors = dir.path().join("stderr");
@@ -192,21 +187,17 @@ fn ask(
         anyhow::bail!("the profiler failed: {}", fs::read_to_string(&errors)?.trim());
     }
     let profile: Value = serde_json::from_slice(&fs::read(&profile)?)?;
-    let findings = judge::findings(&profile);
-    let judgement = judge::judge(entry, &findings, &fs::read_to_string(&report)?, ready.peer.as_deref());
-    Ok((findings, judgement))
-}
-
-fn word(verdict: Verdict) -> String {
-    json!(verdict).as_str().unwrap_or_default().to_owned()
+    let said = judge::said(&profile);
+    let judgement = judge::judge(entry, &said, &fs::read_to_string(&report)?, ready.peer.as_deref());
+    Ok((said, judgement))
 }
 
 fn print_row(row: &Row) {
-    let said = match (&row.error, row.findings.first()) {
+    let said = match (&row.error, row.said.findings.first()) {
         (Some(error), _) => format!("error: {}", error.lines().next().unwrap_or_default()),
-        (None, None) => "nothing found".into(),
+        (None, None) => format!("nothing found; verdict {}", row.said.bottleneck),
         (None, Some(first)) => {
-            let others = match row.findings.len() - 1 {
+            let others = match row.said.findings.len() - 1 {
                 0 => String::new(),
                 n => format!(" (+{n})"),
             };
@@ -214,17 +205,18 @@ fn print_row(row: &Row) {
         }
     };
     let mark = if row.passed() { "pass" } else { "FAIL" };
-    println!("{mark}  {:<26} {:<10}  {:.90}", row.name, word(row.verdict), said);
+    println!("{mark}  {:<26} {:<14}  {:.90}", row.name, row.verdict.id(), said);
     for line in row.error.iter().flat_map(|error| error.lines().skip(1)).filter(|line| line.contains("error"))
     {
         println!("      {line}");
     }
     if row.error.is_none() && !row.passed() {
         if !row.judgement.finding && !row.is_healthy() {
-            println!("      {:<26} {:<10}  right: {}", "", "", row.rules.join(", "));
+            let right = if row.rules.is_empty() { row.verdict.id().to_owned() } else { row.rules.join(", ") };
+            println!("      {:<26} {:<14}  right: {right}", "", "");
         }
         for words in &row.judgement.missing_words {
-            println!("      {:<26} {:<10}  not in the first lines: {words}", "", "");
+            println!("      {:<26} {:<14}  not in the first lines: {words}", "", "");
         }
     }
 }
@@ -306,7 +298,7 @@ mod tests {
             verdict,
             rules: vec![],
             error: error.map(str::to_owned),
-            findings: vec![],
+            said: Said::default(),
             judgement: Judgement { finding, missing_words: vec![] },
             others_percent: 0.0,
         }
