@@ -1,6 +1,6 @@
 //! Allocations: what the probes on a program's allocator keep in the kernel, and what userspace tells them.
 
-use crate::cpu::SampleScratch;
+use crate::{cpu::SampleScratch, runtime::Fingerprint};
 
 /// First word of a [`StackHeader`](crate::sched::StackHeader) that tells of a stack that allocates.
 pub const KIND_ALLOC_STACK: u32 = 7;
@@ -263,14 +263,18 @@ pub struct CachedStack {
     pub sp: u64,
     /// Its frame pointer, zero if the register does not point into the stack.
     pub fp: u64,
-    /// Hash of process, end and all addresses.
+    /// Its id: hash of process, end, all addresses and all words of runtimes.
     pub id: u64,
+    /// The same without words of runtimes.
+    pub hash: u64,
     /// The process, and how the stack ends: what the hash begins with.
     pub seed: u64,
     /// Frames but the innermost.
     pub count: u32,
     /// Words of stack memory up to the outermost return address, and that one.
     pub words: u32,
+    /// Tells it from stacks with the same addresses.
+    pub fingerprint: Fingerprint,
     /// Where the return addresses are, in words from the stack pointer.
     pub offsets: [u16; 128],
 }

@@ -1,6 +1,6 @@
 //! On-CPU samples: the record that the CPU sampler sends for each sample it takes.
 
-use crate::{COMM_LEN, MAX_FRAMES, mapping::Walk};
+use crate::{COMM_LEN, MAX_FRAMES, mapping::Walk, runtime::RUNTIME_WORDS};
 
 /// First word of a [`SampleHeader`]: tells this record from those of other probes in the same ring buffer.
 pub const KIND_CPU_SAMPLE: u32 = 1;
@@ -25,7 +25,8 @@ pub const END_COMPLETE: u32 = 1;
 /// The user stack could not be followed further.
 pub const END_STOPPED: u32 = 2;
 
-/// Start of a sample record; `kernel_frames` then `user_frames` addresses (`u64`, innermost first) follow.
+/// Start of a sample record; `kernel_frames` then `user_frames` addresses (`u64`, innermost first) follow, then
+/// `runtime_words` of [`Entry`](crate::runtime::Entry)s.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SampleHeader {
@@ -40,7 +41,9 @@ pub struct SampleHeader {
     /// Thread id, in the profiler's PID namespace.
     pub tid: u32,
     /// CPU the sample was taken on.
-    pub cpu: u32,
+    pub cpu: u16,
+    /// Number of words that follow the addresses.
+    pub runtime_words: u16,
     /// Number of kernel addresses that follow.
     pub kernel_frames: u16,
     /// Number of user addresses that follow the kernel's.
@@ -52,9 +55,9 @@ pub struct SampleHeader {
 /// Size of a [`SampleHeader`] in bytes.
 pub const SAMPLE_HEADER_LEN: usize = size_of::<SampleHeader>();
 
-/// Words kept for the addresses of one record: both stacks at their longest, rounded up to a power of two so
-/// that the kernel program can bound an index with a mask.
-pub const SAMPLE_FRAME_WORDS: usize = 256;
+/// Words kept for one record: both stacks at their longest and an entry for each user frame, rounded up to a power of
+/// two so that the kernel program can bound an index with a mask.
+pub const SAMPLE_FRAME_WORDS: usize = 512;
 
 /// Samples of a CPU, of any process, that are remembered: 5 s at the default frequency.
 pub const RAN_LEN: usize = 512;
@@ -92,8 +95,10 @@ unsafe impl aya::Pod for Ran {}
 pub struct SampleScratch {
     /// The record's start.
     pub header: SampleHeader,
-    /// Kernel addresses, then user addresses, without a gap.
+    /// Kernel addresses, user addresses and words of runtimes, without a gap.
     pub frames: [u64; SAMPLE_FRAME_WORDS],
+    /// Not sent: words of runtimes, as they are found.
+    pub runtime: [u64; RUNTIME_WORDS],
     /// Not sent: where the walk up the user stack stands.
     pub walk: Walk,
 }
@@ -104,5 +109,6 @@ const _: () = {
     assert!(core::mem::offset_of!(SampleHeader, kernel_frames) == 28);
     assert!(core::mem::offset_of!(SampleHeader, comm) == 32);
     assert!(core::mem::offset_of!(SampleScratch, frames) == SAMPLE_HEADER_LEN);
-    assert!(2 * MAX_FRAMES <= SAMPLE_FRAME_WORDS);
+    assert!(core::mem::offset_of!(SampleHeader, runtime_words) == 26);
+    assert!(4 * MAX_FRAMES <= SAMPLE_FRAME_WORDS);
 };

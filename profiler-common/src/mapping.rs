@@ -1,6 +1,6 @@
 //! Where a process has mapped which file's unwind table: what the kernel programs search before the table itself.
 
-use crate::unwind::Registers;
+use crate::{runtime::Fingerprint, unwind::Registers};
 
 /// Most mappings of all processes together.
 pub const MAX_MAPPINGS: usize = 65_536;
@@ -43,6 +43,10 @@ pub struct ProcessMappings {
     pub first: u32,
     /// Number of its mappings.
     pub count: u32,
+    /// Language runtimes in it, bits of [`crate::runtime`]. Zero costs nothing.
+    pub runtimes: u32,
+    /// Index of their offsets in `RUNTIMES`.
+    pub offsets: u32,
 }
 
 /// Where a walk up a stack stands.
@@ -57,11 +61,17 @@ pub struct Walk {
     pub process: ProcessMappings,
     /// 1 if the instruction pointer is that of an instruction, 0 if it is a return address.
     pub exact: u64,
+    /// What the last step found of a runtime's frame: words of an [`Entry`](crate::runtime::Entry); zero if nothing.
+    pub entry: [u64; 2],
+    /// How many words of entries have been kept so far.
+    pub words: u64,
+    /// Of the frames so far that addresses do not tell.
+    pub fingerprint: Fingerprint,
 }
 
 const _: () = {
     assert!(size_of::<Mapping>() == 40);
-    assert!(size_of::<ProcessMappings>() == 8);
+    assert!(size_of::<ProcessMappings>() == 16);
 };
 
 #[cfg(feature = "user")]

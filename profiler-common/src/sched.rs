@@ -1,6 +1,6 @@
 //! Where a thread's time goes when it is not on a CPU: states, causes, and the records of the scheduler probe.
 
-use crate::COMM_LEN;
+use crate::{COMM_LEN, runtime::Fingerprint};
 
 /// First word of a [`StackHeader`].
 pub const KIND_STACK: u32 = 2;
@@ -175,6 +175,8 @@ pub struct KnownStack {
     pub syscall: i32,
     /// Not used.
     pub _reserved: u32,
+    /// Tells it from stacks with the same addresses.
+    pub fingerprint: Fingerprint,
     /// What ended those blocks: see [`ThreadState::waker`].
     pub waker: u64,
     /// Time blocked since.
@@ -306,7 +308,9 @@ pub struct StackHeader {
     /// Thread it was first seen in.
     pub tid: u32,
     /// Not used.
-    pub _reserved: u32,
+    pub _reserved: u16,
+    /// As in a CPU sample.
+    pub runtime_words: u16,
     /// Number of kernel addresses that follow.
     pub kernel_frames: u16,
     /// Number of user addresses that follow the kernel's.

@@ -63,12 +63,12 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
     header.pid = ids.pid;
     header.tid = ids.tid;
     // SAFETY: no arguments.
-    header.cpu = unsafe { bpf_get_smp_processor_id() };
+    header.cpu = unsafe { bpf_get_smp_processor_id() as u16 };
     header.comm = bpf_get_current_comm().unwrap_or_default();
 
-    // SAFETY: header and stacks lie one after the other in the scratch, and stack_bytes is below 2048.
+    // SAFETY: header and stacks lie one after the other in the scratch, and stack_bytes is below 4096.
     let sent = unsafe {
-        send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (stack_bytes & 0x7ff))
+        send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (stack_bytes & 0xfff))
     };
     if !sent {
         count(KernelCounter::RingBufferFull);

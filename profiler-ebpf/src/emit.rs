@@ -9,6 +9,7 @@ use aya_ebpf::{
 use profiler_common::{
     cpu::{FLAG_USER_END_SHIFT, SAMPLE_HEADER_LEN, SampleScratch},
     loss::KernelCounter,
+    runtime::Fingerprint,
     sched::{KIND_STACK, StackHeader},
     syscall::Name,
 };
@@ -85,6 +86,12 @@ pub fn take_stack_if_allowed(ctx: &RawTracePointContext, pid: u32, tid: u32, now
     take_stack(ctx, pid, tid, now)
 }
 
+/// What tells the stack that was taken last on this CPU from those with the same addresses.
+#[inline(always)]
+pub fn last_fingerprint() -> Fingerprint {
+    SCHED_SCRATCH.get(0).map_or(Fingerprint::default(), |scratch| scratch.walk.fingerprint)
+}
+
 /// Takes the current thread's stack, and sends it if it is new. Returns its id, or zero.
 #[inline(always)]
 pub fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
@@ -112,7 +119,7 @@ pub fn send_stack(scratch: &mut SampleScratch, kind: u32, bytes: u64, tail: u64,
         unsafe {
             (*header).kind = kind;
             (*header).id = id;
-            let len = SAMPLE_HEADER_LEN as u64 + (bytes & 0x7ff) + tail;
+            let len = SAMPLE_HEADER_LEN as u64 + (bytes & 0xfff) + tail;
             if !send(core::ptr::from_ref(scratch).cast(), len) {
                 count(KernelCounter::RecordsLost);
                 return 0;

@@ -37,8 +37,8 @@ pub fn fault_sample(ctx: PerfEventContext) -> u32 {
     header.time_ns = now;
     header.pid = ids.pid;
     header.tid = ids.tid;
-    // SAFETY: header and stacks lie one after the other in the scratch, and bytes is below 2048.
-    if !unsafe { send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (bytes & 0x7ff)) } {
+    // SAFETY: header and stacks lie one after the other in the scratch, and bytes is below 4096.
+    if !unsafe { send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (bytes & 0xfff)) } {
         count(KernelCounter::RecordsLost);
     }
     charge(Probe::Fault, now);

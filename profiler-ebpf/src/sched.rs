@@ -30,11 +30,12 @@ use profiler_common::{
 use crate::{
     caller,
     descriptor::descriptor_cause,
-    emit::{SLICE_SHIFT, STACKS_PER_SLICE, may_tell, take_from_budget, take_stack, tell},
+    emit::{SLICE_SHIFT, STACKS_PER_SLICE, last_fingerprint, may_tell, take_from_budget, take_stack, tell},
     hash::mix,
     histogram::record_run_queue,
     loops::{begin_turn, begin_work, is_nested_wait, is_own_wait, see_loop, tell_turn},
     output::{charge_some, count, now_ns},
+    runtime,
     target::{Ids, OFF_TASK_PID, ONLY_TGID, TARGET_MODE, current_target, is_target, task_ids},
     task::{
         Entry, KERNEL_THREAD, OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_STATE, SchedInfo, current_task, load,
@@ -484,7 +485,8 @@ fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
 fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now: u64) {
     let at = state.at as usize % KNOWN_STACKS;
     let (known_key, known_stack) = (state.known[at].key, state.known[at].stack);
-    let same = known_key == key && known_stack != 0;
+    // The same registers can be those of other functions, in runtimes.
+    let same = known_key == key && known_stack != 0 && runtime::v8::is_same(&state.known[at].fingerprint);
     if same && state.known[at].reused < MAX_REUSED {
         state.known[at].reused += 1;
         state.stack = known_stack;
@@ -506,6 +508,7 @@ fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now
         state.known[at].time = OffCpuTime { ns: 0, count: 0, max_ns: 0 };
     }
     state.known[at].key = key;
+    state.known[at].fingerprint = last_fingerprint();
     state.known[at].reused = 0;
 }
 

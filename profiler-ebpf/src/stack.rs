@@ -12,7 +12,7 @@ use profiler_common::{
         FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT, FLAG_USER_STACK_FAILED,
         FLAG_USER_STACK_TRUNCATED, SAMPLE_FRAME_WORDS, SampleScratch,
     },
-    mapping::{Mapping, Walk},
+    runtime::{Fingerprint, RUNTIME_WORDS},
 };
 
 use crate::{hash::mix, unwind};
@@ -68,16 +68,19 @@ pub unsafe fn capture<U: Unwind>(
         flags |= FLAG_KERNEL_STACK_TRUNCATED;
     }
 
+    let mut runtime_words = 0;
     let start = if U::TABLES { unwind::start(pid, interrupted) } else { None };
     let user_bytes = match start {
         Some((process, registers)) => {
-            scratch.walk = Walk { registers, mapping: Mapping::default(), process, exact: 1 };
+            unwind::begin(&mut scratch.walk, registers, process, 1);
             let walked = unwind::walk_stack(scratch, kernel_bytes / 8);
             flags |= ((walked >> 32) as u32) << FLAG_USER_END_SHIFT;
+            runtime_words = (walked >> unwind::WALKED_WORDS) & (RUNTIME_WORDS as u64 - 2);
             ((walked & 0x7f) * 8) & 0x3ff
         }
         None => {
-            // SAFETY: kernel_bytes < 1024, so STACK_BYTES more still lie within the 2048 bytes of `frames`.
+            scratch.walk.fingerprint = Fingerprint::default();
+            // SAFETY: kernel_bytes < 1024, so STACK_BYTES more still lie within the 4096 bytes of `frames`.
             let user = unsafe {
                 bpf_get_stack(
                     ctx,
@@ -102,7 +105,8 @@ pub unsafe fn capture<U: Unwind>(
     scratch.header.flags = flags;
     scratch.header.kernel_frames = (kernel_bytes / 8) as u16;
     scratch.header.user_frames = (user_bytes / 8) as u16;
-    kernel_bytes + user_bytes
+    scratch.header.runtime_words = runtime_words as u16;
+    kernel_bytes + user_bytes + runtime_words * 8
 }
 
 /// A hash of the first `words` addresses. Global for the same reason as `walk_stack`.

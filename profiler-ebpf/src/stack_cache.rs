@@ -19,7 +19,10 @@ use profiler_common::{
     alloc::{AllocScratch, CACHE_SLOTS, CACHE_WORDS, CachedStack, KIND_ALLOC_STACK},
     cpu::{END_STOPPED, FLAG_USER_END_SHIFT, SAMPLE_FRAME_WORDS, SAMPLE_HEADER_LEN},
     loss::KernelCounter,
-    mapping::{Mapping, Walk},
+    runtime::{
+        CHAIN_FRAMES, RUNTIME_WORDS,
+        v8::{BELOW, FrameWords, SAVED, fingerprint_step},
+    },
     sched::StackHeader,
     unwind::{Registers, StopReason},
 };
@@ -27,9 +30,10 @@ use profiler_common::{
 use crate::{
     hash::mix,
     output::{add, count, send},
+    runtime::{append_runtime_words, keep},
     stack::hash_stack,
     target::Ids,
-    unwind::{mappings_of, unwind_frame},
+    unwind::{begin, mappings_of, unwind_frame},
 };
 
 /// Known stacks, by a hash of where they begin.
@@ -66,8 +70,7 @@ pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bo
     scratch.sample.walk.registers = registers;
     let mut id = find_stack(scratch, ids.pid);
     if id == 0 {
-        let process = mappings_of(ids.pid);
-        scratch.sample.walk = Walk { registers, mapping: Mapping::default(), process, exact: 0 };
+        begin(&mut scratch.sample.walk, registers, mappings_of(ids.pid), 0);
         id = walk_new_stack(scratch, ids.pid);
         count(KernelCounter::AllocWalks);
         if !known(id) && !tell(scratch, ids, id, now) {
@@ -103,7 +106,7 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     if error != 0 {
         return 0;
     }
-    let (id, frames) = (slot.id, slot.count);
+    let (id, addresses, frames) = (slot.id, slot.hash, slot.count);
     let mut hash = mix(mix(slot.seed) ^ ip);
     for i in 0..MAX_FRAMES {
         if i as u32 >= frames {
@@ -112,7 +115,41 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         let offset = slot.offsets[i] as usize & (CACHE_WORDS - 1);
         hash = mix(hash ^ scratch.memory[offset]);
     }
-    if hash == id { id } else { 0 }
+    if hash != addresses {
+        return 0;
+    }
+    let print = slot.fingerprint;
+    let mut hash = 0;
+    for (i, chain) in print.chains.iter().enumerate() {
+        if i as u64 >= print.count {
+            break;
+        }
+        hash = fingerprint_in(scratch, chain.first, chain.frames, hash);
+    }
+    if hash == print.hash { id } else { 0 }
+}
+
+/// A fingerprint's hash, with the chain of `frames` frames from `first` on added, in the copy of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fingerprint_in(scratch: *const AllocScratch, first: u64, frames: u64, hash: u64) -> u64 {
+    // SAFETY: as in `find_stack`.
+    let Some(scratch) = (unsafe { scratch.as_ref() }) else { return 0 };
+    let sp = scratch.sample.walk.registers.sp;
+    let (mut fp, mut hash) = (first, hash);
+    for i in 0..CHAIN_FRAMES {
+        if i >= frames {
+            break;
+        }
+        let at = fp.wrapping_sub(BELOW).wrapping_sub(sp) >> 3;
+        let mut words: FrameWords = [0; 7];
+        for (j, word) in words.iter_mut().enumerate() {
+            *word = scratch.memory[at.wrapping_add(j as u64) as usize & (CACHE_WORDS - 1)];
+        }
+        hash = fingerprint_step(hash, &words, mix);
+        fp = words[SAVED];
+    }
+    hash
 }
 
 /// Walks the stack that `scratch.sample.walk` begins with, and remembers it. Returns its id.
@@ -130,6 +167,7 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
             scratch.sample.walk.registers.ip;
         frames = i + 1;
         let ended = unwind_frame(&mut scratch.sample.walk);
+        keep(&mut scratch.sample, i);
         if ended != 0 {
             end = ended;
             break;
@@ -150,7 +188,16 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     scratch.sample.header.flags = end << FLAG_USER_END_SHIFT;
     scratch.sample.header.kernel_frames = 0;
     scratch.sample.header.user_frames = frames as u16;
-    let id = hash_stack(&raw const scratch.sample, frames, seed);
+    let told = scratch.sample.walk.words & (RUNTIME_WORDS as u64 - 2);
+    scratch.sample.header.runtime_words = told as u16;
+    let hash = hash_stack(&raw const scratch.sample, frames, seed);
+    let mut id = hash;
+    let fingerprint = scratch.sample.walk.fingerprint;
+    if told != 0 {
+        append_runtime_words(&raw mut scratch.sample, frames, told);
+        id = hash_stack(&raw const scratch.sample, frames + told, seed);
+        usual &= u64::from(!fingerprint.is_partial());
+    }
     // Without unwind tables, which a new process has not got yet, it may be cut off: not for the rest of the run.
     let has_tables = scratch.sample.walk.process.count != 0;
     if usual != 0 && words != 0 && has_tables {
@@ -158,6 +205,8 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         found.sp = start.sp;
         found.fp = frame_pointer(start.sp, start.fp);
         found.id = id;
+        found.hash = hash;
+        found.fingerprint = fingerprint;
         found.seed = seed;
         found.count = frames as u32 - 1;
         found.words = words as u32;
@@ -184,7 +233,8 @@ fn slot_of(pid: u32, ip: u64, sp: u64) -> u32 {
 /// Sends a new stack; returns whether there was room.
 #[inline(always)]
 fn tell(scratch: &mut AllocScratch, ids: &Ids, id: u64, now: u64) -> bool {
-    let bytes = u64::from(scratch.sample.header.user_frames) * 8;
+    let header = &scratch.sample.header;
+    let bytes = (u64::from(header.user_frames) + u64::from(header.runtime_words)) * 8;
     let header = core::ptr::from_mut(&mut scratch.sample.header).cast::<StackHeader>();
     // SAFETY: both headers have the same size and alignment, and flags and counts are at the same place.
     unsafe {
@@ -193,6 +243,6 @@ fn tell(scratch: &mut AllocScratch, ids: &Ids, id: u64, now: u64) -> bool {
         (*header).pid = ids.pid;
         (*header).tid = ids.tid;
         (*header).id = id;
-        send(header.cast_const().cast(), SAMPLE_HEADER_LEN as u64 + (bytes & 0x3ff))
+        send(header.cast_const().cast(), SAMPLE_HEADER_LEN as u64 + (bytes & 0xfff))
     }
 }

@@ -14,6 +14,7 @@ use profiler_common::{
     MAX_FRAMES,
     cpu::{END_COMPLETE, END_STOPPED, SAMPLE_FRAME_WORDS, SampleScratch},
     mapping::{MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS, Walk},
+    runtime::{Fingerprint, RUNTIME_WORDS, V8},
     target::MAX_TARGETS,
     unwind::{
         BUCKET_SHIFT, CfaKind, MAX_RULES, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Rule, Step,
@@ -22,7 +23,10 @@ use profiler_common::{
     },
 };
 
-use crate::task::{current_task, is_user, read, registers, saved_registers, user_registers};
+use crate::{
+    runtime,
+    task::{current_task, is_user, read, registers, saved_registers, user_registers},
+};
 
 #[cfg(bpf_target_arch = "aarch64")]
 type Native = profiler_common::unwind::Aarch64;
@@ -81,6 +85,24 @@ impl Memory for UserMemory {
     }
 }
 
+/// The same, but for two words at `at` that have been read already.
+struct Known {
+    at: u64,
+    words: Option<[u64; 2]>,
+}
+
+impl Memory for Known {
+    #[inline(always)]
+    fn read_u64(&self, address: u64) -> Option<u64> {
+        UserMemory.read_u64(address)
+    }
+
+    #[inline(always)]
+    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
+        if address == self.at && self.words.is_some() { self.words } else { UserMemory.read_pair(address) }
+    }
+}
+
 /// What a walk by tables begins with: the mappings of process `pid`, which is the current one, if there are tables
 /// for it, and the registers with which the current task is, or was last, in user mode. `interrupted` are those the
 /// program was started with, if it interrupted anything.
@@ -94,6 +116,17 @@ pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(Proc
         return Some((process, registers(interrupted)));
     }
     Some((process, user_registers(saved_registers(current_task()) as u64)?))
+}
+
+/// Begins a walk. Member by member: all at once it would be put together on the stack first.
+#[inline(always)]
+pub fn begin(walk: &mut Walk, registers: Registers, process: ProcessMappings, exact: u64) {
+    walk.registers = registers;
+    walk.mapping = Mapping::default();
+    walk.process = process;
+    walk.exact = exact;
+    walk.words = 0;
+    walk.fingerprint = Fingerprint::default();
 }
 
 /// Where the mappings of process `pid` are; none for one without tables.
@@ -112,8 +145,9 @@ pub fn inherit(parent: u32, child: u32) {
     }
 }
 
-/// Writes the stack that begins at `scratch.walk` to `scratch.frames`, from `first` on. Returns the number of frames and,
-/// in the high half, how the stack ends (`END_*`).
+/// Writes the stack that begins at `scratch.walk` to `scratch.frames`, from `first` on, and behind it what tells frames of
+/// runtimes. Returns the number of frames, from [`WALKED_WORDS`] on the number of those words, and in the high half how the
+/// stack ends (`END_*`).
 ///
 /// A global function in the verifier's sense, as the next one: it is checked once, and what follows a call is not checked
 /// for each length that the stack can have.
@@ -122,6 +156,7 @@ pub fn inherit(parent: u32, child: u32) {
 pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
     // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return u64::from(END_STOPPED) << 32 };
+    let (mut frames, mut ended) = (MAX_FRAMES as u64, END_STOPPED + StopReason::TooDeep as u32);
     for i in 0..MAX_FRAMES as u64 {
         scratch.frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = scratch.walk.registers.ip;
         let mut end = unwind_frame(&mut scratch.walk);
@@ -133,12 +168,21 @@ pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
                 end = unwind_frame(&mut scratch.walk);
             }
         }
+        runtime::keep(scratch, i);
         if end != 0 {
-            return (i + 1) | u64::from(end) << 32;
+            (frames, ended) = (i + 1, end);
+            break;
         }
     }
-    MAX_FRAMES as u64 | u64::from(END_STOPPED + StopReason::TooDeep as u32) << 32
+    let words = scratch.walk.words & (RUNTIME_WORDS as u64 - 2);
+    if words != 0 {
+        runtime::append_runtime_words(scratch, first + frames, words);
+    }
+    frames | words << WALKED_WORDS | u64::from(ended) << 32
 }
+
+/// Where the number of words of runtimes is in what [`walk_stack`] returns.
+pub const WALKED_WORDS: u32 = 8;
 
 /// Where a function of the current task that has a probe on its return goes back to: such a probe replaces the return
 /// address, at `slot`, and keeps the original in task -> utask -> return_instances. Zero if there is none.
@@ -184,9 +228,14 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
     }
     let Some(rule) = RULES.get(find_rule(&walk.mapping, address)) else { return END_STOPPED };
     walk.exact = u64::from(rule.caller_is_exact());
+    walk.entry = [0; 2];
     let outcome = if rule.cfa_kind == CfaKind::NoInfo as u8 {
         // Just-in-time compiled or assembly: such code keeps frame pointers, or the stack ends here.
-        match step_frame_pointer::<Native, _>(&mut walk.registers, &UserMemory) {
+        let mut known = Known { at: walk.registers.fp, words: None };
+        if walk.process.runtimes & V8 != 0 && known.at & 7 == 0 && known.at >= walk.registers.sp {
+            known.words = runtime::v8::note_frame(walk);
+        }
+        match step_frame_pointer::<Native, _>(&mut walk.registers, &known) {
             Step::Stop(_) if walk.mapping.end == 0 => Step::Stop(StopReason::NoTable),
             Step::Stop(_) => Step::Stop(StopReason::NoRow),
             other => other,

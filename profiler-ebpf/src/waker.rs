@@ -94,6 +94,7 @@ fn note_waker(ctx: &RawTracePointContext, state: &mut ThreadState, now: u64) {
         scratch.header.flags = 0;
         scratch.header.kernel_frames = 0;
         scratch.header.user_frames = 0;
+        scratch.header.runtime_words = 0;
         0
     };
     scratch.header.pid = pid;
@@ -106,7 +107,8 @@ fn note_waker(ctx: &RawTracePointContext, state: &mut ThreadState, now: u64) {
     scratch.frames[(at + 1) & (SAMPLE_FRAME_WORDS - 1)] = u64::from_ne_bytes(words[1]);
     state.waker = send_stack(scratch, KIND_WAKER, bytes, COMM_LEN as u64, mix(who));
     if bytes != 0 {
-        state.waker_key = key;
+        // Frames of a runtime can be other functions' next time, with the same registers.
+        state.waker_key = if scratch.header.runtime_words == 0 { key } else { 0 };
         state.last_waker = state.waker;
         state.waker_reused = 0;
     }

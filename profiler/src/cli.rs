@@ -101,6 +101,11 @@ pub struct ProfileArgs {
     /// distribution packages lack
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Unwind::Tables)]
     pub unwind: Unwind,
+
+    /// Whether functions of language runtimes (JavaScript in Node.js 18 and newer) are named by reading them out of the
+    /// running program's memory.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = RuntimeNames::Auto)]
+    pub runtimes: RuntimeNames,
     /// Whether to find out what threads wait for: auto is on, except with --all
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Waits::Auto)]
     pub waits: Waits,
@@ -216,6 +221,15 @@ pub enum Unwind {
     Tables,
     /// By frame pointers only.
     FramePointers,
+}
+
+/// When functions of language runtimes are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum RuntimeNames {
+    /// Whenever there is one that is known.
+    Auto,
+    /// Never: their code has the names of a perf map, if there is one.
+    Off,
 }
 
 /// Whether to watch the scheduler.

@@ -24,7 +24,7 @@ type NativeArch = profiler_common::unwind::Aarch64;
 type NativeArch = profiler_common::unwind::X86_64;
 
 use crate::{
-    cli::{Alloc, ProfileArgs, Unwind, Waits},
+    cli::{Alloc, ProfileArgs, RuntimeNames, Unwind, Waits},
     detect::{self, rule::Overrides, storm::Storms},
     error::Error,
     kernel::{Kernel, btf, load::Watch, preflight, sideband::Sideband, unwind::UnwindMaps},
@@ -62,7 +62,9 @@ use crate::{
         usage::Usage,
         vitals::VitalsSampler,
     },
-    quit, say,
+    quit,
+    runtimes::{Runtimes, UserFrame, UserStack},
+    say,
     symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
     unwind::feed::{DEFAULT_BUDGET_BYTES, Feeder, UnwindReport},
 };
@@ -221,6 +223,7 @@ struct Collector {
     processes: ProcessTable,
     /// `None` where frame pointers are followed only.
     unwinder: Option<Feeder<UnwindMaps>>,
+    runtimes: Runtimes,
     /// `None` where only CPUs are sampled.
     scheduler: Option<Scheduler>,
     /// `None` where memory is not watched.
@@ -285,6 +288,7 @@ impl Collector {
         } else {
             None
         };
+        let mut runtimes = Runtimes::new(PROC.into(), args.runtimes == RuntimeNames::Auto);
         // The hooks first: what is forked or gets its name from here on, they see.
         kernel.attach_target_hooks(target, by_tables)?;
         let mut all = target.pids_now(Path::new(PROC));
@@ -296,6 +300,7 @@ impl Collector {
             kernel.add_target(pid)?;
             processes.track(pid, &mut tables);
             if let Some(unwinder) = &mut unwinder {
+                unwinder.set_runtimes(pid, runtimes.look(pid, &processes, &tables));
                 unwinder.want(pid);
             }
         }
@@ -318,6 +323,7 @@ impl Collector {
             sideband,
             processes,
             unwinder,
+            runtimes,
             scheduler: None,
             memory,
             vitals: track_own.then(|| VitalsSampler::new(Path::new(PROC), Redact::new(args.redact_paths))),
@@ -405,7 +411,8 @@ impl Collector {
         let memory = ProcessMemory::open(Path::new(PROC), pid)?;
         let registers = Registers { ip, sp, fp: 0, lr: 0 };
         let (user, end) = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
-        let mut raw = RawSample { header: SampleHeader::default(), kernel: Vec::new(), user };
+        let mut raw =
+            RawSample { header: SampleHeader::default(), kernel: Vec::new(), user, entries: Vec::new() };
         raw.header.pid = pid;
         raw.header.time_ns = monotonic_ns();
         let end = match end {
@@ -418,6 +425,7 @@ impl Collector {
 
     /// Brings everything that waits in the kernel into the totals.
     fn drain(&mut self, results: &mut Results) -> Result<Targets> {
+        self.runtimes.new_round();
         // Records before notices: then every mapping a record needs has its notice here already.
         let mut records = Vec::new();
         while let Some(record) = self.kernel.records.next() {
@@ -451,12 +459,18 @@ impl Collector {
             Vec::new()
         };
         if let Some(unwinder) = &mut self.unwinder {
-            gone.into_iter().for_each(|pid| unwinder.forget(pid));
+            for pid in gone {
+                unwinder.forget(pid);
+                self.runtimes.forget(pid);
+            }
             for pid in self.processes.take_changed() {
                 // A child of a followed process is one itself.
                 match &self.living {
                     Some(living) if living.contains(pid) => unwinder.want(pid),
                     _ => {}
+                }
+                if unwinder.wants(pid) {
+                    unwinder.set_runtimes(pid, self.runtimes.look(pid, &self.processes, &self.tables));
                 }
                 unwinder.mappings_changed(pid);
                 if let Some(memory) = &mut self.memory {
@@ -508,6 +522,9 @@ impl Collector {
     /// Takes note of what happened to a process; returns whether it may have ended.
     fn apply(&mut self, notice: &Notice) -> bool {
         self.processes.apply(notice, &mut self.tables);
+        if matches!(notice.event, Event::Exec { .. }) {
+            self.runtimes.forget(notice.pid);
+        }
         if let Some(living) = &mut self.living {
             living.apply(notice);
         }
@@ -593,7 +610,7 @@ impl Collector {
             return Ok(());
         };
         let sample =
-            Sample { time_ns: header.time_ns, thread, cpu: header.cpu, stack, weight: 1, cause: None };
+            Sample { time_ns: header.time_ns, thread, cpu: header.cpu.into(), stack, weight: 1, cause: None };
         if !self.totals.add(&sample) {
             self.losses.add(Loss::TooManyStacks, 1);
             return Ok(());
@@ -635,6 +652,7 @@ impl Collector {
         // Of a process that is gone, addresses say nothing.
         if interrupt || !Path::new(PROC).join(thread.pid.to_string()).exists() {
             raw.user.clear();
+            raw.entries.clear();
             raw.header.flags = 0;
         }
         let taken = !(raw.kernel.is_empty() && raw.user.is_empty());
@@ -683,12 +701,17 @@ impl Collector {
             frames.push(Frame { module: self.kernel_module, address: call_site(i, address) });
         }
         let mut gone = false;
+        let mut user = Vec::with_capacity(raw.user.len());
         for (i, &address) in raw.user.iter().enumerate() {
-            let (frame, resolution) =
-                self.processes.resolve(pid, call_site(i, address), now_ns, &mut self.tables);
+            let address = call_site(i, address);
+            let (frame, resolution) = self.processes.resolve(pid, address, now_ns, &mut self.tables);
             gone |= resolution == Resolution::ProcessGone;
-            frames.push(frame);
+            let made_at_run_time = matches!(self.tables.module(frame.module).kind, ModuleKind::Jit(_));
+            user.push(UserFrame { address, frame, made_at_run_time });
         }
+        let user = UserStack { frames: &user, entries: &raw.entries };
+        let unnamed = self.runtimes.name(pid, &user, &self.processes, &mut self.tables, &mut frames);
+        self.losses.add(Loss::FramesUnnamed, unnamed);
         if frames.is_empty() {
             let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
             frames.push(Frame { module, address: 0 });
@@ -696,7 +719,9 @@ impl Collector {
         let end = raw.user_end();
         if let Some(unwinder) = &mut self.unwinder
             && end == StackEnd::FramePointers
+            && !unwinder.wants(pid)
         {
+            unwinder.set_runtimes(pid, self.runtimes.look(pid, &self.processes, &self.tables));
             unwinder.want(pid);
         }
         let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };

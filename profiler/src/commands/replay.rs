@@ -89,7 +89,7 @@ mod tests {
             addresses: &[u64],
             _: Detail,
         ) -> Vec<Option<Vec<Function>>> {
-            let name = |address| Function { name: format!("f{address}"), file: None, line: None };
+            let name = |address| Function { name: format!("f{address}"), ..Function::default() };
             addresses.iter().map(|&address| (address % 7 != 0).then(|| vec![name(address)])).collect()
         }
     }

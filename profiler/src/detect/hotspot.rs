@@ -69,10 +69,10 @@ struct Counts<'a> {
 }
 
 fn of_stacks<'a>(profile: &'a Profile, stacks: impl Iterator<Item = &'a ProfileStack>) -> Vec<Hotspot> {
-    let mut counts: FxHashMap<(&str, usize), Counts<'_>> = FxHashMap::default();
+    let mut counts: FxHashMap<_, Counts<'_>> = FxHashMap::default();
     for (number, stack) in (1..).zip(stacks) {
         for (position, (function, frame, _)) in profile.functions(stack).enumerate() {
-            let count = counts.entry((&function.name, frame.module)).or_default();
+            let count = counts.entry((function.identity(), frame.module)).or_default();
             let own = if position == 0 { stack.weight } else { 0 };
             // A recursive function is in the stack many times and in the sample once.
             let total = if count.last_stack == number { 0 } else { stack.weight };
@@ -88,7 +88,7 @@ fn of_stacks<'a>(profile: &'a Profile, stacks: impl Iterator<Item = &'a ProfileS
     }
     let mut hotspots: Vec<_> = counts
         .into_iter()
-        .map(|((function, module), count)| Hotspot {
+        .map(|(((function, _), module), count)| Hotspot {
             function: function.to_owned(),
             location: count
                 .lines

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, of_maps::ArrayOfMaps};
 use profiler_common::{
     mapping::{Mapping, ProcessMappings},
+    runtime::RuntimeOffsets,
     unwind::{Page, Rule},
 };
 
@@ -28,6 +29,7 @@ pub struct UnwindMaps {
     mappings: Array<MapData, Mapping>,
     tables: ArrayOfMaps<MapData, Array<MapData, PageValue>>,
     rules: Array<MapData, Rule>,
+    runtimes: Array<MapData, RuntimeOffsets>,
     /// The inner maps, by index.
     loaded: FxHashMap<u32, Array<MapData, PageValue>>,
     /// A slot of the outer map cannot be emptied, only replaced.
@@ -44,6 +46,7 @@ impl UnwindMaps {
             mappings: take("MAPPINGS")?.try_into()?,
             tables: take("TABLES")?.try_into()?,
             rules: take("RULES")?.try_into()?,
+            runtimes: take("RUNTIMES")?.try_into()?,
             loaded: FxHashMap::default(),
             empty: Array::create(1, INNER_MAP)?,
         })
@@ -86,6 +89,10 @@ impl TableSink for UnwindMaps {
 
     fn remove_process(&mut self, pid: u32) {
         let _never_was_there = self.processes.remove(&pid);
+    }
+
+    fn set_runtime_offsets(&mut self, index: u32, offsets: &RuntimeOffsets) -> Result<()> {
+        Ok(self.runtimes.set(index, offsets, 0)?)
     }
 
     fn page(&self, table: u32, page: u32) -> Option<Page> {

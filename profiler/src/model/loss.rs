@@ -55,11 +55,13 @@ pub enum Loss {
     IoFull,
     /// Degraded, not counted in samples: slow system calls that are in all totals but are not listed.
     SlowCallsUntold,
+    /// Degraded, not counted in samples: frames of a language runtime whose function could not be read.
+    FramesUnnamed,
 }
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 23] = [
+    pub const ALL: [Loss; 24] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -83,6 +85,7 @@ impl Loss {
         Loss::CallsFull,
         Loss::IoFull,
         Loss::SlowCallsUntold,
+        Loss::FramesUnnamed,
     ];
 
     /// Whether it counts samples, not other things.
@@ -103,6 +106,7 @@ impl Loss {
                 | Loss::CallsFull
                 | Loss::IoFull
                 | Loss::SlowCallsUntold
+                | Loss::FramesUnnamed
         )
     }
 
@@ -137,6 +141,7 @@ impl Loss {
             Loss::CallsFull => "calls_full",
             Loss::IoFull => "io_full",
             Loss::SlowCallsUntold => "slow_calls_untold",
+            Loss::FramesUnnamed => "frames_unnamed",
         }
     }
 }
@@ -167,6 +172,7 @@ impl fmt::Display for Loss {
             Loss::CallsFull => "system calls not counted, too many kinds",
             Loss::IoFull => "reads and writes not told by descriptor, too many",
             Loss::SlowCallsUntold => "slow system calls not listed, too many at once",
+            Loss::FramesUnnamed => "frames whose function had gone when it was to be named",
         })
     }
 }

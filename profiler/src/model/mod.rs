@@ -5,6 +5,7 @@ pub mod abi;
 pub mod cause;
 pub mod distribution;
 pub mod finding;
+pub mod function;
 pub mod kind;
 pub mod loss;
 pub mod memory;

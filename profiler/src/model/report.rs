@@ -320,7 +320,15 @@ fn name(
     for (module, mut addresses) in modules {
         addresses.sort_unstable();
         let id = crate::model::stack::ModuleId(module);
-        let names = symbolizer.functions(id, tables.module(id), &addresses, detail);
+        let names = match tables.module(id).kind {
+            // Interned with their names, unless this is a replay.
+            ModuleKind::Managed(_) if tables.has_managed() => {
+                let managed =
+                    |&address| tables.managed(Frame { module: id, address }).map(<[Function]>::to_vec);
+                addresses.iter().map(managed).collect()
+            }
+            _ => symbolizer.functions(id, tables.module(id), &addresses, detail),
+        };
         for (position, address) in addresses.into_iter().enumerate() {
             let found = names.get(position).cloned().flatten().filter(|functions| !functions.is_empty());
             let named =
@@ -482,7 +490,8 @@ pub(crate) mod fixtures {
     pub fn frames(names: &mut Names, folded: &str) -> Vec<usize> {
         let each = folded.rsplit(';').map(|name| {
             let kernel = name.starts_with("k:");
-            let function = Function { name: name.into(), file: Some("app.c".into()), line: Some(7) };
+            let function =
+                Function { name: name.into(), file: Some("app.c".into()), line: Some(7), start: None };
             let existing = names.frames.iter().position(|frame| frame.functions[0] == function);
             existing.unwrap_or_else(|| {
                 names.frames.push(NamedFrame {

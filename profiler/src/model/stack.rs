@@ -6,6 +6,8 @@ use indexmap::{IndexMap, IndexSet};
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
+use crate::model::function::Function;
+
 /// Index into [`Tables::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModuleId(pub u32);
@@ -33,6 +35,23 @@ pub enum ModuleKind {
     Syscall,
     /// Stands between a stack that blocked and that of what woke it, whom its path names.
     Waker,
+    /// Functions of a language runtime, by whatever code they run; an address is a number in [`Tables::managed`].
+    Managed(Language),
+}
+
+/// A language whose functions are named by asking its runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Language {
+    /// V8's.
+    JavaScript,
+}
+
+impl fmt::Display for Language {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Language::JavaScript => "JavaScript",
+        })
+    }
 }
 
 /// A piece of code that addresses are relative to.
@@ -58,6 +77,7 @@ impl Module {
             ModuleKind::NotTaken => "[stack not taken]",
             ModuleKind::Syscall => "[system call]",
             ModuleKind::Waker => "[woken]",
+            ModuleKind::Managed(Language::JavaScript) => "[JavaScript]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }
@@ -179,7 +199,12 @@ pub struct Tables {
     pub stacks: IndexSet<Stack, FxBuildHasher>,
     /// Every thread seen, with its last name.
     pub threads: IndexMap<ThreadKey, String, FxBuildHasher>,
+    /// Functions of language runtimes, with the module of their language; of each frame the innermost inlined one first.
+    pub managed: IndexSet<(ModuleId, Box<[Function]>), FxBuildHasher>,
 }
+
+/// Functions of language runtimes that are kept apart, each at each of its lines: some 50 MB.
+const MOST_MANAGED: usize = 262_144;
 
 impl Tables {
     /// The id of `module`, new or known.
@@ -190,6 +215,25 @@ impl Tables {
     /// The module behind an id of this table.
     pub fn module(&self, id: ModuleId) -> &Module {
         &self.modules[id.0 as usize]
+    }
+
+    /// The frame of these functions of a language runtime; `None` if there is no room for it.
+    pub fn managed_frame(&mut self, module: ModuleId, functions: Vec<Function>) -> Option<Frame> {
+        let functions = (module, functions.into());
+        if self.managed.len() >= MOST_MANAGED && !self.managed.contains(&functions) {
+            return None;
+        }
+        Some(Frame { module, address: self.managed.insert_full(functions).0 as u64 })
+    }
+
+    /// The functions behind a frame of a language runtime.
+    pub fn managed(&self, frame: Frame) -> Option<&[Function]> {
+        Some(&self.managed.get_index(usize::try_from(frame.address).ok()?)?.1)
+    }
+
+    /// Whether there are functions of language runtimes: a recording has them elsewhere.
+    pub fn has_managed(&self) -> bool {
+        !self.managed.is_empty()
     }
 
     /// The stack behind an id of this table.

@@ -43,7 +43,7 @@ fn fold(profile: &Profile, stack: &ProfileStack, options: &RenderOptions) -> Str
         line.push_str(match (inlined, &profile.module_of(frame).kind) {
             (true, _) => "_[i]",
             (false, ModuleKind::Kernel) => "_[k]",
-            (false, ModuleKind::Jit(_)) => "_[j]",
+            (false, ModuleKind::Jit(_) | ModuleKind::Managed(_)) => "_[j]",
             (false, _) => "",
         });
     }

@@ -135,7 +135,9 @@ pub(super) fn paragraph(
 pub(super) fn told(names: &Names, frames: &[usize], most: usize) -> Vec<String> {
     let functions = user_functions(names, frames);
     let mut told: Vec<String> = functions.iter().take(most).map(|function| at(function)).collect();
-    let compiled = |frame: &NamedFrame| matches!(names.module_of(frame).kind, ModuleKind::Jit(_));
+    let compiled = |frame: &NamedFrame| {
+        matches!(names.module_of(frame).kind, ModuleKind::Jit(_) | ModuleKind::Managed(_))
+    };
     let own = names.functions(frames).find(|(_, frame, _)| compiled(frame)).map(|(function, ..)| function);
     if let Some(own) = own.filter(|own| !functions.iter().take(most).any(|function| function == own)) {
         told.push(format!("… {}", at(own)));

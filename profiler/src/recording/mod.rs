@@ -81,6 +81,7 @@ pub struct Recorder<W: Write> {
     out: GzEncoder<W>,
     modules: usize,
     stacks: usize,
+    managed: usize,
     /// Written before compression: all, and of [`Told`].
     bytes: (u64, u64),
 }
@@ -90,7 +91,7 @@ impl<W: Write> Recorder<W> {
     pub fn new(mut out: W, meta: &Meta) -> io::Result<Recorder<W>> {
         out.write_all(MAGIC)?;
         let out = GzEncoder::new(out, Compression::fast());
-        let mut recorder = Recorder { out, modules: 0, stacks: 0, bytes: (0, 0) };
+        let mut recorder = Recorder { out, modules: 0, stacks: 0, managed: 0, bytes: (0, 0) };
         recorder.event(&Event::Meta(meta.clone()))?;
         Ok(recorder)
     }
@@ -159,6 +160,12 @@ impl<W: Write> Recorder<W> {
         while let Some(module) = tables.modules.get_index(self.modules) {
             self.event(&Event::Module(module.clone()))?;
             self.modules += 1;
+        }
+        // What nobody could name later: the program it is in is gone by then.
+        while let Some((module, functions)) = tables.managed.get_index(self.managed) {
+            let frame = Frame { module: *module, address: self.managed as u64 };
+            self.event(&Event::Names(vec![(frame, functions.to_vec())]))?;
+            self.managed += 1;
         }
         while let Some(stack) = tables.stacks.get_index(self.stacks) {
             self.event(&Event::Stack(stack.clone()))?;

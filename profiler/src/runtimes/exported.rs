@@ -1,7 +1,11 @@
 //! What an ELF file exports (`.dynsym`, which stripping leaves in place): addresses of symbols, and the values of
 //! constants.
 
-use std::fs::File;
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::FileExt as _,
+};
 
 use object::{
     Endianness, ReadCache, ReadRef,
@@ -39,7 +43,7 @@ pub struct Exported(FxHashMap<String, Symbol>);
 impl Exported {
     /// Reads those whose names are `wanted`; `None` if the file is no 64-bit ELF file of this machine's byte order.
     pub fn read(file: &File, wanted: impl Fn(&[u8]) -> bool) -> Option<Exported> {
-        Self::parse(&ReadCache::new(file), wanted)
+        Self::parse(&ReadCache::new(Positioned { file, position: 0 }), wanted)
     }
 
     /// The same from any bytes.
@@ -80,6 +84,32 @@ impl Exported {
     /// Whether there is none at all.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+/// A reader with a position of its own: that of an open file is shared with the thread that builds unwind tables.
+struct Positioned<'a> {
+    file: &'a File,
+    position: u64,
+}
+
+impl Read for Positioned<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(into, self.position)?;
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Positioned<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (base, offset) = match to {
+            SeekFrom::Start(position) => (position, 0),
+            SeekFrom::End(offset) => (self.file.metadata()?.len(), offset),
+            SeekFrom::Current(offset) => (self.position, offset),
+        };
+        self.position = base.checked_add_signed(offset).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
     }
 }
 

@@ -1,18 +1,259 @@
-//! Language runtimes: programs whose frames are not told by addresses. See each runtime's own folder.
+//! Language runtimes: programs whose functions are not told by addresses.
+//!
+//! ```text
+//! file of a process -> Runtime::open -> Build -> offsets for the kernel programs
+//!                                         |
+//!                                         +----> attach -> Attached: names the frames of this process
+//! ```
+//!
+//! The kernel programs copy a few words for each frame (`profiler_common::runtime`). At the next drain, while what they lead to
+//! is still there, [`Runtimes::name`] turns them into functions, before the stack is interned: objects move and die, names do
+//! not. Interned functions are frames of a module of kind [`ModuleKind::Managed`], so recordings and
+//! outputs know no runtime.
+//!
+//! A second runtime is a folder with a [`Runtime`] in [`RUNTIMES`], a bit, offsets and a kind of entry in
+//! `profiler_common::runtime`, and what copies its words in the kernel. One whose frames do not lie in native ones one by one
+//! (CPython: a list of its own) has entries that belong to no address, and in [`Attached::name`] replaces the native frames of
+//! its interpreter by as many frames as each of them ran.
+
+use std::{fs::File, path::PathBuf, rc::Rc};
+
+use profiler_common::runtime::{Entry, RuntimeOffsets};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    model::{
+        function::Function,
+        stack::{Frame, Language, Module, ModuleId, ModuleKind, Tables},
+    },
+    process::{ProcessTable, memory::ProcessMemory},
+};
 
 pub mod exported;
 pub mod memory;
 pub mod v8;
 
-/// A function of a managed language, where it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct ManagedFunction {
-    /// Its name.
-    pub name: String,
-    /// Its source file, if there is one.
-    pub file: Option<String>,
-    /// Line in it that runs, from one.
-    pub line: Option<u32>,
-    /// Line and column where the function begins, from one.
-    pub start: Option<(u32, u32)>,
+/// Every runtime.
+pub static RUNTIMES: &[&dyn Runtime] = &[&v8::Node];
+
+/// A language runtime.
+pub trait Runtime: Sync {
+    /// What its functions are written in.
+    fn language(&self) -> Language;
+
+    /// Whether a file of this name may hold it: only then it is opened.
+    fn recognises(&self, file_name: &str) -> bool;
+
+    /// Finds out what is where in the runtime that a file holds; `None` if it holds none. The error says in a few words why
+    /// it cannot be read.
+    fn open(&self, file: &File) -> Option<Result<Box<dyn Build>, String>>;
+}
+
+/// A build of a runtime: what is the same for all its processes.
+pub trait Build {
+    /// Its bit in [`ProcessMappings::runtimes`](profiler_common::mapping::ProcessMappings::runtimes).
+    fn bit(&self) -> u32;
+
+    /// Fills in what the kernel programs must know.
+    fn offsets(&self, offsets: &mut RuntimeOffsets);
+
+    /// Prepares to name the frames of a process.
+    fn attach(&self, memory: ProcessMemory) -> Box<dyn Attached>;
+}
+
+/// A runtime in a process.
+pub trait Attached {
+    /// From here on the program has run on: what was read before may have changed.
+    fn new_round(&mut self);
+
+    /// Names the frames of a stack that are the runtime's.
+    fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming);
+}
+
+/// A user stack as the kernel programs sent it.
+#[derive(Clone, Copy, Debug)]
+pub struct UserStack<'a> {
+    /// Its frames, innermost first.
+    pub frames: &'a [UserFrame],
+    /// What was copied of frames of runtimes.
+    pub entries: &'a [Entry],
+}
+
+/// A frame of a [`UserStack`].
+#[derive(Clone, Copy, Debug)]
+pub struct UserFrame {
+    /// Absolute address; of callers the last byte of the call.
+    pub address: u64,
+    /// What it is in.
+    pub frame: Frame,
+    /// Whether that is memory without a file, for code that is made while the program runs.
+    pub made_at_run_time: bool,
+}
+
+/// What becomes of a stack's frames.
+#[derive(Clone, Debug, Default)]
+pub struct Naming {
+    /// By index of the frame, what takes its place.
+    replaced: FxHashMap<usize, Replacement>,
+    /// Frames whose function could not be read.
+    pub unnamed: u64,
+}
+
+/// What takes the place of a native frame.
+#[derive(Clone, Debug, Default)]
+pub struct Replacement {
+    /// Frames, innermost first, each with its functions, the innermost inlined one first.
+    pub frames: Vec<Vec<Function>>,
+    /// Whether the native frame stays, on top of these.
+    pub keeps_native: bool,
+}
+
+impl Naming {
+    /// Replaces a native frame.
+    pub fn replace(&mut self, frame: usize, by: Replacement) {
+        self.replaced.insert(frame, by);
+    }
+}
+
+/// What the kernel programs must know of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InProcess {
+    /// Bits of its runtimes.
+    pub bits: u32,
+    /// Their offsets.
+    pub offsets: RuntimeOffsets,
+}
+
+/// The runtimes of all processes.
+pub struct Runtimes {
+    proc_root: PathBuf,
+    enabled: bool,
+    builds: FxHashMap<(usize, ModuleId), Option<Rc<dyn Build>>>,
+    processes: FxHashMap<u32, Process>,
+    round: u64,
+}
+
+#[derive(Default)]
+struct Process {
+    /// The files it was found in.
+    modules: Vec<(usize, ModuleId)>,
+    known: InProcess,
+    attached: Vec<(Language, Box<dyn Attached>)>,
+    round: u64,
+}
+
+impl Runtimes {
+    /// Knows of none yet. With `enabled` false it never will.
+    pub fn new(proc_root: PathBuf, enabled: bool) -> Runtimes {
+        Runtimes {
+            proc_root,
+            enabled,
+            builds: FxHashMap::default(),
+            processes: FxHashMap::default(),
+            round: 0,
+        }
+    }
+
+    /// Looks for runtimes among the files that a process has mapped.
+    pub fn look(&mut self, pid: u32, processes: &ProcessTable, tables: &Tables) -> InProcess {
+        if !self.enabled {
+            return InProcess::default();
+        }
+        let files: FxHashSet<ModuleId> = processes.mapped_code(pid).map(|code| code.module).collect();
+        let mut modules = Vec::new();
+        for (index, runtime) in RUNTIMES.iter().enumerate() {
+            let named = files.iter().filter(|&&module| runtime.recognises(tables.module(module).name()));
+            modules.extend(named.map(|&module| (index, module)));
+        }
+        modules.sort_unstable();
+        let process = self.processes.entry(pid).or_default();
+        if process.modules == modules {
+            return process.known;
+        }
+        *process = Process { modules, ..Process::default() };
+        for &(index, module) in &process.modules {
+            let build = self.builds.entry((index, module)).or_insert_with(|| {
+                let opened = RUNTIMES[index].open(processes.file(module)?)?;
+                let refused = |why: &String| {
+                    let path = &tables.module(module).path;
+                    crate::say!(
+                        "profiler: {} functions of {path} have no names: {why}",
+                        RUNTIMES[index].language()
+                    );
+                };
+                Some(Rc::from(opened.inspect_err(refused).ok()?))
+            });
+            let Some((build, memory)) = build.as_ref().zip(ProcessMemory::open(&self.proc_root, pid)) else {
+                continue;
+            };
+            process.known.bits |= build.bit();
+            build.offsets(&mut process.known.offsets);
+            process.attached.push((RUNTIMES[index].language(), build.attach(memory)));
+        }
+        process.known
+    }
+
+    /// Forgets a process that is gone, or another program now.
+    pub fn forget(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+    }
+
+    /// The programs have run on since names were last asked for.
+    pub fn new_round(&mut self) {
+        self.round += 1;
+    }
+
+    /// Writes a stack's frames to `into`, those of runtimes by their functions. Returns how many have no name.
+    pub fn name(
+        &mut self,
+        pid: u32,
+        stack: &UserStack<'_>,
+        processes: &ProcessTable,
+        tables: &mut Tables,
+        into: &mut Vec<Frame>,
+    ) -> u64 {
+        if stack.entries.is_empty() {
+            into.extend(stack.frames.iter().map(|user| user.frame));
+            return 0;
+        }
+        if !self.processes.contains_key(&pid) {
+            self.look(pid, processes, tables); // a child has its parent's runtimes
+        }
+        let Some(process) = self.processes.get_mut(&pid) else { return 0 };
+        let mut unnamed = 0;
+        let mut names: FxHashMap<usize, (Language, Replacement)> = FxHashMap::default();
+        for (language, attached) in &mut process.attached {
+            if process.round != self.round {
+                attached.new_round();
+            }
+            let mut naming = Naming::default();
+            attached.name(stack, &mut naming);
+            unnamed += naming.unnamed;
+            names.extend(naming.replaced.into_iter().map(|(frame, by)| (frame, (*language, by))));
+        }
+        process.round = self.round;
+        for (index, user) in stack.frames.iter().enumerate() {
+            let Some((language, by)) = names.remove(&index) else {
+                into.push(user.frame);
+                continue;
+            };
+            let begin = into.len();
+            if by.keeps_native {
+                into.push(user.frame);
+            }
+            let module = tables.module_id(Module::special(ModuleKind::Managed(language)));
+            for functions in by.frames {
+                match tables.managed_frame(module, functions) {
+                    Some(frame) => into.push(frame),
+                    None => {
+                        into.truncate(begin);
+                        into.push(user.frame);
+                        unnamed += 1;
+                        break;
+                    }
+                }
+            }
+        }
+        unnamed
+    }
 }

@@ -70,7 +70,11 @@ impl<'a> LiveSymbolizer<'a> {
     ) -> Vec<Option<Vec<Function>>> {
         match &module.kind {
             ModuleKind::Kernel => self.kernel(addresses),
-            ModuleKind::Unmapped(_) | ModuleKind::NotTaken | ModuleKind::Waker | ModuleKind::Syscall => {
+            ModuleKind::Unmapped(_)
+            | ModuleKind::NotTaken
+            | ModuleKind::Waker
+            | ModuleKind::Syscall
+            | ModuleKind::Managed(_) => {
                 vec![None; addresses.len()]
             }
             ModuleKind::Jit(pid) => self.jit(module, *pid, addresses),
@@ -123,7 +127,7 @@ impl<'a> LiveSymbolizer<'a> {
         let map = self.processes.jit_map(pid).and_then(|file| PerfMap::read(&file).ok()).unwrap_or_default();
         let named = |address: u64| {
             let name = map.find(address)?.to_owned();
-            Some(vec![Function { name, file: None, line: None }])
+            Some(vec![Function { name, ..Function::default() }])
         };
         let region = |address: u64| {
             let start = self.processes.jit_region(pid, address)?;
@@ -225,10 +229,10 @@ fn collect(result: blazesym::Result<Vec<Symbolized<'_>>>, len: usize) -> Vec<Opt
             // location is where it stands at this address.
             let mut functions = Vec::with_capacity(1 + symbol.inlined.len());
             let (file, line) = location(symbol.code_info.as_deref());
-            functions.push(Function { name: symbol.name.into_owned(), file, line });
+            functions.push(Function { name: symbol.name.into_owned(), file, line, start: None });
             for inlined in &*symbol.inlined {
                 let (file, line) = location(inlined.code_info.as_ref());
-                functions.push(Function { name: inlined.name.clone().into_owned(), file, line });
+                functions.push(Function { name: inlined.name.clone().into_owned(), file, line, start: None });
             }
             functions.reverse();
             Some(functions)

@@ -13,6 +13,7 @@ use anyhow::Result;
 use profiler_common::{
     MAX_FRAMES,
     mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
+    runtime::{MAX_RUNTIME_OFFSETS, RuntimeOffsets},
     unwind::{
         Arch, BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, Registers, Rule, Step, StopReason,
         bucket_offset, bucket_page, decode_bucket, row_page, search_rows,
@@ -23,6 +24,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     model::stack::ModuleId,
     process::{ProcessTable, table::MappedCode},
+    runtimes::InProcess,
     unwind::{BuildError, RuleTable, Table, walk::walk},
 };
 
@@ -43,6 +45,8 @@ pub trait TableSink {
     fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()>;
     /// Forgets a process.
     fn remove_process(&mut self, pid: u32);
+    /// Makes offsets of runtimes known.
+    fn set_runtime_offsets(&mut self, index: u32, offsets: &RuntimeOffsets) -> Result<()>;
     /// A page of a table.
     fn page(&self, table: u32, page: u32) -> Option<Page>;
     /// A rule.
@@ -105,6 +109,10 @@ pub struct Feeder<S: TableSink> {
     slots: Slots,
     processes: FxHashMap<u32, InKernel>,
     wanted: FxHashSet<u32>,
+    /// Language runtimes of processes that have some.
+    runtimes: FxHashMap<u32, InProcess>,
+    /// What the kernel knows of them, by index.
+    offsets: Vec<RuntimeOffsets>,
     /// Wanted processes whose mappings or tables have changed.
     changed: FxHashSet<u32>,
     build_time: Duration,
@@ -127,6 +135,8 @@ impl<S: TableSink> Feeder<S> {
             slots: Slots::new(MAX_MAPPINGS as u32),
             processes: FxHashMap::default(),
             wanted: FxHashSet::default(),
+            runtimes: FxHashMap::default(),
+            offsets: Vec::new(),
             changed: FxHashSet::default(),
             build_time: Duration::ZERO,
             refused: 0,
@@ -140,6 +150,22 @@ impl<S: TableSink> Feeder<S> {
         }
     }
 
+    /// Says which language runtimes there are in a process.
+    pub fn set_runtimes(&mut self, pid: u32, runtimes: InProcess) {
+        let before = match runtimes.bits {
+            0 => self.runtimes.remove(&pid),
+            _ => self.runtimes.insert(pid, runtimes),
+        };
+        if before.unwrap_or_default() != runtimes {
+            self.mappings_changed(pid);
+        }
+    }
+
+    /// Whether a process is to be unwound by tables.
+    pub fn wants(&self, pid: u32) -> bool {
+        self.wanted.contains(&pid)
+    }
+
     /// Says that a process's mappings have changed.
     pub fn mappings_changed(&mut self, pid: u32) {
         if self.wanted.contains(&pid) {
@@ -151,6 +177,7 @@ impl<S: TableSink> Feeder<S> {
     pub fn forget(&mut self, pid: u32) {
         self.wanted.remove(&pid);
         self.changed.remove(&pid);
+        self.runtimes.remove(&pid);
         // It may have its parent's, too.
         self.sink.remove_process(pid);
         if let Some(gone) = self.processes.remove(&pid) {
@@ -318,9 +345,11 @@ impl<S: TableSink> Feeder<S> {
         if waits {
             return Ok(()); // `install` comes back to it
         }
-        if let Some(process) = self.processes.get(&pid)
+        let (runtimes, offsets) = self.runtimes_of(pid)?;
+        if let Some(process) = self.processes.get_mut(&pid)
             && process.mappings == mappings
         {
+            process.place = ProcessMappings { runtimes, offsets, ..process.place };
             // Told again all the same: the kernel has forgotten it if this is another program now.
             return self.sink.set_process(pid, process.place);
         }
@@ -337,13 +366,28 @@ impl<S: TableSink> Feeder<S> {
             }
             return Ok(());
         };
-        let place = ProcessMappings { first, count: mappings.len() as u32 };
+        let place = ProcessMappings { first, count: mappings.len() as u32, runtimes, offsets };
         self.sink.set_mappings(first, &mappings)?;
         self.sink.set_process(pid, place)?;
         if let Some(old) = self.processes.insert(pid, InKernel { place, modules, mappings }) {
             self.slots.retire(old.place);
         }
         Ok(())
+    }
+
+    /// The runtimes of a process, and where the kernel has their offsets; none where it has no room for them.
+    fn runtimes_of(&mut self, pid: u32) -> Result<(u32, u32)> {
+        let Some(InProcess { bits, offsets }) = self.runtimes.get(&pid) else { return Ok((0, 0)) };
+        if let Some(index) = self.offsets.iter().position(|known| known == offsets) {
+            return Ok((*bits, index as u32));
+        }
+        if self.offsets.len() >= MAX_RUNTIME_OFFSETS {
+            return Ok((0, 0));
+        }
+        let index = self.offsets.len() as u32;
+        self.sink.set_runtime_offsets(index, offsets)?;
+        self.offsets.push(*offsets);
+        Ok((*bits, index))
     }
 
     /// Has a table built; returns whether it will be.
@@ -441,7 +485,7 @@ mod tests {
     #[test]
     fn retired_slots_become_whole_again() {
         let mut slots = Slots::new(10);
-        let place = |first, count| ProcessMappings { first, count };
+        let place = |first, count| ProcessMappings { first, count, ..ProcessMappings::default() };
         assert_eq!((slots.take(3), slots.take(4), slots.take(4)), (Some(0), Some(3), None));
         slots.retire(place(0, 3));
         assert_eq!(slots.take(4), None, "not before the next update");
@@ -459,6 +503,7 @@ mod tests {
         mappings: FxHashMap<u32, Mapping>,
         processes: FxHashMap<u32, ProcessMappings>,
         rules: Vec<Rule>,
+        offsets: Vec<RuntimeOffsets>,
     }
 
     impl TableSink for Fake {
@@ -485,6 +530,11 @@ mod tests {
         }
         fn remove_process(&mut self, pid: u32) {
             self.processes.remove(&pid);
+        }
+        fn set_runtime_offsets(&mut self, index: u32, offsets: &RuntimeOffsets) -> Result<()> {
+            assert_eq!(index as usize, self.offsets.len());
+            self.offsets.push(*offsets);
+            Ok(())
         }
         fn page(&self, table: u32, page: u32) -> Option<Page> {
             self.tables.get(&table)?.get(page as usize).copied()

@@ -4,7 +4,7 @@ use profiler_common::cpu::{
     END_COMPLETE, END_STOPPED, FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT,
     FLAG_USER_STACK_FAILED, FLAG_USER_STACK_TRUNCATED, KIND_CPU_SAMPLE, SAMPLE_HEADER_LEN, SampleHeader,
 };
-use profiler_common::unwind::StopReason;
+use profiler_common::{runtime::Entry, unwind::StopReason};
 
 use crate::model::stack::StackEnd;
 
@@ -17,6 +17,8 @@ pub struct RawSample {
     pub kernel: Vec<u64>,
     /// User addresses.
     pub user: Vec<u64>,
+    /// What tells frames of language runtimes.
+    pub entries: Vec<Entry>,
 }
 
 impl RawSample {
@@ -87,21 +89,25 @@ pub fn decode_stack(record: &[u8], kind: u32) -> Option<RawSample> {
         time_ns: u64_at(8)?,
         pid: u32_at(16)?,
         tid: u32_at(20)?,
-        cpu: u32_at(24)?,
+        cpu: u16_at(24)?,
+        runtime_words: u16_at(26)?,
         kernel_frames: u16_at(28)?,
         user_frames: u16_at(30)?,
         comm: *record.get(32..)?.first_chunk()?,
     };
-    let mut addresses = record.get(SAMPLE_HEADER_LEN..)?.chunks_exact(8).map(|word| {
+    let mut words = record.get(SAMPLE_HEADER_LEN..)?.chunks_exact(8).map(|word| {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(word);
         u64::from_ne_bytes(bytes)
     });
-    let kernel: Vec<u64> = addresses.by_ref().take(header.kernel_frames.into()).collect();
-    let user: Vec<u64> = addresses.take(header.user_frames.into()).collect();
-    let complete =
-        kernel.len() == usize::from(header.kernel_frames) && user.len() == usize::from(header.user_frames);
-    complete.then_some(RawSample { header, kernel, user })
+    let kernel: Vec<u64> = words.by_ref().take(header.kernel_frames.into()).collect();
+    let user: Vec<u64> = words.by_ref().take(header.user_frames.into()).collect();
+    let told: Vec<u64> = words.take(header.runtime_words.into()).collect();
+    let entries = told.as_chunks::<2>().0.iter().map(|entry| Entry::decode(*entry)).collect();
+    let complete = kernel.len() == usize::from(header.kernel_frames)
+        && user.len() == usize::from(header.user_frames)
+        && told.len() == usize::from(header.runtime_words);
+    complete.then_some(RawSample { header, kernel, user, entries })
 }
 
 #[cfg(test)]
@@ -118,15 +124,16 @@ mod tests {
             bytes.extend(word.to_ne_bytes());
         }
         bytes.extend(header.time_ns.to_ne_bytes());
-        for word in [header.pid, header.tid, header.cpu] {
+        for word in [header.pid, header.tid] {
             bytes.extend(word.to_ne_bytes());
         }
-        for half in [header.kernel_frames, header.user_frames] {
+        for half in [header.cpu, header.runtime_words, header.kernel_frames, header.user_frames] {
             bytes.extend(half.to_ne_bytes());
         }
         bytes.extend(header.comm);
-        for address in sample.kernel.iter().chain(&sample.user) {
-            bytes.extend(address.to_ne_bytes());
+        let told: Vec<u64> = sample.entries.iter().flat_map(Entry::encode).collect();
+        for word in sample.kernel.iter().chain(&sample.user).chain(&told) {
+            bytes.extend(word.to_ne_bytes());
         }
         bytes
     }
@@ -135,7 +142,7 @@ mod tests {
     fn every_end_has_its_own_meaning() {
         let end = |code: u32| {
             let header = SampleHeader { flags: code << FLAG_USER_END_SHIFT, ..SampleHeader::default() };
-            RawSample { header, kernel: vec![], user: vec![1] }.user_end()
+            RawSample { header, kernel: vec![], user: vec![1], entries: vec![] }.user_end()
         };
         assert_eq!((end(0), end(END_COMPLETE)), (StackEnd::FramePointers, StackEnd::Complete));
         let stopped = |reason: StopReason| end(END_STOPPED + reason as u32);
@@ -150,16 +157,19 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_sent_is_what_is_read(
-            time_ns: u64, pid: u32, tid: u32, cpu: u32, flags: u32, comm: [u8; 16],
+            time_ns: u64, pid: u32, tid: u32, cpu: u16, flags: u32, comm: [u8; 16],
             kernel in prop::collection::vec(any::<u64>(), 0..127),
             user in prop::collection::vec(any::<u64>(), 0..127),
+            told in prop::collection::vec((0u8..127, any::<u8>(), 0u64..1 << 48, any::<u64>()), 0..127),
             missing in 1usize..8,
         ) {
             let header = SampleHeader {
                 kind: KIND_CPU_SAMPLE, flags, time_ns, pid, tid, cpu, comm,
                 kernel_frames: kernel.len() as u16, user_frames: user.len() as u16,
+                runtime_words: 2 * told.len() as u16,
             };
-            let sample = RawSample { header, kernel, user };
+            let entries = told.into_iter().map(|(frame, kind, value, payload)| Entry { frame, kind, value, payload });
+            let sample = RawSample { header, kernel, user, entries: entries.collect() };
             let bytes = encode(&sample);
             prop_assert_eq!(decode(&bytes[..bytes.len() - missing]), None);
             prop_assert_eq!(decode(&bytes), Some(sample));

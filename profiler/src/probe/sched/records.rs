@@ -42,7 +42,7 @@ pub fn decode_stack(bytes: &[u8], kind: u32) -> Option<(u64, RawSample)> {
 /// Decodes the stack of a thread that wakes another, its id, and the thread's name.
 pub fn decode_waker(bytes: &[u8]) -> Option<(u64, String, RawSample)> {
     let stack = cpu::decode_stack(bytes, KIND_WAKER)?;
-    let end = SAMPLE_HEADER_LEN + 8 * (stack.kernel.len() + stack.user.len());
+    let end = SAMPLE_HEADER_LEN + 8 * (stack.kernel.len() + stack.user.len() + 2 * stack.entries.len());
     let name = crate::probe::name(bytes.get(end..)?.first_chunk()?);
     Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), name, stack))
 }

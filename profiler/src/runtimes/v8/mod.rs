@@ -9,18 +9,27 @@
 //! What is known of an object is checked once in each round of naming (a drain): its words are read again, and where they
 //! have changed it is another object.
 
-use std::rc::Rc;
+use std::{fs::File, rc::Rc};
+
+use profiler_common::runtime::{self, Entry, EntryKind, RuntimeOffsets, v8::V8Offsets};
 
 use rustc_hash::FxHashMap;
 
-use crate::runtimes::{
-    ManagedFunction,
-    memory::ForeignMemory,
-    v8::{
-        code::CodeRanges,
-        heap::{Heap, Script, is_pointer, small_integer},
-        inlining::{Optimised, Running},
-        metadata::{HEAP_TAG, Layout},
+use crate::{
+    model::{
+        function::{Function, Start},
+        stack::Language,
+    },
+    process::memory::ProcessMemory,
+    runtimes::{
+        Attached, Build, Naming, Replacement, Runtime, UserStack,
+        memory::ForeignMemory,
+        v8::{
+            code::CodeRanges,
+            heap::{Heap, Script, is_pointer},
+            inlining::{Optimised, Running},
+            metadata::{HEAP_TAG, Layout},
+        },
     },
 };
 
@@ -41,6 +50,57 @@ const MOST_LINES: usize = 16 * 1024 * 1024;
 /// Words of a SharedFunctionInfo that tell it from another at its place.
 const SHARED_WORDS: usize = 6;
 
+/// Node.js, and what else is built around V8 in the same way.
+pub struct Node;
+
+impl Runtime for Node {
+    fn language(&self) -> Language {
+        Language::JavaScript
+    }
+
+    fn recognises(&self, file_name: &str) -> bool {
+        build::may_hold_v8(file_name)
+    }
+
+    fn open(&self, file: &File) -> Option<Result<Box<dyn Build>, String>> {
+        let layout = build::layout_of(file)?;
+        Some(layout.map(|layout| Box::new(layout) as Box<dyn Build>))
+    }
+}
+
+impl Build for Rc<Layout> {
+    fn bit(&self) -> u32 {
+        runtime::V8
+    }
+
+    fn offsets(&self, offsets: &mut RuntimeOffsets) {
+        offsets.v8 = V8Offsets { shared: self.function_shared as u32, _reserved: 0 };
+    }
+
+    fn attach(&self, memory: ProcessMemory) -> Box<dyn Attached> {
+        Box::new(V8::new(memory, Rc::clone(self)))
+    }
+}
+
+impl<M: ForeignMemory> Attached for V8<M> {
+    fn new_round(&mut self) {
+        self.now += 1;
+    }
+
+    fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming) {
+        for entry in stack.entries.iter().filter(|entry| entry.kind == EntryKind::V8 as u8) {
+            let index = usize::from(entry.frame);
+            let Some(user) = stack.frames.get(index) else { continue };
+            match self.name_frame(&JsFrame::new(user.address, user.made_at_run_time, entry)) {
+                Ok(Named { functions, in_builtin }) => {
+                    naming.replace(index, Replacement { frames: vec![functions], keeps_native: in_builtin });
+                }
+                Err(Unnamed::FunctionGone) => naming.unnamed += 1,
+            }
+        }
+    }
+}
+
 /// A frame of JavaScript as the kernel programs saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JsFrame {
@@ -58,11 +118,25 @@ pub struct JsFrame {
     pub bytecode: u32,
 }
 
+impl JsFrame {
+    /// The frame at an address that an entry belongs to.
+    pub fn new(address: u64, compiled: bool, entry: &Entry) -> JsFrame {
+        JsFrame {
+            address,
+            compiled,
+            innermost: entry.frame == 0,
+            shared: entry.value,
+            bytecode_offset: (entry.payload >> 32) as u32,
+            bytecode: entry.payload as u32,
+        }
+    }
+}
+
 /// The functions of a frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named {
     /// Innermost first.
-    pub functions: Vec<ManagedFunction>,
+    pub functions: Vec<Function>,
     /// The address is that of a builtin that has no frame of its own: it runs on top of these.
     pub in_builtin: bool,
 }
@@ -124,13 +198,8 @@ impl<M: ForeignMemory> V8<M> {
         }
     }
 
-    /// From here on nothing is believed that was checked before.
-    pub fn new_round(&mut self) {
-        self.now += 1;
-    }
-
     /// Names a frame.
-    pub fn name(&mut self, frame: &JsFrame) -> Result<Named, Unnamed> {
+    pub fn name_frame(&mut self, frame: &JsFrame) -> Result<Named, Unnamed> {
         let running = if frame.compiled { self.running(frame) } else { None };
         let own = self.function(frame.shared);
         let Some(mut running) = running else {
@@ -230,31 +299,29 @@ impl<M: ForeignMemory> V8<M> {
 
 impl JsFunction {
     /// The function when it is at a character of its script; where that is unknown, where it begins.
-    fn at(&self, character: Option<u32>) -> ManagedFunction {
+    fn at(&self, character: Option<u32>) -> Function {
         let lines = self.script.as_ref().and_then(|script| script.lines.as_ref());
-        let place = |character: u32| lines.map(|lines| lines.at(character));
+        let place = |character: u32| {
+            let (line, column) = lines?.at(character);
+            Some(Start { line, column })
+        };
         let start = self.start.and_then(place);
-        let line = character.and_then(place).or(start).map(|(line, _)| line);
+        let line = character.and_then(place).or(start).map(|start| start.line);
         let file = self.script.as_ref().map(|script| path(&script.name)).filter(|name| !name.is_empty());
         let name = match (&self.name, &self.script, start) {
             (Some(name), None, _) => format!("{name} (builtin)"),
             (None, None, _) => "(builtin)".to_owned(),
             (Some(name), Some(_), _) => name.clone(),
-            (None, Some(_), Some((1, 1))) => "(top level)".to_owned(),
+            (None, Some(_), Some(Start { line: 1, column: 1 })) => "(top level)".to_owned(),
             (None, Some(_), _) => "(anonymous)".to_owned(),
         };
-        ManagedFunction { name, file: file.map(str::to_owned), line, start }
+        Function { name, file: file.map(str::to_owned), line, start }
     }
 }
 
 /// The path of a script: modules have a URL as their name.
 fn path(name: &str) -> &str {
     name.strip_prefix("file://").unwrap_or(name)
-}
-
-/// Takes apart the word that an interpreted frame has as its position.
-pub fn bytecode_offset(word: u64) -> u32 {
-    small_integer(word).and_then(|offset| u32::try_from(offset).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

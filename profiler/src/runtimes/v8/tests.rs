@@ -46,7 +46,7 @@ proptest! {
                 address: address >> 17, compiled, innermost, shared: (shared >> 17 & !3 | 1) + 8 * round,
                 bytecode_offset: 60, bytecode: 5,
             };
-            let _named = v8.name(&frame);
+            let _named = v8.name_frame(&frame);
         }
     }
 }

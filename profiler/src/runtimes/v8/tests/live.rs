@@ -66,17 +66,11 @@ fn frames_of_a_live_program_have_their_names() {
                     break;
                 }
                 let Some(words) = memory.words::<7>(fp.wrapping_sub(40)) else { break };
-                let [offset, bytecode, _, function, context, caller, returns_to] = words;
-                if context & 1 == 1 && is_pointer(function) {
-                    let shared = memory.u64(function - 1 + layout.function_shared).unwrap_or(0);
-                    taken.push(JsFrame {
-                        address: if depth == 0 { ip } else { ip - 1 },
-                        compiled,
-                        innermost: depth == 0,
-                        shared,
-                        bytecode_offset: bytecode_offset(offset),
-                        bytecode: bytecode as u32,
-                    });
+                let [.., caller, returns_to] = words;
+                if let Some(function) = runtime::v8::function(&words) {
+                    let shared = memory.u64(function + layout.function_shared).unwrap_or(0);
+                    let entry = runtime::v8::entry(depth, shared, &words);
+                    taken.push(JsFrame::new(if depth == 0 { ip } else { ip - 1 }, compiled, &entry));
                 }
                 if caller <= fp {
                     break;
@@ -88,7 +82,7 @@ fn frames_of_a_live_program_have_their_names() {
         if sample % 16 == 0 {
             v8.new_round();
         }
-        let named = taken.iter().map(|frame| match v8.name(frame) {
+        let named = taken.iter().map(|frame| match v8.name_frame(frame) {
             Ok(named) => {
                 let functions = named.functions.iter().map(|function| {
                     format!(

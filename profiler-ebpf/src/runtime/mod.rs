@@ -1,0 +1,45 @@
+//! Frames of language runtimes: what is copied of them while a stack is walked. Layouts and what they mean are in
+//! `profiler_common::runtime`. A process without a runtime pays a test.
+
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
+use profiler_common::{
+    cpu::{SAMPLE_FRAME_WORDS, SampleScratch},
+    runtime::{MAX_RUNTIME_OFFSETS, RUNTIME_WORDS, RuntimeOffsets},
+};
+
+pub mod v8;
+
+/// What must be known of runtimes, by [`ProcessMappings::offsets`](profiler_common::mapping::ProcessMappings::offsets).
+#[btf_map]
+static RUNTIMES: Array<RuntimeOffsets, MAX_RUNTIME_OFFSETS> = Array::new();
+
+/// Keeps the entry that the last step found, if it did, for the stack's frame of that index.
+///
+/// Their number is in memory, where the verifier does not follow it: it would check all that comes after for each number
+/// that there can be.
+#[inline(always)]
+pub fn keep(scratch: &mut SampleScratch, frame: u64) {
+    let [word, payload] = scratch.walk.entry;
+    if word != 0 {
+        let at = scratch.walk.words as usize & (RUNTIME_WORDS - 2);
+        scratch.runtime[at] = word | (frame & 0x7f) << 56;
+        scratch.runtime[at + 1] = payload;
+        scratch.walk.words = (at + 2) as u64 & (RUNTIME_WORDS as u64 - 2);
+    }
+}
+
+/// Puts the first `words` words of runtimes behind the addresses, of which there are so many. A global function in the
+/// verifier's sense, as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn append_runtime_words(scratch: *mut SampleScratch, addresses: u64, words: u64) -> u32 {
+    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
+    for i in 0..RUNTIME_WORDS as u64 {
+        if i >= words {
+            break;
+        }
+        scratch.frames[(addresses + i) as usize & (SAMPLE_FRAME_WORDS - 1)] = scratch.runtime[i as usize];
+    }
+    0
+}

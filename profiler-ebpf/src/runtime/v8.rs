@@ -1,0 +1,79 @@
+//! Frames of V8.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use profiler_common::{
+    mapping::Walk,
+    runtime::{
+        CHAIN_FRAMES, Fingerprint,
+        v8::{BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step, function},
+    },
+};
+
+use super::RUNTIMES;
+use crate::hash::mix;
+
+/// Copies what tells the function of the current frame, which is in code without unwind information. Returns the caller's
+/// frame pointer and the return address, which have been read with it.
+#[inline(always)]
+pub fn note_frame(walk: &mut Walk) -> Option<[u64; 2]> {
+    let fp = walk.registers.fp;
+    let words = read_frame(fp)?;
+    add_to_fingerprint(&mut walk.fingerprint, fp, &words, mix);
+    if let Some(function) = function(&words)
+        && let Some(offsets) = RUNTIMES.get(walk.process.offsets)
+    {
+        let mut shared = 0u64;
+        let at = function.wrapping_add(u64::from(offsets.v8.shared));
+        // SAFETY: the helper checks the address and does not fault.
+        if unsafe { bpf_probe_read_user((&raw mut shared).cast(), 8, at as *const _) } == 0 {
+            walk.entry = entry(0, shared, &words).encode();
+        }
+    }
+    Some([words[SAVED], words[SAVED + 1]])
+}
+
+#[inline(always)]
+fn read_frame(fp: u64) -> Option<FrameWords> {
+    let mut words: FrameWords = [0; 7];
+    let at = fp.wrapping_sub(BELOW);
+    // SAFETY: the helper checks the address and does not fault.
+    let error = unsafe { bpf_probe_read_user((&raw mut words).cast(), 56, at as *const _) };
+    (error == 0).then_some(words)
+}
+
+/// Whether the stack of the current task that has this fingerprint still has the same functions.
+#[inline(always)]
+pub fn is_same(print: &Fingerprint) -> bool {
+    if print.count == 0 {
+        return true;
+    }
+    if print.is_partial() {
+        return false;
+    }
+    let mut hash = 0;
+    for (i, chain) in print.chains.iter().enumerate() {
+        if i as u64 >= print.count {
+            break;
+        }
+        hash = v8_fingerprint(chain.first, chain.frames, hash);
+    }
+    hash == print.hash
+}
+
+/// A fingerprint's hash, with the chain of `frames` frames from `first` on added.
+///
+/// A global function in the verifier's sense, as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn v8_fingerprint(first: u64, frames: u64, hash: u64) -> u64 {
+    let (mut fp, mut hash) = (first, hash);
+    for i in 0..CHAIN_FRAMES {
+        if i >= frames {
+            break;
+        }
+        let Some(words) = read_frame(fp) else { return 0 };
+        hash = fingerprint_step(hash, &words, mix);
+        fp = words[SAVED];
+    }
+    hash
+}

@@ -1,0 +1,68 @@
+//! What the code at an address is called.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    abi,
+    stack::{Module, ModuleKind},
+};
+
+/// One function of one frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Function {
+    /// Demangled name, or `[module+0xstart]` for a function without one.
+    pub name: String,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in it that the address belongs to.
+    pub line: Option<u32>,
+    /// Where it begins in the file, if that is known: then functions of the same name are told apart by it.
+    pub start: Option<Start>,
+}
+
+/// Where a function begins in its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Start {
+    /// Line, from one.
+    pub line: u32,
+    /// Column, from one.
+    pub column: u32,
+}
+
+impl Function {
+    /// What tells it from all other functions of its module: its name, and where it begins if that is known.
+    pub fn identity(&self) -> (&str, Option<(&str, Start)>) {
+        (&self.name, self.start.map(|start| (self.file.as_deref().unwrap_or_default(), start)))
+    }
+
+    /// What to call a function without a symbol that starts at an address of a module.
+    pub fn unnamed(module: &Module, start: u64) -> Function {
+        let name = format!("[{}+{start:#x}]", module.name().trim_matches(['[', ']']));
+        Function { name, ..Function::default() }
+    }
+
+    /// What to call an address of which nothing is known.
+    pub fn unknown(module: &Module, address: u64) -> Function {
+        let name = match module.kind {
+            ModuleKind::File | ModuleKind::Vdso => return Function::unnamed(module, address),
+            ModuleKind::Syscall => abi::name(address as i32),
+            ModuleKind::Managed(language) => format!("[{language} function {address}]"),
+            // An address that belongs to nothing tells nobody anything.
+            _ => module.path.clone(),
+        };
+        Function { name, ..Function::default() }
+    }
+
+    /// Whether the name says only where the code is.
+    pub fn is_unnamed(&self, module: &Module) -> bool {
+        let inner = self.name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        match (inner, &module.kind) {
+            (_, ModuleKind::NotTaken | ModuleKind::Waker | ModuleKind::Syscall) | (None, _) => false,
+            (Some(_), ModuleKind::Unmapped(_)) => true,
+            (Some(inner), _) => {
+                let start = inner.rsplit_once("+0x").map(|(_, start)| start);
+                self.name == module.path || start.is_some_and(|start| u64::from_str_radix(start, 16).is_ok())
+            }
+        }
+    }
+}
