@@ -1,0 +1,125 @@
+//! End-to-end: functions of language runtimes have their names, in all ways in which they run.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{Outputs, Profile, Running, kernel_ready, profiler, which};
+
+/// Each function of the workload, and its only caller.
+const CALLERS: [(&str, &str); 5] =
+    [("scan", "parse"), ("parse", "route"), ("render", "route"), ("route", "serve"), ("readConfig", "serve")];
+
+/// Where the loop of `scan` is; baseline code is told by the line where its function begins.
+const SCAN_LOOP_LINE: u64 = 11;
+
+fn calls(flags: &[&str], fifo: Option<&Path>) -> Running {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads/calls.js");
+    let mut command = Command::new(which("node").unwrap());
+    command.args(flags).arg(script).args(fifo).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut node = Running::start(&mut command);
+    node.ready();
+    node
+}
+
+/// Flags of this node that keep it from optimising, as far as it knows them.
+fn never_optimised() -> Vec<&'static str> {
+    let known = Command::new(which("node").unwrap()).arg("--v8-options").output().unwrap();
+    let known = String::from_utf8_lossy(&known.stdout).into_owned();
+    let flags = ["--no-opt", "--no-maglev"].into_iter();
+    flags.filter(|flag| known.contains(&flag.replace("--no-", "--"))).collect()
+}
+
+/// Profiles until the unwind tables of node are there, which takes a while where the profiler is not optimised, and then some.
+fn watch(node: &Running, kind: &str) -> (Profile, Outputs) {
+    let outputs = Outputs::new();
+    let (json, folded) = (outputs.path("x.json"), outputs.path("x.folded"));
+    let folded = format!("{kind}:{}", folded.display());
+    let seconds = std::env::var("PROFILER_TEST_SECONDS").unwrap_or_else(|_| "45".to_owned());
+    let (duration, pid) = (format!("{seconds}s"), node.pid());
+    profiler(&["-q", "-F", "299", "-d", &duration, "-p", &pid, "-o", json.to_str().unwrap(), "-o", &folded]);
+    (outputs.json("x.json"), outputs)
+}
+
+/// Samples in JavaScript by the innermost of its functions, and how many have a wrong caller somewhere; of stacks that reach
+/// the start of their thread.
+fn judge(profile: &Profile) -> (BTreeMap<&str, u64>, u64, u64) {
+    let (mut own, mut right, mut wrong) = (BTreeMap::new(), 0, 0);
+    for stack in profile.list("stacks").iter().filter(|stack| stack["end"] == "complete") {
+        let functions = profile.functions(stack);
+        let samples = stack["samples"].as_u64().unwrap();
+        let Some(at) = functions.iter().position(|name| CALLERS.iter().any(|(function, _)| function == name))
+        else {
+            continue;
+        };
+        *own.entry(functions[at]).or_default() += samples;
+        let is_right = functions
+            .windows(2)
+            .all(|pair| CALLERS.iter().all(|(function, caller)| pair[0] != *function || pair[1] == *caller));
+        *(if is_right { &mut right } else { &mut wrong }) += samples;
+    }
+    (own, right, wrong)
+}
+
+fn assert_named(flags: &[&str]) {
+    let node = calls(flags, None);
+    let (profile, _outputs) = watch(&node, "cpu");
+    profile.assert_consistent();
+    let (own, right, wrong) = judge(&profile);
+    assert!(right > 200 && wrong * 100 <= right, "{flags:?}: {right} right, {wrong} wrong: {own:?}");
+    // Two thirds of the work are scan's.
+    let (scan, render) = (own["scan"] as f64, own["render"] as f64);
+    let share = scan / (scan + render);
+    assert!((0.55..0.78).contains(&share), "{flags:?}: {own:?}");
+    let hotspot = profile.list("hotspots").iter().find(|hotspot| hotspot["function"] == "scan").unwrap();
+    let location = hotspot["location"].as_str().unwrap();
+    let line: u64 = location.rsplit(':').next().unwrap().parse().unwrap();
+    assert!(location.contains("workloads/calls.js:") && line.abs_diff(SCAN_LOOP_LINE) <= 2, "{location}");
+}
+
+#[test]
+fn optimised_functions_are_named() {
+    if kernel_ready(&["node"]) {
+        assert_named(&[]);
+    }
+}
+
+#[test]
+fn interpreted_functions_are_named() {
+    if kernel_ready(&["node"]) {
+        assert_named(&[never_optimised(), vec!["--no-sparkplug"]].concat());
+    }
+}
+
+#[test]
+fn baseline_functions_are_named() {
+    if kernel_ready(&["node"]) {
+        assert_named(&[never_optimised(), vec!["--always-sparkplug"]].concat());
+    }
+}
+
+/// What blocks is named by the JavaScript that waits.
+#[test]
+fn functions_that_block_are_named() {
+    if !kernel_ready(&["node", "mkfifo"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("slow-file");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let answer = "while :; do { sleep 0.2; echo slow; } > \"$0\"; done";
+    let _writer = Running::start(Command::new("sh").args(["-c", answer]).arg(&fifo));
+    let node = calls(&[], Some(&fifo));
+    let (profile, outputs) = watch(&node, "offcpu");
+    let folded = outputs.text("x.folded");
+    let lines: Vec<&str> = folded.lines().filter(|line| line.contains(";readConfig_[j];")).collect();
+    let named = lines.iter().filter(|line| line.contains(";serve_[j];readConfig_[j];readFileSync_[j];"));
+    assert!(!lines.is_empty() && named.count() == lines.len(), "{folded}");
+    let told = profile.0.to_string();
+    assert!(told.contains("readConfig"), "stalls name it, too");
+}
