@@ -486,7 +486,7 @@ fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now
     let at = state.at as usize % KNOWN_STACKS;
     let (known_key, known_stack) = (state.known[at].key, state.known[at].stack);
     // The same registers can be those of other functions, in runtimes.
-    let same = known_key == key && known_stack != 0 && runtime::v8::is_same(&state.known[at].fingerprint);
+    let same = known_key == key && known_stack != 0 && runtime::is_same(&state.known[at].fingerprint);
     if same && state.known[at].reused < MAX_REUSED {
         state.known[at].reused += 1;
         state.stack = known_stack;

@@ -65,7 +65,7 @@ static TABLES: ArrayOfMaps<Array<Page, 1, INNER_MAP>, MAX_TABLES> = ArrayOfMaps:
 static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
 
 /// The memory of the current process.
-struct UserMemory;
+pub struct UserMemory;
 
 impl Memory for UserMemory {
     #[inline(always)]
@@ -174,6 +174,7 @@ pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
             break;
         }
     }
+    runtime::keep_lists(scratch);
     let words = scratch.walk.words & (RUNTIME_WORDS as u64 - 2);
     if words != 0 {
         runtime::append_runtime_words(scratch, first + frames, words);

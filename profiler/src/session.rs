@@ -477,6 +477,9 @@ impl Collector {
                     memory.mappings_changed(pid);
                 }
             }
+            for pid in self.runtimes.pending() {
+                unwinder.set_runtimes(pid, self.runtimes.look(pid, &self.processes, &self.tables));
+            }
             unwinder.update(&self.processes)?;
         }
         if let Some(scheduler) = &mut self.scheduler {
@@ -709,7 +712,8 @@ impl Collector {
             let made_at_run_time = matches!(self.tables.module(frame.module).kind, ModuleKind::Jit(_));
             user.push(UserFrame { address, frame, made_at_run_time });
         }
-        let user = UserStack { frames: &user, entries: &raw.entries };
+        let complete = raw.user_end() == StackEnd::Complete;
+        let user = UserStack { frames: &user, entries: &raw.entries, complete };
         let unnamed = self.runtimes.name(pid, &user, &self.processes, &mut self.tables, &mut frames);
         self.losses.add(Loss::FramesUnnamed, unnamed);
         if frames.is_empty() {

@@ -5,10 +5,13 @@
 //! A record has its entries after its user addresses. They are part of every hash of the stack: interpreted functions have
 //! the same return addresses, all of them.
 
+pub mod python;
 pub mod v8;
 
 /// Bit of [`ProcessMappings::runtimes`](crate::mapping::ProcessMappings::runtimes): V8 runs in the process.
 pub const V8: u32 = 1 << 0;
+/// The same: CPython runs in it.
+pub const PYTHON: u32 = 1 << 1;
 
 /// Most sets of offsets at once: one for each build of a runtime.
 pub const MAX_RUNTIME_OFFSETS: usize = 64;
@@ -22,6 +25,8 @@ pub const RUNTIME_WORDS: usize = 256;
 pub struct RuntimeOffsets {
     /// V8.
     pub v8: v8::V8Offsets,
+    /// CPython.
+    pub python: python::PythonOffsets,
 }
 
 /// What a frame of a runtime is told by: two words in a record.
@@ -43,6 +48,8 @@ pub struct Entry {
 pub enum EntryKind {
     /// A JavaScript frame: its SharedFunctionInfo, and [`v8::payload`].
     V8 = 1,
+    /// A Python frame, of no address: its code object, and a [`python::Payload`].
+    Python = 2,
 }
 
 const VALUE_BITS: u32 = 48;
@@ -79,6 +86,10 @@ pub struct Fingerprint {
     pub count: u64,
     /// Where they are. The last is never used.
     pub chains: [Chain; CHAINS as usize + 1],
+    /// Hash of all frames of CPython, which lie elsewhere; zero if there are none.
+    pub python: u64,
+    /// Where its offsets are.
+    pub offsets: u64,
 }
 
 /// Frames that follow on each other.
@@ -107,8 +118,8 @@ impl Fingerprint {
 
 const _: () = {
     assert!(2 * crate::MAX_FRAMES <= RUNTIME_WORDS);
-    assert!(size_of::<RuntimeOffsets>() == 8);
-    assert!(size_of::<Fingerprint>() == 88);
+    assert!(size_of::<RuntimeOffsets>() == 48);
+    assert!(size_of::<Fingerprint>() == 104);
 };
 
 #[cfg(feature = "user")]

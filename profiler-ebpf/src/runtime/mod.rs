@@ -4,9 +4,10 @@
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use profiler_common::{
     cpu::{SAMPLE_FRAME_WORDS, SampleScratch},
-    runtime::{MAX_RUNTIME_OFFSETS, RUNTIME_WORDS, RuntimeOffsets},
+    runtime::{Fingerprint, MAX_RUNTIME_OFFSETS, PYTHON, RUNTIME_WORDS, RuntimeOffsets},
 };
 
+pub mod python;
 pub mod v8;
 
 /// What must be known of runtimes, by [`ProcessMappings::offsets`](profiler_common::mapping::ProcessMappings::offsets).
@@ -26,6 +27,20 @@ pub fn keep(scratch: &mut SampleScratch, frame: u64) {
         scratch.runtime[at + 1] = payload;
         scratch.walk.words = (at + 2) as u64 & (RUNTIME_WORDS as u64 - 2);
     }
+}
+
+/// Adds the entries of frames that belong to no address, once the walk is over.
+#[inline(always)]
+pub fn keep_lists(scratch: &mut SampleScratch) {
+    if scratch.walk.process.runtimes & PYTHON != 0 {
+        python::python_frames(scratch);
+    }
+}
+
+/// Whether the stack of the current task that has this fingerprint still has the same functions.
+#[inline(always)]
+pub fn is_same(print: &Fingerprint) -> bool {
+    v8::is_same(print) && python::is_same(print)
 }
 
 /// Puts the first `words` words of runtimes behind the addresses, of which there are so many. A global function in the

@@ -30,7 +30,7 @@ use crate::{
     error::Error,
     kernel::{
         btf::{self, Btf},
-        unwind::UnwindMaps,
+        unwind::{self, UnwindMaps},
         uprobe,
     },
     model::loss::{Loss, Losses},
@@ -163,6 +163,7 @@ impl Kernel {
                 loader.map_max_entries(map, 1);
             }
         }
+        offsets.extend(unwind::offsets());
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }

@@ -44,12 +44,15 @@ pub enum ModuleKind {
 pub enum Language {
     /// V8's.
     JavaScript,
+    /// CPython's.
+    Python,
 }
 
 impl fmt::Display for Language {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Language::JavaScript => "JavaScript",
+            Language::Python => "Python",
         })
     }
 }
@@ -78,6 +81,7 @@ impl Module {
             ModuleKind::Syscall => "[system call]",
             ModuleKind::Waker => "[woken]",
             ModuleKind::Managed(Language::JavaScript) => "[JavaScript]",
+            ModuleKind::Managed(Language::Python) => "[Python]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }

@@ -31,10 +31,11 @@ use crate::{
 
 pub mod exported;
 pub mod memory;
+pub mod python;
 pub mod v8;
 
 /// Every runtime.
-pub static RUNTIMES: &[&dyn Runtime] = &[&v8::Node];
+pub static RUNTIMES: &[&dyn Runtime] = &[&v8::Node, &python::CPython];
 
 /// A language runtime.
 pub trait Runtime: Sync {
@@ -44,9 +45,9 @@ pub trait Runtime: Sync {
     /// Whether a file of this name may hold it: only then it is opened.
     fn recognises(&self, file_name: &str) -> bool;
 
-    /// Finds out what is where in the runtime that a file holds; `None` if it holds none. The error says in a few words why
-    /// it cannot be read.
-    fn open(&self, file: &File) -> Option<Result<Box<dyn Build>, String>>;
+    /// Finds out what is where in the runtime that a file of this name holds; `None` if it holds none. The error says in a few
+    /// words why it cannot be read.
+    fn open(&self, file: &File, name: &str) -> Option<Result<Box<dyn Build>, String>>;
 }
 
 /// A build of a runtime: what is the same for all its processes.
@@ -54,11 +55,27 @@ pub trait Build {
     /// Its bit in [`ProcessMappings::runtimes`](profiler_common::mapping::ProcessMappings::runtimes).
     fn bit(&self) -> u32;
 
-    /// Fills in what the kernel programs must know.
-    fn offsets(&self, offsets: &mut RuntimeOffsets);
+    /// Prepares to name the frames of a process, and fills in what the kernel programs must know of it.
+    fn attach(&self, place: Place, offsets: &mut RuntimeOffsets) -> Result<Box<dyn Attached>, NotAttached>;
+}
 
-    /// Prepares to name the frames of a process.
-    fn attach(&self, memory: ProcessMemory) -> Box<dyn Attached>;
+/// Where a build is in a process.
+pub struct Place {
+    /// The process's memory.
+    pub memory: ProcessMemory,
+    /// The file.
+    pub module: ModuleId,
+    /// Added (wrapping) to an address in the file to get that in the process.
+    pub bias: u64,
+}
+
+/// Why frames of a process are not named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotAttached {
+    /// The runtime runs nothing yet: worth another try.
+    NotYet,
+    /// It is not what it seems, in a few words.
+    Refused(String),
 }
 
 /// A runtime in a process.
@@ -77,6 +94,8 @@ pub struct UserStack<'a> {
     pub frames: &'a [UserFrame],
     /// What was copied of frames of runtimes.
     pub entries: &'a [Entry],
+    /// Whether the frames reach the start of the thread.
+    pub complete: bool,
 }
 
 /// A frame of a [`UserStack`].
@@ -104,8 +123,20 @@ pub struct Naming {
 pub struct Replacement {
     /// Frames, innermost first, each with its functions, the innermost inlined one first.
     pub frames: Vec<Vec<Function>>,
-    /// Whether the native frame stays, on top of these.
-    pub keeps_native: bool,
+    /// What becomes of the native frame.
+    pub native: Native,
+}
+
+/// What becomes of a native frame that others take the place of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Native {
+    /// It is left out.
+    #[default]
+    Gone,
+    /// It stays, called by the others.
+    Inner,
+    /// It stays, and has called the others.
+    Outer,
 }
 
 impl Naming {
@@ -139,6 +170,8 @@ struct Process {
     modules: Vec<(usize, ModuleId)>,
     known: InProcess,
     attached: Vec<(Language, Box<dyn Attached>)>,
+    /// Of those, what runs nothing yet.
+    pending: Vec<(usize, ModuleId)>,
     round: u64,
 }
 
@@ -167,30 +200,38 @@ impl Runtimes {
         }
         modules.sort_unstable();
         let process = self.processes.entry(pid).or_default();
-        if process.modules == modules {
-            return process.known;
+        if process.modules != modules {
+            *process = Process { pending: modules.clone(), modules, ..Process::default() };
         }
-        *process = Process { modules, ..Process::default() };
-        for &(index, module) in &process.modules {
+        for (index, module) in std::mem::take(&mut process.pending) {
+            let (language, path) = (RUNTIMES[index].language(), &tables.module(module).path);
+            let refused =
+                |why: &String| crate::say!("profiler: {language} functions of {path} have no names: {why}");
             let build = self.builds.entry((index, module)).or_insert_with(|| {
-                let opened = RUNTIMES[index].open(processes.file(module)?)?;
-                let refused = |why: &String| {
-                    let path = &tables.module(module).path;
-                    crate::say!(
-                        "profiler: {} functions of {path} have no names: {why}",
-                        RUNTIMES[index].language()
-                    );
-                };
+                let opened = RUNTIMES[index].open(processes.file(module)?, tables.module(module).name())?;
                 Some(Rc::from(opened.inspect_err(refused).ok()?))
             });
             let Some((build, memory)) = build.as_ref().zip(ProcessMemory::open(&self.proc_root, pid)) else {
                 continue;
             };
-            process.known.bits |= build.bit();
-            build.offsets(&mut process.known.offsets);
-            process.attached.push((RUNTIMES[index].language(), build.attach(memory)));
+            let code = processes.mapped_code(pid).find(|code| code.module == module);
+            let bias = code.map_or(0, |code| code.bias.wrapping_neg());
+            match build.attach(Place { memory, module, bias }, &mut process.known.offsets) {
+                Ok(attached) => {
+                    process.known.bits |= build.bit();
+                    process.attached.push((language, attached));
+                }
+                Err(NotAttached::NotYet) => process.pending.push((index, module)),
+                Err(NotAttached::Refused(why)) => refused(&why),
+            }
         }
         process.known
+    }
+
+    /// Processes whose runtime ran nothing yet when it was looked at: worth another look.
+    pub fn pending(&self) -> Vec<u32> {
+        let pending = self.processes.iter().filter(|(_, process)| !process.pending.is_empty());
+        pending.map(|(&pid, _)| pid).collect()
     }
 
     /// Forgets a process that is gone, or another program now.
@@ -232,13 +273,13 @@ impl Runtimes {
             names.extend(naming.replaced.into_iter().map(|(frame, by)| (frame, (*language, by))));
         }
         process.round = self.round;
-        for (index, user) in stack.frames.iter().enumerate() {
+        'frames: for (index, user) in stack.frames.iter().enumerate() {
             let Some((language, by)) = names.remove(&index) else {
                 into.push(user.frame);
                 continue;
             };
             let begin = into.len();
-            if by.keeps_native {
+            if by.native == Native::Inner {
                 into.push(user.frame);
             }
             let module = tables.module_id(Module::special(ModuleKind::Managed(language)));
@@ -249,9 +290,12 @@ impl Runtimes {
                         into.truncate(begin);
                         into.push(user.frame);
                         unnamed += 1;
-                        break;
+                        continue 'frames;
                     }
                 }
+            }
+            if by.native == Native::Outer {
+                into.push(user.frame);
             }
         }
         unnamed

@@ -16,6 +16,7 @@ use crate::shell::{run as run_command, workspace};
 mod alloc;
 mod cpu;
 mod leak;
+mod runtimes;
 mod sched;
 mod syscall;
 mod unwind;
@@ -33,6 +34,8 @@ pub enum Bench {
     Cpu(cpu::Args),
     /// Leaks and what looks like one, in programs whose answer is known
     Leak(leak::Args),
+    /// Functions of language runtimes: their names and callers, their shares, and what copying them costs
+    Runtimes(runtimes::Args),
     /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
     Sched(sched::Args),
     /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
@@ -49,6 +52,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Alloc(args) => alloc::run(args),
         Bench::Cpu(args) => cpu::run(args),
         Bench::Leak(args) => leak::run(args),
+        Bench::Runtimes(args) => runtimes::run(args),
         Bench::Sched(args) => sched::run(args),
         Bench::Unwind(args) => unwind::run(args),
         Bench::Syscall(args) => syscall::run(args),

@@ -20,9 +20,8 @@ use crate::{
         function::{Function, Start},
         stack::Language,
     },
-    process::memory::ProcessMemory,
     runtimes::{
-        Attached, Build, Naming, Replacement, Runtime, UserStack,
+        Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserStack,
         memory::ForeignMemory,
         v8::{
             code::CodeRanges,
@@ -62,7 +61,7 @@ impl Runtime for Node {
         build::may_hold_v8(file_name)
     }
 
-    fn open(&self, file: &File) -> Option<Result<Box<dyn Build>, String>> {
+    fn open(&self, file: &File, _name: &str) -> Option<Result<Box<dyn Build>, String>> {
         let layout = build::layout_of(file)?;
         Some(layout.map(|layout| Box::new(layout) as Box<dyn Build>))
     }
@@ -73,12 +72,9 @@ impl Build for Rc<Layout> {
         runtime::V8
     }
 
-    fn offsets(&self, offsets: &mut RuntimeOffsets) {
+    fn attach(&self, place: Place, offsets: &mut RuntimeOffsets) -> Result<Box<dyn Attached>, NotAttached> {
         offsets.v8 = V8Offsets { shared: self.function_shared as u32, _reserved: 0 };
-    }
-
-    fn attach(&self, memory: ProcessMemory) -> Box<dyn Attached> {
-        Box::new(V8::new(memory, Rc::clone(self)))
+        Ok(Box::new(V8::new(place.memory, Rc::clone(self))))
     }
 }
 
@@ -93,7 +89,8 @@ impl<M: ForeignMemory> Attached for V8<M> {
             let Some(user) = stack.frames.get(index) else { continue };
             match self.name_frame(&JsFrame::new(user.address, user.made_at_run_time, entry)) {
                 Ok(Named { functions, in_builtin }) => {
-                    naming.replace(index, Replacement { frames: vec![functions], keeps_native: in_builtin });
+                    let native = if in_builtin { Native::Inner } else { Native::Gone };
+                    naming.replace(index, Replacement { frames: vec![functions], native });
                 }
                 Err(Unnamed::FunctionGone) => naming.unnamed += 1,
             }

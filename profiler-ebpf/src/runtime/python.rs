@@ -1,0 +1,114 @@
+//! Frames of CPython: copied after the walk, since they lie in a list of their own.
+
+use aya_ebpf::{
+    Global,
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_user},
+};
+use profiler_common::{
+    MAX_FRAMES,
+    cpu::SampleScratch,
+    runtime::{
+        Fingerprint,
+        python::{FRAME_WORDS, OBJECT_WORDS, PythonFrame, PythonOffsets, SHORT_WORDS, cut_off},
+    },
+};
+
+use super::RUNTIMES;
+use crate::{hash::mix, task::read, unwind::UserMemory};
+
+/// Offset of the thread pointer in the running kernel's `task_struct`; zero if it is not known.
+#[unsafe(no_mangle)]
+static OFF_TASK_THREAD_POINTER: Global<u32> = Global::new(0);
+
+/// Adds the Python frames of the current thread to the entries that there are.
+///
+/// A global function in the verifier's sense, as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn python_frames(scratch: *mut SampleScratch) -> u32 {
+    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
+    let Some(offsets) = RUNTIMES.get(scratch.walk.process.offsets) else { return 0 };
+    let offsets = &offsets.python;
+    // Their number stays in memory, see `keep`.
+    let (first, mut hash) = (scratch.walk.words, 0u64);
+    let mut at = innermost(offsets);
+    let mut buffer = [0; FRAME_WORDS];
+    for _ in 0..MAX_FRAMES {
+        if at == 0 {
+            break;
+        }
+        let Some(frame) = read_frame(offsets, at, &mut buffer) else { break };
+        frame.keep(&mut scratch.runtime, first, &mut scratch.walk.words);
+        hash = add_to_hash(hash, &frame);
+        at = frame.caller;
+    }
+    if at != 0 {
+        cut_off(&mut scratch.runtime, first, scratch.walk.words);
+    }
+    scratch.walk.fingerprint.python = hash;
+    scratch.walk.fingerprint.offsets = u64::from(scratch.walk.process.offsets);
+    0
+}
+
+/// Whether the current thread still has the same Python frames.
+#[inline(always)]
+pub fn is_same(print: &Fingerprint) -> bool {
+    print.python == 0 || python_fingerprint(print.offsets as u32) == print.python
+}
+
+/// A hash of the Python frames of the current thread, by which they are known again; zero if there are none.
+///
+/// A global function in the verifier's sense, as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn python_fingerprint(offsets: u32) -> u64 {
+    let Some(offsets) = RUNTIMES.get(offsets) else { return 0 };
+    let offsets = &offsets.python;
+    let (mut at, mut hash) = (innermost(offsets), 0);
+    let mut buffer = [0; FRAME_WORDS];
+    for _ in 0..MAX_FRAMES {
+        if at == 0 {
+            break;
+        }
+        let Some(frame) = read_frame(offsets, at, &mut buffer) else { break };
+        hash = add_to_hash(hash, &frame);
+        at = frame.caller;
+    }
+    hash
+}
+
+/// The innermost frame of the current thread; zero if there is none.
+#[inline(always)]
+fn innermost(offsets: &PythonOffsets) -> u64 {
+    let offset = OFF_TASK_THREAD_POINTER.load();
+    if offset == 0 {
+        return 0;
+    }
+    // SAFETY: returns the current task's address, only ever used through bpf_probe_read_kernel.
+    let task = unsafe { bpf_get_current_task() };
+    let Some(pointer) = read::<u64>(task, offset) else { return 0 };
+    offsets.innermost(pointer, &UserMemory).unwrap_or(0)
+}
+
+/// The frame at an address. One read: what it takes is at the beginning of a frame in every version.
+#[inline(always)]
+fn read_frame(offsets: &PythonOffsets, at: u64, buffer: &mut [u64; FRAME_WORDS]) -> Option<PythonFrame> {
+    let into = core::ptr::from_mut(buffer).cast();
+    let (long, short) = (OBJECT_WORDS as u32 * 8, SHORT_WORDS as u32 * 8);
+    // SAFETY: the helper checks the address and does not fault; the buffer has room for either.
+    let error = unsafe {
+        if offsets.has_objects() {
+            bpf_probe_read_user(into, long, at as *const _)
+        } else {
+            bpf_probe_read_user(into, short, at as *const _)
+        }
+    };
+    if error == 0 { Some(offsets.decode(buffer)) } else { None }
+}
+
+/// A step of the fingerprint's hash. Never zero.
+#[inline(always)]
+fn add_to_hash(hash: u64, frame: &PythonFrame) -> u64 {
+    mix(hash ^ frame.code ^ u64::from(frame.position) << 48 ^ u64::from(frame.position)) | 1
+}
