@@ -55,11 +55,14 @@ pub enum Loss {
     IoFull,
     /// Degraded, not counted in samples: slow system calls that are in all totals but are not listed.
     SlowCallsUntold,
+    /// Degraded, not counted in samples: addresses of code without a file whose memory came to belong to other code at
+    /// about the time they were seen, so that they may have the name of either.
+    CodeReused,
 }
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 23] = [
+    pub const ALL: [Loss; 24] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -83,6 +86,7 @@ impl Loss {
         Loss::CallsFull,
         Loss::IoFull,
         Loss::SlowCallsUntold,
+        Loss::CodeReused,
     ];
 
     /// Whether it counts samples, not other things.
@@ -103,6 +107,7 @@ impl Loss {
                 | Loss::CallsFull
                 | Loss::IoFull
                 | Loss::SlowCallsUntold
+                | Loss::CodeReused
         )
     }
 
@@ -137,6 +142,7 @@ impl Loss {
             Loss::CallsFull => "calls_full",
             Loss::IoFull => "io_full",
             Loss::SlowCallsUntold => "slow_calls_untold",
+            Loss::CodeReused => "code_reused",
         }
     }
 }
@@ -167,6 +173,7 @@ impl fmt::Display for Loss {
             Loss::CallsFull => "system calls not counted, too many kinds",
             Loss::IoFull => "reads and writes not told by descriptor, too many",
             Loss::SlowCallsUntold => "slow system calls not listed, too many at once",
+            Loss::CodeReused => "addresses of JIT code whose memory was reused just then",
         })
     }
 }

@@ -7,7 +7,6 @@ use crate::model::stack::{Module, ModuleId, ModuleKind};
 
 mod extents;
 mod live;
-mod perf_map;
 
 pub use live::{LiveSymbolizer, SymbolCache};
 
@@ -36,6 +35,11 @@ impl Function {
     pub fn unnamed(module: &Module, start: u64) -> Function {
         let name = format!("[{}+{start:#x}]", module.name().trim_matches(['[', ']']));
         Function { name, file: None, line: None }
+    }
+
+    /// What to call the code that a signal handler returns to, as debuggers do.
+    pub fn signal_frame() -> Function {
+        Function { name: "<signal handler called>".to_owned(), file: None, line: None }
     }
 
     /// What to call an address of which nothing is known.
