@@ -40,6 +40,17 @@ fn own(profile: &Profile, prefix: &str) -> BTreeMap<String, u64> {
     own
 }
 
+/// Profiles until stacks are unwound by tables, which a busy machine takes its time to build; and how many were.
+fn by_tables(args: &[&str]) -> (Profile, u64) {
+    let runs = std::iter::repeat_with(|| {
+        let profile = profile(args);
+        let ends = |end: &str| profile.0["user_stacks"][end].as_u64().unwrap();
+        let by_tables = profile.number("samples") - ends("none") - ends("frame_pointers");
+        (profile, by_tables)
+    });
+    runs.take(20).find(|(_, by_tables)| *by_tables > 200).expect("no tables")
+}
+
 /// A program that says something, waits for a line and then runs to its end.
 struct Waiting {
     process: Running,
@@ -129,16 +140,8 @@ fn code_is_named_wherever_it_is() {
         let program = dir.path().join("places");
         std::fs::copy(&built, &program).unwrap();
         let target = programs::start(Command::new(&program).arg(place));
-        // Until stacks are unwound by tables, which a busy machine takes its time to build.
-        let (profile, by_tables) = std::iter::repeat_with(|| {
-            let profile = profile(&["--pid", &target.pid(), "-F", "997", "-d", "2s", "--alloc", "off"]);
-            let ends = |end: &str| profile.0["user_stacks"][end].as_u64().unwrap();
-            let by_tables = profile.number("samples") - ends("none") - ends("frame_pointers");
-            (profile, by_tables)
-        })
-        .take(20)
-        .find(|(_, by_tables)| *by_tables > 200)
-        .unwrap_or_else(|| panic!("{place}: no tables"));
+        let (profile, by_tables) =
+            by_tables(&["--pid", &target.pid(), "-F", "997", "-d", "2s", "--alloc", "off"]);
         profile.assert_consistent();
         let hot = profile.total_percent("hot");
         assert!(hot > 95.0, "{place}: hot is in {hot:.1} % of samples");
@@ -162,5 +165,47 @@ fn segments_that_share_a_page_of_their_file_are_told_apart() {
     {
         let measured = profile.total_percent(function);
         assert!((measured - 100.0 * share / 6.0).abs() < 4.0, "{function} is {measured:.1} %");
+    }
+}
+
+#[test]
+fn reused_memory_is_named_by_what_it_held_then() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let program = Waiting::start(Command::new(workload("jit", FRAME_POINTERS)).arg("reuse"));
+    let profile = program.profiled(&["-F", "997"]);
+    // Which of two it was is open for what is seen while one follows the other, 100 ms each time.
+    for (function, expected) in [("first_tenant", 57.0), ("second_tenant", 29.0), ("third_tenant", 14.0)] {
+        let measured = profile.total_percent(function);
+        assert!((measured - expected).abs() < 6.0, "{function} is {measured:.1} %, not {expected} %");
+    }
+    assert!(profile.loss("code_reused") < profile.number("samples") / 5);
+}
+
+#[test]
+fn stacks_cross_signals_and_end_in_fibers() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let program = workload("borders", &["-fomit-frame-pointer"]);
+    let handled = "<signal handler called>";
+    let signals = ["hot", "second", handled, "first", handled, "raises", "run"];
+    for (border, expected) in [("signals", &signals[..]), ("fiber", &["hot", "entry"])] {
+        let target = programs::start(Command::new(&program).arg(border));
+        let (profile, by_tables) =
+            by_tables(&["--pid", &target.pid(), "-F", "997", "-d", "2s", "--alloc", "off"]);
+        let stacks = profile.list("stacks").iter().filter(|stack| stack["end"] == "complete");
+        let right = stacks.filter(|stack| {
+            let functions = profile.functions(stack);
+            let mut left = functions.iter();
+            expected.iter().all(|wanted| left.any(|function| function == wanted))
+        });
+        let right: u64 = right.map(|stack| stack["samples"].as_u64().unwrap()).sum();
+        assert!(
+            right * 100 >= by_tables * 90,
+            "{border}: {right} right of {by_tables}: {}",
+            profile.0["user_stacks"]
+        );
     }
 }

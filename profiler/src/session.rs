@@ -821,6 +821,7 @@ impl Collector {
     fn accounts(&self) -> Accounts {
         let mut losses = self.losses.clone();
         self.kernel.update_losses(&mut losses);
+        losses.set(Loss::CodeReused, self.processes.reused());
         let (now, running) = (Usage::now(), self.usage_at_stop.unwrap_or_else(Usage::now));
         let agent_cpu_ns = running.cpu_ns.saturating_sub(self.usage_at_start.cpu_ns);
         Accounts {

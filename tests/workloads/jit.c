@@ -72,7 +72,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 3; i++) {
         fprintf(map, "%lx 100 %s\n", (unsigned long)jit, names[i]);
         fflush(map);
-        run(jit, 300000000ull << (2 - i));
+        run(jit, 600000000ull << (2 - i));
     }
     unlink(path);
     return 0;

@@ -41,6 +41,11 @@ impl Function {
         Function { name, ..Function::default() }
     }
 
+    /// What to call the code that a signal handler returns to, as debuggers do.
+    pub fn signal_frame() -> Function {
+        Function { name: "<signal handler called>".to_owned(), ..Function::default() }
+    }
+
     /// What to call an address of which nothing is known.
     pub fn unknown(module: &Module, address: u64) -> Function {
         let name = match module.kind {

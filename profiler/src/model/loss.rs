@@ -57,6 +57,9 @@ pub enum Loss {
     SlowCallsUntold,
     /// Degraded, not counted in samples: frames of a language runtime whose function could not be read.
     FramesUnnamed,
+    /// Degraded, not counted in samples: addresses of code without a file whose memory came to belong to other code at
+    /// about the time they were seen, so that they may have the name of either.
+    CodeReused,
 }
 
 impl Loss {
@@ -86,6 +89,7 @@ impl Loss {
         Loss::IoFull,
         Loss::SlowCallsUntold,
         Loss::FramesUnnamed,
+        Loss::CodeReused,
     ];
 
     /// Whether it counts samples, not other things.
@@ -107,6 +111,7 @@ impl Loss {
                 | Loss::IoFull
                 | Loss::SlowCallsUntold
                 | Loss::FramesUnnamed
+                | Loss::CodeReused
         )
     }
 
@@ -142,6 +147,7 @@ impl Loss {
             Loss::IoFull => "io_full",
             Loss::SlowCallsUntold => "slow_calls_untold",
             Loss::FramesUnnamed => "frames_unnamed",
+            Loss::CodeReused => "code_reused",
         }
     }
 }
@@ -173,6 +179,7 @@ impl fmt::Display for Loss {
             Loss::IoFull => "reads and writes not told by descriptor, too many",
             Loss::SlowCallsUntold => "slow system calls not listed, too many at once",
             Loss::FramesUnnamed => "frames whose function had gone when it was to be named",
+            Loss::CodeReused => "addresses of JIT code whose memory was reused just then",
         })
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod elf;
+pub mod jit;
 pub mod launch;
 pub mod life;
 pub mod limits;

@@ -13,7 +13,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     model::stack::{Frame, Module, ModuleId, ModuleKind, Tables},
     process::{
+        clock::monotonic_ns,
         elf::ElfInfo,
+        jit::JitCode,
         maps::{self, MapsEntry},
         memory::ProcessMemory,
         notice::{Event, Notice},
@@ -31,6 +33,9 @@ const MAX_OPEN_FILES: usize = 2048;
 /// Processes whose regions of code without a file are known, those that have ended included.
 const MAX_JIT_PROCESSES: usize = 4096;
 
+/// Processes whose own names of code are kept, those that have ended included.
+const MAX_JIT_SOURCES: usize = 256;
+
 /// Processes and the code they have mapped.
 pub struct ProcessTable {
     proc_root: PathBuf,
@@ -47,8 +52,10 @@ pub struct ProcessTable {
     vdso: Option<File>,
     /// Processes whose mappings have changed since `take_changed`.
     changed: FxHashSet<u32>,
-    /// JIT symbol maps that were there when their process was first seen to run JIT code.
-    jit_maps: FxHashMap<u32, Option<Rc<File>>>,
+    /// What processes write down about their code without a file.
+    jit: FxHashMap<u32, JitCode>,
+    /// Addresses that may have been another tenant's.
+    reused: u64,
     /// Where each process was ever seen to have code without a file.
     jit_regions: FxHashMap<u32, Regions>,
 }
@@ -125,7 +132,8 @@ impl ProcessTable {
             by_module: FxHashMap::default(),
             vdso: vdso::file(),
             changed: FxHashSet::default(),
-            jit_maps: FxHashMap::default(),
+            jit: FxHashMap::default(),
+            reused: 0,
             jit_regions: FxHashMap::default(),
         }
     }
@@ -149,7 +157,7 @@ impl ProcessTable {
         let tracked = self.track_all || self.processes.contains_key(&pid);
         match &notice.event {
             Event::Exec { .. } if tracked => {
-                self.jit_maps.remove(&pid);
+                self.jit.remove(&pid);
                 self.jit_regions.remove(&pid);
                 self.processes.insert(pid, Process { known: true, ..Process::default() });
                 self.changed.insert(pid);
@@ -234,6 +242,11 @@ impl ProcessTable {
         now_ns: u64,
         tables: &mut Tables,
     ) -> (Frame, Resolution) {
+        let (frame, resolution) = self.place(pid, address, now_ns, tables);
+        (self.tenant(frame, now_ns, tables), resolution)
+    }
+
+    fn place(&mut self, pid: u32, address: u64, now_ns: u64, tables: &mut Tables) -> (Frame, Resolution) {
         if let Some(frame) = self.lookup(pid, address) {
             return (frame, Resolution::Mapped);
         }
@@ -253,28 +266,51 @@ impl ProcessTable {
         self.by_module.get(&module)
     }
 
-    /// The symbol map that a process's just-in-time compiler writes (`/tmp/perf-PID.map`, as the process sees
-    /// /tmp and its own pid).
-    pub fn jit_map(&mut self, pid: u32) -> Option<Rc<File>> {
-        if let Some(Some(file)) = self.jit_maps.get(&pid) {
-            return Some(file.clone());
+    /// Code without a file belongs to whoever had its memory at the time.
+    fn tenant(&mut self, frame: Frame, time_ns: u64, tables: &mut Tables) -> Frame {
+        let ModuleKind::Jit(pid) = tables.module(frame.module).kind else { return frame };
+        self.read_jit(pid, time_ns);
+        let Some(code) = self.jit.get(&pid) else { return frame };
+        let tenant = code.tenant(frame.address, time_ns);
+        self.reused += u64::from(tenant.uncertain);
+        if tenant.number == 0 {
+            return frame;
         }
-        let process = self.proc_root.join(pid.to_string());
-        let inner_pid = fs::read_to_string(process.join("status"))
-            .ok()
-            .and_then(|status| {
-                let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-                ids.split_whitespace().last()?.parse().ok()
-            })
-            .unwrap_or(pid);
-        let name = format!("tmp/perf-{inner_pid}.map");
-        let file = File::open(super::shown(&self.proc_root, pid).join("root").join(&name))
-            .or_else(|_gone| File::open(Path::new("/").join(&name)))
-            .ok()
-            .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))
-            .map(Rc::new);
-        self.jit_maps.insert(pid, file.clone());
-        file
+        let module = Module { inode: tenant.number, ..Module::special(ModuleKind::Jit(pid)) };
+        Frame { module: tables.module_id(module), ..frame }
+    }
+
+    /// Addresses of code without a file so far that came to belong to other code at about the time they were seen.
+    pub fn reused(&self) -> u64 {
+        self.reused
+    }
+
+    /// Brings what is known of a process's code without a file up to a moment.
+    fn read_jit(&mut self, pid: u32, time_ns: u64) {
+        if self.jit.len() >= MAX_JIT_SOURCES && !self.jit.contains_key(&pid) {
+            return;
+        }
+        let code = self.jit.entry(pid).or_default();
+        if !code.is_older_than(time_ns) {
+            return;
+        }
+        let now = monotonic_ns();
+        if !code.has_source()
+            && let Some(map) = perf_map(&self.proc_root, pid)
+        {
+            code.open(map, false);
+        }
+        code.read(now);
+    }
+
+    /// The name of code without a file of a process: of the tenant that a module stands for.
+    pub fn jit_name(&self, pid: u32, module: &Module, address: u64) -> Option<&str> {
+        self.jit.get(&pid)?.name(address, module.inode)
+    }
+
+    /// Reads what processes have written down by now.
+    pub fn read_jit_now(&mut self, pid: u32) {
+        self.read_jit(pid, monotonic_ns());
     }
 
     /// Where the region of memory starts that an address without a file is in, as far as it was seen.
@@ -347,9 +383,8 @@ impl ProcessTable {
         if let Some(copied) = self.copied_text(pid, entry, near, tables) {
             return copied;
         }
-        if !self.jit_maps.contains_key(&pid) {
-            self.jit_map(pid);
-        }
+        // Before the process is gone.
+        self.read_jit(pid, monotonic_ns());
         if self.jit_regions.len() < MAX_JIT_PROCESSES || self.jit_regions.contains_key(&pid) {
             self.jit_regions.entry(pid).or_default().add(entry.start, entry.end);
         }
@@ -382,6 +417,15 @@ impl ProcessTable {
                 inode: entry.inode,
                 build_id: elf.as_ref().map(|elf| elf.build_id.clone()).unwrap_or_default(),
             });
+            if let Some(file) = &file
+                && elf.is_none()
+                && is_dump(&entry.path)
+                && let Ok(dump) = file.try_clone()
+                && (self.jit.len() < MAX_JIT_SOURCES || self.jit.contains_key(&pid))
+            {
+                // Mapped for nothing but to be found.
+                self.jit.entry(pid).or_default().open(dump, true);
+            }
             if let Some(file) = file
                 && self.by_module.len() < MAX_OPEN_FILES
             {
@@ -452,6 +496,32 @@ impl ProcessTable {
             })
             .next()
     }
+}
+
+/// The symbol map that a process's just-in-time compiler writes (`/tmp/perf-PID.map`, as the process sees /tmp and its
+/// own pid).
+fn perf_map(proc_root: &Path, pid: u32) -> Option<File> {
+    let inner_pid = fs::read_to_string(proc_root.join(format!("{pid}/status")))
+        .ok()
+        .and_then(|status| {
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+            ids.split_whitespace().last()?.parse().ok()
+        })
+        .unwrap_or(pid);
+    let name = format!("tmp/perf-{inner_pid}.map");
+    let inside = super::shown(proc_root, pid).join("root").join(&name);
+    [inside, Path::new("/").join(&name)].into_iter().find_map(|path| {
+        // Only a regular file: opening a device or a pipe can have effects or block.
+        fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
+        File::open(path).ok()
+    })
+}
+
+/// Whether a file is named as the dump of a just-in-time compiler, `jit-PID.dump`.
+fn is_dump(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let pid = name.strip_prefix("jit-").and_then(|rest| rest.strip_suffix(".dump"));
+    pid.is_some_and(|pid| pid.parse::<u32>().is_ok())
 }
 
 /// Regions of memory, none close to another.

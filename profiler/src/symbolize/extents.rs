@@ -15,19 +15,29 @@ use crate::unwind::{eh_frame, image::Image};
 /// Functions that overlap are looked through this far.
 const OVERLAPPING: usize = 8;
 
-/// Where the functions start that `addresses` (ELF virtual addresses) belong to, in the same order. In a file that is
-/// not ELF everything starts at zero.
-pub fn starts(file: &File, addresses: &[u64]) -> Vec<u64> {
+/// The function of an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it starts. That is after the address if it is the byte before: nobody called this function, but made it a
+    /// place to return to.
+    pub start: u64,
+    /// A signal handler returns to it.
+    pub is_signal_frame: bool,
+}
+
+/// The functions that `addresses` (ELF virtual addresses) belong to, in the same order. In a file that is not ELF
+/// everything starts at zero.
+pub fn find(file: &File, addresses: &[u64]) -> Vec<Extent> {
     parse(&ReadCache::new(file), addresses)
 }
 
-fn parse<'a, R: ReadRef<'a>>(data: R, addresses: &[u64]) -> Vec<u64> {
+fn parse<'a, R: ReadRef<'a>>(data: R, addresses: &[u64]) -> Vec<Extent> {
     let functions = Image::parse(data).and_then(|image| eh_frame::functions(&image)).unwrap_or_default();
-    let found: Vec<Option<u64>> = addresses.iter().map(|&address| covering(&functions, address)).collect();
+    let found: Vec<Option<Extent>> = addresses.iter().map(|&address| covering(&functions, address)).collect();
     let mut before =
         Bounds::new(addresses.iter().zip(&found).filter(|(_, at)| at.is_none()).map(|(&at, _)| at));
     if !before.addresses.is_empty() {
-        for (start, len) in functions {
+        for (start, len, _) in functions {
             before.add(start.saturating_add(len));
         }
         match FileKind::parse(data) {
@@ -37,14 +47,22 @@ fn parse<'a, R: ReadRef<'a>>(data: R, addresses: &[u64]) -> Vec<u64> {
         };
     }
     let before = before.finish();
-    addresses.iter().zip(found).map(|(&address, start)| start.unwrap_or_else(|| before(address))).collect()
+    addresses
+        .iter()
+        .zip(found)
+        .map(|(&address, found)| {
+            found.unwrap_or_else(|| Extent { start: before(address), is_signal_frame: false })
+        })
+        .collect()
 }
 
-/// The start of the innermost function over an address.
-fn covering(functions: &[(u64, u64)], address: u64) -> Option<u64> {
-    let end = functions.partition_point(|&(start, _)| start <= address);
+/// The innermost function over an address, or the one that begins right after it.
+fn covering(functions: &[(u64, u64, bool)], address: u64) -> Option<Extent> {
+    let end = functions.partition_point(|&(start, ..)| start <= address);
     let near = functions[end.saturating_sub(OVERLAPPING)..end].iter().rev();
-    near.copied().find(|&(start, len)| address - start < len).map(|(start, _)| start)
+    let over = near.copied().find(|&(start, len, _)| address - start < len);
+    let next = functions.get(end).copied().filter(|&(start, ..)| start == address.wrapping_add(1));
+    over.or(next).map(|(start, _, is_signal_frame)| Extent { start, is_signal_frame })
 }
 
 /// For each of some addresses, the last bound that is not above it.
@@ -124,14 +142,20 @@ mod tests {
         let map = maps.iter().find(|map| (map.start..map.end).contains(&here)).unwrap();
         let offset = here - map.start + map.file_offset;
         let address = offset.wrapping_add(start.bias(map, None).unwrap());
-        assert_eq!(starts(&file, &[address + 1, address, address + 9]), [address; 3]);
+        let extent = Extent { start: address, is_signal_frame: false };
+        assert_eq!(find(&file, &[address + 1, address, address + 9]), [extent; 3]);
     }
 
     #[test]
     fn between_functions_the_gap_is_one() {
-        let functions = [(0x100, 0x40), (0x180, 0x10), (0x180, 0x20)];
+        let functions = [(0x100, 0x40, false), (0x180, 0x10, false), (0x180, 0x20, true)];
         let find = |address| covering(&functions, address);
-        assert_eq!((find(0x13f), find(0x19f), find(0x150)), (Some(0x100), Some(0x180), None));
+        let extent = |start, is_signal_frame| Some(Extent { start, is_signal_frame });
+        assert_eq!(
+            (find(0x13f), find(0x19f), find(0x150)),
+            (extent(0x100, false), extent(0x180, true), None)
+        );
+        assert_eq!((find(0x17f), find(0x17e)), (extent(0x180, false), None), "only a place to return to");
         let mut before = Bounds::new([0x150, 0x170, 0x90].into_iter());
         for bound in [0x140, 0x160, 0x1a0, 0x80] {
             before.add(bound);
@@ -142,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_elf_is_one_piece() {
-        assert_eq!(parse(&b"MZ\x90\0 not at all"[..], &[5, 77]), [0, 0]);
+        assert_eq!(parse(&b"MZ\x90\0 not at all"[..], &[5, 77]), [Extent::default(); 2]);
     }
 
     proptest! {
@@ -156,13 +180,13 @@ mod tests {
         }
 
         #[test]
-        fn a_start_is_never_after_its_address(
-            functions in proptest::collection::btree_set((0u64..500, 0u64..50), 0..20),
+        fn a_start_is_never_far_after_its_address(
+            functions in proptest::collection::btree_set((0u64..500, 0u64..50, any::<bool>()), 0..20),
             bounds in proptest::collection::vec(0u64..600, 0..20),
             address in 0u64..600,
         ) {
-            let functions: Vec<(u64, u64)> = functions.into_iter().collect();
-            prop_assert!(covering(&functions, address).is_none_or(|start| start <= address));
+            let functions: Vec<(u64, u64, bool)> = functions.into_iter().collect();
+            prop_assert!(covering(&functions, address).is_none_or(|extent| extent.start <= address + 1));
             let mut before = Bounds::new([address].into_iter());
             bounds.iter().for_each(|&bound| before.add(bound));
             let expected = bounds.iter().copied().filter(|&bound| bound <= address).max().unwrap_or(0);

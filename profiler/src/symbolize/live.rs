@@ -20,7 +20,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     model::stack::{Frame, Module, ModuleId, ModuleKind},
     process::ProcessTable,
-    symbolize::{Detail, Function, Symbolizer, extents, perf_map::PerfMap},
+    symbolize::{Detail, Function, Symbolizer, extents},
 };
 
 /// Files whose symbol tables are kept between two refreshes of the live view.
@@ -87,8 +87,16 @@ impl<'a> LiveSymbolizer<'a> {
                 let missing = unnamed(&found);
                 if !missing.is_empty() {
                     let wanted: Vec<u64> = missing.iter().map(|&index| addresses[index]).collect();
-                    for (index, start) in missing.into_iter().zip(extents::starts(&file, &wanted)) {
-                        found[index] = Some(vec![Function::unnamed(module, start)]);
+                    let extents = extents::find(&file, &wanted);
+                    // Some lie just before what they belong to, which may have a name.
+                    let starts: Vec<u64> = extents.iter().map(|extent| extent.start).collect();
+                    let names = self.in_file(&file, &starts, detail);
+                    for (index, (extent, name)) in missing.into_iter().zip(extents.into_iter().zip(names)) {
+                        found[index] = Some(match name {
+                            _ if extent.is_signal_frame => vec![Function::signal_frame()],
+                            Some(name) if extent.start > addresses[index] => name,
+                            _ => vec![Function::unnamed(module, extent.start)],
+                        });
                     }
                 }
                 found
@@ -124,9 +132,9 @@ impl<'a> LiveSymbolizer<'a> {
 
     /// What nobody names is one piece per region of memory.
     fn jit(&mut self, module: &Module, pid: u32, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
-        let map = self.processes.jit_map(pid).and_then(|file| PerfMap::read(&file).ok()).unwrap_or_default();
+        self.processes.read_jit_now(pid);
         let named = |address: u64| {
-            let name = map.find(address)?.to_owned();
+            let name = self.processes.jit_name(pid, module, address)?.to_owned();
             Some(vec![Function { name, ..Function::default() }])
         };
         let region = |address: u64| {

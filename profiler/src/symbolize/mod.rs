@@ -5,7 +5,6 @@ use crate::model::stack::{Module, ModuleId};
 
 mod extents;
 mod live;
-mod perf_map;
 
 pub use crate::model::function::Function;
 pub use live::{LiveSymbolizer, SymbolCache};

@@ -29,6 +29,8 @@ const MAX_CIE_BYTES: u64 = 4096;
 const MAX_WORK: usize = 1 << 28;
 /// Work of an instruction that remembers the current row, which copies it.
 const REMEMBER_WORK: usize = 16;
+/// Functions begin at multiples of this, at most.
+const FUNCTION_ALIGNMENT: u32 = 16;
 /// Encoding format DWARF 64 announces itself by this length.
 const DWARF_64: u32 = 0xffff_ffff;
 
@@ -52,11 +54,13 @@ struct Span {
     len: u32,
     /// Offset of the FDE in the section.
     offset: u32,
+    /// Signal handlers return to it.
+    is_signal_frame: bool,
 }
 
-/// First address and length of each function that the image's unwind information knows, by address. Those that
-/// overlap are all there.
-pub fn functions(image: &Image<'_>) -> Result<Vec<(u64, u64)>, BuildError> {
+/// First address and length of each function that the image's unwind information knows, and whether signal handlers
+/// return to it, by address. Those that overlap are all there.
+pub fn functions(image: &Image<'_>) -> Result<Vec<(u64, u64, bool)>, BuildError> {
     let mut functions = Vec::new();
     for section in &image.sections {
         let bases = image.bases.clone().set_eh_frame(section.address);
@@ -70,7 +74,11 @@ pub fn functions(image: &Image<'_>) -> Result<Vec<(u64, u64)>, BuildError> {
                 Frames::new(image, section, &frames, &bases).collect(&mut Stats::default())?
             }
         };
-        functions.extend(spans.iter().map(|span| (image.base + u64::from(span.start), span.len.into())));
+        functions.extend(
+            spans
+                .iter()
+                .map(|span| (image.base + u64::from(span.start), span.len.into(), span.is_signal_frame)),
+        );
     }
     functions.sort_unstable();
     functions.dedup();
@@ -179,7 +187,10 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
             }
             self.pack(&fde, span.start, end, &mut context, &mut packer, rules, stats)?;
             if end != next {
-                packer.set(end, RULE_NO_INFO)?;
+                // Between functions that follow each other nothing is ever called. Whoever returns to the byte after
+                // was never called either, but begins a stack of its own: a fiber.
+                let padding = next - end < FUNCTION_ALIGNMENT;
+                packer.set(end, if padding { rules.intern(Rule::END) } else { RULE_NO_INFO })?;
             }
         }
         Ok(Some(packer))
@@ -254,6 +265,7 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
             start: u32::try_from(start - self.image.base).ok()?,
             len: u32::try_from(end - start).ok()?,
             offset: u32::try_from(offset).ok()?,
+            is_signal_frame: fde.is_signal_trampoline(),
         })
     }
 

@@ -183,7 +183,8 @@ fn compare(data: &[u8], seed: u64) -> usize {
         let index = fdes.partition_point(|fde| fde.0 <= address);
         let fde = index.checked_sub(1).map(|index| &fdes[index]).filter(|fde| address < fde.1);
         let Some((_, _, fde)) = fde else {
-            assert_eq!(*rule, Rule::NO_INFO, "{address:#x}");
+            let begins = fdes.get(index).is_some_and(|next| next.0 - address < 16);
+            assert!(*rule == Rule::NO_INFO || (*rule == Rule::END && begins), "{address:#x}: {rule:?}");
             continue;
         };
         let row = fde.unwind_info_for_address(&frames, &bases, &mut context, address).unwrap();
@@ -225,7 +226,7 @@ fn gimlis_own_search_gives_the_same() {
                 assert!(says_the_same(rule, row, &frames), "{address:#x}: {rule:?} is not {row:?}");
                 covered += 1;
             }
-            Err(_) => assert_eq!(*rule, Rule::NO_INFO, "{address:#x}"),
+            Err(_) => assert!([Rule::NO_INFO, Rule::END].contains(rule), "{address:#x}: {rule:?}"),
         }
     }
     assert!(covered > 100);
