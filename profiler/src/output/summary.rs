@@ -189,7 +189,8 @@ fn functions(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let profile = &run.cpu;
     if profile.total < FEW {
         let few = count(profile.total, "sample");
-        return line(&format!("\nhot functions: it hardly ran, {few} are too few to tell"), style, out);
+        writeln!(out)?;
+        return line(&format!("hot functions: it hardly ran, {few} are too few to tell"), style, out);
     }
     let hotspots = hotspot::hotspots(profile);
     writeln!(out, "\n{}", style.bold("hot functions, % of CPU samples"))?;

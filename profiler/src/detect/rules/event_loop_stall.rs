@@ -354,12 +354,17 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
 
 /// What a loop lacks that blocks.
 fn lacks(cause: WaitCause, syscall: &str) -> Bottleneck {
-    if is_nested(cause, syscall) { Bottleneck::Process } else { bottleneck(cause) }
+    match cause {
+        _ if is_nested(cause, syscall) => Bottleneck::Process,
+        // A client library that waits for its own socket.
+        WaitCause::Other if syscall.contains("poll") || syscall.contains("select") => Bottleneck::Network,
+        _ => bottleneck(cause),
+    }
 }
 
 /// Whether the loop waits for descriptors in the middle of an iteration: it runs a loop of its own there, mostly for a child.
 fn is_nested(cause: WaitCause, syscall: &str) -> bool {
-    matches!(cause, WaitCause::Other | WaitCause::Poll) && syscall.contains("poll")
+    matches!(cause, WaitCause::Other | WaitCause::Poll) && syscall.starts_with("epoll")
 }
 
 /// What to do about it.
