@@ -162,7 +162,8 @@ pub(super) fn short(name: &str) -> &str {
         depth == 0
     });
     match open {
-        Some((at, _)) if at > 0 => &end[..at],
+        // After a blank it is the place of the function.
+        Some((at, _)) if at > 0 && !end[..at].ends_with(' ') => &end[..at],
         _ => name,
     }
 }
@@ -208,8 +209,8 @@ mod tests {
             "v8::internal::Parser::Parse"
         );
         assert_eq!(short("a::{lambda(int)#1}::_FUN(int)"), "a::{lambda(int)#1}::_FUN");
-        let kept = ["main", "work (app.js:7)", "a::b", "::)"];
-        assert_eq!(kept.map(short), ["main", "work (app.js:7)", "a::b", "::)"]);
+        let kept = ["main", "a::work (app.rs:7)", "a::b", "::)"];
+        assert_eq!(kept.map(short), ["main", "a::work (app.rs:7)", "a::b", "::)"]);
     }
 
     #[test]
