@@ -127,9 +127,15 @@ fn from_finding(signals: &Signals<'_>, (at, of): (usize, &Finding)) -> Verdict {
     }
 }
 
-/// A finding that warns is the verdict.
+/// A finding that warns is the verdict, the worst one.
 fn something_wrong(signals: &Signals<'_>) -> Option<Verdict> {
-    signals.worst.map(|worst| from_finding(signals, worst))
+    let worst = signals.worst?;
+    // What warns and costs little does not hide what explains nearly all of the time.
+    let explains = signals.explains.filter(|(_, of)| {
+        let little = worst.1.severity < Severity::Critical && worst.1.cost.bytes_per_s <= 0.0;
+        little && worst.1.cost.ns > 0 && of.cost.share_of_wall > 5.0 * worst.1.cost.share_of_wall
+    });
+    Some(from_finding(signals, explains.unwrap_or(worst)))
 }
 
 /// A thread, or all CPUs, have no time left.

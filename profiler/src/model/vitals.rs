@@ -85,6 +85,8 @@ pub struct Peer {
     pub samples: u64,
     /// See `samples`.
     pub awaited: u64,
+    /// Longest time that an answer had been awaited for at a look, ns.
+    pub longest_awaited_ns: u64,
 }
 
 /// A child that is no target.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::text::{Keep, Style, fit, line, paragraph, told};
+use super::text::{Keep, Style, fit, line, paragraph, short, told};
 use crate::{
     detect::{
         groups::groups,
@@ -27,6 +27,8 @@ const PATHS: usize = 6;
 const THREADS: usize = 5;
 const PROCESSES: usize = 8;
 const MEMORY: usize = 3;
+/// With fewer samples shares of functions say nothing.
+const FEW: u64 = 20;
 /// Branches of the call tree with a smaller share of all samples are left out.
 const CUT: f64 = 0.05;
 /// Columns that all of it fits in.
@@ -78,7 +80,7 @@ fn write_verdict(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Writ
     if !verdict.advice.is_empty() {
         paragraph("  ->", "1", &verdict.advice, 5, style, out)?;
     }
-    paragraph("  sure?", "2", &verdict.certainty, 8, style, out)
+    paragraph("  based on:", "2", &verdict.certainty, 5, style, out)
 }
 
 fn findings(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -118,7 +120,15 @@ fn findings(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) ->
 fn place(names: &Names, finding: &Finding, indent: usize, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(evidence) = finding.evidence.first() else { return Ok(()) };
     let label = if evidence.label.is_empty() { "at" } else { evidence.label };
-    let text = format!("{:indent$}{label} {}", "", told(names, &evidence.frames, evidence.shown).join(" < "));
+    let text = format!(
+        "{:indent$}{label} {}",
+        "",
+        told(names, &evidence.frames, evidence.shown)
+            .iter()
+            .map(|name| short(name))
+            .collect::<Vec<_>>()
+            .join(" < ")
+    );
     line(&text, style, out)
 }
 
@@ -160,7 +170,8 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "\n{}", style.bold(&title))?;
     writeln!(out, "{}", style.dim(&format!("{:>6}  {:>6}  process: most of it in", "% CPU", "queue")))?;
     for ((pid, name), (cpu, queue)) in processes.iter().take(PROCESSES) {
-        let most = hottest.get(pid).map_or_else(String::new, |(_, function)| format!(": {function}"));
+        let most =
+            hottest.get(pid).map_or_else(String::new, |(_, function)| format!(": {}", short(function)));
         let text = format!(
             "{:>6.1}  {:>6.1}  {name} (pid {pid}){most}",
             percent(*cpu, wall_ns),
@@ -176,8 +187,10 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
 
 fn functions(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let profile = &run.cpu;
-    if profile.total == 0 {
-        return Ok(());
+    if profile.total < FEW {
+        let few = count(profile.total, "sample");
+        writeln!(out)?;
+        return line(&format!("hot functions: it hardly ran, {few} are too few to tell"), style, out);
     }
     let hotspots = hotspot::hotspots(profile);
     writeln!(out, "\n{}", style.bold("hot functions, % of CPU samples"))?;
@@ -198,8 +211,9 @@ fn functions(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     writeln!(out, "\n{}", style.bold("hot paths, caller before callee"))?;
     for path in paths.iter().take(PATHS) {
-        let functions = match &path.functions[..] {
-            [first, .., before, last] if path.functions.len() > 3 => {
+        let functions: Vec<&str> = path.functions.iter().map(|name| short(name)).collect();
+        let functions = match &functions[..] {
+            [first, .., before, last] if functions.len() > 3 => {
                 format!("{first} > … > {before} > {last}")
             }
             functions => functions.join(" > "),
@@ -219,7 +233,8 @@ fn function(of: &Hotspot, total: u64, style: &Style, out: &mut dyn Write) -> Res
     );
     let room = style.width.unwrap_or(COLUMNS).saturating_sub(16);
     let place = fit(&place, place.chars().count().min(room / 2), Keep::End);
-    let name = fit(&of.function, of.function.chars().count().min(room - place.chars().count()), Keep::Start);
+    let short = short(&of.function);
+    let name = fit(short, short.chars().count().min(room - place.chars().count()), Keep::Start);
     writeln!(out, "{}  {name}  {}", style.heat(&format!("{own:>6.1}"), own), style.dim(&place))?;
     Ok(())
 }
@@ -236,6 +251,12 @@ fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     let mut groups: Vec<_> = groups.into_iter().filter(|(_, (sum, _))| sum.wall_ns > 0).collect();
     groups.sort_by_key(|(who, (sum, _))| (std::cmp::Reverse(sum.not_idle_ns()), *who));
+    let all = groups.len();
+    let idle = |of: &ThreadTime| percent(of.not_idle_ns(), of.wall_ns) < 0.05;
+    if groups.iter().any(|(_, (sum, _))| !idle(sum)) {
+        groups.retain(|(_, (sum, _))| !idle(sum));
+    }
+    groups.truncate(THREADS);
     if groups.is_empty() {
         return Ok(());
     }
@@ -268,8 +289,8 @@ fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         );
         line(&text, style, out)?;
     }
-    if groups.len() > THREADS {
-        writeln!(out, "{:25}{} more (--details)", "", groups.len() - THREADS)?;
+    if all > groups.len() {
+        writeln!(out, "{:25}{} more, idle or less busy (--details)", "", all - groups.len())?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! Asked by netlink (sock_diag(7)), in the network namespace of the process.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -35,18 +35,18 @@ pub struct SockDiag(BTreeMap<u64, Option<OwnedFd>>);
 
 impl SockDiag {
     /// Inodes of the connections in a process's namespace on which it sent something later than it received: those of which
-    /// an answer is awaited. None where that cannot be asked.
-    pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> BTreeSet<u64> {
+    /// an answer is awaited, with how long ago that was, ms. None where that cannot be asked.
+    pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> BTreeMap<u64, u32> {
         let path = proc_root.join(format!("{pid}/ns/net"));
         let Ok(namespace) = fs::metadata(&path).map(|metadata| metadata.ino()) else {
-            return BTreeSet::new();
+            return BTreeMap::new();
         };
         if self.0.len() >= MAX_NAMESPACES && !self.0.contains_key(&namespace) {
-            return BTreeSet::new();
+            return BTreeMap::new();
         }
         let socket = self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok());
-        let Some(socket) = socket else { return BTreeSet::new() };
-        let mut found = BTreeSet::new();
+        let Some(socket) = socket else { return BTreeMap::new() };
+        let mut found = BTreeMap::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             if ask(socket, family as u8).is_err() || read(socket, &mut found).is_err() {
                 break;
@@ -99,7 +99,7 @@ fn ask(socket: &OwnedFd, family: u8) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn read(socket: &OwnedFd, found: &mut BTreeSet<u64>) -> io::Result<()> {
+fn read(socket: &OwnedFd, found: &mut BTreeMap<u64, u32>) -> io::Result<()> {
     let mut buffer = vec![0u8; 32 * 1024];
     let mut all = 0;
     // A dump is there at once: the kernel makes the next part of it as it is read.
@@ -116,7 +116,7 @@ fn read(socket: &OwnedFd, found: &mut BTreeSet<u64>) -> io::Result<()> {
 }
 
 /// Takes in some messages; returns whether the last one was among them.
-fn parse(mut bytes: &[u8], found: &mut BTreeSet<u64>) -> bool {
+fn parse(mut bytes: &[u8], found: &mut BTreeMap<u64, u32>) -> bool {
     while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
         let length = length as usize;
         if i32::from(kind) == libc::NLMSG_DONE || i32::from(kind) == libc::NLMSG_ERROR || length < HEADER {
@@ -129,8 +129,8 @@ fn parse(mut bytes: &[u8], found: &mut BTreeSet<u64>) -> bool {
     false
 }
 
-/// The inode of a connection, if it waits for an answer.
-fn awaits(message: &[u8]) -> Option<u64> {
+/// The inode of a connection, if it waits for an answer, and how long ago it asked, ms.
+fn awaits(message: &[u8]) -> Option<(u64, u32)> {
     let inode = u32_at(message, INODE)?;
     let mut attributes = message.get(MESSAGE..)?;
     while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
@@ -141,7 +141,7 @@ fn awaits(message: &[u8]) -> Option<u64> {
             // Who never answers, a log server, is not waited for.
             let answers =
                 value.get(BYTES_RECEIVED..BYTES_RECEIVED + 8).is_some_and(|n| n.iter().any(|byte| *byte > 0));
-            return (answers && sent < received).then_some(inode.into());
+            return (answers && sent < received).then_some((inode.into(), sent));
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
@@ -179,7 +179,7 @@ mod tests {
         };
         let mut diag = SockDiag::default();
         let pid = std::process::id();
-        let mut awaits = |of: &TcpStream| diag.awaiting(Path::new("/proc"), pid).contains(&inode(of));
+        let mut awaits = |of: &TcpStream| diag.awaiting(Path::new("/proc"), pid).contains_key(&inode(of));
         let mut answer = [0; 1];
         // The kernel counts in its own ticks, of 10 ms at most.
         let tick = || std::thread::sleep(Duration::from_millis(50));
@@ -197,7 +197,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), length in 0u32..400) {
-            let mut found = BTreeSet::new();
+            let mut found = BTreeMap::new();
             parse(&bytes, &mut found);
             awaits(&bytes);
             let mut framed = length.to_ne_bytes().to_vec();

@@ -188,7 +188,7 @@ impl Seen {
         &mut self,
         proc_root: &Path,
         redact: &Redact,
-        awaiting: &BTreeSet<u64>,
+        awaiting: &BTreeMap<u64, u32>,
         now_ns: u64,
         first: bool,
     ) {
@@ -218,7 +218,8 @@ impl Seen {
         let by_inode: BTreeMap<u64, _> = tcp.iter().map(|of| (of.inode, of)).collect();
 
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
-        let mut peers: BTreeMap<String, (u64, bool, bool)> = BTreeMap::new();
+        // Connections of each, whether they are clients, and the time since the oldest question without an answer, ms.
+        let mut peers: BTreeMap<String, (u64, bool, Option<u32>)> = BTreeMap::new();
         let mut connections = 0;
         for link in &links {
             let kind = match inode(link) {
@@ -233,7 +234,7 @@ impl Seen {
                             redact.text(&of.remote)
                         };
                         let at = peers.entry(peer.clone()).or_default();
-                        *at = (at.0 + 1, clients, at.2 || awaiting.contains(&inode));
+                        *at = (at.0 + 1, clients, at.2.max(awaiting.get(&inode).copied()));
                         if let Some(seen) = self.peer(&peer, clients) {
                             if seen.inodes.len() < MAX_KINDS * 16 && seen.inodes.insert(inode) {
                                 seen.peer.seen += 1;
@@ -264,7 +265,9 @@ impl Seen {
                 .count() as u64;
             if let Some(seen) = self.peer(&peer, clients) {
                 seen.peer.samples += 1;
-                seen.peer.awaited += u64::from(awaited);
+                seen.peer.awaited += u64::from(awaited.is_some());
+                let ns = u64::from(awaited.unwrap_or(0)) * 1_000_000;
+                seen.peer.longest_awaited_ns = seen.peer.longest_awaited_ns.max(ns);
                 seen.peer.most = seen.peer.most.max(number * step as u64);
                 seen.peer.most_time_wait = seen.peer.most_time_wait.max(waiting);
             }

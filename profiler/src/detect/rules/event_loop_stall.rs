@@ -140,7 +140,7 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
         ),
         Reason::RunQueue => (Bottleneck::CpuStarvation, "run queue".to_owned()),
         Reason::Blocked { cause, syscall } => {
-            (bottleneck(*cause), join([cause.id(), syscall, group.object.as_deref().unwrap_or_default()]))
+            (lacks(*cause, syscall), join([cause.id(), syscall, group.object.as_deref().unwrap_or_default()]))
         }
         Reason::Unexplained => (Bottleneck::Unknown, "unexplained".to_owned()),
     };
@@ -217,8 +217,17 @@ fn stalls(blocking: &Blocking, names: &Names) -> Vec<Group> {
                 let blocks = stalls.iter().flat_map(|(stall, _)| &stall.blocks);
                 let same = blocks.filter(|block| block.cause == cause && block.syscall == syscall);
                 let longest = same.max_by_key(|block| block.blocked_ns);
+                let deepest = || {
+                    let blocks = stalls.iter().flat_map(|(stall, _)| &stall.blocks);
+                    blocks
+                        .filter_map(|block| block.stack)
+                        .max_by_key(|stack| functions(names, Some(*stack)).len())
+                };
+                // A stack that was cut off says less than that of a shorter block in the same callback.
+                let stack = longest.and_then(|block| block.stack);
+                let cut_off = functions(names, stack).len() < 3;
                 found.push(Group {
-                    stack: longest.and_then(|block| block.stack),
+                    stack: if cut_off { deepest().or(stack) } else { stack },
                     object: longest.and_then(|block| block.object.clone()),
                     ..group(&stalls, Reason::Blocked { cause, syscall: syscall.to_owned() })
                 });
@@ -323,6 +332,11 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
         Reason::OnCpu(Some(function)) => format!("by {mostly}CPU work in {}", at(function)),
         Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),
         Reason::RunQueue => format!("{mostly}because it had no CPU"),
+        Reason::Blocked { cause, syscall } if is_nested(*cause, syscall) => {
+            format!(
+                "{mostly}by a wait of its own inside a callback (a child, as of spawnSync?), in {syscall}"
+            )
+        }
         Reason::Blocked { cause, syscall } => {
             let what = join([cause.words(), syscall, group.object.as_deref().unwrap_or_default()]);
             format!("{mostly}by waiting for {what}")
@@ -331,11 +345,26 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
     };
     let unexplained = 100.0 - percent(group.explained_ns, group.total_ns);
     let rest = match group.reason {
-        Reason::Unexplained => String::new(),
+        Reason::Unexplained | Reason::OnCpu(None) => String::new(),
         _ if unexplained < 10.0 => String::new(),
         _ => format!("; {unexplained:.0} % of it is unexplained"),
     };
     format!("event loop {} {how_often}, {reason}{rest}", name.thread(group.thread))
+}
+
+/// What a loop lacks that blocks.
+fn lacks(cause: WaitCause, syscall: &str) -> Bottleneck {
+    match cause {
+        _ if is_nested(cause, syscall) => Bottleneck::Process,
+        // A client library that waits for its own socket.
+        WaitCause::Other if syscall.contains("poll") || syscall.contains("select") => Bottleneck::Network,
+        _ => bottleneck(cause),
+    }
+}
+
+/// Whether the loop waits for descriptors in the middle of an iteration: it runs a loop of its own there, mostly for a child.
+fn is_nested(cause: WaitCause, syscall: &str) -> bool {
+    matches!(cause, WaitCause::Other | WaitCause::Poll) && syscall.starts_with("epoll")
 }
 
 /// What to do about it.
@@ -368,6 +397,17 @@ mod tests {
             found.len()
         };
         assert_eq!([stalls(false, 1), stalls(true, 1), stalls(false, 2)], [0, 2, 2]);
+    }
+
+    #[test]
+    fn a_wait_for_descriptors_inside_a_callback_is_for_another_process() {
+        let reason = |syscall: &str| Reason::Blocked { cause: WaitCause::Other, syscall: syscall.into() };
+        assert_eq!(lacks(WaitCause::Other, "epoll_pwait"), Bottleneck::Process);
+        assert_eq!(lacks(WaitCause::Disk, "read"), Bottleneck::Io);
+        let mut group = group(&[], reason("epoll_pwait"));
+        (group.count, group.total_ns, group.reason_ns, group.longest_ns) = (2, 200, 190, 110);
+        let title = title(&group, &Namer::new(None));
+        assert!(title.contains("inside a callback") && title.contains("spawnSync"), "{title}");
     }
 
     #[test]

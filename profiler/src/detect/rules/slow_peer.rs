@@ -30,6 +30,8 @@ const ANSWER: Param = Param {
 
 /// Fewer looks say nothing.
 const MIN_SAMPLES: u64 = 4;
+/// Nobody waits so long for an answer that is late: such a question (BRPOP, a long poll) waits for work, ns.
+const LONG_POLL_NS: u64 = 5_000_000_000;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -44,7 +46,10 @@ server that waits in epoll for its own upstream looks idle otherwise. With `--sy
 are added up; without, the kernel is asked about once a second which connections last sent and have not received since.
 
 The time is spent at the peer or on the way to it: profile the peer. If the answers are needed one after the other, ask for
-them at once; a cache, or a timeout, may help.",
+them at once; a cache, or a timeout, may help.
+
+An answer that is awaited for longer than 5 s is a note only: such a question (BRPOP, a long poll) waits for work. So are answers
+that come sooner than the second threshold.",
 };
 
 /// What is known of one peer of one process.
@@ -56,6 +61,8 @@ struct Waits {
     answers: u64,
     /// Share of looks that found an answer awaited.
     awaited: f64,
+    /// Longest time that one had been awaited for at a look, ns.
+    longest_ns: u64,
 }
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
@@ -66,6 +73,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             let waits = peers.entry((of.pid, peer.peer.clone())).or_default();
             waits.process.clone_from(&of.process);
             waits.awaited = peer.awaited as f64 / peer.samples as f64;
+            waits.longest_ns = peer.longest_awaited_ns;
         }
     }
     for of in run.calls.iter().flat_map(|calls| &calls.objects) {
@@ -95,10 +103,16 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
         return None;
     }
     let how = match waits.answers {
-        0 => format!("in {:.0} % of the looks an answer was awaited", 100.0 * waits.awaited),
+        0 => format!(
+            "an answer was awaited in {:.0} % of the looks, for up to {}",
+            100.0 * waits.awaited,
+            time(waits.longest_ns)
+        ),
         n => format!("{} answers took {} each", thousands(n), time(mean_ns)),
     };
-    let slow = mean_ns >= values.ns(&ANSWER);
+    // Half of what is awaited at a look has been so for half of its time.
+    let answer_ns = if waits.answers > 0 { mean_ns } else { waits.longest_ns };
+    let slow = (values.ns(&ANSWER)..LONG_POLL_NS).contains(&answer_ns);
     Some(Finding {
         rule: RULE.name,
         severity: if slow { Severity::Warning } else { Severity::Info },
@@ -171,6 +185,19 @@ mod tests {
         let slow = run.findings.iter().find(|finding| finding.rule == RULE.name).unwrap();
         assert_eq!(slow.severity, Severity::Warning);
         assert!(slow.title.contains("30 answers took 300 ms each"), "{}", slow.title);
+    }
+
+    #[test]
+    fn a_long_poll_waits_for_work() {
+        let severity = |ns: u64| {
+            let mut run = run(9);
+            run.vitals.as_mut().unwrap().processes[0].peers[0].longest_awaited_ns = ns;
+            check(&run, &Overrides::default().of(&RULE))[0].severity
+        };
+        assert_eq!(
+            [4_000_000, 300_000_000, 20_000_000_000].map(severity),
+            [Severity::Info, Severity::Warning, Severity::Info]
+        );
     }
 
     #[test]
