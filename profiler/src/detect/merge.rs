@@ -42,7 +42,8 @@ fn alike(found: Vec<Finding>) -> Vec<Finding> {
     merged.collect()
 }
 
-/// What a process lacks a CPU or a lock for is one defect, whichever rule saw it; and a loop that is held up by what another
+/// What a process lacks a CPU or a lock for is one defect, whichever rule saw it; so is a lack of the same kind with the same
+/// subject; and a loop that is held up by what another
 /// rule explains is explained by that.
 fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
     const ONE: [Bottleneck; 2] = [Bottleneck::CpuStarvation, Bottleneck::Lock];
@@ -51,7 +52,8 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
     for finding in found {
         let first = kept.iter_mut().find(|of| {
             let of_process = of.process.name == finding.process.name && of.bottleneck == finding.bottleneck;
-            of_process && ONE.contains(&of.bottleneck)
+            let same = !of.subject.is_empty() && of.subject == finding.subject;
+            of_process && (same || ONE.contains(&of.bottleneck))
         });
         match first {
             Some(first) => {
@@ -100,5 +102,17 @@ mod tests {
             (2, 14, &json!(2))
         );
         assert_eq!((merged[1].rule, &merged[1].details["also"]), ("starved", &json!(["stall-queue:app"])));
+    }
+
+    #[test]
+    fn what_two_rules_say_of_one_subject_is_one_finding() {
+        let about = |rule, subject: &str, ns| Finding {
+            subject: subject.into(),
+            ..finding(rule, 1, Bottleneck::Process, ns)
+        };
+        let two = |second: Finding| defects(vec![about("stall", "f", 5), second]).len();
+        assert_eq!(two(about("nested", "f", 9)), 1);
+        assert_eq!(two(about("nested", "g", 9)), 2);
+        assert_eq!(two(Finding { bottleneck: Bottleneck::Memory, ..about("leak", "f", 9) }), 2);
     }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
+        rules::nested_wait,
         words::{Namer, at, bottleneck, common_path, evidence, functions, join, path, share_of_wall},
     },
     model::{
@@ -88,6 +89,8 @@ struct Group {
     stack: Option<StackId>,
     /// Of the block, longest example.
     object: Option<String>,
+    /// The function that ran a loop within the loop, if that is what it waited in.
+    inside: Option<String>,
 }
 
 /// What most of a stall's time went to.
@@ -139,6 +142,9 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
             function.as_ref().map_or_else(|| "cpu".to_owned(), |function| function.name.clone()),
         ),
         Reason::RunQueue => (Bottleneck::CpuStarvation, "run queue".to_owned()),
+        Reason::Blocked { .. } if group.inside.is_some() => {
+            (Bottleneck::Process, group.inside.clone().unwrap_or_default())
+        }
         Reason::Blocked { cause, syscall } => {
             (lacks(*cause, syscall), join([cause.id(), syscall, group.object.as_deref().unwrap_or_default()]))
         }
@@ -225,9 +231,10 @@ fn stalls(blocking: &Blocking, names: &Names) -> Vec<Group> {
                 };
                 // A stack that was cut off says less than that of a shorter block in the same callback.
                 let stack = longest.and_then(|block| block.stack);
-                let cut_off = functions(names, stack).len() < 3;
+                let stack = if functions(names, stack).len() < 3 { deepest().or(stack) } else { stack };
                 found.push(Group {
-                    stack: if cut_off { deepest().or(stack) } else { stack },
+                    stack,
+                    inside: stack.and_then(|stack| nested_wait::callback(names, names.stack(stack))),
                     object: longest.and_then(|block| block.object.clone()),
                     ..group(&stalls, Reason::Blocked { cause, syscall: syscall.to_owned() })
                 });
@@ -251,6 +258,7 @@ fn group(stalls: &[(&Stall, u64)], reason: Reason) -> Group {
         explained_ns: each().map(|stall| (stall.explained * stall.duration_ns as f64) as u64).sum(),
         stack: None,
         object: None,
+        inside: None,
     }
 }
 
@@ -332,6 +340,10 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
         Reason::OnCpu(Some(function)) => format!("by {mostly}CPU work in {}", at(function)),
         Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),
         Reason::RunQueue => format!("{mostly}because it had no CPU"),
+        Reason::Blocked { .. } if group.inside.is_some() => {
+            let callback = group.inside.as_deref().unwrap_or_default();
+            format!("{mostly}by a wait inside a callback, in {callback}")
+        }
         Reason::Blocked { cause, syscall } if is_nested(*cause, syscall) => {
             format!(
                 "{mostly}by a wait of its own inside a callback (a child, as of spawnSync?), in {syscall}"

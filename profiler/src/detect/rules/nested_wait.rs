@@ -12,7 +12,7 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
-        report::{ProfileStack, Run},
+        report::{Names, ProfileStack, Run},
         stack::ThreadKey,
     },
 };
@@ -51,10 +51,8 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let loops: BTreeSet<ThreadKey> = blocking.loops.iter().map(|of| of.thread).collect();
     // By thread and the callback's function: time, heaviest stack.
     let mut nested: BTreeMap<(ThreadKey, String), (u64, &ProfileStack)> = BTreeMap::new();
-    for stack in
-        off_cpu.stacks.iter().filter(|of| of.cause == Some(WaitCause::Poll) && loops.contains(&of.thread))
-    {
-        let Some(callback) = callback(run, &stack.frames) else { continue };
+    for stack in off_cpu.stacks.iter().filter(|of| waits(of.cause) && loops.contains(&of.thread)) {
+        let Some(callback) = callback(run.names(), &stack.frames) else { continue };
         let of = nested.entry((stack.thread, callback)).or_insert((0, stack));
         of.0 += stack.weight;
         if stack.weight > of.1.weight {
@@ -83,9 +81,15 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     nested.into_iter().filter_map(finding).collect()
 }
 
+/// Whether this can be a wait in epoll: idle, or of a kind that nothing else is known of where the scheduler probe saw that
+/// it was made in the middle of a turn.
+fn waits(cause: Option<WaitCause>) -> bool {
+    matches!(cause, Some(WaitCause::Poll | WaitCause::Other))
+}
+
 /// The function that runs a loop inside another, if this is the stack of one: the caller of the inner loop.
-fn callback(run: &Run, frames: &[usize]) -> Option<String> {
-    let path = path(run.names(), frames);
+pub fn callback(names: &Names, frames: &[usize]) -> Option<String> {
+    let path = path(names, frames);
     let inner = path.len().saturating_sub(LOOP);
     (inner.max(1)..path.len()).find_map(|i| {
         let outer = path[..i].iter().rposition(|of| of.name == path[i].name)?;
@@ -107,12 +111,12 @@ mod tests {
     };
 
     /// A loop whose wait is `inner` for a part of the time, ns of one second.
-    fn found(inner: &str, ns: u64) -> Vec<Finding> {
+    fn found(inner: &str, ns: u64, cause: WaitCause) -> Vec<Finding> {
         let stacks = [("main;Start;uv_run;uv__io_poll;epoll_pwait", 1_000_000_000 - ns), (inner, ns)];
         let mut run = fixtures::run(&stacks);
         let mut off_cpu = run.cpu.clone();
         off_cpu.kind = OFF_CPU;
-        off_cpu.stacks.iter_mut().for_each(|stack| stack.cause = Some(WaitCause::Poll));
+        off_cpu.stacks.iter_mut().for_each(|stack| stack.cause = Some(cause));
         let thread = off_cpu.stacks[0].thread;
         run.off_cpu = Some(off_cpu);
         run.blocking = Some(Blocking {
@@ -125,6 +129,11 @@ mod tests {
     #[test]
     fn a_loop_in_a_callback_is_no_idle_wait() {
         let sync = "main;Start;uv_run;uv__io_poll;onRequest;spawnSync;SyncRun;uv_run;uv__io_poll;epoll_pwait";
+        for cause in [WaitCause::Poll, WaitCause::Other] {
+            assert_eq!(found(sync, 300_000_000, cause).len(), 1);
+        }
+        assert!(found(sync, 300_000_000, WaitCause::Disk).is_empty(), "another rule's");
+        let found = |inner: &str, ns| found(inner, ns, WaitCause::Poll);
         let found_sync = found(sync, 300_000_000);
         assert_eq!(found_sync[0].severity, Severity::Critical);
         assert!(
