@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File},
+    fs::File,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     rc::Rc,
@@ -17,8 +17,9 @@ use crate::{
         maps::{self, MapsEntry},
         memory::ProcessMemory,
         notice::{Event, Notice},
-        vdso,
+        open, vdso,
     },
+    text,
 };
 
 /// A process's mappings are read again for an address in none of them, but not more often than this.
@@ -260,19 +261,17 @@ impl ProcessTable {
             return Some(file.clone());
         }
         let process = self.proc_root.join(pid.to_string());
-        let inner_pid = fs::read_to_string(process.join("status"))
+        let inner_pid = text::read_to_parse(&process.join("status"))
             .ok()
             .and_then(|status| {
                 let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
                 ids.split_whitespace().last()?.parse().ok()
             })
             .unwrap_or(pid);
-        let name = format!("tmp/perf-{inner_pid}.map");
-        let file = File::open(super::shown(&self.proc_root, pid).join("root").join(&name))
-            .or_else(|_gone| File::open(Path::new("/").join(&name)))
-            .ok()
-            .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))
-            .map(Rc::new);
+        let name = PathBuf::from(format!("/tmp/perf-{inner_pid}.map"));
+        let root = super::shown(&self.proc_root, pid).join("root");
+        let file = open::in_root(&root, &name).or_else(|_gone| open::regular(&name));
+        let file = file.ok().map(Rc::new);
         self.jit_maps.insert(pid, file.clone());
         file
     }
@@ -440,17 +439,11 @@ impl ProcessTable {
     fn open(&self, pid: u32, entry: &MapsEntry) -> Option<File> {
         let process = super::shown(&self.proc_root, pid);
         let by_mapping = process.join("map_files").join(format!("{:x}-{:x}", entry.start, entry.end));
-        let relative = entry.path.trim_start_matches('/');
-        [by_mapping, process.join("root").join(relative), PathBuf::from(&entry.path)]
-            .into_iter()
-            .filter_map(|path| {
-                // Only a regular file: opening a device or a pipe can have effects or block.
-                fs::metadata(&path)
-                    .ok()
-                    .filter(|metadata| metadata.is_file() && metadata.ino() == entry.inode)?;
-                File::open(path).ok()
-            })
-            .next()
+        let (root, path) = (process.join("root"), Path::new(&entry.path));
+        let same = |file: &File| file.metadata().is_ok_and(|metadata| metadata.ino() == entry.inode);
+        let file = open::regular(&by_mapping).ok().filter(same);
+        let file = file.or_else(|| open::in_root(&root, path).ok().filter(same));
+        file.or_else(|| open::regular(path).ok().filter(same))
     }
 }
 
@@ -524,6 +517,8 @@ fn insert(mappings: &mut BTreeMap<u64, Mapping>, start: u64, mapping: Mapping) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn mapping(end: u64, module: u32) -> Mapping {

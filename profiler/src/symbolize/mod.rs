@@ -10,6 +10,7 @@ mod live;
 mod perf_map;
 
 pub use live::{LiveSymbolizer, SymbolCache};
+pub use perf_map::PerfMap;
 
 /// How much to find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,18 @@ pub struct Function {
 }
 
 impl Function {
+    /// The same, with names that come from a file of the target made harmless.
+    pub fn cleaned(self) -> Function {
+        let clean = |text: String| {
+            match crate::text::clean_text(&text) {
+                std::borrow::Cow::Borrowed(_) => None,
+                std::borrow::Cow::Owned(clean) => Some(clean),
+            }
+            .unwrap_or(text)
+        };
+        Function { name: clean(self.name), file: self.file.map(clean), line: self.line }
+    }
+
     /// What to call a function without a symbol that starts at an address of a module.
     pub fn unnamed(module: &Module, start: u64) -> Function {
         let name = format!("[{}+{start:#x}]", module.name().trim_matches(['[', ']']));

@@ -32,11 +32,12 @@ impl PerfMap {
                 n => read += n,
             }
         }
-        Ok(Self::parse(&String::from_utf8_lossy(&bytes[..read])))
+        Ok(Self::parse(&bytes[..read]))
     }
 
     /// Parses a map's text; lines that are not symbols are skipped.
-    pub fn parse(text: &str) -> PerfMap {
+    pub fn parse(bytes: &[u8]) -> PerfMap {
+        let text = crate::text::to_parse(bytes);
         let mut symbols: Vec<Symbol> = text
             .lines()
             .enumerate()
@@ -75,7 +76,7 @@ mod tests {
     #[test]
     fn the_function_compiled_last_wins() {
         let map =
-            PerfMap::parse("100 20 LazyCompile:~a /app/x.js:3\n0x200 10 b\nnonsense\n108 8 c\n100 10 d\n");
+            PerfMap::parse(b"100 20 LazyCompile:~a /app/x.js:3\n0x200 10 b\nnonsense\n108 8 c\n100 10 d\n");
         assert_eq!(map.find(0x11f), Some("LazyCompile:~a /app/x.js:3"));
         assert_eq!(map.find(0x105), Some("d"));
         assert_eq!(map.find(0x10f), Some("d"));
@@ -87,7 +88,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_survived(text in "([0-9a-fx]{0,17} [0-9a-f]{0,17} ?.{0,9}\n?){0,9}", address: u64) {
-            PerfMap::parse(&text).find(address);
+            PerfMap::parse(text.as_bytes()).find(address);
         }
     }
 }
