@@ -287,3 +287,40 @@ fn nobody_else_leads_an_output_elsewhere() {
         fs::write(precious.path(), "precious").unwrap();
     }
 }
+
+#[test]
+fn names_of_the_target_steer_no_output() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let target = Running::start(&mut Command::new(workload("names", FRAME_POINTERS)));
+    let outputs = ["x.folded", "x.svg", "x.json", "x.prec"];
+    let args: Vec<&str> = ["-d", "1s", "--threads"]
+        .into_iter()
+        .chain(outputs.iter().flat_map(|output| ["-o", output]))
+        .collect();
+    let output = profiling(&target.pid(), &args, dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    let replayed =
+        Command::new(PROFILER).args(["replay", "x.prec"]).current_dir(dir.path()).output().unwrap();
+    let texts = [
+        text(&output.stdout),
+        text(&output.stderr),
+        text(&replayed.stdout),
+        read("x.folded"),
+        read("x.svg"),
+        read("x.json"),
+    ];
+    for text in &texts {
+        let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+        assert!(!text.contains(steers), "{:?}", text.find(steers).map(|at| &text[at..]).unwrap_or_default());
+    }
+    // Each is in one piece: no name ends a line, a frame or an element.
+    let [report, .., folded, svg, json] = &texts[..] else { panic!("six texts") };
+    assert!(report.contains("line1\u{fffd}line2 7"), "{report}");
+    assert!(folded.lines().all(|line| line.rsplit(' ').next().unwrap().parse::<u64>().is_ok()), "{folded}");
+    assert!(svg.contains("&lt;&amp;") && !svg.contains("<z>"), "the picture is well-formed");
+    assert!(serde_json::from_str::<serde_json::Value>(json).is_ok());
+}

@@ -4,10 +4,13 @@
 //!
 //! [`session`] is that pipeline for a live run, [`commands::replay`] from a recording on; see ARCHITECTURE.md.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod cli;
 pub mod commands;
 pub mod detect;
 pub mod error;
+pub mod foreign;
 pub mod kernel;
 pub mod model;
 pub mod output;
@@ -18,6 +21,7 @@ pub mod recording;
 pub mod runtimes;
 pub mod session;
 pub mod symbolize;
+pub mod text;
 pub mod unwind;
 
 use anyhow::Result;

@@ -347,7 +347,7 @@ impl Collector {
                 target: describe(target, pids),
                 profiler_version: env!("CARGO_PKG_VERSION").to_owned(),
                 kernel: preflight::release(),
-                host: std::fs::read_to_string("/proc/sys/kernel/hostname")
+                host: crate::text::read_to_parse("/proc/sys/kernel/hostname".as_ref())
                     .unwrap_or_default()
                     .trim()
                     .to_owned(),

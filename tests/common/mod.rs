@@ -116,7 +116,7 @@ impl Profiling {
         self.live.read_to_string(&mut said).unwrap();
         assert!(self.run.0.wait().unwrap().success(), "{said}");
         let (mut ends, mut samples) = (Vec::new(), Vec::new());
-        let ending = recording::read(&self.outputs.path("x.prec"), |event| {
+        let ending = recording::read(fs::File::open(self.outputs.path("x.prec")).unwrap(), |event| {
             match event {
                 Event::Stack(stack) => ends.push(stack.end),
                 Event::Sample(sample) => samples.push((sample.time_ns, ends[sample.stack.0 as usize])),

@@ -36,7 +36,7 @@ pub fn run() -> Result<()> {
     for manifest in WORKSPACES {
         let metadata = output(
             Command::new("cargo")
-                .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
+                .args(["metadata", "--format-version", "1", "--manifest-path"])
                 .arg(root.join(manifest)),
         )?;
         let metadata: serde_json::Value = serde_json::from_str(&metadata)?;

@@ -42,7 +42,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -124,7 +124,11 @@ mod tests {
 
     /// What a live run does with samples (thread, stack, weight, cause) and stalls (start and length, ms), into a
     /// recording at `path`.
-    fn record(path: &std::path::Path, samples: &[(u32, u64, u64, u32)], stalls: &[(u64, u64)]) -> Run {
+    pub(crate) fn record(
+        path: &std::path::Path,
+        samples: &[(u32, u64, u64, u32)],
+        stalls: &[(u64, u64)],
+    ) -> Run {
         const MS: u64 = 1_000_000;
         let mut tables = Tables::default();
         let meta = Meta { target: "pid 7".into(), period_ns: 10 * MS, ..Meta::default() };

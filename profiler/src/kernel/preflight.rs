@@ -167,7 +167,7 @@ pub fn can_unwind() -> bool {
 }
 
 fn effective_capabilities() -> u64 {
-    fs::read_to_string("/proc/self/status")
+    crate::text::read_to_parse("/proc/self/status".as_ref())
         .ok()
         .and_then(|status| {
             let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
@@ -190,7 +190,7 @@ fn kernel_version() -> Check {
 
 /// The running kernel's release, such as `6.12.9-amd64`.
 pub fn release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+    crate::text::read_to_parse("/proc/sys/kernel/osrelease".as_ref()).unwrap_or_default().trim().to_owned()
 }
 
 pub(super) fn version(release: &str) -> Option<(u32, u32)> {
@@ -199,7 +199,7 @@ pub(super) fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn read_number(path: impl AsRef<Path>) -> Option<i64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    crate::text::read_to_parse(path.as_ref()).ok()?.trim().parse().ok()
 }
 
 fn kallsyms_readable() -> bool {

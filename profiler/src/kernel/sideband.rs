@@ -161,14 +161,15 @@ impl Drop for Ring {
     }
 }
 
-enum Parsed {
+/// What a record says.
+pub(crate) enum Parsed {
     Notice(Notice),
     Dropped(u64),
     Other,
 }
 
 /// Decodes one record. Anything too short for its type is ignored.
-fn parse(kind: u32, misc: u16, body: &[u8]) -> Parsed {
+pub(crate) fn parse(kind: u32, misc: u16, body: &[u8]) -> Parsed {
     let notice = |event| match body.len().checked_sub(8) {
         // With sample_id_all every record ends in its time.
         Some(at) => Parsed::Notice(Notice {
@@ -210,7 +211,7 @@ fn parse(kind: u32, misc: u16, body: &[u8]) -> Parsed {
 
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    crate::text::clean(&bytes[..end])
 }
 
 /// `N` bytes at `at`; zeros where there are none.

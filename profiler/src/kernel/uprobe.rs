@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     ffi::CString,
-    fs, io,
+    io,
     os::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
@@ -111,7 +111,7 @@ impl Unloaded {
 
     /// Loads the programs of an object that is loaded as `ebpf`.
     pub fn load(&self, object: &[u8], ebpf: &mut Ebpf) -> Result<Programs> {
-        let perf_type = fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")
+        let perf_type = crate::text::read_to_parse("/sys/bus/event_source/devices/uprobe/type".as_ref())
             .context("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")?;
         let perf_type = perf_type.trim().parse().context("/sys/bus/event_source/devices/uprobe/type")?;
         let multi = supports_multi();
@@ -338,7 +338,7 @@ fn load_program(object: &aya_obj::Object, name: &str, btf: Option<&OwnedFd>) -> 
         load.log_buf = log.as_mut_ptr() as u64;
         load.log_size = log.len() as u32;
         bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|error| {
-            let said = String::from_utf8_lossy(&log);
+            let said = crate::text::to_parse(&log);
             let said = said.trim_end_matches('\0').trim_end();
             let tail: Vec<&str> = said.lines().rev().take(5).collect();
             anyhow::Error::new(error)

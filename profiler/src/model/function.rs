@@ -35,6 +35,15 @@ impl Function {
         (&self.name, self.start.map(|start| (self.file.as_deref().unwrap_or_default(), start)))
     }
 
+    /// The same, with names that come from a file of the target made harmless.
+    pub fn cleaned(self) -> Function {
+        let clean = |text: String| match crate::text::clean_text(&text) {
+            std::borrow::Cow::Borrowed(_) => text,
+            std::borrow::Cow::Owned(clean) => clean,
+        };
+        Function { name: clean(self.name), file: self.file.map(clean), ..self }
+    }
+
     /// What to call a function without a symbol that starts at an address of a module.
     pub fn unnamed(module: &Module, start: u64) -> Function {
         let name = format!("[{}+{start:#x}]", module.name().trim_matches(['[', ']']));

@@ -334,6 +334,8 @@ fn name(
             let named =
                 found.as_ref().is_some_and(|found| found.iter().any(|it| !it.is_unnamed(tables.module(id))));
             index.insert(Frame { module: id, address }, (frames.len(), named));
+            // Names come from files of the target.
+            let found = found.map(|functions| functions.into_iter().map(Function::cleaned).collect());
             frames.push(NamedFrame {
                 module: module as usize,
                 address,

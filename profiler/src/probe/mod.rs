@@ -17,7 +17,7 @@ pub mod syscall;
 /// A thread's name as the kernel has it, up to the first NUL.
 pub fn name(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
-    String::from_utf8_lossy(&comm[..end]).into_owned()
+    crate::text::clean(&comm[..end])
 }
 
 /// What of a name is always there, bytes.

@@ -135,7 +135,7 @@ impl JitCode {
                 source.keep(line);
                 return;
             }
-            if let Some((start, size, name)) = parse_line(&String::from_utf8_lossy(line)) {
+            if let Some((start, size, name)) = parse_line(&text::to_parse(line)) {
                 self.add(start, size, name, begins);
             }
         }
@@ -174,7 +174,7 @@ impl JitCode {
                         .next()
                         .unwrap_or_default();
                     if let (Some(start), Some(size)) = (long(record, 16), long(record, 24)) {
-                        self.add(start, size, &String::from_utf8_lossy(name), (time, time));
+                        self.add(start, size, &text::to_parse(name), (time, time));
                     }
                 }
                 CODE_MOVE => {
@@ -272,7 +272,7 @@ impl Source {
     }
 }
 
-fn parse_line(line: &str) -> Option<(u64, u64, &str)> {
+pub fn parse_line(line: &str) -> Option<(u64, u64, &str)> {
     let mut fields = line.trim_end().splitn(3, ' ');
     let mut hex = || {
         let field = fields.next()?;

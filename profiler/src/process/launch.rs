@@ -28,7 +28,7 @@ pub struct Running {
 
 /// Forks `command` and holds it before exec.
 pub fn hold(command: &[OsString]) -> Result<Held, Error> {
-    let name = command[0].to_string_lossy().into_owned();
+    let name = crate::text::path(command[0].as_ref());
     try_hold(command, &name).map_err(|reason| Error::CommandNotStarted { command: name, reason })
 }
 

@@ -72,7 +72,7 @@ impl Living {
 /// When a living process started, in clock ticks since boot. A zombie without threads lives no more.
 pub fn start_time(proc_root: &Path, pid: u32) -> Option<u64> {
     let stat = fs::read(proc_root.join(pid.to_string()).join("stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
+    let stat = crate::text::to_parse(&stat);
     // The name, in parentheses, may itself hold spaces and parentheses. Fields: proc_pid_stat(5).
     let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
     let (state, threads, started) = (fields.first()?, fields.get(17)?, fields.get(19)?);

@@ -7,7 +7,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use crate::model::memory::{Limit, LimitKind};
+use crate::{
+    model::memory::{Limit, LimitKind},
+    text,
+};
 
 /// What is unlimited in cgroup v1 is a number that no machine reaches.
 const UNLIMITED: u64 = 1 << 60;
@@ -67,7 +70,7 @@ impl Mount {
             // The kernel drops cached file pages before it kills.
             let reclaimable: u64 = cache.iter().filter_map(|key| field(&stat, key)).sum();
             let used_bytes = number(&read(dir.join(usage)))?.saturating_sub(reclaimable);
-            let path = self.root.join(below).to_string_lossy().into_owned();
+            let path = text::path(&self.root.join(below));
             Some(Limit { kind: LimitKind::Cgroup(path), limit_bytes, used_bytes })
         });
         each.collect()
@@ -123,7 +126,7 @@ fn groups(cgroup: &[u8]) -> Vec<(Version, PathBuf)> {
 
 /// Of `/proc/PID/limits` and `/proc/PID/status`.
 fn address_space(limits: &[u8], status: &[u8]) -> Option<Limit> {
-    let limits = String::from_utf8_lossy(limits);
+    let limits = text::to_parse(limits);
     let soft = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     let limit_bytes = soft.split_whitespace().next()?.parse().ok()?;
     let used_bytes = field(status, "VmSize:")?.saturating_mul(1024);
@@ -140,7 +143,7 @@ fn machine(meminfo: &[u8]) -> Option<Limit> {
 
 /// The number after a key at the start of a line.
 fn field(text: &[u8], key: &str) -> Option<u64> {
-    let text = String::from_utf8_lossy(text);
+    let text = text::to_parse(text);
     text.lines().find_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == key).then(|| words.next()?.parse().ok())?

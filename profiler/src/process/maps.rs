@@ -3,6 +3,8 @@
 
 use std::{fs, io, path::Path};
 
+use crate::text;
+
 /// One executable mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapsEntry {
@@ -28,8 +30,8 @@ pub fn read(proc_root: &Path, pid: u32) -> io::Result<Vec<MapsEntry>> {
 
 /// All mappings of a process, each with whether it is executable.
 pub fn read_all(proc_root: &Path, pid: u32) -> io::Result<Vec<(MapsEntry, bool)>> {
-    let text = fs::read(super::shown(proc_root, pid).join("maps"))?;
-    Ok(String::from_utf8_lossy(&text).lines().filter_map(parse_line).collect())
+    let bytes = fs::read(super::shown(proc_root, pid).join("maps"))?;
+    Ok(text::to_parse(&bytes).lines().filter_map(parse_line).collect())
 }
 
 /// `start-end perms offset major:minor inode   path`; `None` for what is not of that form.
@@ -48,7 +50,7 @@ fn parse_line(line: &str) -> Option<(MapsEntry, bool)> {
         file_offset,
         device: (hex(major)? as u32, hex(minor)? as u32),
         inode,
-        path: path.strip_suffix(" (deleted)").unwrap_or(path).to_owned(),
+        path: text::clean_text(path.strip_suffix(" (deleted)").unwrap_or(path)).into_owned(),
     };
     Some((entry, executable))
 }

@@ -11,6 +11,7 @@ pub mod maps;
 pub mod memory;
 pub mod notice;
 pub mod objects;
+pub mod open;
 pub mod quota;
 pub mod redact;
 pub mod sockdiag;

@@ -7,12 +7,12 @@ use std::{
     path::Path,
 };
 
-use crate::process::memory::ProcessMemory;
+use crate::{process::memory::ProcessMemory, text};
 
 /// Describes a process's descriptor, as long as it is open.
 pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String> {
     let link = fs::read_link(proc_root.join(format!("{pid}/fd/{descriptor}"))).ok()?;
-    let link = link.to_string_lossy().into_owned();
+    let link = text::path(&link);
     if link.starts_with("socket:[") {
         Some(socket(proc_root, pid, &link).unwrap_or(link))
     } else {
@@ -33,16 +33,16 @@ pub fn has_epoll(proc_root: &Path, pid: u32) -> bool {
 pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
     let link = |descriptor: &str| {
         let link = fs::read_link(proc_root.join(format!("{pid}/fd/{descriptor}"))).unwrap_or_default();
-        link.to_string_lossy().into_owned()
+        text::path(&link)
     };
     let mut sockets: BTreeSet<String> = BTreeSet::new();
     let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
-    for name in entries.take(1000).map(|entry| entry.file_name().to_string_lossy().into_owned()) {
+    for name in entries.take(1000).map(|entry| text::path(entry.file_name().as_ref())) {
         if link(&name) != "anon_inode:[eventpoll]" {
             continue;
         }
         // "tfd:  5 events: 19 data: …": Documentation/filesystems/proc.rst, 3.8.
-        let info = fs::read_to_string(proc_root.join(format!("{pid}/fdinfo/{name}"))).unwrap_or_default();
+        let info = text::read_to_parse(&proc_root.join(format!("{pid}/fdinfo/{name}"))).unwrap_or_default();
         let waited_for = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
         sockets.extend(waited_for.map(&link).filter(|link| link.starts_with("socket:[")));
         if sockets.len() > 1 {
@@ -51,7 +51,7 @@ pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
     }
     let Some(socket) = sockets.first() else { return false };
     let inode = socket.trim_start_matches("socket:[").trim_end_matches(']');
-    let unix = fs::read_to_string(proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
+    let unix = text::read_to_parse(&proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
     // Num RefCount Protocol Flags Type St Inode Path; state 3 is SS_CONNECTED. Who was connected to has the path.
     let of_unix = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let of_unix = of_unix.into_iter().find(|fields| fields.get(6) == Some(&inode));
@@ -67,7 +67,7 @@ pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
     let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
     let net = proc_root.join(format!("{pid}/net"));
     for protocol in ["tcp", "tcp6", "udp", "udp6"] {
-        let table = fs::read_to_string(net.join(protocol)).unwrap_or_default();
+        let table = text::read_to_parse(&net.join(protocol)).unwrap_or_default();
         // sl local remote state queues timer retransmits uid timeout inode: Documentation/networking/proc_net_tcp.rst.
         let found = table.lines().skip(1).find_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
@@ -82,11 +82,11 @@ pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
         }
     }
     // Num RefCount Protocol Flags Type St Inode Path: unix(7).
-    let table = fs::read_to_string(net.join("unix")).unwrap_or_default();
+    let table = text::read_to_parse(&net.join("unix")).unwrap_or_default();
     table.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         (*fields.get(6)? == inode).then(|| match fields.get(7) {
-            Some(path) => format!("unix {path}"),
+            Some(path) => format!("unix {}", text::clean_text(path)),
             None => "unix".to_owned(),
         })
     })
@@ -106,7 +106,7 @@ pub fn serves(proc_root: &Path, pid: u32, object: &str) -> bool {
 pub fn listens(proc_root: &Path, pid: u32) -> BTreeSet<u16> {
     let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
     let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    let own: HashSet<String> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+    let own: HashSet<String> = links.map(|link| text::path(&link)).collect();
     let listeners = listeners(proc_root, pid).into_iter();
     listeners.filter(|(_, inode)| own.contains(&format!("socket:[{inode}]"))).map(|(port, _)| port).collect()
 }
@@ -115,7 +115,7 @@ pub fn listens(proc_root: &Path, pid: u32) -> BTreeSet<u16> {
 fn listeners(proc_root: &Path, pid: u32) -> Vec<(u16, String)> {
     let mut found = Vec::new();
     for protocol in ["tcp", "tcp6"] {
-        let table = fs::read_to_string(proc_root.join(format!("{pid}/net/{protocol}"))).unwrap_or_default();
+        let table = text::read_to_parse(&proc_root.join(format!("{pid}/net/{protocol}"))).unwrap_or_default();
         found.extend(table.lines().skip(1).filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             // 0A is TCP_LISTEN, include/net/tcp_states.h.

@@ -1,9 +1,6 @@
 //! What a cgroup's CPU quota did to a process: `cpu.stat` and `cpu.max`, or their equals of cgroup v1.
 
-use std::{
-    fs,
-    path::{Component, Path, PathBuf},
-};
+use std::path::{Component, Path, PathBuf};
 
 /// Counts since the cgroup was made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,7 +20,7 @@ pub struct CpuQuota {
 impl CpuQuota {
     /// Of the innermost cgroup of a process, or of one above it, that has a quota.
     pub fn of(proc_root: &Path, pid: u32) -> Option<CpuQuota> {
-        let groups = fs::read_to_string(proc_root.join(format!("{pid}/cgroup"))).ok()?;
+        let groups = crate::text::read_to_parse(&proc_root.join(format!("{pid}/cgroup"))).ok()?;
         groups.lines().find_map(|line| {
             let mut parts = line.splitn(3, ':');
             let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
@@ -45,7 +42,7 @@ fn quota(root: &Path, group: &Path) -> Option<CpuQuota> {
     }
     below.ancestors().find_map(|below| {
         let dir = root.join(below);
-        let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let read = |name: &str| crate::text::read_to_parse(&dir.join(name)).unwrap_or_default();
         let v1 =
             || cpus(&format!("{} {}", read("cpu.cfs_quota_us").trim(), read("cpu.cfs_period_us").trim()));
         let cpus = cpus(&read("cpu.max")).or_else(v1)?;
@@ -56,7 +53,7 @@ fn quota(root: &Path, group: &Path) -> Option<CpuQuota> {
             found.unwrap_or(0u64)
         };
         Some(CpuQuota {
-            cgroup: PathBuf::from("/").join(below).to_string_lossy().into_owned(),
+            cgroup: crate::text::path(&PathBuf::from("/").join(below)),
             cpus: Some(cpus),
             periods: field("nr_periods"),
             throttled_periods: field("nr_throttled"),
@@ -76,6 +73,8 @@ fn cpus(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

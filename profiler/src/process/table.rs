@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File},
+    fs::File,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     rc::Rc,
@@ -19,8 +19,9 @@ use crate::{
         maps::{self, MapsEntry},
         memory::ProcessMemory,
         notice::{Event, Notice},
-        vdso,
+        open, vdso,
     },
+    text,
 };
 
 /// A process's mappings are read again for an address in none of them, but not more often than this.
@@ -484,37 +485,27 @@ impl ProcessTable {
     fn open(&self, pid: u32, entry: &MapsEntry) -> Option<File> {
         let process = super::shown(&self.proc_root, pid);
         let by_mapping = process.join("map_files").join(format!("{:x}-{:x}", entry.start, entry.end));
-        let relative = entry.path.trim_start_matches('/');
-        [by_mapping, process.join("root").join(relative), PathBuf::from(&entry.path)]
-            .into_iter()
-            .filter_map(|path| {
-                // Only a regular file: opening a device or a pipe can have effects or block.
-                fs::metadata(&path)
-                    .ok()
-                    .filter(|metadata| metadata.is_file() && metadata.ino() == entry.inode)?;
-                File::open(path).ok()
-            })
-            .next()
+        let (root, path) = (process.join("root"), Path::new(&entry.path));
+        let same = |file: &File| file.metadata().is_ok_and(|metadata| metadata.ino() == entry.inode);
+        let file = open::regular(&by_mapping).ok().filter(same);
+        let file = file.or_else(|| open::in_root(&root, path).ok().filter(same));
+        file.or_else(|| open::regular(path).ok().filter(same))
     }
 }
 
 /// The symbol map that a process's just-in-time compiler writes (`/tmp/perf-PID.map`, as the process sees /tmp and its
 /// own pid).
 fn perf_map(proc_root: &Path, pid: u32) -> Option<File> {
-    let inner_pid = fs::read_to_string(proc_root.join(format!("{pid}/status")))
+    let inner_pid = text::read_to_parse(&proc_root.join(format!("{pid}/status")))
         .ok()
         .and_then(|status| {
             let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
             ids.split_whitespace().last()?.parse().ok()
         })
         .unwrap_or(pid);
-    let name = format!("tmp/perf-{inner_pid}.map");
-    let inside = super::shown(proc_root, pid).join("root").join(&name);
-    [inside, Path::new("/").join(&name)].into_iter().find_map(|path| {
-        // Only a regular file: opening a device or a pipe can have effects or block.
-        fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
-        File::open(path).ok()
-    })
+    let name = PathBuf::from(format!("/tmp/perf-{inner_pid}.map"));
+    let root = super::shown(proc_root, pid).join("root");
+    open::in_root(&root, &name).or_else(|_gone| open::regular(&name)).ok()
 }
 
 /// Whether a file is named as the dump of a just-in-time compiler, `jit-PID.dump`.
@@ -594,6 +585,8 @@ fn insert(mappings: &mut BTreeMap<u64, Mapping>, start: u64, mapping: Mapping) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn mapping(end: u64, module: u32) -> Mapping {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{cli::ProfileArgs, error::Error};
+use crate::{cli::ProfileArgs, error::Error, text};
 
 /// The processes to profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl fmt::Display for Target {
 /// Name of a process, as the kernel knows it (15 bytes at most).
 pub fn comm(proc_root: &Path, pid: u32) -> Option<String> {
     let name = fs::read(proc_root.join(pid.to_string()).join("comm")).ok()?;
-    Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
+    Some(text::clean(name.strip_suffix(b"\n").unwrap_or(&name)))
 }
 
 /// All processes there are.
@@ -154,7 +154,7 @@ fn parent(proc_root: &Path, pid: u32) -> Option<u32> {
 
 fn status(proc_root: &Path, pid: u32, key: &str) -> Option<u32> {
     let status = fs::read(proc_root.join(pid.to_string()).join("status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
+    let status = text::to_parse(&status);
     status.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
 }
 

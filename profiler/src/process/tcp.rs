@@ -1,6 +1,6 @@
 //! TCP sockets of a network namespace, as `/proc/PID/net/tcp` and `tcp6` list them.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::objects::address;
 
@@ -35,13 +35,13 @@ pub struct TcpSocket {
 /// All sockets of a process's network namespace.
 pub fn tcp_sockets(proc_root: &Path, pid: u32) -> Vec<TcpSocket> {
     let tables = ["tcp", "tcp6"].map(|name| proc_root.join(format!("{pid}/net/{name}")));
-    let texts = tables.map(|path| fs::read_to_string(path).unwrap_or_default());
+    let texts = tables.map(|path| crate::text::read_to_parse(&path).unwrap_or_default());
     texts.iter().flat_map(|text| text.lines().skip(1)).filter_map(socket).collect()
 }
 
 /// Whether one of these sockets, by inode, is a Unix socket that waits for connections.
 pub fn listens_unix(proc_root: &Path, pid: u32, is_own: impl Fn(u64) -> bool) -> bool {
-    let table = fs::read_to_string(proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
+    let table = crate::text::read_to_parse(&proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
     // Num RefCount Protocol Flags Type St Inode Path: unix(7). The flag is __SO_ACCEPTCON, include/linux/net.h.
     table.lines().skip(1).any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();

@@ -6,7 +6,7 @@ use std::{fs::File, io::Write as _, os::fd::FromRawFd as _};
 pub fn file() -> Option<File> {
     // SAFETY: getauxval has no preconditions.
     let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let maps = crate::text::read_to_parse(std::path::Path::new("/proc/self/maps")).ok()?;
     let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
     let (first, last) = line.split_once(' ')?.0.split_once('-')?;
     let (first, last) = (u64::from_str_radix(first, 16).ok()?, u64::from_str_radix(last, 16).ok()?);

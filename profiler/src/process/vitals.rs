@@ -198,13 +198,13 @@ impl Seen {
         let open = numbers.len();
         self.vitals.descriptors.push(Descriptors { time_ns: now_ns, open: open as u64 });
         self.vitals.descriptor_limit =
-            descriptor_limit(&fs::read_to_string(dir.join("limits")).unwrap_or_default());
+            descriptor_limit(&crate::text::read_to_parse(&dir.join("limits")).unwrap_or_default());
         // Of very many, every so many one is read: what it finds is an estimate.
         let step = open.div_ceil(MAX_LINKS).max(1);
         let links: Vec<String> = numbers
             .iter()
             .step_by(step)
-            .filter_map(|path| Some(fs::read_link(path).ok()?.to_string_lossy().into_owned()))
+            .filter_map(|path| Some(crate::text::path(&fs::read_link(path).ok()?)))
             .collect();
         let sockets: BTreeSet<u64> = links.iter().filter_map(|link| inode(link)).collect();
         let tcp = if sockets.is_empty() { Vec::new() } else { tcp_sockets(proc_root, self.vitals.pid) };
@@ -342,15 +342,16 @@ impl Seen {
 /// Children of all threads of a process: none where the kernel does not list them.
 fn children(dir: &Path) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(dir.join("task")) else { return Vec::new() };
-    let lists =
-        threads.take(64).filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    let lists = threads
+        .take(64)
+        .filter_map(|thread| crate::text::read_to_parse(&thread.ok()?.path().join("children")).ok());
     lists
         .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
         .collect()
 }
 
 fn stat(dir: &Path) -> Option<Stat> {
-    parse_stat(&String::from_utf8_lossy(&fs::read(dir.join("stat")).ok()?))
+    parse_stat(&crate::text::to_parse(&fs::read(dir.join("stat")).ok()?))
 }
 
 /// A name may hold blanks and parentheses: it ends at the last one.

@@ -1,12 +1,17 @@
 //! Reads a recording back into a run, and writes a memory snapshot as one.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{BufReader, Read},
+    path::Path,
+};
 
 use anyhow::Result;
 use rustc_hash::FxHashMap;
 
 use crate::{
     detect::{self, rule::Overrides},
+    error::Error,
     model::{
         kind::{OFF_CPU, SYSCALLS},
         memory::Memory,
@@ -54,7 +59,14 @@ pub struct Replayed {
 }
 
 /// Reads a recording back.
-pub fn load(path: &Path, overrides: &Overrides) -> Result<Replayed> {
+pub fn load(path: &Path, overrides: &Overrides) -> Result<Replayed, Error> {
+    let bad = |reason: String| Error::BadRecording { path: path.to_owned(), reason };
+    let file = File::open(path).map_err(|error| bad(error.to_string()))?;
+    load_stream(BufReader::new(file), overrides).map_err(bad)
+}
+
+/// The same from any stream.
+pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, String> {
     let mut meta = Meta::default();
     let mut accounts = Accounts::default();
     let mut tables = Tables::default();
@@ -66,11 +78,13 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Replayed> {
     let mut memory: Option<Memory> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
-    let ending = recording::read(path, |event| {
+    let ending = recording::read(input, |event| {
         match event {
             Event::Meta(recorded) => meta = recorded,
             Event::Module(module) => {
-                tables.modules.insert(module);
+                if !tables.modules.insert(module) {
+                    return Err("it is damaged (a module comes twice)".to_owned());
+                }
             }
             Event::Stack(stack) => {
                 if stack.frames.iter().any(|frame| frame.module.0 as usize >= tables.modules.len())
@@ -78,7 +92,9 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Replayed> {
                 {
                     return Err("it is damaged (a stack refers to nothing)".to_owned());
                 }
-                tables.stacks.insert(stack);
+                if !tables.stacks.insert(stack) {
+                    return Err("it is damaged (a stack comes twice)".to_owned());
+                }
             }
             Event::Thread(thread, name) => {
                 tables.threads.insert(thread, name);

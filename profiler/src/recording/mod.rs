@@ -5,17 +5,13 @@
 //! postcard. Whatever an event refers to comes before it. Every interval is flushed, so that a recording cut off by
 //! a crash replays up to there.
 
-use std::{
-    fs::File,
-    io::{self, BufReader, Read, Write},
-    path::Path,
-};
+use std::io::{self, Read, Write};
 
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use serde::{Deserialize, Serialize};
 
+use self::cleaning::Cleaning;
 use crate::{
-    error::Error,
     model::{
         memory::{Memory, Site},
         report::{Accounts, Meta},
@@ -30,6 +26,9 @@ use crate::{
     symbolize::Function,
 };
 
+mod cleaning;
+#[cfg(test)]
+mod format;
 pub mod load;
 
 /// First bytes of a recording; the last one is the version.
@@ -220,14 +219,7 @@ pub enum Ending {
 }
 
 /// Reads a recording, calling `each` for every event.
-pub fn read(path: &Path, each: impl FnMut(Event) -> Result<(), String>) -> Result<Ending, Error> {
-    let bad = |reason: String| Error::BadRecording { path: path.to_owned(), reason };
-    let file = File::open(path).map_err(|error| bad(error.to_string()))?;
-    read_stream(BufReader::new(file), each).map_err(bad)
-}
-
-/// The same from any stream.
-pub fn read_stream(
+pub fn read(
     mut input: impl Read,
     mut each: impl FnMut(Event) -> Result<(), String>,
 ) -> Result<Ending, String> {
@@ -255,8 +247,9 @@ pub fn read_stream(
         if !matches!(input.by_ref().take(len.into()).read_to_end(&mut bytes), Ok(n) if n == len as usize) {
             break;
         }
-        let event: Event =
-            postcard::from_bytes(&bytes).map_err(|error| format!("it is damaged ({error})"))?;
+        let mut encoded = postcard::Deserializer::from_bytes(&bytes);
+        let event = Event::deserialize(Cleaning(&mut encoded));
+        let event = event.map_err(|error| format!("it is damaged ({error})"))?;
         if first != matches!(event, Event::Meta(_)) {
             return Err("it is damaged (facts about the run must come first, once)".to_owned());
         }
@@ -312,7 +305,7 @@ mod tests {
 
     fn replay(bytes: &[u8]) -> Result<(Ending, Vec<Event>), String> {
         let mut events = Vec::new();
-        let ending = read_stream(bytes, |event| {
+        let ending = read(bytes, |event| {
             events.push(event);
             Ok(())
         })?;

@@ -71,7 +71,7 @@ impl Exported {
             let name = symbol.name(endian, symbols.strings()).ok().filter(|name| wanted(name))?;
             let address = symbol.st_value(endian);
             let symbol = Symbol { address, size: symbol.st_size(endian), value: value_at(address) };
-            Some((String::from_utf8_lossy(name).into_owned(), symbol))
+            Some((crate::text::clean(name), symbol))
         });
         Some(Exported(found.collect()))
     }

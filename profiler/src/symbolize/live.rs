@@ -230,7 +230,7 @@ fn collect(result: blazesym::Result<Vec<Symbolized<'_>>>, len: usize) -> Vec<Opt
         .map(|symbolized| {
             let symbol = symbolized.into_sym()?;
             let location = |code: Option<&blazesym::symbolize::CodeInfo<'_>>| {
-                let file = code.map(|code| code.to_path().to_string_lossy().into_owned());
+                let file = code.map(|code| crate::text::path(&code.to_path()));
                 (file, code.and_then(|code| code.line))
             };
             // blazesym lists the outer function first, then the inlined ones from the outside in. Each one's

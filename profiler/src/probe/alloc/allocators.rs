@@ -23,7 +23,7 @@ use crate::{
     },
     process::{
         maps::{self, MapsEntry},
-        shown,
+        open, shown,
     },
 };
 
@@ -156,8 +156,8 @@ pub fn find(proc_root: &Path, pid: u32, also: &[PathBuf], known: &mut Known) -> 
         let key = (entry.device, entry.inode, entry.path.clone());
         let asked = also.iter().any(|path| path.as_path() == Path::new(&entry.path));
         let found = known.entry(key).or_insert_with(|| {
-            let file = File::open(by_mapping(proc_root, pid, &entry))
-                .or_else(|_| File::open(by_name(proc_root, pid, &entry)));
+            let file = open::regular(&by_mapping(proc_root, pid, &entry))
+                .or_else(|_| open::in_root(&proc_root.join(format!("{pid}/root")), Path::new(&entry.path)));
             file.map_or_else(|_| Found::default(), |file| functions(&file, asked).unwrap_or_default())
         });
         let name = entry.path.clone();
@@ -204,7 +204,7 @@ fn is_same(path: &Path, entry: &MapsEntry) -> bool {
 
 /// The allocator's functions in an ELF file of this machine; none if it has no allocator, which takes something that
 /// allocates and something that frees under the same prefix. `asked` for is all that has such a name.
-fn functions(file: &File, asked: bool) -> Option<Found> {
+pub(crate) fn functions(file: &File, asked: bool) -> Option<Found> {
     let cache = ReadCache::new(file);
     let image = Image::parse(&cache)?;
     let has = |name: &str| image.symbols.contains_key(name);

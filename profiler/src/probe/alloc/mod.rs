@@ -11,7 +11,6 @@ pub mod trap;
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -644,7 +643,7 @@ fn size_spread(sizes: &[u64; BUCKETS]) -> f64 {
 
 /// What a process occupies now; `None` if it is gone.
 fn growth(proc_root: &Path, pid: u32, time_ns: u64) -> Option<Growth> {
-    let status = fs::read_to_string(proc_root.join(format!("{pid}/status"))).ok()?;
+    let status = crate::text::read_to_parse(&proc_root.join(format!("{pid}/status"))).ok()?;
     let bytes = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)

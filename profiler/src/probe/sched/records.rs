@@ -10,6 +10,7 @@ use profiler_common::{
 use crate::{
     model::abi,
     probe::cpu::records::{self as cpu, RawSample},
+    text,
 };
 
 /// A record without a variable part.
@@ -60,7 +61,7 @@ pub struct Seed {
 pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed> {
     let task = proc_root.join(format!("{pid}/task/{tid}"));
     let stat = fs::read(task.join("stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
+    let stat = text::to_parse(&stat);
     // The name, in parentheses, may itself hold spaces and parentheses.
     let state = stat.get(stat.rfind(')')? + 1..)?.trim_start().chars().next()?;
     if matches!(state, 'Z' | 'X') {
@@ -85,7 +86,7 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
     thread.phase = Phase::Blocked as u32;
     thread.uninterruptible = u32::from(state == 'D');
     // "running", "-1 sp pc", or the number and six arguments: Documentation/filesystems/proc.rst.
-    let text = fs::read_to_string(task.join("syscall")).unwrap_or_default();
+    let text = text::read_to_parse(&task.join("syscall")).unwrap_or_default();
     let mut words = text.split_whitespace();
     let number: i32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(-1);
     let args: Vec<u64> =
@@ -117,7 +118,7 @@ fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> Cause {
     match class {
         c if c == SyscallClass::Descriptor as u8 => {
             let link = fs::read_link(proc_root.join(format!("{pid}/fd/{}", args[0]))).unwrap_or_default();
-            match link.to_string_lossy().split(':').next().unwrap_or_default() {
+            match text::path(&link).split(':').next().unwrap_or_default() {
                 "socket" if is_internet_socket(proc_root, pid, &link) => Cause::Network,
                 "socket" | "pipe" | "anon_inode" => Cause::Pipe,
                 path if path.starts_with("/dev/") => Cause::Pipe,
@@ -132,7 +133,7 @@ fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> Cause {
 
 /// Whether a descriptor's link, `socket:[inode]`, is in one of the process's tables of internet sockets.
 fn is_internet_socket(proc_root: &Path, pid: u32, link: &Path) -> bool {
-    crate::process::objects::socket(proc_root, pid, &link.to_string_lossy())
+    crate::process::objects::socket(proc_root, pid, &text::path(link))
         .is_some_and(|socket| !socket.starts_with("unix"))
 }
 
@@ -150,7 +151,7 @@ pub struct SchedStat {
 impl SchedStat {
     /// Reads it; `None` if the thread is gone.
     pub fn read(proc_root: &Path, pid: u32, tid: u32) -> Option<SchedStat> {
-        let text = fs::read_to_string(proc_root.join(format!("{pid}/task/{tid}/schedstat"))).ok()?;
+        let text = text::read_to_parse(&proc_root.join(format!("{pid}/task/{tid}/schedstat"))).ok()?;
         let mut fields = text.split_whitespace().map(|field| field.parse().ok());
         let mut next = || fields.next().flatten();
         Some(SchedStat { exec_ns: next()?, run_delay_ns: next()?, arrivals: next()? })

@@ -7,7 +7,7 @@ use profiler_common::{
     syscall::{Endpoint, IoRecord, Name, NameKind, ObjectKind, SlowCall, WaitsKey, traits},
 };
 
-use crate::{model::abi, probe::sched::records::Plain, process::redact::Redact};
+use crate::{model::abi, probe::sched::records::Plain, process::redact::Redact, text};
 
 impl Plain for SlowCall {}
 impl Plain for IoRecord {}
@@ -56,7 +56,7 @@ pub fn object(on: &Endpoint, name: &Name) -> Option<String> {
         return Some(socket);
     }
     let len = (name.len as usize).min(name.bytes.len());
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let text = text::clean;
     let bytes = &name.bytes[..len];
     match name.kind {
         kind if kind == NameKind::Unix as u32 || kind == NameKind::UnixPeer as u32 => {
@@ -83,7 +83,7 @@ pub fn object(on: &Endpoint, name: &Name) -> Option<String> {
             let mut path = if name.complete != 0 { String::new() } else { "…".to_owned() };
             for part in parts.iter().rev() {
                 path.push('/');
-                path.push_str(&String::from_utf8_lossy(part));
+                path.push_str(&text::clean(part));
             }
             if path.is_empty() {
                 path.push('/');
@@ -129,7 +129,7 @@ pub fn arguments(call: &SlowCall, redact: &Redact, descriptor: impl FnOnce(u64) 
     if of & (traits::PATH0 | traits::PATH1) != 0 {
         let is_path = call.name.kind == NameKind::Path as u32;
         let path = if is_path { until_nul(&call.name.bytes) } else { &[] };
-        return redact.text(&String::from_utf8_lossy(path));
+        return redact.text(&text::clean(path));
     }
     if class == SyscallClass::Futex as u8 {
         return format!("futex {:#x}", call.args[0]);

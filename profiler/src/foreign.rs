@@ -1,0 +1,268 @@
+//! Every way in for bytes that somebody else wrote, as one table. The fuzz targets feed it, and a test does so with damaged
+//! seeds in every run of the unit tests. Whatever the bytes are, nothing here may panic, hang or grow without bound.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write as _,
+    path::Path,
+};
+
+use flate2::{Compression, write::GzEncoder};
+
+use crate::{
+    detect::rule::Overrides,
+    kernel::{btf::Btf, sideband},
+    output::{FORMATS, OutputSpec, RenderOptions, report, text},
+    probe::{
+        Record,
+        alloc::{allocators, exits, site},
+        sched::records as sched,
+        syscall::records as syscall,
+    },
+    process::{elf::ElfInfo, life, limits, maps, objects, redact::Redact, target},
+    recording,
+    runtimes::exported::Exported,
+    unwind::{RuleTable, Table},
+};
+
+/// Takes bytes as if they had come in by one of the ways.
+pub type Feed = fn(&[u8]);
+
+/// The ways in, by name.
+pub static FOREIGN: &[(&str, Feed)] = &[
+    ("btf", btf),
+    ("elf", elf),
+    ("machine_code", machine_code),
+    ("perf_map", perf_map),
+    ("proc", proc),
+    ("recording", recording),
+    ("records", records),
+    ("sideband", side_band),
+];
+
+/// Feeds the way called `name`.
+///
+/// # Panics
+/// If there is none, or if the bytes find a fault.
+pub fn feed(name: &str, bytes: &[u8]) {
+    let way = FOREIGN.iter().find(|(known, _)| *known == name);
+    way.unwrap_or_else(|| panic!("no way in is called {name}")).1(bytes);
+}
+
+/// Records of the kernel programs.
+fn records(bytes: &[u8]) {
+    let redact = Redact::new(false);
+    match Record::decode(bytes) {
+        Some(Record::SlowCall(call)) => {
+            syscall::arguments(&call, &redact, |descriptor| Some(descriptor.to_string()));
+        }
+        Some(Record::Io(io)) => {
+            syscall::object(&io.stats.on, &io.name);
+        }
+        Some(record) => {
+            record.time_ns();
+        }
+        None => {}
+    }
+}
+
+/// Perf's side-band events: kind, flags, and the rest.
+fn side_band(bytes: &[u8]) {
+    if let Some((&[kind, misc, ..], body)) = bytes.split_first_chunk::<4>() {
+        sideband::parse(kind.into(), u16::from(misc) << 8, body);
+    }
+}
+
+/// Types of the kernel.
+fn btf(bytes: &[u8]) {
+    if let Ok(btf) = Btf::parse(bytes, &["task_struct", "pair"]) {
+        let _any_offset = btf.offset("task_struct", "comm");
+    }
+}
+
+/// Code of an allocator.
+fn machine_code(bytes: &[u8]) {
+    for returns in [false, true] {
+        let site = site::find(bytes, 3, returns);
+        assert!(site.offset < bytes.len().max(1) as u64, "a breakpoint is inside the function");
+    }
+    let (slots, none) = (BTreeMap::new(), BTreeSet::new());
+    let at = |address: u64| bytes.get(usize::try_from(address).unwrap_or(usize::MAX)..).unwrap_or_default();
+    exits::find(0, &exits::Code { bytes: &at, slots: &slots, noreturn: &none }, &none);
+}
+
+/// A file that a process has mapped.
+fn elf(bytes: &[u8]) {
+    if let Some(info) = ElfInfo::parse(bytes) {
+        for file_offset in [0, 0x1000, u64::MAX] {
+            let mapping = maps::MapsEntry {
+                start: 0x5000,
+                end: 0x9000,
+                file_offset,
+                device: (0, 1),
+                inode: 1,
+                path: "/x".into(),
+            };
+            info.bias(&mapping, None);
+            info.bias(&mapping, Some(0x4000));
+        }
+    }
+    let _any_table = Table::build(bytes, &mut RuleTable::new());
+    Exported::parse(bytes, |_| true);
+    let Ok(mut file) = tempfile::tempfile() else { return };
+    if file.write_all(bytes).is_ok() {
+        allocators::functions(&file, true);
+    }
+}
+
+/// Symbols that a just-in-time compiler wrote down.
+fn perf_map(bytes: &[u8]) {
+    for line in crate::text::to_parse(bytes).lines() {
+        crate::process::jit::parse_line(line);
+    }
+}
+
+/// Any text of /proc, as all of them.
+fn proc(bytes: &[u8]) {
+    const TEXTS: [&str; 17] = [
+        "meminfo",
+        "self/mountinfo",
+        "7/cgroup",
+        "7/comm",
+        "7/limits",
+        "7/maps",
+        "7/net/tcp",
+        "7/net/tcp6",
+        "7/net/udp",
+        "7/net/udp6",
+        "7/net/unix",
+        "7/stat",
+        "7/status",
+        "7/task/7/comm",
+        "7/task/7/schedstat",
+        "7/task/7/stat",
+        "7/task/7/syscall",
+    ];
+    thread_local! {
+        static ROOT: Option<tempfile::TempDir> = fake_proc();
+    }
+    fn fake_proc() -> Option<tempfile::TempDir> {
+        let root = tempfile::tempdir().ok()?;
+        for folder in ["self", "7/fd", "7/net", "7/task/7"] {
+            fs::create_dir_all(root.path().join(folder)).ok()?;
+        }
+        std::os::unix::fs::symlink("socket:[1]", root.path().join("7/fd/3")).ok()?;
+        Some(root)
+    }
+    ROOT.with(|root| {
+        let Some(root) = root.as_ref().map(tempfile::TempDir::path) else { return };
+        for text in TEXTS {
+            let _full_disk = fs::write(root.join(text), bytes);
+        }
+        read_proc(root);
+    });
+}
+
+fn read_proc(root: &Path) {
+    let _any_mappings = maps::read(root, 7);
+    limits::nearest(root, 7);
+    life::start_time(root, 7);
+    target::comm(root, 7);
+    objects::descriptor(root, 7, 3);
+    objects::serves(root, 7, "tcp 127.0.0.1:1 -> 127.0.0.1:2");
+    objects::listens(root, 7);
+    sched::seed(root, 7, 7, 1);
+    sched::SchedStat::read(root, 7, 7);
+}
+
+/// A recording: as a file, and as what is in one.
+fn recording(bytes: &[u8]) {
+    replay(bytes);
+    let mut whole = recording::MAGIC.to_vec();
+    let mut events = GzEncoder::new(&mut whole, Compression::none());
+    if events.write_all(bytes).and_then(|()| events.finish().map(drop)).is_ok() {
+        replay(&whole);
+    }
+}
+
+fn replay(bytes: &[u8]) {
+    let Ok(replayed) = recording::load::load_stream(bytes, &Overrides::default()) else { return };
+    let options = RenderOptions { threads: true, top: Some(10), details: true };
+    for (extension, _) in FORMATS {
+        if let Ok(spec) = format!("x{extension}").parse::<OutputSpec>() {
+            let _any_result = spec.write(&replayed.run, &options, &mut std::io::sink());
+        }
+    }
+    let style = text::Style { colour: false, width: Some(80), threads: true, top: 10 };
+    let _any_result = report::write(&replayed.run, &style, &mut std::io::sink());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Something of each kind that is in order, to be damaged.
+    fn seed(name: &str) -> Vec<u8> {
+        match name {
+            "elf" => fs::read("/proc/self/exe")
+                .map(|mut bytes| {
+                    bytes.truncate(8192);
+                    bytes
+                })
+                .unwrap(),
+            "recording" => {
+                let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/recording/golden");
+                let golden = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+                fs::read(golden).unwrap()
+            }
+            "perf_map" => b"1000 20 a /x.js:3\n0x1010 10 b\n".to_vec(),
+            "proc" => b"7 (a) b) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 2 0 9 0 0\nName:\tx\nNSpid:\t7\n\
+                55e0-66f0 r-xp 00001000 fe:01 1234 /usr/bin/a\n0::/a\n\
+                0: 0100007F:1F90 0200007F:1538 0A 0:0 0:0 0 1000 0 1 1 0\n"
+                .to_vec(),
+            _ => (0..=255).collect(),
+        }
+    }
+
+    #[test]
+    fn every_way_has_a_fuzz_target() {
+        let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/fuzz_targets");
+        for (name, _) in FOREIGN {
+            let target = fs::read_to_string(targets.join(format!("{name}.rs"))).unwrap_or_default();
+            assert!(target.contains(&format!("feed(\"{name}\"")), "{name}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn damage_is_survived_whichever_way_it_comes_in(
+            way in 0..FOREIGN.len(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
+            cut: Option<prop::sample::Index>,
+        ) {
+            let (name, feed) = FOREIGN[way];
+            let mut bytes = seed(name);
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            feed(&bytes);
+        }
+
+        #[test]
+        fn any_bytes_are_survived(way in 0..FOREIGN.len(), kind in 0u32..40, bytes: Vec<u8>) {
+            let mut record = kind.to_ne_bytes().to_vec();
+            record.extend(&bytes);
+            FOREIGN[way].1(&record);
+            FOREIGN[way].1(&bytes);
+        }
+    }
+}
