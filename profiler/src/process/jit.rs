@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _};
 
+use crate::text;
+
 /// Most that is read of one file.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Most that is read at once.
@@ -272,6 +274,8 @@ impl Source {
     }
 }
 
+/// One line of a perf map: start, size and name.
+/// One line of a perf map: start, size and name.
 pub fn parse_line(line: &str) -> Option<(u64, u64, &str)> {
     let mut fields = line.trim_end().splitn(3, ' ');
     let mut hex = || {
