@@ -30,6 +30,7 @@ Examples:
   profiler replay run.prec -o run.pb.gz          turn a recording into a pprof profile, later and without root
   sudo profiler --pid 4711 --snapshot 10m        who has allocated what, every ten minutes, for `profiler diff`
   profiler doctor                                what this kernel and these rights allow
+  sudo profiler daemon --config FILE             watch without end, and tell somebody when something is wrong
 
 Output formats (-o FILE, by extension): .folded .svg .pb.gz .json .prec; '-' is folded stacks on stdout.
 Where they hold one profile (.folded .svg .pb.gz): offcpu:FILE, or a FILE called offcpu…, is that of waiting, in ns;
@@ -64,6 +65,50 @@ pub enum Command {
     Rules(RulesArgs),
     /// Say what this kernel and these rights allow, one line per feature
     Doctor,
+    /// Watch named targets without end: metrics, and alerts that carry their diagnosis (docs/operating.md)
+    Daemon(DaemonArgs),
+    /// Make or check a configuration of the daemon
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Try what the daemon's alerts go to
+    #[command(subcommand)]
+    Alert(AlertCommand),
+}
+
+/// Where the daemon's configuration is.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/profiler/profiler.toml")]
+    pub config: PathBuf,
+}
+
+/// What can be done with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print a configuration to begin with
+    Init,
+    /// Check a configuration, and print what is in force with it and which processes it finds now
+    Check {
+        /// The configuration
+        #[arg(default_value = "/etc/profiler/profiler.toml")]
+        file: PathBuf,
+    },
+    /// List the metrics that rules can read
+    Metrics,
+}
+
+/// What can be tried of alerts.
+#[derive(Debug, Subcommand)]
+pub enum AlertCommand {
+    /// Send a test message to a receiver, once
+    Test {
+        /// Name of the receiver
+        receiver: String,
+        /// Where it is configured
+        #[command(flatten)]
+        daemon: DaemonArgs,
+    },
 }
 
 /// Options of a profiling run.

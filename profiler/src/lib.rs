@@ -6,12 +6,15 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+pub mod alerting;
 pub mod cli;
 pub mod commands;
+pub mod daemon;
 pub mod detect;
 pub mod error;
 pub mod foreign;
 pub mod kernel;
+pub mod metrics;
 pub mod model;
 pub mod output;
 pub mod probe;
@@ -43,5 +46,8 @@ pub fn run(cli: cli::Cli) -> Result<u8> {
         Some(cli::Command::Diff(args)) => commands::diff::diff(&args).map(|()| 0),
         Some(cli::Command::Rules(args)) => commands::rules::run(&args).map(|()| 0),
         Some(cli::Command::Doctor) => commands::doctor::doctor().map(|()| 0),
+        Some(cli::Command::Daemon(args)) => commands::daemon::run(&args).map(|()| 0),
+        Some(cli::Command::Config(command)) => commands::daemon::config(&command).map(|()| 0),
+        Some(cli::Command::Alert(command)) => commands::daemon::alert(&command).map(|()| 0),
     }
 }

@@ -1,0 +1,126 @@
+//! `profiler daemon`, `profiler config` and `profiler alert`. Each window of the daemon is a process of its own: another
+//! `profiler --pid …` that writes a recording. Whatever happens in it, the daemon lives; and when it ends, all of its
+//! memory and kernel programs are gone with it.
+
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    cli::{AlertCommand, ConfigCommand, DaemonArgs},
+    daemon::{self, Window},
+    detect::rule::Overrides,
+    error::Error,
+    kernel::preflight,
+    metrics::METRICS,
+    model::report::Run,
+    recording,
+};
+
+/// How much longer than its window a process may take, to start and to name what it found.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Runs the daemon.
+pub fn run(args: &DaemonArgs) -> Result<()> {
+    if !preflight::may_load_programs() {
+        return Err(Error::MissingRights { what: "profile" }.into());
+    }
+    daemon::run(&args.config, &mut measure)
+}
+
+/// Does what `profiler config` asks for.
+pub fn config(command: &ConfigCommand) -> Result<()> {
+    match command {
+        ConfigCommand::Init => print!("{}", daemon::EXAMPLE),
+        ConfigCommand::Check { file } => println!("{}", daemon::check(file)?),
+        ConfigCommand::Metrics => {
+            for metric in METRICS {
+                let label =
+                    if metric.label.is_empty() { String::new() } else { format!(" by {}", metric.label) };
+                println!("{}{label}\n    {}", metric.name, metric.help);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Does what `profiler alert` asks for.
+pub fn alert(command: &AlertCommand) -> Result<()> {
+    let AlertCommand::Test { receiver, daemon: args } = command;
+    daemon::test_receiver(&args.config, receiver)?;
+    println!("a test message has been sent to {receiver}");
+    Ok(())
+}
+
+/// Profiles for one window.
+fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
+    let mut command = Command::new("/proc/self/exe");
+    for pid in &window.pids {
+        command.arg("--pid").arg(pid.to_string());
+    }
+    command
+        .arg("--follow")
+        .arg("--quiet")
+        .arg("--duration")
+        .arg(humantime::format_duration(window.length).to_string().replace(' ', ""))
+        .arg("--frequency")
+        .arg(window.frequency.to_string())
+        .arg("--alloc")
+        .arg(if window.allocations { "auto" } else { "off" })
+        .arg("--output")
+        .arg(&window.recording)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    if window.syscalls {
+        command.arg("--syscalls");
+    }
+    // SAFETY: prctl is safe to call between fork and exec, and reads nothing.
+    unsafe {
+        command.pre_exec(|| {
+            // Without the daemon nobody would read its result.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().context("cannot start a window")?;
+    let mut stderr = child.stderr.take();
+    let said = std::thread::spawn(move || {
+        use std::io::Read as _;
+        let mut text = String::new();
+        if let Some(stderr) = &mut stderr {
+            // What it says may be long, and only its end matters; nothing of it is lost on the terminal of nobody.
+            let _ = stderr.take(64 * 1024).read_to_string(&mut text);
+        }
+        text
+    });
+    let end = Instant::now() + window.length + GRACE;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if stop() || Instant::now() > end {
+            // SAFETY: the child has not been waited for, so that the pid is its own.
+            unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+            let patience = Instant::now() + Duration::from_secs(2);
+            while child.try_wait()?.is_none() && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            child.kill()?;
+            child.wait()?;
+            bail!("the window was ended early");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let said = said.join().unwrap_or_default();
+    let last = said.lines().last().unwrap_or_default();
+    if status.code() == Some(Error::NoSuchPid(0).exit_code().into()) {
+        return Ok(None);
+    }
+    ensure!(status.success(), "the window ended with {status}: {last}");
+    Ok(Some(recording::load::load(&window.recording, &Overrides::default())?.run))
+}

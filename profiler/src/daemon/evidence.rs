@@ -1,0 +1,160 @@
+//! The recordings of the last windows, and those of alerts. Windows are thrown away when they are old; those that an alert
+//! may need are linked into a folder of its own before, and kept under a limit of bytes.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The windows before something goes wrong that are evidence of it.
+const BEFORE: Duration = Duration::from_secs(120);
+
+/// Recordings in a folder of the daemon.
+pub struct Evidence {
+    windows: PathBuf,
+    alerts: PathBuf,
+    keep: Duration,
+    budget_bytes: u64,
+}
+
+impl Evidence {
+    /// Makes the folders where they are missing.
+    pub fn open(state_dir: &Path, keep: Duration, budget_bytes: u64) -> io::Result<Evidence> {
+        let (windows, alerts) = (state_dir.join("windows"), state_dir.join("evidence"));
+        fs::create_dir_all(&windows)?;
+        fs::create_dir_all(&alerts)?;
+        Ok(Evidence { windows, alerts, keep, budget_bytes })
+    }
+
+    /// Where the recording of a window that begins now goes.
+    pub fn window_path(&self, unix_ms: i64) -> PathBuf {
+        self.windows.join(format!("{unix_ms}.prec"))
+    }
+
+    /// Keeps the last windows under a name.
+    pub fn pin(&self, name: &str, now_unix_ms: i64) -> io::Result<()> {
+        let folder = self.folder(name);
+        fs::create_dir_all(&folder)?;
+        let since = now_unix_ms - BEFORE.as_millis() as i64;
+        for (unix_ms, path) in self.all_windows() {
+            let link = folder.join(path.file_name().unwrap_or_default());
+            if unix_ms >= since && !link.exists() {
+                fs::hard_link(&path, link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of what was pinned.
+    pub fn unpin(&self, name: &str) -> io::Result<()> {
+        match fs::remove_dir_all(self.folder(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives what was pinned the name of the alert it has become, with all windows since.
+    pub fn promote(&self, name: &str, alert: &str, now_unix_ms: i64) -> io::Result<()> {
+        let (from, to) = (self.folder(name), self.folder(alert));
+        if from.exists() && !to.exists() {
+            fs::rename(from, to)?;
+        }
+        self.pin(alert, now_unix_ms)
+    }
+
+    /// The recordings kept under a name, the oldest first.
+    pub fn of(&self, name: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.folder(name)).into_iter().flatten().filter_map(Result::ok);
+        let mut paths: Vec<String> = entries.map(|entry| entry.path().display().to_string()).collect();
+        paths.sort();
+        paths
+    }
+
+    /// Throws away windows that are old, and the oldest evidence beyond the limit.
+    pub fn clean(&self, now_unix_ms: i64) -> io::Result<()> {
+        let oldest = now_unix_ms - self.keep.as_millis() as i64;
+        for (_, path) in self.all_windows().into_iter().filter(|(unix_ms, _)| *unix_ms < oldest) {
+            fs::remove_file(path)?;
+        }
+        let mut folders: Vec<(std::time::SystemTime, PathBuf, u64)> = fs::read_dir(&self.alerts)?
+            .filter_map(Result::ok)
+            .filter_map(|entry| {
+                Some((entry.metadata().ok()?.modified().ok()?, entry.path(), size(&entry.path())))
+            })
+            .collect();
+        folders.sort();
+        let mut bytes: u64 = folders.iter().map(|(.., size)| size).sum();
+        for (_, folder, size) in folders {
+            if bytes <= self.budget_bytes {
+                break;
+            }
+            fs::remove_dir_all(folder)?;
+            bytes -= size;
+        }
+        Ok(())
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        // Names of rules and targets come from the configuration and may hold anything.
+        let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let name: String = name.chars().map(safe).collect();
+        self.alerts.join(format!("a{name}"))
+    }
+
+    /// Windows with the time that they began at, ms since 1970, the oldest first.
+    fn all_windows(&self) -> Vec<(i64, PathBuf)> {
+        let entries = fs::read_dir(&self.windows).into_iter().flatten().filter_map(Result::ok);
+        let mut windows: Vec<(i64, PathBuf)> = entries
+            .filter_map(|entry| {
+                let path = entry.path();
+                Some((path.file_stem()?.to_str()?.parse().ok()?, path))
+            })
+            .collect();
+        windows.sort();
+        windows
+    }
+}
+
+fn size(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_before_an_alert_are_kept_and_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let evidence = Evidence::open(dir.path(), Duration::from_secs(900), 1000).unwrap();
+        let window = |unix_ms: i64| fs::write(evidence.window_path(unix_ms), [0; 100]).unwrap();
+        (0..40).for_each(|i| window(i * 30_000));
+        evidence.pin("rule--../../x", 39 * 30_000).unwrap();
+        assert_eq!(evidence.of("rule--../../x").len(), 5, "two minutes and the window itself");
+        window(40 * 30_000);
+        evidence.promote("rule--../../x", "id1", 40 * 30_000).unwrap();
+        assert_eq!((evidence.of("rule--../../x").len(), evidence.of("id1").len()), (0, 6));
+        evidence.clean(40 * 30_000).unwrap();
+        assert_eq!(evidence.all_windows().len(), 31);
+        evidence.clean(1_000_000_000).unwrap();
+        assert_eq!((evidence.all_windows().len(), evidence.of("id1").len()), (0, 6));
+        evidence.unpin("nothing").unwrap();
+    }
+
+    #[test]
+    fn the_oldest_evidence_goes_when_there_is_too_much() {
+        let dir = tempfile::tempdir().unwrap();
+        let evidence = Evidence::open(dir.path(), Duration::from_secs(900), 250).unwrap();
+        for i in 0..4 {
+            fs::write(evidence.window_path(i * 1_000_000), [0; 100]).unwrap();
+            evidence.promote("x", &format!("id{i}"), i * 1_000_000).unwrap();
+            let at = std::time::UNIX_EPOCH + Duration::from_secs(1000 + i as u64);
+            fs::File::open(evidence.folder(&format!("id{i}"))).unwrap().set_modified(at).unwrap();
+        }
+        evidence.clean(4_000_000).unwrap();
+        let left: Vec<usize> = (0..4).map(|i| evidence.of(&format!("id{i}")).len()).collect();
+        assert_eq!(left, [0, 0, 1, 1]);
+    }
+}

@@ -1,0 +1,372 @@
+//! What was measured, for as long as the budget of bytes allows: one SQLite file per day (`history-2026-11-26.sqlite`, UTC),
+//! so that what is too old is deleted as whole files and the disk gets its space back. A row holds an hour of one series,
+//! compressed. Values are kept as 32-bit floats (7 digits).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS series (
+    hour INTEGER NOT NULL, target TEXT NOT NULL, metric TEXT NOT NULL, label TEXT NOT NULL, points BLOB NOT NULL,
+    PRIMARY KEY (hour, target, metric, label)
+) STRICT, WITHOUT ROWID;
+";
+
+const HOUR_MS: i64 = 3_600_000;
+const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// A query gives at most so many points.
+pub const MAX_POINTS: usize = 10_000;
+
+/// Whose series.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Name of the target.
+    pub target: String,
+    /// Name of the metric.
+    pub metric: String,
+    /// Value of the metric's label, or empty.
+    pub label: String,
+}
+
+/// Some windows of a series.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Point {
+    /// Beginning of the step, ms since 1970 (UTC).
+    pub unix_ms: i64,
+    /// Lowest value.
+    pub min: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Highest value.
+    pub max: f64,
+    /// Windows.
+    pub count: u32,
+}
+
+/// An hour of a series, as stored: times in ms since the hour began, each less the one before; bits of the values, each
+/// exclusive-or the one before.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Chunk {
+    time_deltas: Vec<u32>,
+    value_xors: Vec<u32>,
+}
+
+/// The daemon's memory of what was measured.
+pub struct History {
+    dir: PathBuf,
+    budget_bytes: u64,
+    /// The hour that is being filled, since 1970.
+    hour: i64,
+    /// Its points: ms since it began, and value.
+    points: BTreeMap<Key, Vec<(u32, f32)>>,
+    /// Files that could not be read or written, so far.
+    pub damaged: u64,
+}
+
+impl History {
+    /// Goes on with the history in a folder.
+    pub fn open(dir: &Path, budget_bytes: u64, now_unix_ms: i64) -> History {
+        let hour = now_unix_ms.div_euclid(HOUR_MS);
+        let mut history =
+            History { dir: dir.to_owned(), budget_bytes, hour, points: BTreeMap::new(), damaged: 0 };
+        // The hour that a restart interrupted goes on.
+        history.points = history.read_hour(hour).unwrap_or_default();
+        history
+    }
+
+    /// Adds a value. Time that goes back into an earlier hour (a clock that was set) is put at the end of this one.
+    pub fn add(&mut self, key: Key, unix_ms: i64, value: f64) -> Result<()> {
+        let hour = unix_ms.div_euclid(HOUR_MS);
+        if hour > self.hour {
+            self.flush()?;
+            self.points.clear();
+            self.hour = hour;
+        }
+        let within = (unix_ms - self.hour * HOUR_MS).clamp(0, HOUR_MS - 1) as u32;
+        let points = self.points.entry(key).or_default();
+        let last = points.last().map_or(0, |(time, _)| *time);
+        points.push((within.max(last), value as f32));
+        Ok(())
+    }
+
+    /// Writes the hour down as it is so far, and deletes days that are too much.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.points.is_empty() {
+            return Ok(());
+        }
+        let path = self.path(self.hour * HOUR_MS);
+        let written = self.write(&path);
+        if written.is_err() && path.exists() && sound(&path).is_err() {
+            // A damaged file must not stop what comes: it is set aside, and a new one begun.
+            self.damaged += 1;
+            let aside = path.with_extension(format!("damaged-{}", super::unix_ms()));
+            fs::rename(&path, &aside)?;
+            eprintln!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
+            self.write(&path)?;
+        } else {
+            written?;
+        }
+        self.clean()
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let mut db = Connection::open(path).with_context(|| path.display().to_string())?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        db.execute_batch(SCHEMA)?;
+        let all = db.transaction()?;
+        for (key, points) in &self.points {
+            all.prepare_cached("INSERT OR REPLACE INTO series VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute(params![self.hour, key.target, key.metric, key.label, pack(points)?])?;
+        }
+        Ok(all.commit()?)
+    }
+
+    fn read_hour(&self, hour: i64) -> Result<BTreeMap<Key, Vec<(u32, f32)>>> {
+        let path = self.path(hour * HOUR_MS);
+        if !path.exists() {
+            return Ok(BTreeMap::new());
+        }
+        let db = Connection::open(&path)?;
+        let mut query = db.prepare("SELECT target, metric, label, points FROM series WHERE hour = ?1")?;
+        let rows = query.query_map([hour], |row| {
+            let key = Key { target: row.get(0)?, metric: row.get(1)?, label: row.get(2)? };
+            Ok((key, row.get::<_, Vec<u8>>(3)?))
+        })?;
+        let mut points = BTreeMap::new();
+        for row in rows {
+            let (key, packed) = row?;
+            points.insert(key, unpack(&packed)?);
+        }
+        Ok(points)
+    }
+
+    fn path(&self, unix_ms: i64) -> PathBuf {
+        self.dir.join(format!("history-{}.sqlite", day(unix_ms)))
+    }
+
+    /// Days, the oldest first, with their sizes, bytes.
+    fn days(&self) -> Vec<(PathBuf, u64)> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
+        let mut days: Vec<(PathBuf, u64)> = entries
+            .filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name.starts_with("history-") && name.ends_with(".sqlite")
+            })
+            .map(|entry| {
+                let path = entry.path();
+                let size = |path: PathBuf| fs::metadata(path).map_or(0, |file| file.len());
+                let wal = path.with_extension("sqlite-wal");
+                (path.clone(), size(path) + size(wal))
+            })
+            .collect();
+        days.sort();
+        days
+    }
+
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.days().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn clean(&self) -> Result<()> {
+        let days = self.days();
+        let mut bytes: u64 = days.iter().map(|(_, bytes)| bytes).sum();
+        // The day that is being filled stays.
+        for (path, size) in days.iter().take(days.len().saturating_sub(1)) {
+            if bytes <= self.budget_bytes {
+                break;
+            }
+            fs::remove_file(path)?;
+            for extension in ["sqlite-wal", "sqlite-shm"] {
+                let _ = fs::remove_file(path.with_extension(extension));
+            }
+            bytes -= size;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a series out of a folder: from `from` (included) to `to`, ms since 1970 (UTC), in steps of `step_ms`. What was
+/// measured since the last flush is not there yet.
+pub fn query(dir: &Path, key: &Key, from: i64, to: i64, step_ms: i64) -> Result<Vec<Point>> {
+    ensure!(from < to && step_ms > 0, "from must be before to, and step must be positive");
+    ensure!((to - from) / step_ms <= MAX_POINTS as i64, "more than {MAX_POINTS} points: take a longer step");
+    let mut steps: BTreeMap<i64, Point> = BTreeMap::new();
+    for day_index in from.div_euclid(DAY_MS)..=(to - 1).div_euclid(DAY_MS) {
+        let path = dir.join(format!("history-{}.sqlite", day(day_index * DAY_MS)));
+        if !path.exists() {
+            continue;
+        }
+        let db = Connection::open(&path)?;
+        let (first, last) = (from.div_euclid(HOUR_MS), (to - 1).div_euclid(HOUR_MS));
+        let mut query = db.prepare(
+            "SELECT hour, points FROM series WHERE target = ?1 AND metric = ?2 AND label = ?3 AND hour BETWEEN ?4 AND ?5",
+        )?;
+        let rows = query.query_map(params![key.target, key.metric, key.label, first, last], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
+        })?;
+        for row in rows {
+            let (hour, packed) = row?;
+            for (within, value) in unpack(&packed)? {
+                let unix_ms = hour * HOUR_MS + i64::from(within);
+                if !(from..to).contains(&unix_ms) {
+                    continue;
+                }
+                let start = from + (unix_ms - from) / step_ms * step_ms;
+                let value = f64::from(value);
+                let point = steps.entry(start).or_insert(Point {
+                    unix_ms: start,
+                    min: value,
+                    mean: 0.0,
+                    max: value,
+                    count: 0,
+                });
+                point.min = point.min.min(value);
+                point.max = point.max.max(value);
+                point.count += 1;
+                point.mean += (value - point.mean) / f64::from(point.count);
+            }
+        }
+    }
+    Ok(steps.into_values().collect())
+}
+
+fn sound(path: &Path) -> Result<()> {
+    let db = Connection::open(path)?;
+    let sound: Option<String> = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).optional()?;
+    ensure!(sound.as_deref() == Some("ok"), "it is damaged");
+    Ok(())
+}
+
+fn pack(points: &[(u32, f32)]) -> Result<Vec<u8>> {
+    let mut chunk = Chunk::default();
+    let (mut time, mut bits) = (0, 0);
+    for &(next, value) in points {
+        chunk.time_deltas.push(next.saturating_sub(time));
+        chunk.value_xors.push(value.to_bits() ^ bits);
+        (time, bits) = (next, value.to_bits());
+    }
+    Ok(zstd::encode_all(&postcard::to_stdvec(&chunk)?[..], 3)?)
+}
+
+fn unpack(packed: &[u8]) -> Result<Vec<(u32, f32)>> {
+    /// An hour of the shortest windows is far smaller.
+    const MOST: usize = 1 << 20;
+    let bytes = zstd::bulk::decompress(packed, MOST).context("a series is damaged")?;
+    let chunk: Chunk = postcard::from_bytes(&bytes).context("a series is damaged")?;
+    let (mut time, mut bits) = (0u32, 0);
+    let each = chunk.time_deltas.iter().zip(&chunk.value_xors).map(|(delta, xor)| {
+        time = time.saturating_add(*delta);
+        bits ^= xor;
+        (time, f32::from_bits(bits))
+    });
+    Ok(each.collect())
+}
+
+/// The day of a time, UTC: year-month-day.
+fn day(unix_ms: i64) -> String {
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.max(0) as u64);
+    humantime::format_rfc3339_seconds(at).to_string()[..10].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(metric: &str) -> Key {
+        Key { target: "api".into(), metric: metric.into(), label: String::new() }
+    }
+
+    /// 2026-11-26 00:00 UTC.
+    const MIDNIGHT: i64 = 1_795_651_200_000;
+
+    #[test]
+    fn what_is_added_is_found_again_over_hours_days_and_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = MIDNIGHT - 2 * HOUR_MS;
+        let mut history = History::open(dir.path(), u64::MAX, start);
+        let times: Vec<i64> = (0..4 * 120).map(|i| start + i * 30_000).collect();
+        for (i, &time) in times.iter().enumerate() {
+            if i == 200 {
+                history.flush().unwrap();
+                history = History::open(dir.path(), u64::MAX, time);
+            }
+            history.add(key("m"), time, i as f64).unwrap();
+        }
+        history.flush().unwrap();
+        assert_eq!(history.days().len(), 2);
+        let all = query(dir.path(), &key("m"), start, start + 4 * HOUR_MS, 30_000).unwrap();
+        let values: Vec<f64> = all.iter().map(|point| point.mean).collect();
+        assert_eq!(values, (0..4 * 120).map(f64::from).collect::<Vec<_>>());
+        let hourly = query(dir.path(), &key("m"), start, start + 4 * HOUR_MS, HOUR_MS).unwrap();
+        assert_eq!(hourly.len(), 4);
+        assert_eq!(
+            (hourly[1].min, hourly[1].mean, hourly[1].max, hourly[1].count),
+            (120.0, 179.5, 239.0, 120)
+        );
+        assert_eq!(query(dir.path(), &key("other"), start, start + 1, 1).unwrap(), []);
+        assert!(query(dir.path(), &key("m"), 0, start, 1).is_err(), "too many points");
+    }
+
+    #[test]
+    fn the_oldest_days_go_when_the_budget_is_used_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path(), 60_000, MIDNIGHT);
+        for day in 0..10 {
+            for i in 0..100 {
+                history.add(key(&format!("m{i}")), MIDNIGHT + day * DAY_MS, f64::from(i)).unwrap();
+            }
+            history.flush().unwrap();
+            assert!(history.days().len() == 1 || history.bytes() <= 60_000);
+        }
+        let last =
+            query(dir.path(), &key("m7"), MIDNIGHT + 9 * DAY_MS, MIDNIGHT + 10 * DAY_MS, DAY_MS).unwrap();
+        assert_eq!(last[0].mean, 7.0);
+        assert!(query(dir.path(), &key("m7"), MIDNIGHT, MIDNIGHT + DAY_MS, DAY_MS).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_damaged_day_is_set_aside_and_the_history_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(format!("history-{}.sqlite", day(MIDNIGHT))), [9u8; 9000]).unwrap();
+        let mut history = History::open(dir.path(), u64::MAX, MIDNIGHT);
+        history.add(key("m"), MIDNIGHT, 1.0).unwrap();
+        history.flush().unwrap();
+        assert_eq!(history.damaged, 1);
+        assert_eq!(query(dir.path(), &key("m"), MIDNIGHT, MIDNIGHT + 1000, 1000).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path(), u64::MAX, MIDNIGHT + HOUR_MS);
+        history.add(key("m"), MIDNIGHT + HOUR_MS, 1.0).unwrap();
+        history.add(key("m"), MIDNIGHT, 2.0).unwrap();
+        history.flush().unwrap();
+        let found = query(dir.path(), &key("m"), MIDNIGHT, MIDNIGHT + 2 * HOUR_MS, HOUR_MS).unwrap();
+        assert_eq!(found.iter().map(|point| point.count).sum::<u32>(), 2);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn packing_loses_nothing(values in proptest::collection::vec((0u32..3_600_000, -1e9f32..1e9), 0..300)) {
+            let mut points = values;
+            points.sort_by_key(|(time, _)| *time);
+            proptest::prop_assert_eq!(unpack(&pack(&points).unwrap()).unwrap(), points);
+        }
+
+        #[test]
+        fn damage_is_an_error(bytes in proptest::collection::vec(0u8.., 0..200)) {
+            let _ = unpack(&bytes);
+        }
+    }
+}
