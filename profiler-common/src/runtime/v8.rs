@@ -37,7 +37,7 @@ const HEAP_TAG: u64 = 1;
 #[inline(always)]
 pub fn function(words: &FrameWords) -> Option<u64> {
     let function = words[FUNCTION];
-    (words[CONTEXT] & HEAP_TAG != 0 && function & HEAP_TAG != 0).then(|| function & !HEAP_TAG)
+    (words[CONTEXT] & HEAP_TAG != 0 && function & HEAP_TAG != 0).then_some(function & !HEAP_TAG)
 }
 
 /// The entry of a frame whose function has this SharedFunctionInfo.
