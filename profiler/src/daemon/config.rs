@@ -153,7 +153,7 @@ impl Secret {
     pub fn read(&self) -> Result<String, String> {
         match self {
             Secret::Value(value) => Ok(value.clone()),
-            Secret::File(file) => match std::fs::read_to_string(file) {
+            Secret::File(file) => match crate::text::read_to_parse(file) {
                 Ok(text) => Ok(text.trim().to_owned()),
                 Err(error) => Err(format!("{}: {error}", file.display())),
             },
@@ -290,7 +290,7 @@ pub fn parse(text: &str) -> Result<Config, String> {
 
 /// Reads the configuration in a file.
 pub fn load(path: &Path) -> Result<Config, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = crate::text::read_to_parse(path).map_err(|error| format!("{}: {error}", path.display()))?;
     parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 

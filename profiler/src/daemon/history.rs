@@ -158,8 +158,7 @@ impl History {
         let mut days: Vec<(PathBuf, u64)> = entries
             .filter(|entry| {
                 let name = entry.file_name();
-                let name = name.to_string_lossy();
-                name.starts_with("history-") && name.ends_with(".sqlite")
+                name.to_str().is_some_and(|name| name.starts_with("history-") && name.ends_with(".sqlite"))
             })
             .map(|entry| {
                 let path = entry.path();

@@ -90,7 +90,7 @@ impl Shared {
     pub fn new(state_dir: &Path, token_file: Option<&Path>) -> Result<Shared> {
         let tokens = match token_file {
             Some(file) => {
-                let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+                let text = crate::text::read_to_parse(file).with_context(|| file.display().to_string())?;
                 tokens(&text).with_context(|| file.display().to_string())?
             }
             None => Vec::new(),

@@ -208,7 +208,7 @@ pub fn test_receiver(config_file: &Path, name: &str) -> Result<()> {
 }
 
 fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+    crate::text::read_to_parse("/proc/sys/kernel/hostname".as_ref()).unwrap_or_default().trim().to_owned()
 }
 
 /// A configuration to begin with.

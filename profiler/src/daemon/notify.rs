@@ -126,7 +126,7 @@ pub fn send(kind: &ReceiverKind, message: &Message) -> Result<()> {
             let body = serde_json::to_string(message)?;
             let mut headers = vec![("X-Profiler-Message", message.message.clone())];
             if let Some(file) = secret_file {
-                let key = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+                let key = crate::text::read_to_parse(file).with_context(|| file.display().to_string())?;
                 headers.push((
                     "X-Profiler-Signature",
                     format!("sha256={}", sign(key.trim().as_bytes(), &body)?),

@@ -94,7 +94,7 @@ pub fn running(proc_root: &Path) -> impl Iterator<Item = Process> {
 /// How long a process has lived, s; `None` if it is gone.
 pub fn age_s(proc_root: &Path, pid: u32) -> Option<f64> {
     let stat = fs::read(proc_root.join(pid.to_string()).join("stat")).ok()?;
-    let uptime = fs::read_to_string(proc_root.join("uptime")).ok()?;
+    let uptime = crate::text::read_to_parse(&proc_root.join("uptime")).ok()?;
     let up_s: f64 = uptime.split(' ').next()?.parse().ok()?;
     // The name may hold anything, parentheses too; the start is the 20th field after it (proc_pid_stat(5)).
     let after = &stat[stat.iter().rposition(|&byte| byte == b')')? + 1..];
@@ -111,7 +111,7 @@ pub fn descriptors(proc_root: &Path, pid: u32) -> Option<(u64, u64)> {
     // From Linux 6.2 on the size of this folder is the number of descriptors; before, it is zero.
     let size = fs::metadata(dir.join("fd")).ok()?.len();
     let open = if size > 0 { size } else { fs::read_dir(dir.join("fd")).ok()?.take(1 << 20).count() as u64 };
-    let limits = fs::read_to_string(dir.join("limits")).ok()?;
+    let limits = crate::text::read_to_parse(&dir.join("limits")).ok()?;
     let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
     let most = line["Max open files".len()..].split_whitespace().next()?.parse().unwrap_or(u64::MAX);
     Some((open, most))

@@ -64,7 +64,7 @@ pub enum Loss {
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 24] = [
+    pub const ALL: [Loss; 25] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,

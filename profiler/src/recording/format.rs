@@ -128,7 +128,7 @@ fn every_text_of_a_recording_is_cleaned() {
     use serde::Deserialize as _;
     let event = Event::Names(vec![(
         Frame { module: ModuleId(0), address: 7 },
-        vec![Function { name: "\x1b[2Jx".into(), file: Some("a\nb".into()), line: Some(3) }],
+        vec![Function { name: "\x1b[2Jx".into(), file: Some("a\nb".into()), line: Some(3), start: None }],
     )]);
     let bytes = postcard::to_stdvec(&event).unwrap();
     let mut from = postcard::Deserializer::from_bytes(&bytes);

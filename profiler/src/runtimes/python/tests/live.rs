@@ -83,7 +83,7 @@ fn seen(pid: u32) -> Stacks {
         })
         .unwrap();
     let elf = ElfInfo::read(&File::open(&entry.path).unwrap()).unwrap();
-    let bias = entry.start - entry.file_offset.wrapping_add(elf.bias(entry.file_offset).unwrap());
+    let bias = entry.start - entry.file_offset.wrapping_add(elf.bias(entry, elf.base(entry)).unwrap());
     let memory = || ProcessMemory::open("/proc".as_ref(), pid).unwrap();
     let attached = attach(&memory(), &build, bias).unwrap();
     let (layout, memory) = (attached.layout.clone(), memory());

@@ -33,7 +33,13 @@ fn put_code(memory: &mut FakeMemory, at: u64, name: &str) {
 }
 
 fn loops(version: (u8, u8)) -> Loops {
-    let build = CpythonBuild { version, runtime: 0x100, code_type: 0, text_type: 0, loops: vec![0x10..0x20] };
+    let build = CpythonBuild {
+        version,
+        runtime: 0x100,
+        code_type: 0,
+        text_type: 0,
+        loops: std::iter::once(0x10..0x20).collect(),
+    };
     Loops { module: ModuleId(0), build: Rc::new(build) }
 }
 
