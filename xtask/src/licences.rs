@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::output;
 
 /// What binaries of this project may contain: permissive licences.
-const ALLOWED: [&str; 8] = [
+const ALLOWED: [&str; 11] = [
     "MIT",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
@@ -18,6 +18,9 @@ const ALLOWED: [&str; 8] = [
     "Unicode-3.0",
     "Zlib",
     "0BSD",
+    "ISC",
+    "NCSA",
+    "CDLA-Permissive-2.0",
 ];
 
 /// Crates with another licence, and why that is fine.
