@@ -276,7 +276,8 @@ fn cpython_is_profiled() {
         "import time\nend = time.time() + 3\nwhile time.time() < end: sum(i * i for i in range(10000))";
     let profile = profile(&["-F", "499", "--", python.to_str().unwrap(), "-c", script]);
     profile.assert_consistent();
-    assert!(profile.total_percent("_PyEval_EvalFrameDefault") > 30.0, "{:?}", &profile.list("hotspots")[..5]);
+    // The interpreter's own loop is shown as the Python function that it runs.
+    assert!(profile.total_percent("<genexpr>") > 20.0, "{:?}", &profile.list("hotspots")[..5]);
 }
 
 #[test]

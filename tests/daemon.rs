@@ -12,10 +12,11 @@ use std::{
 use common::{PROFILER, kernel_ready};
 use serde_json::Value;
 
-/// Busy for 150 ms of every 400 ms.
+/// A server that is busy for 150 ms of every 400 ms.
 const SICK: &str = "
 function busyLoop() { const end = Date.now() + 150; let x = 0; while (Date.now() < end) x += Math.sqrt(x + 1); return x; }
 setInterval(busyLoop, 400);
+require('http').createServer((request, response) => response.end('ok')).listen(0, '127.0.0.1');
 ";
 
 /// How long something may take that a busy machine makes slow.

@@ -636,7 +636,7 @@ mod tests {
         let hot = &told[0].hot[0];
         assert_eq!(
             (hot.function.as_str(), hot.percent, hot.before_percent),
-            ("renderReport", 90.0, Some(90.0))
+            ("renderReport (app.c:7)", 90.0, Some(90.0))
         );
         assert_eq!(told[0].command, "profiler replay /evidence/1.prec");
         assert_eq!(told[1].reason, "the value is good again");

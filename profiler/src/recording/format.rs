@@ -13,7 +13,7 @@ use crate::{
         cause::WaitCause,
         finding::Severity,
         memory::{LimitKind, WatchMode},
-        stack::{Frame, ModuleId, ModuleKind, StackEnd},
+        stack::{Frame, Language, ModuleId, ModuleKind, StackEnd},
         syscall::CallKind,
         wait::LongWaitKind,
     },
@@ -47,6 +47,7 @@ fn format() -> BTreeMap<String, serde_json::Value> {
     tracer.trace_simple_type::<WatchMode>().unwrap();
     tracer.trace_simple_type::<LimitKind>().unwrap();
     tracer.trace_simple_type::<Severity>().unwrap();
+    tracer.trace_simple_type::<Language>().unwrap();
     let types = tracer.registry().unwrap();
     types.into_iter().map(|(name, format)| (name, serde_json::to_value(format).unwrap())).collect()
 }
