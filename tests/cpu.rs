@@ -78,7 +78,7 @@ fn all_formats_agree() {
     let mut args = vec!["-q", "--details", "-F", "499"];
     paths.iter().for_each(|path| args.extend(["-o", path]));
     args.extend(["--", split.to_str().unwrap(), "2"]);
-    let report = String::from_utf8(profiler(&args).stdout).unwrap();
+    let report = String::from_utf8(profiler(&args).stderr).unwrap();
 
     let profile = out.json("a.json");
     profile.assert_consistent();

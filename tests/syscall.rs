@@ -216,7 +216,7 @@ fn time_in_calls_is_told_by_stack_in_every_format() {
     let mut args = vec!["-q", "--details", "--syscalls", "--redact-paths"];
     paths.iter().for_each(|path| args.extend(["-o", path]));
     args.extend(["--", "/usr/bin/python3", "-c", "import time\nfor _ in range(50): time.sleep(0.02)"]);
-    let report = String::from_utf8(profiler(&args).stdout).unwrap();
+    let report = String::from_utf8(profiler(&args).stderr).unwrap();
     assert!(report.contains("system calls of python3") && report.contains("clock_nanosleep"), "{report}");
     let profile = out.json("x.json");
     let total = profile.0["syscalls"]["total_ns"].as_u64().unwrap();
@@ -456,7 +456,7 @@ fn what_was_slowest_is_told_of_each_part_of_a_run() {
         "-c",
         SLOW_THEN_LESS,
     ];
-    let report = String::from_utf8(profiler(&args).stdout).unwrap();
+    let report = String::from_utf8(profiler(&args).stderr).unwrap();
     let profile = out.json("x.json");
     let by_part = &profile.0["syscalls"]["slow_by_part"];
     let parts: Vec<&[Value]> =
