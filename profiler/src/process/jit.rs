@@ -275,7 +275,6 @@ impl Source {
 }
 
 /// One line of a perf map: start, size and name.
-/// One line of a perf map: start, size and name.
 pub fn parse_line(line: &str) -> Option<(u64, u64, &str)> {
     let mut fields = line.trim_end().splitn(3, ' ');
     let mut hex = || {
