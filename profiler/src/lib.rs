@@ -5,6 +5,7 @@
 //! [`session`] is that pipeline for a live run, [`commands::replay`] from a recording on; see ARCHITECTURE.md.
 
 pub mod cli;
+pub mod collector;
 pub mod commands;
 pub mod detect;
 pub mod error;
@@ -15,12 +16,12 @@ pub mod probe;
 pub mod process;
 pub mod quit;
 pub mod recording;
+pub mod resolve;
 pub mod runtimes;
 pub mod session;
+pub mod settings;
 pub mod symbolize;
 pub mod unwind;
-
-use anyhow::Result;
 
 /// Says something on stderr. Unlike `eprintln` it does not panic where stderr is gone: no result is lost for a word.
 #[macro_export]
@@ -29,15 +30,4 @@ macro_rules! say {
         use std::io::Write as _;
         let _gone = writeln!(std::io::stderr().lock(), $($words)*);
     }};
-}
-
-/// Does what the command line asks for; returns the exit code.
-pub fn run(cli: cli::Cli) -> Result<u8> {
-    match cli.command {
-        None => session::run(&cli.profile),
-        Some(cli::Command::Replay(args)) => commands::replay::run(&args),
-        Some(cli::Command::Diff(args)) => commands::diff::diff(&args).map(|()| 0),
-        Some(cli::Command::Rules(args)) => commands::rules::run(&args).map(|()| 0),
-        Some(cli::Command::Doctor) => commands::doctor::doctor().map(|()| 0),
-    }
 }

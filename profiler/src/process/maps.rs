@@ -28,7 +28,7 @@ pub fn read(proc_root: &Path, pid: u32) -> io::Result<Vec<MapsEntry>> {
 
 /// All mappings of a process, each with whether it is executable.
 pub fn read_all(proc_root: &Path, pid: u32) -> io::Result<Vec<(MapsEntry, bool)>> {
-    let text = fs::read(super::shown(proc_root, pid).join("maps"))?;
+    let text = fs::read(super::shown::shown(proc_root, pid).join("maps"))?;
     Ok(String::from_utf8_lossy(&text).lines().filter_map(parse_line).collect())
 }
 

@@ -23,7 +23,7 @@ use crate::{
     },
     process::{
         maps::{self, MapsEntry},
-        shown,
+        shown::shown,
     },
 };
 
