@@ -1,4 +1,6 @@
 //! The command line.
+//!
+//! Longer than 600 lines because it holds every flag of every command, with its help.
 
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
@@ -8,6 +10,10 @@ use crate::{
     detect::{RULES, rule::Overrides},
     model::{cause::WaitCause, threshold::Thresholds},
     output::{OutputSpec, RenderOptions},
+    probe::alloc::snapshots::SnapshotSettings,
+    process::target::Target,
+    session::Options,
+    settings::{Alloc, AllocSettings, Settings, Waits},
 };
 
 /// Heading of the options of [`AllocArgs`].
@@ -30,20 +36,23 @@ Examples:
   profiler replay run.prec -o run.pb.gz          turn a recording into a pprof profile, later and without root
   sudo profiler --pid 4711 --snapshot 10m        who has allocated what, every ten minutes, for `profiler diff`
   profiler doctor                                what this kernel and these rights allow
-  sudo profiler daemon --config FILE             watch without end, and tell somebody when something is wrong
+  sudo profiler daemon --config FILE             watch without end, and tell somebody when something is wrong";
 
-Output formats (-o FILE, by extension): .folded .svg .pb.gz .json .prec; '-' is folded stacks on stdout.
-Where they hold one profile (.folded .svg .pb.gz): offcpu:FILE, or a FILE called offcpu…, is that of waiting, in ns;
-syscalls:FILE, or a FILE called syscall…, that of time in system calls (--syscalls), in ns.
+const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 unforeseen, 2 wrong arguments, 3 no such target, 4 missing rights, 5 kernel lacks a
 feature, 6 output not writable (the others and the report are), 7 bad recording, 8 recording cut off (what it
 holds is shown), 127 command could not be started. With -- COMMAND: the command's own (128 + signal if killed),
 unless the profiler failed; the report goes to stderr then, since stdout is the command's.";
 
+/// What follows the options. Formats and kinds come from their tables.
+fn help() -> String {
+    format!("{EXAMPLES}\n\n{}{EXIT_CODES}", crate::output::help())
+}
+
 /// Why is that process slow? Samples a running process without restart or instrumentation and names its hot
 /// functions.
 #[derive(Debug, Parser)]
-#[command(name = "profiler", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "profiler", version, after_help = help(), max_term_width = 110)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Cli {
     /// What to do instead of profiling.
@@ -185,6 +194,63 @@ pub struct ProfileArgs {
     pub blocking: BlockingArgs,
 }
 
+impl ProfileArgs {
+    /// The same as plain values.
+    pub fn options(&self) -> Options {
+        Options {
+            settings: self.settings(),
+            command: self.run.clone(),
+            duration: self.duration,
+            interval: self.interval,
+            quiet: self.quiet,
+            snapshots: SnapshotSettings {
+                every: self.snapshots.snapshot,
+                above_bytes: self.snapshots.snapshot_above,
+                dir: self.snapshots.snapshot_dir.clone(),
+            },
+            outputs: self.report.outputs.clone(),
+            render: self.report.options(),
+            overrides: self.report.overrides(),
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            target: self.target(),
+            frequency_hz: self.frequency,
+            unwind_by_tables: self.unwind == Unwind::Tables,
+            name_runtimes: self.runtimes == RuntimeNames::Auto,
+            waits: self.waits,
+            wakers: self.wakers,
+            syscalls: self.syscalls,
+            alloc: AllocSettings {
+                mode: self.alloc.alloc,
+                libraries: self.alloc.alloc_lib.clone(),
+                max_overhead_percent: self.alloc.max_overhead,
+            },
+            by_thread: self.report.threads,
+            redact_paths: self.redact_paths,
+            thresholds: self.blocking.thresholds(),
+            error_storm_share: f64::from(self.blocking.error_storm) / 100.0,
+            expected_errors: self.blocking.expected_error.clone(),
+            kernel_log: self.kernel_log,
+        }
+    }
+
+    /// The target. That of a command is empty until it has been started.
+    fn target(&self) -> Target {
+        if let Some(name) = &self.comm {
+            Target::named(name)
+        } else if let Some(path) = &self.cgroup {
+            Target::Cgroup(path.clone())
+        } else if self.all {
+            Target::All
+        } else {
+            Target::Pids { pids: self.pids.clone(), follow: self.follow || !self.run.is_empty() }
+        }
+    }
+}
+
 /// From which length on waiting is worth telling.
 #[derive(Debug, Args)]
 pub struct BlockingArgs {
@@ -277,17 +343,6 @@ pub enum RuntimeNames {
     Off,
 }
 
-/// Whether to watch the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Waits {
-    /// On, unless the target is the whole machine.
-    Auto,
-    /// On.
-    On,
-    /// Off: only CPUs are sampled.
-    Off,
-}
-
 /// How memory is watched.
 #[derive(Clone, Debug, Args)]
 pub struct AllocArgs {
@@ -321,17 +376,6 @@ pub struct SnapshotArgs {
     pub snapshot_dir: PathBuf,
 }
 
-/// Whether to watch allocations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Alloc {
-    /// When a process is seen to grow.
-    Auto,
-    /// From the start.
-    Full,
-    /// Not at all.
-    Off,
-}
-
 fn size(text: &str) -> Result<u64, String> {
     match parse_size::parse_size(text) {
         Ok(0) => Err("must be more than nothing".into()),
@@ -350,8 +394,8 @@ fn percentage(text: &str) -> Result<f64, String> {
 /// Options of the outputs, live or replayed.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// Write the result to FILE, format by extension; '-' for folded stacks on stdout; offcpu:FILE for time off CPUs
-    /// instead of samples on them (repeatable)
+    /// Write the result to FILE, format by extension; '-' for folded stacks on stdout; KIND:FILE for another profile than
+    /// that of CPUs, see below (repeatable)
     #[arg(short, long = "output", value_name = "FILE")]
     pub outputs: Vec<OutputSpec>,
     /// Split the report by thread, waits for a CPU too
@@ -532,6 +576,23 @@ mod tests {
         assert_eq!(rejected(&["--all", "--snapshot-above", "0"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["--all", "--snapshot", "often"]), ErrorKind::ValueValidation);
         assert_eq!(rejected(&["diff", "a.prec"]), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn the_help_and_the_readme_know_every_format_and_kind() {
+        let help = Cli::command().render_long_help().to_string();
+        let readme = include_str!("../../README.md");
+        for of in crate::output::FORMATS {
+            assert!(help.contains(of.extension), "{}", of.extension);
+            let row = format!("| `{}` | {}", of.extension, of.title);
+            assert!(readme.contains(&row), "README.md lacks: {row}");
+        }
+        for kind in crate::model::kind::KINDS {
+            assert!(help.contains(&format!("{}:FILE", kind.name)), "{}", kind.name);
+            let option = kind.option.map_or(String::new(), |option| format!(" (`{option}`)"));
+            let row = format!("| `{}:FILE` | {}{option} |", kind.name, kind.shows);
+            assert!(readme.contains(&row), "README.md lacks: {row}");
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::{
     kernel::{btf::Btf, sideband},
     output::{FORMATS, OutputSpec, RenderOptions, report, text},
     probe::{
-        Record,
         alloc::{allocators, exits, site},
+        record::Record,
         sched::records as sched,
         syscall::records as syscall,
     },
@@ -189,8 +189,8 @@ fn recording(bytes: &[u8]) {
 fn replay(bytes: &[u8]) {
     let Ok(replayed) = recording::load::load_stream(bytes, &Overrides::default()) else { return };
     let options = RenderOptions { threads: true, top: Some(10), details: true };
-    for (extension, _) in FORMATS {
-        if let Ok(spec) = format!("x{extension}").parse::<OutputSpec>() {
+    for format in FORMATS {
+        if let Ok(spec) = format!("x{}", format.extension).parse::<OutputSpec>() {
             let _any_result = spec.write(&replayed.run, &options, &mut std::io::sink());
         }
     }

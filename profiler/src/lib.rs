@@ -8,6 +8,7 @@
 
 pub mod alerting;
 pub mod cli;
+pub mod collector;
 pub mod commands;
 pub mod daemon;
 pub mod detect;
@@ -21,13 +22,13 @@ pub mod probe;
 pub mod process;
 pub mod quit;
 pub mod recording;
+pub mod resolve;
 pub mod runtimes;
 pub mod session;
+pub mod settings;
 pub mod symbolize;
 pub mod text;
 pub mod unwind;
-
-use anyhow::Result;
 
 /// Says something on stderr. Unlike `eprintln` it does not panic where stderr is gone: no result is lost for a word.
 #[macro_export]
@@ -36,18 +37,4 @@ macro_rules! say {
         use std::io::Write as _;
         let _gone = writeln!(std::io::stderr().lock(), $($words)*);
     }};
-}
-
-/// Does what the command line asks for; returns the exit code.
-pub fn run(cli: cli::Cli) -> Result<u8> {
-    match cli.command {
-        None => session::run(&cli.profile),
-        Some(cli::Command::Replay(args)) => commands::replay::run(&args),
-        Some(cli::Command::Diff(args)) => commands::diff::diff(&args).map(|()| 0),
-        Some(cli::Command::Rules(args)) => commands::rules::run(&args).map(|()| 0),
-        Some(cli::Command::Doctor) => commands::doctor::doctor().map(|()| 0),
-        Some(cli::Command::Daemon(args)) => commands::daemon::run(&args).map(|()| 0),
-        Some(cli::Command::Config(command)) => commands::daemon::config(&command).map(|()| 0),
-        Some(cli::Command::Alert(command)) => commands::daemon::alert(&command).map(|()| 0),
-    }
 }

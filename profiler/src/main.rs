@@ -6,7 +6,7 @@ use clap::Parser as _;
 use profiler::{cli::Cli, error::Error, say};
 
 fn main() -> ExitCode {
-    match profiler::run(Cli::parse()) {
+    match profiler::commands::run(&Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // `profiler … | head` has all it wants
         Err(error) => {

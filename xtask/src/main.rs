@@ -9,6 +9,7 @@ mod docs;
 mod kernel_matrix;
 mod licences;
 mod shell;
+mod walls;
 
 #[derive(Parser)]
 #[command(about = "Development tasks of the profiler")]
@@ -24,6 +25,8 @@ enum Task {
     Docs(docs::Args),
     /// Check that every dependency has a licence that this project can be distributed with
     Licences,
+    /// Check which files of the profiler import which, and that long files say why they are long
+    Walls,
 }
 
 fn main() -> Result<()> {
@@ -33,5 +36,6 @@ fn main() -> Result<()> {
         Task::KernelMatrix(args) => kernel_matrix::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Licences => licences::run(),
+        Task::Walls => walls::run(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))),
     }
 }

@@ -5,11 +5,15 @@ use anyhow::Result;
 use crate::{
     error::Error,
     kernel::preflight::{self, Verdict},
+    probe::PROBES,
 };
 
 /// Prints a line per feature; fails if one is missing without which nothing works.
 pub fn doctor() -> Result<()> {
-    let checks = preflight::checks();
+    let mut checks = preflight::checks();
+    if preflight::may_load_programs() {
+        checks.extend(PROBES.iter().flat_map(|spec| (spec.checks)()));
+    }
     for check in &checks {
         println!("{check}");
     }

@@ -17,7 +17,7 @@ use crate::{
 
 /// Turns a recording into a report and any other output. Returns the exit code.
 pub fn run(args: &ReplayArgs) -> Result<u8> {
-    let mut results = Results::open(&args.report, false)?;
+    let mut results = Results::open(&args.report.outputs, false)?;
     let Replayed { run, samples, tables, ending } = load(&args.recording, &args.report.overrides())?;
     let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
     results.check(&measured.collect::<Vec<_>>())?;
@@ -47,7 +47,6 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
-        cli::ReportArgs,
         detect::{
             self,
             long_wait::fixtures::wait,
@@ -98,9 +97,9 @@ pub(crate) mod tests {
     fn render(run: &Run) -> Vec<Vec<u8>> {
         let mut outputs = Vec::new();
         let options = RenderOptions { threads: true, ..RenderOptions::default() };
-        for (extension, _) in FORMATS.iter().filter(|(_, format)| !matches!(format, Format::Recording)) {
+        for of in FORMATS.iter().filter(|of| !matches!(of.format, Format::Recording)) {
             for kind in KINDS {
-                let spec: OutputSpec = format!("{}:x{extension}", kind.name).parse().unwrap();
+                let spec: OutputSpec = format!("{}:x{}", kind.name, of.extension).parse().unwrap();
                 let mut out = Vec::new();
                 spec.write(run, &options, &mut out).unwrap();
                 outputs.push(out);
@@ -268,9 +267,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let check = |name: &str, kinds: &[ProfileKind]| {
             let outputs = vec![dir.path().join(name).display().to_string().parse().unwrap()];
-            let thresholds = Vec::new();
-            let args = ReportArgs { outputs, threads: false, top: None, details: false, thresholds };
-            Results::open(&args, false).unwrap().check(kinds)
+            Results::open(&outputs, false).unwrap().check(kinds)
         };
         assert!(check("offcpu.svg", &[CPU]).is_err());
         assert!(check("offcpu.svg", &KINDS).is_ok());

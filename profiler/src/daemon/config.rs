@@ -1,4 +1,6 @@
 //! The daemon's configuration: TOML in, plain values out. What is wrong is said with its line, and what was probably meant.
+//!
+//! Longer than 600 lines because a third of it are the tests of what is wrong, and each field has its place in the file.
 
 use std::{
     collections::BTreeMap,

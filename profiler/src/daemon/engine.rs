@@ -1,5 +1,7 @@
 //! What a window means: metrics are read, rules are asked, changes of alerts are stored with their messages. Everything
 //! that comes from outside is an argument; only the store and the history are written.
+//!
+//! Longer than 600 lines because its tests run whole alerts, from windows to messages.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -107,7 +107,7 @@ impl History {
         if written.is_err() && path.exists() && sound(&path).is_err() {
             // A damaged file must not stop what comes: it is set aside, and a new one begun.
             self.damaged += 1;
-            let aside = path.with_extension(format!("damaged-{}", super::unix_ms()));
+            let aside = path.with_extension(format!("damaged-{}", crate::process::clock::unix_ms()));
             fs::rename(&path, &aside)?;
             eprintln!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
             self.write(&path)?;

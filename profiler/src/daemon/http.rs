@@ -306,7 +306,7 @@ async fn authorize(
 }
 
 fn data(data: impl Serialize) -> Response {
-    Json(json!({ "data": data, "timestamp": super::unix_ms() })).into_response()
+    Json(json!({ "data": data, "timestamp": crate::process::clock::unix_ms() })).into_response()
 }
 
 fn error(status: StatusCode, code: &str, message: &str) -> Response {
@@ -409,7 +409,7 @@ async fn history(State(shared): State<Arc<Shared>>, Query(asked): Query<HistoryQ
         Some("weekly") => (7 * 86_400_000, 3_600_000),
         Some(_) => return error(StatusCode::BAD_REQUEST, "period", "period is hourly, daily or weekly"),
     };
-    let to = asked.to.unwrap_or_else(super::unix_ms);
+    let to = asked.to.unwrap_or_else(crate::process::clock::unix_ms);
     let from = asked.from.unwrap_or_else(|| to.saturating_sub(length_ms));
     let step = asked.step.unwrap_or(step_ms);
     let dir = shared.state_dir.clone();

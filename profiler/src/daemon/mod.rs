@@ -22,7 +22,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -41,7 +41,7 @@ use self::{
 use crate::{
     metrics::{Kind, OwnMetric, Unit},
     model::report::Run,
-    process::{quota::CpuQuota, usage::Usage},
+    process::{clock, quota::CpuQuota, usage::Usage},
 };
 
 const PROC: &str = "/proc";
@@ -76,13 +76,8 @@ pub struct Window {
 /// began.
 pub type Measure<'a> = &'a mut dyn FnMut(&Window, &dyn Fn() -> bool) -> Result<Option<Run>>;
 
-/// Now, ms since 1970 (UTC).
-fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64
-}
-
 fn now() -> Now {
-    Now { monotonic: Duration::from_nanos(crate::process::clock::monotonic_ns()), unix_ms: unix_ms() }
+    Now { monotonic: Duration::from_nanos(clock::monotonic_ns()), unix_ms: clock::unix_ms() }
 }
 
 /// What has been asked of the daemon by signals.
@@ -189,7 +184,7 @@ pub fn test_receiver(config_file: &Path, name: &str) -> Result<()> {
         let known: Vec<&str> = config.receivers.iter().map(|receiver| receiver.name.as_str()).collect();
         bail!("no receiver is named {name}; there are {}", known.join(", "));
     };
-    let unix_ms = unix_ms();
+    let unix_ms = clock::unix_ms();
     let message = Message {
         version: 1,
         message: format!("test-{unix_ms}"),
@@ -241,7 +236,7 @@ impl Daemon {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let evidence = Evidence::open(&dir, config.daemon.keep_windows, config.daemon.evidence_bytes)
             .with_context(|| format!("cannot write in {}", dir.display()))?;
-        let history = history::History::open(&dir, config.daemon.history_bytes, unix_ms());
+        let history = history::History::open(&dir, config.daemon.history_bytes, clock::unix_ms());
         let senders = Senders::start(&dir, &config.receivers)?;
         let shared = Arc::new(Shared::new(&dir, config.daemon.token_file.as_deref())?);
         if let Some(listen) = Listen::parse(&config.daemon.listen)? {
@@ -296,7 +291,7 @@ impl Daemon {
             frequency: settings.frequency,
         };
         let detail = self.shed.detail(wanted);
-        let recording = self.evidence.window_path(unix_ms());
+        let recording = self.evidence.window_path(clock::unix_ms());
         let begun = std::time::Instant::now();
         let before = Usage::now().cpu_ns;
         self.problems.clear();
@@ -422,7 +417,7 @@ impl Daemon {
             targets,
             standings: self.engine.standings(),
             rules,
-            window_unix_ms: Some(unix_ms()),
+            window_unix_ms: Some(clock::unix_ms()),
             problems: self.problems.clone(),
         });
     }

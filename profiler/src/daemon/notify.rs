@@ -89,7 +89,7 @@ impl Senders {
 
 /// Sends the next message that is due; whether there was one.
 fn deliver_next(store: &mut Store, receiver: &Receiver, counts: &Counts) -> Result<bool> {
-    let Some(next) = store.due(&receiver.name, super::unix_ms())? else { return Ok(false) };
+    let Some(next) = store.due(&receiver.name, crate::process::clock::unix_ms())? else { return Ok(false) };
     let message: Message = serde_json::from_str(&next.body).context("a message in the outbox is damaged")?;
     match send(&receiver.kind, &message) {
         Ok(()) => {
@@ -102,7 +102,7 @@ fn deliver_next(store: &mut Store, receiver: &Receiver, counts: &Counts) -> Resu
             if next.attempts == 0 {
                 eprintln!("profiler: receiver {}: {text}; it is tried again", receiver.name);
             }
-            let due = super::unix_ms() + backoff(next.attempts).as_millis() as i64;
+            let due = crate::process::clock::unix_ms() + backoff(next.attempts).as_millis() as i64;
             store.failed(next.seq, &text, due)?;
         }
     }
@@ -343,7 +343,7 @@ mod tests {
         assert!(deliver_next(&mut store, &receiver, &counts).unwrap());
         assert_eq!(store.waiting().unwrap(), 1);
         assert!(!deliver_next(&mut store, &receiver, &counts).unwrap(), "not at once");
-        let later = store.due("hook", super::super::unix_ms() + 2_000).unwrap().unwrap();
+        let later = store.due("hook", crate::process::clock::unix_ms() + 2_000).unwrap().unwrap();
         store.failed(later.seq, "", 0).unwrap(); // due now
         assert!(deliver_next(&mut store, &receiver, &counts).unwrap());
         assert_eq!(store.waiting().unwrap(), 0);

@@ -101,7 +101,7 @@ impl Store {
         match Store::open_file(&path) {
             Ok(store) => Ok(store),
             Err(error) if path.exists() => {
-                let aside = dir.join(format!("alerts.sqlite.damaged-{}", super::unix_ms()));
+                let aside = dir.join(format!("alerts.sqlite.damaged-{}", crate::process::clock::unix_ms()));
                 eprintln!("profiler: {}: {error:#}; set aside as {}", path.display(), aside.display());
                 std::fs::rename(&path, &aside)?;
                 for suffix in ["-wal", "-shm"] {

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 
 use profiler_common::cpu::Seen;
 
-use crate::{
-    model::{
-        cause::WaitCause,
-        finding::Severity,
-        stack::ThreadKey,
-        threshold::Thresholds,
-        wait::{Block, LongWait, LongWaitKind, RanInstead},
-    },
-    probe,
+use crate::model::{
+    cause::WaitCause,
+    finding::Severity,
+    stack::{ThreadKey, comm},
+    threshold::Thresholds,
+    wait::{Block, LongWait, LongWaitKind, RanInstead},
 };
 
 /// One wait of a thread: it blocked, or was preempted, and then waited for a CPU.
@@ -62,7 +59,7 @@ pub fn who_ran(seen: &[Seen], tid: u32, start_ns: u64, end_ns: u64) -> Vec<RanIn
     let all = meanwhile.clone().count() as u64;
     let mut samples: BTreeMap<(u32, String), u64> = BTreeMap::new();
     for seen in meanwhile.filter(|seen| seen.tid != 0) {
-        *samples.entry((seen.tid, probe::name(&seen.comm))).or_default() += 1;
+        *samples.entry((seen.tid, comm(&seen.comm))).or_default() += 1;
     }
     let part = |samples| (u128::from(end_ns - start_ns) * u128::from(samples) / u128::from(all)) as u64;
     let mut ran: Vec<RanInstead> = samples

@@ -2,6 +2,7 @@
 //! ends, the kernel closes its descriptors and with them every probe.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -11,8 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{CgroupArray, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
+    Ebpf, EbpfLoader, Pod,
+    maps::{CgroupArray, HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
         FEntry, PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -30,17 +31,11 @@ use crate::{
     error::Error,
     kernel::{
         btf::{self, Btf},
+        costs::{Costs, cost_in},
+        port::{Event, Hook, Port},
+        preflight,
         unwind::{self, UnwindMaps},
         uprobe,
-    },
-    model::loss::{Loss, Losses},
-    probe::{
-        alloc::maps::{self as alloc_maps, AllocMaps},
-        sched::{
-            function_hooks,
-            maps::{self as sched_maps, SchedMaps},
-        },
-        syscall::maps::{self as call_maps, CallMaps},
     },
     process::target::Target,
 };
@@ -54,38 +49,65 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/profiler.aarch64.o
 const RING_BYTES_PER_CPU: u32 = 128 * 1024;
 const RING_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
+/// What probes ask of the kernel object before it is loaded.
+#[derive(Debug, Default)]
+pub struct Plan {
+    globals: BTreeMap<&'static str, Vec<u8>>,
+    map_sizes: BTreeMap<&'static str, u32>,
+    task_ids: bool,
+    more_records: bool,
+}
+
+impl Plan {
+    /// Sets a global of the kernel programs.
+    pub fn global<T: Pod>(&mut self, name: &'static str, value: T) {
+        // SAFETY: a Pod type has no padding and no invalid bytes, and the value lives until the copy is made.
+        let bytes = unsafe { std::slice::from_raw_parts((&raw const value).cast::<u8>(), size_of::<T>()) };
+        self.globals.insert(name, bytes.to_vec());
+    }
+
+    /// Sets globals to where members of kernel structures are.
+    pub fn offsets(&mut self, offsets: impl IntoIterator<Item = (&'static str, u32)>) {
+        offsets.into_iter().for_each(|(name, offset)| self.global(name, offset));
+    }
+
+    /// Sets how many entries a map has.
+    pub fn map_size(&mut self, map: &'static str, entries: u32) {
+        self.map_sizes.insert(map, entries);
+    }
+
+    /// How many entries a map is to have, if it is not to have its usual size.
+    pub fn size_of(&self, map: &str) -> Option<u32> {
+        self.map_sizes.get(map).copied()
+    }
+
+    /// Ids are read out of tasks, whatever the target is.
+    pub fn needs_task_ids(&mut self) {
+        self.task_ids = true;
+    }
+
+    /// There will be several times more records than samples.
+    pub fn needs_more_records(&mut self) {
+        self.more_records = true;
+    }
+}
+
 /// The loaded kernel programs and their maps.
 pub struct Kernel {
     /// `None` once detached.
     ebpf: Option<Ebpf>,
-    /// Records of all probes.
-    pub records: RingBuf<MapData>,
+    records: RingBuf<MapData>,
     targets: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
     costs: PerCpuArray<MapData, ProbeCost>,
     unwind: Option<UnwindMaps>,
-    sched: Option<SchedMaps>,
-    calls: Option<CallMaps>,
-    watches_calls: bool,
-    alloc: Option<AllocMaps>,
     uprobes: uprobe::Unloaded,
-}
-
-/// What is to be watched besides CPUs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Watch<'a> {
-    /// The scheduler.
-    pub sched: Option<&'a sched_maps::Settings>,
-    /// System calls; by thread if true.
-    pub calls: Option<bool>,
-    /// Allocations.
-    pub allocations: bool,
+    only: u32,
 }
 
 impl Kernel {
     /// Loads the programs for `target`. Nothing is attached yet.
-    pub fn load(target: &Target, kernel_log: bool, watch: Watch<'_>) -> Result<Kernel> {
-        let Watch { sched, calls, allocations } = watch;
+    pub fn load(target: &Target, kernel_log: bool, plan: &Plan) -> Result<Kernel> {
         let pidns = own_pid_namespace()?;
         let mode = match target {
             Target::Pids { .. } | Target::Comm(_) => TargetMode::Pids,
@@ -97,8 +119,7 @@ impl Kernel {
             _ => [0; COMM_LEN],
         };
         let cpus = cpus()?.len() as u32;
-        // A server opens a file per request, and says so.
-        let per_cpu = if calls.is_some() { RING_BYTES_PER_CPU * 4 } else { RING_BYTES_PER_CPU };
+        let per_cpu = if plan.more_records { RING_BYTES_PER_CPU * 4 } else { RING_BYTES_PER_CPU };
         let ring_bytes = (per_cpu * cpus).next_power_of_two().min(RING_BYTES_MAX);
         let wakeup_bytes = u64::from(ring_bytes / 2);
 
@@ -115,57 +136,17 @@ impl Kernel {
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .override_global("ONLY_TGID", &only, true)
             .map_max_entries("RECORDS", ring_bytes);
-        let needs_ids = pidns != INIT_PIDNS_INUM || target.follows();
-        let watches = sched.is_some() || calls.is_some();
-        let mut offsets = if needs_ids || watches { task_offsets()? } else { Vec::new() };
-        if watches {
-            offsets.extend(sched_maps::offsets()?);
-        } else {
-            loader.map_max_entries("STACKS_SENT", 1);
-        }
-        match sched {
-            Some(sched_maps::Settings { limits, wakers: _, run_queue_by_thread }) => {
-                loader
-                    .override_global(
-                        "RUN_QUEUE_BY_THREAD",
-                        if *run_queue_by_thread { &1u8 } else { &0u8 },
-                        true,
-                    )
-                    .override_global("KEEP_RAN", &1u8, true)
-                    .override_global("STALL_NS", &limits.stall_ns, true)
-                    .override_global("LOOP_BLOCK_NS", &limits.loop_block_ns, true)
-                    .override_global("STARVATION_NS", &limits.starvation_ns, true)
-                    .override_global("BLOCK_NS", &limits.block_ns, true);
-            }
-            None => {
-                for map in sched_maps::LARGE_MAPS {
-                    loader.map_max_entries(map, 1);
-                }
-            }
-        }
-        if !sched.is_some_and(|sched| sched.run_queue_by_thread) {
-            loader.map_max_entries(sched_maps::BY_THREAD_MAP, 1);
-        }
-        let (watched, by_thread) = (u32::from(calls.is_some()), u32::from(calls == Some(true)));
-        loader.override_global("CALLS_WATCHED", &watched, true).override_global(
-            "CALLS_BY_THREAD",
-            &by_thread,
-            true,
-        );
-        let one_process = matches!(target, Target::Pids { pids, follow: false } if pids.len() < 2);
-        for (map, entries) in call_maps::map_sizes(calls, one_process) {
-            loader.map_max_entries(map, entries);
-        }
-        if allocations {
-            offsets.extend(alloc_maps::offsets());
-        } else {
-            for map in alloc_maps::LARGE_MAPS {
-                loader.map_max_entries(map, 1);
-            }
-        }
-        offsets.extend(unwind::offsets());
-        for (name, offset) in &offsets {
+        let needs_ids = pidns != INIT_PIDNS_INUM || target.follows() || plan.task_ids;
+        let ids = if needs_ids { task_offsets()? } else { Vec::new() };
+        let fixed = unwind::offsets();
+        for (name, offset) in ids.iter().chain(&fixed) {
             loader.override_global(name, offset, true);
+        }
+        for (name, bytes) in &plan.globals {
+            loader.override_global(name, &bytes[..], true);
+        }
+        for (map, &entries) in &plan.map_sizes {
+            loader.map_max_entries(map, entries);
         }
         let log_level = if kernel_log { log::LevelFilter::Trace as u8 } else { 0 };
         loader.override_global("AYA_LOG_LEVEL", &log_level, false);
@@ -177,12 +158,6 @@ impl Kernel {
         }
         let uprobes = uprobe::Unloaded::of(&ebpf);
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
-        if watches {
-            sched_maps::set_classes(&mut ebpf)?;
-        }
-        let sched_maps = sched.map(|_| SchedMaps::take(&mut ebpf, only)).transpose()?;
-        let call_maps = calls.map(|_| CallMaps::take(&mut ebpf)).transpose()?;
-        let alloc_maps = allocations.then(|| AllocMaps::take(&mut ebpf)).transpose()?;
         let mut take =
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(Kernel {
@@ -191,13 +166,27 @@ impl Kernel {
             counters: PerCpuArray::try_from(take("COUNTERS")?)?,
             costs: PerCpuArray::try_from(take("COSTS")?)?,
             unwind: Some(unwind_maps),
-            sched: sched_maps,
-            calls: call_maps,
-            watches_calls: calls.is_some(),
-            alloc: alloc_maps,
             uprobes,
+            only,
             ebpf: Some(ebpf),
         })
+    }
+
+    /// Hands out a map, once.
+    pub fn take_map(&mut self, name: &str) -> Result<Map> {
+        let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map(name));
+        map.with_context(|| format!("kernel object has no map {name}"))
+    }
+
+    /// A map that stays here.
+    pub fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
+        let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut(name));
+        map.with_context(|| format!("kernel object has no map {name}"))
+    }
+
+    /// The only target where there is only one and ids need no translation; zero otherwise.
+    pub fn only_target(&self) -> u32 {
+        self.only
     }
 
     /// Starts printing what the kernel programs log, on a task of its own.
@@ -220,53 +209,6 @@ impl Kernel {
         self.unwind.take().context("the unwind maps have been taken")
     }
 
-    /// Hands out the maps of the scheduler probe, once, if it was asked for.
-    pub fn take_sched_maps(&mut self) -> Option<SchedMaps> {
-        self.sched.take()
-    }
-
-    /// Hands out the maps of the system-call probe, once, if it was asked for.
-    pub fn take_call_maps(&mut self) -> Option<CallMaps> {
-        self.calls.take()
-    }
-
-    /// Hands out the maps of the allocation probe, once, if it was asked for.
-    pub fn take_alloc_maps(&mut self) -> Option<AllocMaps> {
-        self.alloc.take()
-    }
-
-    /// Loads the programs of the allocation probe.
-    pub fn load_alloc(&mut self) -> Result<uprobe::Programs> {
-        self.uprobes.load(OBJECT, self.ebpf.as_mut().context("already detached")?)
-    }
-
-    /// Another reader of what the probes cost.
-    pub fn costs(&self) -> Result<Costs> {
-        let map = aya::maps::Map::PerCpuArray(MapData::from_fd(self.uprobes.map("COSTS")?)?);
-        Ok(Costs(map.try_into()?))
-    }
-
-    /// Samples the stack of each `period`th page fault.
-    pub fn attach_faults(&mut self, period: u64) -> Result<()> {
-        self.sample("fault_sample", SoftwareEvent::PageFaults, period)
-    }
-
-    /// Makes a process a target.
-    pub fn add_target(&mut self, pid: u32) -> Result<()> {
-        self.targets.insert(pid, 0, 0).context("too many processes for the target set")
-    }
-
-    /// Forgets a process that is gone, so that a later one with its number is no target.
-    pub fn remove_target(&mut self, pid: u32) {
-        let _never_was_one = self.targets.remove(&pid);
-    }
-
-    /// Samples every CPU each `period_ns` of its clock, and unwinds user stacks by tables or by frame pointers.
-    pub fn attach_cpu(&mut self, period_ns: u64, by_tables: bool) -> Result<()> {
-        let name = if by_tables { "cpu_sample" } else { "cpu_sample_fp" };
-        self.sample(name, SoftwareEvent::CpuClock, period_ns)
-    }
-
     /// Runs a program at each `period`th event of every CPU.
     fn sample(&mut self, name: &str, event: SoftwareEvent, period: u64) -> Result<()> {
         let program: &mut PerfEvent = program(self.ebpf.as_mut(), name)?;
@@ -286,44 +228,28 @@ impl Kernel {
 
     /// Keeps the set of targets up to date where `target` asks for it, and that of processes with unwind tables.
     pub fn attach_target_hooks(&mut self, target: &Target, by_tables: bool) -> Result<()> {
-        let mut hooks = Vec::new();
         if by_tables {
-            hooks.push(("forget_exec", "sched_process_exec"));
+            self.attach_raw("forget_exec", "sched_process_exec")?;
         }
         if target.follows() {
-            hooks.push(("follow_fork", "sched_process_fork"));
+            self.attach_raw("follow_fork", "sched_process_fork")?;
         }
         if matches!(target, Target::Comm(_)) {
-            hooks.push(("match_exec", "sched_process_exec"));
+            self.attach_raw("match_exec", "sched_process_exec")?;
         }
-        self.attach_raw(&hooks)
+        Ok(())
     }
 
-    /// Attaches the scheduler probe, and the hook of wake-ups if `wakers` are asked for; it begins when
-    /// [`SchedMaps::start`] says so.
-    pub fn attach_sched(&mut self, wakers: bool) -> Result<()> {
-        if wakers {
-            self.attach_raw(&[("sched_waking", "sched_waking")])?;
-        }
-        self.attach_raw(&[
-            ("sched_wakeup_new", "sched_wakeup_new"),
-            ("sched_exec", "sched_process_exec"),
-            ("sched_switch", "sched_switch"),
-        ])
+    fn attach_raw(&mut self, program_name: &str, tracepoint: &str) -> Result<()> {
+        let program: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
+        program.load().map_err(explain_program)?;
+        program.attach(tracepoint).map_err(explain_program)?;
+        Ok(())
     }
 
-    /// Attaches the hook of the calls that event loops wait in: to these calls only, if the kernel allows it; otherwise
-    /// where every system call of every process passes. The system-call probe is there already, and asks by itself.
-    pub fn attach_loops(&mut self) -> Result<()> {
-        if self.watches_calls {
-            return Ok(());
-        }
-        let functions = function_hooks::allowed(&function_hooks::LOOP_WAITS);
-        if functions.is_empty() {
-            return self.attach_raw(&[("wait_enter", "sys_enter")]);
-        }
+    fn attach_functions(&mut self, hooks: &[(&str, &str)]) -> Result<()> {
         let btf = aya::Btf::from_sys_fs().context("reading the kernel's types")?;
-        for (name, function) in functions {
+        for (name, function) in hooks {
             let program: &mut FEntry = program(self.ebpf.as_mut(), name)?;
             program.load(function, &btf).map_err(explain_program)?;
             program.attach().map_err(explain_program)?;
@@ -331,100 +257,66 @@ impl Kernel {
         Ok(())
     }
 
-    /// Attaches the system-call probe. Every system call of every process passes it: only if asked for.
-    pub fn attach_calls(&mut self) -> Result<()> {
-        for (index, name) in (0..).zip(call_maps::STEPS) {
-            let step: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
-            step.load().map_err(explain_program)?;
-            let step = step.fd()?.try_clone()?;
-            let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.map_mut("CALL_STEPS"));
-            let mut map = ProgramArray::try_from(map.context("kernel object has no map CALL_STEPS")?)?;
-            map.set(index, &step, 0)?;
-        }
-        self.attach_raw(&[
-            ("call_gone", "sched_process_exit"),
-            ("call_exec", "sched_process_exec"),
-            ("call_exit", "sys_exit"),
-            ("call_enter", "sys_enter"),
-        ])
-    }
-
-    fn attach_raw(&mut self, hooks: &[(&str, &str)]) -> Result<()> {
-        for (name, tracepoint) in hooks {
-            let program: &mut RawTracePoint = program(self.ebpf.as_mut(), name)?;
-            program.load().map_err(explain_program)?;
-            program.attach(tracepoint).map_err(explain_program)?;
-        }
-        Ok(())
-    }
-
-    /// Unloads all programs; counters and waiting records stay.
-    pub fn detach(&mut self) {
-        self.ebpf = None;
+    fn add_tail_call(&mut self, program_name: &str, map: &str, index: u32) -> Result<()> {
+        let step: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
+        step.load().map_err(explain_program)?;
+        let step = step.fd()?.try_clone()?;
+        Ok(ProgramArray::try_from(self.map_mut(map)?)?.set(index, &step, 0)?)
     }
 
     /// Becomes readable when the kernel has more records than it should keep waiting.
     pub fn records_fd(&self) -> io::Result<OwnedFd> {
         self.records.as_fd().try_clone_to_owned()
     }
+}
 
-    /// Samples taken so far, delivered or not.
-    pub fn samples_taken(&self) -> u64 {
-        self.counter(KernelCounter::SamplesTaken)
+impl Port for Kernel {
+    fn attach(&mut self, hook: Hook<'_>) -> Result<()> {
+        match hook {
+            Hook::Tracepoint { program, tracepoint } => self.attach_raw(program, tracepoint),
+            Hook::Event { program, event: Event::CpuClock, period } => {
+                self.sample(program, SoftwareEvent::CpuClock, period)
+            }
+            Hook::Event { program, event: Event::PageFaults, period } => {
+                self.sample(program, SoftwareEvent::PageFaults, period)
+            }
+            Hook::Functions(hooks) => self.attach_functions(hooks),
+            Hook::TailCall { program, map, index } => self.add_tail_call(program, map, index),
+        }
     }
 
-    /// Stacks of allocations that were walked, and not known already.
-    pub fn stacks_walked(&self) -> u64 {
-        self.counter(KernelCounter::AllocWalks)
+    fn user_programs(&mut self, programs: &[&'static uprobe::Program]) -> Result<(uprobe::Programs, Costs)> {
+        let programs =
+            self.uprobes.load(OBJECT, self.ebpf.as_mut().context("already detached")?, programs)?;
+        let costs = Map::PerCpuArray(MapData::from_fd(self.uprobes.map("COSTS")?)?);
+        Ok((programs, Costs(costs.try_into()?)))
     }
 
-    /// Brings the kernel's own loss counters into `losses`.
-    pub fn update_losses(&self, losses: &mut Losses) {
-        losses.set(Loss::RingBufferFull, self.counter(KernelCounter::RingBufferFull));
-        losses.set(Loss::TargetsFull, self.counter(KernelCounter::TargetsFull));
-        losses.set(Loss::ThreadsFull, self.counter(KernelCounter::ThreadsFull));
-        losses.set(Loss::OffCpuFull, self.counter(KernelCounter::OffCpuFull));
-        losses.set(Loss::WaitsUntold, self.counter(KernelCounter::IntervalsDropped));
-        losses.set(Loss::OffCpuStacksSkipped, self.counter(KernelCounter::StacksSkipped));
-        losses.set(Loss::RecordsLost, self.counter(KernelCounter::RecordsLost));
-        losses.set(Loss::CallsFull, self.counter(KernelCounter::CallsFull));
-        losses.set(Loss::IoFull, self.counter(KernelCounter::IoFull));
-        losses.set(Loss::SlowCallsUntold, self.counter(KernelCounter::SlowCallsDropped));
-        losses.set(Loss::ObjectsFull, self.counter(KernelCounter::ObjectsFull));
-        losses.set(Loss::AllocStacksFull, self.counter(KernelCounter::AllocStacksFull));
-        losses.set(Loss::AllocClash, self.counter(KernelCounter::AllocClash));
-        losses.set(Loss::FreesImplied, self.counter(KernelCounter::FreesImplied));
+    fn add_target(&mut self, pid: u32) -> Result<()> {
+        self.targets.insert(pid, 0, 0).context("too many processes for the target set")
     }
 
-    /// What a probe has cost so far, on all CPUs.
-    pub fn cost(&self, probe: Probe) -> ProbeCost {
-        cost_in(&self.costs, probe)
+    fn remove_target(&mut self, pid: u32) {
+        let _never_was_one = self.targets.remove(&pid);
+    }
+
+    fn drain_records(&mut self, each: &mut dyn FnMut(&[u8])) {
+        while let Some(record) = self.records.next() {
+            each(&record);
+        }
     }
 
     fn counter(&self, counter: KernelCounter) -> u64 {
         self.counters.get(&(counter as u32), 0).map_or(0, |per_cpu| per_cpu.iter().sum())
     }
-}
 
-/// What the probes cost, for another thread to read.
-pub struct Costs(PerCpuArray<MapData, ProbeCost>);
-
-impl Costs {
-    /// What a probe has cost so far, on all CPUs.
-    pub fn of(&self, probe: Probe) -> ProbeCost {
-        cost_in(&self.0, probe)
+    fn cost(&self, probe: Probe) -> ProbeCost {
+        cost_in(&self.costs, probe)
     }
-}
 
-fn cost_in(costs: &PerCpuArray<MapData, ProbeCost>, probe: Probe) -> ProbeCost {
-    let mut total = ProbeCost::default();
-    if let Ok(per_cpu) = costs.get(&(probe as u32), 0) {
-        for cost in per_cpu.iter() {
-            total.runs += cost.runs;
-            total.ns += cost.ns;
-        }
+    fn detach(&mut self) {
+        self.ebpf = None;
     }
-    total
 }
 
 fn program<'a, P>(ebpf: Option<&'a mut Ebpf>, name: &str) -> Result<&'a mut P>
@@ -490,14 +382,14 @@ fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn explain_load(error: aya::EbpfError) -> anyhow::Error {
-    if refused(&error) && !super::preflight::may_load_programs() {
+    if refused(&error) && !preflight::may_load_programs() {
         return Error::MissingRights { what: "load programs into the kernel" }.into();
     }
     anyhow::Error::new(error).context("loading the kernel programs")
 }
 
 fn explain_program(error: aya::programs::ProgramError) -> anyhow::Error {
-    if refused(&error) && !super::preflight::may_load_programs() {
+    if refused(&error) && !preflight::may_load_programs() {
         return Error::MissingRights { what: "attach to kernel events" }.into();
     }
     anyhow::Error::new(error).context("attaching the kernel programs")

@@ -2,7 +2,10 @@
 //! kernel's notices of new mappings; `preflight` says beforehand what would work.
 
 pub mod btf;
+pub mod costs;
+pub mod function_hooks;
 pub mod load;
+pub mod port;
 pub mod preflight;
 pub mod sideband;
 pub mod unwind;

@@ -7,7 +7,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
-use crate::{kernel::btf, probe::sched::function_hooks};
+use crate::kernel::btf;
 
 /// Bits of capability sets in /proc/self/status (include/uapi/linux/capability.h).
 const CAPABILITIES: [(u32, &str, &str); 5] = [
@@ -40,6 +40,14 @@ pub struct Check {
     pub detail: String,
 }
 
+impl Check {
+    /// A feature that is there, with what was `found`, or is not, with what is `missing` then.
+    pub fn new(feature: &str, ok: bool, otherwise: Verdict, found: &str, missing: &str) -> Check {
+        let (verdict, detail) = if ok { (Verdict::Yes, found) } else { (otherwise, missing) };
+        Check { feature: feature.to_owned(), verdict, detail: detail.to_owned() }
+    }
+}
+
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = match self.verdict {
@@ -57,8 +65,7 @@ pub fn checks() -> Vec<Check> {
     let has = |bit: u32| effective & (1 << bit) != 0;
     let mut checks = vec![kernel_version()];
     let mut check = |feature: &str, ok: bool, otherwise: Verdict, found: &str, missing: &str| {
-        let (verdict, detail) = if ok { (Verdict::Yes, found) } else { (otherwise, missing) };
-        checks.push(Check { feature: feature.to_owned(), verdict, detail: detail.to_owned() });
+        checks.push(Check::new(feature, ok, otherwise, found, missing));
     };
 
     for (bit, name, purpose) in CAPABILITIES {
@@ -97,27 +104,6 @@ pub fn checks() -> Vec<Check> {
                 "not in this kernel",
             );
         }
-        check(
-            "function hooks (fentry)",
-            !function_hooks::allowed(&function_hooks::LOOP_WAITS).is_empty(),
-            Verdict::Degraded,
-            "supported",
-            "refused or not in this kernel: event loops are seen by way of every system call, which costs each some 75 ns",
-        );
-        check(
-            "allocations (user probes)",
-            Path::new("/sys/bus/event_source/devices/uprobe/type").exists(),
-            Verdict::Degraded,
-            "supported",
-            "no uprobes (CONFIG_UPROBE_EVENTS): memory by growth and page faults only",
-        );
-        check(
-            "many user probes at once",
-            super::uprobe::supports_multi(),
-            Verdict::Degraded,
-            "supported",
-            "needs Linux 6.10: taking the probes of an allocator away takes seconds, not milliseconds",
-        );
         check(
             "BPF ring buffer",
             is_map_supported(aya::maps::MapType::RingBuf).unwrap_or(false),

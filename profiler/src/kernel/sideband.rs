@@ -14,22 +14,18 @@ use std::{
 use anyhow::{Context as _, Result};
 use perf_event_open_sys::bindings as sys;
 
-use crate::process::notice::{Event, Notice};
+use crate::{
+    kernel::port::Notices,
+    process::notice::{Event, Notice},
+};
 
 /// The rings of all CPUs.
 pub struct Sideband {
     rings: Vec<Ring>,
 }
 
-impl Sideband {
-    /// Opens one ring of `ring_bytes` (a power of two) per CPU in `cpus`.
-    pub fn open(cpus: &[u32], ring_bytes: usize) -> Result<Sideband> {
-        let rings = cpus.iter().map(|&cpu| Ring::open(cpu, ring_bytes)).collect::<io::Result<_>>();
-        Ok(Sideband { rings: rings.context("opening perf events for mapping notices")? })
-    }
-
-    /// Takes all waiting notices, oldest first. Returns how many the kernel had to drop since the last call.
-    pub fn drain(&mut self, notices: &mut Vec<Notice>) -> u64 {
+impl Notices for Sideband {
+    fn drain(&mut self, notices: &mut Vec<Notice>) -> u64 {
         let mut dropped = 0;
         for ring in &mut self.rings {
             ring.drain(|kind, misc, body| match parse(kind, misc, body) {
@@ -40,6 +36,14 @@ impl Sideband {
         }
         notices.sort_by_key(|notice| notice.time_ns);
         dropped
+    }
+}
+
+impl Sideband {
+    /// Opens one ring of `ring_bytes` (a power of two) per CPU in `cpus`.
+    pub fn open(cpus: &[u32], ring_bytes: usize) -> Result<Sideband> {
+        let rings = cpus.iter().map(|&cpu| Ring::open(cpu, ring_bytes)).collect::<io::Result<_>>();
+        Ok(Sideband { rings: rings.context("opening perf events for mapping notices")? })
     }
 }
 

@@ -27,21 +27,14 @@ use perf_event_open_sys::bindings as sys;
 
 use crate::kernel::preflight;
 
-/// Which of the kernel programs a breakpoint runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Program {
-    /// At the beginning of a call.
-    Enter = 0,
-    /// When it has returned.
-    Return = 1,
-    /// Before something is freed.
-    Free = 2,
-    /// At a return instruction.
-    Leave = 3,
+/// A kernel program that breakpoints run.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Program {
+    /// Its name in the kernel object.
+    pub name: &'static str,
+    /// It runs when the function that begins at the breakpoint has returned.
+    pub at_return: bool,
 }
-
-/// Names of the kernel programs, in the order of [`Program`].
-const PROGRAMS: [&str; 4] = ["alloc_enter", "alloc_return", "alloc_free", "alloc_leave"];
 
 /// A breakpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +44,7 @@ pub struct Breakpoint {
     /// Where in it.
     pub file_offset: u64,
     /// What it runs.
-    pub program: Program,
+    pub program: &'static Program,
     /// What it tells the program.
     pub cookie: u64,
     /// What is known of its price: whether the kernel emulates the instruction, and whether it is passed often.
@@ -62,7 +55,7 @@ pub struct Breakpoint {
 
 /// The loaded programs.
 pub struct Programs {
-    fds: Vec<OwnedFd>,
+    loaded: Vec<(&'static Program, OwnedFd)>,
     /// Whether one link can hold many breakpoints.
     multi: bool,
     perf_type: u32,
@@ -109,17 +102,17 @@ impl Unloaded {
         Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
     }
 
-    /// Loads the programs of an object that is loaded as `ebpf`.
-    pub fn load(&self, object: &[u8], ebpf: &mut Ebpf) -> Result<Programs> {
+    /// Loads some programs of an object that is loaded as `ebpf`. Breakpoints are put in place in their order.
+    pub fn load(&self, object: &[u8], ebpf: &mut Ebpf, programs: &[&'static Program]) -> Result<Programs> {
         let perf_type = crate::text::read_to_parse("/sys/bus/event_source/devices/uprobe/type".as_ref())
             .context("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")?;
         let perf_type = perf_type.trim().parse().context("/sys/bus/event_source/devices/uprobe/type")?;
         let multi = supports_multi();
         let fds = if multi {
-            load_for_multi(object, &self.maps)?
+            load_for_multi(object, &self.maps, programs)?
         } else {
             let mut fds = Vec::new();
-            for name in PROGRAMS {
+            for Program { name, .. } in programs {
                 let program: &mut UProbe = ebpf
                     .program_mut(name)
                     .with_context(|| format!("kernel object has no program {name}"))?
@@ -129,7 +122,7 @@ impl Unloaded {
             }
             fds
         };
-        Ok(Programs { fds, multi, perf_type })
+        Ok(Programs { loaded: programs.iter().copied().zip(fds).collect(), multi, perf_type })
     }
 }
 
@@ -142,51 +135,36 @@ impl Programs {
     /// Puts breakpoints into a process. If one cannot be, none is.
     pub fn attach(&self, pid: u32, breakpoints: &[Breakpoint]) -> io::Result<Attached> {
         let mut attached = Attached::default();
-        // Who frees first: then no object is watched whose end would not be seen.
-        for program in [Program::Free, Program::Return, Program::Leave, Program::Enter] {
+        for (program, fd) in &self.loaded {
             let mut files: BTreeMap<&Path, Vec<&Breakpoint>> = BTreeMap::new();
-            for breakpoint in breakpoints.iter().filter(|breakpoint| breakpoint.program == program) {
+            for breakpoint in breakpoints.iter().filter(|breakpoint| breakpoint.program == *program) {
                 if self.multi {
                     files.entry(&breakpoint.path).or_default().push(breakpoint);
                 } else {
-                    self.attach_one(pid, breakpoint, &mut attached)?;
+                    self.attach_one(pid, breakpoint, fd, &mut attached)?;
                 }
             }
             for (path, some) in files {
-                let link = self.attach_many(pid, path, program, &some)?;
+                let link = attach_many(pid, path, program, fd, &some)?;
                 attached.0.push(link);
             }
         }
         Ok(attached)
     }
 
-    fn attach_many(
+    fn attach_one(
         &self,
         pid: u32,
-        path: &Path,
-        program: Program,
-        some: &[&Breakpoint],
-    ) -> io::Result<OwnedFd> {
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        let offsets: Vec<u64> = some.iter().map(|breakpoint| breakpoint.file_offset).collect();
-        let cookies: Vec<u64> = some.iter().map(|breakpoint| breakpoint.cookie).collect();
-        link_multi(
-            self.fds[program as usize].as_fd(),
-            &path,
-            &offsets,
-            &cookies,
-            pid,
-            program == Program::Return,
-        )
-    }
-
-    fn attach_one(&self, pid: u32, breakpoint: &Breakpoint, attached: &mut Attached) -> io::Result<()> {
+        breakpoint: &Breakpoint,
+        program: &OwnedFd,
+        attached: &mut Attached,
+    ) -> io::Result<()> {
         let path = CString::new(breakpoint.path.as_os_str().as_bytes())?;
         let mut attr = sys::perf_event_attr {
             size: size_of::<sys::perf_event_attr>() as u32,
             type_: self.perf_type,
             // Bit 0 asks for the return: /sys/bus/event_source/devices/uprobe/format/retprobe.
-            config: u64::from(breakpoint.program == Program::Return),
+            config: u64::from(breakpoint.program.at_return),
             ..Default::default()
         };
         attr.__bindgen_anon_3.config1 = path.as_ptr() as u64;
@@ -208,7 +186,7 @@ impl Programs {
         let event = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: plain old data.
         let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
-        attr.link_create.__bindgen_anon_1.prog_fd = self.fds[breakpoint.program as usize].as_raw_fd() as u32;
+        attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
         attr.link_create.__bindgen_anon_2.target_fd = event.as_raw_fd() as u32;
         attr.link_create.attach_type = bpf_attach_type::BPF_PERF_EVENT as u32;
         attr.link_create.__bindgen_anon_3.perf_event.bpf_cookie = breakpoint.cookie;
@@ -216,6 +194,19 @@ impl Programs {
         // The link holds the event.
         Ok(())
     }
+}
+
+fn attach_many(
+    pid: u32,
+    path: &Path,
+    program: &Program,
+    fd: &OwnedFd,
+    some: &[&Breakpoint],
+) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let offsets: Vec<u64> = some.iter().map(|breakpoint| breakpoint.file_offset).collect();
+    let cookies: Vec<u64> = some.iter().map(|breakpoint| breakpoint.cookie).collect();
+    link_multi(fd.as_fd(), &path, &offsets, &cookies, pid, program.at_return)
 }
 
 /// `BPF_F_UPROBE_MULTI_RETURN`
@@ -272,7 +263,11 @@ pub fn supports_multi() -> bool {
 }
 
 /// Loads the programs with the attach type that many breakpoints in one link need.
-fn load_for_multi(data: &[u8], maps: &BTreeMap<String, RawFd>) -> Result<Vec<OwnedFd>> {
+fn load_for_multi(
+    data: &[u8],
+    maps: &BTreeMap<String, RawFd>,
+    programs: &[&Program],
+) -> Result<Vec<OwnedFd>> {
     let mut object = aya_obj::Object::parse(data)?;
     let btf = match aya::features().btf() {
         Some(features) => {
@@ -286,7 +281,7 @@ fn load_for_multi(data: &[u8], maps: &BTreeMap<String, RawFd>) -> Result<Vec<Own
     object.relocate_maps(located, &text_sections)?;
     object.relocate_calls(&text_sections)?;
     object.sanitize_functions(aya::features());
-    PROGRAMS.iter().map(|name| load_program(&object, name, btf.as_ref())).collect()
+    programs.iter().map(|program| load_program(&object, program.name, btf.as_ref())).collect()
 }
 
 fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {

@@ -9,7 +9,10 @@ use prometheus_client::{
     registry::{Registry, Unit as ExportedUnit},
 };
 
-use super::{Kind, METRICS, Metric, View};
+use super::{
+    metric::{Kind, Metric, Unit, View},
+    read::METRICS,
+};
 
 /// The last value of every metric of every target; counters are sums since the daemon started.
 #[derive(Clone, Debug, Default)]
@@ -84,7 +87,7 @@ pub struct OwnMetric {
     /// What it is.
     pub help: &'static str,
     /// Unit.
-    pub unit: super::Unit,
+    pub unit: Unit,
     /// Kind.
     pub kind: Kind,
     /// Each value with its labels.
@@ -126,7 +129,7 @@ fn family(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    unit: super::Unit,
+    unit: Unit,
     kind: Kind,
     values: impl Iterator<Item = (Vec<(&'static str, String)>, f64)>,
 ) -> Result<(), std::fmt::Error> {

@@ -1,6 +1,6 @@
 //! The metrics, and how each is read.
 
-use super::{Kind, Metric, Unit, Values, View};
+use super::metric::{Kind, Metric, Unit, Values, View};
 use crate::model::{
     cause::WaitCause,
     memory::Footprint,

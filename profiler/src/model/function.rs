@@ -4,8 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     abi,
-    stack::{Module, ModuleKind},
+    stack::{Module, ModuleId, ModuleKind},
 };
+
+/// How much to find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Names out of symbol tables: cheap in time and memory.
+    Names,
+    /// Inlined functions and source lines too, out of debug information, which costs up to a hundred times more.
+    Full,
+}
 
 /// One function of one frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -79,4 +88,17 @@ impl Function {
             }
         }
     }
+}
+
+/// Finds the functions at addresses of one module.
+pub trait Symbolizer {
+    /// For each address its functions, innermost inlined one first. A function without a symbol is
+    /// [`Function::unnamed`]; `None` where it is not known which function it is.
+    fn functions(
+        &mut self,
+        id: ModuleId,
+        module: &Module,
+        addresses: &[u64],
+        detail: Detail,
+    ) -> Vec<Option<Vec<Function>>>;
 }

@@ -5,23 +5,35 @@ use std::rc::Rc;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    model::{
-        cause::WaitCause,
-        finding::{Finding, Verdict},
-        kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
-        loss::{Loss, Losses},
-        memory::{Memory, Site},
-        sections::Told,
-        stack::{Frame, Module, ModuleKind, StackEnd, StackId, Tables, ThreadKey},
-        syscall::Calls,
-        totals::{Key, Snapshot},
-        vitals::Vitals,
-        wait::Blocking,
-    },
-    symbolize::{Detail, Function, Symbolizer},
-    unwind::feed::UnwindReport,
+use crate::model::{
+    cause::WaitCause,
+    finding::{Finding, Verdict},
+    function::{Detail, Function, Symbolizer},
+    kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
+    loss::{Loss, Losses},
+    memory::{Memory, Site},
+    sections::Told,
+    stack::{Frame, Module, ModuleKind, StackEnd, StackId, Tables, ThreadKey},
+    syscall::Calls,
+    totals::{Key, Snapshot},
+    vitals::Vitals,
+    wait::Blocking,
 };
+
+/// What unwinding took, and what could not be unwound by tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnwindReport {
+    /// Tables in the kernel.
+    pub tables: u64,
+    /// Their size, bytes.
+    pub table_bytes: u64,
+    /// Time it took to build all tables ever built, ns.
+    pub build_ns: u64,
+    /// Files without a table, each with the reason.
+    pub failed: Vec<(String, String)>,
+    /// Processes whose mappings did not fit.
+    pub processes_refused: u64,
+}
 
 /// Facts about a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -180,6 +192,18 @@ pub struct ProfileStack {
     pub weight: u64,
     /// What the thread waited for, if it did.
     pub cause: Option<WaitCause>,
+}
+
+impl Totals {
+    /// What is not made of samples, for a recording.
+    pub fn sections(&self) -> Told<'_> {
+        Told {
+            blocking: self.blocking.as_ref(),
+            memory: self.memory.as_ref(),
+            calls: self.calls.as_ref(),
+            vitals: self.vitals.as_ref(),
+        }
+    }
 }
 
 impl Run {

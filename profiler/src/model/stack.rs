@@ -3,6 +3,7 @@
 use std::fmt;
 
 use indexmap::{IndexMap, IndexSet};
+use profiler_common::COMM_LEN;
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
@@ -192,6 +193,12 @@ pub struct ThreadKey {
     pub pid: u32,
     /// Thread id.
     pub tid: u32,
+}
+
+/// A thread's name as the kernel has it, up to the first NUL.
+pub fn comm(comm: &[u8; COMM_LEN]) -> String {
+    let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
+    crate::text::clean(&comm[..end])
 }
 
 /// Whole values behind the ids in samples: two different stacks never share an id.

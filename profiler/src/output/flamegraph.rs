@@ -5,23 +5,23 @@ use std::io::Write;
 use anyhow::Result;
 
 use crate::{
-    model::{kind::OFF_CPU, report::Profile},
-    output::{RenderOptions, folded},
+    model::{
+        kind::{CPU, ProfileKind, Unit},
+        report::Profile,
+        units::{bytes, thousands},
+    },
+    output::{folded, options::RenderOptions},
 };
 
-/// Draws the profile. One with no samples at all becomes a picture that says so.
+/// Draws the profile. One with nothing in it becomes a picture that says so.
 pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
-    let off_cpu = profile.kind == OFF_CPU;
+    let kind = profile.kind;
     if profile.total == 0 {
-        let why = if off_cpu {
-            "No time: the target never blocked."
-        } else {
-            "No samples: the target used no CPU."
-        };
         writeln!(
             out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"600\" height=\"60\">\
-             <text x=\"20\" y=\"35\" font-family=\"sans-serif\">{why}</text></svg>"
+             <text x=\"20\" y=\"35\" font-family=\"sans-serif\">{}</text></svg>",
+            kind.nothing
         )?;
         return Ok(());
     }
@@ -30,16 +30,9 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
         .map(|(stack, weight)| format!("{stack} {weight}"))
         .collect();
     let mut settings = inferno::flamegraph::Options::default();
-    let seconds = profile.accounts.duration_ns as f64 / 1e9;
-    let place = if off_cpu { "off-CPU" } else { "on-CPU" };
-    settings.title = format!("{} {place}: {}", profile.meta.target, profile.meta.host);
-    settings.subtitle = Some(if off_cpu {
-        format!("{:.1} s blocked, of all threads, in {seconds:.1} s; ns", profile.total as f64 / 1e9)
-    } else {
-        let lost = profile.accounts.losses.lost();
-        format!("{} samples at {} Hz, {seconds:.1} s, lost {lost}", profile.total, profile.meta.frequency_hz)
-    });
-    settings.count_name = if off_cpu { "ns".to_owned() } else { profile.kind.sample_type.to_owned() };
+    settings.title = format!("{} {}: {}", profile.meta.target, kind.title, profile.meta.host);
+    settings.subtitle = Some(subtitle(profile));
+    settings.count_name = count_name(&kind).to_owned();
     settings.deterministic = true; // colours by name: a replay draws the same picture
     settings.colors = inferno::flamegraph::color::Palette::Multi(
         inferno::flamegraph::color::MultiPalette::Java, // knows the suffixes of folded stacks
@@ -48,10 +41,37 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
     Ok(())
 }
 
+/// What follows the number of a frame.
+fn count_name(kind: &ProfileKind) -> &'static str {
+    match kind.unit.symbol() {
+        Some(symbol) => symbol,
+        None if *kind == CPU => "samples",
+        None => kind.title,
+    }
+}
+
+/// What the widths add up to, and in what time.
+fn subtitle(profile: &Profile) -> String {
+    let seconds = profile.accounts.duration_ns as f64 / 1e9;
+    let (total, sum) = (profile.total, profile.kind.sum);
+    match profile.kind.unit {
+        Unit::Nanoseconds => format!("{:.1} s {sum}, in {seconds:.1} s; ns", total as f64 / 1e9),
+        Unit::Bytes => format!("{} {sum}, after {seconds:.1} s; bytes", bytes(total as f64)),
+        Unit::Count if profile.kind == CPU => {
+            let lost = profile.accounts.losses.lost();
+            format!("{total} {sum} at {} Hz, {seconds:.1} s, lost {lost}", profile.meta.frequency_hz)
+        }
+        Unit::Count => format!("{} {sum}, in {seconds:.1} s", thousands(total)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::report::fixtures::profile;
+    use crate::model::{
+        kind::{ALLOC, FAULTS, OFF_CPU, SYSCALLS},
+        report::fixtures::profile,
+    };
 
     fn draw(profile: &Profile) -> String {
         let mut svg = Vec::new();
@@ -72,6 +92,41 @@ mod tests {
         profile.kind = OFF_CPU;
         let svg = draw(&profile);
         assert!(svg.contains("read (3,000,000 ns, 100.00%)") && svg.contains("off-CPU"), "{svg}");
+    }
+
+    #[test]
+    fn each_kind_says_what_its_widths_are() {
+        let mut profile = profile(&[("main;f", 3_145_728)]);
+        for (kind, title, subtitle, frame) in [
+            (
+                SYSCALLS,
+                "system calls",
+                "0.0 s in system calls, of all threads, in 1.0 s; ns",
+                "(3,145,728 ns, 100.00%)",
+            ),
+            (
+                ALLOC,
+                "live memory",
+                "3.15 MB allocated and not freed, after 1.0 s; bytes",
+                "(3,145,728 bytes, 100.00%)",
+            ),
+            (
+                FAULTS,
+                "page faults",
+                "3,145,728 page faults, estimated from samples, in 1.0 s",
+                "(3,145,728 page faults, 100.00%)",
+            ),
+        ] {
+            profile.kind = kind;
+            let svg = draw(&profile);
+            for text in [title, subtitle, frame] {
+                assert!(svg.contains(text), "{text} in {svg}");
+            }
+            assert!(!svg.contains("on-CPU") && !svg.contains("Hz"), "{svg}");
+            profile.total = 0;
+            assert!(draw(&profile).contains(kind.nothing));
+            profile.total = 3_145_728;
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
         report::{Profile, ProfileStack},
         stack::ModuleKind,
     },
-    output::RenderOptions,
+    output::options::RenderOptions,
 };
 
 /// Writes all stacks, one line each, sorted by name. The counts add up to the profile's total.

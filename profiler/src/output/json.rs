@@ -18,13 +18,12 @@ use crate::{
         finding::{self, Evidence, Finding, ProcessName, Verdict},
         loss::Loss,
         memory::{self, Growth, Heap, Limit, LivePoint, Watching},
-        report::{Meta, Names, ProbeReport, Profile, ProfileStack, Run},
+        report::{Meta, Names, ProbeReport, Profile, ProfileStack, Run, UnwindReport},
         stack::{StackId, ThreadKey},
         vitals::Vitals,
         wait::{self, LongWaitKind, RanInstead, RunQueue},
     },
-    output::RenderOptions,
-    unwind::feed::UnwindReport,
+    output::options::RenderOptions,
 };
 
 /// Identifies the schema.
@@ -412,7 +411,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
         kind: Kind {
             name: profile.kind.name,
             sample_type: profile.kind.sample_type,
-            unit: profile.kind.unit,
+            unit: profile.kind.unit.id(),
         },
         duration_ns: accounts.duration_ns,
         first_sample_monotonic_ns: profile.span_ns.map(|(first, _)| first),

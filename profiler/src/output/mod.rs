@@ -16,7 +16,7 @@ use tempfile::NamedTempFile;
 use crate::{
     error::Error,
     model::{
-        kind::{ALLOC, CPU, FAULTS, KINDS, OFF_CPU, ProfileKind, SYSCALLS},
+        kind::{KINDS, ProfileKind},
         report::{Profile, Run},
     },
 };
@@ -29,6 +29,7 @@ pub mod folded;
 pub mod json;
 pub mod live;
 pub mod memory;
+pub mod options;
 pub mod pprof;
 pub mod report;
 pub mod results;
@@ -36,19 +37,65 @@ pub mod summary;
 pub mod text;
 pub mod waiting;
 
+pub use options::RenderOptions;
+
 /// Writes one profile.
 pub type WriteProfile = fn(&Profile, &RenderOptions, &mut dyn Write) -> Result<()>;
 /// Writes everything.
 pub type WriteRun = fn(&Run, &RenderOptions, &mut dyn Write) -> Result<()>;
 
-/// Every format by its file name extension; what the last one does is a stream, not a rendering.
-pub const FORMATS: [(&str, Format); 5] = [
-    (".folded", Format::Profile(folded::write)),
-    (".svg", Format::Profile(flamegraph::write)),
-    (".pb.gz", Format::Profile(pprof::write)),
-    (".json", Format::Run(json::write)),
-    (".prec", Format::Recording),
+/// A format, as the table [`FORMATS`] lists it.
+#[derive(Clone, Copy, Debug)]
+pub struct FormatSpec {
+    /// What files of it end with.
+    pub extension: &'static str,
+    /// What it is, in words.
+    pub title: &'static str,
+    /// How it comes about.
+    pub format: Format,
+}
+
+/// Every format. What the last one does is a stream, not a rendering.
+pub const FORMATS: [FormatSpec; 5] = [
+    FormatSpec {
+        extension: ".folded",
+        title: "folded stacks, for flame graph tools; `-` is the same on stdout",
+        format: Format::Profile(folded::write),
+    },
+    FormatSpec { extension: ".svg", title: "a flame graph", format: Format::Profile(flamegraph::write) },
+    FormatSpec {
+        extension: ".pb.gz",
+        title: "a pprof profile, for `go tool pprof`",
+        format: Format::Profile(pprof::write),
+    },
+    FormatSpec { extension: ".json", title: "everything, for programs", format: Format::Run(json::write) },
+    FormatSpec {
+        extension: ".prec",
+        title: "the raw recording, for `profiler replay`",
+        format: Format::Recording,
+    },
 ];
+
+/// The kinds and formats of `-o`, for the help.
+pub fn help() -> String {
+    let formats = FORMATS.iter().map(|of| format!("  {:<9} {}\n", of.extension, of.title.replace('`', "")));
+    let formats: String = formats.collect();
+    let kinds = KINDS.iter().map(|kind| {
+        let files: Vec<String> = kind.file_prefixes.iter().map(|prefix| format!("{prefix}…")).collect();
+        let called = if files.is_empty() {
+            String::new()
+        } else {
+            format!(", or a FILE called {}", files.join(" or "))
+        };
+        let option = kind.option.map_or(String::new(), |option| format!(" ({option})"));
+        format!("  {:<14} {}{option}{called}\n", format!("{}:FILE", kind.name), kind.shows)
+    });
+    let kinds: String = kinds.collect();
+    format!(
+        "Output formats (-o FILE, by extension; '-' is stdout):\n{formats}\
+         Those that hold one profile (.folded .svg .pb.gz) hold that of CPUs, unless another is asked for:\n{kinds}"
+    )
+}
 
 /// How a format comes about.
 #[derive(Clone, Copy, Debug)]
@@ -59,17 +106,6 @@ pub enum Format {
     Run(WriteRun),
     /// As samples come in.
     Recording,
-}
-
-/// What applies to all renderings.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RenderOptions {
-    /// Keep threads apart.
-    pub threads: bool,
-    /// Functions in a table, if it is said how many.
-    pub top: Option<usize>,
-    /// All tables, costs and losses, not only the answer.
-    pub details: bool,
 }
 
 /// One `-o` argument.
@@ -106,25 +142,14 @@ impl fmt::Display for OutputSpec {
     }
 }
 
-/// The profile that `-o text` asks for, and the file: `offcpu:FILE`, or any file called `offcpu…` or `off-cpu…`; and so
-/// for `syscalls` (`syscall…`, `sys-call…`), `alloc` and `faults`.
+/// The profile that `-o text` asks for, and the file: `KIND:FILE`, or a file whose name begins as [`KINDS`] say.
 fn split_kind(text: &str) -> (ProfileKind, &str) {
     for kind in KINDS {
         if let Some(file) = text.strip_prefix(kind.name).and_then(|rest| rest.strip_prefix(':')) {
             return (kind, file);
         }
     }
-    let name = text.rsplit('/').next().unwrap_or(text);
-    const NAMES: [(&str, ProfileKind); 6] = [
-        ("offcpu", OFF_CPU),
-        ("off-cpu", OFF_CPU),
-        ("syscall", SYSCALLS),
-        ("sys-call", SYSCALLS),
-        ("alloc", ALLOC),
-        ("faults", FAULTS),
-    ];
-    let named = NAMES.into_iter().find(|(prefix, _)| name.starts_with(prefix));
-    (named.map_or(CPU, |(_, kind)| kind), text)
+    (ProfileKind::of_file(text.rsplit('/').next().unwrap_or(text)), text)
 }
 
 impl FromStr for OutputSpec {
@@ -135,12 +160,11 @@ impl FromStr for OutputSpec {
         if text == "-" {
             return Ok(OutputSpec { path: None, format: Format::Profile(folded::write), kind });
         }
-        let found =
-            FORMATS.into_iter().find(|(extension, _)| text.ends_with(extension) && text != *extension);
-        match found {
-            Some((_, format)) => Ok(OutputSpec { path: Some(text.into()), format, kind }),
+        let is_it = |of: &FormatSpec| text.ends_with(of.extension) && text != of.extension;
+        match FORMATS.into_iter().find(is_it) {
+            Some(FormatSpec { format, .. }) => Ok(OutputSpec { path: Some(text.into()), format, kind }),
             None => {
-                let known: Vec<&str> = FORMATS.iter().map(|(extension, _)| *extension).collect();
+                let known: Vec<&str> = FORMATS.iter().map(|of| of.extension).collect();
                 Err(format!("the extension says the format; known are {} and '-'", known.join(" ")))
             }
         }
@@ -262,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_extension_is_the_format() {
-        for (extension, _) in FORMATS {
+        for FormatSpec { extension, .. } in FORMATS {
             let spec: OutputSpec = format!("dir/x{extension}").parse().unwrap();
             assert_eq!(spec.path.unwrap(), PathBuf::from(format!("dir/x{extension}")));
         }

@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     model::{report::Profile, stack::Module},
-    output::{RenderOptions, json::hex},
+    output::{json::hex, options::RenderOptions},
 };
 
 #[derive(Clone, PartialEq, Message)]
@@ -147,8 +147,8 @@ fn encode(profile: &Profile) -> ProfileProto {
     let mut strings = Strings(IndexSet::from([String::new()]));
     let kind = &profile.kind;
     let exact = kind.sample_type == kind.period_type;
-    let count = ValueType { r#type: strings.id(kind.sample_type), unit: strings.id(kind.unit) };
-    let period = ValueType { r#type: strings.id(kind.period_type), unit: strings.id(kind.period_unit) };
+    let count = ValueType { r#type: strings.id(kind.sample_type), unit: strings.id(kind.unit.id()) };
+    let period = ValueType { r#type: strings.id(kind.period_type), unit: strings.id(kind.period_unit.id()) };
     let mut message = ProfileProto {
         sample_type: if exact { vec![count] } else { vec![count, period] },
         period_type: Some(period),

@@ -10,7 +10,6 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    cli::ReportArgs,
     error::Error,
     model::{
         kind::ProfileKind,
@@ -43,7 +42,7 @@ struct Failure {
 
 impl Results {
     /// Opens all outputs. With `stdout_taken` stdout belongs to somebody else.
-    pub fn open(args: &ReportArgs, stdout_taken: bool) -> Result<Results, Error> {
+    pub fn open(outputs: &[OutputSpec], stdout_taken: bool) -> Result<Results, Error> {
         let mut results = Results {
             rendered: Vec::new(),
             waiting: Vec::new(),
@@ -51,7 +50,7 @@ impl Results {
             stdout_taken,
             failed: Vec::new(),
         };
-        for spec in &args.outputs {
+        for spec in outputs {
             match (spec.format, &spec.path) {
                 (Format::Profile(_) | Format::Run(_), path) => {
                     let destination = Destination::open(path.as_deref())?;

@@ -1,121 +1,91 @@
-//! One room per probe: its options, how it attaches, how its records are decoded.
+//! One room per probe: what it asks of the kernel object, its maps, its records, and what it makes of them. [`PROBES`] is
+//! the table; loading, costs, losses and `profiler doctor` go by it.
 
-use std::mem::offset_of;
+use anyhow::Result;
 
-use profiler_common::{
-    COMM_LEN,
-    alloc::KIND_ALLOC_STACK,
-    cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
-    sched as raw, syscall as raw_calls,
-};
+use crate::{kernel::load::Plan, model::kind::ProfileKind, settings::Settings};
+
+#[cfg(test)]
+pub(crate) mod fixtures;
 
 pub mod alloc;
 pub mod cpu;
+pub mod fault;
+pub mod record;
 pub mod sched;
+pub mod spec;
 pub mod syscall;
+pub mod vitals;
+pub mod wire;
 
-/// A thread's name as the kernel has it, up to the first NUL.
-pub fn name(comm: &[u8; COMM_LEN]) -> String {
-    let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
-    crate::text::clean(&comm[..end])
+use spec::ProbeSpec;
+
+/// Every probe, in the order in which they start.
+pub static PROBES: [&ProbeSpec; 6] =
+    [&cpu::SPEC, &sched::SPEC, &syscall::SPEC, &vitals::SPEC, &alloc::SPEC, &fault::SPEC];
+
+/// The probes that a run has.
+pub fn enabled(settings: &Settings) -> impl Iterator<Item = &'static ProbeSpec> {
+    PROBES.into_iter().filter(|spec| (spec.enabled)(settings))
 }
 
-/// What of a name is always there, bytes.
-const NAME_HEADER: usize = offset_of!(raw_calls::Name, bytes);
-
-/// A record from the kernel programs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
-    /// A CPU sample.
-    Cpu(cpu::records::RawSample),
-    /// A stack that blocks, by its id.
-    Stack(u64, cpu::records::RawSample),
-    /// A stack that allocates, by its id.
-    AllocStack(u64, cpu::records::RawSample),
-    /// A page fault.
-    Fault(cpu::records::RawSample),
-    /// A stack that wakes threads, by its id, and the name of its thread.
-    Waker(u64, String, cpu::records::RawSample),
-    /// A long block or wait for a CPU.
-    Interval(raw::Interval),
-    /// A long turn of an event loop.
-    Turn(raw::Turn),
-    /// The end of a thread.
-    Exit(raw::Exit),
-    /// The first wait of an event loop.
-    Loop(raw::LoopSeen),
-    /// A slow system call.
-    SlowCall(Box<raw_calls::SlowCall>),
-    /// A descriptor is used for the first time, or has been closed.
-    Io(Box<raw_calls::IoRecord>),
+/// The kinds of profiles that a run measures.
+pub fn kinds(settings: &Settings) -> Vec<ProfileKind> {
+    enabled(settings).flat_map(|spec| spec.kinds).copied().collect()
 }
 
-impl Record {
-    /// Decodes one; `None` for what is none, or not complete.
-    pub fn decode(bytes: &[u8]) -> Option<Record> {
-        let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
-        match kind {
-            KIND_CPU_SAMPLE => cpu::records::decode(bytes).map(Record::Cpu),
-            KIND_FAULT_SAMPLE => cpu::records::decode_stack(bytes, kind).map(Record::Fault),
-            raw::KIND_STACK => {
-                sched::records::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack))
-            }
-            raw::KIND_WAKER => {
-                sched::records::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
-            }
-            KIND_ALLOC_STACK => {
-                sched::records::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
-            }
-            raw::KIND_INTERVAL => sched::records::plain(bytes).map(Record::Interval),
-            raw::KIND_TURN => sched::records::plain(bytes).map(Record::Turn),
-            raw::KIND_EXIT => sched::records::plain(bytes).map(Record::Exit),
-            raw::KIND_LOOP => sched::records::plain(bytes).map(Record::Loop),
-            raw_calls::KIND_SLOW_CALL => {
-                let least = offset_of!(raw_calls::SlowCall, name) + NAME_HEADER;
-                sched::records::cut_off(bytes, least).map(Record::SlowCall)
-            }
-            raw_calls::KIND_IO => {
-                let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
-                sched::records::cut_off(bytes, least).map(Record::Io)
-            }
-            _ => None,
-        }
-    }
-
-    /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
-    pub fn time_ns(&self) -> u64 {
-        match self {
-            Record::Cpu(sample)
-            | Record::Stack(_, sample)
-            | Record::Waker(_, _, sample)
-            | Record::AllocStack(_, sample)
-            | Record::Fault(sample) => sample.header.time_ns,
-            Record::Interval(interval) => interval.end_ns,
-            Record::Turn(turn) => turn.end_ns,
-            Record::Exit(exit) => exit.time_ns,
-            Record::SlowCall(call) => call.end_ns,
-            // A descriptor must be known before it is closed.
-            Record::Io(io) if io.closed != 0 => io.stats.last_ns,
-            Record::Loop(_) | Record::Io(_) => 0,
-        }
-    }
+/// What they ask of the kernel object. Maps of probes that do not run need no memory.
+pub fn plan(settings: &Settings) -> Result<Plan> {
+    let mut plan = Plan::default();
+    let used: Vec<&str> = enabled(settings).flat_map(|spec| spec.large_maps).copied().collect();
+    let unused = PROBES.iter().flat_map(|spec| spec.large_maps).filter(|map| !used.contains(map));
+    unused.for_each(|map| plan.map_size(map, 1));
+    enabled(settings).try_for_each(|spec| (spec.prepare)(settings, &mut plan))?;
+    Ok(plan)
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     use super::*;
+    use crate::{
+        model::kind::KINDS,
+        process::target::Target,
+        settings::{Alloc, Waits, fixtures::settings},
+    };
 
-    proptest! {
-        #[test]
-        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            if let Some(first) = bytes.first_chunk_mut() {
-                *first = kind.to_ne_bytes();
-            }
-            if let Some(record) = Record::decode(&bytes) {
-                record.time_ns();
-            }
+    #[test]
+    fn names_losses_and_costs_are_one_probes_only() {
+        let mut names = BTreeSet::new();
+        let (mut losses, mut costs) = (BTreeSet::new(), BTreeSet::new());
+        for spec in PROBES {
+            assert!(names.insert(spec.name) && !spec.about.is_empty());
+            assert!(spec.losses.iter().all(|&(_, loss)| losses.insert(loss)), "{}", spec.name);
+            assert!(spec.costs.iter().all(|&(_, name)| costs.insert(name)), "{}", spec.name);
+        }
+        assert_eq!(costs.len(), profiler_common::cost::Probe::COUNT);
+        assert!(KINDS.iter().all(|kind| PROBES.iter().any(|spec| spec.kinds.contains(kind))));
+    }
+
+    #[test]
+    fn a_run_has_the_probes_it_is_asked_for() {
+        let mut settings = settings(Target::All);
+        let names = |settings: &Settings| enabled(settings).map(|spec| spec.name).collect::<Vec<_>>();
+        assert_eq!(names(&settings), ["cpu"]);
+        assert_eq!(kinds(&settings), [crate::model::kind::CPU]);
+        (settings.waits, settings.syscalls, settings.alloc.mode) = (Waits::On, true, Alloc::Full);
+        assert_eq!(names(&settings), ["cpu", "sched", "syscall", "alloc"]);
+        settings.unwind_by_tables = true;
+        settings.target = Target::Comm("x".into());
+        assert_eq!(names(&settings), PROBES.map(|spec| spec.name));
+    }
+
+    #[test]
+    fn maps_of_probes_that_do_not_run_are_small() {
+        let plan = plan(&settings(Target::All)).unwrap();
+        for spec in PROBES {
+            assert!(spec.large_maps.iter().all(|map| plan.size_of(map) == Some(1)), "{}", spec.name);
         }
     }
 }

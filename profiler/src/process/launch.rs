@@ -1,17 +1,18 @@
 //! Starting the command to profile, held before its first instruction until the probes are attached.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, PipeReader, PipeWriter, Read as _, Write as _},
     os::{
         fd::AsRawFd as _,
         unix::process::{CommandExt as _, ExitStatusExt as _},
     },
+    path::Path,
     process::{Child, Command, ExitStatus},
     thread::JoinHandle,
 };
 
-use crate::error::Error;
+use crate::{error::Error, process::target::kernel_name};
 
 /// A command that exists as a process but has not been executed yet.
 pub struct Held {
@@ -24,6 +25,12 @@ pub struct Held {
 /// A command that runs.
 pub struct Running {
     child: Child,
+}
+
+/// What the kernel will call a command once it runs: the last part of its program's path, 15 bytes at most.
+pub fn name(program: &OsStr) -> String {
+    let file = Path::new(program).file_name().unwrap_or(program);
+    kernel_name(&crate::text::path(file.as_ref())).to_owned()
 }
 
 /// Forks `command` and holds it before exec.

@@ -30,7 +30,7 @@ pub fn read(proc_root: &Path, pid: u32) -> io::Result<Vec<MapsEntry>> {
 
 /// All mappings of a process, each with whether it is executable.
 pub fn read_all(proc_root: &Path, pid: u32) -> io::Result<Vec<(MapsEntry, bool)>> {
-    let bytes = fs::read(super::shown(proc_root, pid).join("maps"))?;
+    let bytes = fs::read(super::shown::shown(proc_root, pid).join("maps"))?;
     Ok(text::to_parse(&bytes).lines().filter_map(parse_line).collect())
 }
 

@@ -10,7 +10,7 @@ pub struct ProcessMemory(File);
 impl ProcessMemory {
     /// Opens it; `None` if it is gone or not ours to read.
     pub fn open(proc_root: &Path, pid: u32) -> Option<ProcessMemory> {
-        File::open(super::shown(proc_root, pid).join("mem")).ok().map(ProcessMemory)
+        File::open(super::shown::shown(proc_root, pid).join("mem")).ok().map(ProcessMemory)
     }
 
     /// Fills `into` from `address` on.

@@ -2,14 +2,13 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
     fmt, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::Result;
 
-use crate::{cli::ProfileArgs, error::Error, text};
+use crate::{error::Error, text};
 
 /// The processes to profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,19 +29,9 @@ pub enum Target {
 }
 
 impl Target {
-    /// The target of a command line, and the command to start for it, if any.
-    pub fn from_args(args: &ProfileArgs) -> (Target, Option<&[OsString]>) {
-        if let Some(name) = &args.comm {
-            (Target::Comm(kernel_name(name).to_owned()), None)
-        } else if let Some(path) = &args.cgroup {
-            (Target::Cgroup(path.clone()), None)
-        } else if args.all {
-            (Target::All, None)
-        } else if args.run.is_empty() {
-            (Target::Pids { pids: args.pids.clone(), follow: args.follow }, None)
-        } else {
-            (Target::Pids { pids: Vec::new(), follow: true }, Some(&args.run))
-        }
+    /// Every process of this name, as far as the kernel keeps names.
+    pub fn named(name: &str) -> Target {
+        Target::Comm(kernel_name(name).to_owned())
     }
 
     /// The one process, if there is only one and its children are none.
@@ -159,7 +148,7 @@ fn status(proc_root: &Path, pid: u32, key: &str) -> Option<u32> {
 }
 
 /// The kernel cuts names off; so must what is compared with them.
-fn kernel_name(name: &str) -> &str {
+pub fn kernel_name(name: &str) -> &str {
     let mut end = name.len().min(profiler_common::COMM_LEN - 1);
     while !name.is_char_boundary(end) {
         end -= 1;

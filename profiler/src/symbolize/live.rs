@@ -18,9 +18,12 @@ use blazesym::{
 use rustc_hash::FxHashMap;
 
 use crate::{
-    model::stack::{Frame, Module, ModuleId, ModuleKind},
+    model::{
+        function::{Detail, Function, Symbolizer},
+        stack::{Frame, Module, ModuleId, ModuleKind},
+    },
     process::ProcessTable,
-    symbolize::{Detail, Function, Symbolizer, extents},
+    symbolize::extents,
 };
 
 /// Files whose symbol tables are kept between two refreshes of the live view.

@@ -22,7 +22,7 @@ use profiler_common::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    model::stack::ModuleId,
+    model::{report::UnwindReport, stack::ModuleId},
     process::{ProcessTable, table::MappedCode},
     runtimes::InProcess,
     unwind::{BuildError, RuleTable, Table, walk::walk},
@@ -51,21 +51,6 @@ pub trait TableSink {
     fn page(&self, table: u32, page: u32) -> Option<Page>;
     /// A rule.
     fn rule(&self, id: u32) -> Option<Rule>;
-}
-
-/// What unwinding took, and what could not be unwound by tables.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct UnwindReport {
-    /// Tables in the kernel.
-    pub tables: u64,
-    /// Their size, bytes.
-    pub table_bytes: u64,
-    /// Time it took to build all tables ever built, ns.
-    pub build_ns: u64,
-    /// Files without a table, each with the reason.
-    pub failed: Vec<(String, String)>,
-    /// Processes whose mappings did not fit.
-    pub processes_refused: u64,
 }
 
 enum State {

@@ -23,7 +23,8 @@ use crate::{
     },
     process::{
         maps::{self, MapsEntry},
-        open, shown,
+        open,
+        shown::shown,
     },
 };
 

@@ -28,11 +28,12 @@ use profiler_common::{alloc::AllocControl, cost::Probe};
 
 use crate::{
     kernel::{
-        load::Costs,
+        costs::Costs,
         uprobe::{Attached, Breakpoint, Program, Programs},
     },
     probe::alloc::{
         maps::Control,
+        programs::{ENTER, FREE},
         trap::{self, TrapCosts},
     },
     process::{clock::monotonic_ns, usage::cpu_time_of},
@@ -102,7 +103,22 @@ pub struct Governor {
 }
 
 /// Breakpoints by process.
-type Wanted = BTreeMap<u32, Vec<Breakpoint>>;
+pub type Wanted = BTreeMap<u32, Vec<Breakpoint>>;
+
+/// Puts breakpoints into processes and takes them away, at its price.
+pub trait Watcher {
+    /// From now on these are wanted, and no others.
+    fn want(&mut self, wanted: Wanted);
+
+    /// Waits until the breakpoints are in place, but no longer than this.
+    fn settle(&self, patience: Duration);
+
+    /// What has been done.
+    fn status(&self) -> Status;
+
+    /// Takes all breakpoints away.
+    fn stop(&mut self);
+}
 
 impl Governor {
     /// Starts the thread. `share` is the allowed part of the target's CPU time, `None` for no limit.
@@ -115,30 +131,28 @@ impl Governor {
         });
         Governor { commands: Some(commands), ordered: 0, status, thread: Some(thread) }
     }
+}
 
-    /// From now on these are wanted, and no others.
-    pub fn want(&mut self, wanted: Wanted) {
+impl Watcher for Governor {
+    fn want(&mut self, wanted: Wanted) {
         if let Some(commands) = &self.commands {
             let _ended_by_itself = commands.send(wanted);
             self.ordered += 1;
         }
     }
 
-    /// Waits until the breakpoints are in place, but no longer than this.
-    pub fn settle(&self, patience: Duration) {
+    fn settle(&self, patience: Duration) {
         let start = Instant::now();
         while self.status().done < self.ordered && start.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// What has been done.
-    pub fn status(&self) -> Status {
+    fn status(&self) -> Status {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes all breakpoints away.
-    pub fn stop(&mut self) {
+    fn stop(&mut self) {
         self.commands = None;
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
@@ -499,13 +513,13 @@ impl Worker {
     /// Books what has been earned and spent since this was last done.
     fn account(&mut self) {
         let now = monotonic_ns();
-        let frequent_stepped = |program: Program| {
+        let frequent_stepped = |program: &Program| {
             self.wanted.values().flatten().any(|breakpoint| {
                 breakpoint.program == program && breakpoint.frequent && !breakpoint.emulated
             })
         };
         let trap = |stepped: bool| if stepped { self.traps.stepped_ns } else { self.traps.emulated_ns };
-        let (call, free) = (trap(frequent_stepped(Program::Enter)), trap(frequent_stepped(Program::Free)));
+        let (call, free) = (trap(frequent_stepped(&ENTER)), trap(frequent_stepped(&FREE)));
         let mut hits = 0;
         let mut cost_ns = 0.0;
         for (probe, trap_ns) in [
@@ -563,63 +577,4 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn windows_stand_for_all_the_time(
-            gaps_ns in prop::collection::vec(0..60_000_000_000u64, 1..50),
-            mean_ns in GAP_NS.0 as u64..GAP_NS.1 as u64,
-        ) {
-            let (mut carry, mut stand_for) = (0.0, 0.0);
-            for &gap_ns in &gaps_ns {
-                let window = Window::next(gap_ns, mean_ns, &mut carry);
-                let length_ns = window.length_ns;
-                prop_assert!((WINDOW_NS / 2..=2 * WINDOW_NS).contains(&length_ns), "{length_ns}");
-                let free_weight = mean_ns as f64 / length_ns as f64 + 1.0;
-                prop_assert!((free_weight / f64::from(window.free_weight) - 1.0).abs() < 1e-3);
-                prop_assert!(window.weight > 1);
-                stand_for += f64::from(window.weight) - (gap_ns + length_ns) as f64 / length_ns as f64;
-            }
-            prop_assert!((stand_for + carry).abs() < 1e-3);
-        }
-    }
-
-    #[test]
-    fn credit_is_a_share_of_the_time_and_bounded() {
-        let mut credit = Credit::new(0.05);
-        let start = credit.ns;
-        credit.account(1_000_000_000, 50_000_000.0);
-        assert!((credit.ns - start).abs() < 1.0, "what is earned may be spent");
-        credit.account(0, 1e9);
-        assert!(credit.ns < 0.0);
-        credit.account(u64::MAX / 2, 0.0);
-        assert!(credit.ns <= CREDIT_NS.1);
-    }
-
-    #[test]
-    fn windows_are_as_far_apart_as_it_takes_to_earn_them() {
-        let mut credit = Credit { share: 0.05, ns: 0.0 };
-        assert!((credit.gap_ns(10e6, 1.0) - 200e6).abs() < 1.0, "10 ms at 5 % of one CPU");
-        assert!((credit.gap_ns(10e6, 2.0) - 100e6).abs() < 1.0, "of two");
-        credit.ns = -10e6;
-        assert!((credit.gap_ns(10e6, 1.0) - 400e6).abs() < 1.0, "what is owed is paid back");
-        credit.ns = 50e6;
-        assert!((credit.gap_ns(10e6, 1.0) - GAP_NS.0).abs() < 1.0);
-        assert!((credit.gap_ns(10e6, 0.0) - GAP_NS.0).abs() < 1.0);
-        credit.ns = -50e6;
-        assert!((credit.gap_ns(10e6, 0.0) - GAP_NS.1).abs() < 1.0);
-    }
-
-    #[test]
-    fn usual_is_mostly_what_was_lately() {
-        let mut usual = Usual::default();
-        usual.add(10.0, 1.0);
-        assert_eq!((usual.price_ns, usual.busy), (10.0, 1.0));
-        (0..50).for_each(|_| usual.add(20.0, 0.5));
-        assert!((usual.price_ns - 20.0).abs() < 0.1 && (usual.busy - 0.5).abs() < 0.01);
-    }
-}
+mod tests;

@@ -6,15 +6,31 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData};
 use profiler_common::alloc::{AllocControl, Object, ObjectKey, StackTotals};
 
-use crate::kernel::btf::{self, Btf};
+use crate::kernel::{
+    Kernel,
+    btf::{self, Btf},
+};
 
-/// Maps that need memory only where the probe runs.
-pub const LARGE_MAPS: [&str; 4] = ["CALLS", "OBJECTS", "ALLOC_STACKS", "STACK_CACHE"];
+/// The maps of the allocation probe, so that a fake can stand in for the kernel's.
+pub trait AllocMaps {
+    /// What every stack allocated and freed so far.
+    fn stacks(&self) -> Box<dyn Iterator<Item = (u64, StackTotals)> + '_>;
+
+    /// Objects that live, as far as watched.
+    fn objects(&self) -> Box<dyn Iterator<Item = (ObjectKey, Object)> + '_>;
+
+    /// Forgets an object.
+    fn forget(&mut self, key: &ObjectKey);
+
+    /// Has the frees of unwatched objects of a process counted.
+    fn add_process(&mut self, pid: u32);
+
+    /// Frees of unwatched objects so far.
+    fn unknown_frees(&self, pid: u32) -> u64;
+}
 
 /// Maps of `profiler-ebpf/src/alloc.rs`.
-pub struct AllocMaps {
-    /// What is watched now; `None` once a thread of its own has it.
-    pub control: Option<Control>,
+pub struct KernelMaps {
     stacks: HashMap<MapData, u64, StackTotals>,
     objects: HashMap<MapData, ObjectKey, Object>,
     unknown_frees: HashMap<MapData, u32, u64>,
@@ -24,48 +40,47 @@ pub struct AllocMaps {
 pub struct Control(Array<MapData, AllocControl>);
 
 impl Control {
+    /// Takes its map out of the loaded object.
+    pub fn take(kernel: &mut Kernel) -> Result<Control> {
+        Ok(Control(kernel.take_map("ALLOC_CONTROL")?.try_into()?))
+    }
+
     /// From now on.
     pub fn set(&mut self, control: AllocControl) -> Result<()> {
         Ok(self.0.set(0, control, 0)?)
     }
 }
 
-impl AllocMaps {
+impl KernelMaps {
     /// Takes the maps out of the loaded object.
-    pub fn take(ebpf: &mut aya::Ebpf) -> Result<AllocMaps> {
-        let mut take =
-            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
-        Ok(AllocMaps {
-            control: Some(Control(take("ALLOC_CONTROL")?.try_into()?)),
-            stacks: take("ALLOC_STACKS")?.try_into()?,
-            objects: take("OBJECTS")?.try_into()?,
-            unknown_frees: take("UNKNOWN_FREES")?.try_into()?,
+    pub fn take(kernel: &mut Kernel) -> Result<KernelMaps> {
+        Ok(KernelMaps {
+            stacks: kernel.take_map("ALLOC_STACKS")?.try_into()?,
+            objects: kernel.take_map("OBJECTS")?.try_into()?,
+            unknown_frees: kernel.take_map("UNKNOWN_FREES")?.try_into()?,
         })
     }
+}
 
-    /// What every stack allocated and freed so far.
-    pub fn stacks(&self) -> impl Iterator<Item = (u64, StackTotals)> {
-        self.stacks.iter().filter_map(Result::ok)
+impl AllocMaps for KernelMaps {
+    fn stacks(&self) -> Box<dyn Iterator<Item = (u64, StackTotals)> + '_> {
+        Box::new(self.stacks.iter().filter_map(Result::ok))
     }
 
-    /// Objects that live, as far as watched.
-    pub fn objects(&self) -> impl Iterator<Item = (ObjectKey, Object)> {
-        self.objects.iter().filter_map(Result::ok)
+    fn objects(&self) -> Box<dyn Iterator<Item = (ObjectKey, Object)> + '_> {
+        Box::new(self.objects.iter().filter_map(Result::ok))
     }
 
-    /// Forgets an object.
-    pub fn forget(&mut self, key: &ObjectKey) {
+    fn forget(&mut self, key: &ObjectKey) {
         let _freed_meanwhile = self.objects.remove(key);
     }
 
-    /// Has the frees of unwatched objects of a process counted.
-    pub fn add_process(&mut self, pid: u32) {
+    fn add_process(&mut self, pid: u32) {
         const NOEXIST: u64 = 1;
         let _there_or_full = self.unknown_frees.insert(pid, 0, NOEXIST);
     }
 
-    /// Frees of unwatched objects so far.
-    pub fn unknown_frees(&self, pid: u32) -> u64 {
+    fn unknown_frees(&self, pid: u32) -> u64 {
         self.unknown_frees.get(&pid, 0).unwrap_or(0)
     }
 }

@@ -2,9 +2,12 @@
 //! allocates has allocated and not freed.
 
 pub mod allocators;
+pub mod estimate;
 pub mod exits;
 pub mod governor;
+pub mod growth;
 pub mod maps;
+pub mod programs;
 pub mod site;
 pub mod snapshots;
 pub mod trap;
@@ -12,32 +15,102 @@ pub mod trap;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Result;
-use profiler_common::alloc::{BUCKETS, Call, MAX_ALLOC_PROCESSES, StackTotals};
+use profiler_common::{
+    alloc::{Call, MAX_ALLOC_PROCESSES, StackTotals},
+    cost,
+    loss::KernelCounter,
+};
 use rustc_hash::FxHashMap;
 
 use crate::{
-    cli::{Alloc, AllocArgs},
     kernel::{
-        Kernel,
-        uprobe::{Breakpoint, Program},
+        load::Plan,
+        port::Port,
+        preflight::{Check, Verdict},
+        uprobe::{Breakpoint, supports_multi},
     },
     model::{
         distribution::Log2,
-        loss::{Loss, Losses},
+        kind::ALLOC,
+        loss::Loss,
         memory::{Footprint, Growth, Heap, LivePoint, Memory, Site, WatchMode, Watching},
+        report::Totals,
         series::Series,
         stack::StackId,
     },
-    probe::alloc::{
-        allocators::{Known, Library},
-        governor::{Governor, Status, WINDOW_NS},
-        maps::AllocMaps,
+    probe::{
+        alloc::{
+            allocators::{Known, Library},
+            estimate::Estimate,
+            governor::{Governor, Status, Watcher},
+            growth::{Trend, growth},
+            maps::{AllocMaps, Control, KernelMaps},
+            programs::{ENTER, FREE, LEAVE, PROGRAMS, RETURN},
+        },
+        record::Record,
+        spec::{Context, Extent, Probe, ProbeSpec},
     },
-    process::{clock::monotonic_ns, limits, target::comm},
+    process::{
+        clock::{Clock, Every},
+        limits,
+        notice::{Event, Notice},
+        target::comm,
+    },
+    settings::{Alloc, AllocSettings, Settings},
+};
+
+/// The allocation probe.
+pub static SPEC: ProbeSpec = ProbeSpec {
+    name: "alloc",
+    about: "how processes grow, and who has allocated what and not freed it",
+    enabled: Settings::watches_memory,
+    large_maps: &["CALLS", "OBJECTS", "ALLOC_STACKS", "STACK_CACHE"],
+    prepare: |_, plan: &mut Plan| {
+        plan.offsets(maps::offsets());
+        Ok(())
+    },
+    start: |start| {
+        let maps = Box::new(KernelMaps::take(start.kernel)?);
+        let control = Control::take(start.kernel)?;
+        let mut watch = MemoryWatch::new(maps, start.proc_root, &start.resolver.clock, &start.settings.alloc);
+        watch.control = Some(control);
+        Ok(Box::new(watch))
+    },
+    costs: &[
+        (cost::Probe::AllocEnter, "allocations, begun"),
+        (cost::Probe::AllocReturn, "allocations, done"),
+        (cost::Probe::AllocLeave, "allocations, done (C++)"),
+        (cost::Probe::Free, "frees"),
+    ],
+    losses: &[
+        (KernelCounter::ObjectsFull, Loss::ObjectsFull),
+        (KernelCounter::AllocStacksFull, Loss::AllocStacksFull),
+        (KernelCounter::AllocClash, Loss::AllocClash),
+        (KernelCounter::FreesImplied, Loss::FreesImplied),
+    ],
+    kinds: &[ALLOC],
+    checks: || {
+        vec![
+            Check::new(
+                "allocations (user probes)",
+                Path::new("/sys/bus/event_source/devices/uprobe/type").exists(),
+                Verdict::Degraded,
+                "supported",
+                "no uprobes (CONFIG_UPROBE_EVENTS): memory by growth and page faults only",
+            ),
+            Check::new(
+                "many user probes at once",
+                supports_multi(),
+                Verdict::Degraded,
+                "supported",
+                "needs Linux 6.10: taking the probes of an allocator away takes seconds, not milliseconds",
+            ),
+        ]
+    },
 };
 
 /// How often growth and sites are looked at.
@@ -46,21 +119,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a run waits for probes that are wanted from the start.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A process grows if it holds so much more than at its lowest, and more than ever since, bytes.
-const GROWTH_BYTES: u64 = 256 * 1024;
-/// Its lowest within this time, ns.
-const GROWTH_MEMORY_NS: u64 = 600_000_000_000;
-/// It has stopped growing if it did not hold more than ever for so long, ns.
-const REST_NS: u64 = 60_000_000_000;
-
 /// Share of the target's CPU time that probes attached by themselves may cost, percent.
 const DEFAULT_MAX_OVERHEAD: f64 = 5.0;
-
-/// Page faults that one sample stands for. A prime, so that no pattern of faults keeps step with it.
-pub const FAULT_PERIOD: u64 = 61;
-
-/// Most pairs of process and stack that page faults are counted for.
-const MAX_FAULT_STACKS: usize = 65_536;
 
 /// Objects whose age is looked at when a run ends: reading each takes two system calls.
 const MAX_AGES: usize = 200_000;
@@ -71,8 +131,13 @@ pub struct MemoryWatch {
     mode: Alloc,
     libraries: Vec<PathBuf>,
     max_overhead_percent: Option<f64>,
-    maps: AllocMaps,
-    governor: Option<Governor>,
+    maps: Box<dyn AllocMaps>,
+    /// What the governor says through what is watched; it has it from its start on.
+    control: Option<Control>,
+    governor: Option<Box<dyn Watcher>>,
+    /// It has been tried to load its programs.
+    tried: bool,
+    clock: Clock,
     processes: BTreeMap<u32, Process>,
     known: Known,
     /// Processes and stacks by the kernel programs' ids.
@@ -80,8 +145,8 @@ pub struct MemoryWatch {
     sites: FxHashMap<u64, SiteState>,
     /// What had been done when sites were last read.
     read_with: Status,
-    faults: FxHashMap<(u32, StackId), u64>,
-    last_look: Option<Instant>,
+    look: Every,
+    looked: bool,
     problems: Vec<String>,
     ended: bool,
 }
@@ -102,36 +167,6 @@ struct Process {
     stale: bool,
 }
 
-/// Whether a process grows.
-#[derive(Clone, Debug, Default)]
-struct Trend {
-    lowest: Option<(u64, u64)>,
-    highest: Option<(u64, u64)>,
-}
-
-impl Trend {
-    /// Takes note of what it holds now. Returns whether it is growing.
-    fn add(&mut self, time_ns: u64, held_bytes: u64) -> bool {
-        let lowest = match self.lowest {
-            Some((when, lowest)) if lowest <= held_bytes && time_ns < when + GROWTH_MEMORY_NS => {
-                (when, lowest)
-            }
-            _ => (time_ns, held_bytes),
-        };
-        self.lowest = Some(lowest);
-        if self.highest.is_none_or(|(_, highest)| highest < held_bytes) {
-            self.highest = Some((time_ns, held_bytes));
-        }
-        let newest = self.highest.is_some_and(|(when, _)| when == time_ns);
-        newest && held_bytes >= lowest.1 + GROWTH_BYTES
-    }
-
-    /// Whether it has stopped growing for good, as far as one can tell.
-    fn rests(&self, time_ns: u64) -> bool {
-        self.highest.is_some_and(|(when, _)| time_ns >= when + REST_NS)
-    }
-}
-
 /// One of the kernel's stacks.
 #[derive(Default)]
 struct SiteState {
@@ -143,50 +178,41 @@ struct SiteState {
 
 impl MemoryWatch {
     /// Begins to look at processes.
-    pub fn new(maps: AllocMaps, proc_root: &Path, args: &AllocArgs) -> MemoryWatch {
+    pub fn new(
+        maps: Box<dyn AllocMaps>,
+        proc_root: &Path,
+        clock: &Clock,
+        settings: &AllocSettings,
+    ) -> MemoryWatch {
         MemoryWatch {
             proc_root: proc_root.to_owned(),
-            mode: args.alloc,
-            libraries: args.alloc_lib.clone(),
-            max_overhead_percent: match args.alloc {
-                Alloc::Full => args.max_overhead,
-                Alloc::Auto | Alloc::Off => Some(args.max_overhead.unwrap_or(DEFAULT_MAX_OVERHEAD)),
+            mode: settings.mode,
+            libraries: settings.libraries.clone(),
+            max_overhead_percent: match settings.mode {
+                Alloc::Full => settings.max_overhead_percent,
+                Alloc::Auto | Alloc::Off => {
+                    Some(settings.max_overhead_percent.unwrap_or(DEFAULT_MAX_OVERHEAD))
+                }
             },
             maps,
+            control: None,
             governor: None,
+            tried: false,
+            clock: clock.clone(),
             processes: BTreeMap::new(),
             known: Known::new(),
             stacks: FxHashMap::default(),
             sites: FxHashMap::default(),
             read_with: Status::default(),
-            faults: FxHashMap::default(),
-            last_look: None,
+            look: Every::new(clock, LOOK_INTERVAL),
+            looked: false,
             problems: Vec::new(),
             ended: false,
         }
     }
 
-    /// A stack of the kernel programs.
-    pub fn stack(&mut self, id: u64, pid: u32, stack: StackId) {
-        self.stacks.insert(id, (pid, stack));
-    }
-
-    /// A page fault, which stands for [`FAULT_PERIOD`].
-    pub fn fault(&mut self, pid: u32, stack: StackId) {
-        if self.faults.len() < MAX_FAULT_STACKS || self.faults.contains_key(&(pid, stack)) {
-            *self.faults.entry((pid, stack)).or_default() += FAULT_PERIOD;
-        }
-    }
-
-    /// A process has other mappings than before.
-    pub fn mappings_changed(&mut self, pid: u32) {
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.stale = true;
-        }
-    }
-
     /// A process runs another program since `time_ns`, or has ended: what it had allocated is gone.
-    pub fn forget(&mut self, pid: u32, time_ns: u64) {
+    fn forget(&mut self, pid: u32, time_ns: u64) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.stale = true;
         if !process.watched {
@@ -202,22 +228,17 @@ impl MemoryWatch {
         }
     }
 
-    /// Whether it is time to [`MemoryWatch::look`].
-    pub fn is_due(&self) -> bool {
-        !self.ended && self.last_look.is_none_or(|last| last.elapsed() >= LOOK_INTERVAL)
-    }
-
-    /// Looks at growth and sites of `pids`, and has the
-    /// allocators of those that grow watched.
-    pub fn look(&mut self, pids: &[u32], kernel: &mut Kernel) -> Result<()> {
-        self.last_look = Some(Instant::now());
+    /// Looks at growth and sites of `pids`, and has the allocators of those that grow watched.
+    fn look(&mut self, pids: &[u32], kernel: &mut dyn Port) -> Result<()> {
+        self.look.restart();
+        self.looked = true;
         for &pid in pids {
             if self.processes.len() < MAX_ALLOC_PROCESSES as usize && !self.processes.contains_key(&pid) {
                 let name = comm(&self.proc_root, pid).unwrap_or_default();
                 self.processes.insert(pid, Process { name, stale: true, ..Process::default() });
             }
         }
-        let now = monotonic_ns();
+        let now = self.clock.now_ns();
         let mut changed = false;
         for (&pid, process) in &mut self.processes {
             if process.gone {
@@ -278,11 +299,13 @@ impl MemoryWatch {
     }
 
     /// Tells the governor what is wanted now.
-    fn watch(&mut self, kernel: &mut Kernel) -> Result<()> {
+    fn watch(&mut self, kernel: &mut dyn Port) -> Result<()> {
         if self.governor.is_none() {
-            let Some(control) = self.maps.control.take() else { return Ok(()) };
-            let programs = match kernel.load_alloc() {
-                Ok(programs) => programs,
+            if std::mem::replace(&mut self.tried, true) {
+                return Ok(());
+            }
+            let (programs, costs) = match kernel.user_programs(&PROGRAMS) {
+                Ok(loaded) => loaded,
                 Err(error) => {
                     // The verifier's answer can be long; what it did not like comes last.
                     let text = format!("{error:#}");
@@ -294,7 +317,8 @@ impl MemoryWatch {
                 }
             };
             let share = self.max_overhead_percent.map(|percent| percent / 100.0);
-            self.governor = Some(Governor::start(programs, control, kernel.costs()?, share));
+            let Some(control) = self.control.take() else { return Ok(()) };
+            self.governor = Some(Box::new(Governor::start(programs, control, costs, share)));
         }
         let watched =
             self.processes.iter().filter(|(_, process)| process.watched && !process.breakpoints.is_empty());
@@ -309,11 +333,11 @@ impl MemoryWatch {
 
     /// Adds a point to the series of every site and process.
     fn read_sites(&mut self, time_ns: u64) {
-        let status = self.governor.as_ref().map(Governor::status).unwrap_or_default();
+        let status = self.governor.as_ref().map(|governor| governor.status()).unwrap_or_default();
         let mut live: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
         for (id, totals) in self.maps.stacks() {
             let site = self.sites.entry(id).or_default();
-            let point = Books::of(&totals, site.gone, &status).point(time_ns);
+            let point = Estimate::of(&totals, site.gone, &status).point(time_ns);
             if let Some((pid, _)) = self.stacks.get(&id) {
                 let sum = live.entry(*pid).or_default();
                 sum.0 += point.live_bytes;
@@ -335,15 +359,9 @@ impl MemoryWatch {
         self.read_with = status;
     }
 
-    /// What the largest process held when last looked at, bytes.
-    pub fn largest_bytes(&self) -> u64 {
-        let held = self.processes.values().filter(|process| !process.gone);
-        held.filter_map(|process| process.growth.last()).map(Growth::held_bytes).max().unwrap_or(0)
-    }
-
     /// Takes all probes away and looks for the last time.
-    pub fn stop(&mut self) {
-        let now = monotonic_ns();
+    fn end(&mut self) {
+        let now = self.clock.now_ns();
         // While probes go one by one, a call can lose one of its two: what was read before is what there was.
         if self.governor.is_some() {
             self.read_sites(now);
@@ -360,11 +378,11 @@ impl MemoryWatch {
     }
 
     /// All that is known; `in_full` at the end, when the ages of objects are looked at as well.
-    pub fn memory(&self, kernel: &Kernel, in_full: bool) -> Memory {
+    fn memory(&self, kernel: &dyn Port, in_full: bool) -> Memory {
         let status = &self.read_with;
         let mut ages: FxHashMap<u64, Log2> = FxHashMap::default();
         if in_full && self.governor.is_some() {
-            let now = monotonic_ns();
+            let now = self.clock.now_ns();
             for (_, object) in self.maps.objects().take(MAX_AGES) {
                 let age = now.saturating_sub(object.time_ns);
                 ages.entry(object.stack).or_default().add(age, object.weight.into());
@@ -380,15 +398,15 @@ impl MemoryWatch {
         });
         let sites = self.sites.iter().filter_map(|(id, site)| {
             let ((pid, stack), totals) = (*self.stacks.get(id)?, site.totals.as_deref()?);
-            let books = Books::of(totals, site.gone, status);
+            let estimate = Estimate::of(totals, site.gone, status);
             Some(Site {
                 pid,
                 stack,
                 points: site.points.clone(),
-                allocated_bytes: books.allocated_bytes,
-                freed_bytes: books.freed_bytes,
-                allocated_count: books.allocated_count,
-                freed_count: books.freed_count,
+                allocated_bytes: estimate.allocated_bytes,
+                freed_bytes: estimate.freed_bytes,
+                allocated_count: estimate.allocated_count,
+                freed_count: estimate.freed_count,
                 ages_ns: ages.remove(id).unwrap_or_default(),
                 lifetimes_ns: totals.lifetimes.into_iter().collect(),
                 sizes_bytes: totals.sizes.into_iter().collect(),
@@ -396,15 +414,11 @@ impl MemoryWatch {
             })
         });
         let sites: Vec<Site> = sites.collect();
-        let mut faults: Vec<_> = self.faults.iter().map(|(&(pid, stack), &n)| (pid, stack, n)).collect();
-        faults.sort_unstable_by_key(|&(pid, stack, n)| (std::cmp::Reverse(n), pid, stack));
-        Memory { processes: processes.collect(), sites, faults, watching }
+        Memory { processes: processes.collect(), sites, faults: Vec::new(), watching }
     }
 
-    fn watching(&self, kernel: &Kernel) -> Watching {
-        let mut losses = Losses::default();
-        kernel.update_losses(&mut losses);
-        let status = self.governor.as_ref().map(Governor::status).unwrap_or_default();
+    fn watching(&self, kernel: &dyn Port) -> Watching {
+        let status = self.governor.as_ref().map(|governor| governor.status()).unwrap_or_default();
         let mut probed: Vec<(String, Vec<String>)> = Vec::new();
         for library in self.processes.values().flat_map(|process| &process.libraries) {
             if !probed.iter().any(|(name, _)| *name == library.name) {
@@ -434,13 +448,65 @@ impl MemoryWatch {
             detach_ns: status.longest_detach_ns,
             probed,
             problems: self.problems.iter().cloned().chain(status.failure).collect(),
-            implied_frees: losses.get(Loss::FreesImplied),
-            lost_objects: [Loss::ObjectsFull, Loss::AllocStacksFull, Loss::AllocClash]
-                .into_iter()
-                .map(|loss| losses.get(loss))
-                .sum(),
-            stacks_walked: kernel.stacks_walked(),
+            implied_frees: kernel.counter(KernelCounter::FreesImplied),
+            lost_objects: [
+                KernelCounter::ObjectsFull,
+                KernelCounter::AllocStacksFull,
+                KernelCounter::AllocClash,
+            ]
+            .into_iter()
+            .map(|counter| kernel.counter(counter))
+            .sum(),
+            stacks_walked: kernel.counter(KernelCounter::AllocWalks),
         }
+    }
+}
+
+impl Probe for MemoryWatch {
+    fn record(&mut self, record: &Record, stack: Option<StackId>, _cx: &mut Context<'_>) -> Result<()> {
+        if let (Record::AllocStack(id, raw), Some(stack)) = (record, stack) {
+            self.stacks.insert(*id, (raw.header.pid, stack));
+        }
+        Ok(())
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        if matches!(notice.event, Event::Exec { .. } | Event::Exited) {
+            self.forget(notice.pid, notice.time_ns);
+        }
+    }
+
+    fn mappings_changed(&mut self, pid: u32) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.stale = true;
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if self.ended || (self.looked && !self.look.is_due()) {
+            return Ok(());
+        }
+        self.look(&cx.targets.pids(), cx.kernel)
+    }
+
+    fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        self.end();
+        Ok(())
+    }
+
+    fn report(&mut self, extent: Extent, totals: &mut Totals, cx: &mut Context<'_>) -> Result<()> {
+        if extent == Extent::Snapshot {
+            self.look(&cx.targets.pids(), cx.kernel)?;
+        }
+        if extent != Extent::Interval {
+            totals.memory = Some(self.memory(cx.kernel, extent != Extent::Checkpoint));
+        }
+        Ok(())
+    }
+
+    fn held_bytes(&self) -> u64 {
+        let held = self.processes.values().filter(|process| !process.gone);
+        held.filter_map(|process| process.growth.last()).map(Growth::held_bytes).max().unwrap_or(0)
     }
 }
 
@@ -484,261 +550,15 @@ fn breakpoints(library: &Library) -> Vec<Breakpoint> {
             ) && !function.name.contains("valloc"),
         };
         if returns {
-            breakpoints.push(at(function.file_offset, Program::Return));
+            breakpoints.push(at(function.file_offset, &RETURN));
         }
-        breakpoints.extend(function.exits.iter().map(|&exit| at(exit, Program::Leave)));
+        breakpoints.extend(function.exits.iter().map(|&exit| at(exit, &LEAVE)));
         let frees = matches!(function.call, Call::Free | Call::Munmap);
-        let first = if frees { Program::Free } else { Program::Enter };
+        let first = if frees { &FREE } else { &ENTER };
         breakpoints.push(at(function.file_offset, first));
     }
     breakpoints
 }
 
-/// So many windows must have seen objects of other windows freed, before these frees are taken to tell how many there are.
-const TELLING_WINDOWS: u64 = 5;
-
-/// What a stack allocated and freed so far, and the standard error of the difference.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Books {
-    allocated_bytes: u64,
-    allocated_count: u64,
-    freed_bytes: u64,
-    freed_count: u64,
-    live_bytes_err: f64,
-}
-
-impl Books {
-    /// What is known of a stack; `gone` are bytes and objects that went with their process or its former program.
-    fn of(totals: &StackTotals, gone: (u64, u64), status: &Status) -> Books {
-        let freed = freed(totals, gone);
-        let exact = Books {
-            allocated_bytes: totals.allocated_bytes,
-            allocated_count: totals.allocated_count,
-            freed_bytes: freed.0,
-            freed_count: freed.1,
-            live_bytes_err: 0.0,
-        };
-        let unseen = Unseen::of(totals, status);
-        if status.windows == 0 && unseen.since == 0.0 {
-            return exact;
-        }
-        let more = |n: u64| n + (n as f64 * unseen.more()) as u64;
-        Books {
-            allocated_bytes: more(exact.allocated_bytes),
-            allocated_count: more(exact.allocated_count),
-            freed_bytes: more(exact.freed_bytes),
-            freed_count: more(exact.freed_count),
-            live_bytes_err: exact.error(&unseen),
-        }
-    }
-
-    fn live(&self) -> (f64, f64) {
-        ((self.allocated_bytes - self.freed_bytes) as f64, (self.allocated_count - self.freed_count) as f64)
-    }
-
-    /// The standard error of what lives, bytes. It has three parts: what windows that were not there would have seen
-    /// allocated, what they would have seen freed, and, of the objects seen that live, how many these happen to be and how
-    /// large.
-    fn error(&self, unseen: &Unseen) -> f64 {
-        let (bytes, count) = self.live();
-        let allocated = self.allocated_count.max(1) as f64;
-        let seen_share = (unseen.totals.seen_allocated as f64 / allocated).min(1.0);
-        // What a live object occupies, or one of those allocated if none seems to live.
-        let each = if count > 0.0 { bytes / count } else { self.allocated_bytes as f64 / allocated };
-        let between = unseen.variance_of_allocations() * (count / allocated).powi(2);
-        let objects =
-            count * (1.0 - seen_share) * (1.0 + size_spread(&unseen.totals.sizes)) / seen_share.max(1e-9);
-        each * (between + unseen.variance_of_frees() + objects).sqrt()
-    }
-
-    fn point(&self, time_ns: u64) -> LivePoint {
-        let (live_bytes, live_count) = self.live();
-        LivePoint { time_ns, live_bytes, live_count, live_bytes_err: self.live_bytes_err }
-    }
-}
-
-/// Bytes and objects freed; of what is seen in windows only, as many as the frees seen stand for. Where something frees
-/// much at once and rarely (a collector), windows miss it, but later ones see addresses given out again: then, as many as
-/// those stand for, which can be too many.
-fn freed(totals: &StackTotals, gone: (u64, u64)) -> (u64, u64) {
-    let bursts = totals.later_windows < TELLING_WINDOWS && totals.reused_count > totals.later_count;
-    let later = if bursts {
-        (totals.reused_bytes, totals.reused_count)
-    } else {
-        (totals.later_bytes, totals.later_count)
-    };
-    (
-        (totals.freed_bytes + later.0 + gone.0).min(totals.allocated_bytes),
-        (totals.freed_count + later.1 + gone.1).min(totals.allocated_count),
-    )
-}
-
-/// What windows have seen of a stack, to tell what they have not.
-struct Unseen {
-    totals: StackTotals,
-    /// How many windows, the sum of what an allocation in each stood for, and of its squares.
-    windows: f64,
-    weights: (f64, f64),
-    /// Time since the last one, in windows.
-    since: f64,
-}
-
-impl Unseen {
-    fn of(totals: &StackTotals, status: &Status) -> Unseen {
-        let mut totals = *totals;
-        totals.close_window();
-        totals.close_later();
-        let since = status.since_ns as f64 / WINDOW_NS as f64;
-        Unseen { totals, windows: status.windows as f64, weights: status.weights, since }
-    }
-
-    /// What goes on as windows have seen it makes everything larger by this part, since the last of them.
-    fn more(&self) -> f64 {
-        let in_windows = self.totals.window_sum as f64 / self.totals.allocated_count.max(1) as f64;
-        in_windows * self.since / self.weights.0.max(self.since).max(1.0)
-    }
-
-    /// Variance of the number of objects that windows say were allocated: how much they differ (Cochran, Sampling
-    /// Techniques, 3rd edition, 6.4: a ratio estimate, windows being the sample and what each stands for its size); and,
-    /// since a few windows differ less than many would, what is to be expected of bursts: that the share of windows that
-    /// see one is not known better than by Laplace's rule of succession, (hit + 1) / (windows + 2).
-    fn variance_of_allocations(&self) -> f64 {
-        let Unseen { totals, windows: n, weights, since } = self;
-        let rate = totals.window_sum as f64 / weights.0.max(1.0);
-        let squares = totals.window_squares as f64 - 2.0 * rate * totals.window_products as f64
-            + rate * rate * weights.1;
-        // Of few windows, the variance is not known well either: that of Student's t with so
-        // many degrees of freedom, three at least.
-        let degrees = n - 1.0;
-        let student = degrees / (degrees - 2.0).max(degrees / 3.0);
-        let observed = if *n < 2.0 { 0.0 } else { squares.max(0.0) * n / degrees * student };
-        let hit = totals.windows_hit as f64;
-        let burst = totals.seen_allocated as f64 / (hit + totals.slices_hit as f64).max(1.0);
-        // A window may have ended since they were counted.
-        let share = ((hit + 1.0) / (n + 2.0)).min(1.0);
-        observed * (1.0 + self.more()).powi(2)
-            + (weights.1 + since * since) * burst * burst * share * (1.0 - share)
-    }
-
-    /// Variance of the number of objects that windows say were freed: what they saw comes in bursts that are as likely as
-    /// the windows (Poisson), and one more might have been missed.
-    fn variance_of_frees(&self) -> f64 {
-        let stands_for = self.totals.allocated_count as f64 / self.totals.seen_allocated.max(1) as f64;
-        let one = stands_for * (self.weights.0 / self.windows.max(1.0)).max(1.0);
-        self.totals.later_squares as f64 + one * one
-    }
-}
-
-/// Variance of sizes over their mean squared.
-fn size_spread(sizes: &[u64; BUCKETS]) -> f64 {
-    let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
-    for (bucket, &count) in sizes.iter().enumerate() {
-        let (size, count) = (1.5 * (1u64 << bucket) as f64, count as f64);
-        n += count;
-        sum += count * size;
-        squares += count * size * size;
-    }
-    if n == 0.0 { 0.0 } else { (squares * n / (sum * sum) - 1.0).max(0.0) }
-}
-
-/// What a process occupies now; `None` if it is gone.
-fn growth(proc_root: &Path, pid: u32, time_ns: u64) -> Option<Growth> {
-    let status = crate::text::read_to_parse(&proc_root.join(format!("{pid}/status"))).ok()?;
-    let bytes = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    Some(Growth {
-        time_ns,
-        anon_bytes: bytes("RssAnon")?, // a zombie or kernel thread has none
-        file_bytes: bytes("RssFile")?,
-        shmem_bytes: bytes("RssShmem")?,
-        swap_bytes: bytes("VmSwap").unwrap_or(0),
-    })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: u64 = 1_000_000_000;
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn growth_is_more_than_ever() {
-        let mut trend = Trend::default();
-        assert!(!trend.add(0, 10 * MIB));
-        assert!(!trend.add(SECOND, 10 * MIB + 100 * 1024), "too little to tell");
-        assert!(trend.add(2 * SECOND, 10 * MIB + 300 * 1024));
-        assert!(!trend.add(3 * SECOND, 10 * MIB + 290 * 1024), "not the most ever");
-        assert!(!trend.rests(4 * SECOND));
-        assert!(trend.rests(2 * SECOND + REST_NS));
-        let mut sawtooth = Trend::default();
-        let mut grew = 0;
-        for second in 0..100 {
-            grew += u32::from(sawtooth.add(second * SECOND, 10 * MIB + second % 10 * MIB));
-        }
-        assert!(grew < 10, "{grew}");
-    }
-
-    #[test]
-    fn a_slow_leak_is_seen_within_ten_minutes() {
-        let mut trend = Trend::default();
-        let first = (0..600).find(|&second| trend.add(second * SECOND, 10 * MIB + second * 1024));
-        assert!(first.is_some_and(|second| second <= 260), "{first:?}");
-    }
-
-    #[test]
-    fn an_estimate_has_an_error_and_a_count_has_none() {
-        let mut totals = StackTotals {
-            allocated_bytes: 6400,
-            allocated_count: 100,
-            seen_allocated: 100,
-            slices_hit: 5,
-            ..StackTotals::EMPTY
-        };
-        totals.sizes[6] = 100;
-        let always = Books::of(&totals, (0, 0), &Status::default()).point(1);
-        assert_eq!((always.live_bytes, always.live_count, always.live_bytes_err), (6400.0, 100.0, 0.0));
-        let windows = Status { windows: 5, weights: (20.0, 80.0), ..Status::default() };
-        let live_point = |totals: &StackTotals, gone| Books::of(totals, gone, &windows).point(1);
-        // Five bursts of twenty objects when all was seen, none in any of the five windows of weight four.
-        let exact = live_point(&totals, (0, 0));
-        let expected = 64.0 * (80.0 * 20.0f64.powi(2) * 1.0 / 7.0 * 6.0 / 7.0 + 4.0f64.powi(2)).sqrt();
-        assert!((exact.live_bytes_err - expected).abs() < 1e-9, "{exact:?}");
-        // Five windows, five objects in each.
-        totals.seen_allocated = 25;
-        (totals.slices_hit, totals.windows_hit) = (0, 5);
-        (totals.window_sum, totals.window_squares, totals.window_products) = (100, 5 * 400, 5 * 80);
-        let estimate = live_point(&totals, (0, 0));
-        let between = 80.0 * 25.0 * 6.0 / 7.0 * 1.0 / 7.0;
-        let expected = 64.0 * (between + 16.0f64.powi(2) + 100.0 * 0.75 * 4.0).sqrt();
-        assert!((estimate.live_bytes_err - expected).abs() < 1e-9);
-        assert_eq!(live_point(&totals, (6400, 100)).live_bytes, 0.0);
-        // One free, in another window, of an object like them.
-        (totals.later_bytes, totals.later_count, totals.later_windows, totals.later_sum) =
-            (16 * 64, 16, 1, 16);
-        let freed = live_point(&totals, (0, 0));
-        assert_eq!((freed.live_bytes, freed.live_count), (84.0 * 64.0, 84.0));
-        assert!(freed.live_bytes_err > estimate.live_bytes_err, "{freed:?}");
-        // Addresses are given out again that nobody freed.
-        (totals.reused_bytes, totals.reused_count) = (48 * 64, 48);
-        assert_eq!(live_point(&totals, (0, 0)).live_count, 52.0);
-        totals.later_windows = TELLING_WINDOWS;
-        assert_eq!(live_point(&totals, (0, 0)).live_count, 84.0);
-        totals.sizes[12] = 100;
-        assert!(live_point(&totals, (0, 0)).live_bytes_err > freed.live_bytes_err);
-        // All of them in one of the five: it might as well have been none.
-        totals.windows_hit = 1;
-        (totals.window_squares, totals.window_products) = (100 * 100, 100 * 4);
-        let burst = live_point(&totals, (0, 0));
-        assert!(burst.live_bytes_err > 0.9 * burst.live_bytes, "{burst:?}");
-    }
-
-    #[test]
-    fn own_memory_is_read() {
-        let growth = growth(Path::new("/proc"), std::process::id(), 7).unwrap();
-        assert!(growth.anon_bytes > 0 && growth.file_bytes > 0);
-        assert!(super::growth(Path::new("/nowhere"), 1, 0).is_none());
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! When the state of memory is written down while a run goes on: on a signal, on schedule, and when a process gets too
 //! large.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use tokio::{
@@ -9,7 +9,16 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use crate::cli::SnapshotArgs;
+/// When snapshots are wanted.
+#[derive(Clone, Debug)]
+pub struct SnapshotSettings {
+    /// On a signal; and that often, if a time is given.
+    pub every: Option<Option<Duration>>,
+    /// When a process holds more than this, bytes; and on a signal.
+    pub above_bytes: Option<u64>,
+    /// Where to.
+    pub dir: PathBuf,
+}
 
 /// Waits for the moments, and names the files.
 pub struct Snapshots {
@@ -23,10 +32,10 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// As `args` say, for a run that began at `start_unix_ns`.
-    pub fn new(args: &SnapshotArgs, start_unix_ns: u64) -> Result<Snapshots> {
-        let wanted = args.snapshot.is_some() || args.snapshot_above.is_some();
-        let schedule = args.snapshot.flatten().map(|every| {
+    /// As `settings` say, for a run that began at `start_unix_ns`.
+    pub fn new(settings: &SnapshotSettings, start_unix_ns: u64) -> Result<Snapshots> {
+        let wanted = settings.every.is_some() || settings.above_bytes.is_some();
+        let schedule = settings.every.flatten().map(|every| {
             let mut schedule = interval_at(Instant::now() + every, every);
             schedule.set_missed_tick_behavior(MissedTickBehavior::Delay);
             schedule
@@ -34,8 +43,8 @@ impl Snapshots {
         Ok(Snapshots {
             signal: if wanted { Some(signal(SignalKind::user_defined1())?) } else { None },
             schedule,
-            threshold: Threshold::new(args.snapshot_above),
-            dir: args.snapshot_dir.clone(),
+            threshold: Threshold::new(settings.above_bytes),
+            dir: settings.dir.clone(),
             prefix: format!("snapshot-{}", start_unix_ns / 1_000_000_000),
             written: 0,
         })

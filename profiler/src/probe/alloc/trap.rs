@@ -9,7 +9,10 @@ use std::{
     time::Instant,
 };
 
-use crate::kernel::uprobe::{Breakpoint, Program, Programs};
+use crate::{
+    kernel::uprobe::{Breakpoint, Programs},
+    probe::alloc::programs::{ENTER, RETURN},
+};
 
 /// Time lost to one hit, ns, by whether the kernel emulates the instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -51,12 +54,12 @@ pub fn measure(programs: &Programs) -> io::Result<TrapCosts> {
     let _attached = programs.attach(
         own,
         &[
-            breakpoint(0, Program::Enter),
-            breakpoint(1, Program::Enter),
-            breakpoint(1, Program::Return),
-            breakpoint(2, Program::Enter),
-            breakpoint(3, Program::Enter),
-            breakpoint(3, Program::Return),
+            breakpoint(0, &ENTER),
+            breakpoint(1, &ENTER),
+            breakpoint(1, &RETURN),
+            breakpoint(2, &ENTER),
+            breakpoint(3, &ENTER),
+            breakpoint(3, &RETURN),
         ],
     )?;
     let more = |index: usize| (stub.time_ns(index) - alone[index]).max(0.0);

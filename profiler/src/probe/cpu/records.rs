@@ -6,7 +6,7 @@ use profiler_common::cpu::{
 };
 use profiler_common::{runtime::Entry, unwind::StopReason};
 
-use crate::model::stack::StackEnd;
+use crate::model::stack::{StackEnd, comm};
 
 /// A record as the kernel program sent it: raw addresses, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl RawSample {
 
     /// Name of the thread.
     pub fn thread_name(&self) -> String {
-        crate::probe::name(&self.header.comm)
+        comm(&self.header.comm)
     }
 }
 

@@ -11,12 +11,13 @@ use profiler_common::{
 };
 
 use crate::{
-    kernel::btf::{self, Btf},
-    model::abi,
+    kernel::{
+        Kernel,
+        btf::{self, Btf},
+    },
+    model::{abi, threshold::Thresholds},
 };
 
-/// Maps that need memory only where the probe runs.
-pub const LARGE_MAPS: [&str; 2] = ["THREADS", "OFF_CPU"];
 /// The map that needs memory only where waits for a CPU are counted by thread.
 pub const BY_THREAD_MAP: &str = "THREAD_RUN_QUEUE";
 
@@ -36,19 +37,53 @@ pub struct Limits {
     pub block_ns: [u64; Cause::COUNT],
 }
 
-/// What the scheduler probe is to do.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// What is told one by one.
-    pub limits: Limits,
-    /// Find out who ends each block.
-    pub wakers: bool,
-    /// Count waits for a CPU by thread, too.
-    pub run_queue_by_thread: bool,
+/// Blocks of an event loop this many times shorter than a stall are told one by one, so that they can explain one.
+const LOOP_BLOCK_PART: u64 = 20;
+
+impl Limits {
+    /// What is to be sent one by one for these thresholds.
+    pub fn of(thresholds: &Thresholds) -> Limits {
+        Limits {
+            stall_ns: thresholds.stall_warning_ns,
+            loop_block_ns: thresholds.stall_warning_ns / LOOP_BLOCK_PART,
+            starvation_ns: thresholds.starvation_ns,
+            block_ns: thresholds.block_ns,
+        }
+    }
+}
+
+/// The maps of the scheduler probe, so that a fake can stand in for the kernel's.
+pub trait SchedMaps {
+    /// Begins at `now_ns`, CLOCK_MONOTONIC; zero ends.
+    fn start(&mut self, now_ns: u64) -> Result<()>;
+
+    /// Says what a thread has been doing since the start, unless the kernel has seen it do something since.
+    fn seed(&mut self, tid: u32, state: &ThreadState);
+
+    /// Every thread that has not ended.
+    fn threads(&self) -> Vec<ThreadState>;
+
+    /// Time blocked by stack, blocks that have ended.
+    fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)>;
+
+    /// Counts apart from now on what falls under `key`.
+    fn add_histogram(&mut self, key: HistogramKey);
+
+    /// Waits for a CPU of a thread that has ended, if they were asked for and there was room for them.
+    fn take_thread_run_queue(&mut self, tid: u32) -> Option<Histogram>;
+
+    /// Waits for a CPU by thread id, if they were asked for and there was room for them.
+    fn thread_run_queues(&self) -> Box<dyn Iterator<Item = (u32, Histogram)> + '_>;
+
+    /// All histograms.
+    fn histograms(&self) -> Vec<(HistogramKey, Histogram)>;
+
+    /// Which threads samples found on each CPU lately, in no order.
+    fn ran(&self) -> Vec<Vec<Seen>>;
 }
 
 /// Maps of `profiler-ebpf/src/sched.rs`.
-pub struct SchedMaps {
+pub struct KernelMaps {
     start_ns: Array<MapData, u64>,
     threads: HashMap<MapData, u32, ThreadState>,
     off_cpu: HashMap<MapData, OffCpuKey, OffCpuTime>,
@@ -60,62 +95,54 @@ pub struct SchedMaps {
     ran: PerCpuArray<MapData, Ran>,
 }
 
-impl SchedMaps {
+impl KernelMaps {
     /// Takes the maps out of the loaded object.
-    pub fn take(ebpf: &mut aya::Ebpf, only: u32) -> Result<SchedMaps> {
-        let mut take =
-            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
-        Ok(SchedMaps {
-            start_ns: take("SCHED_START_NS")?.try_into()?,
-            threads: take("THREADS")?.try_into()?,
-            off_cpu: take("OFF_CPU")?.try_into()?,
-            histograms: take("HISTOGRAMS")?.try_into()?,
-            only,
-            only_run_queue: take("ONLY_RUN_QUEUE")?.try_into()?,
-            thread_run_queue: take("THREAD_RUN_QUEUE")?.try_into()?,
-            ran: take("RAN")?.try_into()?,
+    pub fn take(kernel: &mut Kernel) -> Result<KernelMaps> {
+        Ok(KernelMaps {
+            start_ns: kernel.take_map("SCHED_START_NS")?.try_into()?,
+            threads: kernel.take_map("THREADS")?.try_into()?,
+            off_cpu: kernel.take_map("OFF_CPU")?.try_into()?,
+            histograms: kernel.take_map("HISTOGRAMS")?.try_into()?,
+            only: kernel.only_target(),
+            only_run_queue: kernel.take_map("ONLY_RUN_QUEUE")?.try_into()?,
+            thread_run_queue: kernel.take_map("THREAD_RUN_QUEUE")?.try_into()?,
+            ran: kernel.take_map("RAN")?.try_into()?,
         })
     }
+}
 
-    /// Begins at `now_ns`, CLOCK_MONOTONIC; zero ends.
-    pub fn start(&mut self, now_ns: u64) -> Result<()> {
+impl SchedMaps for KernelMaps {
+    fn start(&mut self, now_ns: u64) -> Result<()> {
         Ok(self.start_ns.set(0, now_ns, 0)?)
     }
 
-    /// Says what a thread has been doing since the start, unless the kernel has seen it do something since.
-    pub fn seed(&mut self, tid: u32, state: &ThreadState) {
+    fn seed(&mut self, tid: u32, state: &ThreadState) {
         let _known_better = self.threads.insert(tid, state, NOEXIST);
     }
 
-    /// Every thread that has not ended.
-    pub fn threads(&self) -> Vec<ThreadState> {
+    fn threads(&self) -> Vec<ThreadState> {
         self.threads.iter().filter_map(|entry| Some(entry.ok()?.1)).collect()
     }
 
-    /// Time blocked by stack, blocks that have ended.
-    pub fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)> {
+    fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)> {
         self.off_cpu.iter().filter_map(Result::ok).collect()
     }
 
-    /// Counts apart from now on what falls under `key`.
-    pub fn add_histogram(&mut self, key: HistogramKey) {
+    fn add_histogram(&mut self, key: HistogramKey) {
         let _full_or_there = self.histograms.insert(key, Histogram::EMPTY, NOEXIST);
     }
 
-    /// Waits for a CPU of a thread that has ended, if they were asked for and there was room for them.
-    pub fn take_thread_run_queue(&mut self, tid: u32) -> Option<Histogram> {
+    fn take_thread_run_queue(&mut self, tid: u32) -> Option<Histogram> {
         let histogram = self.thread_run_queue.get(&tid, 0).ok()?;
         let _gone = self.thread_run_queue.remove(&tid);
         Some(histogram)
     }
 
-    /// Waits for a CPU by thread id, likewise.
-    pub fn thread_run_queues(&self) -> impl Iterator<Item = (u32, Histogram)> + '_ {
-        self.thread_run_queue.iter().filter_map(Result::ok)
+    fn thread_run_queues(&self) -> Box<dyn Iterator<Item = (u32, Histogram)> + '_> {
+        Box::new(self.thread_run_queue.iter().filter_map(Result::ok))
     }
 
-    /// All histograms.
-    pub fn histograms(&self) -> Vec<(HistogramKey, Histogram)> {
+    fn histograms(&self) -> Vec<(HistogramKey, Histogram)> {
         let mut histograms: Vec<_> = self.histograms.iter().filter_map(Result::ok).collect();
         if self.only != 0
             && let Ok(per_cpu) = self.only_run_queue.get(&0, 0)
@@ -129,8 +156,7 @@ impl SchedMaps {
         histograms
     }
 
-    /// Which threads samples found on each CPU lately, in no order.
-    pub fn ran(&self) -> Vec<Vec<Seen>> {
+    fn ran(&self) -> Vec<Vec<Seen>> {
         let Ok(per_cpu) = self.ran.get(&0, 0) else { return Vec::new() };
         let of_cpu = |ran: &Ran| ran.seen.into_iter().filter(|seen| seen.time_ns != 0).collect();
         per_cpu.iter().map(of_cpu).collect()
@@ -138,9 +164,8 @@ impl SchedMaps {
 }
 
 /// Tells the kernel programs what each system call waits for.
-pub fn set_classes(ebpf: &mut aya::Ebpf) -> Result<()> {
-    let classes = ebpf.map_mut("SYSCALLS").context("kernel object has no map SYSCALLS")?;
-    let mut classes: Array<&mut MapData, u8> = classes.try_into()?;
+pub fn set_classes(kernel: &mut Kernel) -> Result<()> {
+    let mut classes: Array<&mut MapData, u8> = kernel.map_mut("SYSCALLS")?.try_into()?;
     for (number, class) in (0..).zip(*abi::CLASS_TABLE) {
         if class != 0 {
             classes.set(number, class, 0)?;

@@ -4,35 +4,19 @@ use std::{fs, path::Path};
 
 use profiler_common::{
     cpu::SAMPLE_HEADER_LEN,
-    sched::{Cause, Exit, Interval, KIND_WAKER, LoopSeen, Phase, SyscallClass, ThreadState, Times, Turn},
+    sched::{Cause, KIND_WAKER, Phase, SyscallClass, ThreadState, Times, Turn},
 };
 
 use crate::{
-    model::abi,
+    model::{
+        abi,
+        cause::WaitCause,
+        stack::{Tables, ThreadKey, comm},
+        wait::ThreadTime,
+    },
     probe::cpu::records::{self as cpu, RawSample},
     text,
 };
-
-/// A record without a variable part.
-pub trait Plain: Copy {}
-impl Plain for Interval {}
-impl Plain for Turn {}
-impl Plain for Exit {}
-impl Plain for LoopSeen {}
-
-/// Reads one; `None` if bytes are missing.
-pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
-    // SAFETY: a Plain type is repr(C) and made of integers, for which any bytes will do; there are enough of them.
-    (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
-}
-
-/// Reads a record that ends with its last byte in use, but is no shorter than `least`; what is left out is zero.
-pub fn cut_off<T: Plain>(bytes: &[u8], least: usize) -> Option<Box<T>> {
-    let mut whole = vec![0; size_of::<T>()];
-    let len = bytes.len().min(whole.len());
-    whole[..len].copy_from_slice(&bytes[..len]);
-    (bytes.len() >= least).then(|| plain(&whole).map(Box::new))?
-}
 
 /// Decodes a stack and its id, which lies where a CPU sample has the thread's name.
 pub fn decode_stack(bytes: &[u8], kind: u32) -> Option<(u64, RawSample)> {
@@ -44,7 +28,7 @@ pub fn decode_stack(bytes: &[u8], kind: u32) -> Option<(u64, RawSample)> {
 pub fn decode_waker(bytes: &[u8]) -> Option<(u64, String, RawSample)> {
     let stack = cpu::decode_stack(bytes, KIND_WAKER)?;
     let end = SAMPLE_HEADER_LEN + 8 * (stack.kernel.len() + stack.user.len() + 2 * stack.entries.len());
-    let name = crate::probe::name(bytes.get(end..)?.first_chunk()?);
+    let name = comm(bytes.get(end..)?.first_chunk()?);
     Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), name, stack))
 }
 
@@ -182,6 +166,51 @@ pub fn times_until(state: &ThreadState, now: &SchedStat, now_ns: u64) -> Times {
         _ => times.run_queue_ns += rest,
     }
     times
+}
+
+/// What the scheduler says of a thread now; nothing new of one that is gone.
+pub fn schedstat(proc_root: &Path, state: &ThreadState) -> SchedStat {
+    SchedStat::read(proc_root, state.pid, state.tid).unwrap_or(SchedStat {
+        exec_ns: state.exec_ns,
+        run_delay_ns: state.run_delay_ns,
+        arrivals: state.arrivals,
+    })
+}
+
+/// Ids of a process's threads.
+pub fn threads_of(proc_root: &Path, pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(proc_root.join(format!("{pid}/task"))).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// A thread's times as outputs have them.
+pub fn thread_time(thread: ThreadKey, times: &Times, wall_ns: u64, tables: &Tables) -> ThreadTime {
+    let blocked = WaitCause::ALL.into_iter().zip(times.blocked_ns).filter(|(_, ns)| *ns > 0);
+    ThreadTime {
+        thread,
+        process: tables.process_name(thread).to_owned(),
+        name: tables.thread_name(thread).to_owned(),
+        wall_ns,
+        on_cpu_ns: times.on_cpu_ns,
+        run_queue_ns: times.run_queue_ns,
+        blocked: blocked.collect(),
+        ..ThreadTime::default()
+    }
+}
+
+/// A turn that goes on.
+pub fn turn_so_far(state: &ThreadState, stat: &SchedStat, now_ns: u64) -> Turn {
+    let times = times_until(state, stat, now_ns);
+    Turn {
+        syscall: state.syscall,
+        pid: state.pid,
+        tid: state.tid,
+        start_ns: state.turn_start_ns,
+        end_ns: now_ns,
+        on_cpu_ns: times.on_cpu_ns.saturating_sub(state.turn_on_cpu_ns),
+        run_queue_ns: times.run_queue_ns.saturating_sub(state.turn_run_queue_ns),
+        ..Turn::default()
+    }
 }
 
 #[cfg(test)]

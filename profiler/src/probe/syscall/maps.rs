@@ -1,32 +1,61 @@
 //! The maps of the system-call probe.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData, Queue};
 use profiler_common::{
     histogram::Histogram,
-    syscall::{
-        CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, ListenKey, MAX_CALLS_OF_ONE, WaitsKey,
-        WaitsStats,
-    },
+    syscall::{CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, ListenKey, WaitsKey, WaitsStats},
 };
 
-use crate::model::abi;
+use crate::{kernel::Kernel, model::abi};
 
 /// Programs that others go on into, by their positions in the map `CALL_STEPS`.
 pub const STEPS: [&str; 2] = ["call_stack", "call_follow"];
 
-/// How large the maps are to be that have all their memory from the start. `by_thread` says whether threads are kept
-/// apart; `None` if the probe does not run.
-pub fn map_sizes(by_thread: Option<bool>, one_process: bool) -> Vec<(&'static str, u32)> {
-    match by_thread {
-        None => ["OTHERS", "CALLERS", "IN_CALL", "CALL_STATS", "CALL_IO"].map(|map| (map, 1)).into(),
-        Some(false) if one_process => vec![("CALL_STATS", MAX_CALLS_OF_ONE)],
-        Some(_) => Vec::new(),
-    }
+/// The maps of the system-call probe, so that a fake can stand in for the kernel's.
+pub trait CallMaps {
+    /// Has calls sent one by one from this length on, ns.
+    fn set_slow(&mut self, ns: u64) -> Result<()>;
+
+    /// Who talks to this port of a process is a client.
+    fn listens(&mut self, pid: u32, port: u16);
+
+    /// Calls counted so far.
+    fn calls(&self) -> Entries<'_, CallKey, CallStats>;
+
+    /// Errors counted so far.
+    fn errors(&self) -> Entries<'_, ErrorKey, u64>;
+
+    /// Waits so far.
+    fn waits(&self) -> Entries<'_, WaitsKey, WaitsStats>;
+
+    /// Reads and writes of descriptors that have not been closed.
+    fn io(&self) -> Entries<'_, IoKey, IoStats>;
+
+    /// Time in calls by stack so far, ns.
+    fn time(&self) -> Entries<'_, CallTimeKey, u64>;
+
+    /// Makes room: these calls' process has ended.
+    fn forget_call(&mut self, key: &CallKey);
+
+    /// Makes room: these errors' process has ended.
+    fn forget_error(&mut self, key: &ErrorKey);
+
+    /// Makes room: these waits' process has ended.
+    fn forget_waits(&mut self, key: &WaitsKey);
+
+    /// Makes room: this descriptor's process has ended.
+    fn forget_io(&mut self, key: &IoKey);
+
+    /// Makes room: this thread has ended.
+    fn forget_time(&mut self, key: &CallTimeKey);
 }
 
+/// Entries of a map.
+pub type Entries<'a, K, V> = Box<dyn Iterator<Item = (K, V)> + 'a>;
+
 /// Maps of `profiler-ebpf/src/syscall.rs`.
-pub struct CallMaps {
+pub struct KernelMaps {
     calls: Array<MapData, CallStats>,
     index: HashMap<MapData, CallKey, u32>,
     free: Queue<MapData, u32>,
@@ -40,23 +69,21 @@ pub struct CallMaps {
     listening: HashMap<MapData, ListenKey, u32>,
 }
 
-impl CallMaps {
+impl KernelMaps {
     /// Takes the maps out of the loaded object, and tells the kernel programs what calls' arguments are.
-    pub fn take(ebpf: &mut aya::Ebpf) -> Result<CallMaps> {
+    pub fn take(kernel: &mut Kernel) -> Result<KernelMaps> {
         for (map, of) in [("CALL_KINDS", abi::kinds()), ("COMPAT_KINDS", abi::compat_kinds())] {
-            let map = ebpf.map_mut(map).with_context(|| format!("kernel object has no map {map}"))?;
-            let mut map: Array<&mut MapData, u32> = map.try_into()?;
+            let mut map: Array<&mut MapData, u32> = kernel.map_mut(map)?.try_into()?;
             for (number, kind) in (0..).zip(of) {
                 if kind != 0 {
                     map.set(number, kind, 0)?;
                 }
             }
         }
-        let mut take =
-            |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
+        let mut take = |name: &str| kernel.take_map(name);
         let calls = Array::try_from(take("CALL_STATS")?)?;
         let io = Array::try_from(take("CALL_IO")?)?;
-        Ok(CallMaps {
+        Ok(KernelMaps {
             free: all_free(take("CALLS_FREE")?, calls.len())?,
             io_free: all_free(take("IO_FREE")?, io.len())?,
             io_index: take("IO_INDEX")?.try_into()?,
@@ -70,46 +97,40 @@ impl CallMaps {
             listening: take("LISTENING")?.try_into()?,
         })
     }
+}
 
-    /// Has calls told one by one from this length on, ns.
-    pub fn set_slow(&mut self, ns: u64) -> Result<()> {
+impl CallMaps for KernelMaps {
+    fn set_slow(&mut self, ns: u64) -> Result<()> {
         Ok(self.slow_ns.set(0, ns, 0)?)
     }
 
-    /// Who talks to this port of a process is a client.
-    pub fn listens(&mut self, pid: u32, port: u16) {
+    fn listens(&mut self, pid: u32, port: u16) {
         let _no_room = self.listening.insert(ListenKey { pid, port: port.into() }, 0, 0);
     }
 
-    /// Calls counted so far.
-    pub fn calls(&self) -> impl Iterator<Item = (CallKey, CallStats)> + '_ {
+    fn calls(&self) -> Entries<'_, CallKey, CallStats> {
         let entries = self.index.iter().filter_map(Result::ok);
-        entries.filter_map(|(key, at)| Some((key, self.calls.get(&at, 0).ok()?)))
+        Box::new(entries.filter_map(|(key, at)| Some((key, self.calls.get(&at, 0).ok()?))))
     }
 
-    /// Errors counted so far.
-    pub fn errors(&self) -> impl Iterator<Item = (ErrorKey, u64)> + '_ {
-        self.errors.iter().filter_map(Result::ok)
+    fn errors(&self) -> Entries<'_, ErrorKey, u64> {
+        Box::new(self.errors.iter().filter_map(Result::ok))
     }
 
-    /// Waits so far.
-    pub fn waits(&self) -> impl Iterator<Item = (WaitsKey, WaitsStats)> + '_ {
-        self.waits.iter().filter_map(Result::ok)
+    fn waits(&self) -> Entries<'_, WaitsKey, WaitsStats> {
+        Box::new(self.waits.iter().filter_map(Result::ok))
     }
 
-    /// Reads and writes of descriptors that have not been closed.
-    pub fn io(&self) -> impl Iterator<Item = (IoKey, IoStats)> + '_ {
+    fn io(&self) -> Entries<'_, IoKey, IoStats> {
         let entries = self.io_index.iter().filter_map(Result::ok);
-        entries.filter_map(|(key, at)| Some((key, self.io.get(&at, 0).ok()?)))
+        Box::new(entries.filter_map(|(key, at)| Some((key, self.io.get(&at, 0).ok()?))))
     }
 
-    /// Time in calls by stack so far, ns.
-    pub fn time(&self) -> impl Iterator<Item = (CallTimeKey, u64)> + '_ {
-        self.time.iter().filter_map(Result::ok)
+    fn time(&self) -> Entries<'_, CallTimeKey, u64> {
+        Box::new(self.time.iter().filter_map(Result::ok))
     }
 
-    /// Makes room: these calls' process has ended.
-    pub fn forget_call(&mut self, key: &CallKey) {
+    fn forget_call(&mut self, key: &CallKey) {
         let Ok(at) = self.index.get(key, 0) else { return };
         let empty = CallStats {
             key: CallKey::default(),
@@ -127,18 +148,15 @@ impl CallMaps {
         }
     }
 
-    /// As [`Self::forget_call`].
-    pub fn forget_error(&mut self, key: &ErrorKey) {
+    fn forget_error(&mut self, key: &ErrorKey) {
         let _was_there = self.errors.remove(key);
     }
 
-    /// As [`Self::forget_call`].
-    pub fn forget_waits(&mut self, key: &WaitsKey) {
+    fn forget_waits(&mut self, key: &WaitsKey) {
         let _was_there = self.waits.remove(key);
     }
 
-    /// As [`Self::forget_call`].
-    pub fn forget_io(&mut self, key: &IoKey) {
+    fn forget_io(&mut self, key: &IoKey) {
         let Ok(at) = self.io_index.get(key, 0) else { return };
         let _was_there = self.io_index.remove(key);
         if self.io.set(at, IoStats::default(), 0).is_ok() {
@@ -146,8 +164,7 @@ impl CallMaps {
         }
     }
 
-    /// As [`Self::forget_call`].
-    pub fn forget_time(&mut self, key: &CallTimeKey) {
+    fn forget_time(&mut self, key: &CallTimeKey) {
         let _was_there = self.time.remove(key);
     }
 }

@@ -4,13 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use profiler_common::{
     sched::SyscallClass,
-    syscall::{Endpoint, IoRecord, Name, NameKind, ObjectKind, SlowCall, WaitsKey, traits},
+    syscall::{Endpoint, Name, NameKind, ObjectKind, SlowCall, WaitsKey, traits},
 };
 
-use crate::{model::abi, probe::sched::records::Plain, process::redact::Redact, text};
-
-impl Plain for SlowCall {}
-impl Plain for IoRecord {}
+use crate::{model::abi, process::redact::Redact, text};
 
 /// Name of an error; `errno N` for an unknown one.
 pub fn errno(number: u32) -> String {

@@ -1,0 +1,105 @@
+//! Runs without a kernel: what it sends is put in by the test.
+
+use std::fs;
+
+use profiler_common::loss::KernelCounter;
+
+use super::{fixtures::run_of_7, *};
+use crate::{
+    model::{kind::CPU, stack::ModuleKind},
+    probe::fixtures::{bytes, process, raw},
+};
+
+const S: u64 = 1_000_000_000;
+
+fn mapped(time_ns: u64, path: &str) -> Notice {
+    let event = Event::Mapped {
+        start: 0x1000,
+        len: 0x1000,
+        file_offset: 0,
+        device: (0, 0),
+        inode: 0,
+        path: path.into(),
+    };
+    Notice { time_ns, pid: 7, event }
+}
+
+#[test]
+fn records_and_notices_are_taken_in_by_time() {
+    let mut run = run_of_7();
+    // Out of order, as they come from several CPUs; the code is mapped between the two samples.
+    let sample = |time_ns| bytes(&raw(7, 7, time_ns, &[0x1800]));
+    run.kernel.0.borrow_mut().records = vec![sample(30), sample(10), vec![0xff; 3]];
+    run.kernel.0.borrow_mut().notices = (vec![mapped(20, "//anon")], 0);
+    assert_eq!(run.collector.drain(&mut run.kept).unwrap(), Targets::Live);
+    let tables = run.collector.tables();
+    let kinds: Vec<_> = run
+        .kept
+        .0
+        .iter()
+        .map(|(sample, _)| tables.module(tables.stack(sample.stack).frames[0].module).kind.clone())
+        .collect();
+    assert_eq!(kinds, [ModuleKind::Unmapped(7), ModuleKind::Jit(7)]);
+    assert_eq!(run.collector.resolver.losses.get(Loss::BadRecord), 1);
+}
+
+#[test]
+fn a_run_ends_with_its_targets() {
+    let mut run = run_of_7();
+    fs::remove_dir_all(run.proc.path().join("7")).unwrap();
+    assert_eq!(run.collector.drain(&mut run.kept).unwrap(), Targets::Live, "nobody has looked");
+    run.kernel.0.borrow_mut().notices = (vec![Notice { time_ns: 5, pid: 7, event: Event::Exited }], 0);
+    assert_eq!(run.collector.drain(&mut run.kept).unwrap(), Targets::Ended);
+    assert_eq!(run.kernel.0.borrow().targets, [] as [u32; 0]);
+}
+
+#[test]
+fn without_notices_it_is_looked_once_a_second_who_has_ended() {
+    let mut run = run_of_7();
+    fs::remove_dir_all(run.proc.path().join("7")).unwrap();
+    run.hands.set(2 * S);
+    assert_eq!(run.collector.drain(&mut run.kept).unwrap(), Targets::Ended);
+}
+
+#[test]
+fn the_report_holds_totals_losses_and_costs() {
+    let mut run = run_of_7();
+    run.kernel.count(KernelCounter::SamplesTaken, 3);
+    run.kernel.count(KernelCounter::RingBufferFull, 2);
+    run.kernel.0.borrow_mut().records = vec![bytes(&raw(7, 7, 10, &[0x1800]))];
+    run.kernel.0.borrow_mut().notices = (Vec::new(), 4);
+    run.hands.set(3 * S);
+    run.collector.drain(&mut run.kept).unwrap();
+    let (interval, calls) = run.collector.interval_run().unwrap();
+    assert_eq!((interval.cpu.total, interval.cpu.accounts.duration_ns, calls), (1, 2 * S, None));
+    // What still waits when it ends is taken in.
+    run.kernel.0.borrow_mut().records = vec![bytes(&raw(7, 7, 20, &[0x1800]))];
+    run.hands.set(4 * S);
+    run.collector.stop(&mut run.kept).unwrap();
+    assert!(run.kernel.0.borrow().detached);
+    run.hands.set(9 * S);
+    let (report, totals) = run.collector.run().unwrap();
+    assert_eq!(totals.map(|of| of.total), [2, 0, 0]);
+    let accounts = &report.cpu.accounts;
+    assert_eq!((report.cpu.total, report.cpu.kind, accounts.samples_taken), (2, CPU, 3));
+    assert_eq!((accounts.duration_ns, run.collector.elapsed()), (3 * S, Duration::from_secs(3)));
+    let losses = [Loss::RingBufferFull, Loss::MappingNoticesLost, Loss::ProcessGone];
+    assert_eq!(losses.map(|loss| accounts.losses.get(loss)), [2, 4, 0]);
+    assert_eq!(
+        (accounts.probes.len(), accounts.probes[0].name.as_str(), accounts.probes[0].ns),
+        (1, "cpu", 7)
+    );
+    assert_eq!(report.cpu.meta.target, "pid 7 (app)");
+    assert!(report.off_cpu.is_none() && report.memory.is_none());
+}
+
+#[test]
+fn a_command_is_called_by_its_own_name_before_it_runs() {
+    let proc = tempfile::tempdir().unwrap();
+    process(proc.path(), 7, "profiler"); // forked, not yet executed
+    let target = Target::Pids { pids: vec![7], follow: true };
+    let name = crate::process::launch::name("/usr/bin/python3".as_ref());
+    assert_eq!(describe(&target, &[7], Some(name), proc.path()), "pid 7 and children (python3)");
+    assert_eq!(crate::process::launch::name("./a-rather-long-name".as_ref()), "a-rather-long-n");
+    assert_eq!(describe(&Target::All, &[], None, proc.path()), "all processes");
+}

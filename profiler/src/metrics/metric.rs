@@ -1,0 +1,128 @@
+//! What a metric is, and what it is read from.
+
+use std::collections::BTreeSet;
+
+use crate::model::report::Run;
+
+/// What a metric counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Time, seconds.
+    Seconds,
+    /// Memory, bytes.
+    Bytes,
+    /// A part of a whole, from 0 to 1.
+    Ratio,
+    /// Bytes a second.
+    BytesPerSecond,
+    /// Things.
+    Count,
+}
+
+impl Unit {
+    /// Name in OpenMetrics; the metric's name ends in it. Empty for things.
+    pub fn id(self) -> &'static str {
+        match self {
+            Unit::Seconds => "seconds",
+            Unit::Bytes => "bytes",
+            Unit::Ratio => "ratio",
+            Unit::BytesPerSecond => "bytes_per_second",
+            Unit::Count => "",
+        }
+    }
+
+    /// Reads a threshold that somebody wrote with its unit: `10ms`, `70%`, `2GiB`.
+    pub fn parse(self, text: &str) -> Result<f64, String> {
+        let plain = || text.trim().parse::<f64>().ok();
+        match self {
+            Unit::Seconds => match humantime::parse_duration(text) {
+                Ok(duration) => Ok(duration.as_secs_f64()),
+                Err(error) => Err(format!("`{text}`: {error}; write it like 10ms or 5s")),
+            },
+            Unit::Bytes | Unit::BytesPerSecond => match parse_size::parse_size(text.trim_end_matches("/s")) {
+                Ok(bytes) => Ok(bytes as f64),
+                Err(error) => Err(format!("`{text}`: {error}; write it like 500MB or 2GiB")),
+            },
+            Unit::Ratio => match text.strip_suffix('%') {
+                Some(percent) => percent.trim().parse().map(|percent: f64| percent / 100.0).ok(),
+                None => plain(),
+            }
+            .ok_or_else(|| format!("`{text}` is no part of a whole; write it like 0.7 or 70%")),
+            Unit::Count => plain().ok_or_else(|| format!("`{text}` is no number")),
+        }
+    }
+
+    /// A value for a reader.
+    pub fn words(self, value: f64) -> String {
+        match self {
+            Unit::Seconds => crate::model::units::time((value.max(0.0) * 1e9) as u64),
+            Unit::Bytes => crate::model::units::bytes(value),
+            Unit::Ratio => format!("{:.1} %", 100.0 * value),
+            Unit::BytesPerSecond => format!("{}/s", crate::model::units::bytes(value)),
+            Unit::Count => format!("{value}"),
+        }
+    }
+}
+
+/// How values of different windows belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Each window has its own.
+    Gauge,
+    /// They add up: what is exported is the sum since the daemon started.
+    Counter,
+}
+
+/// One thing that is measured.
+#[derive(Debug)]
+pub struct Metric {
+    /// Name, which ends in the unit.
+    pub name: &'static str,
+    /// Unit of its values.
+    pub unit: Unit,
+    /// How windows belong together.
+    pub kind: Kind,
+    /// What it is, in one sentence without a full stop; says so if it is an estimate.
+    pub help: &'static str,
+    /// The label that tells its values apart; empty if there is one value.
+    pub label: &'static str,
+    /// Reads it; see [`Metric::read`].
+    pub read: fn(&View<'_>, &mut Values),
+}
+
+/// What belongs to one target in one window.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// What was measured of all targets.
+    pub run: &'a Run,
+    /// The target's processes.
+    pub pids: &'a BTreeSet<u32>,
+    /// CPU time that the target may use a second, seconds: its quota, or all CPUs.
+    pub cpus: f64,
+    /// How memory grows, judged over many windows, if it does.
+    pub memory_trend: Option<MemoryTrend>,
+    /// Open descriptors and how many there may be, of the process that is nearest to its limit.
+    pub descriptors: Option<(u64, u64)>,
+}
+
+/// How a target's memory grows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MemoryTrend {
+    /// Best estimate, bytes a second.
+    pub bytes_per_s: f64,
+    /// When it reaches its limit, seconds from now, if there is one.
+    pub exhaustion_s: Option<f64>,
+}
+
+/// The values of one metric, each with its label's value.
+pub type Values = Vec<(&'static str, f64)>;
+
+impl Metric {
+    /// Its values in a window. None where it was not measured.
+    pub fn read(&self, view: &View<'_>) -> Values {
+        let mut values = Values::new();
+        (self.read)(view, &mut values);
+        values.retain(|(_, value)| value.is_finite());
+        values
+    }
+}

@@ -1,0 +1,97 @@
+//! How processes grow, by what the kernel says of them.
+
+use std::path::Path;
+
+use crate::model::memory::Growth;
+
+/// A process grows if it holds so much more than at its lowest, and more than ever since, bytes.
+const GROWTH_BYTES: u64 = 256 * 1024;
+/// Its lowest within this time, ns.
+const GROWTH_MEMORY_NS: u64 = 600_000_000_000;
+/// It has stopped growing if it did not hold more than ever for so long, ns.
+const REST_NS: u64 = 60_000_000_000;
+
+/// Whether a process grows.
+#[derive(Clone, Debug, Default)]
+pub struct Trend {
+    lowest: Option<(u64, u64)>,
+    highest: Option<(u64, u64)>,
+}
+
+impl Trend {
+    /// Takes note of what it holds now. Returns whether it is growing.
+    pub fn add(&mut self, time_ns: u64, held_bytes: u64) -> bool {
+        let lowest = match self.lowest {
+            Some((when, lowest)) if lowest <= held_bytes && time_ns < when + GROWTH_MEMORY_NS => {
+                (when, lowest)
+            }
+            _ => (time_ns, held_bytes),
+        };
+        self.lowest = Some(lowest);
+        if self.highest.is_none_or(|(_, highest)| highest < held_bytes) {
+            self.highest = Some((time_ns, held_bytes));
+        }
+        let newest = self.highest.is_some_and(|(when, _)| when == time_ns);
+        newest && held_bytes >= lowest.1 + GROWTH_BYTES
+    }
+
+    /// Whether it has stopped growing for good, as far as one can tell.
+    pub fn rests(&self, time_ns: u64) -> bool {
+        self.highest.is_some_and(|(when, _)| time_ns >= when + REST_NS)
+    }
+}
+
+/// What a process occupies now; `None` if it is gone.
+pub fn growth(proc_root: &Path, pid: u32, time_ns: u64) -> Option<Growth> {
+    let status = crate::text::read_to_parse(&proc_root.join(format!("{pid}/status"))).ok()?;
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Some(Growth {
+        time_ns,
+        anon_bytes: bytes("RssAnon")?, // a zombie or kernel thread has none
+        file_bytes: bytes("RssFile")?,
+        shmem_bytes: bytes("RssShmem")?,
+        swap_bytes: bytes("VmSwap").unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn growth_is_more_than_ever() {
+        let mut trend = Trend::default();
+        assert!(!trend.add(0, 10 * MIB));
+        assert!(!trend.add(SECOND, 10 * MIB + 100 * 1024), "too little to tell");
+        assert!(trend.add(2 * SECOND, 10 * MIB + 300 * 1024));
+        assert!(!trend.add(3 * SECOND, 10 * MIB + 290 * 1024), "not the most ever");
+        assert!(!trend.rests(4 * SECOND));
+        assert!(trend.rests(2 * SECOND + REST_NS));
+        let mut sawtooth = Trend::default();
+        let mut grew = 0;
+        for second in 0..100 {
+            grew += u32::from(sawtooth.add(second * SECOND, 10 * MIB + second % 10 * MIB));
+        }
+        assert!(grew < 10, "{grew}");
+    }
+
+    #[test]
+    fn a_slow_leak_is_seen_within_ten_minutes() {
+        let mut trend = Trend::default();
+        let first = (0..600).find(|&second| trend.add(second * SECOND, 10 * MIB + second * 1024));
+        assert!(first.is_some_and(|second| second <= 260), "{first:?}");
+    }
+
+    #[test]
+    fn own_memory_is_read() {
+        let growth = growth(Path::new("/proc"), std::process::id(), 7).unwrap();
+        assert!(growth.anon_bytes > 0 && growth.file_bytes > 0);
+        assert!(super::growth(Path::new("/nowhere"), 1, 0).is_none());
+    }
+}

@@ -1,0 +1,113 @@
+//! Records of the kernel programs, as they come out of the ring buffer.
+
+use std::mem::offset_of;
+
+use profiler_common::{
+    alloc::KIND_ALLOC_STACK,
+    cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
+    sched as raw, syscall as raw_calls,
+};
+
+use crate::probe::{
+    cpu::records::{self as cpu, RawSample},
+    sched::records as sched,
+    wire,
+};
+
+/// What of a name is always there, bytes.
+const NAME_HEADER: usize = offset_of!(raw_calls::Name, bytes);
+
+/// A record from the kernel programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A CPU sample.
+    Cpu(RawSample),
+    /// A stack that blocks, by its id.
+    Stack(u64, RawSample),
+    /// A stack that allocates, by its id.
+    AllocStack(u64, RawSample),
+    /// A page fault.
+    Fault(RawSample),
+    /// A stack that wakes threads, by its id, and the name of its thread.
+    Waker(u64, String, RawSample),
+    /// A long block or wait for a CPU.
+    Interval(raw::Interval),
+    /// A long turn of an event loop.
+    Turn(raw::Turn),
+    /// The end of a thread.
+    Exit(raw::Exit),
+    /// The first wait of an event loop.
+    Loop(raw::LoopSeen),
+    /// A slow system call.
+    SlowCall(Box<raw_calls::SlowCall>),
+    /// A descriptor is used for the first time, or has been closed.
+    Io(Box<raw_calls::IoRecord>),
+}
+
+impl Record {
+    /// Decodes one; `None` for what is none, or not complete.
+    pub fn decode(bytes: &[u8]) -> Option<Record> {
+        let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
+        match kind {
+            KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
+            KIND_FAULT_SAMPLE => cpu::decode_stack(bytes, kind).map(Record::Fault),
+            raw::KIND_STACK => sched::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack)),
+            raw::KIND_WAKER => {
+                sched::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
+            }
+            KIND_ALLOC_STACK => {
+                sched::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
+            }
+            raw::KIND_INTERVAL => wire::plain(bytes).map(Record::Interval),
+            raw::KIND_TURN => wire::plain(bytes).map(Record::Turn),
+            raw::KIND_EXIT => wire::plain(bytes).map(Record::Exit),
+            raw::KIND_LOOP => wire::plain(bytes).map(Record::Loop),
+            raw_calls::KIND_SLOW_CALL => {
+                let least = offset_of!(raw_calls::SlowCall, name) + NAME_HEADER;
+                wire::cut_off(bytes, least).map(Record::SlowCall)
+            }
+            raw_calls::KIND_IO => {
+                let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
+                wire::cut_off(bytes, least).map(Record::Io)
+            }
+            _ => None,
+        }
+    }
+
+    /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
+    pub fn time_ns(&self) -> u64 {
+        match self {
+            Record::Cpu(sample)
+            | Record::Stack(_, sample)
+            | Record::Waker(_, _, sample)
+            | Record::AllocStack(_, sample)
+            | Record::Fault(sample) => sample.header.time_ns,
+            Record::Interval(interval) => interval.end_ns,
+            Record::Turn(turn) => turn.end_ns,
+            Record::Exit(exit) => exit.time_ns,
+            Record::SlowCall(call) => call.end_ns,
+            // A descriptor must be known before it is closed.
+            Record::Io(io) if io.closed != 0 => io.stats.last_ns,
+            Record::Loop(_) | Record::Io(_) => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            if let Some(first) = bytes.first_chunk_mut() {
+                *first = kind.to_ne_bytes();
+            }
+            if let Some(record) = Record::decode(&bytes) {
+                record.time_ns();
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Which threads are event loops, and which of them hold others up while they are away from their wait.
+
+use std::path::Path;
+
+use profiler_common::sched::SyscallClass;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    model::{abi, stack::ThreadKey},
+    process::objects,
+};
+
+/// The event loops of a run.
+#[derive(Default)]
+pub struct Loops {
+    loops: FxHashMap<ThreadKey, Loop>,
+    /// Threads by process and epoll descriptor they wait in.
+    sharers: FxHashMap<(u32, u64), FxHashSet<u32>>,
+    /// Processes that serve one client each, as a database's do: while one works nobody waits but who asked for it.
+    one_client: FxHashSet<u32>,
+}
+
+struct Loop {
+    syscall: i32,
+    object: u64,
+}
+
+impl Loops {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.loops.is_empty()
+    }
+
+    /// A thread waits as event loops do. May look into /proc if it is `allowed`.
+    pub fn add(&mut self, thread: ThreadKey, syscall: i32, object: u64, allowed: bool, proc_root: &Path) {
+        self.loops.insert(thread, Loop { syscall, object });
+        if abi::class(syscall) == SyscallClass::Epoll as u8 {
+            self.sharers.entry((thread.pid, object)).or_default().insert(thread.tid);
+        }
+        if allowed && objects::serves_one_client(proc_root, thread.pid) {
+            self.one_client.insert(thread.pid);
+        }
+    }
+
+    /// Processes that served one client and do not any more are event loops from now on. Looks at no more than `most`;
+    /// returns how many it looked at.
+    pub fn look_at_clients(&mut self, most: u32, proc_root: &Path) -> u32 {
+        let served: Vec<u32> = self.one_client.iter().copied().take(most as usize).collect();
+        for &pid in &served {
+            if !objects::serves_one_client(proc_root, pid) {
+                self.one_client.remove(&pid);
+            }
+        }
+        served.len() as u32
+    }
+
+    /// Whether it is known that a process serves one client.
+    pub fn serves_one_client(&self, pid: u32) -> bool {
+        self.one_client.contains(&pid)
+    }
+
+    /// The event loop with this thread id that holds others up, and the system call it waits in.
+    pub fn wait_of(&self, tid: u32) -> Option<(ThreadKey, i32)> {
+        let is_it = |thread: &ThreadKey| thread.tid == tid && !self.one_client.contains(&thread.pid);
+        self.loops.iter().find(|(thread, _)| is_it(thread)).map(|(thread, of)| (*thread, of.syscall))
+    }
+
+    /// Whether a thread that is away from its loop holds others up.
+    pub fn holds_others_up(&self, thread: ThreadKey) -> bool {
+        !self.is_shared(thread) && !self.one_client.contains(&thread.pid)
+    }
+
+    /// Whether other threads wait in the same epoll descriptor: the runtime (Go's, multi-threaded tokio's) lets any
+    /// thread poll and any other work, so a thread that is long away from it holds nobody up.
+    fn is_shared(&self, thread: ThreadKey) -> bool {
+        let sharers = self.loops.get(&thread).and_then(|of| self.sharers.get(&(thread.pid, of.object)));
+        sharers.is_some_and(|threads| threads.len() > 1)
+    }
+}

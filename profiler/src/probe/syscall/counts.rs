@@ -1,0 +1,95 @@
+//! Counts of the kernel programs, which wrap around and begin again, brought to 64 bits.
+
+use std::collections::BTreeMap;
+
+use profiler_common::{
+    histogram::Histogram,
+    syscall::{CallStats, Majority},
+};
+
+use crate::model::distribution::Summary;
+
+/// Buckets of a kernel histogram, brought to 64 bits.
+#[derive(Clone, Debug, Default)]
+pub struct Lengths {
+    /// By bucket: all, and what the kernel had when last looked at.
+    pub counts: BTreeMap<u16, (u64, u32)>,
+    pub max_ns: u64,
+}
+
+impl Lengths {
+    /// Takes in what has been counted since the last time; returns how many.
+    pub fn take(&mut self, kernel: &Histogram) -> u64 {
+        let mut new = 0;
+        for (bucket, &count) in (0u16..).zip(&kernel.counts).filter(|(_, count)| **count != 0) {
+            let (all, last) = self.counts.entry(bucket).or_default();
+            let more = u64::from(count.wrapping_sub(*last));
+            (*all, *last) = (*all + more, count);
+            new += more;
+        }
+        self.max_ns = self.max_ns.max(kernel.max_ns);
+        new
+    }
+
+    /// The kernel's histogram is gone: a later one with the same key begins at nothing.
+    pub fn end(&mut self) {
+        self.counts.values_mut().for_each(|(_, last)| *last = 0);
+    }
+
+    pub fn summary(&self, sum_ns: u64) -> Summary {
+        let counts = self.counts.iter().map(|(&bucket, &(n, _))| (usize::from(bucket), n));
+        Summary::from_buckets(counts, sum_ns, self.max_ns)
+    }
+}
+
+/// Sums over all calls, ns and numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sums {
+    pub ns: u64,
+    pub blocked_ns: u64,
+    pub run_queue_ns: u64,
+    pub unfinished: u64,
+}
+
+impl Sums {
+    pub fn plus(self, other: Sums) -> Sums {
+        Sums {
+            ns: self.ns + other.ns,
+            blocked_ns: self.blocked_ns + other.blocked_ns,
+            run_queue_ns: self.run_queue_ns + other.run_queue_ns,
+            unfinished: self.unfinished + other.unfinished,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Count {
+    pub lengths: Lengths,
+    /// Of processes that have ended, and so far of the one that lives.
+    pub sums: (Sums, Sums),
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Waits {
+    pub lengths: Lengths,
+    pub sums: (u64, u64),
+    pub most: Majority,
+}
+
+impl Count {
+    /// Takes in what is new; returns how many calls.
+    pub fn take(&mut self, stats: &CallStats) -> u64 {
+        self.sums.1 = Sums {
+            ns: stats.lengths.sum_ns,
+            blocked_ns: stats.blocked_ns,
+            run_queue_ns: stats.run_queue_ns,
+            unfinished: stats.unfinished,
+        };
+        self.lengths.take(&stats.lengths)
+    }
+
+    pub fn end(&mut self) {
+        self.sums = (self.sums.0.plus(self.sums.1), Sums::default());
+        self.lengths.end();
+    }
+}

@@ -1,0 +1,522 @@
+//! What the system-call probe's records and maps add up to: its counts are taken out of the kernel before they overflow,
+//! descriptors are identified while they are open, and the slowest calls are kept.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Result;
+use profiler_common::syscall::{
+    CallKey, CallTimeKey, IoKey, IoRecord, IoStats, Name, ObjectKind, SlowCall, WaitsKey,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    detect::{
+        chatty::{self, Talk},
+        storm::{Rates, Storms},
+    },
+    model::{
+        abi,
+        loss::Loss,
+        report::Totals,
+        sample::Sample,
+        stack::{Frame, Module, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
+        syscall::{self, CallCount, CallKind, Interval, KindWaits, SlowByPart},
+        totals::{Aggregator, intern_stack},
+    },
+    probe::{
+        record::Record,
+        spec::{Context, Extent, Probe},
+        syscall::{
+            counts::{Count, Waits},
+            io::{Named, Object, add_io, median_bytes},
+            maps::CallMaps,
+            records,
+        },
+    },
+    process::{
+        clock::{Clock, Every},
+        objects,
+        redact::Redact,
+    },
+    resolve::Resolver,
+};
+
+/// How often the kernel's counts are taken: far more often than a 32-bit count can overflow.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Slow calls kept.
+const MAX_SLOW: usize = 200;
+/// From which length on calls are told one by one at first, and at least, ns.
+const SLOW_NS: (u64, u64) = (1_000_000, 100_000);
+/// As many slow calls as should be told between two looks.
+const SLOW_WANTED: u64 = 200;
+/// Names of open descriptors kept, at most; twice what the kernel keeps.
+const MAX_NAMES: usize = 32_768;
+/// Processes and system calls counted by themselves; what ended processes did beyond is added up.
+const MAX_KEYS: usize = 262_144;
+/// Processes, kinds and peers that waits are told by; of the others they are added up.
+const MAX_WAITS: usize = 65_536;
+/// Descriptors looked up in /proc between two looks: each may read long tables.
+const MAX_LOOKUPS: u32 = 2_000;
+
+/// Time in calls by stack since this was last asked: whose, at which stack if it was taken, in which call, ns.
+type CallSample = (ThreadKey, Option<StackId>, u32, u64);
+
+/// Everything the system-call probe has told.
+pub struct CallCollector {
+    maps: Box<dyn CallMaps>,
+    proc_root: PathBuf,
+    in_calls: Aggregator,
+    redact: Redact,
+    counts: BTreeMap<CallKey, Count>,
+    errors: BTreeMap<CallKey, BTreeMap<u32, u64>>,
+    errors_taken: FxHashMap<(CallKey, u32), u64>,
+    waits: BTreeMap<WaitsKey, Waits>,
+    /// What descriptors were when they were first used.
+    names: FxHashMap<(IoKey, u64), Named>,
+    /// The last of each of them, with when that was, ns.
+    latest: FxHashMap<IoKey, (u64, String)>,
+    objects: BTreeMap<(u32, String), Object>,
+    objects_unlisted: u64,
+    time_taken: FxHashMap<CallTimeKey, u64>,
+    slow: BTreeMap<(u64, u64), syscall::SlowCall>,
+    slow_by_part: SlowByPart,
+    slow_told: u64,
+    slow_ns: u64,
+    interval: Interval,
+    storms: Storms,
+    look: Every,
+    lookups: u32,
+}
+
+impl CallCollector {
+    /// Has the kernel programs tell slow calls from now on. They cannot know which ports the processes `pids` listen at
+    /// already.
+    pub fn new(
+        mut maps: Box<dyn CallMaps>,
+        pids: &[u32],
+        proc_root: &Path,
+        clock: &Clock,
+        redact: Redact,
+        storms: Storms,
+    ) -> Result<CallCollector> {
+        maps.set_slow(SLOW_NS.0)?;
+        for &pid in pids {
+            objects::listens(proc_root, pid).into_iter().for_each(|port| maps.listens(pid, port));
+        }
+        Ok(CallCollector {
+            maps,
+            proc_root: proc_root.to_owned(),
+            in_calls: Aggregator::default(),
+            redact,
+            counts: BTreeMap::new(),
+            errors: BTreeMap::new(),
+            errors_taken: FxHashMap::default(),
+            waits: BTreeMap::new(),
+            names: FxHashMap::default(),
+            latest: FxHashMap::default(),
+            objects: BTreeMap::new(),
+            objects_unlisted: 0,
+            time_taken: FxHashMap::default(),
+            slow: BTreeMap::new(),
+            slow_by_part: SlowByPart::new(clock.now_ns()),
+            slow_told: 0,
+            slow_ns: SLOW_NS.0,
+            interval: Interval::default(),
+            storms,
+            look: Every::new(clock, LOOK_INTERVAL),
+            lookups: 0,
+        })
+    }
+
+    /// A slow call.
+    fn slow_call(&mut self, call: &SlowCall, resolver: &mut Resolver) {
+        self.slow_told += 1;
+        let duration_ns = call.end_ns.saturating_sub(call.start_ns);
+        let among_slowest = self.slow.len() < MAX_SLOW
+            || self.slow.keys().next().is_some_and(|(least, _)| *least < duration_ns);
+        let of_interval =
+            self.interval.slowest.as_ref().is_none_or(|slowest| slowest.duration_ns < duration_ns);
+        let of_part = self.slow_by_part.wants(call.end_ns, duration_ns);
+        if !among_slowest && !of_interval && !of_part {
+            return;
+        }
+        let thread = ThreadKey { pid: call.pid, tid: call.tid };
+        resolver.name_thread(thread);
+        let allowed = self.lookups < MAX_LOOKUPS;
+        self.lookups += 1;
+        let slow = syscall::SlowCall {
+            thread,
+            process: resolver.tables.process_name(thread).to_owned(),
+            syscall: abi::name(call.number as i32),
+            kind: CallKind::from_number(call.wait_kind),
+            start_ns: call.start_ns,
+            duration_ns,
+            blocked_ns: call.blocked_ns,
+            run_queue_ns: call.run_queue_ns,
+            result: records::result(call.result),
+            arguments: records::arguments(call, &self.redact, |descriptor| {
+                // What is known of it from the time of the call, or else what it is now.
+                let key = IoKey { pid: call.pid, descriptor: descriptor as u32 };
+                let known = self.latest.get(&key).filter(|(first_ns, _)| *first_ns <= call.start_ns);
+                known.map(|(_, object)| object.clone()).or_else(|| {
+                    let now = allowed.then(|| objects::descriptor(&self.proc_root, call.pid, descriptor));
+                    now.flatten().map(|object| self.redact.object(&object))
+                })
+            }),
+            stack: resolver.stack(call.stack),
+        };
+        if of_interval {
+            self.interval.slowest = Some(slow.clone());
+        }
+        if of_part {
+            self.slow_by_part.add(slow.clone());
+        }
+        self.slow.insert((duration_ns, call.start_ns), slow);
+        if self.slow.len() > MAX_SLOW {
+            self.slow.pop_first();
+        }
+    }
+
+    /// A descriptor is used for the first time, or has been closed.
+    fn io(&mut self, record: &IoRecord) {
+        if record.closed != 0 {
+            self.end_io(record.stats.key, &record.stats);
+        } else {
+            self.identify(record.stats.key, &record.stats, &record.name);
+        }
+    }
+
+    /// Finds out what a descriptor is, unless that is known; in /proc if its `name` does not tell.
+    fn identify(&mut self, key: IoKey, stats: &IoStats, name: &Name) {
+        if self.names.contains_key(&(key, stats.first_ns)) {
+            return;
+        }
+        if self.names.len() >= MAX_NAMES {
+            self.forget_closed();
+        }
+        let told = records::object(&stats.on, name);
+        let allowed = self.lookups < MAX_LOOKUPS;
+        let proc = self.proc_root.as_path();
+        if told.is_none() || stats.on.kind == ObjectKind::Net as u32 {
+            self.lookups += 1;
+        }
+        let now = || allowed.then(|| objects::descriptor(proc, key.pid, key.descriptor.into()))?;
+        let Some(object) = told.or_else(now) else { return };
+        // If the process has ended, who reads first answers.
+        let lives = || proc.join(key.pid.to_string()).exists();
+        let serves = stats.listens != 0
+            || (allowed && objects::serves(proc, key.pid, &object))
+            || (stats.first_wrote == 0 && !lives());
+        let named = Named { object: self.redact.object(&object), serves };
+        self.latest.insert(key, (stats.first_ns, named.object.clone()));
+        self.names.insert((key, stats.first_ns), named);
+    }
+
+    /// Forgets the names of descriptors whose end was lost.
+    fn forget_closed(&mut self) {
+        let open: FxHashSet<(IoKey, u64)> =
+            self.maps.io().map(|(key, stats)| (key, stats.first_ns)).collect();
+        self.names.retain(|key, _| open.contains(key));
+        self.latest.retain(|key, (first_ns, _)| open.contains(&(*key, *first_ns)));
+    }
+
+    /// Adds what was done with a descriptor to what it was.
+    fn end_io(&mut self, key: IoKey, stats: &IoStats) {
+        let named = self.names.remove(&(key, stats.first_ns));
+        if self.latest.get(&key).is_some_and(|(first_ns, _)| *first_ns == stats.first_ns) {
+            self.latest.remove(&key);
+        }
+        add_io(&mut self.objects, &mut self.objects_unlisted, key, stats, named.as_ref());
+    }
+
+    /// Takes the kernel's counts.
+    fn take(&mut self) -> Result<()> {
+        let passed = self.look.restart();
+        self.lookups = 0;
+        let mut alive: FxHashMap<u32, bool> = FxHashMap::default();
+        let proc_root = self.proc_root.clone();
+        let mut is_alive =
+            |pid: u32| *alive.entry(pid).or_insert_with(|| proc_root.join(pid.to_string()).exists());
+
+        let mut rates: BTreeMap<CallKey, Rates> = BTreeMap::new();
+        let mut gone = Vec::new();
+        // Asked before counting: what has ended by then is counted to its end.
+        let calls: Vec<(CallKey, bool)> = self
+            .maps
+            .calls()
+            .map(|(key, _)| key)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|key| (key, is_alive(key.pid)))
+            .collect();
+        let ended: FxHashSet<CallKey> =
+            calls.iter().filter(|(_, alive)| !alive).map(|(key, _)| *key).collect();
+        for (key, stats) in self.maps.calls() {
+            let to = if self.counts.len() >= MAX_KEYS && !self.counts.contains_key(&key) {
+                CallKey { pid: 0, tid: 0, ..key }
+            } else {
+                key
+            };
+            let count = self.counts.entry(to).or_default();
+            let calls = count.take(&stats);
+            self.interval.calls += calls;
+            if calls > 0 {
+                rates.insert(key, Rates { calls, failed: Vec::new() });
+            }
+            if ended.contains(&key) || to != key {
+                count.end();
+                gone.push(key);
+            }
+        }
+        gone.iter().for_each(|key| self.maps.forget_call(key));
+
+        let mut gone = Vec::new();
+        for (key, n) in self.maps.errors() {
+            let taken = self.errors_taken.entry((key.call, key.errno)).or_default();
+            let more = n.wrapping_sub(*taken);
+            *taken = n;
+            if more > 0 {
+                self.interval.failed += more;
+                *self.errors.entry(key.call).or_default().entry(key.errno).or_default() += more;
+                if let Some(rates) = rates.get_mut(&key.call) {
+                    rates.failed.push((key.errno, more));
+                }
+            }
+            if ended.contains(&key.call) {
+                gone.push(key);
+            }
+        }
+        for key in gone {
+            self.errors_taken.remove(&(key.call, key.errno));
+            self.maps.forget_error(&key);
+        }
+        self.storms.look(passed, rates);
+
+        let mut gone = Vec::new();
+        for (key, stats) in self.maps.waits() {
+            let to = if self.waits.len() >= MAX_WAITS && !self.waits.contains_key(&key) {
+                WaitsKey { kind: key.kind, ..WaitsKey::default() }
+            } else {
+                key
+            };
+            let waits = self.waits.entry(to).or_default();
+            waits.lengths.take(&stats.lengths);
+            waits.sums.1 = stats.lengths.sum_ns;
+            waits.most = stats.most;
+            if to != key || !is_alive(key.pid) {
+                waits.lengths.end();
+                waits.sums = (waits.sums.0 + waits.sums.1, 0);
+                gone.push(key);
+            }
+        }
+        gone.iter().for_each(|key| self.maps.forget_waits(key));
+
+        let (mut open, mut gone) = (Vec::new(), Vec::new());
+        for (key, stats) in self.maps.io() {
+            if is_alive(key.pid) { open.push((key, stats)) } else { gone.push((key, stats)) }
+        }
+        for (key, stats) in open {
+            self.identify(key, &stats, &Name::EMPTY);
+        }
+        for (key, stats) in gone {
+            self.end_io(key, &stats);
+            self.maps.forget_io(&key);
+        }
+        // As many as one can read, and always the slowest.
+        let told = std::mem::take(&mut self.slow_told);
+        if told > SLOW_WANTED {
+            self.slow_ns = self.slow_ns.saturating_mul(2);
+        } else if told < SLOW_WANTED / 10 {
+            self.slow_ns = (self.slow_ns / 2).max(SLOW_NS.1);
+        }
+        self.maps.set_slow(self.slow_ns)
+    }
+
+    /// Time in calls by stack since this was last asked.
+    fn time(&mut self, resolver: &mut Resolver) -> Vec<CallSample> {
+        let mut samples = Vec::new();
+        let mut gone = Vec::new();
+        for (key, ns) in self.maps.time() {
+            let taken = self.time_taken.entry(key).or_default();
+            let new = ns.saturating_sub(*taken);
+            *taken = ns;
+            if new > 0 {
+                let thread = ThreadKey { pid: key.pid, tid: key.tid };
+                samples.push((thread, resolver.stack(key.stack), key.number, new));
+            } else if !self.proc_root.join(format!("{}/task/{}", key.pid, key.tid)).exists() {
+                gone.push(key);
+            }
+        }
+        for key in gone {
+            self.time_taken.remove(&key);
+            self.maps.forget_time(&key);
+        }
+        for (thread, ..) in &samples {
+            resolver.name_thread(*thread);
+        }
+        samples
+    }
+
+    /// Everything so far.
+    fn calls(&mut self, resolver: &mut Resolver) -> Result<syscall::Calls> {
+        self.take()?;
+        let counts: Vec<CallKey> = self.counts.keys().copied().collect();
+        for key in counts {
+            let tid = if key.tid == 0 { key.pid } else { key.tid };
+            resolver.name_thread(ThreadKey { pid: key.pid, tid });
+        }
+        let tables = &resolver.tables;
+        let process = |pid: u32| match pid {
+            0 => "(others)".to_owned(),
+            pid => tables.process_name(ThreadKey { pid, tid: pid }).to_owned(),
+        };
+        let mut calls: Vec<CallCount> = self
+            .counts
+            .iter()
+            .map(|(key, count)| {
+                let sums = count.sums.0.plus(count.sums.1);
+                let errors = self.errors.get(key).into_iter().flatten();
+                let mut errors: Vec<(String, u64)> =
+                    errors.map(|(&errno, &n)| (records::errno(errno), n)).collect();
+                errors.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+                let thread = ThreadKey { pid: key.pid, tid: key.tid };
+                CallCount {
+                    thread,
+                    process: process(key.pid),
+                    thread_name: match key.tid {
+                        0 => String::new(),
+                        _ => tables.thread_name(thread).to_owned(),
+                    },
+                    syscall: abi::name(key.number as i32),
+                    lengths: count.lengths.summary(sums.ns),
+                    blocked_ns: sums.blocked_ns,
+                    run_queue_ns: sums.run_queue_ns,
+                    errors,
+                    unfinished: sums.unfinished,
+                }
+            })
+            .collect();
+        calls.sort_by_key(|count| std::cmp::Reverse((count.lengths.sum_ns, count.lengths.count)));
+        let mut waits: Vec<KindWaits> = self
+            .waits
+            .iter()
+            .map(|(key, waits)| KindWaits {
+                pid: key.pid,
+                process: process(key.pid),
+                kind: CallKind::from_number(key.kind),
+                peer: match (records::peer(key), key.serves) {
+                    (peer, 0) if !peer.is_empty() => self.redact.text(&peer),
+                    (peer, _) => peer,
+                },
+                lengths: waits.lengths.summary(waits.sums.0 + waits.sums.1),
+                stack: resolver.stack(waits.most.stack),
+            })
+            .collect();
+        waits.sort_by_key(|waits| std::cmp::Reverse(waits.lengths.sum_ns));
+
+        // What is still open is added to a copy: it will be asked for again.
+        let (mut objects, mut unlisted) = (self.objects.clone(), self.objects_unlisted);
+        for (key, stats) in self.maps.io() {
+            let named = self.names.get(&(key, stats.first_ns));
+            add_io(&mut objects, &mut unlisted, key, &stats, named);
+        }
+        let mut talks = Vec::new();
+        let mut listed = Vec::new();
+        for ((pid, _), mut object) in objects {
+            object.io.process = process(pid);
+            object.io.descriptors = object.descriptors.len() as u64;
+            object.io.median_bytes = median_bytes(&object.sizes);
+            talks.push(Talk {
+                thread: ThreadKey { pid, tid: object.stats.tid },
+                io: object.io.clone(),
+                is_file: object.stats.on.kind == ObjectKind::File as u32,
+                serves: object.serves,
+                span_ns: object.stats.last_ns.saturating_sub(object.stats.first_ns),
+                stack: resolver.stack(object.stats.most.stack),
+                stack_share: object.stats.most.lead as f64 / object.stats.votes.max(1) as f64,
+                looked_at: object.stats.votes,
+            });
+            listed.push(object.io);
+        }
+        listed.sort_by_key(|io| std::cmp::Reverse((io.ns, io.calls)));
+        Ok(syscall::Calls {
+            calls,
+            waits,
+            objects: listed,
+            objects_unlisted: unlisted,
+            slow: self.slow.values().rev().cloned().collect(),
+            slow_by_part: self.slow_by_part.clone(),
+            chatty: chatty::find(talks),
+            storms: self.storms.found(|key| (process(key.pid), abi::name(key.number as i32)), records::errno),
+        })
+    }
+}
+
+impl Probe for CallCollector {
+    fn record(&mut self, record: &Record, _stack: Option<StackId>, cx: &mut Context<'_>) -> Result<()> {
+        match record {
+            Record::SlowCall(call) => self.slow_call(call, cx.resolver),
+            Record::Io(io) => self.io(io),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        if self.look.is_due() { self.take() } else { Ok(()) }
+    }
+
+    /// Brings the time in system calls into the totals. A stack's outermost frame is its system call.
+    fn flush(&mut self, _wanted: bool, cx: &mut Context<'_>) -> Result<()> {
+        let resolver = &mut *cx.resolver;
+        for (thread, stack, number, ns) in self.time(resolver) {
+            let tables = &mut resolver.tables;
+            let call = Frame {
+                module: tables.module_id(Module::special(ModuleKind::Syscall)),
+                address: number.into(),
+            };
+            let (mut frames, kernel_frames, end) = match stack.map(|stack| tables.stack(stack)) {
+                Some(stack) => (stack.frames.to_vec(), stack.kernel_frames, stack.end),
+                None => {
+                    let module = tables.module_id(Module::special(ModuleKind::NotTaken));
+                    (vec![Frame { module, address: 0 }], 0, StackEnd::None)
+                }
+            };
+            frames.push(call);
+            let stack = Stack { frames: frames.into(), kernel_frames, end };
+            let time_ns = resolver.clock.now_ns();
+            let sample = intern_stack(tables, stack)
+                .map(|stack| Sample { time_ns, thread, cpu: 0, stack, weight: ns, cause: None })
+                .filter(|sample| self.in_calls.add(sample));
+            let Some(sample) = sample else {
+                resolver.losses.add(Loss::OffCpuFull, 1);
+                continue;
+            };
+            let name = resolver.name_to_record(thread);
+            cx.sink.record(&sample, &resolver.tables, name.as_deref());
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, extent: Extent, totals: &mut Totals, cx: &mut Context<'_>) -> Result<()> {
+        if matches!(extent, Extent::Checkpoint | Extent::Run) {
+            totals.calls = Some(self.calls(cx.resolver)?);
+        }
+        if extent == Extent::Run {
+            totals.in_calls = Some(self.in_calls.snapshot());
+        }
+        Ok(())
+    }
+
+    fn interval(&mut self) -> Result<Option<Interval>> {
+        self.take()?;
+        Ok(Some(std::mem::take(&mut self.interval)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! What is seen of the targets from outside, in /proc: a probe without kernel programs.
+
+use anyhow::Result;
+
+use crate::{
+    model::report::Totals,
+    probe::spec::{Context, Extent, Probe, ProbeSpec},
+    process::{redact::Redact, target::Target, vitals::VitalsSampler},
+};
+
+/// The look from outside. Of the whole machine it would be too much.
+pub static SPEC: ProbeSpec = ProbeSpec {
+    name: "vitals",
+    about: "what /proc says of the targets: descriptors, connections, limits",
+    enabled: |settings| settings.target != Target::All,
+    large_maps: &[],
+    prepare: |_, _| Ok(()),
+    start: |start| {
+        let redact = Redact::new(start.settings.redact_paths);
+        Ok(Box::new(Vitals(VitalsSampler::new(start.proc_root, redact))))
+    },
+    costs: &[],
+    losses: &[],
+    kinds: &[],
+    checks: Vec::new,
+};
+
+/// Looks now and then.
+struct Vitals(VitalsSampler);
+
+impl Vitals {
+    fn look(&mut self, cx: &Context<'_>) {
+        self.0.look(&cx.targets.pids(), cx.resolver.clock.now_ns());
+    }
+}
+
+impl Probe for Vitals {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if self.0.is_due() {
+            self.look(cx);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        self.look(cx);
+        Ok(())
+    }
+
+    fn report(&mut self, extent: Extent, totals: &mut Totals, _cx: &mut Context<'_>) -> Result<()> {
+        if matches!(extent, Extent::Checkpoint | Extent::Run) {
+            totals.vitals = Some(self.0.vitals());
+        }
+        Ok(())
+    }
+}

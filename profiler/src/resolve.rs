@@ -1,0 +1,241 @@
+//! From addresses to interned stacks: everything that a run knows about processes, their code, and its names.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use profiler_common::{
+    cpu::{END_COMPLETE, END_STOPPED, FLAG_USER_END_SHIFT, SampleHeader},
+    unwind::{Registers, Step},
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    kernel::unwind::UnwindMaps,
+    model::{
+        loss::{Loss, Losses},
+        report::{Accounts, Meta, Run, Totals},
+        stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, StackId, Tables, ThreadKey},
+        totals::intern_stack,
+    },
+    probe::cpu::records::RawSample,
+    process::{ProcessTable, clock::Clock, memory::ProcessMemory, table::Resolution, target::comm},
+    runtimes::{Runtimes, UserFrame, UserStack},
+    symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
+    unwind::feed::Feeder,
+};
+
+#[cfg(target_arch = "aarch64")]
+type NativeArch = profiler_common::unwind::Aarch64;
+#[cfg(target_arch = "x86_64")]
+type NativeArch = profiler_common::unwind::X86_64;
+
+/// Resolves addresses and interns stacks.
+pub struct Resolver {
+    /// Where `/proc` is.
+    pub proc_root: PathBuf,
+    /// What time it is.
+    pub clock: Clock,
+    /// Interned modules, stacks and threads.
+    pub tables: Tables,
+    /// Mappings of processes.
+    pub processes: ProcessTable,
+    /// `None` where frame pointers are followed only.
+    pub unwinder: Option<Feeder<UnwindMaps>>,
+    /// Language runtimes in processes.
+    pub runtimes: Runtimes,
+    /// What was lost or is worth less, besides what the kernel programs count.
+    pub losses: Losses,
+    /// Stacks by the kernel programs' ids.
+    stacks: FxHashMap<u64, StackId>,
+    kernel_module: ModuleId,
+    symbols: SymbolCache,
+    /// Threads whose names have been recorded with a sample that is none of a CPU.
+    named: FxHashSet<ThreadKey>,
+}
+
+impl Resolver {
+    /// Knows no process yet. `track_all` says whether every process of the machine may be sampled, `name_runtimes` whether
+    /// functions of language runtimes are named.
+    pub fn new(proc_root: &Path, clock: Clock, track_all: bool, name_runtimes: bool) -> Resolver {
+        let mut tables = Tables::default();
+        let kernel_module = tables.module_id(Module::special(ModuleKind::Kernel));
+        Resolver {
+            proc_root: proc_root.to_owned(),
+            clock,
+            tables,
+            processes: ProcessTable::new(proc_root, track_all),
+            unwinder: None,
+            runtimes: Runtimes::new(proc_root.to_owned(), name_runtimes),
+            losses: Losses::default(),
+            stacks: FxHashMap::default(),
+            kernel_module,
+            symbols: SymbolCache::default(),
+            named: FxHashSet::default(),
+        }
+    }
+
+    /// Follows a process from now on.
+    pub fn track(&mut self, pid: u32) {
+        self.processes.track(pid, &mut self.tables);
+        self.want_tables(pid);
+    }
+
+    /// Has the stacks of a process unwound by tables.
+    fn want_tables(&mut self, pid: u32) {
+        if let Some(unwinder) = &mut self.unwinder {
+            unwinder.set_runtimes(pid, self.runtimes.look(pid, &self.processes, &self.tables));
+            unwinder.want(pid);
+        }
+    }
+
+    /// Other code is mapped into processes: those that are `followed`, and what they have mapped, need unwind tables. Those
+    /// in `gone` do not any more. Tells `changed` of each process.
+    pub fn update_tables(
+        &mut self,
+        gone: Vec<u32>,
+        followed: impl Fn(u32) -> bool,
+        mut changed: impl FnMut(u32),
+    ) -> Result<()> {
+        let Resolver { processes, unwinder, runtimes, tables, .. } = self;
+        let Some(unwinder) = unwinder else { return Ok(()) };
+        for pid in gone {
+            unwinder.forget(pid);
+            runtimes.forget(pid);
+        }
+        for pid in processes.take_changed() {
+            if followed(pid) {
+                unwinder.want(pid);
+            }
+            if unwinder.wants(pid) {
+                unwinder.set_runtimes(pid, runtimes.look(pid, processes, tables));
+            }
+            unwinder.mappings_changed(pid);
+            changed(pid);
+        }
+        for pid in runtimes.pending() {
+            unwinder.set_runtimes(pid, runtimes.look(pid, processes, tables));
+        }
+        unwinder.update(processes)
+    }
+
+    /// Remembers a stack by the kernel programs' id.
+    pub fn add_stack(&mut self, id: u64, stack: StackId) {
+        self.stacks.insert(id, stack);
+    }
+
+    /// The stack behind one of the kernel programs' ids, if it was taken.
+    pub fn stack(&self, id: u64) -> Option<StackId> {
+        self.stacks.get(&id).copied()
+    }
+
+    /// Resolves and interns a stack; `None` if there is no room for it.
+    pub fn resolve(&mut self, raw: &RawSample) -> Option<StackId> {
+        let (stack, gone) = self.resolve_any(raw);
+        self.losses.add(Loss::ProcessGone, gone.into());
+        stack
+    }
+
+    /// Resolves a stack that may belong to a process that is no target, and says whether that process was gone.
+    pub fn resolve_any(&mut self, raw: &RawSample) -> (Option<StackId>, bool) {
+        let (pid, now_ns) = (raw.header.pid, raw.header.time_ns);
+        let mut frames = Vec::with_capacity(raw.kernel.len() + raw.user.len() + 1);
+        for (i, &address) in raw.kernel.iter().enumerate() {
+            frames.push(Frame { module: self.kernel_module, address: call_site(i, address) });
+        }
+        let mut gone = false;
+        let mut user = Vec::with_capacity(raw.user.len());
+        for (i, &address) in raw.user.iter().enumerate() {
+            let address = call_site(i, address);
+            let (frame, resolution) = self.processes.resolve(pid, address, now_ns, &mut self.tables);
+            gone |= resolution == Resolution::ProcessGone;
+            let made_at_run_time = matches!(self.tables.module(frame.module).kind, ModuleKind::Jit(_));
+            user.push(UserFrame { address, frame, made_at_run_time });
+        }
+        let complete = raw.user_end() == StackEnd::Complete;
+        let user = UserStack { frames: &user, entries: &raw.entries, complete };
+        let unnamed = self.runtimes.name(pid, &user, &self.processes, &mut self.tables, &mut frames);
+        self.losses.add(Loss::FramesUnnamed, unnamed);
+        if frames.is_empty() {
+            let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
+            frames.push(Frame { module, address: 0 });
+        }
+        let end = raw.user_end();
+        if end == StackEnd::FramePointers
+            && self.unwinder.as_ref().is_some_and(|unwinder| !unwinder.wants(pid))
+        {
+            self.want_tables(pid);
+        }
+        let stack = Stack { frames: frames.into(), kernel_frames: raw.kernel.len() as u16, end };
+        (intern_stack(&mut self.tables, stack), gone)
+    }
+
+    /// The stack that stands for those that were not taken; `None` if there is no room for it.
+    pub fn not_taken(&mut self) -> Option<StackId> {
+        let module = self.tables.module_id(Module::special(ModuleKind::NotTaken));
+        let frames = [Frame { module, address: 0 }].into();
+        intern_stack(&mut self.tables, Stack { frames, kernel_frames: 0, end: StackEnd::None })
+    }
+
+    /// The user stack of a blocked thread, from outside. Its frame pointer is not known: where it is needed before the
+    /// stack itself tells it, the stack ends.
+    pub fn stack_at_rest(&mut self, pid: u32, ip: u64, sp: u64) -> Option<StackId> {
+        let memory = ProcessMemory::open(&self.proc_root, pid)?;
+        let registers = Registers { ip, sp, fp: 0, lr: 0 };
+        let (user, end) = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
+        let mut raw =
+            RawSample { header: SampleHeader::default(), kernel: Vec::new(), user, entries: Vec::new() };
+        raw.header.pid = pid;
+        raw.header.time_ns = self.clock.now_ns();
+        let end = match end {
+            Step::Stop(reason) => END_STOPPED + reason as u32,
+            Step::End | Step::Continue => END_COMPLETE,
+        };
+        raw.header.flags = end << FLAG_USER_END_SHIFT;
+        self.resolve(&raw)
+    }
+
+    /// Whether the kernel was in an interrupt where it had this stack.
+    pub fn is_interrupt(&mut self, kernel: &[u64]) -> bool {
+        // Entries from the vectors: arch/x86/include/asm/idtentry.h, arch/arm64/kernel/entry.S.
+        const ENTRIES: [&str; 4] = ["asm_sysvec_", "asm_common_interrupt", "el1h_64_irq", "el0t_64_irq"];
+        let module = self.tables.module(self.kernel_module).clone();
+        let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+        let names = symbolizer.functions(self.kernel_module, &module, kernel, Detail::Names);
+        let mut functions = names.iter().flatten().flatten();
+        functions.any(|function| ENTRIES.iter().any(|entry| function.name.starts_with(entry)))
+    }
+
+    /// Finds out a thread's name, and its process's, where no sample has told them.
+    pub fn name_thread(&mut self, thread: ThreadKey) {
+        for of in [ThreadKey { tid: thread.pid, ..thread }, thread] {
+            if !self.tables.threads.contains_key(&of) {
+                let task = self.proc_root.join(format!("{}/task", of.pid));
+                if let Some(name) = comm(&task, of.tid) {
+                    self.tables.threads.insert(of, name);
+                }
+            }
+        }
+    }
+
+    /// The thread's name, if it has not been recorded with a sample that is none of a CPU yet.
+    pub fn name_to_record(&mut self, thread: ThreadKey) -> Option<String> {
+        self.named.insert(thread).then(|| self.tables.thread_name(thread).to_owned())
+    }
+
+    /// Whether a process has no user stacks.
+    pub fn is_kernel_thread(&mut self, pid: u32) -> bool {
+        self.processes.is_kernel_thread(pid, &mut self.tables)
+    }
+
+    /// Names everything in `totals`.
+    pub fn name(&mut self, meta: &Meta, accounts: Accounts, totals: Totals, detail: Detail) -> Run {
+        let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+        Run::build(meta.clone(), accounts, totals, &self.tables, &mut symbolizer, detail)
+    }
+}
+
+/// The address to look up for a stack's `i`th entry: all but the innermost are return addresses, and the call
+/// ends one byte before.
+fn call_site(i: usize, address: u64) -> u64 {
+    if i == 0 { address } else { address.saturating_sub(1) }
+}

@@ -1,0 +1,171 @@
+//! What a run is to measure: plain values. The command line ends in [`crate::cli`], which makes them.
+
+use std::path::PathBuf;
+
+use crate::{model::threshold::Thresholds, process::target::Target};
+
+/// What to measure, and of whom.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The processes.
+    pub target: Target,
+    /// Samples per second and CPU.
+    pub frequency_hz: u32,
+    /// Follow user stacks by tables made from `.eh_frame`, not by frame pointers only.
+    pub unwind_by_tables: bool,
+    /// Name functions of language runtimes.
+    pub name_runtimes: bool,
+    /// Whether to watch the scheduler.
+    pub waits: Waits,
+    /// Find out who ends each wait.
+    pub wakers: bool,
+    /// Watch system calls.
+    pub syscalls: bool,
+    /// How memory is watched.
+    pub alloc: AllocSettings,
+    /// Keep system calls and waits for a CPU apart by thread.
+    pub by_thread: bool,
+    /// Keep paths and addresses of peers out of everything.
+    pub redact_paths: bool,
+    /// What is too long.
+    pub thresholds: Thresholds,
+    /// Share of calls, 0 to 1, whose failure makes an error storm.
+    pub error_storm_share: f64,
+    /// Errors that are no failures.
+    pub expected_errors: Vec<u32>,
+    /// Print what the kernel programs log.
+    pub kernel_log: bool,
+}
+
+/// How memory is watched.
+#[derive(Clone, Debug)]
+pub struct AllocSettings {
+    /// Whether and when allocations are.
+    pub mode: Alloc,
+    /// Files with allocators that are not found by themselves.
+    pub libraries: Vec<PathBuf>,
+    /// How much of the target's CPU time that may cost, percent.
+    pub max_overhead_percent: Option<f64>,
+}
+
+/// Whether to watch the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Waits {
+    /// On, unless the target is the whole machine.
+    Auto,
+    /// On.
+    On,
+    /// Off: only CPUs are sampled.
+    Off,
+}
+
+/// Whether to watch allocations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Alloc {
+    /// When a process is seen to grow.
+    Auto,
+    /// From the start.
+    Full,
+    /// Not at all.
+    Off,
+}
+
+impl Settings {
+    /// Whether the scheduler is watched: if asked for, or by itself unless the target is the whole machine, where that
+    /// costs more than most would expect.
+    pub fn watches_waits(&self) -> bool {
+        match self.waits {
+            Waits::Auto => self.wakers || self.target != Target::All,
+            Waits::On => true,
+            Waits::Off => false,
+        }
+    }
+
+    /// Whether memory is watched, by the same rule.
+    pub fn watches_memory(&self) -> bool {
+        match self.alloc.mode {
+            Alloc::Auto => self.target != Target::All,
+            Alloc::Full => true,
+            Alloc::Off => false,
+        }
+    }
+
+    /// Leaves out what a kernel older than 5.15, or without BTF, cannot do; says so in words.
+    pub fn fit(&mut self, can_unwind: bool, has_types: bool) -> Vec<String> {
+        let mut left_out = Vec::new();
+        if self.unwind_by_tables && !can_unwind {
+            self.unwind_by_tables = false;
+            left_out.push(
+                "this kernel cannot unwind by .eh_frame (5.15 and newer can); stacks of programs without frame pointers \
+                 are cut off"
+                    .to_owned(),
+            );
+        }
+        let able = can_unwind && has_types;
+        let mut too_old =
+            |what| left_out.push(format!("this kernel is too old (5.15 is needed, with BTF) {what}"));
+        if self.watches_waits() && !able {
+            self.waits = Waits::Off;
+            self.wakers = false;
+            too_old("to tell what threads wait for");
+        }
+        if self.syscalls && !able {
+            self.syscalls = false;
+            too_old("to watch system calls");
+        }
+        left_out
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Settings for tests.
+
+    use super::*;
+
+    /// What a command line without options asks for.
+    pub fn settings(target: Target) -> Settings {
+        Settings {
+            target,
+            frequency_hz: 100,
+            unwind_by_tables: false,
+            name_runtimes: true,
+            waits: Waits::Auto,
+            wakers: false,
+            syscalls: false,
+            alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
+            by_thread: false,
+            redact_paths: false,
+            thresholds: Thresholds::default(),
+            error_storm_share: 0.05,
+            expected_errors: Vec::new(),
+            kernel_log: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{fixtures::settings, *};
+
+    #[test]
+    fn the_whole_machine_is_watched_only_on_its_cpus_unless_asked_for() {
+        let one = settings(Target::Comm("x".into()));
+        assert!(one.watches_waits() && one.watches_memory());
+        let all = settings(Target::All);
+        assert!(!all.watches_waits() && !all.watches_memory());
+        let asked = Settings { waits: Waits::On, ..all.clone() };
+        assert!(asked.watches_waits());
+        assert!(Settings { wakers: true, ..all }.watches_waits());
+    }
+
+    #[test]
+    fn an_old_kernel_measures_less_and_says_so() {
+        let mut old = settings(Target::Comm("x".into()));
+        (old.unwind_by_tables, old.syscalls) = (true, true);
+        assert_eq!(old.clone().fit(true, true), Vec::<String>::new());
+        assert_eq!(old.fit(false, true).len(), 3);
+        assert!(!old.unwind_by_tables && !old.syscalls && !old.watches_waits());
+        assert!(old.watches_memory());
+    }
+}
