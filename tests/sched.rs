@@ -506,21 +506,13 @@ fn node(kind: &str, gap: &str, count: &str, fifo: Option<&PathBuf>) -> (Profile,
     (profile, own)
 }
 
-/// No more and no longer stalls than the process itself has seen.
+/// No other stall than the process's own, and none longer than an iteration of its loop can have been.
 fn assert_none_invented(profile: &Profile, own: &[Span], said: &str) {
-    /// The process looks with a timer of a millisecond.
-    const RESOLUTION: u64 = 2_000_000;
-    let calm: f64 = line(said, "calm ").parse().unwrap();
+    let calm: u64 = line(said, "calm ").parse().unwrap();
     let stalls = Stall::all(profile);
     let others = stalls.iter().filter(|stall| !own.iter().any(|own| stall.matches(own)));
     for stall in others {
-        assert!(stall.span.length <= calm as u64 + RESOLUTION, "none was longer than {calm}: {stall:?}");
-    }
-    if !own.is_empty() {
-        let long = |length: &u64| *length > 75_000_000;
-        let measured: Vec<f64> = line(said, "measured ").split(',').map(|ns| ns.parse().unwrap()).collect();
-        let measured = measured.iter().map(|ns| *ns as u64).filter(long).count();
-        assert_eq!(measured, stalls.iter().filter(|stall| long(&stall.span.length)).count(), "{stalls:?}");
+        assert!(stall.span.length <= calm, "none was longer than {calm}: {stall:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 // An HTTP server under light load whose event loop stalls in known ways. Prints "ready", waits for a line, stalls
-// COUNT times, GAP milliseconds apart, and ends with a line "stall START LENGTH" for each (CLOCK_MONOTONIC, ns),
-// "measured NS,NS,...", the longest delay that perf_hooks saw around each, and "calm NS", the longest otherwise.
+// COUNT times, GAP milliseconds apart, and ends with a line "stall START LENGTH" for each (CLOCK_MONOTONIC, ns), and
+// "calm NS": no other iteration of the loop can have taken longer.
 //
 // stall.js spin GAP COUNT        200 ms of computing
 // stall.js read GAP COUNT FIFO   a file that is slow to read
@@ -8,7 +8,6 @@
 // stall.js none GAP COUNT        none: only the measurements
 "use strict";
 const [kind, gap, count, fifo] = process.argv.slice(2);
-const { monitorEventLoopDelay } = require("perf_hooks");
 const { spawn, spawnSync } = require("child_process");
 const { readFileSync } = require("fs");
 const http = require("http");
@@ -33,23 +32,38 @@ const stall = {
     none: () => {},
 };
 
-const delay = monitorEventLoopDelay({ resolution: 1 });
-const stalls = [], measured = [];
+const stalls = [];
+
+// A timer of a millisecond looks at the clock. Several looks fall into one iteration when it is long: the loop has not
+// been idle between them. An iteration is shorter than the time from the last look before it to the first one after.
 let calm = 0;
+let before, last, idle = 0;
+const longer = (time) => { if (time > calm) calm = Number(time); };
+
+function look() {
+    const time = now(), slept = performance.nodeTiming.idleTime;
+    if (slept !== idle) {
+        longer(time - before);
+        [before, idle] = [last, slept];
+    }
+    last = time;
+}
 
 function once() {
-    calm = Math.max(calm, delay.max);
-    // No reset here: the first delay after one is not counted.
+    look();
     if (writer) writer.stdin.write("go\n");
     const start = now();
     stall[kind]();
-    stalls.push(`stall ${start} ${now() - start}`);
+    const end = now();
+    stalls.push(`stall ${start} ${end - start}`);
+    // Other iterations ended before it, or begin after it.
+    longer(start - before);
+    before = last = end;
     setTimeout(() => {
-        measured.push(delay.max);
-        delay.reset();
         if (stalls.length < count) return;
+        look();
         clearInterval(timer);
-        console.log(`${stalls.join("\n")}\nmeasured ${measured}\ncalm ${calm}`);
+        console.log(`${stalls.join("\n")}\ncalm ${calm}`);
         process.exit();
     }, 5);
 }
@@ -58,8 +72,9 @@ let timer;
 const server = http.createServer((request, response) => response.end("hello\n"));
 server.listen(0, "127.0.0.1", () => {
     const { port } = server.address();
+    before = last = now();
+    setInterval(look, 1);
     process.stdin.once("data", () => {
-        delay.enable();
         setInterval(() => http.get({ port, agent: false }, (response) => response.resume()), 20);
         timer = setInterval(once, Number(gap));
     });
