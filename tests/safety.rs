@@ -232,7 +232,7 @@ fn a_killed_profiler_loses_an_interval_and_leaves_nothing_else() {
         .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
         .sum();
     assert!(samples > 0, "{said}");
-    assert!(said.contains(&format!("of the run and {samples} samples")), "{samples}: {said}");
+    assert!(said.contains(&format!("of the run and {samples} CPU samples")), "{samples}: {said}");
 }
 
 /// A copy of the profiler that anyone may run, in a folder that anyone may write to.
