@@ -41,7 +41,7 @@ fn forks(ground: &Ground, _full: bool) -> Result<Seen> {
     let program = ground.path("spawner");
     let source = workspace().join("tests/workloads/spawner.c");
     run(Command::new("cc").args(["-O2", "-g"]).arg(source).arg("-o").arg(&program))?;
-    let args = ["-q", "--follow", "-o", "x.json", "--", "./spawner", "5000", "4"];
+    let args = ["-q", "-o", "x.json", "--", "./spawner", "5000", "4"];
     let outcome = outcome(&mut ground.profiler(&args))?.expect(0)?;
     let told = json(&ground.path("x.json"))?;
     let [taken, samples, lost] = ["samples_taken", "samples", "samples_lost"].map(|key| number(&told, key));

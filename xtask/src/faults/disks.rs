@@ -87,7 +87,7 @@ fn read_only(ground: &Ground, _full: bool) -> Result<Seen> {
     disk.read_only()?;
     let target = ground.steady(&[])?;
     let args = ["--pid", &target.arg(), "-q", "-d1s", "-o", "ro/x.json"];
-    let outcome = outcome(&mut ground.profiler(&args))?.expect_cause(6, "cannot write ro/x.json: Read-only file system")?;
+    let outcome = outcome(&mut ground.profiler(&args))?.expect_cause(6, "cannot write ro/x.json: ")?;
     ensure!(outcome.report.is_empty(), "it has profiled");
     target.assert_undamaged()?;
     Ok(Seen::Held("code 6 at once".into()))
@@ -117,7 +117,7 @@ fn slow(ground: &Ground, _full: bool) -> Result<Seen> {
 fn removed(ground: &Ground, _full: bool) -> Result<Seen> {
     fs::create_dir(ground.path("going"))?;
     let target = ground.steady(&[])?;
-    let args = ["--pid", &target.arg(), "-d1s", "-o", "going/x.json", "-o", "fine.folded"];
+    let args = ["--pid", &target.arg(), "-d2s", "-i200ms", "-o", "going/x.json", "-o", "fine.folded"];
     let run = Run::start(&mut ground.profiler(&args))?;
     run.begun()?;
     fs::remove_dir_all(ground.path("going"))?;

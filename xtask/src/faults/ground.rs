@@ -10,6 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -149,7 +150,9 @@ fn code_is_of_files(pid: u32) -> Result<()> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [range, protection, offset, _, _, path] = words[..] else { continue };
         let (Some((start, end)), true) = (range.split_once('-'), protection.starts_with("r-x")) else { continue };
-        let Ok(file) = File::open(format!("/proc/{pid}/root{path}")) else { continue };
+        // The path of a process with a root of its own is told as we see it.
+        let file = File::open(path).or_else(|_| File::open(format!("/proc/{pid}/root{path}")));
+        let Ok(file) = file else { continue };
         let [start, end, offset] =
             [start, end, offset].map(|number| u64::from_str_radix(number, 16).unwrap_or_default());
         let (mut mapped, mut held) = (vec![0; (end - start) as usize], Vec::new());
@@ -254,6 +257,7 @@ impl Run {
         };
         let (mut peak_rss, started) = (0, Instant::now());
         let status = loop {
+            note_programs(self.child.id());
             peak_rss = peak_rss.max(peak(self.child.id()).unwrap_or_default() * 1024);
             if let Some(status) = self.child.try_wait()? {
                 break status;
@@ -293,8 +297,27 @@ pub fn number(value: &Value, key: &str) -> u64 {
     value[key].as_u64().unwrap_or_default()
 }
 
+/// Ids of BPF programs that runs of the profiler held, as far as they have been seen.
+static LOADED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Notes which BPF programs a process holds, and its children.
+fn note_programs(pid: u32) {
+    let read = |name: String| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    for descriptor in descriptors {
+        let text = fs::read_to_string(descriptor.path()).unwrap_or_default();
+        let id = text.lines().find_map(|line| line.strip_prefix("prog_id:")).map(|id| id.trim().parse());
+        if let (Some(Ok(id)), Ok(mut loaded)) = (id, LOADED.lock()) {
+            loaded.insert(id);
+        }
+    }
+    for child in read(format!("task/{pid}/children")).split_whitespace() {
+        child.parse().map(note_programs).unwrap_or_default();
+    }
+}
+
 /// Ids of all BPF programs in the kernel.
-pub fn bpf_programs() -> Result<BTreeSet<u32>> {
+fn bpf_programs() -> Result<BTreeSet<u32>> {
     /// From linux/bpf.h.
     const BPF_PROG_GET_NEXT_ID: i64 = 11;
     let (mut ids, mut attr) = (BTreeSet::new(), [0u32; 32]);
@@ -313,13 +336,15 @@ pub fn bpf_programs() -> Result<BTreeSet<u32>> {
     }
 }
 
-/// Nothing is left in the kernel of what was loaded since `before`. (The kernel frees programs a moment after their end.)
-pub fn assert_nothing_left(before: &BTreeSet<u32>) -> Result<()> {
+/// Nothing is left in the kernel of what runs had loaded; there was something. (The kernel frees programs a moment after
+/// their end.) Returns how many there were.
+pub fn assert_nothing_left() -> Result<usize> {
+    let loaded = LOADED.lock().map(|mut loaded| std::mem::take(&mut *loaded)).unwrap_or_default();
     let started = Instant::now();
     loop {
-        let left = bpf_programs()?.difference(before).count();
+        let left = bpf_programs()?.intersection(&loaded).count();
         if left == 0 {
-            return Ok(());
+            return Ok(loaded.len());
         }
         ensure!(started.elapsed() < Duration::from_secs(20), "{left} BPF programs are left");
         std::thread::sleep(Duration::from_millis(50));

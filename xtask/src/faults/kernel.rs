@@ -133,7 +133,7 @@ fn starved(ground: &Ground, _full: bool) -> Result<Seen> {
 
 fn map_full(ground: &Ground, _full: bool) -> Result<Seen> {
     let target = ground.steady(&["stacks", "1000000"])?;
-    let args = ["--pid", &target.arg(), "-q", "-d8s", "--alloc", "full", "--max-overhead", "100%", "-o", "x.json"];
+    let args = ["--pid", &target.arg(), "-q", "-d8s", "--alloc", "full", "--max-overhead", "100", "-o", "x.json"];
     let outcome = outcome(&mut ground.profiler(&args))?.expect(0)?;
     target.assert_undamaged()?;
     let told = json(&ground.path("x.json"))?;

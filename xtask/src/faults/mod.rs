@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{debian_packages, output, run as run_command, workspace};
 
-use ground::{Ground, assert_nothing_left, bpf_programs};
+use ground::{Ground, assert_nothing_left};
 
 mod crowds;
 mod disks;
@@ -79,10 +79,10 @@ pub fn run(args: &Args) -> Result<()> {
         if !wanted || fault.full && !args.full {
             continue;
         }
-        let (before, began) = (bpf_programs()?, Instant::now());
+        let began = Instant::now();
         let seen = Ground::new(&profiler, &steady)
             .and_then(|ground| (fault.happen)(&ground, args.full))
-            .and_then(|seen| assert_nothing_left(&before).map(|()| seen));
+            .and_then(|seen| assert_nothing_left().map(|_| seen));
         let took = began.elapsed().as_secs_f64();
         let seen = match seen {
             Ok(Seen::Held(seen)) => {
