@@ -8,8 +8,11 @@ pub mod cpu;
 pub mod histogram;
 pub mod loss;
 pub mod mapping;
+pub mod offsets;
+pub mod record;
 pub mod sched;
 pub mod syscall;
+mod table;
 pub mod target;
 pub mod unwind;
 

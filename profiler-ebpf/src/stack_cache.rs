@@ -16,17 +16,18 @@ use aya_ebpf::{
 };
 use profiler_common::{
     MAX_FRAMES,
-    alloc::{AllocScratch, CACHE_SLOTS, CACHE_WORDS, CachedStack, KIND_ALLOC_STACK},
+    alloc::{AllocScratch, CACHE_SLOTS, CACHE_WORDS, CachedStack},
     cpu::{END_STOPPED, FLAG_USER_END_SHIFT, SAMPLE_FRAME_WORDS, SAMPLE_HEADER_LEN},
-    loss::KernelCounter,
+    loss::Tally,
     mapping::{Mapping, Walk},
+    record::RecordKind,
     sched::StackHeader,
     unwind::{Registers, StopReason},
 };
 
 use crate::{
     hash::mix,
-    output::{add, count, send},
+    output::{add, send, tally},
     stack::hash_stack,
     target::Ids,
     unwind::{mappings_of, unwind_frame},
@@ -69,8 +70,8 @@ pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bo
         let process = mappings_of(ids.pid);
         scratch.sample.walk = Walk { registers, mapping: Mapping::default(), process, exact: 0 };
         id = walk_new_stack(scratch, ids.pid);
-        count(KernelCounter::AllocWalks);
-        if !known(id) && !tell(scratch, ids, id, now) {
+        tally(Tally::AllocWalks);
+        if !known(id) && !emit_new_stack(scratch, ids, id, now) {
             id = 0;
         }
     }
@@ -183,12 +184,12 @@ fn slot_of(pid: u32, ip: u64, sp: u64) -> u32 {
 
 /// Sends a new stack; returns whether there was room.
 #[inline(always)]
-fn tell(scratch: &mut AllocScratch, ids: &Ids, id: u64, now: u64) -> bool {
+fn emit_new_stack(scratch: &mut AllocScratch, ids: &Ids, id: u64, now: u64) -> bool {
     let bytes = u64::from(scratch.sample.header.user_frames) * 8;
     let header = core::ptr::from_mut(&mut scratch.sample.header).cast::<StackHeader>();
     // SAFETY: both headers have the same size and alignment, and flags and counts are at the same place.
     unsafe {
-        (*header).kind = KIND_ALLOC_STACK;
+        (*header).kind = RecordKind::AllocStack as u32;
         (*header).time_ns = now;
         (*header).pid = ids.pid;
         (*header).tid = ids.tid;

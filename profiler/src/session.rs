@@ -73,20 +73,6 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Mapping notices per CPU, bytes: a few hundred where few processes matter, more where all do.
 const SIDEBAND_BYTES: (usize, usize) = (64 * 1024, 512 * 1024);
 
-/// What costs something in the kernel, by the names of reports.
-const PROBES: [(Probe, &str); 10] = [
-    (Probe::Cpu, "cpu"),
-    (Probe::Sched, "scheduler"),
-    (Probe::Loop, "event loop"),
-    (Probe::Waker, "waker"),
-    (Probe::Syscall, "system call"),
-    (Probe::Fault, "page faults"),
-    (Probe::AllocEnter, "allocations, begun"),
-    (Probe::AllocReturn, "allocations, done"),
-    (Probe::AllocLeave, "allocations, done (C++)"),
-    (Probe::Free, "frees"),
-];
-
 /// How long sampling waits for the targets' unwind tables; after that it begins with frame pointers.
 const TABLES_PATIENCE: Duration = Duration::from_millis(150);
 
@@ -791,16 +777,16 @@ impl Collector {
 
     fn accounts(&self) -> Accounts {
         let mut losses = self.losses.clone();
-        self.kernel.update_losses(&mut losses);
+        self.kernel.add_losses(&mut losses);
         let (now, running) = (Usage::now(), self.usage_at_stop.unwrap_or_else(Usage::now));
         let agent_cpu_ns = running.cpu_ns.saturating_sub(self.usage_at_start.cpu_ns);
         Accounts {
             duration_ns: self.stopped.unwrap_or_else(|| self.started.elapsed()).as_nanos() as u64,
             samples_taken: self.kernel.samples_taken(),
             losses,
-            probes: PROBES
+            probes: Probe::ALL
                 .into_iter()
-                .map(|(probe, name)| (name, self.kernel.cost(probe)))
+                .map(|probe| (probe.words(), self.kernel.cost(probe)))
                 .filter(|(_, cost)| cost.runs > 0)
                 .map(|(name, cost)| ProbeReport { name: name.to_owned(), runs: cost.runs, ns: cost.ns })
                 .collect(),

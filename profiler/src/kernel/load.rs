@@ -22,17 +22,14 @@ use aya::{
 use profiler_common::{
     COMM_LEN,
     cost::{Probe, ProbeCost},
-    loss::KernelCounter,
+    loss::Tally,
+    offsets,
     target::{INIT_PIDNS_INUM, TargetMode},
 };
 
 use crate::{
     error::Error,
-    kernel::{
-        btf::{self, Btf},
-        unwind::UnwindMaps,
-        uprobe,
-    },
+    kernel::{btf, unwind::UnwindMaps, uprobe},
     model::loss::{Loss, Losses},
     probe::{
         alloc::maps::{self as alloc_maps, AllocMaps},
@@ -117,9 +114,12 @@ impl Kernel {
             .map_max_entries("RECORDS", ring_bytes);
         let needs_ids = pidns != INIT_PIDNS_INUM || target.follows();
         let watches = sched.is_some() || calls.is_some();
-        let mut offsets = if needs_ids || watches { task_offsets()? } else { Vec::new() };
+        let mut groups = Vec::new();
+        if needs_ids || watches {
+            groups.push(&offsets::IDS);
+        }
         if watches {
-            offsets.extend(sched_maps::offsets()?);
+            groups.extend(sched_maps::OFFSETS);
         } else {
             loader.map_max_entries("STACKS_SENT", 1);
         }
@@ -157,12 +157,13 @@ impl Kernel {
             loader.map_max_entries(map, entries);
         }
         if allocations {
-            offsets.extend(alloc_maps::offsets());
+            groups.push(&offsets::PROBED_RETURNS);
         } else {
             for map in alloc_maps::LARGE_MAPS {
                 loader.map_max_entries(map, 1);
             }
         }
+        let offsets = if groups.is_empty() { Vec::new() } else { look_up(&groups)? };
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
@@ -369,30 +370,19 @@ impl Kernel {
 
     /// Samples taken so far, delivered or not.
     pub fn samples_taken(&self) -> u64 {
-        self.counter(KernelCounter::SamplesTaken)
+        self.counter(Tally::SamplesTaken.index())
     }
 
     /// Stacks of allocations that were walked, and not known already.
     pub fn stacks_walked(&self) -> u64 {
-        self.counter(KernelCounter::AllocWalks)
+        self.counter(Tally::AllocWalks.index())
     }
 
-    /// Brings the kernel's own loss counters into `losses`.
-    pub fn update_losses(&self, losses: &mut Losses) {
-        losses.set(Loss::RingBufferFull, self.counter(KernelCounter::RingBufferFull));
-        losses.set(Loss::TargetsFull, self.counter(KernelCounter::TargetsFull));
-        losses.set(Loss::ThreadsFull, self.counter(KernelCounter::ThreadsFull));
-        losses.set(Loss::OffCpuFull, self.counter(KernelCounter::OffCpuFull));
-        losses.set(Loss::WaitsUntold, self.counter(KernelCounter::IntervalsDropped));
-        losses.set(Loss::OffCpuStacksSkipped, self.counter(KernelCounter::StacksSkipped));
-        losses.set(Loss::RecordsLost, self.counter(KernelCounter::RecordsLost));
-        losses.set(Loss::CallsFull, self.counter(KernelCounter::CallsFull));
-        losses.set(Loss::IoFull, self.counter(KernelCounter::IoFull));
-        losses.set(Loss::SlowCallsUntold, self.counter(KernelCounter::SlowCallsDropped));
-        losses.set(Loss::ObjectsFull, self.counter(KernelCounter::ObjectsFull));
-        losses.set(Loss::AllocStacksFull, self.counter(KernelCounter::AllocStacksFull));
-        losses.set(Loss::AllocClash, self.counter(KernelCounter::AllocClash));
-        losses.set(Loss::FreesImplied, self.counter(KernelCounter::FreesImplied));
+    /// Adds what the kernel programs have counted to `losses`.
+    pub fn add_losses(&self, losses: &mut Losses) {
+        for loss in Loss::ALL {
+            losses.add(loss, self.counter(loss as u32));
+        }
     }
 
     /// What a probe has cost so far, on all CPUs.
@@ -400,8 +390,8 @@ impl Kernel {
         cost_in(&self.costs, probe)
     }
 
-    fn counter(&self, counter: KernelCounter) -> u64 {
-        self.counters.get(&(counter as u32), 0).map_or(0, |per_cpu| per_cpu.iter().sum())
+    fn counter(&self, index: u32) -> u64 {
+        self.counters.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum())
     }
 }
 
@@ -452,26 +442,15 @@ fn comm_bytes(name: &str) -> [u8; COMM_LEN] {
     bytes
 }
 
-/// Offsets the target filter needs to read ids out of a task.
-fn task_offsets() -> Result<Vec<(&'static str, u32)>> {
+/// Values of the globals of `groups`.
+fn look_up(groups: &[&offsets::Group]) -> Result<Vec<(&'static str, u32)>> {
     if !btf::is_available() {
         return Err(
             Error::KernelUnsupported(format!("{} is missing (CONFIG_DEBUG_INFO_BTF)", btf::VMLINUX)).into()
         );
     }
     let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
-    let btf = Btf::parse(&data, &["task_struct", "pid", "upid", "pid_namespace", "ns_common"])?;
-    Ok(vec![
-        ("OFF_TASK_PID", btf.offset("task_struct", "pid")?),
-        ("OFF_TASK_TGID", btf.offset("task_struct", "tgid")?),
-        ("OFF_TASK_GROUP_LEADER", btf.offset("task_struct", "group_leader")?),
-        ("OFF_TASK_THREAD_PID", btf.offset("task_struct", "thread_pid")?),
-        ("OFF_PID_LEVEL", btf.offset("pid", "level")?),
-        ("OFF_PID_NUMBERS", btf.offset("pid", "numbers")?),
-        ("OFF_UPID_NS", btf.offset("upid", "ns")?),
-        ("SIZE_UPID", btf.size("upid")?),
-        ("OFF_PIDNS_INUM", btf.offset("pid_namespace", "ns")? + btf.offset("ns_common", "inum")?),
-    ])
+    btf::look_up(&data, groups)
 }
 
 /// The first refused system call in an error's chain of causes says what is missing.

@@ -2,12 +2,7 @@
 
 use std::mem::offset_of;
 
-use profiler_common::{
-    COMM_LEN,
-    alloc::KIND_ALLOC_STACK,
-    cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
-    sched as raw, syscall as raw_calls,
-};
+use profiler_common::{COMM_LEN, record::RecordKind, sched as raw, syscall as raw_calls};
 
 pub mod alloc;
 pub mod cpu;
@@ -53,32 +48,31 @@ pub enum Record {
 impl Record {
     /// Decodes one; `None` for what is none, or not complete.
     pub fn decode(bytes: &[u8]) -> Option<Record> {
-        let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
+        let kind = RecordKind::from_number(u32::from_ne_bytes(*bytes.first_chunk()?))?;
         match kind {
-            KIND_CPU_SAMPLE => cpu::records::decode(bytes).map(Record::Cpu),
-            KIND_FAULT_SAMPLE => cpu::records::decode_stack(bytes, kind).map(Record::Fault),
-            raw::KIND_STACK => {
+            RecordKind::CpuSample => cpu::records::decode(bytes).map(Record::Cpu),
+            RecordKind::FaultSample => cpu::records::decode_stack(bytes, kind).map(Record::Fault),
+            RecordKind::Stack => {
                 sched::records::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack))
             }
-            raw::KIND_WAKER => {
+            RecordKind::Waker => {
                 sched::records::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
             }
-            KIND_ALLOC_STACK => {
+            RecordKind::AllocStack => {
                 sched::records::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
             }
-            raw::KIND_INTERVAL => sched::records::plain(bytes).map(Record::Interval),
-            raw::KIND_TURN => sched::records::plain(bytes).map(Record::Turn),
-            raw::KIND_EXIT => sched::records::plain(bytes).map(Record::Exit),
-            raw::KIND_LOOP => sched::records::plain(bytes).map(Record::Loop),
-            raw_calls::KIND_SLOW_CALL => {
+            RecordKind::Interval => sched::records::plain(bytes).map(Record::Interval),
+            RecordKind::Turn => sched::records::plain(bytes).map(Record::Turn),
+            RecordKind::Exit => sched::records::plain(bytes).map(Record::Exit),
+            RecordKind::Loop => sched::records::plain(bytes).map(Record::Loop),
+            RecordKind::SlowCall => {
                 let least = offset_of!(raw_calls::SlowCall, name) + NAME_HEADER;
                 sched::records::cut_off(bytes, least).map(Record::SlowCall)
             }
-            raw_calls::KIND_IO => {
+            RecordKind::Io => {
                 let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
                 sched::records::cut_off(bytes, least).map(Record::Io)
             }
-            _ => None,
         }
     }
 

@@ -404,7 +404,7 @@ impl MemoryWatch {
 
     fn watching(&self, kernel: &Kernel) -> Watching {
         let mut losses = Losses::default();
-        kernel.update_losses(&mut losses);
+        kernel.add_losses(&mut losses);
         let status = self.governor.as_ref().map(Governor::status).unwrap_or_default();
         let mut probed: Vec<(String, Vec<String>)> = Vec::new();
         for library in self.processes.values().flat_map(|process| &process.libraries) {

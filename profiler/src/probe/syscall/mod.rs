@@ -29,7 +29,7 @@ use crate::{
         abi,
         distribution::Summary,
         stack::{StackId, Tables, ThreadKey},
-        syscall::{self, CallCount, CallKind, KindWaits, ObjectIo, SlowByPart},
+        syscall::{self, CallCount, KindWaits, ObjectIo, SlowByPart, WaitKind},
     },
     probe::syscall::maps::CallMaps,
     process::{clock::monotonic_ns, objects, redact::Redact, target::comm},
@@ -232,7 +232,7 @@ impl CallCollector {
             thread,
             process: tables.process_name(thread).to_owned(),
             syscall: abi::name(call.number as i32),
-            kind: CallKind::from_number(call.wait_kind),
+            kind: WaitKind::from_number(call.wait_kind).unwrap_or(WaitKind::Other),
             start_ns: call.start_ns,
             duration_ns,
             blocked_ns: call.blocked_ns,
@@ -501,7 +501,7 @@ impl CallCollector {
             .map(|(key, waits)| KindWaits {
                 pid: key.pid,
                 process: process(key.pid),
-                kind: CallKind::from_number(key.kind),
+                kind: WaitKind::from_number(key.kind).unwrap_or(WaitKind::Other),
                 peer: match (records::peer(key), key.serves) {
                     (peer, 0) if !peer.is_empty() => self.redact.text(&peer),
                     (peer, _) => peer,
