@@ -8,9 +8,12 @@ pub mod cpu;
 pub mod histogram;
 pub mod loss;
 pub mod mapping;
+pub mod offsets;
+pub mod record;
 pub mod runtime;
 pub mod sched;
 pub mod syscall;
+mod table;
 pub mod target;
 pub mod unwind;
 

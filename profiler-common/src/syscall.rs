@@ -2,13 +2,9 @@
 
 use crate::{
     histogram::Histogram,
-    sched::{Cause, MAX_THREADS, SyscallClass},
+    sched::{MAX_THREADS, SyscallClass, WaitCause},
+    table::table,
 };
-
-/// First word of a [`SlowCall`].
-pub const KIND_SLOW_CALL: u32 = 9;
-/// First word of an [`IoRecord`].
-pub const KIND_IO: u32 = 10;
 
 /// Set in the number of a 32-bit call, which is one of a table of its own.
 pub const COMPAT: u32 = 1 << 30;
@@ -156,54 +152,51 @@ pub enum NameKind {
 /// The port of DNS.
 pub const DNS_PORT: u16 = 53;
 
-/// What a call waited for, as finely as users ask for it.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WaitKind {
-    /// Reading a file.
-    FileRead = 0,
-    /// Writing a file.
-    FileWrite = 1,
-    /// Waiting until a file is stored.
-    FileSync = 2,
-    /// Opening, naming, removing files.
-    FileOther = 3,
-    /// Receiving from an internet socket.
-    NetRead = 4,
-    /// Sending to one.
-    NetWrite = 5,
-    /// Asking a name server.
-    Dns = 6,
-    /// Connecting a socket.
-    Connect = 7,
-    /// Waiting for a connection.
-    Accept = 8,
-    /// Unix sockets.
-    Unix = 9,
-    /// Pipes, terminals, message queues, event descriptors.
-    Pipe = 10,
-    /// A lock.
-    Lock = 11,
-    /// Any other futex.
-    Park = 12,
-    /// Sleep and timers.
-    Timer = 13,
-    /// The end of a child.
-    Child = 14,
-    /// Any of many descriptors.
-    Poll = 15,
-    /// Anything else.
-    Other = 16,
+table! {
+    /// What a call waited for, as finely as users ask for it. Idle are the waits of a thread that has nothing to do.
+    pub enum WaitKind(is_idle: bool) {
+        /// Reading a file.
+        FileRead = 0, "file_read", "file read", false;
+        /// Writing a file.
+        FileWrite = 1, "file_write", "file write", false;
+        /// Waiting until a file is stored.
+        FileSync = 2, "file_sync", "file sync", false;
+        /// Opening, naming, removing files.
+        FileOther = 3, "file_other", "file open, stat, …", false;
+        /// Receiving from an internet socket.
+        NetRead = 4, "net_read", "network receive", false;
+        /// Sending to one.
+        NetWrite = 5, "net_write", "network send", false;
+        /// Asking a name server.
+        Dns = 6, "dns", "DNS", false;
+        /// Connecting a socket.
+        Connect = 7, "connect", "connect", false;
+        /// Waiting for a connection.
+        Accept = 8, "accept", "accept", true;
+        /// Unix sockets.
+        Unix = 9, "unix", "Unix socket", false;
+        /// Pipes, terminals, message queues, event descriptors.
+        Pipe = 10, "pipe", "pipe", false;
+        /// A lock.
+        Lock = 11, "lock", "lock (futex)", false;
+        /// Any other futex.
+        Park = 12, "park", "parked (futex)", true;
+        /// Sleep and timers.
+        Timer = 13, "timer", "sleep, timer", true;
+        /// The end of a child.
+        Child = 14, "child", "child", true;
+        /// Any of many descriptors.
+        Poll = 15, "poll", "poll, epoll", true;
+        /// Anything else.
+        Other = 16, "other", "other", false;
+    }
 }
 
 impl WaitKind {
-    /// Number of kinds.
-    pub const COUNT: usize = 17;
-
     /// The kind of a call by its class, its traits, what its descriptor is if it has one, and else the cause it would
     /// block for.
     #[inline(always)]
-    pub fn of(class: u8, traits: u16, on: &Endpoint, cause: Cause) -> WaitKind {
+    pub fn of(class: u8, traits: u16, on: &Endpoint, cause: WaitCause) -> WaitKind {
         if on.peer_port == DNS_PORT {
             return WaitKind::Dns;
         }
@@ -217,26 +210,20 @@ impl WaitKind {
             return WaitKind::Unix;
         }
         match cause {
-            Cause::Disk if traits & traits::SYNC != 0 => WaitKind::FileSync,
-            Cause::Disk if traits & traits::READ != 0 => WaitKind::FileRead,
-            Cause::Disk if traits & traits::WRITE != 0 => WaitKind::FileWrite,
-            Cause::Disk => WaitKind::FileOther,
-            Cause::Network if traits & traits::WRITE != 0 => WaitKind::NetWrite,
-            Cause::Network => WaitKind::NetRead,
-            Cause::Pipe => WaitKind::Pipe,
-            Cause::Lock => WaitKind::Lock,
-            Cause::Park => WaitKind::Park,
-            Cause::Sleep => WaitKind::Timer,
-            Cause::Child => WaitKind::Child,
-            Cause::Poll => WaitKind::Poll,
-            Cause::Unknown | Cause::PageFault | Cause::Other => WaitKind::Other,
+            WaitCause::Disk if traits & traits::SYNC != 0 => WaitKind::FileSync,
+            WaitCause::Disk if traits & traits::READ != 0 => WaitKind::FileRead,
+            WaitCause::Disk if traits & traits::WRITE != 0 => WaitKind::FileWrite,
+            WaitCause::Disk => WaitKind::FileOther,
+            WaitCause::Network if traits & traits::WRITE != 0 => WaitKind::NetWrite,
+            WaitCause::Network => WaitKind::NetRead,
+            WaitCause::Pipe => WaitKind::Pipe,
+            WaitCause::Lock => WaitKind::Lock,
+            WaitCause::Park => WaitKind::Park,
+            WaitCause::Sleep => WaitKind::Timer,
+            WaitCause::Child => WaitKind::Child,
+            WaitCause::Poll => WaitKind::Poll,
+            WaitCause::Unknown | WaitCause::PageFault | WaitCause::Other => WaitKind::Other,
         }
-    }
-
-    /// Whether a thread that waits so has nothing to do.
-    #[inline(always)]
-    pub fn is_idle(self) -> bool {
-        matches!(self, WaitKind::Park | WaitKind::Timer | WaitKind::Child | WaitKind::Poll | WaitKind::Accept)
     }
 }
 
@@ -526,7 +513,7 @@ pub struct IoStats {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoRecord {
-    /// [`KIND_IO`].
+    /// [`RecordKind::Io`](crate::record::RecordKind::Io).
     pub kind: u32,
     /// Whether it has been closed.
     pub closed: u32,
@@ -540,7 +527,7 @@ pub struct IoRecord {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowCall {
-    /// [`KIND_SLOW_CALL`].
+    /// [`RecordKind::SlowCall`](crate::record::RecordKind::SlowCall).
     pub kind: u32,
     /// System call, perhaps with [`COMPAT`].
     pub number: u32,
@@ -617,16 +604,16 @@ mod tests {
         let descriptor = SyscallClass::Descriptor as u8;
         let nothing = Endpoint::default();
         let kind = |traits, cause| WaitKind::of(descriptor, traits, &nothing, cause);
-        assert_eq!(kind(traits::READ, Cause::Disk), WaitKind::FileRead);
-        assert_eq!(kind(traits::WRITE, Cause::Network), WaitKind::NetWrite);
-        assert_eq!(kind(traits::CONNECT, Cause::Network), WaitKind::Connect);
-        assert_eq!(kind(traits::WRITE | traits::SYNC, Cause::Disk), WaitKind::FileSync);
-        assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, &nothing, Cause::Poll), WaitKind::Accept);
+        assert_eq!(kind(traits::READ, WaitCause::Disk), WaitKind::FileRead);
+        assert_eq!(kind(traits::WRITE, WaitCause::Network), WaitKind::NetWrite);
+        assert_eq!(kind(traits::CONNECT, WaitCause::Network), WaitKind::Connect);
+        assert_eq!(kind(traits::WRITE | traits::SYNC, WaitCause::Disk), WaitKind::FileSync);
+        assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, &nothing, WaitCause::Poll), WaitKind::Accept);
         let on = |kind, peer_port| Endpoint { kind: kind as u32, peer_port, ..nothing };
         let of = |on: Endpoint, cause| WaitKind::of(descriptor, traits::READ, &on, cause);
-        assert_eq!(of(on(ObjectKind::Net, DNS_PORT), Cause::Network), WaitKind::Dns);
-        assert_eq!(of(on(ObjectKind::Net, 5432), Cause::Network), WaitKind::NetRead);
-        assert_eq!(of(on(ObjectKind::Unix, 0), Cause::Pipe), WaitKind::Unix);
+        assert_eq!(of(on(ObjectKind::Net, DNS_PORT), WaitCause::Network), WaitKind::Dns);
+        assert_eq!(of(on(ObjectKind::Net, 5432), WaitCause::Network), WaitKind::NetRead);
+        assert_eq!(of(on(ObjectKind::Unix, 0), WaitCause::Pipe), WaitKind::Unix);
         assert!(WaitKind::Other as usize + 1 == WaitKind::COUNT);
     }
 

@@ -9,11 +9,12 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cost::Probe,
-    sched::{HistogramKind, KIND_LOOP, KIND_TURN, LoopSeen, Span, SyscallClass, ThreadState, Turn},
+    record::RecordKind,
+    sched::{HistogramKind, LoopSeen, Span, SyscallClass, ThreadState, Turn},
 };
 
 use crate::{
-    emit::tell,
+    emit::emit,
     histogram::record,
     output::{charge, now_ns},
     sched::{STALL_NS, SYSCALLS, THREADS, settle_state},
@@ -78,9 +79,9 @@ pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
     if state.turn_start_ns != 0 {
         record(HistogramKind::Turns as u32, state.tid, now.saturating_sub(state.turn_start_ns));
         let parked = state.work_start_ns != state.turn_start_ns;
-        tell_turn(state, if parked { Span::Loop } else { Span::Whole }, number, on_cpu_ns, now);
+        emit_turn(state, if parked { Span::Loop } else { Span::Whole }, number, on_cpu_ns, now);
         if parked {
-            tell_turn(state, Span::Worker, number, on_cpu_ns, now);
+            emit_turn(state, Span::Worker, number, on_cpu_ns, now);
         }
     }
     begin_turn(state, on_cpu_ns, now);
@@ -107,7 +108,7 @@ pub fn begin_work(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
 
 /// Tells of the turn that ends with the system call of this number, if it was long.
 #[inline(always)]
-pub fn tell_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, now: u64) {
+pub fn emit_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, now: u64) {
     let (start_ns, on_cpu_then, run_queue_then) = if span as u32 == Span::Worker as u32 {
         (state.work_start_ns, state.work_on_cpu_ns, state.work_run_queue_ns)
     } else {
@@ -117,7 +118,7 @@ pub fn tell_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, n
         return;
     }
     let turn = Turn {
-        kind: KIND_TURN,
+        kind: RecordKind::Turn as u32,
         syscall: number as i32,
         pid: state.pid,
         tid: state.tid,
@@ -128,7 +129,7 @@ pub fn tell_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, n
         span: span as u32,
         _reserved: 0,
     };
-    tell(&turn);
+    emit(&turn);
 }
 
 /// Waits elsewhere, one after the other, after which a thread is taken to have left its loop for good.
@@ -168,11 +169,11 @@ pub fn see_loop(state: &mut ThreadState, class: u32, entry: &Entry) {
         return;
     }
     let seen = LoopSeen {
-        kind: KIND_LOOP,
+        kind: RecordKind::Loop as u32,
         syscall: state.syscall,
         pid: state.pid,
         tid: state.tid,
         object: entry.args[0],
     };
-    tell(&seen);
+    emit(&seen);
 }

@@ -19,6 +19,7 @@ mod histogram;
 mod life;
 mod loops;
 mod maps;
+mod offsets;
 mod output;
 mod runtime;
 mod sched;

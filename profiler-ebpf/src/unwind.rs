@@ -4,7 +4,6 @@
 //! One bounded loop in one program: see ARCHITECTURE.md for why no tail calls.
 
 use aya_ebpf::{
-    Global,
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, ArrayOfMaps, HashMap},
     helpers::generated::{bpf_get_current_task, bpf_probe_read_user},
@@ -24,6 +23,7 @@ use profiler_common::{
 };
 
 use crate::{
+    offsets::{OFF_RETURN_ADDRESS, OFF_RETURN_NEXT, OFF_RETURN_STACK, OFF_TASK_UTASK, OFF_UTASK_RETURNS},
     runtime,
     task::{current_task, is_user, read, registers, saved_registers, user_registers},
 };
@@ -32,18 +32,6 @@ use crate::{
 type Native = profiler_common::unwind::Aarch64;
 #[cfg(not(bpf_target_arch = "aarch64"))]
 type Native = profiler_common::unwind::X86_64;
-
-// Offsets in the running kernel's structures, in bytes, from its BTF; zero where they are not needed.
-#[unsafe(no_mangle)]
-static OFF_TASK_UTASK: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_UTASK_RETURNS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_RETURN_STACK: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_RETURN_ADDRESS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_RETURN_NEXT: Global<u32> = Global::new(0);
 
 /// Lets inner maps differ in size (`BPF_F_INNER_MAP`, Linux 5.10).
 const INNER_MAP: usize = 1 << 12;

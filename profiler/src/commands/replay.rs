@@ -144,7 +144,7 @@ pub(crate) mod tests {
         for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
             let thread = ThreadKey { pid: 7, tid };
             let (stack, time_ns) = (stack(&mut tables, address), i as u64 * 10 * MS);
-            let cause = (cause > 0).then(|| WaitCause::from_number(cause));
+            let cause = (cause > 0).then(|| WaitCause::from_number(cause).unwrap_or(WaitCause::Unknown));
             let sample = Sample { time_ns, thread, cpu: 0, stack, weight, cause };
             let name = format!("t{tid}");
             let new = tables.threads.insert(thread, name.clone()).is_none().then_some(name.as_str());
@@ -163,7 +163,7 @@ pub(crate) mod tests {
             calls.waits.push(KindWaits {
                 pid: 7,
                 process: name,
-                kind: crate::model::syscall::CallKind::Pipe,
+                kind: crate::model::syscall::WaitKind::Pipe,
                 peer: String::new(),
                 lengths: crate::model::distribution::Summary::default(),
                 stack: Some(stack),

@@ -2,8 +2,6 @@
 
 use std::rc::Rc;
 
-use profiler_common::sched::Cause;
-
 use crate::{
     detect::{
         convoy::{Holder, Waiter},
@@ -150,11 +148,12 @@ pub fn run_with_findings() -> Run {
     name_stacks(&mut run, &STACKS);
     let names = Rc::clone(&run.cpu.names);
     if let Some(off_cpu) = &mut run.off_cpu {
-        let weights = [(2, 2 * S, Cause::Disk), (3, 41 * S, Cause::Network), (4, 50 * S, Cause::Park)];
+        let weights =
+            [(2, 2 * S, WaitCause::Disk), (3, 41 * S, WaitCause::Network), (4, 50 * S, WaitCause::Park)];
         for (stack, weight, cause) in weights {
             let mut like = run.cpu.stacks[0].clone();
             like.frames = names.stack(StackId(stack)).to_vec();
-            (like.weight, like.cause) = (weight, Some(WaitCause::from_number(cause as u32)));
+            (like.weight, like.cause) = (weight, Some(cause));
             off_cpu.stacks.push(like);
             off_cpu.total += weight;
         }

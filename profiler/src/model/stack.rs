@@ -4,6 +4,7 @@ use std::fmt;
 
 use indexmap::{IndexMap, IndexSet};
 use profiler_common::COMM_LEN;
+pub use profiler_common::cpu::StackEnd;
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
@@ -102,77 +103,6 @@ pub struct Frame {
     pub module: ModuleId,
     /// Address in it, see [`ModuleKind`].
     pub address: u64,
-}
-
-/// How a user stack ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StackEnd {
-    /// There is no user stack, or it could not be read.
-    #[default]
-    None,
-    /// It reaches the start of its thread.
-    Complete,
-    /// Frame pointers were followed; whether they led to the end nobody knows.
-    FramePointers,
-    /// Cut off in code of which no unwind table is there.
-    NoTable,
-    /// Cut off at an instruction without unwind information.
-    NoRow,
-    /// Cut off at unwind information that is not supported.
-    Unsupported,
-    /// Cut off at memory that could not be read.
-    Unreadable,
-    /// Cut off where the next frame would not be further out.
-    NoProgress,
-    /// Cut off after 127 frames.
-    TooDeep,
-}
-
-impl StackEnd {
-    /// Every end.
-    pub const ALL: [StackEnd; 9] = [
-        StackEnd::None,
-        StackEnd::Complete,
-        StackEnd::FramePointers,
-        StackEnd::NoTable,
-        StackEnd::NoRow,
-        StackEnd::Unsupported,
-        StackEnd::Unreadable,
-        StackEnd::NoProgress,
-        StackEnd::TooDeep,
-    ];
-
-    /// Name in machine-readable output.
-    pub fn id(self) -> &'static str {
-        match self {
-            StackEnd::None => "none",
-            StackEnd::Complete => "complete",
-            StackEnd::FramePointers => "frame_pointers",
-            StackEnd::NoTable => "no_table",
-            StackEnd::NoRow => "no_row",
-            StackEnd::Unsupported => "unsupported",
-            StackEnd::Unreadable => "unreadable",
-            StackEnd::NoProgress => "no_progress",
-            StackEnd::TooDeep => "too_deep",
-        }
-    }
-}
-
-impl fmt::Display for StackEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            StackEnd::None => "no user stack",
-            StackEnd::Complete => "complete",
-            StackEnd::FramePointers => "by frame pointers",
-            StackEnd::NoTable => "cut off in code without an unwind table",
-            StackEnd::NoRow => "cut off in code without unwind information",
-            StackEnd::Unsupported => "cut off at unwind information that is not supported",
-            StackEnd::Unreadable => "cut off at unreadable memory",
-            StackEnd::NoProgress => "cut off where the next frame makes no sense",
-            StackEnd::TooDeep => "cut off after 127 frames",
-        })
-    }
 }
 
 /// A stack: kernel frames, then user frames, innermost first.

@@ -214,7 +214,7 @@ impl Scheduler {
 
     /// A long block or wait for a CPU.
     fn interval(&mut self, interval: &Interval, resolver: &Resolver) {
-        let cause = WaitCause::from_number(interval.cause);
+        let cause = WaitCause::from_number(interval.cause).unwrap_or(WaitCause::Unknown);
         let blocked = interval.syscall >= 0 || interval.woken_ns > interval.start_ns;
         let instead = self.ran_instead(interval);
         let wait = Wait {
@@ -323,7 +323,7 @@ impl Scheduler {
         let waiters: Vec<Waiter> = states
             .iter()
             .filter(|state| {
-                WaitCause::from_number(state.cause) == WaitCause::Lock
+                WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown) == WaitCause::Lock
                     && records::is_blocked(state, &records::schedstat(&self.proc_root, state))
             })
             .map(|state| Waiter {
@@ -371,7 +371,7 @@ impl Scheduler {
                 samples.push(OffCpuSample {
                     thread: ThreadKey { pid: key.pid, tid: key.tid },
                     stack: resolver.stack(key.stack),
-                    cause: WaitCause::from_number(key.cause),
+                    cause: WaitCause::from_number(key.cause).unwrap_or(WaitCause::Unknown),
                     waker: self.wakers.get(&key.waker).cloned(),
                     ns: new,
                 });
@@ -385,7 +385,7 @@ impl Scheduler {
                 samples.push(OffCpuSample {
                     thread: ThreadKey { pid: state.pid, tid: state.tid },
                     stack: resolver.stack(state.stack),
-                    cause: WaitCause::from_number(state.cause),
+                    cause: WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown),
                     waker: None,
                     ns,
                 });
@@ -459,11 +459,11 @@ impl Scheduler {
                 start_ns: state.since_ns,
                 blocked_ns: now_ns.saturating_sub(state.since_ns),
                 run_queue_ns: 0,
-                cause: WaitCause::from_number(state.cause),
+                cause: WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown),
                 syscall: abi::name(state.syscall),
                 object: self.object(
                     state.pid,
-                    WaitCause::from_number(state.cause),
+                    WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown),
                     state.syscall,
                     state.object,
                 ),

@@ -398,7 +398,7 @@ mod tests {
                 wall_ns: on_cpu_ns + run_queue_ns + blocked,
                 on_cpu_ns,
                 run_queue_ns,
-                blocked: vec![(WaitCause::from_number(cause), blocked)],
+                blocked: vec![(WaitCause::from_number(cause).unwrap_or(WaitCause::Unknown), blocked)],
                 ..ThreadTime::default()
             };
             let now = Now { threads: parts.iter().map(thread).collect(), ..Now::default() };

@@ -24,7 +24,7 @@ use crate::{
         report::Totals,
         sample::Sample,
         stack::{Frame, Module, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
-        syscall::{self, CallCount, CallKind, Interval, KindWaits, SlowByPart},
+        syscall::{self, CallCount, Interval, KindWaits, SlowByPart, WaitKind},
         totals::{Aggregator, intern_stack},
     },
     probe::{
@@ -152,7 +152,7 @@ impl CallCollector {
             thread,
             process: resolver.tables.process_name(thread).to_owned(),
             syscall: abi::name(call.number as i32),
-            kind: CallKind::from_number(call.wait_kind),
+            kind: WaitKind::from_number(call.wait_kind).unwrap_or(WaitKind::Other),
             start_ns: call.start_ns,
             duration_ns,
             blocked_ns: call.blocked_ns,
@@ -407,7 +407,7 @@ impl CallCollector {
             .map(|(key, waits)| KindWaits {
                 pid: key.pid,
                 process: process(key.pid),
-                kind: CallKind::from_number(key.kind),
+                kind: WaitKind::from_number(key.kind).unwrap_or(WaitKind::Other),
                 peer: match (records::peer(key), key.serves) {
                     (peer, 0) if !peer.is_empty() => self.redact.text(&peer),
                     (peer, _) => peer,
