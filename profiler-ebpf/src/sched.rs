@@ -4,7 +4,7 @@
 //! One hook in the scheduler, where a thread leaves a CPU. When it had got it, and how long it had waited for it, the
 //! scheduler itself keeps in `task_struct.sched_info`, so neither `sched_wakeup` nor the arriving thread is looked at:
 //! that would cost every other process, too. What a blocked thread waits for is read from the registers it entered the
-//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook: [`crate::loops`].
+//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook: `loop_hooks`.
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -36,7 +36,7 @@ use crate::{
     },
     hash::mix,
     histogram::record_run_queue,
-    loops::{begin_turn, begin_work, emit_turn, is_nested_wait, is_own_wait, see_loop},
+    loops::{begin_turn, begin_work, emit_turn, is_nested_wait, wait_for_work},
     offsets::{OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_PID, OFF_TASK_STATE},
     output::{charge_some, count, now_ns},
     runtime,
@@ -47,9 +47,6 @@ use crate::{
     },
 };
 
-/// Turns longer than this are told one by one, ns.
-#[unsafe(no_mangle)]
-pub static STALL_NS: Global<u64> = Global::new(u64::MAX);
 /// Blocks of event loops, and their waits for a CPU, that are told one by one, ns.
 #[unsafe(no_mangle)]
 static LOOP_BLOCK_NS: Global<u64> = Global::new(u64::MAX);
@@ -204,22 +201,6 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
         state.work_start_ns = 0;
     }
     note_stack(ctx, state, wait.stack_key, now);
-}
-
-/// The current thread blocks in a call that waits for any of many descriptors: outside of turns, unless the call is made
-/// in the middle of one.
-#[inline(always)]
-fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
-    if is_nested_wait(state, class, entry) {
-        state.elsewhere += 1;
-        return;
-    }
-    if !is_own_wait(state, class, entry) {
-        see_loop(state, class, entry);
-    }
-    state.elsewhere = 0;
-    state.turn_start_ns = 0;
-    state.work_start_ns = 0;
 }
 
 /// The current thread got a CPU some time before `now`, when the scheduler's clock says `clock_ns`: adds up what it did

@@ -35,7 +35,7 @@ use crate::{
     descriptor::{cause_from, describe_descriptor, name_descriptor},
     descriptor_io::{end, forget_io, io, listen, listens, move_data},
     emit::{capture_within_budget, emit_named, may_emit},
-    loops::ask_for_work,
+    loop_hooks::ask_for_work,
     maps::{NO_PREALLOC, NOEXIST},
     output::{self, charge_many, count, now_ns},
     sched::settle,

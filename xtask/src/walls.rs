@@ -33,9 +33,9 @@ const NOT_YET: [(&str, &str); 9] = [
     ("unwind/eh_frame.rs, unwind/image.rs, unwind/table.rs ", "errors and the packer in files of their own"),
 ];
 
-/// Folders whose files' lengths count. Those of end-to-end tests do not.
+/// The crates. End-to-end tests may be as long as they like.
 const FOLDERS: [&str; 4] = ["profiler/src", "profiler-common/src", "profiler-ebpf/src", "xtask/src"];
-/// The folder whose imports are looked at.
+/// The folder that the walls stand in. Circles are looked for in all of them.
 const CRATE: &str = "profiler/src";
 
 /// A rule about imports, by the first folder or file of the crate.
@@ -91,15 +91,21 @@ pub fn run(root: &Path) -> Result<()> {
         read(&root.join(folder), folder, &mut files)?;
     }
     let mut problems = too_long(&files);
-    let sources = files.iter().filter_map(|(path, text)| {
-        Some((path.strip_prefix(CRATE)?.strip_prefix('/')?.to_owned(), text.clone()))
-    });
-    let imports = imports(&sources.collect());
-    problems.extend(broken_walls(&imports));
-    problems.extend(circles(&imports));
+    let mut between = 0;
+    for folder in FOLDERS {
+        let sources = files.iter().filter_map(|(path, text)| {
+            Some((path.strip_prefix(folder)?.strip_prefix('/')?.to_owned(), text.clone()))
+        });
+        let imports = imports(&sources.collect());
+        if folder == CRATE {
+            problems.extend(broken_walls(&imports));
+        }
+        problems.extend(circles(&imports));
+        between += count(&imports);
+    }
     let problems = without_known(problems, &NOT_YET);
     if problems.is_empty() {
-        println!("{} files, {} imports between them: every wall stands", files.len(), count(&imports));
+        println!("{} files, {} imports between them: every wall stands", files.len(), between);
         return Ok(());
     }
     for problem in &problems {
