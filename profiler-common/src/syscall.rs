@@ -337,7 +337,7 @@ pub struct Done {
     pub waited: u32,
     /// Whether its stack is to be taken, to be given the thread's time in calls.
     pub stack_due: u32,
-    /// Whether it is to be told by itself.
+    /// Whether it is reported by itself.
     pub slow: u32,
     /// Whether its stack is to be taken, as one of the writes that are looked at.
     pub looked_at: u32,

@@ -14,7 +14,7 @@ use profiler_common::{
 
 use crate::{
     histogram::record,
-    loops::{begin_turn, emit_turn, is_nested_wait, is_own_wait, see_loop},
+    loops::{begin_iteration, emit_iteration, is_nested_wait, is_own_wait, see_loop},
     output::{charge, now_ns},
     sched::{SYSCALLS, THREADS, settle_state},
     target::ONLY_TGID,
@@ -52,7 +52,7 @@ pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
 }
 
 /// An event loop, if it is one of the target's, asks for work in a system call of this number and class: the end of its
-/// turn, and the start of the next should work be ready. Called by many programs, so not inlined.
+/// iteration, and the start of the next should work be ready. Called by many programs, so not inlined.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
@@ -72,18 +72,18 @@ pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
         see_loop(state, class, &entry);
     }
     if !is_own_wait(state, class, &entry) {
-        return 0; // it waits otherwise for its work: this is part of its turn
+        return 0; // it waits otherwise for its work: this is part of its iteration
     }
     let on_cpu_ns = state.times.on_cpu_ns + now.saturating_sub(state.since_ns);
-    if state.turn_start_ns != 0 {
-        record(HistogramKind::Turns as u32, state.tid, now.saturating_sub(state.turn_start_ns));
-        let parked = state.work_start_ns != state.turn_start_ns;
-        emit_turn(state, if parked { Span::Loop } else { Span::Whole }, number, on_cpu_ns, now);
+    if state.iteration_start_ns != 0 {
+        record(HistogramKind::Iterations as u32, state.tid, now.saturating_sub(state.iteration_start_ns));
+        let parked = state.work_start_ns != state.iteration_start_ns;
+        emit_iteration(state, if parked { Span::Loop } else { Span::Whole }, number, on_cpu_ns, now);
         if parked {
-            emit_turn(state, Span::Worker, number, on_cpu_ns, now);
+            emit_iteration(state, Span::Worker, number, on_cpu_ns, now);
         }
     }
-    begin_turn(state, on_cpu_ns, now);
+    begin_iteration(state, on_cpu_ns, now);
     charge(Probe::Loop, now);
     0
 }

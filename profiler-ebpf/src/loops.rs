@@ -3,16 +3,16 @@
 use aya_ebpf::Global;
 use profiler_common::{
     record::RecordKind,
-    sched::{LoopSeen, Span, SyscallClass, ThreadState, Turn},
+    sched::{Iteration, LoopSeen, Span, SyscallClass, ThreadState},
 };
 
 use crate::{emit::emit, task::Entry};
 
-/// Turns longer than this are told one by one, ns.
+/// Iterations longer than this are reported one by one, ns.
 #[unsafe(no_mangle)]
 static STALL_NS: Global<u64> = Global::new(u64::MAX);
 
-/// The current thread blocks in a call that waits for any of many descriptors: outside of turns, unless the call is made
+/// The current thread blocks in a call that waits for any of many descriptors: outside of iterations, unless the call is made
 /// in the middle of one.
 #[inline(always)]
 pub fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
@@ -24,16 +24,16 @@ pub fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
         see_loop(state, class, entry);
     }
     state.elsewhere = 0;
-    state.turn_start_ns = 0;
+    state.iteration_start_ns = 0;
     state.work_start_ns = 0;
 }
 
-/// Between `now` and its next wait a loop is in a turn.
+/// Between `now` and its next wait a loop is in an iteration.
 #[inline(always)]
-pub fn begin_turn(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
-    state.turn_start_ns = now;
-    state.turn_on_cpu_ns = on_cpu_ns;
-    state.turn_run_queue_ns = state.times.run_queue_ns;
+pub fn begin_iteration(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
+    state.iteration_start_ns = now;
+    state.iteration_on_cpu_ns = on_cpu_ns;
+    state.iteration_run_queue_ns = state.times.run_queue_ns;
     begin_work(state, on_cpu_ns, now);
 }
 
@@ -45,19 +45,19 @@ pub fn begin_work(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
     state.work_run_queue_ns = state.times.run_queue_ns;
 }
 
-/// Tells of the turn that ends with the system call of this number, if it was long.
+/// Reports the iteration that ends with the system call of this number, if it was long.
 #[inline(always)]
-pub fn emit_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, now: u64) {
+pub fn emit_iteration(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, now: u64) {
     let (start_ns, on_cpu_then, run_queue_then) = if span as u32 == Span::Worker as u32 {
         (state.work_start_ns, state.work_on_cpu_ns, state.work_run_queue_ns)
     } else {
-        (state.turn_start_ns, state.turn_on_cpu_ns, state.turn_run_queue_ns)
+        (state.iteration_start_ns, state.iteration_on_cpu_ns, state.iteration_run_queue_ns)
     };
     if start_ns == 0 || now.saturating_sub(start_ns) < STALL_NS.load() {
         return;
     }
-    let turn = Turn {
-        kind: RecordKind::Turn as u32,
+    let iteration = Iteration {
+        kind: RecordKind::Iteration as u32,
         syscall: number as i32,
         pid: state.pid,
         tid: state.tid,
@@ -68,7 +68,7 @@ pub fn emit_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, n
         span: span as u32,
         _reserved: 0,
     };
-    emit(&turn);
+    emit(&iteration);
 }
 
 /// Waits elsewhere, one after the other, after which a thread is taken to have left its loop for good.
@@ -81,7 +81,7 @@ pub fn is_own_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
         && (class != SyscallClass::Epoll as u32 || state.loop_descriptor == entry.args[0] as u32)
 }
 
-/// Whether a call of this class that waits elsewhere is made in the middle of a turn: it is deeper in the stack than the
+/// Whether a call of this class that waits elsewhere is made in the middle of an iteration: it is deeper in the stack than the
 /// loop's own wait, as all that the loop calls. A loop within the loop (libuv's for a child that is waited for) is.
 #[inline(always)]
 pub fn is_nested_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
@@ -103,7 +103,7 @@ pub fn see_loop(state: &mut ThreadState, class: u32, entry: &Entry) {
     state.loop_descriptor = entry.args[0] as u32;
     state.loop_sp = entry.sp;
     state.elsewhere = 0;
-    state.turn_start_ns = 0;
+    state.iteration_start_ns = 0;
     if known {
         return;
     }

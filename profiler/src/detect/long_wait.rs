@@ -27,7 +27,7 @@ pub struct Wait {
     pub ongoing: bool,
 }
 
-/// What is worth telling of a wait: that it blocked for long, unless in an event loop, where that is a stall; that
+/// What is worth reporting of a wait: that it blocked for long, unless in an event loop, where that is a stall; that
 /// it waited long for a CPU; or both.
 pub fn long_waits(wait: &Wait, event_loop: bool, thresholds: &Thresholds) -> impl Iterator<Item = LongWait> {
     let finding = |severity, kind| LongWait {

@@ -12,7 +12,7 @@ use crate::model::{
     kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
     loss::{Loss, Losses},
     memory::{Memory, Site},
-    sections::Told,
+    sections::Sections,
     stack::{Frame, Module, ModuleKind, StackEnd, StackId, Tables, ThreadKey},
     syscall::Calls,
     totals::{Key, Snapshot},
@@ -196,8 +196,8 @@ pub struct ProfileStack {
 
 impl Totals {
     /// What is not made of samples, for a recording.
-    pub fn sections(&self) -> Told<'_> {
-        Told {
+    pub fn sections(&self) -> Sections<'_> {
+        Sections {
             blocking: self.blocking.as_ref(),
             memory: self.memory.as_ref(),
             calls: self.calls.as_ref(),
@@ -282,8 +282,8 @@ impl Run {
     }
 
     /// What is known besides samples, for a recording.
-    pub fn told(&self) -> Told<'_> {
-        Told {
+    pub fn sections(&self) -> Sections<'_> {
+        Sections {
             blocking: self.blocking.as_ref(),
             memory: self.memory.as_ref(),
             calls: self.calls.as_ref(),

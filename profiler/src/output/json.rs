@@ -285,7 +285,7 @@ struct EventLoop<'a> {
     process: &'a str,
     name: &'a str,
     wait: &'a str,
-    turns: Summary,
+    iterations: Summary,
     warnings: u64,
     criticals: u64,
 }
@@ -646,7 +646,7 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
         process: &of.process,
         name: &of.name,
         wait: &of.wait,
-        turns: of.turns,
+        iterations: of.iterations,
         warnings: of.warnings,
         criticals: of.criticals,
     };

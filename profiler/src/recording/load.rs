@@ -41,7 +41,7 @@ pub fn names(run: &Run) -> Vec<(Frame, Vec<Function>)> {
 pub fn write_snapshot(path: &Path, run: &Run, tables: &Tables) -> Result<()> {
     Destination::open(Some(path))?.finish(|out| {
         let recorder = Recorder::new(out, &run.cpu.meta)?;
-        recorder.finish(&run.cpu.accounts, run.told(), tables, &names(run))?;
+        recorder.finish(&run.cpu.accounts, run.sections(), tables, &names(run))?;
         Ok(())
     })
 }

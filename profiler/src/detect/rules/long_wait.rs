@@ -60,7 +60,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 A thread blocked for longer than the threshold in something that is not idle waiting (disk, network, lock, pipe, page fault),
 or was ready to run and got no CPU for longer than its threshold. Ten times the threshold is critical, and so is a thread that
-nothing can interrupt and that still waits when the run ends. Waits of an event loop are not told here: there they are stalls.
+nothing can interrupt and that still waits when the run ends. Waits of an event loop are not reported here: there they are stalls.
 
 The stack is where the thread blocked, the object what it waited for, as far as it could be found out at the time. Of a thread
 without a CPU the threads that ran instead are named.

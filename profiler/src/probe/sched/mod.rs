@@ -65,7 +65,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// Attaches the kernel programs, and tells them what the threads of the targets are doing already.
+/// Attaches the kernel programs, and hands them what the threads of the targets are doing already.
 fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     let Start { kernel, settings, resolver, pids, proc_root } = begin;
     maps::set_classes(kernel)?;

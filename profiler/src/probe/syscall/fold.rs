@@ -49,15 +49,15 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Slow calls kept.
 const MAX_SLOW: usize = 200;
-/// From which length on calls are told one by one at first, and at least, ns.
+/// From which length on calls are reported one by one at first, and at least, ns.
 const SLOW_NS: (u64, u64) = (1_000_000, 100_000);
-/// As many slow calls as should be told between two looks.
+/// As many slow calls as should be reported between two polls.
 const SLOW_WANTED: u64 = 200;
 /// Names of open descriptors kept, at most; twice what the kernel keeps.
 const MAX_NAMES: usize = 32_768;
 /// Processes and system calls counted by themselves; what ended processes did beyond is added up.
 const MAX_KEYS: usize = 262_144;
-/// Processes, kinds and peers that waits are told by; of the others they are added up.
+/// Processes, kinds and peers that waits are counted by; of the others they are added up.
 const MAX_WAITS: usize = 65_536;
 /// Descriptors looked up in /proc between two looks: each may read long tables.
 const MAX_LOOKUPS: u32 = 2_000;
@@ -65,7 +65,7 @@ const MAX_LOOKUPS: u32 = 2_000;
 /// Time in calls by stack since this was last asked: whose, at which stack if it was taken, in which call, ns.
 type CallSample = (ThreadKey, Option<StackId>, u32, u64);
 
-/// Everything the system-call probe has told.
+/// Everything that the system-call probe has reported.
 pub struct CallCollector {
     maps: Box<dyn CallMaps>,
     proc_root: PathBuf,
@@ -84,7 +84,7 @@ pub struct CallCollector {
     time_taken: FxHashMap<CallTimeKey, u64>,
     slow: BTreeMap<(u64, u64), syscall::SlowCall>,
     slow_by_part: SlowByPart,
-    slow_told: u64,
+    slow_reported: u64,
     slow_ns: u64,
     interval: Interval,
     storms: Storms,
@@ -93,7 +93,7 @@ pub struct CallCollector {
 }
 
 impl CallCollector {
-    /// Has the kernel programs tell slow calls from now on. They cannot know which ports the processes `pids` listen at
+    /// Has the kernel programs report slow calls from now on. They cannot know which ports the processes `pids` listen at
     /// already.
     pub fn new(
         mut maps: Box<dyn CallMaps>,
@@ -123,7 +123,7 @@ impl CallCollector {
             time_taken: FxHashMap::default(),
             slow: BTreeMap::new(),
             slow_by_part: SlowByPart::new(clock.now_ns()),
-            slow_told: 0,
+            slow_reported: 0,
             slow_ns: SLOW_NS.0,
             interval: Interval::default(),
             storms,
@@ -134,7 +134,7 @@ impl CallCollector {
 
     /// A slow call.
     fn slow_call(&mut self, call: &SlowCall, resolver: &mut Resolver) {
-        self.slow_told += 1;
+        self.slow_reported += 1;
         let duration_ns = call.end_ns.saturating_sub(call.start_ns);
         let among_slowest = self.slow.len() < MAX_SLOW
             || self.slow.keys().next().is_some_and(|(least, _)| *least < duration_ns);
@@ -327,7 +327,7 @@ impl CallCollector {
             self.maps.forget_io(&key);
         }
         // As many as one can read, and always the slowest.
-        let told = std::mem::take(&mut self.slow_told);
+        let told = std::mem::take(&mut self.slow_reported);
         if told > SLOW_WANTED {
             self.slow_ns = self.slow_ns.saturating_mul(2);
         } else if told < SLOW_WANTED / 10 {
