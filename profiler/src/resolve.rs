@@ -17,6 +17,7 @@ use crate::{
         stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, StackId, Tables, ThreadKey},
         totals::intern_stack,
     },
+    naming,
     probe::cpu::records::RawSample,
     process::{ProcessTable, clock::Clock, memory::ProcessMemory, table::Resolution, target::comm},
     runtimes::{Runtimes, UserFrame, UserStack},
@@ -230,7 +231,7 @@ impl Resolver {
     /// Names everything in `totals`.
     pub fn name(&mut self, meta: &Meta, accounts: Accounts, totals: Totals, detail: Detail) -> Run {
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
-        Run::build(meta.clone(), accounts, totals, &self.tables, &mut symbolizer, detail)
+        naming::run(meta.clone(), accounts, totals, &self.tables, &mut symbolizer, detail)
     }
 }
 

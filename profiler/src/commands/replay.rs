@@ -47,13 +47,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
-        detect::{
-            self,
-            long_wait::fixtures::wait,
-            memory_diff,
-            rule::Overrides,
-            stall::fixtures::{LOOP, iteration},
-        },
+        detect::{self, memory_diff, rule::Overrides},
         model::{
             cause::WaitCause,
             kind::{CPU, ProfileKind},
@@ -68,8 +62,13 @@ pub(crate) mod tests {
             vitals::{ProcessVitals, Vitals},
             wait::{Blocking, ThreadTime},
         },
+        naming,
         output::{FORMATS, Format, OutputSpec, RenderOptions, report, summary, text::Style},
-        probe::sched::totals::{Now, Waits},
+        probe::sched::{
+            long_wait::fixtures::wait,
+            stall::fixtures::{LOOP, iteration},
+            totals::{Now, Waits},
+        },
         recording::{
             Recorder,
             load::{names, write_snapshot},
@@ -194,7 +193,7 @@ pub(crate) mod tests {
             vitals: Some(vitals),
             memory: Some(memory),
         };
-        let mut run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
+        let mut run = naming::run(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
         detect::judge(&mut run, &Overrides::default());
         let written = recorder.finish(&run.cpu.accounts, run.sections(), &tables, &names(&run)).unwrap();
         std::fs::write(path, written).unwrap();

@@ -3,11 +3,6 @@
 use std::rc::Rc;
 
 use crate::{
-    detect::{
-        convoy::{Holder, Waiter},
-        long_wait::{Wait, fixtures::wait},
-        stall::fixtures::{LOOP, block, iteration},
-    },
     model::{
         cause::WaitCause,
         distribution::Summary,
@@ -21,7 +16,12 @@ use crate::{
         threshold::Thresholds,
         wait::{Block, EventLoop, RunQueue, ThreadTime},
     },
-    probe::sched::totals::{Now, Waits},
+    probe::sched::{
+        convoy::{Holder, Waiter},
+        long_wait::{Wait, fixtures::wait},
+        stall::fixtures::{LOOP, block, iteration},
+        totals::{Now, Waits},
+    },
 };
 
 /// A process with a leak of objects of 100 bytes, a cache, and growth that neither explains.

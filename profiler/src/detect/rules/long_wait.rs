@@ -259,7 +259,7 @@ mod tests {
     fn found(syscall: &str, cause: WaitCause) -> Vec<Severity> {
         let mut of = wait(9, 0, 2_000_000_000, 0, cause);
         of.block.syscall = syscall.into();
-        let waits = crate::detect::long_wait::long_waits(&of, false, &Thresholds::default()).collect();
+        let waits = crate::probe::sched::long_wait::long_waits(&of, false, &Thresholds::default()).collect();
         let mut run = crate::model::report::fixtures::run(&[]);
         run.blocking = Some(Blocking { long_waits: waits, ..Blocking::default() });
         check(&run, &Overrides::default().of(&RULE)).iter().map(|finding| finding.severity).collect()

@@ -19,10 +19,6 @@ use profiler_common::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    detect::{
-        convoy::{Holder, Waiter},
-        long_wait::{Wait, who_ran},
-    },
     kernel::{
         function_hooks,
         port::{Hook, Port},
@@ -43,7 +39,9 @@ use crate::{
         cpu::records::RawSample,
         record::Record,
         sched::{
+            convoy::{Holder, Waiter},
             hooks::LOOP_WAITS,
+            long_wait::{Wait, who_ran},
             loops::Loops,
             maps::{Limits, SchedMaps},
             off_cpu::{OffCpuSample, Waker, with_waker},

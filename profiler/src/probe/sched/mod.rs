@@ -1,11 +1,14 @@
 //! The scheduler probe: what threads wait for, and how long event loops are away from their wait.
 
+pub mod convoy;
 pub mod fold;
 pub mod hooks;
+pub mod long_wait;
 mod loops;
 pub mod maps;
 mod off_cpu;
 pub mod records;
+pub mod stall;
 pub mod totals;
 
 use anyhow::Result;

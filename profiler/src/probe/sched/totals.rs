@@ -7,16 +7,16 @@ use profiler_common::sched::Iteration;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    detect::{
-        convoy::{Convoys, Holder, Waiter},
-        long_wait::{Wait, long_waits},
-        stall::{explain, length_ns},
-    },
     model::{
         finding::Severity,
         stack::{StackId, ThreadKey},
         threshold::Thresholds,
         wait::{Block, Blocking, EventLoop, LongWait, RunQueue, Stall, ThreadTime},
+    },
+    probe::sched::{
+        convoy::{Convoys, Holder, Waiter},
+        long_wait::{Wait, long_waits},
+        stall::{explain, length_ns},
     },
 };
 
@@ -282,11 +282,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        detect::{
+        model::cause::WaitCause,
+        probe::sched::{
             long_wait::fixtures::wait,
             stall::fixtures::{LOOP, iteration},
         },
-        model::cause::WaitCause,
     };
 
     const MS: u64 = 1_000_000;

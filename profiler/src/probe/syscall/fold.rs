@@ -14,10 +14,6 @@ use profiler_common::syscall::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    detect::{
-        chatty::{self, Talk},
-        storm::{Rates, Storms},
-    },
     model::{
         abi,
         loss::Loss,
@@ -31,10 +27,12 @@ use crate::{
         record::Record,
         spec::{Context, Extent, Probe},
         syscall::{
+            chatty::{self, FdActivity},
             counts::{Count, Waits},
             io::{Named, Object, add_io, median_bytes},
             maps::CallMaps,
             records,
+            storm::{Rates, Storms},
         },
     },
     process::{
@@ -424,13 +422,13 @@ impl CallCollector {
             let named = self.names.get(&(key, stats.first_ns));
             add_io(&mut objects, &mut unlisted, key, &stats, named);
         }
-        let mut talks = Vec::new();
+        let mut activities = Vec::new();
         let mut listed = Vec::new();
         for ((pid, _), mut object) in objects {
             object.io.process = process(pid);
             object.io.descriptors = object.descriptors.len() as u64;
             object.io.median_bytes = median_bytes(&object.sizes);
-            talks.push(Talk {
+            activities.push(FdActivity {
                 thread: ThreadKey { pid, tid: object.stats.tid },
                 io: object.io.clone(),
                 is_file: object.stats.on.kind == ObjectKind::File as u32,
@@ -450,7 +448,7 @@ impl CallCollector {
             objects_unlisted: unlisted,
             slow: self.slow.values().rev().cloned().collect(),
             slow_by_part: self.slow_by_part.clone(),
-            chatty: chatty::find(talks),
+            chatty: chatty::find(activities),
             storms: self.storms.found(|key| (process(key.pid), abi::name(key.number as i32)), records::errno),
         })
     }

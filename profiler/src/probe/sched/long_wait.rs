@@ -75,7 +75,7 @@ pub(crate) mod fixtures {
     //! Waits made by hand.
 
     use super::*;
-    use crate::detect::stall::fixtures;
+    use crate::probe::sched::stall::fixtures;
 
     /// A wait that has ended, ns.
     pub fn wait(tid: u32, start_ns: u64, blocked_ns: u64, run_queue_ns: u64, cause: WaitCause) -> Wait {
