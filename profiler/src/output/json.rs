@@ -1,5 +1,7 @@
 //! JSON for programs: everything the profile holds. The schema is described in docs/json.md; `version` grows by
 //! one with every change that could break a reader, never for an added key.
+//!
+//! Longer than 600 lines because the whole schema stands in one place, in the order of the document.
 
 use std::{collections::BTreeMap, io::Write};
 
