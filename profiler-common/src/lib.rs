@@ -5,8 +5,10 @@
 pub mod alloc;
 pub mod cost;
 pub mod cpu;
+pub mod descriptor;
 pub mod histogram;
 pub mod loss;
+pub mod majority;
 pub mod mapping;
 pub mod offsets;
 pub mod record;

@@ -48,7 +48,7 @@ table! {
         /// Blocks whose stack was not taken, to keep the cost down.
         OffCpuStacksSkipped = 13, "offcpu_stacks_skipped", "blocks without a stack, to keep the cost down", Effect::Other;
         /// Long waits that are in all totals but are not listed, because there were too many at once.
-        WaitsUntold = 14, "waits_untold", "long waits not listed, too many at once", Effect::Other;
+        WaitsOmitted = 14, "waits_omitted", "long waits not listed, too many at once", Effect::Other;
         /// Lost records other than samples: the ring buffer was full.
         RecordsLost = 15, "records_lost", "records of waits lost", Effect::Other;
         /// Lost objects: not watched, because too many live at once.
@@ -62,9 +62,9 @@ table! {
         /// Lost system calls: they are in no count, because there are too many processes, threads or kinds of calls.
         CallsFull = 20, "calls_full", "system calls not counted, too many kinds", Effect::Other;
         /// Lost descriptors: what was read and written by them is in no account.
-        IoFull = 21, "io_full", "reads and writes not told by descriptor, too many", Effect::Other;
+        IoFull = 21, "io_full", "reads and writes without a descriptor of their own, too many", Effect::Other;
         /// Slow system calls that are in all totals but are not listed.
-        SlowCallsUntold = 22, "slow_calls_untold", "slow system calls not listed, too many at once", Effect::Other;
+        SlowCallsOmitted = 22, "slow_calls_omitted", "slow system calls not listed, too many at once", Effect::Other;
         /// Frames of a language runtime whose function could not be read.
         FramesUnnamed = 23, "frames_unnamed", "frames whose function had gone when it was to be named", Effect::Other;
         /// Addresses of code without a file whose memory came to belong to other code at about the time they were seen,

@@ -11,8 +11,8 @@ table! {
         Stack = 2, "stack", "stack that blocks";
         /// A long block or wait for a CPU, an [`Interval`](crate::sched::Interval).
         Interval = 3, "interval", "long wait";
-        /// A long iteration of an event loop, a [`Turn`](crate::sched::Turn).
-        Turn = 4, "turn", "long iteration of an event loop";
+        /// A long iteration of an event loop, an [`Iteration`](crate::sched::Iteration).
+        Iteration = 4, "iteration", "long iteration of an event loop";
         /// The end of a thread, an [`Exit`](crate::sched::Exit).
         Exit = 5, "exit", "end of a thread";
         /// The first wait of an event loop, a [`LoopSeen`](crate::sched::LoopSeen).

@@ -172,20 +172,20 @@ pub struct ThreadState {
     pub exec_ns: u64,
     /// `sched_info.pcount` then: how often it has got a CPU so far.
     pub arrivals: u64,
-    /// Start of the loop's turn in progress: when the call it waits in returned, or zero outside of turns.
-    pub turn_start_ns: u64,
-    /// `times.on_cpu_ns` at the start of the turn.
-    pub turn_on_cpu_ns: u64,
-    /// `times.run_queue_ns` at the start of the turn.
-    pub turn_run_queue_ns: u64,
-    /// When it last came back from its own wait or from being parked, within the turn: a worker's turn lasts from one
-    /// such moment to the next. Zero outside of turns.
+    /// Start of the loop's iteration in progress: when the call it waits in returned, or zero outside of iterations.
+    pub iteration_start_ns: u64,
+    /// `times.on_cpu_ns` at the start of the iteration.
+    pub iteration_on_cpu_ns: u64,
+    /// `times.run_queue_ns` at the start of the iteration.
+    pub iteration_run_queue_ns: u64,
+    /// When it last came back from its own wait or from being parked, within the iteration: a worker's iteration lasts from one
+    /// such moment to the next. Zero outside of iterations.
     pub work_start_ns: u64,
     /// `times.on_cpu_ns` then.
     pub work_on_cpu_ns: u64,
     /// `times.run_queue_ns` then.
     pub work_run_queue_ns: u64,
-    /// User stack pointer in the loop's own wait: a wait deeper in the stack is made by a turn.
+    /// User stack pointer in the loop's own wait: a wait deeper in the stack is made by an iteration.
     pub loop_sp: u64,
     /// Stack it blocked with, an id; zero for none.
     pub stack: u64,
@@ -323,11 +323,11 @@ pub struct Interval {
     pub instead_comm: [u8; COMM_LEN],
 }
 
-/// A turn of an event loop that took longer than the threshold.
+/// An iteration of an event loop that took longer than the threshold.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turn {
-    /// [`RecordKind::Turn`](crate::record::RecordKind::Turn).
+pub struct Iteration {
+    /// [`RecordKind::Iteration`](crate::record::RecordKind::Iteration).
     pub kind: u32,
     /// System call the loop waits in.
     pub syscall: i32,
@@ -354,11 +354,11 @@ pub struct Turn {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// A turn without being parked: the same for both.
+    /// An iteration without being parked: the same for both.
     Whole = 0,
-    /// From one wait of the loop to the next, parked in between: a turn of a loop of its own only.
+    /// From one wait of the loop to the next, parked in between: an iteration of a loop of its own only.
     Loop = 1,
-    /// From or to the moment of being parked: a turn of a worker only.
+    /// From or to the moment of being parked: an iteration of a worker only.
     Worker = 2,
 }
 
@@ -406,8 +406,8 @@ pub struct LoopSeen {
 pub enum HistogramKind {
     /// Waits for a CPU, by process.
     RunQueue = 0,
-    /// Turns of an event loop, by thread.
-    Turns = 1,
+    /// Iterations of an event loop, by thread.
+    Iterations = 1,
 }
 
 /// Key of the map `HISTOGRAMS`.
@@ -424,7 +424,7 @@ const _: () = {
     assert!(size_of::<StackHeader>() == crate::cpu::SAMPLE_HEADER_LEN);
     assert!(core::mem::offset_of!(StackHeader, kernel_frames) == 28);
     assert!(size_of::<Interval>() == 88);
-    assert!(size_of::<Turn>() == 56);
+    assert!(size_of::<Iteration>() == 56);
     assert!(size_of::<Exit>() == 32 + size_of::<Times>() + COMM_LEN);
 };
 

@@ -46,7 +46,7 @@ static IO_RECORD: PerCpuArray<IoRecord, 1> = PerCpuArray::new();
 pub fn io(call: &mut InCall, done: &Done) -> Option<WaitCause> {
     let descriptor = done.object as u32;
     let mut io = known_io(call, descriptor);
-    // There is time to see whether it still is what it was, where no call has told.
+    // There is time to see whether it still is what it was, where no call has said so.
     if let Some(known) = io
         && done.waited | done.stack_due != 0
         // SAFETY: the entry stays where it is.
@@ -87,7 +87,7 @@ pub fn listen(call: &mut InCall, done: &Done) {
     }
 }
 
-/// Makes an entry for the descriptor of the call that has returned and tells of it, unless another thread has. Returns
+/// Makes an entry for the descriptor of the call that has returned and reports it, unless another thread has. Returns
 /// its position. Not inlined, since the verifier would follow it from everywhere.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -210,7 +210,7 @@ pub fn forget_io(call: &mut InCall) {
     call.known_io = [u32::MAX; KNOWN_IO];
 }
 
-/// Tells what was done with a descriptor that has ended. Not inlined, since it is called from several places.
+/// Reports what was done with a descriptor that has ended. Not inlined, since it is called from several places.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn close(pid: u32, descriptor: u32, now: u64) -> u32 {

@@ -1,10 +1,10 @@
 //! The scheduler probe: every nanosecond of a target's threads by what they did with it, stacks of what blocked
-//! them, waits for a CPU, and turns of event loops.
+//! them, waits for a CPU, and iterations of event loops.
 //!
 //! One hook in the scheduler, where a thread leaves a CPU. When it had got it, and how long it had waited for it, the
 //! scheduler itself keeps in `task_struct.sched_info`, so neither `sched_wakeup` nor the arriving thread is looked at:
 //! that would cost every other process, too. What a blocked thread waits for is read from the registers it entered the
-//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook: [`crate::loops`].
+//! kernel with: no system call has to be hooked for that. Only the iterations of event loops need a hook: `loop_hooks`.
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -36,7 +36,7 @@ use crate::{
     },
     hash::mix,
     histogram::record_run_queue,
-    loops::{begin_turn, begin_work, emit_turn, is_nested_wait, is_own_wait, see_loop},
+    loops::{begin_iteration, begin_work, emit_iteration, is_nested_wait, wait_for_work},
     offsets::{OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_PID, OFF_TASK_STATE},
     output::{charge_some, count, now_ns},
     runtime,
@@ -47,16 +47,13 @@ use crate::{
     },
 };
 
-/// Turns longer than this are told one by one, ns.
-#[unsafe(no_mangle)]
-pub static STALL_NS: Global<u64> = Global::new(u64::MAX);
-/// Blocks of event loops, and their waits for a CPU, that are told one by one, ns.
+/// Blocks of event loops, and their waits for a CPU, that are reported one by one, ns.
 #[unsafe(no_mangle)]
 static LOOP_BLOCK_NS: Global<u64> = Global::new(u64::MAX);
-/// Waits of any thread for a CPU that are told one by one, ns.
+/// Waits of any thread for a CPU that are reported one by one, ns.
 #[unsafe(no_mangle)]
 static STARVATION_NS: Global<u64> = Global::new(u64::MAX);
-/// Blocks of any thread that are told one by one, ns, by cause.
+/// Blocks of any thread that are reported one by one, ns, by cause.
 #[unsafe(no_mangle)]
 static BLOCK_NS: Global<[u64; WaitCause::COUNT]> = Global::new([u64::MAX; WaitCause::COUNT]);
 
@@ -199,27 +196,11 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     state.object = wait.object;
     if wait.class == SyscallClass::Epoll as u8 || wait.class == SyscallClass::Poll as u8 {
         wait_for_work(state, wait.class.into(), &entry);
-    } else if wait.cause == WaitCause::Park as u32 && state.turn_start_ns != 0 {
-        emit_turn(state, Span::Worker, wait.syscall as u32, state.times.on_cpu_ns, now);
+    } else if wait.cause == WaitCause::Park as u32 && state.iteration_start_ns != 0 {
+        emit_iteration(state, Span::Worker, wait.syscall as u32, state.times.on_cpu_ns, now);
         state.work_start_ns = 0;
     }
     note_stack(ctx, state, wait.stack_key, now);
-}
-
-/// The current thread blocks in a call that waits for any of many descriptors: outside of turns, unless the call is made
-/// in the middle of one.
-#[inline(always)]
-fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
-    if is_nested_wait(state, class, entry) {
-        state.elsewhere += 1;
-        return;
-    }
-    if !is_own_wait(state, class, entry) {
-        see_loop(state, class, entry);
-    }
-    state.elsewhere = 0;
-    state.turn_start_ns = 0;
-    state.work_start_ns = 0;
 }
 
 /// The current thread got a CPU some time before `now`, when the scheduler's clock says `clock_ns`: adds up what it did
@@ -260,8 +241,8 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, clock_ns: u64, now: u64) {
         emit_interval(state, arrival - waited, arrival);
     }
     if blocked && is_loop_wait(state) {
-        begin_turn(state, state.times.on_cpu_ns, arrival);
-    } else if blocked && state.turn_start_ns != 0 && state.work_start_ns == 0 {
+        begin_iteration(state, state.times.on_cpu_ns, arrival);
+    } else if blocked && state.iteration_start_ns != 0 && state.work_start_ns == 0 {
         begin_work(state, state.times.on_cpu_ns, arrival);
     }
     state.phase = Phase::Running as u32;
@@ -457,7 +438,7 @@ pub extern "C" fn add_off_cpu(key: *const OffCpuKey, ns: u64, times: u64, max_ns
 #[inline(always)]
 fn emit_interval(state: &ThreadState, woken: u64, arrival: u64) {
     if !may_emit(arrival) {
-        count(Loss::WaitsUntold);
+        count(Loss::WaitsOmitted);
         return;
     }
     let Some(outgoing) = OUTGOING.get_ptr_mut(0) else { return };

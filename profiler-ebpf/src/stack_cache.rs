@@ -47,7 +47,7 @@ static STACK_SCRATCH: PerCpuArray<AllocScratch, { SCRATCHES as usize }> = PerCpu
 const SCRATCHES: u32 = 4;
 
 /// The user stack that begins with these registers, the instruction pointer being a return address. Returns its id, zero
-/// if it could not be taken; `known` tells whether userspace has been told of an id.
+/// if it could not be taken; `known` tells whether userspace knows an id.
 #[inline(always)]
 pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bool) -> u64 {
     let mut mine: Option<*mut AllocScratch> = None;

@@ -1,5 +1,5 @@
 //! The system-call probe: every call of a target counted by its length and result, waits by kind, reads and writes
-//! by descriptor, and the slowest told one by one.
+//! by descriptor, and the slowest reported one by one.
 //!
 //! Every call of every process on the machine passes `sys_enter` and `sys_exit` once they are attached: what is not
 //! a target leaves after its first comparison. What can be read later (arguments, descriptors) is read only when it
@@ -35,7 +35,7 @@ use crate::{
     descriptor::{cause_from, describe_descriptor, name_descriptor},
     descriptor_io::{end, forget_io, io, listen, listens, move_data},
     emit::{capture_within_budget, emit_named, may_emit},
-    loops::ask_for_work,
+    loop_hooks::ask_for_work,
     maps::{NO_PREALLOC, NOEXIST},
     output::{self, charge_many, count, now_ns},
     sched::settle,
@@ -92,7 +92,7 @@ static CALL_KINDS: Array<u32, MAX_SYSCALLS> = Array::new();
 #[btf_map]
 static COMPAT_KINDS: Array<u32, MAX_SYSCALLS> = Array::new();
 
-/// From which length on calls are told one by one, ns. Userspace moves it, so that about so many are as can be read.
+/// From which length on calls are reported one by one, ns. Userspace moves it, so that about so many are as can be read.
 #[btf_map]
 static CALL_SLOW_NS: Array<u64, 1> = Array::new();
 
@@ -479,7 +479,7 @@ fn wait(call: &InCall, kind: WaitKind, ns: u64) {
     }
 }
 
-/// Tells of a call that took long; of which [`WaitKind`] it is a number. Not inlined, as [`begin_io`].
+/// Reports a call that took long; `kind` is the number of its [`WaitKind`]. Not inlined, as [`begin_io`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn emit_slow_call(call: *mut InCall, kind: u32) -> u32 {
@@ -487,7 +487,7 @@ pub extern "C" fn emit_slow_call(call: *mut InCall, kind: u32) -> u32 {
     let Some(call) = (unsafe { call.as_ref() }) else { return 0 };
     let done = &call.done;
     if !may_emit(done.now) {
-        count(Loss::SlowCallsUntold);
+        count(Loss::SlowCallsOmitted);
         return 0;
     }
     let Some(slow) = SLOW_CALL.get_ptr_mut(0) else { return 0 };

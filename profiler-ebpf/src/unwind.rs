@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_user},
+    helpers::generated::bpf_get_current_task,
     macros::btf_map,
 };
 use profiler_common::{
@@ -23,6 +23,7 @@ use profiler_common::{
 };
 
 use crate::{
+    memory::UserMemory,
     offsets::{OFF_RETURN_ADDRESS, OFF_RETURN_NEXT, OFF_RETURN_STACK, OFF_TASK_UTASK, OFF_UTASK_RETURNS},
     runtime,
     task::{current_task, is_user, read, registers, saved_registers, user_registers},
@@ -52,28 +53,7 @@ static TABLES: ArrayOfMaps<Array<Page, 1, INNER_MAP>, MAX_TABLES> = ArrayOfMaps:
 #[btf_map]
 static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
 
-/// The memory of the current process.
-pub struct UserMemory;
-
-impl Memory for UserMemory {
-    #[inline(always)]
-    fn read_u64(&self, address: u64) -> Option<u64> {
-        let mut word = 0u64;
-        // SAFETY: the helper checks the address and does not fault.
-        let error = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const _) };
-        (error == 0).then_some(word)
-    }
-
-    #[inline(always)]
-    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
-        let mut words = [0u64; 2];
-        // SAFETY: as above.
-        let error = unsafe { bpf_probe_read_user((&raw mut words).cast(), 16, address as *const _) };
-        (error == 0).then_some(words)
-    }
-}
-
-/// The same, but for two words at `at` that have been read already.
+/// The memory of the current process, but for two words at `at` that have been read already.
 struct Known {
     at: u64,
     words: Option<[u64; 2]>,

@@ -95,7 +95,7 @@ impl Collector {
         if settings.kernel_log {
             kernel.start_log()?;
         }
-        // Notices first: what is mapped after /proc has been read is told by them.
+        // Notices first: they have what is mapped after /proc has been read.
         let sideband_bytes = if track_all { SIDEBAND_BYTES_FOR_ALL } else { SIDEBAND_BYTES };
         let notices = Sideband::open(&cpus, sideband_bytes)?;
         let mut resolver = Resolver::new(proc_root, Clock::monotonic(), track_all, settings.name_runtimes);

@@ -11,7 +11,7 @@ use profiler_common::{
 };
 
 use super::RUNTIMES;
-use crate::{hash::mix, offsets::OFF_TASK_THREAD_POINTER, task::read, unwind::UserMemory};
+use crate::{hash::mix, memory::UserMemory, offsets::OFF_TASK_THREAD_POINTER, task::read};
 
 /// Adds the Python frames of the current thread to the entries that there are.
 ///

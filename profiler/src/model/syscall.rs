@@ -49,7 +49,7 @@ pub struct Interval {
     pub calls: u64,
     /// Of them, failed.
     pub failed: u64,
-    /// The slowest that was no idle wait, if any was slow enough to be told.
+    /// The slowest that was no idle wait, if any was slow enough to be reported.
     pub slowest: Option<SlowCall>,
 }
 
@@ -113,7 +113,7 @@ pub struct ObjectIo {
     pub pid: u32,
     /// Name of the process.
     pub process: String,
-    /// Path, or socket with its peer, or pipe; descriptor number where that could not be told.
+    /// Path, or socket with its peer, or pipe; descriptor number where that is not known.
     pub object: String,
     /// Descriptors it was used through, one after the other or at once.
     pub descriptors: u64,
@@ -175,7 +175,7 @@ pub struct SlowByPart {
     pub start_ns: u64,
     /// Length of each, ns.
     pub length_ns: u64,
-    /// Of each, slowest first; none where none was slow enough to be told.
+    /// Of each, slowest first; none where none was slow enough to be reported.
     pub parts: Vec<Vec<SlowCall>>,
 }
 

@@ -28,8 +28,8 @@ pub enum Record {
     Waker(u64, String, RawSample),
     /// A long block or wait for a CPU.
     Interval(raw::Interval),
-    /// A long turn of an event loop.
-    Turn(raw::Turn),
+    /// A long iteration of an event loop.
+    Iteration(raw::Iteration),
     /// The end of a thread.
     Exit(raw::Exit),
     /// The first wait of an event loop.
@@ -55,7 +55,7 @@ impl Record {
                 sched::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
             }
             RecordKind::Interval => wire::plain(bytes).map(Record::Interval),
-            RecordKind::Turn => wire::plain(bytes).map(Record::Turn),
+            RecordKind::Iteration => wire::plain(bytes).map(Record::Iteration),
             RecordKind::Exit => wire::plain(bytes).map(Record::Exit),
             RecordKind::Loop => wire::plain(bytes).map(Record::Loop),
             RecordKind::SlowCall => {
@@ -69,7 +69,7 @@ impl Record {
         }
     }
 
-    /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
+    /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or an iteration comes before it.
     pub fn time_ns(&self) -> u64 {
         match self {
             Record::Cpu(sample)
@@ -78,7 +78,7 @@ impl Record {
             | Record::AllocStack(_, sample)
             | Record::Fault(sample) => sample.header.time_ns,
             Record::Interval(interval) => interval.end_ns,
-            Record::Turn(turn) => turn.end_ns,
+            Record::Iteration(iteration) => iteration.end_ns,
             Record::Exit(exit) => exit.time_ns,
             Record::SlowCall(call) => call.end_ns,
             // A descriptor must be known before it is closed.

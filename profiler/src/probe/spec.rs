@@ -123,7 +123,7 @@ pub trait Probe {
     /// Adds its part of a run.
     fn report(&mut self, extent: Extent, totals: &mut Totals, cx: &mut Context<'_>) -> Result<()>;
 
-    /// What the live view tells of the last interval beside samples.
+    /// What the live view shows of the last interval beside samples.
     fn interval(&mut self) -> Result<Option<Interval>> {
         Ok(None)
     }

@@ -20,10 +20,10 @@ pub const BY_THREAD_MAP: &str = "THREAD_RUN_QUEUE";
 /// `BPF_NOEXIST`: what the kernel knows already it knows better.
 const NOEXIST: u64 = 1;
 
-/// What is told one by one, ns.
+/// What is reported one by one, ns.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Turns of event loops from this length on.
+    /// Iterations of event loops from this length on.
     pub stall_ns: u64,
     /// Blocks of event loops, and their waits for a CPU.
     pub loop_block_ns: u64,
@@ -33,7 +33,7 @@ pub struct Limits {
     pub block_ns: [u64; WaitCause::COUNT],
 }
 
-/// Blocks of an event loop this many times shorter than a stall are told one by one, so that they can explain one.
+/// Blocks of an event loop this many times shorter than a stall are reported one by one, so that they can explain one.
 const LOOP_BLOCK_PART: u64 = 20;
 
 impl Limits {

@@ -1,11 +1,14 @@
 //! The scheduler probe: what threads wait for, and how long event loops are away from their wait.
 
+pub mod convoy;
 pub mod fold;
 pub mod hooks;
+pub mod long_wait;
 mod loops;
 pub mod maps;
 mod off_cpu;
 pub mod records;
+pub mod stall;
 pub mod totals;
 
 use anyhow::Result;
@@ -65,7 +68,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// Attaches the kernel programs, and tells them what the threads of the targets are doing already.
+/// Attaches the kernel programs, and hands them what the threads of the targets are doing already.
 fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     let Start { kernel, settings, resolver, pids, proc_root } = begin;
     maps::set_classes(kernel)?;

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use profiler_common::{
     cpu::SAMPLE_HEADER_LEN,
     record::RecordKind,
-    sched::{Phase, SyscallClass, ThreadState, Times, Turn},
+    sched::{Iteration, Phase, SyscallClass, ThreadState, Times},
 };
 
 use crate::{
@@ -199,18 +199,18 @@ pub fn thread_time(thread: ThreadKey, times: &Times, wall_ns: u64, tables: &Tabl
     }
 }
 
-/// A turn that goes on.
-pub fn turn_so_far(state: &ThreadState, stat: &SchedStat, now_ns: u64) -> Turn {
+/// An iteration that goes on.
+pub fn iteration_so_far(state: &ThreadState, stat: &SchedStat, now_ns: u64) -> Iteration {
     let times = times_until(state, stat, now_ns);
-    Turn {
+    Iteration {
         syscall: state.syscall,
         pid: state.pid,
         tid: state.tid,
-        start_ns: state.turn_start_ns,
+        start_ns: state.iteration_start_ns,
         end_ns: now_ns,
-        on_cpu_ns: times.on_cpu_ns.saturating_sub(state.turn_on_cpu_ns),
-        run_queue_ns: times.run_queue_ns.saturating_sub(state.turn_run_queue_ns),
-        ..Turn::default()
+        on_cpu_ns: times.on_cpu_ns.saturating_sub(state.iteration_on_cpu_ns),
+        run_queue_ns: times.run_queue_ns.saturating_sub(state.iteration_run_queue_ns),
+        ..Iteration::default()
     }
 }
 

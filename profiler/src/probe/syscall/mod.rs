@@ -1,16 +1,17 @@
 //! The system-call probe: how many, how long, which failed, what they waited for, and what descriptors are used for.
 
+pub mod chatty;
 mod counts;
 pub mod fold;
 mod io;
 pub mod maps;
 pub mod records;
+pub mod storm;
 
 use anyhow::Result;
 use profiler_common::syscall::MAX_CALLS_OF_ONE;
 
 use crate::{
-    detect::storm::Storms,
     kernel::{
         load::Plan,
         port::{Hook, Port as _},
@@ -22,6 +23,7 @@ use crate::{
         syscall::{
             fold::CallCollector,
             maps::{KernelMaps, STEPS},
+            storm::Storms,
         },
     },
     process::{redact::Redact, target::Target},

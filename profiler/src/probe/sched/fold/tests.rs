@@ -254,19 +254,20 @@ fn iterations_of_an_event_loop_are_its_own() {
     bench.with(|cx| scheduler.poll(cx));
     assert_eq!(bench.kernel.attached(), attached, "once");
     for (known, histogram_of) in &mut maps.0.borrow_mut().histograms {
-        if known.kind == HistogramKind::Turns as u32 {
+        if known.kind == HistogramKind::Iterations as u32 {
             *histogram_of = histogram(&[MS, 200 * MS]);
         }
     }
-    let turn = |tid| Turn { pid: 7, tid, start_ns: 2 * S, end_ns: 2 * S + 200 * MS, ..Turn::default() };
-    bench.record(&mut scheduler, &Record::Turn(turn(7)));
+    let iteration =
+        |tid| Iteration { pid: 7, tid, start_ns: 2 * S, end_ns: 2 * S + 200 * MS, ..Iteration::default() };
+    bench.record(&mut scheduler, &Record::Iteration(iteration(7)));
     let blocking = run(&mut bench, &mut scheduler).blocking.unwrap();
-    assert_eq!((blocking.loops[0].turns.count, blocking.loops[0].criticals), (2, 1));
+    assert_eq!((blocking.loops[0].iterations.count, blocking.loops[0].criticals), (2, 1));
     assert_eq!(blocking.stalls[0].duration_ns, 200 * MS);
     // Two threads that share an epoll descriptor hold nobody up.
     bench.record(&mut scheduler, &Record::Loop(seen(8, 4)));
     bench.record(&mut scheduler, &Record::Loop(seen(9, 4)));
-    bench.record(&mut scheduler, &Record::Turn(turn(8)));
+    bench.record(&mut scheduler, &Record::Iteration(iteration(8)));
     assert_eq!(run(&mut bench, &mut scheduler).blocking.unwrap().stalls.len(), 1);
 }
 
