@@ -156,7 +156,8 @@ fn what_ran_last_has_its_name_when_the_program_has_ended() {
     if !kernel_ready(&[]) {
         return;
     }
-    let script = "import time\nend = time.time() + 1\nwhile time.time() < end: sum(i * i for i in range(10000))";
+    let script =
+        "import time\nend = time.time() + 1\nwhile time.time() < end: sum(i * i for i in range(10000))";
     let (mut named, mut gone) = (0, 0);
     for interpreter in interpreters {
         let profile = profile(&["-F", "997", "--", interpreter.to_str().unwrap(), "-c", script]);

@@ -176,7 +176,14 @@ fn replacements(
 impl<M: ForeignMemory> Python<M> {
     /// The interpreter of the process with this memory.
     pub fn new(memory: M, interpreter: Interpreter, loops: Loops) -> Python<M> {
-        Python { memory, interpreter, loops, codes: FxHashMap::default(), table_bytes: 0, now: Round::default() }
+        Python {
+            memory,
+            interpreter,
+            loops,
+            codes: FxHashMap::default(),
+            table_bytes: 0,
+            now: Round::default(),
+        }
     }
 
     /// The function of a frame with this code object and position; `None` if there is no code any more.

@@ -138,8 +138,10 @@ fn read(heap: &Heap<'_, impl ForeignMemory>, object: u64) -> Option<(CodeRange, 
     let size = (field(layout.size)? >> (8 * (layout.size % 8))) as u32;
     let end = start.checked_add(u64::from(size))?;
     let near = start > object && start - object < 4096;
-    (near && size > 0 && size <= LARGEST_CODE)
-        .then_some((CodeRange { code, start, header, words, object, checked: Round::default(), value: None }, end))
+    (near && size > 0 && size <= LARGEST_CODE).then_some((
+        CodeRange { code, start, header, words, object, checked: Round::default(), value: None },
+        end,
+    ))
 }
 
 impl CodeRange {
