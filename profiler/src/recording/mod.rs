@@ -181,16 +181,16 @@ impl<W: Write> Recorder<W> {
     fn write_sections(&mut self, sections: Sections<'_>, tables: &Tables) -> io::Result<()> {
         self.tables(tables)?;
         let before = self.bytes.0;
-        if let Some(blocking) = told.blocking {
+        if let Some(blocking) = sections.blocking {
             self.event(&Event::Blocking(Box::new(blocking.clone())))?;
         }
-        if let Some(vitals) = told.vitals {
+        if let Some(vitals) = sections.vitals {
             self.event(&Event::Vitals(Box::new(vitals.clone())))?;
         }
-        if let Some(calls) = told.calls {
+        if let Some(calls) = sections.calls {
             self.event(&Event::Calls(Box::new(calls.clone())))?;
         }
-        if let Some(memory) = told.memory {
+        if let Some(memory) = sections.memory {
             let processes = memory.processes.clone();
             self.event(&Event::Memory(Box::new(Memory {
                 processes,
@@ -295,8 +295,8 @@ mod tests {
             };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
             let (blocking, calls) = (Blocking::default(), Calls::default());
-            let told = Sections { blocking: Some(&blocking), calls: Some(&calls), ..Sections::default() };
-            recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
+            let sections = Sections { blocking: Some(&blocking), calls: Some(&calls), ..Sections::default() };
+            recorder.checkpoint(&Accounts::default(), sections, &tables).unwrap();
         }
         recorder
             .finish(

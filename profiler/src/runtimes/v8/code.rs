@@ -69,7 +69,7 @@ impl<V> CodeRanges<V> {
             Some((end, checked)) if now.covers(checked) => return self.ranges.get_mut(&end),
             Some((end, _)) => {
                 let range = self.ranges.get(&end)?;
-                let fresh = read(heap, range.object);
+                let fresh = read::<V>(heap, range.object);
                 if fresh.as_ref().is_some_and(|fresh| {
                     (fresh.0.header, fresh.0.words, fresh.1) == (range.header, range.words, end)
                 }) {
