@@ -28,7 +28,9 @@ pub fn shown(proc_root: &Path, pid: u32) -> PathBuf {
 /// what its threads have used: with 10,000 of them it takes the kernel a millisecond each time.
 pub fn thread_stat(directory: &Path) -> Option<Vec<u8>> {
     let thread = directory.file_name()?;
-    fs::read(directory.join("task").join(thread).join("stat")).or_else(|_| fs::read(directory.join("stat"))).ok()
+    fs::read(directory.join("task").join(thread).join("stat"))
+        .or_else(|_| fs::read(directory.join("stat")))
+        .ok()
 }
 
 #[cfg(test)]

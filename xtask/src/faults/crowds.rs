@@ -47,5 +47,8 @@ fn forks(ground: &Ground, _full: bool) -> Result<Seen> {
     let [taken, samples, lost] = ["samples_taken", "samples", "samples_lost"].map(|key| number(&told, key));
     ensure!(samples > 0 && taken == samples + lost, "{taken} taken, {samples} here, {lost} lost");
     ensure!(outcome.peak_rss < 300 << 20, "the profiler took {} MiB", outcome.peak_rss >> 20);
-    Ok(Seen::Held(format!("{taken} samples taken, {lost} lost; the profiler had {} MiB", outcome.peak_rss >> 20)))
+    Ok(Seen::Held(format!(
+        "{taken} samples taken, {lost} lost; the profiler had {} MiB",
+        outcome.peak_rss >> 20
+    )))
 }

@@ -48,7 +48,8 @@ fn full(ground: &Ground, _full: bool) -> Result<Seen> {
     fill(ground, "full")?;
     let target = ground.steady(&[])?;
     let args = ["--pid", &target.arg(), "-q", "-d1s", "-o", "full/x.json", "-o", "fine.folded"];
-    let outcome = outcome(&mut ground.profiler(&args))?.expect_cause(6, "cannot write full/x.json: No space")?;
+    let outcome =
+        outcome(&mut ground.profiler(&args))?.expect_cause(6, "cannot write full/x.json: No space")?;
     ensure!(outcome.report.contains("steady"), "no report");
     ensure!(fs::metadata(ground.path("fine.folded"))?.len() > 0, "the other output is empty");
     let left: Vec<_> = fs::read_dir(ground.path("full"))?.flatten().map(|entry| entry.file_name()).collect();
@@ -127,4 +128,3 @@ fn removed(ground: &Ground, _full: bool) -> Result<Seen> {
     target.assert_undamaged()?;
     Ok(Seen::Held("code 6, the rest written".into()))
 }
-

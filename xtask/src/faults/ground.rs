@@ -92,7 +92,8 @@ impl Target {
         ensure!(line.trim() == "ready", "the target says {line:?}");
         // A starter may have forked: the target is the last one of the line.
         let mut pid = child.id();
-        while let Some(next) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?.split_whitespace().next()
+        while let Some(next) =
+            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?.split_whitespace().next()
         {
             pid = next.parse()?;
         }
@@ -149,7 +150,9 @@ fn code_is_of_files(pid: u32) -> Result<()> {
     for line in fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [range, protection, offset, _, _, path] = words[..] else { continue };
-        let (Some((start, end)), true) = (range.split_once('-'), protection.starts_with("r-x")) else { continue };
+        let (Some((start, end)), true) = (range.split_once('-'), protection.starts_with("r-x")) else {
+            continue;
+        };
         // The path of a process with a root of its own is told as we see it.
         let file = File::open(path).or_else(|_| File::open(format!("/proc/{pid}/root{path}")));
         let Ok(file) = file else { continue };

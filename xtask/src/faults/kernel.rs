@@ -73,11 +73,16 @@ fn refused(ground: &Ground, call: &str, step: usize) -> Result<Seen> {
     let trace = fs::read_to_string(ground.path("trace"))?;
     let calls = trace.lines().filter(|line| line.contains(call) && !line.contains("resumed")).enumerate();
     let (makes, others): (Vec<_>, Vec<_>) = calls.partition(|(_, line)| !line.contains("_ELEM"));
-    let (all, some) = (makes.len() + others.len(), makes.iter().step_by(step).chain(others.iter().step_by(500)));
+    let (all, some) =
+        (makes.len() + others.len(), makes.iter().step_by(step).chain(others.iter().step_by(500)));
     let (mut reported, mut failed) = (0, 0);
     for when in some.map(|(before, _)| before + 1) {
         let outcome = run(Some(when))?;
-        ensure!(!killed(outcome.status) && !outcome.said.contains("panicked"), "call {when}: {}", outcome.said);
+        ensure!(
+            !killed(outcome.status) && !outcome.said.contains("panicked"),
+            "call {when}: {}",
+            outcome.said
+        );
         let whole = json(&ground.path("x.json")).is_ok();
         match outcome.code() {
             Some(0) => {
@@ -94,7 +99,9 @@ fn refused(ground: &Ground, call: &str, step: usize) -> Result<Seen> {
     }
     target.assert_undamaged()?;
     let tried = reported + failed;
-    Ok(Seen::Held(format!("{tried} of {all} calls refused: {reported} runs went on, {failed} ended with the cause")))
+    Ok(Seen::Held(format!(
+        "{tried} of {all} calls refused: {reported} runs went on, {failed} ended with the cause"
+    )))
 }
 
 fn no_memory(ground: &Ground, _full: bool) -> Result<Seen> {
@@ -137,7 +144,8 @@ fn starved(ground: &Ground, _full: bool) -> Result<Seen> {
 
 fn map_full(ground: &Ground, _full: bool) -> Result<Seen> {
     let target = ground.steady(&["stacks", "1000000"])?;
-    let args = ["--pid", &target.arg(), "-q", "-d8s", "--alloc", "full", "--max-overhead", "100", "-o", "x.json"];
+    let args =
+        ["--pid", &target.arg(), "-q", "-d8s", "--alloc", "full", "--max-overhead", "100", "-o", "x.json"];
     let outcome = outcome(&mut ground.profiler(&args))?.expect(0)?;
     target.assert_undamaged()?;
     let told = json(&ground.path("x.json"))?;

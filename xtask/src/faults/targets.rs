@@ -146,8 +146,17 @@ fn traced(ground: &Ground, _full: bool) -> Result<Seen> {
 }
 
 fn namespaces(ground: &Ground, _full: bool) -> Result<Seen> {
-    let unshare =
-        ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--time", "--monotonic", "100000"];
+    let unshare = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--time",
+        "--monotonic",
+        "100000",
+    ];
     plain(ground, ground.steady_under(&unshare, &[])?)
 }
 
