@@ -109,12 +109,19 @@ impl History {
             self.damaged += 1;
             let aside = path.with_extension(format!("damaged-{}", crate::process::clock::unix_ms()));
             fs::rename(&path, &aside)?;
-            eprintln!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
+            crate::say!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
             self.write(&path)?;
         } else {
             written?;
         }
         self.clean()
+    }
+
+    /// The values of a series, as far as they are written down.
+    pub fn values(&self, key: &Key, from: i64, to: i64) -> Result<Vec<f64>> {
+        let mut values = Vec::new();
+        each_value(&self.dir, key, from, to, |_, value| values.push(value))?;
+        Ok(values)
     }
 
     fn write(&self, path: &Path) -> Result<()> {
@@ -200,6 +207,25 @@ pub fn query(dir: &Path, key: &Key, from: i64, to: i64, step_ms: i64) -> Result<
     ensure!(from < to && step_ms > 0, "from must be before to, and step must be positive");
     ensure!((to - from) / step_ms <= MAX_POINTS as i64, "more than {MAX_POINTS} points: take a longer step");
     let mut steps: BTreeMap<i64, Point> = BTreeMap::new();
+    each_value(dir, key, from, to, |unix_ms, value| {
+        let start = from + (unix_ms - from) / step_ms * step_ms;
+        let point = steps.entry(start).or_insert(Point {
+            unix_ms: start,
+            min: value,
+            mean: 0.0,
+            max: value,
+            count: 0,
+        });
+        point.min = point.min.min(value);
+        point.max = point.max.max(value);
+        point.count += 1;
+        point.mean += (value - point.mean) / f64::from(point.count);
+    })?;
+    Ok(steps.into_values().collect())
+}
+
+/// Gives each value of a series with its time.
+fn each_value(dir: &Path, key: &Key, from: i64, to: i64, mut give: impl FnMut(i64, f64)) -> Result<()> {
     for day_index in from.div_euclid(DAY_MS)..=(to - 1).div_euclid(DAY_MS) {
         let path = dir.join(format!("history-{}.sqlite", day(day_index * DAY_MS)));
         if !path.exists() {
@@ -217,26 +243,13 @@ pub fn query(dir: &Path, key: &Key, from: i64, to: i64, step_ms: i64) -> Result<
             let (hour, packed) = row?;
             for (within, value) in unpack(&packed)? {
                 let unix_ms = hour * HOUR_MS + i64::from(within);
-                if !(from..to).contains(&unix_ms) {
-                    continue;
+                if (from..to).contains(&unix_ms) {
+                    give(unix_ms, f64::from(value));
                 }
-                let start = from + (unix_ms - from) / step_ms * step_ms;
-                let value = f64::from(value);
-                let point = steps.entry(start).or_insert(Point {
-                    unix_ms: start,
-                    min: value,
-                    mean: 0.0,
-                    max: value,
-                    count: 0,
-                });
-                point.min = point.min.min(value);
-                point.max = point.max.max(value);
-                point.count += 1;
-                point.mean += (value - point.mean) / f64::from(point.count);
             }
         }
     }
-    Ok(steps.into_values().collect())
+    Ok(())
 }
 
 fn sound(path: &Path) -> Result<()> {

@@ -12,7 +12,7 @@ pub struct Message {
     pub message: String,
     /// Id of the alert: the same from its beginning to its end.
     pub alert: String,
-    /// What happened: `fired`, `escalated` or `resolved`.
+    /// What happened: `fired`, `escalated` or `resolved`; or `digest`.
     pub change: String,
     /// The rule's id.
     pub rule: String,
@@ -50,6 +50,28 @@ pub struct Message {
     pub command: String,
     /// Samples and records that are missing in the window, by reason.
     pub lost: Vec<(String, u64)>,
+    /// Of a digest: what it stands for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+}
+
+/// A message that came with many others, in a digest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Id of the message.
+    pub message: String,
+    /// Id of the alert.
+    pub alert: String,
+    /// What happened.
+    pub change: String,
+    /// The rule's id.
+    pub rule: String,
+    /// The target's name.
+    pub target: String,
+    /// `warning` or `critical`.
+    pub severity: String,
+    /// The value, as words.
+    pub value: String,
 }
 
 /// A finding in a message.
@@ -81,6 +103,9 @@ pub struct Hot {
 impl Message {
     /// The first line.
     pub fn title(&self) -> String {
+        if self.change == "digest" {
+            return format!("{}: {} on {}", self.severity.to_uppercase(), self.summary, self.host);
+        }
         let what = match self.change.as_str() {
             "resolved" => "RESOLVED".to_owned(),
             _ => self.severity.to_uppercase(),
@@ -96,6 +121,21 @@ impl Message {
     /// All of it, for people.
     pub fn text(&self) -> String {
         let mut lines = vec![self.title()];
+        if self.change == "digest" {
+            const MOST: usize = 50;
+            lines.extend(self.parts.iter().take(MOST).map(|part| {
+                format!(
+                    "- {} {}: {} on {} {}",
+                    part.severity, part.change, part.rule, part.target, part.value
+                )
+                .trim_end()
+                .to_owned()
+            }));
+            if self.parts.len() > MOST {
+                lines.push(format!("and {} more", self.parts.len() - MOST));
+            }
+            return lines.join("\n");
+        }
         if self.change == "resolved" {
             let seconds = (self.unix_ms - self.started_unix_ms).max(0) / 1000;
             lines.push(format!(

@@ -9,6 +9,7 @@ pub mod function;
 pub mod kind;
 pub mod loss;
 pub mod memory;
+pub mod part;
 pub mod report;
 pub mod sample;
 pub mod sections;

@@ -1,0 +1,181 @@
+use std::time::Duration;
+
+use super::*;
+use crate::model::{
+    distribution::Summary,
+    report::fixtures,
+    stack::ThreadKey,
+    wait::{Blocking, EventLoop, ThreadTime},
+};
+
+const CONFIG: &str = "
+    [[targets]]
+    name = \"api\"
+    comm = \"node\"
+    [[receivers]]
+    name = \"log\"
+    type = \"stderr\"
+    [rules.event-loop-delay]
+    warmup = \"0s\"
+";
+
+/// Remembers what was asked of it.
+#[derive(Default)]
+struct Asked(Vec<String>);
+
+impl Keeper for Asked {
+    fn pin(&mut self, name: &str) {
+        self.0.push(format!("pin {name}"));
+    }
+    fn unpin(&mut self, name: &str) {
+        self.0.push(format!("unpin {name}"));
+    }
+    fn promote(&mut self, name: &str, _alert: &str) -> Vec<String> {
+        self.0.push(format!("promote {name}"));
+        vec!["/evidence/1.prec".to_owned()]
+    }
+}
+
+/// A window of 30 s of process 7, whose event loop has this delay, ns.
+fn window(delay_ns: u64) -> Run {
+    let thread = ThreadKey { pid: 7, tid: 7 };
+    let mut run = fixtures::run(&[("renderReport", 90), ("other", 10)]);
+    run.cpu.accounts.duration_ns = 30_000_000_000;
+    for stack in &mut run.cpu.stacks {
+        stack.thread = thread;
+    }
+    let turns = Summary { count: 100, p99_ns: delay_ns, max_ns: delay_ns, ..Summary::default() };
+    run.blocking = Some(Blocking {
+        threads: vec![ThreadTime { thread, on_cpu_ns: 3_000_000_000, ..ThreadTime::default() }],
+        loops: vec![EventLoop { thread, turns, ..EventLoop::default() }],
+        ..Blocking::default()
+    });
+    run
+}
+
+fn facts() -> Vec<TargetFacts> {
+    vec![TargetFacts {
+        pids: [7].into(),
+        age_s: 1000.0,
+        outside: Outside { cpus: 2.0, descriptors: Some((5, 100)), ..Outside::default() },
+    }]
+}
+
+fn at(i: u32) -> Now {
+    Now { monotonic: Duration::from_secs(30) * (i + 100), unix_ms: 1_795_651_200_000 + 30_000 * i64::from(i) }
+}
+
+fn engine(dir: &std::path::Path) -> Engine {
+    let config = crate::daemon::config::parse(CONFIG).unwrap();
+    let history = History::open(dir, u64::MAX, at(0).unix_ms);
+    Engine::new(config, "host".into(), Store::open(dir).unwrap(), history, at(0)).unwrap()
+}
+
+fn messages(dir: &std::path::Path) -> Vec<Message> {
+    let mut store = Store::open(dir).unwrap();
+    let mut found = Vec::new();
+    for next in store.due("log", i64::MAX, 1000).unwrap() {
+        found.push(serde_json::from_str(&next.body).unwrap());
+        store.sent(&[next]).unwrap();
+    }
+    found
+}
+
+#[test]
+fn an_alert_is_told_once_when_it_begins_and_once_when_it_ends_with_its_reasons() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    let mut asked = Asked::default();
+    for (i, delay_ms) in [1, 1, 100, 100, 100, 1, 1, 1, 1, 1].into_iter().enumerate() {
+        let run = window(delay_ms * 1_000_000);
+        engine.window(Some(&run), &facts(), at(i as u32), &mut asked).unwrap();
+    }
+    let name = "event-loop-delay--api";
+    let told = messages(dir.path());
+    assert_eq!(asked.0[..2], [format!("pin {name}"), format!("promote {name}")]);
+    assert_eq!(asked.0[2], format!("pin {}", told[0].alert), "the window after is evidence, too");
+    let changes: Vec<&str> = told.iter().map(|message| message.change.as_str()).collect();
+    assert_eq!(changes, ["fired", "resolved"]);
+    assert_eq!(told[0].alert, told[1].alert);
+    assert_eq!((told[0].severity.as_str(), told[0].number), ("critical", Some(0.1)));
+    assert_eq!((told[0].value.as_str(), told[0].threshold.as_str()), ("100 ms", "50 ms"));
+    let hot = &told[0].hot[0];
+    assert_eq!(
+        (hot.function.as_str(), hot.percent, hot.before_percent),
+        ("renderReport (app.c:7)", 90.0, Some(90.0))
+    );
+    assert_eq!(told[0].command, "profiler replay /evidence/1.prec");
+    assert_eq!(told[1].reason, "the value is good again");
+}
+
+#[test]
+fn a_restart_tells_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut asked = Asked::default();
+    for i in 0..6 {
+        // A new engine each window, as if the daemon were killed in between: `for` begins anew, so it takes two.
+        let mut engine = engine(dir.path());
+        for j in 0..2 {
+            let run = window(100_000_000);
+            engine.window(Some(&run), &facts(), at(2 * i + j), &mut asked).unwrap();
+        }
+    }
+    let told = messages(dir.path());
+    assert_eq!(told.len(), 1, "{told:?}");
+    let mut engine = engine(dir.path());
+    for i in 20..26 {
+        engine.window(Some(&window(1_000_000)), &facts(), at(i), &mut asked).unwrap();
+    }
+    let over = messages(dir.path());
+    assert_eq!((over.len(), over[0].change.as_str()), (1, "resolved"));
+    assert_eq!(over[0].alert, told[0].alert);
+}
+
+#[test]
+fn a_target_that_has_ended_ends_its_alert_and_its_gauges() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    let mut asked = Asked::default();
+    for i in 0..4 {
+        engine.window(Some(&window(100_000_000)), &facts(), at(i), &mut asked).unwrap();
+    }
+    let text = engine.samples.text(Vec::new());
+    assert!(
+        text.contains("profiler_target_event_loop_delay_seconds{target=\"api\",statistic=\"p99\"} 0.1"),
+        "{text}"
+    );
+    assert!(text.contains("profiler_target_cpu_seconds_total{target=\"api\"} 12"), "{text}");
+    engine.window(None, &[TargetFacts::default()], at(4), &mut asked).unwrap();
+    assert_eq!(messages(dir.path()).last().unwrap().reason, "the target has ended");
+    let text = engine.samples.text(Vec::new());
+    assert!(!text.contains("event_loop_delay"), "{text}");
+    assert!(text.contains("cpu_seconds_total"), "what was counted stays: {text}");
+}
+
+#[test]
+fn a_rule_that_is_removed_ends_its_alert() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    let mut asked = Asked::default();
+    for i in 0..4 {
+        engine.window(Some(&window(100_000_000)), &facts(), at(i), &mut asked).unwrap();
+    }
+    let config = crate::daemon::config::parse(&format!("{CONFIG}\nenabled = false")).unwrap();
+    engine.reconfigure(config);
+    engine.window(Some(&window(100_000_000)), &facts(), at(4), &mut asked).unwrap();
+    assert_eq!(messages(dir.path()).last().unwrap().reason, "the configuration has it no more");
+}
+
+#[test]
+fn what_was_measured_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    for i in 0..4 {
+        engine.window(Some(&window(1_000_000)), &facts(), at(i), &mut Asked::default()).unwrap();
+    }
+    let key = Key { target: "api".into(), metric: "cpu_quota_ratio".into(), label: String::new() };
+    let points =
+        crate::daemon::history::query(dir.path(), &key, at(0).unix_ms, at(4).unix_ms, 30_000).unwrap();
+    assert_eq!(points.len(), 4);
+    assert!((points[0].mean - 0.05).abs() < 1e-6, "3 s of 30 s on one of two CPUs: {points:?}");
+}

@@ -1,0 +1,60 @@
+//! How a target's memory grows, over all windows that its processes have lived.
+
+use super::{Engine, MAX_SERIES, TargetFacts};
+use crate::{
+    detect::leak,
+    metrics::MemoryTrend,
+    model::{
+        memory::{Footprint, Growth, Memory},
+        report::Run,
+    },
+};
+
+impl Engine {
+    /// Adds the window to what is known of the target's memory, and judges all of it.
+    pub(super) fn memory_trend(
+        &mut self,
+        index: usize,
+        facts: &TargetFacts,
+        run: &Run,
+    ) -> Option<MemoryTrend> {
+        self.growth.retain(|(of, pid), _| *of != index || facts.pids.contains(pid));
+        for process in &run.memory.as_ref()?.processes {
+            let is_full = self.growth.len() >= MAX_SERIES && !self.growth.contains_key(&(index, process.pid));
+            if !facts.pids.contains(&process.pid) || is_full {
+                continue;
+            }
+            let known = self.growth.entry((index, process.pid)).or_default();
+            let points: Vec<Growth> = process.growth.points().to_vec();
+            let last = known.growth.last().map_or(0, |last| last.time_ns);
+            points
+                .into_iter()
+                .filter(|point| point.time_ns > last)
+                .for_each(|point| known.growth.push(point));
+            known.limit.clone_from(&process.limit);
+            known.process.clone_from(&process.process);
+            known.pid = process.pid;
+        }
+        let processes: Vec<Footprint> = self
+            .growth
+            .iter()
+            .filter(|((of, _), _)| *of == index)
+            .map(|(_, process)| process.clone())
+            .collect();
+        let memory = Memory { processes, ..Memory::default() };
+        let growing = leak::processes(&memory);
+        let growing = growing.iter().zip(&memory.processes).filter(|(trend, _)| trend.certainty().is_some());
+        let each = growing.map(|(trend, process)| {
+            let bytes_per_s = trend.bytes_per_s.per_time;
+            let exhaustion_s = process.limit.as_ref().map(|limit| limit.left_bytes() as f64 / bytes_per_s);
+            MemoryTrend { bytes_per_s, exhaustion_s }
+        });
+        each.reduce(|a, b| MemoryTrend {
+            bytes_per_s: a.bytes_per_s + b.bytes_per_s,
+            exhaustion_s: match (a.exhaustion_s, b.exhaustion_s) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            },
+        })
+    }
+}
