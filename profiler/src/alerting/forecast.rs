@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn what_does_not_grow_is_never_foretold() {
-        let steady: [(&str, fn(f64) -> f64); 6] = [
+        type Series = fn(f64) -> f64;
+        let steady: [(&str, Series); 6] = [
             ("flat", |_| 50.0),
             ("flat noise", |t| 50.0 + 10.0 * noise(t)),
             ("sawtooth", |t| 50.0 + (t / 60.0) % 20.0),

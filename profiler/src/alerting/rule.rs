@@ -230,6 +230,8 @@ pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         ),
         Rule {
             op: Op::Below,
+            // Without growth there is no such time.
+            no_data: NoData::Resolve,
             ..metric(
                 "memory-exhaustion",
                 "memory_exhaustion_seconds",
@@ -239,6 +241,24 @@ pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
                 "memory grows so that the target reaches its limit soon",
             )
         },
+        finding(
+            "leak",
+            "memory-leak",
+            0,
+            "memory that is allocated at one place is not freed, and goes on growing",
+        ),
+        Rule {
+            critical: None,
+            ..metric(
+                "memory-growth",
+                "memory_growth_bytes_per_second",
+                20_000.0,
+                f64::INFINITY,
+                300,
+                "memory keeps growing and nothing shows that it will stop",
+            )
+        }
+        .unless(&["leak"]),
         metric(
             "descriptors",
             "descriptors_limit_ratio",
@@ -254,12 +274,6 @@ pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             0.10,
             60,
             "system calls of the target fail at a high rate",
-        ),
-        finding(
-            "leak",
-            "memory-leak",
-            0,
-            "memory that is allocated at one place is not freed, and goes on growing",
         ),
         finding("slow-peer", "slow-peer", 60, "most of the target's time goes by waiting for the same peer"),
     ]

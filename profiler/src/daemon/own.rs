@@ -229,7 +229,7 @@ impl Own {
                 "Values of targets that are exported",
                 Unit::Count,
                 Kind::Gauge,
-                engine.samples.len() as f64,
+                engine.samples.count() as f64,
             ),
             family("agent_build_info", "Version of the profiler", Kind::Gauge, vec![(version, 1.0)]),
         ]

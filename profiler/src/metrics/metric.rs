@@ -93,7 +93,7 @@ pub struct Metric {
 /// What belongs to one target in one window.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    /// What was measured of all targets.
+    /// What was measured of it, and of nothing else.
     pub run: &'a Run,
     /// The target's processes.
     pub pids: &'a BTreeSet<u32>,

@@ -92,7 +92,7 @@ impl Samples {
     }
 
     /// Values that are exported.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.samples.len()
     }
 

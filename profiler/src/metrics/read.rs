@@ -114,7 +114,7 @@ pub static METRICS: &[Metric] = &[
         "memory_growth_bytes_per_second",
         Unit::BytesPerSecond,
         "",
-        "How fast held memory keeps growing, an estimate (Theil-Sen) over many windows; absent if growth is not persistent",
+        "How fast held memory keeps growing, an estimate (Theil-Sen) over many windows; 0 if growth is not persistent, absent while too little is known",
         |view, values| values.one(view.memory_trend.map(|trend| trend.bytes_per_s)),
     ),
     Metric::gauge(
@@ -170,8 +170,7 @@ pub static METRICS: &[Metric] = &[
         "System calls in error storms, as a part of all calls; errors that programs expect are none",
         |view, values| {
             let Some(of) = &view.run.calls else { return };
-            let stormy = of.storms.iter().filter(|storm| view.pids.contains(&storm.pid));
-            let failed: u64 = stormy.map(|storm| storm.failed).sum();
+            let failed: u64 = of.storms.iter().map(|storm| storm.failed).sum();
             values.one(
                 calls(view).filter(|(calls, _)| *calls > 0).map(|(calls, _)| failed as f64 / calls as f64),
             );
@@ -185,7 +184,7 @@ pub static METRICS: &[Metric] = &[
         |view, values| {
             let Some(of) = &view.run.calls else { return };
             let mut sums: BTreeMap<&'static str, u64> = BTreeMap::new();
-            for waits in of.waits.iter().filter(|waits| view.pids.contains(&waits.pid)) {
+            for waits in &of.waits {
                 *sums.entry(waits.kind.id()).or_default() += waits.lengths.sum_ns;
             }
             sums.into_iter().for_each(|(class, ns)| values.push(class, ns as f64 / 1e9));
@@ -204,7 +203,7 @@ pub static METRICS: &[Metric] = &[
         "kind",
         "Part of the CPU samples whose stack is complete, and whose innermost function has a name",
         |view, values| {
-            let stacks = || view.run.cpu.stacks.iter().filter(|stack| view.pids.contains(&stack.thread.pid));
+            let stacks = || view.run.cpu.stacks.iter();
             let all: u64 = stacks().map(|stack| stack.weight).sum();
             // A handful of samples says nothing of the rest.
             if all < 20 {
@@ -249,32 +248,24 @@ fn window_s(view: &View<'_>) -> f64 {
 
 /// The target's threads, if the scheduler was watched.
 fn threads<'a>(view: &View<'a>) -> Option<impl Iterator<Item = &'a ThreadTime>> {
-    let pids = view.pids;
-    let blocking = view.run.blocking.as_ref()?;
-    Some(blocking.threads.iter().filter(move |thread| pids.contains(&thread.thread.pid)))
+    Some(view.run.blocking.as_ref()?.threads.iter())
 }
 
 fn queues<'a>(view: &View<'a>) -> impl Iterator<Item = &'a RunQueue> {
-    let pids = view.pids;
-    let all = view.run.blocking.iter().flat_map(|blocking| &blocking.run_queue);
-    all.filter(move |queue| pids.contains(&queue.pid))
+    view.run.blocking.iter().flat_map(|blocking| &blocking.run_queue)
 }
 
 fn loops<'a>(view: &View<'a>) -> impl Iterator<Item = &'a EventLoop> {
-    let pids = view.pids;
-    let all = view.run.blocking.iter().flat_map(|blocking| &blocking.loops);
-    all.filter(move |of| pids.contains(&of.thread.pid))
+    view.run.blocking.iter().flat_map(|blocking| &blocking.loops)
 }
 
 fn footprints<'a>(view: &View<'a>) -> impl Iterator<Item = &'a Footprint> {
-    let pids = view.pids;
-    let all = view.run.memory.iter().flat_map(|memory| &memory.processes);
-    all.filter(move |process| pids.contains(&process.pid))
+    view.run.memory.iter().flat_map(|memory| &memory.processes)
 }
 
 /// System calls that returned, and those that failed.
 fn calls(view: &View<'_>) -> Option<(u64, u64)> {
-    let all = view.run.calls.as_ref()?.calls.iter().filter(|call| view.pids.contains(&call.thread.pid));
+    let all = view.run.calls.as_ref()?.calls.iter();
     Some(all.fold((0, 0), |(calls, failed), call| (calls + call.lengths.count, failed + call.failed())))
 }
 
@@ -295,10 +286,10 @@ fn function_times(view: &View<'_>, values: &mut Values) {
     let cpu = &view.run.cpu;
     let names = view.run.names();
     for wanted in view.functions {
-        let with = cpu.stacks.iter().filter(|stack| {
-            view.pids.contains(&stack.thread.pid)
-                && names.functions(&stack.frames).any(|(function, ..)| function.name == *wanted)
-        });
+        let with = cpu
+            .stacks
+            .iter()
+            .filter(|stack| names.functions(&stack.frames).any(|(function, ..)| function.name == *wanted));
         let weight: u64 = with.map(|stack| stack.weight).sum();
         values.push(wanted.clone(), cpu.estimated_ns(weight) as f64 / 1e9);
     }

@@ -80,7 +80,7 @@ const FAULTS: [(&str, &str, u32); 5] = [
     ("burn", "event-loop-busy", 8),
     ("storm", "syscall-errors", 8),
     ("descriptors", "descriptors", 8),
-    ("leak", "leak", 20),
+    ("leak", "memory-growth", 24),
 ];
 
 /// Alerts that speak of the machine, not of the target: others may be using it.

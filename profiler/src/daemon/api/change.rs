@@ -31,10 +31,10 @@ fn words(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-/// Notes a change; without the note there is none.
-fn note(shared: &Shared, what: &str, body: &Value) -> Result<(), Response> {
+/// Notes a change; without the note there is none, and this is the answer.
+fn note(shared: &Shared, what: &str, body: &Value) -> Option<Response> {
     let noted = shared.store().audit(clock::unix_ms(), what, &body.to_string());
-    noted.map_err(|why| failed("the change cannot be noted, and is not made", &why))
+    noted.err().map(|why| failed("the change cannot be noted, and is not made", &why))
 }
 
 pub async fn acknowledge(
@@ -44,7 +44,7 @@ pub async fn acknowledge(
 ) -> Response {
     let who = words(&body);
     let who = if who.is_empty() { "admin".to_owned() } else { who };
-    if let Err(refused) = note(&shared, "acknowledge", &json!({ "alert": id, "who": who })) {
+    if let Some(refused) = note(&shared, "acknowledge", &json!({ "alert": id, "who": who })) {
         return refused;
     }
     match shared.store().acknowledge(&id, &who) {
@@ -99,7 +99,7 @@ pub async fn silence(State(shared): State<Arc<Shared>>, body: String) -> Respons
     let (until, reason) = (clock::unix_ms() + length_ms, words(&asked.reason));
     let what =
         json!({ "rule": asked.rule, "target": asked.target, "until_unix_ms": until, "reason": reason });
-    if let Err(refused) = note(&shared, "silence", &what) {
+    if let Some(refused) = note(&shared, "silence", &what) {
         return refused;
     }
     let silenced = shared.store().silence(asked.rule.as_deref(), asked.target.as_deref(), until, &reason);
@@ -111,7 +111,7 @@ pub async fn silence(State(shared): State<Arc<Shared>>, body: String) -> Respons
 
 pub async fn unsilence(State(shared): State<Arc<Shared>>, UrlPath(id): UrlPath<String>) -> Response {
     let Ok(number) = id.parse() else { return not_found("no_silence", "there is no such silence") };
-    if let Err(refused) = note(&shared, "unsilence", &json!({ "silence": number })) {
+    if let Some(refused) = note(&shared, "unsilence", &json!({ "silence": number })) {
         return refused;
     }
     match shared.store().unsilence(number) {
@@ -188,7 +188,7 @@ pub async fn set_thresholds(State(shared): State<Arc<Shared>>, headers: HeaderMa
         Ok(changed) => changed,
         Err(why) => return error(StatusCode::UNPROCESSABLE_ENTITY, "thresholds", &why),
     };
-    if let Err(refused) = note(&shared, "thresholds", &asked) {
+    if let Some(refused) = note(&shared, "thresholds", &asked) {
         return refused;
     }
     if let Err(why) = changed.store(&shared.state_dir) {
@@ -219,7 +219,7 @@ pub async fn capture(State(shared): State<Arc<Shared>>, body: String) -> Respons
     if asked.windows == 0 || asked.windows > MAX_CAPTURES {
         return bad("windows", "windows is from 1 to 20");
     }
-    if let Err(refused) = note(&shared, "capture", &json!({ "windows": asked.windows })) {
+    if let Some(refused) = note(&shared, "capture", &json!({ "windows": asked.windows })) {
         return refused;
     }
     shared.captures.store(asked.windows, Ordering::Relaxed);

@@ -52,7 +52,7 @@ impl Default for Daemon {
             frequency: 99,
             syscalls: true,
             functions: Vec::new(),
-            max_overhead: 5.0,
+            max_overhead: 10.0,
             state_dir: "/var/lib/profiler".into(),
             listen: "127.0.0.1:9464".to_owned(),
             token_file: None,

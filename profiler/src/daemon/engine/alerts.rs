@@ -208,7 +208,7 @@ impl Engine {
         let silenced = self.silences.iter().any(|silence| silence.covers(&rule.id, &message.target));
         // Who was not told of the beginning is not told of the end.
         let told = if is_over { alert.told } else { alert.told || !silenced };
-        let receivers = if told && !(silenced && !is_over) { self.receivers(rule) } else { Vec::new() };
+        let receivers = if told && (is_over || !silenced) { self.receivers(rule) } else { Vec::new() };
         self.store.record(&Change {
             alert: &message.alert,
             rule: &rule.id,

@@ -179,3 +179,98 @@ fn what_was_measured_is_kept() {
     assert_eq!(points.len(), 4);
     assert!((points[0].mean - 0.05).abs() < 1e-6, "3 s of 30 s on one of two CPUs: {points:?}");
 }
+
+/// Told of windows of these delays, ms, of a process of these ages, s, at these moments.
+fn told_of(config: &str, windows: impl Iterator<Item = (u64, f64, Now)>) -> Vec<Message> {
+    let dir = tempfile::tempdir().unwrap();
+    let history = History::open(dir.path(), u64::MAX, at(0).unix_ms);
+    let config = crate::daemon::config::parse(config).unwrap();
+    let mut engine =
+        Engine::new(config, "host".into(), Store::open(dir.path()).unwrap(), history, at(0)).unwrap();
+    for (delay_ms, age_s, now) in windows {
+        let facts = TargetFacts { age_s, ..facts().remove(0) };
+        engine.window(Some(&window(delay_ms * 1_000_000)), &[facts], now, &mut Asked::default()).unwrap();
+    }
+    messages(dir.path())
+}
+
+#[test]
+fn while_the_machine_sleeps_no_rule_moves() {
+    // Bad just before it slept, and just after: hours on the wall, but no time in which it was bad.
+    let asleep = Now { unix_ms: at(1).unix_ms + 8 * 3_600_000, ..at(0) };
+    let told = told_of(CONFIG, [(100, 1000.0, at(0)), (100, 1000.0, asleep)].into_iter());
+    assert_eq!(told, []);
+}
+
+#[test]
+fn a_clock_that_is_set_changes_stamps_and_nothing_else() {
+    for jump_ms in [-86_400_000, 86_400_000] {
+        let windows = [1, 100, 100, 100, 1, 1, 1, 1].into_iter().zip(0..);
+        let windows = windows.map(|(delay_ms, i)| {
+            let set = if i >= 2 { jump_ms } else { 0 };
+            (delay_ms, 1000.0, Now { unix_ms: at(i).unix_ms + set, ..at(i) })
+        });
+        let told = told_of(CONFIG, windows);
+        let changes: Vec<&str> = told.iter().map(|message| message.change.as_str()).collect();
+        assert_eq!(changes, ["fired", "resolved"]);
+    }
+}
+
+const PREDICTS: &str = "
+    [[targets]]
+    name = \"api\"
+    comm = \"node\"
+    [[receivers]]
+    name = \"log\"
+    type = \"stderr\"
+    [rules.event-loop-delay]
+    enabled = false
+    [rules.soon]
+    metric = \"event_loop_delay_seconds.p99\"
+    critical = \"10s\"
+    predict = \"1h\"
+    for = \"0s\"
+";
+
+#[test]
+fn growth_is_told_before_the_threshold_with_a_range_of_times() {
+    // 50 ms more each 30 s: an hour before 10 s it is at 4 s, after 80 windows.
+    let growing = |i: u32| (50 * u64::from(i), 100.0 + 30.0 * f64::from(i), at(i));
+    assert_eq!(told_of(PREDICTS, (0..75).map(growing)), []);
+    let told = told_of(PREDICTS, (0..90).map(growing));
+    assert_eq!((told.len(), told[0].severity.as_str()), (1, "warning"), "{told:?}");
+    let left_s = told[0].number.unwrap();
+    assert!((3400.0..=3600.0).contains(&left_s), "{left_s}");
+    assert!(told[0].value.contains(" now, 10.0 s in "), "{}", told[0].value);
+    assert_eq!(told[0].threshold, "within 1h");
+}
+
+#[test]
+fn what_grew_before_a_restart_says_nothing_of_what_comes_after() {
+    // It is started again every 15 windows and grows as before: no part of its life is long enough.
+    let restarted = |i: u32| (50 * u64::from(i), 30.0 * f64::from(i % 15), at(i));
+    assert_eq!(told_of(PREDICTS, (0..190).map(restarted)), []);
+}
+
+#[test]
+fn a_baseline_is_the_same_hour_of_the_day_before() {
+    let config =
+        PREDICTS.replace("critical = \"10s\"\n    predict = \"1h\"", "warning = 1.5\n    baseline = \"1d\"");
+    // A day of 10 ms with a little noise, thinned, then 20 ms.
+    let noise = |i: u32| u64::from(i * 7 % 5);
+    let day = (0..2880 + 15).map(|i| {
+        let delay_ms = if i < 2880 { 100 + noise(i) } else { 200 + noise(i) };
+        (delay_ms, 1e6, at(i))
+    });
+    let told = told_of(
+        &config,
+        day.filter(|(.., now)| {
+            let i = (now.unix_ms - at(0).unix_ms) / 30_000;
+            !(80..=2860).contains(&i)
+        }),
+    );
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].value.contains("times as high as 1day before"), "{}", told[0].value);
+    // Its last windows are still mixed when it is said.
+    assert!((1.5..2.1).contains(&told[0].number.unwrap()), "{told:?}");
+}

@@ -2,7 +2,7 @@
 
 use super::{Engine, MAX_SERIES, TargetFacts};
 use crate::{
-    detect::leak,
+    detect::leak::{self, Shape},
     metrics::MemoryTrend,
     model::{
         memory::{Footprint, Growth, Memory},
@@ -42,12 +42,16 @@ impl Engine {
             .map(|(_, process)| process.clone())
             .collect();
         let memory = Memory { processes, ..Memory::default() };
-        let growing = leak::processes(&memory);
-        let growing = growing.iter().zip(&memory.processes).filter(|(trend, _)| trend.certainty().is_some());
-        let each = growing.map(|(trend, process)| {
-            let bytes_per_s = trend.bytes_per_s.per_time;
-            let exhaustion_s = process.limit.as_ref().map(|limit| limit.left_bytes() as f64 / bytes_per_s);
-            MemoryTrend { bytes_per_s, exhaustion_s }
+        let judged = leak::processes(&memory);
+        // What was seen for too short a time is not known to stand still.
+        let judged = judged.iter().zip(&memory.processes).filter(|(trend, _)| trend.shape != Shape::TooShort);
+        let each = judged.map(|(trend, process)| match trend.certainty() {
+            Some(_) => {
+                let bytes_per_s = trend.bytes_per_s.per_time;
+                let left = process.limit.as_ref().map(|limit| limit.left_bytes() as f64);
+                MemoryTrend { bytes_per_s, exhaustion_s: left.map(|left| left / bytes_per_s) }
+            }
+            None => MemoryTrend { bytes_per_s: 0.0, exhaustion_s: None },
         });
         each.reduce(|a, b| MemoryTrend {
             bytes_per_s: a.bytes_per_s + b.bytes_per_s,

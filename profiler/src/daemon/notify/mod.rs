@@ -63,9 +63,10 @@ impl Senders {
                 );
                 continue;
             }
-            let rules = config.rules.iter().filter(|rule| {
-                rule.receivers.is_empty() || rule.receivers.iter().any(|name| *name == receiver.name)
-            });
+            let rules = config
+                .rules
+                .iter()
+                .filter(|rule| rule.receivers.is_empty() || rule.receivers.contains(&receiver.name));
             let rules = rules.map(|rule| rule.id.clone()).collect();
             let mut delivery = Delivery::new(Store::open(dir)?, receiver, rules, count);
             threads.push(thread.spawn(move || {
