@@ -239,9 +239,9 @@ fn each_fault_gives_its_alert_once_and_its_end() {
         assert!(told.iter().all(|message| message["alert"] == told[0]["alert"]));
         match rule {
             "event-loop-busy" => {
-                let hot = told[0]["hot"].as_array().unwrap();
-                let is_cause = |of: &Value| of["function"].as_str().unwrap().contains("burnCpu");
-                assert!(hot.iter().any(is_cause), "the cause is named: {}", told[0]);
+                let path = told[0]["path"].as_array().unwrap();
+                let is_cause = |of: &Value| of.as_str().unwrap().contains("burnCpu");
+                assert!(path.iter().any(is_cause), "the cause is named: {}", told[0]);
             }
             "syscall-errors" => {
                 let found = told[0]["findings"].as_array().unwrap();

@@ -73,6 +73,12 @@ impl Evidence {
         let (windows, alerts) = (state_dir.join("windows"), state_dir.join("evidence"));
         fs::create_dir_all(&windows)?;
         fs::create_dir_all(&alerts)?;
+        // What a daemon that was killed has left unfinished.
+        for (_, path) in windows_in(&windows) {
+            if !targets_of(&path).exists() {
+                fs::remove_file(path)?;
+            }
+        }
         Ok(Evidence { windows, alerts, keep, budget_bytes })
     }
 
@@ -192,6 +198,18 @@ mod tests {
         evidence.clean(1_000_000_000).unwrap();
         assert_eq!((windows_in(&evidence.windows).len(), evidence.of("id1").len()), (0, 6));
         evidence.unpin("nothing").unwrap();
+    }
+
+    #[test]
+    fn what_was_left_unfinished_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Evidence::open(dir.path(), Duration::from_secs(900), 1000).unwrap();
+        let evidence = open();
+        fs::write(evidence.window_path(1), [0; 100]).unwrap();
+        fs::write(evidence.window_path(2), []).unwrap();
+        evidence.note(&evidence.window_path(1), &BTreeMap::new()).unwrap();
+        open();
+        assert_eq!(windows_in(&evidence.windows).len(), 1);
     }
 
     #[test]

@@ -44,6 +44,10 @@ pub struct Message {
     pub findings: Vec<Found>,
     /// Where CPU time went in the window, most first: function and share of the target's samples.
     pub hot: Vec<Hot>,
+    /// Where most of it went, caller before callee: the innermost functions of the call path that half of the samples
+    /// take.
+    #[serde(default)]
+    pub path: Vec<String>,
     /// The windows before and at the alert, as recordings.
     pub evidence: Vec<String>,
     /// What shows more.
@@ -165,6 +169,9 @@ impl Message {
                 hot.before_percent.map_or_else(String::new, |before| format!(" (before: {before:.1} %)"));
             lines.push(format!("  {:5.1} %{before}  {}", hot.percent, hot.function));
         }
+        if !self.path.is_empty() {
+            lines.push(format!("most of it in: {}", self.path.join(" > ")));
+        }
         if !self.lost.is_empty() {
             let lost: Vec<String> = self.lost.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
             lines.push(format!("missing in this window: {}", lost.join(", ")));
@@ -205,6 +212,7 @@ pub mod fixtures {
                 stack: vec!["renderReport (/srv/app.js:12)".into()],
             }],
             hot: vec![Hot { function: "renderReport".into(), percent: 81.0, before_percent: Some(2.5) }],
+            path: vec!["onRequest".into(), "renderReport".into()],
             evidence: vec!["/var/lib/profiler/evidence/a1/1.prec".into()],
             command: "profiler replay /var/lib/profiler/evidence/a1/1.prec".into(),
             lost: vec![("ring buffer full".into(), 3)],

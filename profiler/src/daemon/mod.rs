@@ -61,11 +61,8 @@ pub fn check(config_file: &Path) -> Result<String> {
     let processes: Vec<targets::Process> = targets::running(Path::new(PROC)).collect();
     let found = targets::assign(&config.targets, processes.into_iter());
     for (target, pids) in config.targets.iter().zip(found) {
-        lines.push(format!(
-            "target {}: {} now",
-            target.name,
-            crate::model::units::count(pids.len() as u64, "process")
-        ));
+        let processes = if pids.len() == 1 { "process" } else { "processes" };
+        lines.push(format!("target {}: {} {processes} now", target.name, pids.len()));
     }
     lines.extend(config.receivers.iter().map(|receiver| format!("receiver {}", receiver.name)));
     for rule in config.rules.iter() {

@@ -284,8 +284,13 @@ impl Daemon {
                 asked.wait(RETRY);
                 None
             }
-            Err(_) if asked.stop() => None,
+            Err(_) if asked.stop() => {
+                // A part of a window is no evidence.
+                let _ = std::fs::remove_file(&window.recording);
+                None
+            }
             Err(error) => {
+                let _ = std::fs::remove_file(&window.recording);
                 self.failed(format!("a window failed: {error:#}"));
                 asked.wait(LOOK);
                 None

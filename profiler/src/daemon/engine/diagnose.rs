@@ -6,6 +6,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     daemon::message::{Found, Hot, Message},
+    detect::paths::paths,
     metrics::View,
     model::{
         finding::{Finding, Severity},
@@ -17,6 +18,8 @@ use crate::{
 const HOT: usize = 50;
 /// What a message holds at most: findings, functions, frames of a stack.
 const IN_MESSAGE: (usize, usize, usize) = (5, 5, 6);
+/// Functions of the main path in a message.
+const MOST_PATH: usize = 12;
 
 /// Where CPU time went: share of the samples by function, percent.
 pub fn hot_functions(run: &Run) -> FxHashMap<String, f64> {
@@ -42,6 +45,21 @@ fn stack(finding: &Finding, run: &Run, most: usize) -> Vec<String> {
     let Some(evidence) = finding.evidence.first() else { return Vec::new() };
     let functions = run.names().functions(&evidence.frames);
     functions.take(most).map(|(function, ..)| crate::detect::words::at(function)).collect()
+}
+
+/// The innermost functions, at most `most`, of the call path that half of the samples take, caller before callee.
+fn main_path(run: &Run, most: usize) -> Vec<String> {
+    let mut path: Vec<String> = Vec::new();
+    let mut depth = 0;
+    // The heaviest part of each depth comes first, right after the one around it.
+    for part in paths(&run.cpu, 0.5) {
+        if part.depth == depth {
+            path.extend(part.functions.iter().map(|&function| function.to_owned()));
+            depth += 1;
+        }
+    }
+    path.drain(..path.len().saturating_sub(most));
+    path
 }
 
 /// Says in a message what the window shows.
@@ -86,6 +104,25 @@ pub fn diagnose(
             before_percent: before(function),
         })
         .collect();
+    message.path = main_path(view.run, MOST_PATH);
     let losses = &view.run.cpu.accounts.losses;
     message.lost = losses.iter().filter(|(_, n)| *n > 0).map(|(loss, n)| (loss.id().to_owned(), n)).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::report::fixtures;
+
+    #[test]
+    fn the_main_path_ends_where_samples_divide() {
+        let run = fixtures::run(&[
+            ("main;loop;burn;now;clock", 30),
+            ("main;loop;burn;now;floor", 30),
+            ("main;idle", 10),
+        ]);
+        assert_eq!(main_path(&run, 12), ["main", "loop", "burn", "now"]);
+        assert_eq!(main_path(&run, 2), ["burn", "now"]);
+        assert_eq!(main_path(&fixtures::run(&[]), 12), [""; 0]);
+    }
 }

@@ -36,8 +36,11 @@ pub fn send(to: &Email, message: &Message, timeout: Duration) -> Result<()> {
     transport.build().send(&mail).map(drop).map_err(|error| match error.status() {
         Some(code) => anyhow::anyhow!("the mail server answered {code}"),
         None if error.is_timeout() => anyhow::anyhow!("no answer within {} s", timeout.as_secs()),
-        None if error.is_tls() => anyhow::anyhow!("no encrypted connection"),
-        None => anyhow::anyhow!("no connection to the mail server"),
+        // Of a connection, or of a certificate: nothing of what was said on it.
+        None => match std::error::Error::source(&error) {
+            Some(why) => anyhow::anyhow!("no connection to the mail server: {why}"),
+            None => anyhow::anyhow!("no connection to the mail server"),
+        },
     })
 }
 
@@ -177,7 +180,8 @@ mod tests {
         let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let (port, stranger) = server(Some((other.cert.der().to_vec(), other.signing_key.serialize_der())));
         to.port = port;
-        send(&to, &message(), PATIENCE).unwrap_err();
+        let error = send(&to, &message(), PATIENCE).unwrap_err();
+        assert!(format!("{error:#}").contains("certificate"), "{error:#}");
         assert!(!stranger.join().unwrap().iter().any(|line| line.starts_with("tls: EHLO")));
     }
 
