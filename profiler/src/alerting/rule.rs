@@ -193,7 +193,7 @@ impl Rule {
 pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     let (metric, finding) = (Rule::of_metric, Rule::of_finding);
     vec![
-        metric("cpu-starvation", "run_queue_ratio", 0.25, 0.50, 60, "threads that could run wait for a CPU"),
+        finding("cpu-starvation", "cpu-starvation", 60, "threads that could run wait for a CPU"),
         metric(
             "cpu-quota",
             "cpu_quota_ratio",
