@@ -12,10 +12,10 @@ pub struct Operation {
     pub summary: &'static str,
     /// Whether it is answered without a token.
     pub open: bool,
-    /// What may stand in its query: name, JSON type, whether it must.
-    pub query: Vec<(&'static str, &'static str, bool)>,
-    /// Media type of its body.
-    pub body: Option<&'static str>,
+    /// What may stand in its query: name, schema, whether it must.
+    pub query: Vec<(&'static str, Value, bool)>,
+    /// Media type and schema of its body.
+    pub body: Option<(&'static str, Value)>,
     /// Status and media type of its answer.
     pub answer: (u16, &'static str),
     /// Statuses of what may go wrong.
@@ -73,9 +73,9 @@ fn describe(operation: &Operation) -> Value {
     let in_path = operation.path.split('{').skip(1).filter_map(|rest| rest.split('}').next());
     let in_path = in_path
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
-    let in_query = operation.query.iter().map(|(name, kind, must)| {
-        json!({ "name": name, "in": "query", "required": must, "schema": { "type": kind } })
-    });
+    let in_query = operation.query.iter().map(
+        |(name, schema, must)| json!({ "name": name, "in": "query", "required": must, "schema": schema }),
+    );
     let error = |words: &str| {
         json!({
             "description": words,
@@ -116,13 +116,9 @@ fn describe(operation: &Operation) -> Value {
     if !operation.open {
         described["security"] = json!([{ "token": [] }]);
     }
-    if let Some(media) = operation.body {
-        let schema = if media == "application/json" {
-            json!({ "type": "object" })
-        } else {
-            json!({ "type": "string" })
-        };
-        described["requestBody"] = json!({ "required": false, "content": { media: { "schema": schema } } });
+    if let Some((media, schema)) = &operation.body {
+        described["requestBody"] =
+            json!({ "required": *media == "application/json", "content": { *media: { "schema": schema } } });
     }
     described
 }

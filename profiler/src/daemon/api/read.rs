@@ -177,6 +177,9 @@ pub async fn rules(State(shared): State<Arc<Shared>>) -> Response {
     data(shared.with(|snapshot| json!({ "rules": rules, "standings": snapshot.standings })))
 }
 
+/// The last time that there is: the end of the year 9999, ms since 1970.
+pub const LAST_MS: i64 = 253_402_300_799_000;
+
 /// A part of a series.
 #[derive(Deserialize)]
 pub struct HistoryQuery {
@@ -206,7 +209,7 @@ pub async fn history(State(shared): State<Arc<Shared>>, Query(asked): Query<Hist
     let dir = shared.state_dir.clone();
     let key = Key { target: asked.target, metric: asked.metric, label: asked.label };
     // Years that no calendar has are none either.
-    let is_time = |unix_ms: i64| (0..=253_402_300_799_000).contains(&unix_ms);
+    let is_time = |unix_ms: i64| (0..=LAST_MS).contains(&unix_ms);
     if !is_time(from) || !is_time(to) || to <= from || step <= 0 || (to - from) / step > MAX_POINTS as i64 {
         return bad("range", "from must be before to, with at most 10000 steps between them");
     }

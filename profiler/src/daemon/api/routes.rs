@@ -8,7 +8,15 @@ use axum::{
     routing::{MethodRouter, delete, get, post, put},
 };
 
-use super::{change, events, openapi, read, shared::Shared, windows};
+use serde_json::{Value, json};
+
+use super::{
+    change, events, openapi,
+    read::{self, LAST_MS},
+    shared::Shared,
+    windows,
+};
+use crate::{alerting::BUILT_IN, daemon::overlay::ALIASES, model::kind::KINDS, output::FORMATS};
 
 /// Something that can be asked.
 pub struct Route {
@@ -37,10 +45,14 @@ pub struct Route {
 pub enum Kind {
     /// Any text.
     Text,
-    /// A whole number.
-    Number,
+    /// A time or a length of it, ms.
+    Time,
+    /// How many.
+    Count,
     /// True or false.
     Flag,
+    /// One of some words.
+    OneOf(fn() -> Vec<&'static str>),
 }
 
 /// What a body is.
@@ -50,8 +62,51 @@ pub enum Body {
     None,
     /// A text.
     Text,
-    /// JSON.
-    Json,
+    /// JSON of this schema.
+    Json(fn() -> Value),
+}
+
+fn periods() -> Vec<&'static str> {
+    vec!["hourly", "daily", "weekly"]
+}
+
+fn kinds() -> Vec<&'static str> {
+    KINDS.iter().map(|kind| kind.name).collect()
+}
+
+fn formats() -> Vec<&'static str> {
+    FORMATS.iter().filter_map(|format| format.extension.strip_prefix('.')).chain(["pprof"]).collect()
+}
+
+fn silence() -> Value {
+    json!({
+        "type": "object", "required": ["for"], "additionalProperties": false,
+        "properties": {
+            "rule": { "enum": BUILT_IN.iter().map(|rule| &rule.id).collect::<Vec<_>>() },
+            "target": { "type": "string" },
+            "for": { "type": "string", "examples": ["1h"] },
+            "reason": { "type": "string" },
+        },
+    })
+}
+
+fn capture() -> Value {
+    json!({
+        "type": "object", "additionalProperties": false,
+        "properties": { "windows": { "type": "integer", "minimum": 1, "maximum": 20 } },
+    })
+}
+
+/// Rules of a configuration may be changed, too; of those the document knows nothing.
+fn thresholds() -> Value {
+    let value = json!({ "type": ["number", "string", "null"] });
+    let both = json!({
+        "type": "object", "additionalProperties": false, "properties": { "warning": value, "critical": value },
+    });
+    let rules = BUILT_IN.iter().filter(|rule| !rule.metric.is_empty()).map(|rule| rule.id.clone());
+    let names = rules.chain(ALIASES.iter().map(|(alias, ..)| (*alias).to_owned()));
+    let properties: serde_json::Map<String, Value> = names.map(|name| (name, both.clone())).collect();
+    json!({ "type": "object", "properties": properties })
 }
 
 const JSON: &str = "application/json";
@@ -83,7 +138,7 @@ pub static ROUTES: &[Route] = &[
     Route { open: true, ..read("/healthz", "Whether the daemon runs", &[], &[], || get(read::health)) },
     Route { open: true, ..read("/readyz", "Whether a window has ended", &[], &[503], || get(read::ready)) },
     Route {
-        answer: (200, "application/openmetrics-text"),
+        answer: (200, "text/plain"),
         ..read("/metrics", "Metrics for scrapers", &[], &[], || get(read::metrics))
     },
     read("/api/v1/openapi.json", "This document", &[], &[], || get(document)),
@@ -99,10 +154,10 @@ pub static ROUTES: &[Route] = &[
             ("target", Kind::Text, true),
             ("metric", Kind::Text, true),
             ("label", Kind::Text, false),
-            ("period", Kind::Text, false),
-            ("from", Kind::Number, false),
-            ("to", Kind::Number, false),
-            ("step", Kind::Number, false),
+            ("period", Kind::OneOf(periods), false),
+            ("from", Kind::Time, false),
+            ("to", Kind::Time, false),
+            ("step", Kind::Time, false),
         ],
         &[400, 404],
         || get(read::history),
@@ -123,7 +178,7 @@ pub static ROUTES: &[Route] = &[
         ..read(
             "/api/v1/report",
             "The report of a window, or of the last, as text",
-            &[("target", Kind::Text, false), ("window", Kind::Number, false)],
+            &[("target", Kind::Text, false), ("window", Kind::Time, false)],
             &[400, 404],
             || get(windows::report),
         )
@@ -135,11 +190,11 @@ pub static ROUTES: &[Route] = &[
             "The windows that are kept; one of them as pprof, folded, svg, json or prec",
             &[
                 ("target", Kind::Text, false),
-                ("from", Kind::Number, false),
-                ("to", Kind::Number, false),
-                ("window", Kind::Number, false),
-                ("kind", Kind::Text, false),
-                ("format", Kind::Text, false),
+                ("from", Kind::Time, false),
+                ("to", Kind::Time, false),
+                ("window", Kind::Time, false),
+                ("kind", Kind::OneOf(kinds), false),
+                ("format", Kind::OneOf(formats), false),
             ],
             &[400, 404],
             || get(windows::profiles),
@@ -148,7 +203,7 @@ pub static ROUTES: &[Route] = &[
     read(
         "/api/v1/diff",
         "Functions whose share of CPU time is different in two windows",
-        &[("target", Kind::Text, false), ("a", Kind::Number, true), ("b", Kind::Number, true)],
+        &[("target", Kind::Text, false), ("a", Kind::Time, true), ("b", Kind::Time, true)],
         &[400, 404],
         || get(windows::diff),
     ),
@@ -156,7 +211,7 @@ pub static ROUTES: &[Route] = &[
     read(
         "/api/v1/alerts",
         "Alerts with their last message",
-        &[("firing", Kind::Flag, false), ("limit", Kind::Number, false)],
+        &[("firing", Kind::Flag, false), ("limit", Kind::Count, false)],
         &[400],
         || get(read::alerts),
     ),
@@ -171,7 +226,7 @@ pub static ROUTES: &[Route] = &[
     read("/api/v1/silences", "Silences that have not ended", &[], &[], || get(change::silences)),
     Route {
         method: "post",
-        body: Body::Json,
+        body: Body::Json(silence),
         ..read(
             "/api/v1/silences",
             "Tell nobody of a rule's or a target's alerts for a while",
@@ -187,7 +242,7 @@ pub static ROUTES: &[Route] = &[
     read("/api/v1/thresholds", "Thresholds, and where each comes from", &[], &[], || get(change::thresholds)),
     Route {
         method: "put",
-        body: Body::Json,
+        body: Body::Json(thresholds),
         ..read(
             "/api/v1/thresholds",
             "Change thresholds; they lie over the configuration from the next window on",
@@ -198,7 +253,7 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         method: "post",
-        body: Body::Json,
+        body: Body::Json(capture),
         answer: (202, JSON),
         ..read("/api/v1/captures", "See more in the next windows", &[], &[400], || post(change::capture))
     },
@@ -225,12 +280,14 @@ async fn document() -> Response {
                 .query
                 .iter()
                 .map(|(name, kind, must)| {
-                    let kind = match kind {
-                        Kind::Text => "string",
-                        Kind::Number => "integer",
-                        Kind::Flag => "boolean",
+                    let schema = match kind {
+                        Kind::Text => json!({ "type": "string" }),
+                        Kind::Time => json!({ "type": "integer", "minimum": 0, "maximum": LAST_MS }),
+                        Kind::Count => json!({ "type": "integer", "minimum": 0, "maximum": 10_000 }),
+                        Kind::Flag => json!({ "type": "boolean" }),
+                        Kind::OneOf(words) => json!({ "enum": words() }),
                     };
-                    (*name, kind, *must)
+                    (*name, schema, *must)
                 })
                 .collect(),
             body: match route.body {

@@ -174,7 +174,9 @@ fn read_request(stream: &TcpStream) -> Option<String> {
     let mut length = 0;
     loop {
         let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None; // it was killed in the middle of its request
+        }
         if let Some(n) = line.to_lowercase().strip_prefix("content-length: ") {
             length = n.trim().parse().ok()?;
         }
