@@ -103,6 +103,8 @@ pub struct View<'a> {
     pub memory_trend: Option<MemoryTrend>,
     /// Functions whose CPU time is told by name.
     pub functions: &'a [String],
+    /// Its oldest process is younger than the one of the window before.
+    pub restarted: bool,
 }
 
 /// What is known of a target besides what was measured in a window.

@@ -152,6 +152,13 @@ pub static METRICS: &[Metric] = &[
         values.one(Some(view.pids.len() as f64))
     }),
     Metric::counter(
+        "restarts",
+        Unit::Count,
+        "",
+        "Times that the target was started again, as far as windows have seen it",
+        |view, values| values.push("", f64::from(u8::from(view.restarted))),
+    ),
+    Metric::counter(
         "syscalls",
         Unit::Count,
         "outcome",

@@ -232,14 +232,17 @@ impl Engine {
                 part
             });
             let run = run.as_ref();
-            if facts.age_s < self.ages[index] {
+            let restarted = run.is_some() && facts.age_s < self.ages[index];
+            if restarted {
                 // What grew before a start says nothing of what comes after.
                 self.recent
                     .iter_mut()
                     .filter(|((_, of), _)| of == name)
                     .for_each(|(_, recent)| recent.clear());
             }
-            self.ages[index] = facts.age_s;
+            if run.is_some() {
+                self.ages[index] = facts.age_s;
+            }
             let trend = run.and_then(|run| self.memory_trend(index, facts, run));
             let view = run.map(|run| View {
                 run,
@@ -247,6 +250,7 @@ impl Engine {
                 outside: &facts.outside,
                 memory_trend: trend,
                 functions: &functions,
+                restarted,
             });
             match &view {
                 Some(view) => self.keep(name, view, now)?,

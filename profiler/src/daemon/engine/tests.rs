@@ -253,6 +253,23 @@ fn what_grew_before_a_restart_says_nothing_of_what_comes_after() {
 }
 
 #[test]
+fn restarts_are_counted_over_the_time_in_which_nothing_ran() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    let ages = [100.0, 130.0, 0.0, 10.0, 40.0, 5.0];
+    for (age_s, i) in ages.into_iter().zip(0..) {
+        let run = window(1_000_000);
+        let facts = match age_s {
+            0.0 => TargetFacts::default(),
+            age_s => TargetFacts { age_s, ..facts().remove(0) },
+        };
+        engine.window(Some(&run), &[facts], at(i), &mut Asked::default()).unwrap();
+    }
+    let text = engine.samples.text(Vec::new());
+    assert!(text.contains("profiler_target_restarts_total{target=\"api\"} 2"), "{text}");
+}
+
+#[test]
 fn a_baseline_is_the_same_hour_of_the_day_before() {
     let config =
         PREDICTS.replace("critical = \"10s\"\n    predict = \"1h\"", "warning = 1.5\n    baseline = \"1d\"");
