@@ -117,6 +117,35 @@ fn beat(
         }
         due = Instant::now() + every;
         let message = Message { host: host.to_owned(), unix_ms: now, ..Message::default() };
-        counts.attempt(&receiver.name, &send(&receiver.kind, &[message]));
+        let outcome = send(&receiver.kind, &[message]);
+        counts.attempt(&receiver.name, &outcome);
+        counts.sent.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::config::Secret;
+
+    #[test]
+    fn signs_of_life_come_as_long_as_windows_end() {
+        let (url, server) = test_server(vec![200, 200]);
+        let kind = ReceiverKind::Heartbeat { url: Secret::Value(url), every: Duration::from_millis(10) };
+        let receiver = Receiver { name: "heart".into(), kind };
+        let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
+        // The last window is long over: nobody is told that all is well.
+        let ended = Arc::new(AtomicI64::new(clock::unix_ms() - 60_000));
+        let (alive, mine, end) = (Arc::clone(&ended), Arc::clone(&counts), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            beat(&receiver, Duration::from_millis(10), Duration::from_secs(20), &alive, "web-1", &mine, &end);
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!server.is_finished());
+        ended.store(clock::unix_ms(), Ordering::Relaxed);
+        let got = server.join().unwrap();
+        assert!(got[0].1.starts_with("{\"host\":\"web-1\",\"unix_ms\":"), "{}", got[0].1);
+        stop.store(true, Ordering::Relaxed);
+        thread.join().unwrap();
     }
 }
