@@ -85,8 +85,10 @@ impl History {
     /// Adds a value. Time that goes back into an earlier hour (a clock that was set) is put at the end of this one.
     pub fn add(&mut self, key: Key, unix_ms: i64, value: f64) -> Result<()> {
         let hour = unix_ms.div_euclid(HOUR_MS);
+        let mut flushed = Ok(());
         if hour > self.hour {
-            self.flush()?;
+            // Whatever became of the hour before: this one goes on.
+            flushed = self.flush();
             self.points.clear();
             self.hour = hour;
         }
@@ -94,7 +96,7 @@ impl History {
         let points = self.points.entry(key).or_default();
         let last = points.last().map_or(0, |(time, _)| *time);
         points.push((within.max(last), value as f32));
-        Ok(())
+        flushed
     }
 
     /// Writes the hour down as it is so far, and deletes days that are too much.

@@ -120,7 +120,14 @@ impl Engine {
         if let (Some(view), false) = (&asked.view, change == "resolved") {
             diagnose(&mut message, view, asked.hot, &self.hot[asked.index]);
         }
-        self.change(message, rule, severity, alert)
+        let changed = self.change(message, rule, severity, alert);
+        if changed.is_err()
+            && let Some(standing) = self.states.get_mut(&(rule.id.clone(), target.to_owned()))
+        {
+            // Nobody knows of it: the next window finds it anew.
+            standing.state = before;
+        }
+        changed
     }
 
     /// What the rule reads of the target.

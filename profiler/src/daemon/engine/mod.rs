@@ -219,8 +219,10 @@ impl Engine {
             keeper.pin(&alert);
         }
         self.changes.clear();
-        self.end_silences(now)?;
-        self.forget_removed(now, keeper)?;
+        // What cannot be written (a full disk) must not keep the rest from being seen.
+        let mut errors = Vec::new();
+        errors.extend(self.end_silences(now).err());
+        errors.extend(self.forget_removed(now, keeper).err());
         let functions = self.config.daemon.functions.clone();
         for (index, target) in self.config.targets.clone().iter().enumerate() {
             let Some(facts) = facts.get(index) else { continue };
@@ -253,7 +255,7 @@ impl Engine {
                 restarted,
             });
             match &view {
-                Some(view) => self.keep(name, view, now)?,
+                Some(view) => errors.extend(self.keep(name, view, now).err()),
                 None => {
                     self.samples.end(name);
                     self.growth.retain(|(of, _), _| *of != index);
@@ -267,7 +269,7 @@ impl Engine {
             let asked = Asked { index, target: name, facts, view, hot: &hot, now };
             for rule in self.config.rules.clone() {
                 if rule.enabled && rule.is_for(name) {
-                    self.ask(&rule, &asked, keeper)?;
+                    errors.extend(self.ask(&rule, &asked, keeper).err());
                 }
             }
             let quiet = !self
@@ -283,12 +285,18 @@ impl Engine {
                 }
             }
         }
-        self.unsent_dropped += self.store.clean(now.unix_ms)?;
-        self.history.flush()
+        match self.store.clean(now.unix_ms) {
+            Ok(dropped) => self.unsent_dropped += dropped,
+            Err(error) => errors.push(error),
+        }
+        errors.extend(self.history.flush().err());
+        // Those that follow have the same reason as a rule.
+        errors.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Takes down what was measured of a target.
     fn keep(&mut self, target: &str, view: &View<'_>, now: Now) -> Result<()> {
+        let mut kept = Ok(());
         for metric in METRICS {
             let values = metric.read(view);
             for (label, value) in values.iter() {
@@ -297,11 +305,11 @@ impl Engine {
                     metric: metric.name.to_owned(),
                     label: label.to_owned(),
                 };
-                self.history.add(key, now.unix_ms, value)?;
+                kept = kept.and(self.history.add(key, now.unix_ms, value));
             }
             self.samples.update(target, metric, &values);
         }
-        Ok(())
+        kept
     }
 
     /// What has changed of alerts in the last window.

@@ -253,6 +253,25 @@ fn what_grew_before_a_restart_says_nothing_of_what_comes_after() {
 }
 
 #[test]
+fn what_could_not_be_stored_is_told_as_soon_as_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    let other = rusqlite::Connection::open(dir.path().join("alerts.sqlite")).unwrap();
+    other.execute_batch("ALTER TABLE outbox RENAME TO away").unwrap();
+    let run = window(100_000_000);
+    let mut bad = |engine: &mut Engine, i| {
+        engine.window(Some(&run), &facts(), at(i), &mut Asked::default()).map_err(drop)
+    };
+    let results: Vec<bool> = (0..4).map(|i| bad(&mut engine, i).is_ok()).collect();
+    assert!(!results[2], "{results:?}");
+    assert!(engine.samples.count() > 0, "metrics go on");
+    other.execute_batch("ALTER TABLE away RENAME TO outbox").unwrap();
+    (4..7).for_each(|i| bad(&mut engine, i).unwrap());
+    let told = messages(dir.path());
+    assert_eq!((told.len(), told[0].change.as_str()), (1, "fired"), "{told:?}");
+}
+
+#[test]
 fn restarts_are_counted_over_the_time_in_which_nothing_ran() {
     let dir = tempfile::tempdir().unwrap();
     let mut engine = engine(dir.path());
