@@ -104,7 +104,7 @@ fn a_stall_becomes_one_alert_with_its_evidence() {
 const SERVER: &str = "
 const fs = require('fs'); const open = []; let timer, burning = false;
 function burnCpu() { const end = Date.now() + 5; while (Date.now() < end); if (burning) setImmediate(burnCpu); }
-function failOften() { for (let i = 0; i < 100; i++) try { fs.openSync('/nonexistent/' + i, 'r'); } catch {} }
+function failOften() { for (let i = 0; i < 100; i++) try { fs.openSync('/dev/null/' + i, 'r'); } catch {} }
 const faults = {
   '/burn': () => { burning = true; burnCpu(); },
   '/storm': () => timer = setInterval(failOften, 20),

@@ -241,10 +241,11 @@ pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
                 "memory grows so that the target reaches its limit soon",
             )
         },
+        // One window is too short to be sure: it must be found in several, one after the other.
         finding(
             "leak",
             "memory-leak",
-            0,
+            90,
             "memory that is allocated at one place is not freed, and goes on growing",
         ),
         Rule {

@@ -127,7 +127,7 @@ fn nothing_is_said_while_a_target_warms_up_or_another_alert_explains_it() {
 #[test]
 fn findings_are_readings_too() {
     let leak = BUILT_IN.iter().find(|rule| rule.id == "leak").unwrap().clone();
-    let leak = Rule { warmup: Duration::ZERO, ..leak };
+    let leak = Rule { warmup: Duration::ZERO, hold: Duration::ZERO, ..leak };
     let mut readings = vec![Reading::Found(Some(Warning)), Reading::Found(Some(Critical))];
     readings.extend([Reading::Found(None); 8]);
     assert_eq!(

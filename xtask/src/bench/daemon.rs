@@ -48,7 +48,7 @@ let stall, burning = false, storm, leak; const kept = [], open = [];
 function busy(ms) { const end = Date.now() + ms; let x = 0; while (Date.now() < end) x += Math.sqrt(x + 1); return x; }
 function stallLoop() { return busy(200); }
 function burnCpu() { busy(8); if (burning) setImmediate(burnCpu); }
-function failOften() { for (let i = 0; i < 200; i++) try { fs.openSync('/nonexistent/' + i, 'r'); } catch {} }
+function failOften() { for (let i = 0; i < 200; i++) try { fs.openSync('/dev/null/' + i, 'r'); } catch {} }
 function keepForever() { for (let i = 0; i < 200; i++) kept.push({ n: i, text: 'x'.repeat(1000) + i + Math.random() }); }
 const faults = {
   '/stall': () => stall = setInterval(stallLoop, 500),
