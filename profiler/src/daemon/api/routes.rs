@@ -292,8 +292,8 @@ async fn document() -> Response {
                 .collect(),
             body: match route.body {
                 Body::None => None,
-                Body::Text => Some("text/plain"),
-                Body::Json => Some(JSON),
+                Body::Text => Some(("text/plain", json!({ "type": "string" }))),
+                Body::Json(schema) => Some((JSON, schema())),
             },
             answer: route.answer,
             errors: route.errors,

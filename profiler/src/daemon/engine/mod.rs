@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use anyhow::Result;
 use rustc_hash::FxHashMap;
 
-use self::{alerts::Asked, diagnose::hot_functions};
+use self::{alerts::Asked, diagnose::hot_functions, trend::Grown};
 use super::{
     config::Config,
     history::{History, Key},
@@ -23,7 +23,6 @@ use crate::{
     metrics::{METRICS, Outside, Samples, View},
     model::{
         finding::{Finding, Severity, Verdict},
-        memory::Footprint,
         part::part,
         report::Run,
     },
@@ -75,7 +74,7 @@ pub struct Engine {
     /// By rule and target.
     states: BTreeMap<(String, String), Standing>,
     /// Growth by target and process.
-    growth: BTreeMap<(usize, u32), Footprint>,
+    growth: BTreeMap<(usize, u32), Grown>,
     /// Where CPU time went in the last windows in which nothing was wrong, by target: share by function, percent.
     hot: Vec<VecDeque<FxHashMap<String, f64>>>,
     /// The last day of what predictive rules read, by rule and target.

@@ -259,7 +259,7 @@ fn what_could_not_be_stored_is_told_as_soon_as_it_can() {
     let other = rusqlite::Connection::open(dir.path().join("alerts.sqlite")).unwrap();
     other.execute_batch("ALTER TABLE outbox RENAME TO away").unwrap();
     let run = window(100_000_000);
-    let mut bad = |engine: &mut Engine, i| {
+    let bad = |engine: &mut Engine, i| {
         engine.window(Some(&run), &facts(), at(i), &mut Asked::default()).map_err(drop)
     };
     let results: Vec<bool> = (0..4).map(|i| bad(&mut engine, i).is_ok()).collect();
