@@ -41,7 +41,7 @@ pub struct Route {
 }
 
 /// What a value in a query is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// Any text.
     Text,
@@ -56,7 +56,7 @@ pub enum Kind {
 }
 
 /// What a body is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Body {
     /// There is none.
     None,
