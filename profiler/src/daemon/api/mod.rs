@@ -11,6 +11,8 @@ mod openapi;
 mod read;
 mod routes;
 mod shared;
+mod stream;
+mod token;
 mod windows;
 
 use std::sync::Arc;

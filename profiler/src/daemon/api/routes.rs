@@ -11,10 +11,10 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{
-    change, events, openapi,
+    change, openapi,
     read::{self, LAST_MS},
     shared::Shared,
-    windows,
+    stream, windows,
 };
 use crate::{alerting::BUILT_IN, daemon::overlay::ALIASES, model::kind::KINDS, output::FORMATS};
 
@@ -264,7 +264,7 @@ pub static ROUTES: &[Route] = &[
             "What happens, as it happens; goes on after Last-Event-ID",
             &[("topics", Kind::Text, false)],
             &[400, 503],
-            || get(events::events),
+            || get(stream::events),
         )
     },
 ];

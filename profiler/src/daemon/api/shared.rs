@@ -13,7 +13,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{auth::Token, events::Events, limit::Bucket};
+use super::{events::Events, limit::Bucket, token::Token};
 use crate::{
     alerting::Rule,
     daemon::{config::Config, engine::RuleStatus, store::Store},

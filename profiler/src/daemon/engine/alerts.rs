@@ -3,34 +3,17 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use rustc_hash::FxHashMap;
 
-use super::{Alert, Engine, Keeper, Now, TargetFacts, diagnose::diagnose};
+use super::{Alert, Asked, Engine, Keeper, Now, diagnose::diagnose};
 use crate::{
     alerting::{self, Moment, Reading, Rule, Transition},
     daemon::{history::Key, message::Message, store::Change},
-    metrics::{self, Unit, View},
+    metrics::{self, Unit},
     model::finding::Severity,
 };
 
 /// A baseline is compared with so many of the last values, and taken from so long before and after the same time.
 const COMPARED: (usize, i64) = (10, 30 * 60 * 1000);
-
-/// A target at the end of a window.
-pub struct Asked<'a> {
-    /// Its place in the configuration.
-    pub index: usize,
-    /// Its name.
-    pub target: &'a str,
-    /// What is known of it from outside.
-    pub facts: &'a TargetFacts,
-    /// What was measured of it; `None` if none of its processes is left.
-    pub view: Option<View<'a>>,
-    /// Where its CPU time went: share by function, percent.
-    pub hot: &'a FxHashMap<String, f64>,
-    /// The window's end.
-    pub now: Now,
-}
 
 /// What a rule reads.
 struct Read {

@@ -3,6 +3,7 @@
 
 mod alerts;
 mod diagnose;
+mod grown;
 mod trend;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use anyhow::Result;
 use rustc_hash::FxHashMap;
 
-use self::{alerts::Asked, diagnose::hot_functions, trend::Grown};
+use self::{diagnose::hot_functions, grown::Grown};
 use super::{
     config::Config,
     history::{History, Key},
@@ -120,6 +121,22 @@ struct Alert {
     started_unix_ms: i64,
     /// Whether somebody was told, or it was silenced.
     told: bool,
+}
+
+/// A target at the end of a window.
+struct Asked<'a> {
+    /// Its place in the configuration.
+    index: usize,
+    /// Its name.
+    target: &'a str,
+    /// What is known of it from outside.
+    facts: &'a TargetFacts,
+    /// What was measured of it; `None` if none of its processes is left.
+    view: Option<View<'a>>,
+    /// Where its CPU time went: share by function, percent.
+    hot: &'a FxHashMap<String, f64>,
+    /// The window's end.
+    now: Now,
 }
 
 /// Where a rule stands for a target, for the API.

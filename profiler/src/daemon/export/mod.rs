@@ -4,6 +4,7 @@
 
 mod otlp;
 mod pyroscope;
+mod window;
 
 use std::{
     fs, io,
@@ -18,11 +19,11 @@ use std::{
 
 use anyhow::{Result, bail};
 
+pub use self::window::Window;
 use super::{
     client,
     config::{Export, ExportKind},
 };
-use crate::model::report::Profile;
 
 /// How long one attempt may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,15 +31,6 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(500);
 /// The waits between attempts: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-
-/// A window of a target.
-#[derive(Clone, Copy)]
-pub struct Window<'a> {
-    /// Name of the target.
-    pub target: &'a str,
-    /// Where its CPU time went.
-    pub profile: &'a Profile,
-}
 
 /// What became of profiles.
 #[derive(Debug, Default)]

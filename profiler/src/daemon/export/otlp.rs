@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use rustc_hash::FxHashMap;
 
-use super::Window;
+use super::window::Window;
 use crate::{model::report::Profile as Measured, output::json::hex};
 
 /// Where the collector takes profiles.

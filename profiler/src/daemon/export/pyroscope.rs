@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
-use super::Window;
+use super::window::Window;
 use crate::output::{RenderOptions, pprof};
 
 /// What parts of the form are divided by: nothing that is compressed holds it by chance.
