@@ -131,10 +131,10 @@ mod tests {
             run.cpu.accounts.duration_ns = 30_000_000_000;
             run.cpu.meta.start_unix_ns = 1_795_651_200_000_000_000 + i * 30_000_000_000;
             let thread = ThreadKey { pid: 7, tid: 7 };
-            let turns = Summary { count: 9, p99_ns: delay_ms * 1_000_000, ..Summary::default() };
+            let iterations = Summary { count: 9, p99_ns: delay_ms * 1_000_000, ..Summary::default() };
             run.blocking = Some(Blocking {
                 threads: vec![ThreadTime { thread, on_cpu_ns: 1, ..ThreadTime::default() }],
-                loops: vec![EventLoop { thread, turns, ..EventLoop::default() }],
+                loops: vec![EventLoop { thread, iterations, ..EventLoop::default() }],
                 ..Blocking::default()
             });
             run

@@ -62,8 +62,8 @@ pub static METRICS: &[Metric] = &[
         "statistic",
         "Time from the return of an event loop's wait to its next wait: of the loop that took longest",
         |view, values| {
-            let worst = loops(view).max_by_key(|of| of.turns.p99_ns);
-            quantiles(values, worst.map(|of| &of.turns));
+            let worst = loops(view).max_by_key(|of| of.iterations.p99_ns);
+            quantiles(values, worst.map(|of| &of.iterations));
         },
     ),
     Metric::gauge(
@@ -72,7 +72,7 @@ pub static METRICS: &[Metric] = &[
         "",
         "Part of the time that an event loop was not in its wait: of the busiest loop",
         |view, values| {
-            let busy = loops(view).map(|of| of.turns.sum_ns as f64 / 1e9 / window_s(view));
+            let busy = loops(view).map(|of| of.iterations.sum_ns as f64 / 1e9 / window_s(view));
             values.one(busy.max_by(f64::total_cmp).map(|busy| busy.min(1.0)));
         },
     ),

@@ -64,7 +64,7 @@ pub fn rejected(answer: &[u8]) -> Result<Option<(u64, String)>> {
     Ok(partial.map(|partial| {
         (
             partial.rejected_profiles.unsigned_abs(),
-            crate::text::clean_text(&partial.error_message).into_owned(),
+            crate::model::text::clean_text(&partial.error_message).into_owned(),
         )
     }))
 }
