@@ -5,6 +5,7 @@ use clap::Parser;
 
 mod bench;
 mod build_ebpf;
+mod dist;
 mod docs;
 mod faults;
 mod kernel_matrix;
@@ -22,6 +23,8 @@ enum Task {
     Bench(bench::Bench),
     /// Check what the profiler measures in Debian's kernels, emulated, installing what that needs (Debian, as root)
     KernelMatrix(kernel_matrix::Args),
+    /// Make the Debian package, and check the unit in it
+    Dist(dist::Args),
     /// Write docs/rules from the table of rules
     Docs(docs::Args),
     /// Let go wrong what can go wrong around a run, and check what is promised then (as root)
@@ -37,6 +40,7 @@ fn main() -> Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Bench(bench) => bench::run(&bench),
         Task::KernelMatrix(args) => kernel_matrix::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Licences => licences::run(),
