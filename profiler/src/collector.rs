@@ -292,6 +292,7 @@ impl Collector {
         self.stopped_ns = Some(self.resolver.clock.now_ns());
         self.usage_at_stop = Some(Usage::now());
         self.each(sink, |probe, cx| probe.stop(cx))?;
+        self.resolver.look_at_own_code();
         self.kernel.detach();
         self.drain(sink)?;
         self.each(sink, |probe, cx| probe.flush(true, cx))
@@ -342,6 +343,7 @@ impl Collector {
         let now_ns = self.resolver.clock.now_ns();
         accounts.duration_ns = now_ns.saturating_sub(std::mem::replace(&mut self.interval_ns, now_ns));
         let totals = self.totals(Extent::Interval)?;
+        self.resolver.look_at_own_code();
         Ok((self.resolver.name(&self.meta, accounts, totals, Detail::Names), calls))
     }
 

@@ -227,6 +227,11 @@ impl Resolver {
         self.processes.is_kernel_thread(pid, &mut self.tables)
     }
 
+    /// Takes note of which code in the kernel is the profiler's, while it is there.
+    pub fn look_at_own_code(&mut self) {
+        self.symbols.own_code.look();
+    }
+
     /// Names everything in `totals`.
     pub fn name(&mut self, meta: &Meta, accounts: Accounts, totals: Totals, detail: Detail) -> Run {
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);

@@ -226,12 +226,13 @@ impl Run {
             .flat_map(|snapshot| &snapshot.entries);
         let stacks = sampled.map(|(key, _)| key.stack).chain(told.iter().copied()).chain(sites.clone());
         let (mut names, index) = name(stacks, tables, symbolizer, detail);
-        let frames = |stack: StackId| -> Vec<usize> {
-            tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect()
+        let frames = |names: &Names, stack: StackId| -> Vec<usize> {
+            let all = tables.stack(stack).frames.iter().map(|frame| index[frame].0);
+            names.outside_profiler(all.collect())
         };
-        let waiting = |names: &Names, stack| names.without_probe(frames(stack));
+        let waiting = |names: &Names, stack| names.without_probe(frames(names, stack));
         let told = told.into_iter().map(|stack| (stack, waiting(&names, stack)));
-        names.stacks = sites.map(|stack| (stack, frames(stack))).chain(told).collect();
+        names.stacks = sites.map(|stack| (stack, frames(&names, stack))).chain(told).collect();
         let unnamed = cpu
             .entries
             .iter()
@@ -251,7 +252,7 @@ impl Run {
                     thread: key.thread,
                     process: tables.process_name(key.thread).to_owned(),
                     thread_name: tables.thread_name(key.thread).to_owned(),
-                    frames: if kind == CPU { frames(key.stack) } else { waiting(&names, key.stack) },
+                    frames: if kind == CPU { frames(&names, key.stack) } else { waiting(&names, key.stack) },
                     end: tables.stack(key.stack).end,
                     weight,
                     cause: key.cause,
@@ -410,6 +411,21 @@ impl Names {
         frames
     }
 
+    /// A stack in which the profiler's own code is one frame: what it calls, and the hooks that call it, are part of it.
+    fn outside_profiler(&self, mut frames: Vec<usize>) -> Vec<usize> {
+        const HOOKS: [&str; 4] = ["bpf_trace_run", "__bpf_trace_", "__traceiter_", "bpf_overflow_handler"];
+        let own = |&frame: &usize| self.frames[frame].functions.iter().any(Function::is_profiler_itself);
+        let Some(at) = frames.iter().rposition(own) else { return frames };
+        let is_hook = |frame: &usize| {
+            let frame = &self.frames[*frame];
+            self.is_kernel(frame) && HOOKS.iter().any(|hook| frame.functions[0].name.starts_with(hook))
+        };
+        let hooks = frames[at + 1..].iter().take_while(|frame| is_hook(frame)).count();
+        frames.drain(at + 1..at + 1 + hooks);
+        frames.drain(..at);
+        frames
+    }
+
     /// Where, in a stack off CPUs, the frame is that says who woke the thread. The waker's stack lies before it, the
     /// outermost first, and where the thread blocked behind it, the innermost first.
     pub fn waker_at(&self, frames: &[usize]) -> Option<usize> {
@@ -546,5 +562,40 @@ pub(crate) mod fixtures {
             verdict: None,
             vitals: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::function::PROFILER_ITSELF;
+
+    #[test]
+    fn the_profilers_own_code_is_one_frame() {
+        let frame = |(address, (kernel, name)): (usize, &(bool, &str))| NamedFrame {
+            module: usize::from(!kernel),
+            address: address as u64,
+            functions: vec![Function { name: (*name).to_owned(), ..Function::default() }],
+        };
+        let functions = [
+            (true, "read_tsc"),
+            (true, PROFILER_ITSELF),
+            (true, "bpf_helper"),
+            (true, PROFILER_ITSELF),
+            (true, "bpf_trace_run2"),
+            (true, "__bpf_trace_sys_exit"),
+            (true, "do_syscall_64"),
+            (false, "bpf_trace_run2"),
+        ];
+        let names = Names {
+            modules: vec![
+                Module::special(ModuleKind::Kernel),
+                Module { path: "/bin/app".into(), ..Module::special(ModuleKind::File) },
+            ],
+            frames: functions.iter().enumerate().map(frame).collect(),
+            ..Names::default()
+        };
+        assert_eq!(names.outside_profiler((0..8).collect()), [3, 6, 7]);
+        assert_eq!(names.outside_profiler(vec![0, 2, 4, 7]), [0, 2, 4, 7], "another's");
     }
 }

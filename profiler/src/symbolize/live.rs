@@ -18,6 +18,7 @@ use blazesym::{
 use rustc_hash::FxHashMap;
 
 use crate::{
+    kernel::own::OwnCode,
     model::{
         function::{Detail, Function, Symbolizer},
         stack::{Frame, Module, ModuleId, ModuleKind},
@@ -39,6 +40,8 @@ pub struct SymbolCache {
     /// Reading the kernel's symbols takes about 50 ms, keeping them about 8 MB: they are read once.
     kernel: blazesym::symbolize::Symbolizer,
     found: FxHashMap<Frame, Option<Rc<[Function]>>>,
+    /// What of the kernel is the profiler's.
+    pub own_code: OwnCode,
 }
 
 impl Default for SymbolCache {
@@ -48,6 +51,7 @@ impl Default for SymbolCache {
             cached_files: 0,
             kernel: names_only(),
             found: FxHashMap::default(),
+            own_code: OwnCode::default(),
         }
     }
 }
@@ -127,10 +131,16 @@ impl<'a> LiveSymbolizer<'a> {
             vmlinux: MaybeDefault::None,
             ..Kernel::default()
         };
-        collect(
+        let mut found = collect(
             self.cache.kernel.symbolize(&Source::Kernel(kernel), Input::AbsAddr(addresses)),
             addresses.len(),
-        )
+        );
+        for (address, functions) in addresses.iter().zip(&mut found) {
+            if self.cache.own_code.contains(*address) {
+                *functions = Some(vec![Function::profiler_itself()]);
+            }
+        }
+        found
     }
 
     /// What nobody names is one piece per region of memory.
