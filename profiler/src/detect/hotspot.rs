@@ -69,8 +69,14 @@ struct Counts<'a> {
 }
 
 /// Where source files lie that come with a compiler, in all its versions.
-const WITH_COMPILERS: [&str; 6] =
-    ["/rustc/", "/rustlib/src/rust/", "/include/c++/", "/usr/include/", "/usr/lib/gcc/", "/usr/local/go/src/"];
+const WITH_COMPILERS: [&str; 6] = [
+    "/rustc/",
+    "/rustlib/src/rust/",
+    "/include/c++/",
+    "/usr/include/",
+    "/usr/lib/gcc/",
+    "/usr/local/go/src/",
+];
 
 /// Which function of a stack its samples are the own ones of: the innermost. But what the compiler has put there out of
 /// its own library (`<i32 as PartialOrd>::lt`) is a piece of the function that it was put into.
@@ -78,8 +84,7 @@ pub fn own(profile: &Profile, stack: &ProfileStack) -> usize {
     let mut outermost = 0;
     for (position, (function, _, inlined)) in profile.functions(stack).enumerate() {
         outermost = position;
-        let of_compiler =
-            |file: &String| WITH_COMPILERS.iter().any(|folder| file.contains(folder));
+        let of_compiler = |file: &String| WITH_COMPILERS.iter().any(|folder| file.contains(folder));
         if !inlined || !function.file.as_ref().is_some_and(of_compiler) {
             break;
         }
@@ -164,7 +169,10 @@ mod tests {
         let serde = function("serde::ser", "/root/.cargo/registry/src/index/serde-1/src/ser.rs");
         let frames = |profile: &mut Profile, functions: Vec<Function>| {
             let names = std::rc::Rc::make_mut(&mut profile.names);
-            let frame = names.frames.iter_mut().find(|frame| frame.functions.iter().any(|of| of.name == "render_report"));
+            let frame = names
+                .frames
+                .iter_mut()
+                .find(|frame| frame.functions.iter().any(|of| of.name == "render_report"));
             frame.unwrap().functions = functions;
         };
         let report = function("render_report", "app.rs");

@@ -16,7 +16,8 @@ impl OwnCode {
     pub fn look(&mut self) {
         for entry in fs::read_dir("/proc/self/fdinfo").into_iter().flatten().flatten() {
             let fd = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let is_program = fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("\nprog_id:"));
+            let is_program =
+                crate::text::read_to_parse(&entry.path()).is_ok_and(|text| text.contains("\nprog_id:"));
             if let Some(fd) = fd.filter(|_| is_program) {
                 self.0.extend(functions(fd).map(|function| (function.start, function.end)));
             }
@@ -33,7 +34,8 @@ impl OwnCode {
 fn functions(program: RawFd) -> impl Iterator<Item = Range<u64>> {
     let (mut starts, mut lengths) = ([0u64; MOST], [0u32; MOST]);
     // SAFETY: zeros are valid for these structs of numbers.
-    let (mut info, mut attr) = unsafe { (std::mem::zeroed::<bpf_prog_info>(), std::mem::zeroed::<bpf_attr>()) };
+    let (mut info, mut attr) =
+        unsafe { (std::mem::zeroed::<bpf_prog_info>(), std::mem::zeroed::<bpf_attr>()) };
     info.jited_ksyms = starts.as_mut_ptr() as u64;
     info.jited_func_lens = lengths.as_mut_ptr() as u64;
     (info.nr_jited_ksyms, info.nr_jited_func_lens) = (MOST as u32, MOST as u32);

@@ -119,8 +119,7 @@ fn waits(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result
     writeln!(out, "{}", style.dim(&head))?;
     for of in calls.waits.iter().take(LISTED) {
         let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-        let functions: Vec<_> =
-            functions.iter().take(FRAMES).map(|function| short(&function.name)).collect();
+        let functions: Vec<_> = functions.iter().take(FRAMES).map(|function| short(&function.name)).collect();
         let text = format!(
             "{:>9}  {:>8}  {:>8}  {:>8}  {}{}{}, {} (pid {}){}{}",
             thousands(of.lengths.count),
@@ -214,8 +213,7 @@ fn slow_call(run: &Run, of: &SlowCall, when: &str, style: &Style, out: &mut dyn 
     line(&text, style, out)?;
     let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
     if !functions.is_empty() {
-        let functions: Vec<_> =
-            functions.iter().take(FRAMES).map(|function| short(&function.name)).collect();
+        let functions: Vec<_> = functions.iter().take(FRAMES).map(|function| short(&function.name)).collect();
         line(&format!("            {}", functions.join(" < ")), style, out)?;
     }
     Ok(())

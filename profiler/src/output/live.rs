@@ -85,7 +85,11 @@ impl Live {
                 .iter()
                 .take(3)
                 .map(|hotspot| {
-                    format!("{} {:.0} %", names::short(&hotspot.function), percent(hotspot.self_samples, last.total))
+                    format!(
+                        "{} {:.0} %",
+                        names::short(&hotspot.function),
+                        percent(hotspot.self_samples, last.total)
+                    )
                 })
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };

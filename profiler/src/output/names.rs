@@ -202,7 +202,10 @@ mod tests {
             ("app::Ptr<int>::operator->() const", "app::Ptr::operator->"),
             ("core::ptr::drop_in_place::<alloc::vec::Vec<u8>>", "core::ptr::drop_in_place"),
             ("core::ptr::drop_in_place<alloc::vec::Vec<u8>>", "core::ptr::drop_in_place"),
-            ("<alloc::vec::Vec<T> as core::iter::FromIterator<T>>::from_iter", "<Vec as FromIterator>::from_iter"),
+            (
+                "<alloc::vec::Vec<T> as core::iter::FromIterator<T>>::from_iter",
+                "<Vec as FromIterator>::from_iter",
+            ),
             ("core::slice::<impl [T]>::sort", "core::slice::<impl [T]>::sort"),
             ("app::serve::{closure#0}", "app::serve::{closure#0}"),
             ("outer(int)::inner::call(int)", "outer::inner::call"),
@@ -235,8 +238,14 @@ mod tests {
         let places = [
             ("src/main.rs:7", "src/main.rs:7"),
             (long, "…/checkout/services/report/src/routes/render.js:120"),
-            ("/srv/app/node_modules/.pnpm/a@1/node_modules/express/lib/router.js:9", "express/lib/router.js:9"),
-            ("/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/serde-1.0.1/src/de.rs:4", "serde-1.0.1/src/de.rs:4"),
+            (
+                "/srv/app/node_modules/.pnpm/a@1/node_modules/express/lib/router.js:9",
+                "express/lib/router.js:9",
+            ),
+            (
+                "/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/serde-1.0.1/src/de.rs:4",
+                "serde-1.0.1/src/de.rs:4",
+            ),
             ("/rustc/0123abcd/library/core/src/cmp.rs:1", "library/core/src/cmp.rs:1"),
             ("/usr/lib/python3/dist-packages/flask/app.py:3", "flask/app.py:3"),
         ];

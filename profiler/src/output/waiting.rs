@@ -153,11 +153,13 @@ fn row(of: &ThreadTime, title: &str, style: &Style, out: &mut dyn Write) -> Resu
     line(&text, style, out)
 }
 
+/// A place off CPUs: what for, where, and who ended it.
+type OffCpu<'a> = (WaitCause, Vec<Cow<'a, str>>, Option<String>);
+
 /// Writes the stacks that waited longest in something else than idleness, if any was looked for.
 pub fn stacks(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(off_cpu) = &run.off_cpu else { return Ok(()) };
-    // What for, where, and who ended it.
-    let mut weights: BTreeMap<(WaitCause, Vec<Cow<'_, str>>, Option<String>), u64> = BTreeMap::new();
+    let mut weights: BTreeMap<OffCpu<'_>, u64> = BTreeMap::new();
     for stack in &off_cpu.stacks {
         let cause = stack.cause.unwrap_or(WaitCause::Unknown);
         if !cause.is_idle() {
