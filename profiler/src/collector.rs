@@ -98,6 +98,9 @@ impl Collector {
         let sideband_bytes = if track_all { SIDEBAND_BYTES_FOR_ALL } else { SIDEBAND_BYTES };
         let notices = Sideband::open(&cpus, sideband_bytes)?;
         let mut resolver = Resolver::new(proc_root, Clock::monotonic(), track_all, settings.name_runtimes);
+        if !settings.debuginfod.is_empty() {
+            resolver.ask_servers(settings.debuginfod.clone());
+        }
         if settings.unwind_by_tables {
             resolver.unwinder = Some(Feeder::new(kernel.take_unwind_maps()?, DEFAULT_BUDGET_BYTES));
         }
