@@ -30,7 +30,13 @@ fn make(folder: &Path, commands: &str) -> PathBuf {
 fn profiled(program: &Path, seconds: &str, args: &[&str], cache: &Path) -> Profile {
     let out = Outputs::new();
     let mut command = Command::new(PROFILER);
-    command.args(["-q", "-F", "997", "-o"]).arg(out.path("x.json")).args(args).arg("--").arg(program).arg(seconds);
+    command
+        .args(["-q", "-F", "997", "-o"])
+        .arg(out.path("x.json"))
+        .args(args)
+        .arg("--")
+        .arg(program)
+        .arg(seconds);
     command.env_remove("DEBUGINFOD_URLS").env("DEBUGINFOD_CACHE_PATH", cache).stdout(Stdio::null());
     assert!(command.status().unwrap().success());
     out.json("x.json")
@@ -120,8 +126,10 @@ fn names_come_from_a_debuginfod_server_if_it_may_be_asked() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (program, cache) = (make(folder.path(), "mkdir kept; cp p kept/whole; strip p"), folder.path().join("cache"));
-    let build_id = profiler::process::elf::ElfInfo::read(&std::fs::File::open(&program).unwrap()).unwrap().build_id;
+    let (program, cache) =
+        (make(folder.path(), "mkdir kept; cp p kept/whole; strip p"), folder.path().join("cache"));
+    let build_id =
+        profiler::process::elf::ElfInfo::read(&std::fs::File::open(&program).unwrap()).unwrap().build_id;
     let id: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut server = Command::new("debuginfod");

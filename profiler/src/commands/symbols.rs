@@ -50,8 +50,15 @@ pub fn run(args: &SymbolsArgs) -> Result<()> {
         let sources = sources::find(file, module, None);
         writeln!(text, "{:>9}  {}: {}", bytes(size as f64), module.path, told(&sources))?;
         let runtimes = RUNTIMES.iter().filter(|runtime| runtime.recognises(module.name()));
-        for runtime in runtimes.filter(|runtime| runtime.open(file, module.name()).is_some_and(|build| build.is_ok())) {
-            writeln!(text, "{:>9}  {} functions: out of the running program's memory", "", runtime.language())?;
+        for runtime in
+            runtimes.filter(|runtime| runtime.open(file, module.name()).is_some_and(|build| build.is_ok()))
+        {
+            writeln!(
+                text,
+                "{:>9}  {} functions: out of the running program's memory",
+                "",
+                runtime.language()
+            )?;
         }
         if let Some(how) = to_get(&sources, module, same_root) {
             writeln!(text, "{:>9}  {how}", "")?;
@@ -103,18 +110,22 @@ fn to_get(sources: &[Source], module: &Module, same_root: bool) -> Option<String
 fn package(path: &str) -> Option<String> {
     // Packages call files by the paths that they had before /usr was merged.
     let other = path.strip_prefix("/usr").unwrap_or(path);
-    [path, other].iter().find_map(|path| {
-        let owner = answer("/usr/bin/dpkg-query", &["-S", path])?;
-        let name = owner.split([':', ',']).next()?.trim();
-        let debug = [format!("{name}-dbg"), format!("{name}-dbgsym")].into_iter();
-        let known = |package: &String| answer("/usr/bin/apt-cache", &["show", "--no-all-versions", package]).is_some();
-        let package = debug.clone().find(known).or(debug.last())?;
-        Some(format!("package {package}"))
-    })
-    .or_else(|| {
-        let owner = answer("/usr/bin/rpm", &["-qf", "--qf", "%{NAME}", path])?;
-        Some(format!("dnf debuginfo-install {}", owner.trim()))
-    })
+    [path, other]
+        .iter()
+        .find_map(|path| {
+            let owner = answer("/usr/bin/dpkg-query", &["-S", path])?;
+            let name = owner.split([':', ',']).next()?.trim();
+            let debug = [format!("{name}-dbg"), format!("{name}-dbgsym")].into_iter();
+            let known = |package: &String| {
+                answer("/usr/bin/apt-cache", &["show", "--no-all-versions", package]).is_some()
+            };
+            let package = debug.clone().find(known).or(debug.last())?;
+            Some(format!("package {package}"))
+        })
+        .or_else(|| {
+            let owner = answer("/usr/bin/rpm", &["-qf", "--qf", "%{NAME}", path])?;
+            Some(format!("dnf debuginfo-install {}", owner.trim()))
+        })
 }
 
 /// What a program of the system says, if it succeeds.

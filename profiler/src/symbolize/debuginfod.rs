@@ -224,7 +224,10 @@ mod tests {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    body.len()
+                );
                 stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
             }
         });
@@ -244,7 +247,10 @@ mod tests {
         let url = server(vec![("200 OK", cat.clone()), ("200 OK", cat), ("404 Not Found", Vec::new())]);
         let mut client = client(vec![url], folder.path());
         assert!(client.fetch(&id, "cat").is_some());
-        assert!(client.fetch(&id, "cat").is_some(), "out of the cache: the server would answer something else");
+        assert!(
+            client.fetch(&id, "cat").is_some(),
+            "out of the cache: the server would answer something else"
+        );
         assert!(client.fetch(&other, "other").is_none(), "another file");
         let missing = vec![9; 20];
         assert!(client.fetch(&missing, "missing").is_none());
@@ -274,7 +280,8 @@ mod tests {
         let at = |variables: &[(&str, &str)]| {
             cache(|wanted| {
                 let of = variables.iter().find(|(name, _)| *name == wanted);
-                of.map(|(_, value)| PathBuf::from(value)).or((wanted == "HOME").then(|| home.path().to_owned()))
+                of.map(|(_, value)| PathBuf::from(value))
+                    .or((wanted == "HOME").then(|| home.path().to_owned()))
             })
         };
         assert_eq!(at(&[]), home.path().join(".cache/debuginfod_client"));

@@ -67,7 +67,9 @@ impl Facts {
                 }
                 b".gnu_debugdata" => mini = bytes(),
                 b".text" => text = section.sh_addr(endian),
-                b".gopclntab" | b".data.rel.ro.gopclntab" if section.sh_flags(endian) & u64::from(SHF_ALLOC) != 0 => {
+                b".gopclntab" | b".data.rel.ro.gopclntab"
+                    if section.sh_flags(endian) & u64::from(SHF_ALLOC) != 0 =>
+                {
                     go = bytes();
                 }
                 _ => {}
@@ -87,7 +89,7 @@ fn link(bytes: &[u8], endian: Endianness) -> Option<(Vec<u8>, u32)> {
     use object::Endian as _;
     let end = bytes.iter().position(|byte| *byte == 0)?;
     let checksum = bytes.get((end + 4) & !3..)?.first_chunk()?;
-    (end > 0).then(|| (bytes[..end].to_vec(), endian.read_u32_bytes(*checksum)))
+    (end > 0).then(|| (bytes[..end].to_vec(), endian.read_u32(u32::from_ne_bytes(*checksum))))
 }
 
 #[cfg(test)]
@@ -103,7 +105,10 @@ mod tests {
         let little = Endianness::Little;
         assert_eq!(link(b"ab.debug\0\0\0\0\x01\x02\0\0", little), Some((b"ab.debug".to_vec(), 0x201)));
         assert_eq!(link(b"abc\0\x01\0\0\0", little), Some((b"abc".to_vec(), 1)));
-        assert_eq!([&b"abc"[..], b"abc\0", b"\0\0\0\0\0\0\0\0", b""].map(|bytes| link(bytes, little)), [const { None }; 4]);
+        assert_eq!(
+            [&b"abc"[..], b"abc\0", b"\0\0\0\0\0\0\0\0", b""].map(|bytes| link(bytes, little)),
+            [const { None }; 4]
+        );
     }
 
     #[test]

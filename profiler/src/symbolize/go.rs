@@ -1,11 +1,7 @@
 //! Go's own table of functions (`.gopclntab`), which programs need to run and stripping leaves in: names, files and lines, as
 //! Go 1.16 and newer write it (debug/gosym and runtime/symtab.go of Go).
 
-use crate::{
-    model::function::Function,
-    symbolize::facts::GoSection,
-    text,
-};
+use crate::{model::function::Function, symbolize::facts::GoSection, text};
 
 /// Characters of a name or path at most.
 const LONGEST: usize = 4096;
@@ -69,7 +65,9 @@ impl GoTable {
         let after = self.partition(address)?;
         let last = after.checked_sub(1)?;
         // The last entry is the end of the code.
-        if after > self.functions || (after == self.functions && self.start(after).is_some_and(|end| address >= end)) {
+        if after > self.functions
+            || (after == self.functions && self.start(after).is_some_and(|end| address >= end))
+        {
             return None;
         }
         let (start, info) = (self.start(last)?, self.index.checked_add(self.info(last)?)?);
@@ -80,7 +78,8 @@ impl GoTable {
         if entry != start {
             return None;
         }
-        let field = |index: usize| number(&self.bytes, at.checked_add(4 * index)?, 4).map(|field| field as usize);
+        let field =
+            |index: usize| number(&self.bytes, at.checked_add(4 * index)?, 4).map(|field| field as usize);
         let name = self.string(self.names, field(0)?)?;
         let (file_steps, line_steps, unit) = (field(4)?, field(5)?, field(7)?);
         let line = self.value(line_steps, start, address).and_then(|line| u32::try_from(line).ok());
@@ -89,7 +88,12 @@ impl GoTable {
             let offset = number(&self.bytes, self.units.checked_add(entry.checked_mul(4)?)?, 4)?;
             self.string(self.files, usize::try_from(offset).ok()?)
         });
-        (!name.is_empty()).then_some(Function { name, file, line: line.filter(|line| *line > 0), start: None })
+        (!name.is_empty()).then_some(Function {
+            name,
+            file,
+            line: line.filter(|line| *line > 0),
+            start: None,
+        })
     }
 
     /// How many functions begin at or before an address.
@@ -109,7 +113,9 @@ impl GoTable {
     fn start(&self, function: usize) -> Option<u64> {
         match self.layout {
             Layout::Words => number(&self.bytes, self.index + 16 * function, 8),
-            Layout::Offsets => Some(number(&self.bytes, self.index + 8 * function, 4)?.wrapping_add(self.text)),
+            Layout::Offsets => {
+                Some(number(&self.bytes, self.index + 8 * function, 4)?.wrapping_add(self.text))
+            }
         }
     }
 

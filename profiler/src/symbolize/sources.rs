@@ -130,7 +130,8 @@ fn by_build_id(file: &File, build_id: &[u8]) -> io::Result<TempDir> {
 /// The file on this machine that the debug information of a file was moved to.
 fn debug_file(file: &File, module: &Module, link: Option<&(Vec<u8>, u32)>) -> Option<(File, Origin)> {
     let id: String = module.build_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let by_id = |folder: &&str| id.get(..2).map(|begin| format!("{folder}/.build-id/{begin}/{}.debug", &id[2..]));
+    let by_id =
+        |folder: &&str| id.get(..2).map(|begin| format!("{folder}/.build-id/{begin}/{}.debug", &id[2..]));
     let by_id = DEBUG_FOLDERS.iter().filter_map(by_id).map(PathBuf::from);
     let linked = link.map_or_else(Vec::new, |(name, _)| by_link(file, module, name));
     by_id.chain(linked).find_map(|path| {
@@ -211,7 +212,8 @@ mod tests {
             let run = Command::new("sh").args(["-c", command]).current_dir(folder.path()).output();
             run.is_ok_and(|run| run.status.success())
         };
-        let made = shell("gcc -g -O1 -Wl,--build-id=sha1 p.c -o whole && cp whole p") && commands.iter().all(|command| shell(command));
+        let made = shell("gcc -g -O1 -Wl,--build-id=sha1 p.c -o whole && cp whole p")
+            && commands.iter().all(|command| shell(command));
         made.then_some(folder)
     }
 
@@ -228,7 +230,8 @@ mod tests {
 
     #[test]
     fn a_debug_file_is_found_by_its_link_and_must_be_the_right_one() {
-        let separate = "objcopy --only-keep-debug p p.debug && strip p && objcopy --add-gnu-debuglink=p.debug p";
+        let separate =
+            "objcopy --only-keep-debug p p.debug && strip p && objcopy --add-gnu-debuglink=p.debug p";
         let Some(folder) = built(&[separate]) else {
             eprintln!("skipped: no gcc and objcopy");
             return;
@@ -255,7 +258,10 @@ mod tests {
             return;
         };
         let sources = sources_of(&folder.path().join("p"));
-        assert_eq!(sources.iter().map(|source| &source.origin).collect::<Vec<_>>(), [&Origin::Exported, &Origin::Mini]);
+        assert_eq!(
+            sources.iter().map(|source| &source.origin).collect::<Vec<_>>(),
+            [&Origin::Exported, &Origin::Mini]
+        );
         let Names::Elf { file, .. } = &sources[1].names else { panic!("no file") };
         assert!(Facts::read(file).symbols);
     }
