@@ -167,7 +167,7 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Unwind::Tables)]
     pub unwind: Unwind,
 
-    /// Whether functions of language runtimes (JavaScript in Node.js 18 and newer, Python in CPython 3.8 and newer) are named by reading them out of the
+    /// Whether functions of language runtimes (JavaScript in Node.js 18 and newer, Python in CPython 3.8 and newer, compiled Java in HotSpot) are named by reading them out of the
     /// running program's memory.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = RuntimeNames::Auto)]
     pub runtimes: RuntimeNames,

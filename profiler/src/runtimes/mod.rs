@@ -30,12 +30,13 @@ use crate::{
 };
 
 pub mod exported;
+pub mod hotspot;
 pub mod memory;
 pub mod python;
 pub mod v8;
 
 /// Every runtime.
-pub static RUNTIMES: &[&dyn Runtime] = &[&v8::Node, &python::CPython];
+pub static RUNTIMES: &[&dyn Runtime] = &[&v8::Node, &python::CPython, &hotspot::HotSpot];
 
 /// A language runtime.
 pub trait Runtime: Sync {
@@ -253,7 +254,7 @@ impl Runtimes {
         tables: &mut Tables,
         into: &mut Vec<Frame>,
     ) -> u64 {
-        if stack.entries.is_empty() {
+        if stack.entries.is_empty() && !stack.frames.iter().any(|user| user.made_at_run_time) {
             into.extend(stack.frames.iter().map(|user| user.frame));
             return 0;
         }
