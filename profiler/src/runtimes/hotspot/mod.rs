@@ -120,7 +120,10 @@ impl<M: ForeignMemory> Attached for Java<M> {
             match self.function(user.address) {
                 Some(name) => {
                     let function = Function { name: (*name).to_owned(), ..Function::default() };
-                    naming.replace(index, Replacement { frames: vec![vec![function]], ..Replacement::default() });
+                    naming.replace(
+                        index,
+                        Replacement { frames: vec![vec![function]], ..Replacement::default() },
+                    );
                 }
                 None => naming.unnamed += 1,
             }
@@ -224,7 +227,10 @@ impl<M: ForeignMemory> Java<M> {
     fn symbol(&self, symbol: u64) -> Option<String> {
         let length = self.memory.u16(symbol.wrapping_add(self.layout.symbol_length))?;
         let known = (1..=LONGEST).contains(&length) && symbol != 0;
-        let bytes = self.memory.bytes(symbol.wrapping_add(self.layout.symbol_text), length.into()).filter(|_| known)?;
+        let bytes = self
+            .memory
+            .bytes(symbol.wrapping_add(self.layout.symbol_text), length.into())
+            .filter(|_| known)?;
         Some(crate::text::clean(&bytes))
     }
 }

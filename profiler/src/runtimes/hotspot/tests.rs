@@ -67,7 +67,14 @@ fn memory() -> FakeMemory {
 
 fn java<M: ForeignMemory>(memory: M) -> Java<M> {
     let heaps = heaps(&memory, &layout()).unwrap_or_default();
-    Java { memory, layout: layout(), heaps, pieces: FxHashMap::default(), seen: FxHashMap::default(), now: Round::default() }
+    Java {
+        memory,
+        layout: layout(),
+        heaps,
+        pieces: FxHashMap::default(),
+        seen: FxHashMap::default(),
+        now: Round::default(),
+    }
 }
 
 #[test]
