@@ -96,7 +96,9 @@ fn machine_code(bytes: &[u8]) {
 /// A file that a process has mapped.
 fn elf(bytes: &[u8]) {
     if let Some(table) = Facts::parse(bytes).and_then(|facts| GoTable::read(facts.go?)) {
-        [0, 0x1000, 0x40_1000, u64::MAX].map(|address| table.function(address));
+        for address in [0, 0x1000, 0x40_1000, u64::MAX] {
+            table.function(address);
+        }
     }
     if let Some(info) = ElfInfo::parse(bytes) {
         for file_offset in [0, 0x1000, u64::MAX] {

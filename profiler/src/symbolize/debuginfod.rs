@@ -191,7 +191,7 @@ fn remember_missing(folder: &Path, kept: &Path) {
     let write = || -> io::Result<()> {
         make(folder)?;
         let file = tempfile::Builder::new().prefix("debuginfo.").tempfile_in(folder)?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0))?;
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o000))?;
         file.persist(kept).map(drop).map_err(|error| error.error)
     };
     let _only_asked_again = write();

@@ -89,7 +89,7 @@ fn link(bytes: &[u8], endian: Endianness) -> Option<(Vec<u8>, u32)> {
     use object::Endian as _;
     let end = bytes.iter().position(|byte| *byte == 0)?;
     let checksum = bytes.get((end + 4) & !3..)?.first_chunk()?;
-    (end > 0).then(|| (bytes[..end].to_vec(), endian.read_u32(u32::from_ne_bytes(*checksum))))
+    (end > 0).then(|| (bytes[..end].to_vec(), endian.read_u32(*checksum)))
 }
 
 #[cfg(test)]
