@@ -49,9 +49,10 @@ pub fn run(args: &SymbolsArgs) -> Result<()> {
         let (module, Some(file)) = (tables.module(id), processes.file(id)) else { continue };
         let sources = sources::find(file, module, None);
         writeln!(text, "{:>9}  {}: {}", bytes(size as f64), module.path, told(&sources))?;
-        let runtimes = RUNTIMES.iter().filter(|runtime| runtime.recognises(module.name()));
-        for runtime in
-            runtimes.filter(|runtime| runtime.open(file, module.name()).is_some_and(|build| build.is_ok()))
+        let path = processes.own_path(id, module);
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let runtimes = RUNTIMES.iter().filter(|runtime| runtime.recognises(name));
+        for runtime in runtimes.filter(|runtime| runtime.open(file, name).is_some_and(|build| build.is_ok()))
         {
             writeln!(
                 text,
@@ -60,7 +61,7 @@ pub fn run(args: &SymbolsArgs) -> Result<()> {
                 runtime.language()
             )?;
         }
-        if let Some(how) = to_get(&sources, module, same_root) {
+        if let Some(how) = to_get(&sources, path, module, same_root) {
             writeln!(text, "{:>9}  {how}", "")?;
         }
     }
@@ -93,11 +94,11 @@ fn told(sources: &[Source]) -> String {
 }
 
 /// How to get the names that are missing.
-fn to_get(sources: &[Source], module: &Module, same_root: bool) -> Option<String> {
+fn to_get(sources: &[Source], path: &str, module: &Module, same_root: bool) -> Option<String> {
     if sources.iter().any(|source| source.origin != Origin::Exported) {
         return None;
     }
-    let package = if same_root { package(&module.path) } else { None };
+    let package = if same_root { package(path) } else { None };
     let package = package.map(|package| format!("{package}, or "));
     Some(match (package, module.build_id.is_empty()) {
         (package, false) => format!("get more: {}--debuginfod", package.unwrap_or_default()),

@@ -64,6 +64,8 @@ pub struct ProcessTable {
     jit_regions: FxHashMap<u32, Regions>,
     /// What programs are called.
     started_as: StartedAs,
+    /// Own paths of those that are called otherwise.
+    own_paths: FxHashMap<ModuleId, String>,
 }
 
 #[derive(Clone, Default)]
@@ -144,6 +146,7 @@ impl ProcessTable {
             reused: 0,
             jit_regions: FxHashMap::default(),
             started_as: StartedAs::default(),
+            own_paths: FxHashMap::default(),
         }
     }
 
@@ -278,6 +281,11 @@ impl ProcessTable {
     /// The open file behind a module, if it could be opened.
     pub fn file(&self, module: ModuleId) -> Option<&Rc<File>> {
         self.by_module.get(&module)
+    }
+
+    /// The path of a module's file itself, whatever the program was started as.
+    pub fn own_path<'a>(&'a self, id: ModuleId, module: &'a Module) -> &'a str {
+        self.own_paths.get(&id).unwrap_or(&module.path)
     }
 
     /// Code without a file belongs to whoever had its memory at the time.
@@ -435,7 +443,7 @@ impl ProcessTable {
         }
         let key = FileKey::of(entry);
         if !self.files.contains_key(&key) {
-            let named = has_name(entry);
+            let named = entry.has_name();
             if !named && self.not_elf.contains(&key) {
                 return None;
             }
@@ -466,6 +474,11 @@ impl ProcessTable {
                 && self.by_module.len() < MAX_OPEN_FILES
             {
                 self.by_module.insert(module, Rc::new(file));
+            }
+            let program = self.processes.get(&pid).and_then(|process| process.program.as_ref());
+            if let Some(program) = program.filter(|program| program.1 == entry.path && program.0 != program.1)
+            {
+                self.own_paths.insert(module, program.0.clone());
             }
             self.files.insert(key.clone(), CodeFile { module, elf });
         }
@@ -557,16 +570,6 @@ fn around(entries: &[(MapsEntry, bool)], index: usize) -> impl Iterator<Item = &
     let before = entries[..index].iter().rev().find(file);
     let after = entries[index + 1..].iter().find(file);
     before.into_iter().chain(after).filter(move |_| memory).map(|(entry, _)| entry)
-}
-
-/// Whether a mapping shows a file with a name of its own, and not memory that looks like one.
-fn has_name(entry: &MapsEntry) -> bool {
-    entry.inode != 0
-        && entry.path.starts_with('/')
-        && !entry.path.starts_with("//anon")
-        && !entry.path.starts_with("/memfd:")
-        && !entry.path.starts_with("/dev/zero")
-        && !entry.path.starts_with("/SYSV")
 }
 
 /// Adds a mapping; what it covers of earlier ones is gone, as with mmap.

@@ -176,6 +176,12 @@ struct Process {
     round: u64,
 }
 
+/// What a file is called itself: links to it have any name.
+fn file_name<'a>(module: ModuleId, processes: &'a ProcessTable, tables: &'a Tables) -> &'a str {
+    let path = processes.own_path(module, tables.module(module));
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 impl Runtimes {
     /// Knows of none yet. With `enabled` false it never will.
     pub fn new(proc_root: PathBuf, enabled: bool) -> Runtimes {
@@ -196,7 +202,8 @@ impl Runtimes {
         let files: FxHashSet<ModuleId> = processes.mapped_code(pid).map(|code| code.module).collect();
         let mut modules = Vec::new();
         for (index, runtime) in RUNTIMES.iter().enumerate() {
-            let named = files.iter().filter(|&&module| runtime.recognises(tables.module(module).name()));
+            let named =
+                files.iter().filter(|&&module| runtime.recognises(file_name(module, processes, tables)));
             modules.extend(named.map(|&module| (index, module)));
         }
         modules.sort_unstable();
@@ -209,7 +216,8 @@ impl Runtimes {
             let refused =
                 |why: &String| crate::say!("profiler: {language} functions of {path} have no names: {why}");
             let build = self.builds.entry((index, module)).or_insert_with(|| {
-                let opened = RUNTIMES[index].open(processes.file(module)?, tables.module(module).name())?;
+                let opened =
+                    RUNTIMES[index].open(processes.file(module)?, file_name(module, processes, tables))?;
                 Some(Rc::from(opened.inspect_err(refused).ok()?))
             });
             let Some((build, memory)) = build.as_ref().zip(ProcessMemory::open(&self.proc_root, pid)) else {
