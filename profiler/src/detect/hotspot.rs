@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_comes_with_the_compiler_is_a_piece_of_what_it_was_put_into() {
-        use crate::symbolize::Function;
+        use crate::model::function::Function;
         let mut profile = profile(&[("main;render_report", 3)]);
         let function = |name: &str, file: &str| Function {
             name: name.into(),

@@ -16,10 +16,10 @@ use rustc_hash::FxHashMap;
 use crate::{
     model::{function::Function, stack::Language},
     runtimes::{
-        Attached, Build, Naming, NotAttached, Place, Replacement, Runtime, UserStack,
         exported::Exported,
         hotspot::layout::{Layout, WANTED},
         memory::{ForeignMemory, Round},
+        runtime::{Attached, Build, Naming, NotAttached, Place, Replacement, Runtime, UserStack},
     },
 };
 
