@@ -5,6 +5,7 @@ use clap::Parser;
 
 mod bench;
 mod build_ebpf;
+mod dist;
 mod docs;
 mod kernel_matrix;
 mod licences;
@@ -21,6 +22,8 @@ enum Task {
     Bench(bench::Bench),
     /// Check what the profiler measures in Debian's kernels, emulated, installing what that needs (Debian, as root)
     KernelMatrix(kernel_matrix::Args),
+    /// Make the Debian package, and check the unit in it
+    Dist(dist::Args),
     /// Write docs/rules from the table of rules
     Docs(docs::Args),
     /// Check that every dependency has a licence that this project can be distributed with
@@ -34,6 +37,7 @@ fn main() -> Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Bench(bench) => bench::run(&bench),
         Task::KernelMatrix(args) => kernel_matrix::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Licences => licences::run(),
         Task::Walls => walls::run(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))),
