@@ -5,7 +5,7 @@ set -euo pipefail
 
 missing=()
 for package in gcc g++ libc6-dev redis-server redis-tools postgresql nginx-light wrk nodejs python3 golang-go \
-    musl-tools libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0; do
+    musl-tools libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0 debuginfod dwz xz-utils; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then

@@ -209,3 +209,51 @@ fn stacks_cross_signals_and_end_in_fibers() {
         );
     }
 }
+
+/// A file that several names lead to is called as the program was started.
+#[test]
+fn a_program_is_called_as_it_was_started() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let stripped = workload("split", &[FRAME_POINTERS, &["-s"]].concat());
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("called-so");
+    std::os::unix::fs::symlink(&stripped, &link).unwrap();
+    let work = format!("[called-so+{:#x}]", symbols(&workload("split", FRAME_POINTERS))["work_sixty"]);
+    let running = Running::start(Command::new(&link).arg("60").stdout(Stdio::null()));
+    let attached = profile(&["--pid", &running.pid(), "-F", "499", "-d", "2s"]);
+    let started = profile(&["-F", "499", "--", link.to_str().unwrap(), "2"]);
+    for profile in [attached, started] {
+        profile.assert_consistent();
+        let paths: Vec<&str> =
+            profile.list("modules").iter().map(|module| module["path"].as_str().unwrap()).collect();
+        assert!(paths.contains(&link.to_str().unwrap()), "{paths:?}");
+        assert!(!paths.contains(&stripped.to_str().unwrap()), "{paths:?}");
+        assert!(profile.total_percent(&work) > 30.0);
+    }
+}
+
+/// What the profiler costs the target is said to be the profiler's.
+#[test]
+fn the_profilers_own_programs_are_called_so() {
+    if !kernel_ready(&["dd"]) {
+        return;
+    }
+    let mut dd = Command::new("dd");
+    dd.args(["if=/dev/zero", "of=/dev/null", "bs=1", "status=none"]);
+    let running = Running::start(&mut dd);
+    let profile = profile(&["--pid", &running.pid(), "-F", "4999", "-d", "3s", "--syscalls"]);
+    profile.assert_consistent();
+    let itself = own(&profile, "[the profiler itself]").into_values().sum::<u64>();
+    // Other profilers of this machine are not this one.
+    let others = own(&profile, "bpf_prog_").into_values().sum::<u64>();
+    assert!(itself > 100 && itself > others, "{itself} samples, and {others} with other names");
+    for stack in profile.list("stacks") {
+        let functions = profile.functions(stack);
+        let at = functions.iter().position(|function| *function == "[the profiler itself]");
+        assert!(at.is_none_or(|at| at == 0), "what it calls is its own: {functions:?}");
+    }
+    let verdict = profile.0["verdict"].to_string();
+    assert!(!verdict.contains("the profiler itself"), "{verdict}");
+}

@@ -159,8 +159,12 @@ fn what_ran_last_has_its_name_when_the_program_has_ended() {
     let script =
         "import time\nend = time.time() + 1\nwhile time.time() < end: sum(i * i for i in range(10000))";
     let (mut named, mut gone) = (0, 0);
-    for interpreter in interpreters {
-        let profile = profile(&["-F", "997", "--", interpreter.to_str().unwrap(), "-c", script]);
+    let folder = tempfile::tempdir().unwrap();
+    for (number, interpreter) in interpreters.into_iter().enumerate() {
+        // Whatever it is called: environments have links to it.
+        let link = folder.path().join(format!("job-runner-{number}"));
+        std::os::unix::fs::symlink(&interpreter, &link).unwrap();
+        let profile = profile(&["-F", "997", "--", link.to_str().unwrap(), "-c", script]);
         for stack in profile.list("stacks") {
             let samples = stack["samples"].as_u64().unwrap();
             let functions: Vec<&str> = frames(&profile, stack).into_iter().map(|(name, _)| name).collect();
@@ -169,5 +173,5 @@ fn what_ran_last_has_its_name_when_the_program_has_ended() {
         }
     }
     // What came up for the first time after names were last asked for, nobody knows.
-    assert!(gone * 200 <= named, "{gone} without names, {named} with");
+    assert!(named > 1000 && gone * 200 <= named, "{gone} without names, {named} with");
 }

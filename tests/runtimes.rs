@@ -123,3 +123,35 @@ fn functions_that_block_are_named() {
     let told = profile.0.to_string();
     assert!(told.contains("readConfig"), "stalls name it, too");
 }
+
+/// Methods of Java have their names and shares, without a flag and without an agent.
+#[test]
+fn compiled_java_is_named() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let Some(java) = which("java").filter(|_| which("javac").is_some()) else {
+        eprintln!("skipped: no JDK");
+        return;
+    };
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads/Shares.java");
+    let mut command = Command::new(java);
+    let mut running = Running::start(command.arg(source).stdin(Stdio::piped()).stdout(Stdio::piped()));
+    running.ready();
+    let profile = common::profile(&["-F", "997", "-d", "5s", "--alloc", "off", "--pid", &running.pid()]);
+    profile.assert_consistent();
+    let own = |function: &str| {
+        let of = profile.list("hotspots").iter().filter(|of| of["function"] == function);
+        of.map(|of| of["self_samples"].as_u64().unwrap()).sum::<u64>() as f64
+    };
+    let work = [("Fifty.run", 50.0), ("Thirty.run", 30.0), ("Twenty.run", 20.0)]
+        .map(|(name, share)| (own(name), share));
+    let all: f64 = work.iter().map(|(own, _)| own).sum();
+    assert!(all > 0.9 * profile.number("samples") as f64, "{work:?}");
+    for (own, share) in work {
+        assert!((100.0 * own / all - share).abs() < 4.0, "{work:?}");
+    }
+    let jit = profile.list("hotspots").iter().filter(|of| of["module"] == "[jit]");
+    let unnamed: u64 = jit.map(|of| of["self_samples"].as_u64().unwrap()).sum();
+    assert!(unnamed * 50 < profile.number("samples"), "{unnamed}");
+}

@@ -12,6 +12,7 @@ use crate::{
     process::target::Target,
     session::Options,
     settings::{Alloc, AllocSettings, Settings, Waits},
+    symbolize::debuginfod,
 };
 
 /// Heading of the options of [`AllocArgs`].
@@ -64,6 +65,8 @@ pub struct Cli {
 /// Everything but profiling.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// List the files whose code a process has mapped, and where names of their functions come from, or can be had
+    Symbols(SymbolsArgs),
     /// Turn a recording (.prec) into a report or any other output, without root
     Replay(ReplayArgs),
     /// Say what memory was allocated and not freed between two snapshots or recordings (.prec), and where
@@ -96,6 +99,14 @@ pub enum Command {
         /// The folder
         folder: PathBuf,
     },
+}
+
+/// What names are looked for.
+#[derive(Debug, Args)]
+pub struct SymbolsArgs {
+    /// The process
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: u32,
 }
 
 /// Where the daemon's configuration is.
@@ -176,10 +187,14 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Unwind::Tables)]
     pub unwind: Unwind,
 
-    /// Whether functions of language runtimes (JavaScript in Node.js 18 and newer, Python in CPython 3.8 and newer) are named by reading them out of the
+    /// Whether functions of language runtimes (JavaScript in Node.js 18 and newer, Python in CPython 3.8 and newer, compiled Java in HotSpot) are named by reading them out of the
     /// running program's memory.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = RuntimeNames::Auto)]
     pub runtimes: RuntimeNames,
+    /// Ask debuginfod servers, when the run is over, for names and lines that files on this machine lack: these servers, or
+    /// those of DEBUGINFOD_URLS, or of /etc/debuginfod. On without this option where DEBUGINFOD_URLS is set
+    #[arg(long, value_name = "URLS", num_args = 0..=1, default_missing_value = "", require_equals = true)]
+    pub debuginfod: Option<String>,
     /// Whether to find out what threads wait for: auto is on, except with --all
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Waits::Auto)]
     pub waits: Waits,
@@ -240,6 +255,10 @@ impl ProfileArgs {
             frequency_hz: self.frequency,
             unwind_by_tables: self.unwind == Unwind::Tables,
             name_runtimes: self.runtimes == RuntimeNames::Auto,
+            debuginfod: match &self.debuginfod {
+                Some(urls) => debuginfod::wanted(urls),
+                None => debuginfod::from_environment().unwrap_or_default(),
+            },
             waits: self.waits,
             wakers: self.wakers,
             syscalls: self.syscalls,

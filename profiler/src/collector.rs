@@ -99,6 +99,9 @@ impl Collector {
         let sideband_bytes = if track_all { SIDEBAND_BYTES_FOR_ALL } else { SIDEBAND_BYTES };
         let notices = Sideband::open(&cpus, sideband_bytes)?;
         let mut resolver = Resolver::new(proc_root, Clock::monotonic(), track_all, settings.name_runtimes);
+        if !settings.debuginfod.is_empty() {
+            resolver.ask_servers(settings.debuginfod.clone());
+        }
         if settings.unwind_by_tables {
             resolver.unwinder = Some(Feeder::new(kernel.take_unwind_maps()?, DEFAULT_BUDGET_BYTES));
         }
@@ -293,6 +296,7 @@ impl Collector {
         self.stopped_ns = Some(self.resolver.clock.now_ns());
         self.usage_at_stop = Some(Usage::now());
         self.each(sink, |probe, cx| probe.stop(cx))?;
+        self.resolver.look_at_own_code();
         self.kernel.detach();
         self.drain(sink)?;
         self.each(sink, |probe, cx| probe.flush(true, cx))
@@ -341,6 +345,7 @@ impl Collector {
         let now_ns = self.resolver.clock.now_ns();
         accounts.duration_ns = now_ns.saturating_sub(std::mem::replace(&mut self.interval_ns, now_ns));
         let totals = self.totals(Extent::Interval)?;
+        self.resolver.look_at_own_code();
         Ok((self.resolver.name(&self.meta, accounts, totals, Detail::Names), calls))
     }
 

@@ -23,6 +23,7 @@ use crate::{
     process::{elf::ElfInfo, life, limits, maps, objects, redact::Redact, target},
     recording,
     runtimes::exported::Exported,
+    symbolize::{facts::Facts, go::GoTable},
     unwind::{RuleTable, Table},
 };
 
@@ -94,6 +95,11 @@ fn machine_code(bytes: &[u8]) {
 
 /// A file that a process has mapped.
 fn elf(bytes: &[u8]) {
+    if let Some(table) = Facts::parse(bytes).and_then(|facts| GoTable::read(facts.go?)) {
+        for address in [0, 0x1000, 0x40_1000, u64::MAX] {
+            table.function(address);
+        }
+    }
     if let Some(info) = ElfInfo::parse(bytes) {
         for file_offset in [0, 0x1000, u64::MAX] {
             let mapping = maps::MapsEntry {

@@ -35,12 +35,13 @@ pub fn run(
         .flat_map(|snapshot| &snapshot.entries);
     let stacks = sampled.map(|(key, _)| key.stack).chain(listed.iter().copied()).chain(sites.clone());
     let (mut names, index) = name(stacks, tables, symbolizer, detail);
-    let frames = |stack: StackId| -> Vec<usize> {
-        tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect()
+    let frames = |names: &Names, stack: StackId| -> Vec<usize> {
+        let all = tables.stack(stack).frames.iter().map(|frame| index[frame].0);
+        outside_profiler(names, all.collect())
     };
-    let waiting = |names: &Names, stack| without_probe(names, frames(stack));
+    let waiting = |names: &Names, stack| without_probe(names, frames(names, stack));
     let listed = listed.into_iter().map(|stack| (stack, waiting(&names, stack)));
-    names.stacks = sites.map(|stack| (stack, frames(stack))).chain(listed).collect();
+    names.stacks = sites.map(|stack| (stack, frames(&names, stack))).chain(listed).collect();
     let unnamed = cpu
         .entries
         .iter()
@@ -60,7 +61,7 @@ pub fn run(
                 thread: key.thread,
                 process: tables.process_name(key.thread).to_owned(),
                 thread_name: tables.thread_name(key.thread).to_owned(),
-                frames: if kind == CPU { frames(key.stack) } else { waiting(&names, key.stack) },
+                frames: if kind == CPU { frames(&names, key.stack) } else { waiting(&names, key.stack) },
                 end: tables.stack(key.stack).end,
                 weight,
                 cause: key.cause,
@@ -184,4 +185,54 @@ fn without_probe(names: &Names, mut frames: Vec<usize>) -> Vec<usize> {
         }
     }
     frames
+}
+
+/// A stack in which the profiler's own code is one frame: what it calls, and the hooks that call it, are part of it.
+fn outside_profiler(names: &Names, mut frames: Vec<usize>) -> Vec<usize> {
+    const HOOKS: [&str; 4] = ["bpf_trace_run", "__bpf_trace_", "__traceiter_", "bpf_overflow_handler"];
+    let own = |&frame: &usize| names.frames[frame].functions.iter().any(Function::is_profiler_itself);
+    let Some(at) = frames.iter().rposition(own) else { return frames };
+    let is_hook = |frame: &usize| {
+        let frame = &names.frames[*frame];
+        names.is_kernel(frame) && HOOKS.iter().any(|hook| frame.functions[0].name.starts_with(hook))
+    };
+    let hooks = frames[at + 1..].iter().take_while(|frame| is_hook(frame)).count();
+    frames.drain(at + 1..at + 1 + hooks);
+    frames.drain(..at);
+    frames
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{function::PROFILER_ITSELF, stack::Module};
+
+    #[test]
+    fn the_profilers_own_code_is_one_frame() {
+        let frame = |(address, (kernel, name)): (usize, &(bool, &str))| NamedFrame {
+            module: usize::from(!kernel),
+            address: address as u64,
+            functions: vec![Function { name: (*name).to_owned(), ..Function::default() }],
+        };
+        let functions = [
+            (true, "read_tsc"),
+            (true, PROFILER_ITSELF),
+            (true, "bpf_helper"),
+            (true, PROFILER_ITSELF),
+            (true, "bpf_trace_run2"),
+            (true, "__bpf_trace_sys_exit"),
+            (true, "do_syscall_64"),
+            (false, "bpf_trace_run2"),
+        ];
+        let names = Names {
+            modules: vec![
+                Module::special(ModuleKind::Kernel),
+                Module { path: "/bin/app".into(), ..Module::special(ModuleKind::File) },
+            ],
+            frames: functions.iter().enumerate().map(frame).collect(),
+            ..Names::default()
+        };
+        assert_eq!(outside_profiler(&names, (0..8).collect()), [3, 6, 7]);
+        assert_eq!(outside_profiler(&names, vec![0, 2, 4, 7]), [0, 2, 4, 7], "another's");
+    }
 }

@@ -21,7 +21,7 @@ use crate::{
     probe::cpu::records::RawSample,
     process::{ProcessTable, clock::Clock, memory::ProcessMemory, table::Resolution, target::comm},
     runtimes::{Runtimes, UserFrame, UserStack},
-    symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _},
+    symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _, debuginfod::Debuginfod},
     unwind::feed::Feeder,
 };
 
@@ -226,6 +226,16 @@ impl Resolver {
     /// Whether a process has no user stacks.
     pub fn is_kernel_thread(&mut self, pid: u32) -> bool {
         self.processes.is_kernel_thread(pid, &mut self.tables)
+    }
+
+    /// Has servers asked for debug information when all is to be named.
+    pub fn ask_servers(&mut self, urls: Vec<String>) {
+        self.symbols.servers = Some(Debuginfod::new(urls));
+    }
+
+    /// Takes note of which code in the kernel is the profiler's, while it is there.
+    pub fn look_at_own_code(&mut self) {
+        self.symbols.own_code.look();
     }
 
     /// Names everything in `totals`.

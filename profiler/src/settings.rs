@@ -15,6 +15,8 @@ pub struct Settings {
     pub unwind_by_tables: bool,
     /// Name functions of language runtimes.
     pub name_runtimes: bool,
+    /// Servers that are asked for debug information when the run is over (debuginfod).
+    pub debuginfod: Vec<String>,
     /// Whether to watch the scheduler.
     pub waits: Waits,
     /// Find out who ends each wait.
@@ -130,6 +132,7 @@ pub(crate) mod fixtures {
             frequency_hz: 100,
             unwind_by_tables: false,
             name_runtimes: true,
+            debuginfod: Vec::new(),
             waits: Waits::Auto,
             wakers: false,
             syscalls: false,

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod package;
 pub mod replay;
 pub mod rules;
+pub mod symbols;
 
 /// Does what the command line asks for; returns the exit code.
 pub fn run(cli: &Cli) -> Result<u8> {
@@ -20,6 +21,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         None => session::run(cli.profile.options()),
         Some(Command::Replay(args)) => replay::run(args),
         Some(Command::Diff(args)) => diff::diff(args).map(|()| 0),
+        Some(Command::Symbols(args)) => symbols::run(args).map(|()| 0),
         Some(Command::Rules(args)) => rules::run(args).map(|()| 0),
         Some(Command::Doctor) => doctor::doctor().map(|()| 0),
         Some(Command::Daemon(args)) => daemon::run(args).map(|()| 0),

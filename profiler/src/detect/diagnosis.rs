@@ -9,6 +9,7 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Finding, Severity, Verdict},
+        function::PROFILER_ITSELF,
         report::Run,
         units::{count, time},
         wait::ThreadTime,
@@ -85,7 +86,7 @@ impl<'a> Signals<'a> {
     /// The hottest function, with its share of the samples.
     fn hottest(&self) -> Option<String> {
         let profile = &self.run.cpu;
-        let hottest = hotspot::hotspots(profile).into_iter().next()?;
+        let hottest = hotspot::hotspots(profile).into_iter().find(|of| of.function != PROFILER_ITSELF)?;
         let share = 100.0 * hottest.self_samples as f64 / profile.total.max(1) as f64;
         let place = hottest.location.map_or_else(String::new, |location| format!(" ({location})"));
         Some(format!("{share:.0} % of that in {}{place}", hottest.function))

@@ -17,7 +17,7 @@ pub struct Hotspot {
     pub location: Option<String>,
     /// Path of the module.
     pub module: String,
-    /// Samples with this function innermost.
+    /// Samples with this function innermost, see [`own`].
     pub self_samples: u64,
     /// Samples with this function anywhere in the stack, each counted once.
     pub total_samples: u64,
@@ -68,12 +68,37 @@ struct Counts<'a> {
     lines: FxHashMap<(&'a str, u32), (u64, u64)>,
 }
 
+/// Where source files lie that come with a compiler, in all its versions.
+const WITH_COMPILERS: [&str; 6] = [
+    "/rustc/",
+    "/rustlib/src/rust/",
+    "/include/c++/",
+    "/usr/include/",
+    "/usr/lib/gcc/",
+    "/usr/local/go/src/",
+];
+
+/// Which function of a stack its samples are the own ones of: the innermost. But what the compiler has put there out of
+/// its own library (`<i32 as PartialOrd>::lt`) is a piece of the function that it was put into.
+pub fn own(profile: &Profile, stack: &ProfileStack) -> usize {
+    let mut outermost = 0;
+    for (position, (function, _, inlined)) in profile.functions(stack).enumerate() {
+        outermost = position;
+        let of_compiler = |file: &String| WITH_COMPILERS.iter().any(|folder| file.contains(folder));
+        if !inlined || !function.file.as_ref().is_some_and(of_compiler) {
+            break;
+        }
+    }
+    outermost
+}
+
 fn of_stacks<'a>(profile: &'a Profile, stacks: impl Iterator<Item = &'a ProfileStack>) -> Vec<Hotspot> {
     let mut counts: FxHashMap<_, Counts<'_>> = FxHashMap::default();
     for (number, stack) in (1..).zip(stacks) {
+        let innermost = own(profile, stack);
         for (position, (function, frame, _)) in profile.functions(stack).enumerate() {
             let count = counts.entry((function.identity(), frame.module)).or_default();
-            let own = if position == 0 { stack.weight } else { 0 };
+            let own = if position == innermost { stack.weight } else { 0 };
             // A recursive function is in the stack many times and in the sample once.
             let total = if count.last_stack == number { 0 } else { stack.weight };
             count.last_stack = number;
@@ -129,6 +154,35 @@ mod tests {
         assert_eq!(find("c"), (2, 2));
         assert_eq!(hotspots(&profile)[0].function, "b", "hottest first");
         assert_eq!(hotspots(&profile).iter().map(|hotspot| hotspot.self_samples).sum::<u64>(), profile.total);
+    }
+
+    #[test]
+    fn what_comes_with_the_compiler_is_a_piece_of_what_it_was_put_into() {
+        use crate::model::function::Function;
+        let mut profile = profile(&[("main;render_report", 3)]);
+        let function = |name: &str, file: &str| Function {
+            name: name.into(),
+            file: Some(file.into()),
+            ..Function::default()
+        };
+        let less = function("<i32 as PartialOrd>::lt", "/rustc/1234/library/core/src/cmp.rs");
+        let serde = function("serde::ser", "/root/.cargo/registry/src/index/serde-1/src/ser.rs");
+        let frames = |profile: &mut Profile, functions: Vec<Function>| {
+            let names = std::rc::Rc::make_mut(&mut profile.names);
+            let frame = names
+                .frames
+                .iter_mut()
+                .find(|frame| frame.functions.iter().any(|of| of.name == "render_report"));
+            frame.unwrap().functions = functions;
+        };
+        let report = function("render_report", "app.rs");
+        let own = |profile: &Profile| hotspots(profile)[0].function.clone();
+        frames(&mut profile, vec![less.clone(), less.clone(), report.clone()]);
+        assert_eq!((own(&profile), hotspots(&profile)[1].self_samples), ("render_report".to_owned(), 0));
+        frames(&mut profile, vec![less.clone(), serde, report]);
+        assert_eq!(own(&profile), "serde::ser");
+        frames(&mut profile, vec![less.clone(), Function { name: "render_report".into(), ..less }]);
+        assert_eq!(own(&profile), "render_report", "a function of its own, wherever it comes from");
     }
 
     #[test]

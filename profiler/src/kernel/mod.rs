@@ -5,6 +5,7 @@ pub mod btf;
 pub mod costs;
 pub mod function_hooks;
 pub mod load;
+pub mod own;
 pub mod port;
 pub mod preflight;
 pub mod sideband;

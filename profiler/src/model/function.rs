@@ -39,6 +39,9 @@ pub struct Start {
     pub column: u32,
 }
 
+/// See [`Function::profiler_itself`].
+pub const PROFILER_ITSELF: &str = "[the profiler itself]";
+
 impl Function {
     /// What tells it from all other functions of its module: its name, and where it begins if that is known.
     pub fn identity(&self) -> (&str, Option<(&str, Start)>) {
@@ -63,6 +66,16 @@ impl Function {
     /// What to call the code that a signal handler returns to, as debuggers do.
     pub fn signal_frame() -> Function {
         Function { name: "<signal handler called>".to_owned(), ..Function::default() }
+    }
+
+    /// Code of the profiler's that runs in the kernel, and whatever that calls.
+    pub fn profiler_itself() -> Function {
+        Function { name: PROFILER_ITSELF.to_owned(), ..Function::default() }
+    }
+
+    /// Whether this is the profiler, and not the target.
+    pub fn is_profiler_itself(&self) -> bool {
+        self.name == PROFILER_ITSELF
     }
 
     /// What to call an address of which nothing is known.

@@ -38,6 +38,8 @@ pub enum Language {
     JavaScript,
     /// CPython's.
     Python,
+    /// HotSpot's.
+    Java,
 }
 
 impl fmt::Display for Language {
@@ -45,6 +47,7 @@ impl fmt::Display for Language {
         f.write_str(match self {
             Language::JavaScript => "JavaScript",
             Language::Python => "Python",
+            Language::Java => "Java",
         })
     }
 }
@@ -74,6 +77,7 @@ impl Module {
             ModuleKind::Waker => "[woken]",
             ModuleKind::Managed(Language::JavaScript) => "[JavaScript]",
             ModuleKind::Managed(Language::Python) => "[Python]",
+            ModuleKind::Managed(Language::Java) => "[Java]",
             ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }

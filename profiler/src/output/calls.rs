@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::text::{Style, innermost, line};
+use super::{
+    names::short,
+    text::{Style, innermost, line},
+};
 use crate::model::{
     report::Run,
     stack::ThreadKey,
@@ -116,8 +119,7 @@ fn waits(run: &Run, calls: &Calls, style: &Style, out: &mut dyn Write) -> Result
     writeln!(out, "{}", style.dim(&head))?;
     for of in calls.waits.iter().take(LISTED) {
         let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
-        let functions: Vec<&str> =
-            functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
+        let functions: Vec<_> = functions.iter().take(FRAMES).map(|function| short(&function.name)).collect();
         let text = format!(
             "{:>9}  {:>8}  {:>8}  {:>8}  {}{}{}, {} (pid {}){}{}",
             thousands(of.lengths.count),
@@ -211,8 +213,7 @@ fn slow_call(run: &Run, of: &SlowCall, when: &str, style: &Style, out: &mut dyn 
     line(&text, style, out)?;
     let functions = of.stack.map_or_else(Vec::new, |stack| innermost(run.names(), stack));
     if !functions.is_empty() {
-        let functions: Vec<&str> =
-            functions.iter().take(FRAMES).map(|function| function.name.as_str()).collect();
+        let functions: Vec<_> = functions.iter().take(FRAMES).map(|function| short(&function.name)).collect();
         line(&format!("            {}", functions.join(" < ")), style, out)?;
     }
     Ok(())

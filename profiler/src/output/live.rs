@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    calls, report,
+    calls, names, report,
     text::{Style, line},
 };
 use crate::{
@@ -85,7 +85,11 @@ impl Live {
                 .iter()
                 .take(3)
                 .map(|hotspot| {
-                    format!("{} {:.0} %", hotspot.function, percent(hotspot.self_samples, last.total))
+                    format!(
+                        "{} {:.0} %",
+                        names::short(&hotspot.function),
+                        percent(hotspot.self_samples, last.total)
+                    )
                 })
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };

@@ -4,7 +4,10 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::text::{Style, line, user_functions};
+use super::{
+    names::short,
+    text::{Style, line, user_functions},
+};
 use crate::model::{
     memory::{Footprint, Memory, Site, WatchMode, Watching},
     report::{Profile, Run},
@@ -144,10 +147,10 @@ fn sites(run: &Run, memory: &Memory, style: &Style, out: &mut dyn Write) -> Resu
     {
         let point = live(site);
         let error = if site.estimated { bytes(point.live_bytes_err) } else { "exact".to_owned() };
-        let functions: Vec<&str> = user_functions(run.names(), run.names().stack(site.stack))
+        let functions: Vec<_> = user_functions(run.names(), run.names().stack(site.stack))
             .into_iter()
             .take(FRAMES)
-            .map(|function| function.name.as_str())
+            .map(|function| short(&function.name))
             .collect();
         let text = format!(
             "{:>9}  {error:>8}  {:>10}  {:>11}  {:>11}  {:>9}  {}",
@@ -178,10 +181,10 @@ fn faults(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
     let title = format!("page faults: about {} (sampled)", thousands(profile.total));
     writeln!(out, "\n{}", style.bold(&title))?;
     for stack in profile.stacks.iter().take(FAULTS) {
-        let functions: Vec<&str> = user_functions(&profile.names, &stack.frames)
+        let functions: Vec<_> = user_functions(&profile.names, &stack.frames)
             .into_iter()
             .take(FRAMES)
-            .map(|function| function.name.as_str())
+            .map(|function| short(&function.name))
             .collect();
         let share = percent(stack.weight, profile.total);
         line(

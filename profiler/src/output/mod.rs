@@ -29,6 +29,7 @@ pub mod folded;
 pub mod json;
 pub mod live;
 pub mod memory;
+pub mod names;
 pub mod options;
 pub mod pprof;
 pub mod report;

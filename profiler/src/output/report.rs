@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::{
     calls, findings, memory,
+    names::{PLACE, place, short},
     text::{Keep, Style, fit, width},
     waiting,
 };
@@ -78,8 +79,10 @@ pub fn table(hotspots: &[Hotspot], total: u64, style: &Style, out: &mut dyn Writ
     let longest = |text: fn(&Hotspot) -> usize, title: &str| {
         shown.iter().map(text).chain([title.len()]).max().unwrap_or(0)
     };
-    let mut name_width = longest(|hotspot| width(&hotspot.function), "function");
-    let mut location_width = longest(|hotspot| hotspot.location.as_deref().map_or(0, width), "location");
+    let mut name_width = longest(|hotspot| width(&short(&hotspot.function)), "function");
+    let shown_place = |hotspot: &Hotspot| place(hotspot.location.as_deref().unwrap_or("-"), PLACE);
+    let mut location_width =
+        longest(|hotspot| hotspot.location.as_deref().map_or(0, |at| width(&place(at, PLACE))), "location");
     let module_width = longest(|hotspot| width(&hotspot.module), "module");
     const NUMBERS: usize = 28; // what stands before the function
     if let Some(limit) = style.width {
@@ -102,8 +105,8 @@ pub fn table(hotspots: &[Hotspot], total: u64, style: &Style, out: &mut dyn Writ
             percent(hotspot.total_samples, total),
             thousands(hotspot.self_samples)
         );
-        let name = fit(&hotspot.function, name_width, Keep::Start);
-        let location = fit(hotspot.location.as_deref().unwrap_or("-"), location_width, Keep::End);
+        let name = fit(&short(&hotspot.function), name_width, Keep::Start);
+        let location = fit(&shown_place(hotspot), location_width, Keep::End);
         let module = fit(&hotspot.module, style.width.map_or(usize::MAX, |_| 40), Keep::End);
         let line = format!("{}  {name}  {location}  {}", style.heat(&numbers, own), module.trim_end());
         writeln!(out, "{line}")?;

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::text::{Keep, Style, fit, line, paragraph, short, told};
+use super::{
+    names::{PLACE, place as shown_place, short},
+    text::{Keep, Style, fit, line, paragraph, told},
+};
 use crate::{
     detect::{
         groups::groups,
@@ -125,7 +128,7 @@ fn place(names: &Names, finding: &Finding, indent: usize, style: &Style, out: &m
         "",
         told(names, &evidence.frames, evidence.shown)
             .iter()
-            .map(|name| short(name))
+            .map(|name| short(name).into_owned())
             .collect::<Vec<_>>()
             .join(" < ")
     );
@@ -157,7 +160,8 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let mut hottest: BTreeMap<u32, (u64, &str)> = BTreeMap::new();
     for stack in &run.cpu.stacks {
         let most = hottest.entry(stack.thread.pid).or_default();
-        if let Some((function, ..)) = run.cpu.functions(stack).next().filter(|_| stack.weight > most.0) {
+        let own = run.cpu.functions(stack).nth(hotspot::own(&run.cpu, stack));
+        if let Some((function, ..)) = own.filter(|_| stack.weight > most.0) {
             *most = (stack.weight, &function.name);
         }
     }
@@ -211,7 +215,7 @@ fn functions(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     writeln!(out, "\n{}", style.bold("hot paths, caller before callee"))?;
     for path in paths.iter().take(PATHS) {
-        let functions: Vec<&str> = path.functions.iter().map(|name| short(name)).collect();
+        let functions: Vec<_> = path.functions.iter().map(|name| short(name)).collect();
         let functions = match &functions[..] {
             [first, .., before, last] if functions.len() > 3 => {
                 format!("{first} > … > {before} > {last}")
@@ -227,14 +231,11 @@ fn functions(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
 fn function(of: &Hotspot, total: u64, style: &Style, out: &mut dyn Write) -> Result<()> {
     let own = percent(of.self_samples, total);
     let module = of.module.rsplit('/').next().unwrap_or(&of.module);
-    let place = of.location.as_deref().map_or_else(
-        || module.to_owned(),
-        |location| location.rsplit('/').next().unwrap_or(location).to_owned(),
-    );
     let room = style.width.unwrap_or(COLUMNS).saturating_sub(16);
-    let place = fit(&place, place.chars().count().min(room / 2), Keep::End);
+    let place = of.location.as_deref().unwrap_or(module);
+    let place = shown_place(place, PLACE.min(room / 2));
     let short = short(&of.function);
-    let name = fit(short, short.chars().count().min(room - place.chars().count()), Keep::Start);
+    let name = fit(&short, short.chars().count().min(room - place.chars().count()), Keep::Start);
     writeln!(out, "{}  {name}  {}", style.heat(&format!("{own:>6.1}"), own), style.dim(&place))?;
     Ok(())
 }

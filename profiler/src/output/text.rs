@@ -145,31 +145,6 @@ pub(super) fn told(names: &Names, frames: &[usize], most: usize) -> Vec<String> 
     told
 }
 
-/// A name of C++ without its parameters; any other as it is.
-pub(super) fn short(name: &str) -> &str {
-    if !name.contains("::") || !name.ends_with([')', 't']) {
-        return name;
-    }
-    let end = name.strip_suffix(" const").unwrap_or(name);
-    if !end.ends_with(')') {
-        return name;
-    }
-    let mut depth = 0;
-    let open = end.char_indices().rev().find(|&(_, c)| {
-        depth += match c {
-            ')' => 1,
-            '(' => -1,
-            _ => 0,
-        };
-        depth == 0
-    });
-    match open {
-        // After a blank it is the place of the function.
-        Some((at, _)) if at > 0 && !end[..at].ends_with(' ') => &end[..at],
-        _ => name,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,17 +177,6 @@ mod tests {
         let told = |first: usize| told(&names, &(first..9).collect::<Vec<_>>(), SHOWN);
         assert_eq!(told(0)[SHOWN - 1..], ["runtime4", "… JS:~mine app.js:1"]);
         assert_eq!(told(6), ["runtime6", "JS:~mine app.js:1", "JS:~caller app.js:9"]);
-    }
-
-    #[test]
-    fn parameters_of_cpp_are_left_out() {
-        assert_eq!(
-            short("v8::internal::Parser::Parse(int, void (*)(int)) const"),
-            "v8::internal::Parser::Parse"
-        );
-        assert_eq!(short("a::{lambda(int)#1}::_FUN(int)"), "a::{lambda(int)#1}::_FUN");
-        let kept = ["main", "a::work (app.rs:7)", "a::b", "::)"];
-        assert_eq!(kept.map(short), ["main", "a::work (app.rs:7)", "a::b", "::)"]);
     }
 
     #[test]

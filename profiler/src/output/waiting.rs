@@ -1,10 +1,13 @@
 //! The report's part about where the time went, on CPUs and off them.
 
-use std::{collections::BTreeMap, io::Write};
+use std::{borrow::Cow, collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::text::{Style, line, user_functions};
+use super::{
+    names::short,
+    text::{Style, line, user_functions},
+};
 use crate::model::{
     cause::WaitCause,
     distribution::Summary,
@@ -150,11 +153,13 @@ fn row(of: &ThreadTime, title: &str, style: &Style, out: &mut dyn Write) -> Resu
     line(&text, style, out)
 }
 
+/// A place off CPUs: what for, where, and who ended it.
+type OffCpu<'a> = (WaitCause, Vec<Cow<'a, str>>, Option<String>);
+
 /// Writes the stacks that waited longest in something else than idleness, if any was looked for.
 pub fn stacks(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(off_cpu) = &run.off_cpu else { return Ok(()) };
-    // What for, where, and who ended it.
-    let mut weights: BTreeMap<(WaitCause, Vec<&str>, Option<String>), u64> = BTreeMap::new();
+    let mut weights: BTreeMap<OffCpu<'_>, u64> = BTreeMap::new();
     for stack in &off_cpu.stacks {
         let cause = stack.cause.unwrap_or(WaitCause::Unknown);
         if !cause.is_idle() {
@@ -185,9 +190,9 @@ pub fn stacks(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
 }
 
 /// The innermost functions of a stack that waits or wakes.
-fn chain<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a str> {
+fn chain<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<Cow<'a, str>> {
     let functions = user_functions(names, frames);
-    functions.into_iter().take(OFF_CPU.1).map(|function| function.name.as_str()).collect()
+    functions.into_iter().take(OFF_CPU.1).map(|function| short(&function.name)).collect()
 }
 
 /// Who woke a thread and where: its stack, the outermost first, and the frame that says who it was.

@@ -22,6 +22,15 @@ pub struct MapsEntry {
     pub path: String,
 }
 
+impl MapsEntry {
+    /// Whether this shows a file with a name of its own, and not memory that looks like one.
+    pub fn has_name(&self) -> bool {
+        const MEMORY: [&str; 4] = ["//anon", "/memfd:", "/dev/zero", "/SYSV"];
+        let path = &self.path;
+        self.inode != 0 && path.starts_with('/') && !MEMORY.iter().any(|memory| path.starts_with(memory))
+    }
+}
+
 /// Executable mappings of a process.
 pub fn read(proc_root: &Path, pid: u32) -> io::Result<Vec<MapsEntry>> {
     let all = read_all(proc_root, pid)?.into_iter();

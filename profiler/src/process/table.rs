@@ -19,7 +19,10 @@ use crate::{
         maps::{self, MapsEntry},
         memory::ProcessMemory,
         notice::{Event, Notice},
-        open, vdso,
+        open,
+        regions::Regions,
+        started::StartedAs,
+        vdso,
     },
     text,
 };
@@ -59,6 +62,10 @@ pub struct ProcessTable {
     reused: u64,
     /// Where each process was ever seen to have code without a file.
     jit_regions: FxHashMap<u32, Regions>,
+    /// What programs are called.
+    started_as: StartedAs,
+    /// Own paths of those that are called otherwise.
+    own_paths: FxHashMap<ModuleId, String>,
 }
 
 #[derive(Clone, Default)]
@@ -69,6 +76,8 @@ struct Process {
     kernel_thread: bool,
     last_read_ns: u64,
     exited: bool,
+    /// The file that it runs, and what it was started as.
+    program: Option<Rc<(String, String)>>,
 }
 
 #[derive(Clone, Copy)]
@@ -136,6 +145,8 @@ impl ProcessTable {
             jit: FxHashMap::default(),
             reused: 0,
             jit_regions: FxHashMap::default(),
+            started_as: StartedAs::default(),
+            own_paths: FxHashMap::default(),
         }
     }
 
@@ -168,7 +179,7 @@ impl ProcessTable {
                 if !self.processes.get(&pid).is_some_and(|process| process.known) {
                     return;
                 }
-                let entry = MapsEntry {
+                let mut entry = MapsEntry {
                     start: *start,
                     end: start.saturating_add(*len),
                     file_offset: *file_offset,
@@ -176,6 +187,11 @@ impl ProcessTable {
                     inode: *inode,
                     path: path.clone(),
                 };
+                // Of what was just executed the program itself is mapped first.
+                if self.processes.get(&pid).is_some_and(|process| process.mappings.is_empty()) {
+                    self.note_program(pid, &entry.path);
+                }
+                self.call_as_started(pid, &mut entry);
                 let (module, bias) = self.module_of(pid, &entry, None, &[], tables);
                 if let Some(process) = self.processes.get_mut(&pid) {
                     insert(
@@ -267,6 +283,11 @@ impl ProcessTable {
         self.by_module.get(&module)
     }
 
+    /// The path of a module's file itself, whatever the program was started as.
+    pub fn own_path<'a>(&'a self, id: ModuleId, module: &'a Module) -> &'a str {
+        self.own_paths.get(&id).unwrap_or(&module.path)
+    }
+
     /// Code without a file belongs to whoever had its memory at the time.
     fn tenant(&mut self, frame: Frame, time_ns: u64, tables: &mut Tables) -> Frame {
         let ModuleKind::Jit(pid) = tables.module(frame.module).kind else { return frame };
@@ -328,11 +349,15 @@ impl ProcessTable {
 
     /// Reads a process's mappings from /proc. Returns whether its mappings are known afterwards.
     fn read(&mut self, pid: u32, now_ns: u64, tables: &mut Tables) -> bool {
-        let Ok(entries) = maps::read_all(&self.proc_root, pid) else {
+        let Ok(mut entries) = maps::read_all(&self.proc_root, pid) else {
             let process = self.processes.entry(pid).or_default();
             process.last_read_ns = now_ns;
             return process.known;
         };
+        if let Ok(file) = std::fs::read_link(super::shown::shown(&self.proc_root, pid).join("exe")) {
+            self.note_program(pid, &text::path(&file));
+            entries.iter_mut().for_each(|(entry, _)| self.call_as_started(pid, entry));
+        }
         let mut mappings = BTreeMap::new();
         // The first mapping of a file tells where all of it is loaded.
         let mut first: HashMap<FileKey, &MapsEntry> = HashMap::new();
@@ -356,6 +381,24 @@ impl ProcessTable {
         process.known = true;
         process.last_read_ns = now_ns;
         true
+    }
+
+    /// A mapping of the file that the process runs gets the name that this was started by.
+    fn call_as_started(&self, pid: u32, entry: &mut MapsEntry) {
+        let program = self.processes.get(&pid).and_then(|process| process.program.as_ref());
+        if let Some(program) = program.filter(|program| program.0 == entry.path) {
+            entry.path.clone_from(&program.1);
+        }
+    }
+
+    /// Takes note of the file that a process runs, and of how it was started if that is still to be seen.
+    fn note_program(&mut self, pid: u32, file: &str) {
+        let known = self.processes.entry(pid).or_default();
+        if known.program.as_ref().is_some_and(|program| program.0 == file || program.1 == file) {
+            return;
+        }
+        let name = self.started_as.name(&self.proc_root, pid, file);
+        known.program = Some(Rc::new((file.to_owned(), name)));
     }
 
     /// The module that a mapping shows a part of, and what to add to its addresses. What is executable is known by what
@@ -400,7 +443,7 @@ impl ProcessTable {
         }
         let key = FileKey::of(entry);
         if !self.files.contains_key(&key) {
-            let named = has_name(entry);
+            let named = entry.has_name();
             if !named && self.not_elf.contains(&key) {
                 return None;
             }
@@ -431,6 +474,11 @@ impl ProcessTable {
                 && self.by_module.len() < MAX_OPEN_FILES
             {
                 self.by_module.insert(module, Rc::new(file));
+            }
+            let program = self.processes.get(&pid).and_then(|process| process.program.as_ref());
+            if let Some(program) = program.filter(|program| program.1 == entry.path && program.0 != program.1)
+            {
+                self.own_paths.insert(module, program.0.clone());
             }
             self.files.insert(key.clone(), CodeFile { module, elf });
         }
@@ -515,35 +563,6 @@ fn is_dump(path: &str) -> bool {
     pid.is_some_and(|pid| pid.parse::<u32>().is_ok())
 }
 
-/// Regions of memory, none close to another.
-#[derive(Debug, Default)]
-struct Regions(BTreeMap<u64, u64>);
-
-impl Regions {
-    /// Pages between two mappings that are still one region: guards, data, and what is being written just now.
-    const GAP_BYTES: u64 = 4 << 20;
-    const AT_MOST: usize = 1024;
-
-    /// Adds a range; what is close to it becomes one with it.
-    fn add(&mut self, start: u64, end: u64) {
-        let (mut start, mut end) = (start, end.max(start));
-        while let Some((&first, &last)) = self.0.range(..=end.saturating_add(Self::GAP_BYTES)).next_back()
-            && last.saturating_add(Self::GAP_BYTES) >= start
-        {
-            self.0.remove(&first);
-            (start, end) = (start.min(first), end.max(last));
-        }
-        if self.0.len() < Self::AT_MOST {
-            self.0.insert(start, end);
-        }
-    }
-
-    fn find(&self, address: u64) -> Option<u64> {
-        let (&start, &end) = self.0.range(..=address).next_back()?;
-        (address < end).then_some(start)
-    }
-}
-
 /// The nearest mappings of files before and after the one at `index`.
 fn around(entries: &[(MapsEntry, bool)], index: usize) -> impl Iterator<Item = &MapsEntry> {
     let file = |(entry, _): &&(MapsEntry, bool)| entry.inode != 0 && entry.path.starts_with('/');
@@ -551,16 +570,6 @@ fn around(entries: &[(MapsEntry, bool)], index: usize) -> impl Iterator<Item = &
     let before = entries[..index].iter().rev().find(file);
     let after = entries[index + 1..].iter().find(file);
     before.into_iter().chain(after).filter(move |_| memory).map(|(entry, _)| entry)
-}
-
-/// Whether a mapping shows a file with a name of its own, and not memory that looks like one.
-fn has_name(entry: &MapsEntry) -> bool {
-    entry.inode != 0
-        && entry.path.starts_with('/')
-        && !entry.path.starts_with("//anon")
-        && !entry.path.starts_with("/memfd:")
-        && !entry.path.starts_with("/dev/zero")
-        && !entry.path.starts_with("/SYSV")
 }
 
 /// Adds a mapping; what it covers of earlier ones is gone, as with mmap.

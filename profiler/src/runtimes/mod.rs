@@ -27,6 +27,7 @@ use crate::{
 };
 
 pub mod exported;
+pub mod hotspot;
 pub mod memory;
 pub mod python;
 pub mod runtime;
@@ -36,7 +37,7 @@ use runtime::{Attached, Build, Naming, Native, NotAttached, Place, Replacement, 
 pub use runtime::{UserFrame, UserStack};
 
 /// Every runtime.
-pub static RUNTIMES: &[&dyn Runtime] = &[&v8::Node, &python::CPython];
+pub static RUNTIMES: &[&dyn Runtime] = &[&v8::Node, &python::CPython, &hotspot::HotSpot];
 
 /// What the kernel programs must know of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +68,12 @@ struct Process {
     round: u64,
 }
 
+/// What a file is called itself: links to it have any name.
+fn file_name<'a>(module: ModuleId, processes: &'a ProcessTable, tables: &'a Tables) -> &'a str {
+    let path = processes.own_path(module, tables.module(module));
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 impl Runtimes {
     /// Knows of none yet. With `enabled` false it never will.
     pub fn new(proc_root: PathBuf, enabled: bool) -> Runtimes {
@@ -87,7 +94,8 @@ impl Runtimes {
         let files: FxHashSet<ModuleId> = processes.mapped_code(pid).map(|code| code.module).collect();
         let mut modules = Vec::new();
         for (index, runtime) in RUNTIMES.iter().enumerate() {
-            let named = files.iter().filter(|&&module| runtime.recognises(tables.module(module).name()));
+            let named =
+                files.iter().filter(|&&module| runtime.recognises(file_name(module, processes, tables)));
             modules.extend(named.map(|&module| (index, module)));
         }
         modules.sort_unstable();
@@ -100,7 +108,8 @@ impl Runtimes {
             let refused =
                 |why: &String| crate::say!("profiler: {language} functions of {path} have no names: {why}");
             let build = self.builds.entry((index, module)).or_insert_with(|| {
-                let opened = RUNTIMES[index].open(processes.file(module)?, tables.module(module).name())?;
+                let opened =
+                    RUNTIMES[index].open(processes.file(module)?, file_name(module, processes, tables))?;
                 Some(Rc::from(opened.inspect_err(refused).ok()?))
             });
             let Some((build, memory)) = build.as_ref().zip(ProcessMemory::open(&self.proc_root, pid)) else {
@@ -145,7 +154,7 @@ impl Runtimes {
         tables: &mut Tables,
         into: &mut Vec<Frame>,
     ) -> u64 {
-        if stack.entries.is_empty() {
+        if stack.entries.is_empty() && !stack.frames.iter().any(|user| user.made_at_run_time) {
             into.extend(stack.frames.iter().map(|user| user.frame));
             return 0;
         }

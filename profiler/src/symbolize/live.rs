@@ -18,16 +18,24 @@ use blazesym::{
 use rustc_hash::FxHashMap;
 
 use crate::{
+    kernel::own::OwnCode,
     model::{
         function::{Detail, Function, Symbolizer},
         stack::{Frame, Module, ModuleId, ModuleKind},
     },
     process::ProcessTable,
-    symbolize::extents,
+    symbolize::{
+        debuginfod::Debuginfod,
+        extents,
+        sources::{self, DEBUG_FOLDERS, Names},
+    },
 };
 
 /// Files whose symbol tables are kept between two refreshes of the live view.
 const MAX_CACHED_FILES: usize = 16;
+
+/// Files whose sources of names are known at once.
+const MAX_SOURCES: usize = 1024;
 
 /// Names kept between two refreshes of the live view: about 10 MB.
 const MAX_CACHED_NAMES: usize = 65_536;
@@ -36,9 +44,15 @@ const MAX_CACHED_NAMES: usize = 65_536;
 pub struct SymbolCache {
     names: blazesym::symbolize::Symbolizer,
     cached_files: usize,
+    /// Where names of files come from, and whether servers were asked.
+    sources: FxHashMap<ModuleId, (Rc<[sources::Source]>, bool)>,
+    /// Servers that are asked for debug information, when the run is over.
+    pub servers: Option<Debuginfod>,
     /// Reading the kernel's symbols takes about 50 ms, keeping them about 8 MB: they are read once.
     kernel: blazesym::symbolize::Symbolizer,
     found: FxHashMap<Frame, Option<Rc<[Function]>>>,
+    /// What of the kernel is the profiler's.
+    pub own_code: OwnCode,
 }
 
 impl Default for SymbolCache {
@@ -46,8 +60,11 @@ impl Default for SymbolCache {
         SymbolCache {
             names: names_only(),
             cached_files: 0,
+            sources: FxHashMap::default(),
+            servers: None,
             kernel: names_only(),
             found: FxHashMap::default(),
+            own_code: OwnCode::default(),
         }
     }
 }
@@ -83,7 +100,7 @@ impl<'a> LiveSymbolizer<'a> {
             ModuleKind::Jit(pid) => self.jit(module, *pid, addresses),
             ModuleKind::File | ModuleKind::Vdso => {
                 let Some(file) = self.processes.file(id).cloned() else { return vec![None; addresses.len()] };
-                let mut found = self.in_file(&file, addresses, detail);
+                let mut found = self.in_file(id, module, &file, addresses, detail);
                 let unnamed = |found: &[Option<_>]| -> Vec<usize> {
                     (0..addresses.len()).filter(|&index| found[index].is_none()).collect()
                 };
@@ -93,7 +110,7 @@ impl<'a> LiveSymbolizer<'a> {
                     let extents = extents::find(&file, &wanted);
                     // Some lie just before what they belong to, which may have a name.
                     let starts: Vec<u64> = extents.iter().map(|extent| extent.start).collect();
-                    let names = self.in_file(&file, &starts, detail);
+                    let names = self.in_file(id, module, &file, &starts, detail);
                     for (index, (extent, name)) in missing.into_iter().zip(extents.into_iter().zip(names)) {
                         found[index] = Some(match name {
                             _ if extent.is_signal_frame => vec![Function::signal_frame()],
@@ -107,12 +124,73 @@ impl<'a> LiveSymbolizer<'a> {
         }
     }
 
-    fn in_file(&mut self, file: &File, addresses: &[u64], detail: Detail) -> Vec<Option<Vec<Function>>> {
-        let path = path_of(file);
-        if detail == Detail::Full {
-            // A symbolizer of its own, so that one file's debug information is gone before the next's.
-            return from_elf(&full(), &path, addresses, Detail::Full);
+    /// The sources of a file's names. Servers are asked when all is to be known.
+    fn sources(
+        &mut self,
+        id: ModuleId,
+        module: &Module,
+        file: &Rc<File>,
+        detail: Detail,
+    ) -> Rc<[sources::Source]> {
+        let cache = &mut *self.cache;
+        let servers = if detail == Detail::Full { cache.servers.as_mut() } else { None };
+        if let Some((sources, asked)) = cache.sources.get(&id)
+            && (*asked || servers.is_none())
+        {
+            return Rc::clone(sources);
         }
+        if cache.sources.len() >= MAX_SOURCES {
+            // What is known by the number of an open file must not outlive it.
+            cache.sources.clear();
+            cache.names = names_only();
+            cache.cached_files = 0;
+        }
+        let asked = servers.is_some();
+        let found: Rc<[sources::Source]> = sources::find(file, module, servers).into();
+        if cache.sources.insert(id, (Rc::clone(&found), asked)).is_some() {
+            cache.names = names_only();
+            cache.cached_files = 0;
+        }
+        found
+    }
+
+    /// Names of functions in a file, each out of the first source that knows it.
+    fn in_file(
+        &mut self,
+        id: ModuleId,
+        module: &Module,
+        file: &Rc<File>,
+        addresses: &[u64],
+        detail: Detail,
+    ) -> Vec<Option<Vec<Function>>> {
+        let sources = self.sources(id, module, file, detail);
+        let mut found = vec![None; addresses.len()];
+        for source in &*sources {
+            let missing: Vec<usize> = (0..addresses.len()).filter(|&index| found[index].is_none()).collect();
+            if missing.is_empty() {
+                break;
+            }
+            let wanted: Vec<u64> = missing.iter().map(|&index| addresses[index]).collect();
+            let names = match &source.names {
+                Names::Go(table) => {
+                    wanted.iter().map(|&address| Some(vec![table.function(address)?])).collect()
+                }
+                // A symbolizer of its own, so that one file's debug information is gone before the next's.
+                Names::Elf { file, debug: true, shared } if detail == Detail::Full => {
+                    let folder = shared.as_ref().map(|(folder, _)| folder.path());
+                    from_elf(&full(folder), &path_of(file), &wanted, Detail::Full)
+                }
+                Names::Elf { file, .. } => self.only_names(file, &wanted),
+            };
+            for (index, functions) in missing.into_iter().zip(names) {
+                found[index] = functions;
+            }
+        }
+        found
+    }
+
+    fn only_names(&mut self, file: &File, addresses: &[u64]) -> Vec<Option<Vec<Function>>> {
+        let path = path_of(file);
         if self.cache.cached_files >= MAX_CACHED_FILES {
             self.cache.names = names_only();
             self.cache.cached_files = 0;
@@ -127,10 +205,16 @@ impl<'a> LiveSymbolizer<'a> {
             vmlinux: MaybeDefault::None,
             ..Kernel::default()
         };
-        collect(
+        let mut found = collect(
             self.cache.kernel.symbolize(&Source::Kernel(kernel), Input::AbsAddr(addresses)),
             addresses.len(),
-        )
+        );
+        for (address, functions) in addresses.iter().zip(&mut found) {
+            if self.cache.own_code.contains(*address) {
+                *functions = Some(vec![Function::profiler_itself()]);
+            }
+        }
+        found
     }
 
     /// What nobody names is one piece per region of memory.
@@ -202,8 +286,10 @@ fn names_only() -> blazesym::symbolize::Symbolizer {
         .build()
 }
 
-fn full() -> blazesym::symbolize::Symbolizer {
+/// With debug information; `folder` is one more in which debug files are found.
+fn full(folder: Option<&Path>) -> blazesym::symbolize::Symbolizer {
     blazesym::symbolize::Symbolizer::builder()
+        .set_debug_dirs(Some(DEBUG_FOLDERS.iter().map(Path::new).chain(folder)))
         .enable_auto_reload(false)
         .enable_code_info(true)
         .enable_inlined_fns(true)
