@@ -32,14 +32,14 @@ use crate::{
     caller,
     descriptor::descriptor_cause,
     emit::{
-        SLICE_SHIFT, STACKS_PER_SLICE, capture_stack, emit, last_fingerprint, may_emit, take_from_budget,
+        SLICE_SHIFT, STACKS_PER_SLICE, capture_stack, emit, is_same, last_fingerprint, may_emit,
+        take_from_budget,
     },
     hash::mix,
     histogram::record_run_queue,
     loops::{begin_iteration, begin_work, emit_iteration, is_nested_wait, wait_for_work},
     offsets::{OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_PID, OFF_TASK_STATE},
     output::{charge_some, count, now_ns},
-    runtime,
     target::{Ids, ONLY_TGID, TARGET_MODE, current_target, is_target, task_ids},
     task::{
         Entry, KERNEL_THREAD, SchedInfo, current_task, load, read, sched_info, scheduler_clock_ns,
@@ -471,7 +471,7 @@ fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now
     let at = state.at as usize % KNOWN_STACKS;
     let (known_key, known_stack) = (state.known[at].key, state.known[at].stack);
     // The same registers can be those of other functions, in runtimes.
-    let same = known_key == key && known_stack != 0 && runtime::is_same(&state.known[at].fingerprint);
+    let same = known_key == key && known_stack != 0 && is_same(&state.known[at].fingerprint);
     if same && state.known[at].reused < MAX_REUSED {
         state.known[at].reused += 1;
         state.stack = known_stack;
