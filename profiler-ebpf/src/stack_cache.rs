@@ -34,7 +34,7 @@ use crate::{
     runtime::{append_runtime_words, keep, keep_lists, python},
     stack::hash_stack,
     target::Ids,
-    unwind::{begin, mappings_of, unwind_frame},
+    unwind::{begin_in, unwind_frame},
 };
 
 /// Known stacks, by a hash of where they begin.
@@ -71,7 +71,7 @@ pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bo
     scratch.sample.walk.registers = registers;
     let mut id = find_stack(scratch, ids.pid);
     if id == 0 {
-        begin(&mut scratch.sample.walk, registers, mappings_of(ids.pid), 0);
+        begin_in(&mut scratch.sample.walk, ids.pid, registers, 0);
         id = walk_new_stack(scratch, ids.pid);
         tally(Tally::AllocWalks);
         if !known(id) && !emit_new_stack(scratch, ids, id, now) {
