@@ -175,3 +175,48 @@ fn what_ran_last_has_its_name_when_the_program_has_ended() {
     // What came up for the first time after names were last asked for, nobody knows.
     assert!(named > 1000 && gone * 200 <= named, "{gone} without names, {named} with");
 }
+
+#[test]
+fn what_is_allocated_has_its_functions() {
+    let interpreters = interpreters();
+    if !kernel_ready(&[]) {
+        return;
+    }
+    // Two callers of one function have the same addresses: their stacks are kept apart by their functions.
+    let script = "
+import time
+kept = []
+def hoard(size): kept.append(bytes(size))
+def much(): hoard(90000)
+def little(): hoard(10000)
+print('ready', flush=True)
+while True:
+    much()
+    little()
+    time.sleep(0.005)";
+    for interpreter in interpreters {
+        let mut command = Command::new(&interpreter);
+        let mut running = Running::start(command.args(["-c", script]).stdout(Stdio::piped()));
+        running.ready();
+        let profile = profile(&["-d", "4s", "--alloc", "full", "--pid", &running.pid()]);
+        let (mut all, mut by) = (0.0, [("much", 0.0), ("little", 0.0)]);
+        for site in profile.0["memory"]["sites"].as_array().unwrap() {
+            let bytes = site["live_bytes"].as_f64().unwrap();
+            all += bytes;
+            let frames = frames(&profile, site);
+            let python: Vec<&str> =
+                frames.iter().filter(|(_, line)| line.is_some()).map(|(name, _)| *name).collect();
+            for (function, sum) in &mut by {
+                *sum += if python.starts_with(&["hoard", function, "<module>"]) { bytes } else { 0.0 };
+            }
+        }
+        let interpreter = interpreter.display();
+        let [(_, much), (_, little)] = by;
+        assert!(all > 5e6, "{interpreter}: {all} bytes");
+        assert!(
+            much + little > 0.95 * all,
+            "{interpreter}: {much} and {little} of {all} bytes have functions"
+        );
+        assert!((8.5..9.5).contains(&(much / little)), "{interpreter}: {much} to {little}, not 9 to 1");
+    }
+}

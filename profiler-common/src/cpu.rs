@@ -2,7 +2,13 @@
 
 use core::fmt;
 
-use crate::{COMM_LEN, MAX_FRAMES, mapping::Walk, runtime::RUNTIME_WORDS, table::table, unwind::StopReason};
+use crate::{
+    COMM_LEN, MAX_FRAMES,
+    mapping::Walk,
+    runtime::{RUNTIME_WORDS, python::FRAME_WORDS},
+    table::table,
+    unwind::StopReason,
+};
 
 /// The kernel stack could not be read.
 pub const FLAG_KERNEL_STACK_FAILED: u32 = 1 << 0;
@@ -144,6 +150,8 @@ pub struct SampleScratch {
     pub frames: [u64; SAMPLE_FRAME_WORDS],
     /// Not sent: words of runtimes, as they are found.
     pub runtime: [u64; RUNTIME_WORDS],
+    /// Not sent: a frame of a runtime, as it is read. On the stack it would leave too little room for those who call.
+    pub frame: [u64; FRAME_WORDS],
     /// Not sent: where the walk up the user stack stands.
     pub walk: Walk,
 }

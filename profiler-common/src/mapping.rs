@@ -14,6 +14,14 @@ pub const SEARCH_STEPS: u32 = 12;
 /// Most tables at once.
 pub const MAX_TABLES: usize = 4096;
 
+/// Counters of the map `GENERATIONS`: what userspace has changed in `PROCESSES`, and what the kernel programs have. Each
+/// side has one of its own, so that neither can undo what the other counts.
+pub const GENERATIONS: u32 = 2;
+/// Index of userspace's counter.
+pub const USER_GENERATION: u32 = 0;
+/// Index of that of the kernel programs.
+pub const KERNEL_GENERATION: u32 = 1;
+
 /// An executable mapping with an unwind table. A process's mappings lie side by side, sorted by address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +67,12 @@ pub struct Walk {
     pub mapping: Mapping,
     /// The process.
     pub process: ProcessMappings,
+    /// Whose mappings those are, and whether it has any: the next walk may be of the same process.
+    pub pid: u32,
+    /// Not zero if it has.
+    pub has_mappings: u32,
+    /// Values of `GENERATIONS` when they were looked up: they are good for as long as these stay.
+    pub generations: [u64; GENERATIONS as usize],
     /// 1 if the instruction pointer is that of an instruction, 0 if it is a return address.
     pub exact: u64,
     /// What the last step found of a runtime's frame: words of an [`Entry`](crate::runtime::Entry); zero if nothing.

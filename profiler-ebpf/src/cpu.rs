@@ -46,11 +46,15 @@ pub fn cpu_sample_fp(ctx: PerfEventContext) -> u32 {
 
 #[inline(always)]
 fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
+    let mut time_ns = 0;
     if KEEP_RAN.load() != 0 {
-        note_who_ran();
+        time_ns = now_ns();
+        note_who_ran(time_ns);
     }
     let Some(ids) = current_target() else { return 0 };
-    let time_ns = now_ns();
+    if time_ns == 0 {
+        time_ns = now_ns();
+    }
     tally(Tally::SamplesTaken);
     let Some(scratch) = CPU_SCRATCH.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot, see CPU_SCRATCH.
@@ -79,13 +83,13 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
 }
 
 #[inline(always)]
-fn note_who_ran() {
+fn note_who_ran(time_ns: u64) {
     let Some(ran) = RAN.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own slot, see CPU_SCRATCH.
     let ran = unsafe { &mut *ran };
     let both = bpf_get_current_pid_tgid();
     ran.seen[ran.next as usize % RAN_LEN] = Seen {
-        time_ns: now_ns(),
+        time_ns,
         pid: (both >> 32) as u32,
         tid: both as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),

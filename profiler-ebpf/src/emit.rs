@@ -17,6 +17,7 @@ use profiler_common::{
 
 use crate::{
     output::{count, send},
+    runtime,
     stack::{self, Tables, hash_stack},
 };
 
@@ -85,6 +86,12 @@ pub fn capture_within_budget(ctx: &RawTracePointContext, pid: u32, tid: u32, now
         return 0;
     }
     capture_stack(ctx, pid, tid, now)
+}
+
+/// Whether the stack of the current task that has this fingerprint still has the same functions.
+#[inline(always)]
+pub fn is_same(print: &Fingerprint) -> bool {
+    SCHED_SCRATCH.get_ptr_mut(0).is_some_and(|scratch| runtime::is_same(print, scratch))
 }
 
 /// What tells the stack that was taken last on this CPU from those with the same addresses.

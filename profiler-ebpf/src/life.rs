@@ -8,8 +8,8 @@ use profiler_common::{COMM_LEN, loss::Loss};
 
 use crate::{
     output::count,
-    target::{TARGETS, current_ids, is_target, task_ids},
-    unwind::{PROCESSES, inherit},
+    target::{add_target, current_ids, is_target, remove_target, task_ids},
+    unwind::{forget, inherit},
 };
 
 /// Name that `exec` must leave behind for a process to become a target (`--comm`); empty: `exec` changes nothing.
@@ -26,7 +26,7 @@ pub fn follow_fork(ctx: RawTracePointContext) -> u32 {
         && parent.pid != child.pid
         && is_target(parent.pid)
     {
-        if TARGETS.insert(&child.pid, &0, 0).is_err() {
+        if !add_target(child.pid) {
             count(Loss::TargetsFull);
         }
         inherit(parent.pid, child.pid);
@@ -39,11 +39,11 @@ pub fn follow_fork(ctx: RawTracePointContext) -> u32 {
 pub fn match_exec(_ctx: RawTracePointContext) -> u32 {
     let (Some(ids), Ok(comm)) = (current_ids(), bpf_get_current_comm()) else { return 0 };
     if same_name(&comm, &TARGET_COMM.load()) {
-        if TARGETS.insert(&ids.pid, &0, 0).is_err() {
+        if !add_target(ids.pid) {
             count(Loss::TargetsFull);
         }
     } else {
-        let _absent_is_fine = TARGETS.remove(&ids.pid);
+        remove_target(ids.pid);
     }
     0
 }
@@ -66,7 +66,7 @@ fn same_name(a: &[u8; COMM_LEN], b: &[u8; COMM_LEN]) -> bool {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn forget_exec(_ctx: RawTracePointContext) -> u32 {
     if let Some(ids) = current_ids() {
-        let _had_no_tables = PROCESSES.remove(&ids.pid);
+        forget(ids.pid);
     }
     0
 }

@@ -89,19 +89,15 @@ pub fn charge_many(probe: Probe, start_ns: u64, runs: u64) {
     }
 }
 
-/// Books one run of a probe that runs so often that reading the clock once more would cost too much: only one run in 16
-/// is timed, and counts for all. Which one it is the clock's own low digits decide.
+/// Counts one run of a probe that runs so often that to time each would cost too much; returns when it began if it is to be
+/// timed. One in 16 is, and counts for all: which one the low digits of a clock decide, so that it is not always the same
+/// of two threads that take turns.
 #[inline(always)]
-pub fn charge_some(probe: Probe, start_ns: u64) {
-    if let Some(cost) = COSTS.get_ptr_mut(probe as u32) {
-        // SAFETY: this CPU's own slot, see `count`.
-        unsafe {
-            (*cost).runs += 1;
-            if start_ns & 15 == 0 {
-                (*cost).ns += (now_ns() - start_ns) * 16;
-            }
-        }
-    }
+pub fn begin_by(probe: Probe, clock_ns: u64) -> u64 {
+    let Some(cost) = COSTS.get_ptr_mut(probe as u32) else { return 0 };
+    // SAFETY: this CPU's own slot, see `count`.
+    unsafe { (*cost).runs += 1 };
+    if clock_ns & 15 == 0 { now_ns() } else { 0 }
 }
 
 /// Counts one run of a probe that runs very often; returns when it began if it is to be timed: one in 16 is, and counts
@@ -117,7 +113,7 @@ pub fn begin(probe: Probe) -> u64 {
     if runs & 15 == 0 { now_ns() } else { 0 }
 }
 
-/// Books the time since [`begin`].
+/// Books the time since [`begin`] or [`begin_by`].
 #[inline(always)]
 pub fn finish(probe: Probe, began_ns: u64) {
     if began_ns != 0

@@ -15,7 +15,7 @@ use profiler_common::{
     runtime::{Fingerprint, RUNTIME_WORDS},
 };
 
-use crate::{hash::mix, unwind};
+use crate::{hash::mix, task::in_user_mode, unwind};
 
 /// The longest stack that is kept.
 const STACK_BYTES: u32 = (MAX_FRAMES * 8) as u32;
@@ -56,8 +56,13 @@ pub unsafe fn capture<U: Unwind>(
     let frames = scratch.frames.as_mut_ptr();
     let mut flags = 0;
 
-    // SAFETY: `frames` has room for STACK_BYTES.
-    let kernel = unsafe { bpf_get_stack(ctx, frames.cast(), STACK_BYTES, 0) };
+    // Whoever was interrupted in user code has no kernel stack: to ask for it costs half a microsecond all the same.
+    let kernel = if interrupted.is_some_and(in_user_mode) {
+        0
+    } else {
+        // SAFETY: `frames` has room for STACK_BYTES.
+        unsafe { bpf_get_stack(ctx, frames.cast(), STACK_BYTES, 0) }
+    };
     let kernel_bytes = if kernel < 0 {
         flags |= FLAG_KERNEL_STACK_FAILED;
         0
@@ -69,10 +74,10 @@ pub unsafe fn capture<U: Unwind>(
     }
 
     let mut runtime_words = 0;
-    let start = if U::TABLES { unwind::start(pid, interrupted) } else { None };
+    let start = if U::TABLES { unwind::start(&mut scratch.walk, pid, interrupted) } else { None };
     let user_bytes = match start {
-        Some((process, registers)) => {
-            unwind::begin(&mut scratch.walk, registers, process, 1);
+        Some(registers) => {
+            unwind::begin(&mut scratch.walk, registers, 1);
             let walked = unwind::walk_stack(scratch, kernel_bytes / 8);
             flags |= ((walked >> 32) as u32) << FLAG_USER_END_SHIFT;
             runtime_words = (walked >> unwind::WALKED_WORDS) & (RUNTIME_WORDS as u64 - 2);

@@ -31,10 +31,10 @@ use profiler_common::{
 use crate::{
     hash::mix,
     output::{add, send, tally},
-    runtime::{append_runtime_words, keep},
+    runtime::{append_runtime_words, keep, keep_lists, python},
     stack::hash_stack,
     target::Ids,
-    unwind::{begin, mappings_of, unwind_frame},
+    unwind::{begin_in, unwind_frame},
 };
 
 /// Known stacks, by a hash of where they begin.
@@ -71,7 +71,7 @@ pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bo
     scratch.sample.walk.registers = registers;
     let mut id = find_stack(scratch, ids.pid);
     if id == 0 {
-        begin(&mut scratch.sample.walk, registers, mappings_of(ids.pid), 0);
+        begin_in(&mut scratch.sample.walk, ids.pid, registers, 0);
         id = walk_new_stack(scratch, ids.pid);
         tally(Tally::AllocWalks);
         if !known(id) && !emit_new_stack(scratch, ids, id, now) {
@@ -127,7 +127,7 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         }
         hash = fingerprint_in(scratch, chain.first, chain.frames, hash);
     }
-    if hash == print.hash { id } else { 0 }
+    if hash == print.hash && python::is_same(&print, &raw mut scratch.sample) { id } else { 0 }
 }
 
 /// A fingerprint's hash, with the chain of `frames` frames from `first` on added, in the copy of the stack.
@@ -189,7 +189,7 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     scratch.sample.header.flags = end << FLAG_USER_END_SHIFT;
     scratch.sample.header.kernel_frames = 0;
     scratch.sample.header.user_frames = frames as u16;
-    // Python's frames are left out: to read them takes more stack than programs with a tail call may have.
+    keep_lists(&mut scratch.sample);
     let told = scratch.sample.walk.words & (RUNTIME_WORDS as u64 - 2);
     scratch.sample.header.runtime_words = told as u16;
     let hash = hash_stack(&raw const scratch.sample, frames, seed);

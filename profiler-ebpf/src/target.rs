@@ -2,11 +2,13 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{CgroupArray, HashMap},
+    btf_maps::{Array, CgroupArray, HashMap},
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
     macros::btf_map,
 };
-use profiler_common::target::{INIT_PIDNS_INUM, MAX_PIDNS_LEVELS, MAX_TARGETS, TargetMode};
+use profiler_common::target::{
+    INIT_PIDNS_INUM, MAX_PIDNS_LEVELS, MAX_TARGETS, TARGET_CELLS, TargetMode, cell_of,
+};
 
 use crate::{
     offsets::{
@@ -32,7 +34,12 @@ static CGROUPS: CgroupArray<1> = CgroupArray::new();
 
 /// Process ids that are targets. The value is unused.
 #[btf_map]
-pub static TARGETS: HashMap<u32, u32, MAX_TARGETS> = HashMap::new();
+static TARGETS: HashMap<u32, u32, MAX_TARGETS> = HashMap::new();
+
+/// Where a cell is zero no target has an id of that cell: to find that out costs everybody else a twelfth of a look into
+/// the set. Cells are only ever set: both sides write them, and neither may undo what the other has just done.
+#[btf_map]
+static TARGET_CELL: Array<u64, TARGET_CELLS> = Array::new();
 
 /// A task's ids in the profiler's PID namespace.
 pub struct Ids {
@@ -65,7 +72,23 @@ pub fn current_target() -> Option<Ids> {
 /// Mode `Pids`: whether a process is a target.
 #[inline(always)]
 pub fn is_target(pid: u32) -> bool {
-    TARGETS.get_ptr(&pid).is_some()
+    !matches!(TARGET_CELL.get(cell_of(pid)), Some(0)) && TARGETS.get_ptr(&pid).is_some()
+}
+
+/// Makes a process a target; returns whether there was room.
+#[inline(always)]
+pub fn add_target(pid: u32) -> bool {
+    if let Some(cell) = TARGET_CELL.get_ptr_mut(cell_of(pid)) {
+        // SAFETY: a map's value, which is only ever set to one.
+        unsafe { *cell = 1 };
+    }
+    TARGETS.insert(&pid, &0, 0).is_ok()
+}
+
+/// A process is no target any more.
+#[inline(always)]
+pub fn remove_target(pid: u32) {
+    let _absent_is_fine = TARGETS.remove(&pid);
 }
 
 /// The current task's ids; `None` when it cannot be seen from the profiler's PID namespace.

@@ -91,6 +91,22 @@ pub fn kernel_stack() -> u64 {
     read(current_task() as u64, OFF_TASK_STACK.load()).unwrap_or(0)
 }
 
+/// Whether these registers are those of user code, 32-bit code too.
+#[cfg(not(bpf_target_arch = "aarch64"))]
+#[inline(always)]
+pub fn in_user_mode(regs: &bpf_user_pt_regs_t) -> bool {
+    // The privilege level: the lowest two bits of the code segment.
+    regs.cs & 3 == 3
+}
+
+/// Whether these registers are those of user code, 32-bit code too.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn in_user_mode(regs: &bpf_user_pt_regs_t) -> bool {
+    // PSR_MODE_EL0t: arch/arm64/include/uapi/asm/ptrace.h.
+    regs.pstate & 0xf == 0
+}
+
 #[cfg(not(bpf_target_arch = "aarch64"))]
 #[inline(always)]
 pub fn is_user(regs: &bpf_user_pt_regs_t) -> bool {

@@ -12,7 +12,10 @@ use aya_ebpf::{
 use profiler_common::{
     MAX_FRAMES,
     cpu::{END_COMPLETE, END_STOPPED, SAMPLE_FRAME_WORDS, SampleScratch},
-    mapping::{MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS, Walk},
+    mapping::{
+        GENERATIONS, KERNEL_GENERATION, MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS,
+        USER_GENERATION, Walk,
+    },
     runtime::{Fingerprint, RUNTIME_WORDS, V8},
     target::MAX_TARGETS,
     unwind::{
@@ -25,6 +28,7 @@ use profiler_common::{
 use crate::{
     memory::UserMemory,
     offsets::{OFF_RETURN_ADDRESS, OFF_RETURN_NEXT, OFF_RETURN_STACK, OFF_TASK_UTASK, OFF_UTASK_RETURNS},
+    output::add,
     runtime,
     task::{current_task, is_user, read, registers, saved_registers, user_registers},
 };
@@ -39,7 +43,11 @@ const INNER_MAP: usize = 1 << 12;
 
 /// Where each process's mappings are in `MAPPINGS`.
 #[btf_map]
-pub static PROCESSES: HashMap<u32, ProcessMappings, MAX_TARGETS> = HashMap::new();
+static PROCESSES: HashMap<u32, ProcessMappings, MAX_TARGETS> = HashMap::new();
+
+/// Grow with every change of `PROCESSES`, after it.
+#[btf_map]
+static PROCESS_GENERATIONS: Array<u64, { GENERATIONS as usize }> = Array::new();
 
 /// Mappings of all processes.
 #[btf_map]
@@ -71,46 +79,81 @@ impl Memory for Known {
     }
 }
 
-/// What a walk by tables begins with: the mappings of process `pid`, which is the current one, if there are tables
-/// for it, and the registers with which the current task is, or was last, in user mode. `interrupted` are those the
-/// program was started with, if it interrupted anything.
+/// What a walk by tables begins with: registers with which the current task, of process `pid`, is, or was last, in user
+/// mode, if there are tables for the process. `interrupted` are those the program was started with, if it interrupted
+/// anything. From here on `walk` knows the process.
 #[inline(always)]
-pub fn start(pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<(ProcessMappings, Registers)> {
-    // SAFETY: userspace replaces an entry as a whole; a stale copy leads to mappings that are still there.
-    let process = unsafe { PROCESSES.get(&pid) }.copied()?;
+pub fn start(walk: &mut Walk, pid: u32, interrupted: Option<&bpf_user_pt_regs_t>) -> Option<Registers> {
+    if !find_process(walk, pid) {
+        return None;
+    }
     if let Some(interrupted) = interrupted
         && is_user(interrupted)
     {
-        return Some((process, registers(interrupted)));
+        return Some(registers(interrupted));
     }
-    Some((process, user_registers(saved_registers(current_task()) as u64)?))
+    user_registers(saved_registers(current_task()) as u64)
 }
 
-/// Begins a walk. Member by member: all at once it would be put together on the stack first.
+/// Makes `walk` one of process `pid`; returns whether that has tables. Most walks are of the same process as the last one
+/// on this CPU, and a look into the map would cost each a microsecond where caches are cold.
 #[inline(always)]
-pub fn begin(walk: &mut Walk, registers: Registers, process: ProcessMappings, exact: u64) {
+fn find_process(walk: &mut Walk, pid: u32) -> bool {
+    let generation = |side| PROCESS_GENERATIONS.get(side).copied().unwrap_or(0);
+    // Before the look-up: a change meanwhile makes it out of date, not good for longer.
+    let generations = [generation(USER_GENERATION), generation(KERNEL_GENERATION)];
+    if walk.pid != pid || walk.generations != generations {
+        // SAFETY: userspace replaces an entry as a whole; a stale copy leads to mappings that are still there.
+        let found = unsafe { PROCESSES.get(&pid) }.copied();
+        walk.has_mappings = u32::from(found.is_some());
+        walk.process = found.unwrap_or_default();
+        walk.mapping = Mapping::default();
+        walk.pid = pid;
+        walk.generations = generations;
+    }
+    walk.has_mappings != 0
+}
+
+/// Begins a walk of the process that is known. Member by member: all at once it would be put together on the stack first.
+#[inline(always)]
+pub fn begin(walk: &mut Walk, registers: Registers, exact: u64) {
     walk.registers = registers;
-    walk.mapping = Mapping::default();
-    walk.process = process;
     walk.exact = exact;
     walk.words = 0;
     walk.fingerprint = Fingerprint::default();
 }
 
-/// Where the mappings of process `pid` are; none for one without tables.
+/// Begins a walk of process `pid`, with tables or without.
 #[inline(always)]
-pub fn mappings_of(pid: u32) -> ProcessMappings {
-    // SAFETY: as in `start`.
-    unsafe { PROCESSES.get(&pid) }.copied().unwrap_or_default()
+pub fn begin_in(walk: &mut Walk, pid: u32, registers: Registers, exact: u64) {
+    let _or_without_tables = find_process(walk, pid);
+    begin(walk, registers, exact);
+}
+
+/// The kernel programs have changed `PROCESSES`.
+#[inline(always)]
+fn count_change() {
+    if let Some(generation) = PROCESS_GENERATIONS.get_ptr_mut(KERNEL_GENERATION) {
+        // SAFETY: a map's value.
+        unsafe { add(generation, 1) };
+    }
 }
 
 /// A child has its parent's mappings, and so its tables, until userspace gives it a copy of its own or it ends.
 #[inline(always)]
 pub fn inherit(parent: u32, child: u32) {
-    // SAFETY: as in `start`.
+    // SAFETY: as in `find_process`.
     if let Some(mappings) = unsafe { PROCESSES.get(&parent) }.copied() {
         let _full = PROCESSES.insert(&child, &mappings, 0);
+        count_change();
     }
+}
+
+/// A process has none of its mappings any more.
+#[inline(always)]
+pub fn forget(pid: u32) {
+    let _had_no_tables = PROCESSES.remove(&pid);
+    count_change();
 }
 
 /// Writes the stack that begins at `scratch.walk` to `scratch.frames`, from `first` on, and behind it what tells frames of

@@ -35,8 +35,8 @@ pub fn keep_lists(scratch: &mut SampleScratch) {
 
 /// Whether the stack of the current task that has this fingerprint still has the same functions.
 #[inline(always)]
-pub fn is_same(print: &Fingerprint) -> bool {
-    v8::is_same(print) && python::is_same(print)
+pub fn is_same(print: &Fingerprint, scratch: *mut SampleScratch) -> bool {
+    v8::is_same(print) && python::is_same(print, scratch)
 }
 
 /// Puts the first `words` words of runtimes behind the addresses, of which there are so many. A global function in the

@@ -26,12 +26,11 @@ pub extern "C" fn python_frames(scratch: *mut SampleScratch) -> u32 {
     // Their number stays in memory, see `keep`.
     let (first, mut hash) = (scratch.walk.words, 0u64);
     let mut at = innermost(offsets);
-    let mut buffer = [0; FRAME_WORDS];
     for _ in 0..MAX_FRAMES {
         if at == 0 {
             break;
         }
-        let Some(frame) = read_frame(offsets, at, &mut buffer) else { break };
+        let Some(frame) = read_frame(offsets, at, &mut scratch.frame) else { break };
         frame.keep(&mut scratch.runtime, first, &mut scratch.walk.words);
         hash = add_to_hash(hash, &frame);
         at = frame.caller;
@@ -44,27 +43,29 @@ pub extern "C" fn python_frames(scratch: *mut SampleScratch) -> u32 {
     0
 }
 
-/// Whether the current thread still has the same Python frames.
+/// Whether the current thread still has the same Python frames; they are read to `scratch`.
 #[inline(always)]
-pub fn is_same(print: &Fingerprint) -> bool {
-    print.python == 0 || python_fingerprint(print.offsets as u32) == print.python
+pub fn is_same(print: &Fingerprint, scratch: *mut SampleScratch) -> bool {
+    print.python == 0 || python_fingerprint(scratch, print.offsets as u32) == print.python
 }
 
-/// A hash of the Python frames of the current thread, by which they are known again; zero if there are none.
+/// A hash of the Python frames of the current thread, by which they are known again; zero if there are none. They are
+/// read to `scratch`.
 ///
 /// A global function in the verifier's sense, as `walk_stack`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn python_fingerprint(offsets: u32) -> u64 {
+pub extern "C" fn python_fingerprint(scratch: *mut SampleScratch, offsets: u32) -> u64 {
+    // SAFETY: as in `python_frames`.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
     let Some(offsets) = RUNTIMES.get(offsets) else { return 0 };
     let offsets = &offsets.python;
     let (mut at, mut hash) = (innermost(offsets), 0);
-    let mut buffer = [0; FRAME_WORDS];
     for _ in 0..MAX_FRAMES {
         if at == 0 {
             break;
         }
-        let Some(frame) = read_frame(offsets, at, &mut buffer) else { break };
+        let Some(frame) = read_frame(offsets, at, &mut scratch.frame) else { break };
         hash = add_to_hash(hash, &frame);
         at = frame.caller;
     }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{CgroupArray, HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, CgroupArray, HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
         FEntry, PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -25,7 +25,7 @@ use profiler_common::{
     cost::{Probe, ProbeCost},
     loss::{Loss, Tally},
     offsets::{self, Group},
-    target::{INIT_PIDNS_INUM, TargetMode},
+    target::{INIT_PIDNS_INUM, TargetMode, cell_of},
 };
 
 use crate::{
@@ -94,6 +94,7 @@ pub struct Kernel {
     ebpf: Option<Ebpf>,
     records: RingBuf<MapData>,
     targets: HashMap<MapData, u32, u32>,
+    target_cells: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
     costs: PerCpuArray<MapData, ProbeCost>,
     unwind: Option<UnwindMaps>,
@@ -132,6 +133,10 @@ impl Kernel {
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .override_global("ONLY_TGID", &only, true)
             .map_max_entries("RECORDS", ring_bytes);
+        // Where nobody looks into the set the cells need no memory.
+        if mode != TargetMode::Pids as u32 || only != 0 {
+            loader.map_max_entries("TARGET_CELL", 1);
+        }
         let mut groups = plan.offsets.clone();
         groups.push(&offsets::THREAD_POINTER);
         if pidns != INIT_PIDNS_INUM || target.follows() {
@@ -162,6 +167,7 @@ impl Kernel {
         Ok(Kernel {
             records: RingBuf::try_from(take("RECORDS")?)?,
             targets: HashMap::try_from(take("TARGETS")?)?,
+            target_cells: Array::try_from(take("TARGET_CELL")?)?,
             counters: PerCpuArray::try_from(take("COUNTERS")?)?,
             costs: PerCpuArray::try_from(take("COSTS")?)?,
             unwind: Some(unwind_maps),
@@ -296,6 +302,10 @@ impl Port for Kernel {
     }
 
     fn add_target(&mut self, pid: u32) -> Result<()> {
+        // First: a target whose cell is zero is none.
+        if cell_of(pid) < self.target_cells.len() {
+            self.target_cells.set(cell_of(pid), 1, 0)?;
+        }
         self.targets.insert(pid, 0, 0).context("too many processes for the target set")
     }
 

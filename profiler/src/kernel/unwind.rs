@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, of_maps::ArrayOfMaps};
 use profiler_common::{
-    mapping::{Mapping, ProcessMappings},
+    mapping::{Mapping, ProcessMappings, USER_GENERATION},
     runtime::RuntimeOffsets,
     unwind::{Page, Rule},
 };
@@ -26,6 +26,9 @@ unsafe impl aya::Pod for PageValue {}
 /// Maps of `profiler-ebpf/src/unwind.rs`.
 pub struct UnwindMaps {
     processes: HashMap<MapData, u32, ProcessMappings>,
+    generations: Array<MapData, u64>,
+    /// Changes of `processes` so far.
+    generation: u64,
     mappings: Array<MapData, Mapping>,
     tables: ArrayOfMaps<MapData, Array<MapData, PageValue>>,
     rules: Array<MapData, Rule>,
@@ -43,6 +46,8 @@ impl UnwindMaps {
             |name: &str| ebpf.take_map(name).with_context(|| format!("kernel object has no map {name}"));
         Ok(UnwindMaps {
             processes: take("PROCESSES")?.try_into()?,
+            generations: take("PROCESS_GENERATIONS")?.try_into()?,
+            generation: 0,
             mappings: take("MAPPINGS")?.try_into()?,
             tables: take("TABLES")?.try_into()?,
             rules: take("RULES")?.try_into()?,
@@ -50,6 +55,14 @@ impl UnwindMaps {
             loaded: FxHashMap::default(),
             empty: Array::create(1, INNER_MAP)?,
         })
+    }
+}
+
+impl UnwindMaps {
+    /// Makes the kernel programs forget what they know of processes: after a change.
+    fn count_change(&mut self) -> Result<()> {
+        self.generation += 1;
+        Ok(self.generations.set(USER_GENERATION, self.generation, 0)?)
     }
 }
 
@@ -84,11 +97,13 @@ impl TableSink for UnwindMaps {
     }
 
     fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()> {
-        Ok(self.processes.insert(pid, mappings, 0)?)
+        self.processes.insert(pid, mappings, 0)?;
+        self.count_change()
     }
 
     fn remove_process(&mut self, pid: u32) {
         let _never_was_there = self.processes.remove(&pid);
+        let _as_before = self.count_change();
     }
 
     fn set_runtime_offsets(&mut self, index: u32, offsets: &RuntimeOffsets) -> Result<()> {

@@ -78,13 +78,13 @@ pub fn run(args: &Args) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     run_command(
         Command::new(cargo)
-            .args(["build", "--quiet", "--release", "--package", "profiler", "--target-dir"])
+            .args(["build", "--quiet", "--profile", "ci", "--package", "profiler", "--target-dir"])
             .arg(&target)
             .current_dir(&workspace),
     )?;
     let is_wanted = |wanted: &[String], name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
     let checks: Vec<&Check> = CHECKS.iter().filter(|check| is_wanted(&args.checks, check.name)).collect();
-    let initramfs = guest::initramfs(&workspace, &cache, &target.join("release/profiler"), &checks)?;
+    let initramfs = guest::initramfs(&workspace, &cache, &target.join("ci/profiler"), &checks)?;
 
     let mut rows = Vec::new();
     for kernel in KERNELS.iter().filter(|kernel| is_wanted(&args.kernels, kernel.name)) {
