@@ -35,11 +35,13 @@ pub enum Probe {
     Syscall = 8,
     /// Return instructions of allocators' functions that throw.
     AllocLeave = 9,
+    /// Sends and receives on sockets.
+    Request = 10,
 }
 
 impl Probe {
     /// Number of probes.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 }
 
 #[cfg(feature = "user")]

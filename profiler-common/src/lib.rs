@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod histogram;
 pub mod loss;
 pub mod mapping;
+pub mod request;
 pub mod runtime;
 pub mod sched;
 pub mod syscall;

@@ -37,9 +37,13 @@ pub enum KernelCounter {
     IoFull = 14,
     /// Lost: a slow call that is in the totals, but was not told by itself.
     SlowCallsDropped = 15,
+    /// Lost: a connection's requests, because too many connections are followed.
+    ConnectionsFull = 16,
+    /// Lost: a peer's counts, because there are too many.
+    PeersFull = 17,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 18;
 }

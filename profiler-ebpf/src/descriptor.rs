@@ -35,23 +35,23 @@ static OFF_INODE_SB: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_SB_MAGIC: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCKET_SK: Global<u32> = Global::new(0);
+pub static OFF_SOCKET_SK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
+pub static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCK_TYPE: Global<u32> = Global::new(0);
+pub static OFF_SOCK_TYPE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCK_PORT: Global<u32> = Global::new(0);
+pub static OFF_SOCK_PORT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCK_PEER_PORT: Global<u32> = Global::new(0);
+pub static OFF_SOCK_PEER_PORT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_SOCK_V4: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCK_PEER_V4: Global<u32> = Global::new(0);
+pub static OFF_SOCK_PEER_V4: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_SOCK_V6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_SOCK_PEER_V6: Global<u32> = Global::new(0);
+pub static OFF_SOCK_PEER_V6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFF_INODE_INO: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -76,13 +76,13 @@ static OFF_MOUNT_PARENT: Global<u32> = Global::new(0);
 static OFF_MOUNT_POINT: Global<u32> = Global::new(0);
 /// Zero if Unix sockets are in a module: then userspace finds their addresses out.
 #[unsafe(no_mangle)]
-static OFF_UNIX_ADDRESS: Global<u32> = Global::new(0);
+pub static OFF_UNIX_ADDRESS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_UNIX_PEER: Global<u32> = Global::new(0);
+pub static OFF_UNIX_PEER: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_ADDRESS_LEN: Global<u32> = Global::new(0);
+pub static OFF_ADDRESS_LEN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static OFF_ADDRESS_NAME: Global<u32> = Global::new(0);
+pub static OFF_ADDRESS_NAME: Global<u32> = Global::new(0);
 
 /// What a descriptor of the current task is, a [`Cause`]. Called from two places, so not inlined.
 #[unsafe(no_mangle)]

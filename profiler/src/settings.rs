@@ -21,6 +21,8 @@ pub struct Settings {
     pub wakers: bool,
     /// Watch system calls.
     pub syscalls: bool,
+    /// Whether to watch requests.
+    pub requests: Requests,
     /// How memory is watched.
     pub alloc: AllocSettings,
     /// Keep system calls and waits for a CPU apart by thread.
@@ -59,6 +61,17 @@ pub enum Waits {
     Off,
 }
 
+/// Whether to watch requests and their answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Requests {
+    /// On, unless the target is the whole machine.
+    Auto,
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
 /// Whether to watch allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Alloc {
@@ -78,6 +91,15 @@ impl Settings {
             Waits::Auto => self.wakers || self.target != Target::All,
             Waits::On => true,
             Waits::Off => false,
+        }
+    }
+
+    /// Whether requests are watched, by the same rule.
+    pub fn watches_requests(&self) -> bool {
+        match self.requests {
+            Requests::Auto => self.target != Target::All,
+            Requests::On => true,
+            Requests::Off => false,
         }
     }
 
@@ -109,6 +131,10 @@ impl Settings {
             self.wakers = false;
             too_old("to tell what threads wait for");
         }
+        if self.watches_requests() && !able {
+            self.requests = Requests::Off;
+            too_old("to tell requests");
+        }
         if self.syscalls && !able {
             self.syscalls = false;
             too_old("to watch system calls");
@@ -133,6 +159,7 @@ pub(crate) mod fixtures {
             waits: Waits::Auto,
             wakers: false,
             syscalls: false,
+            requests: Requests::Auto,
             alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
             by_thread: false,
             redact_paths: false,
@@ -153,7 +180,7 @@ mod tests {
         let one = settings(Target::Comm("x".into()));
         assert!(one.watches_waits() && one.watches_memory());
         let all = settings(Target::All);
-        assert!(!all.watches_waits() && !all.watches_memory());
+        assert!(!all.watches_waits() && !all.watches_memory() && !all.watches_requests());
         let asked = Settings { waits: Waits::On, ..all.clone() };
         assert!(asked.watches_waits());
         assert!(Settings { wakers: true, ..all }.watches_waits());
@@ -164,8 +191,8 @@ mod tests {
         let mut old = settings(Target::Comm("x".into()));
         (old.unwind_by_tables, old.syscalls) = (true, true);
         assert_eq!(old.clone().fit(true, true), Vec::<String>::new());
-        assert_eq!(old.fit(false, true).len(), 3);
-        assert!(!old.unwind_by_tables && !old.syscalls && !old.watches_waits());
+        assert_eq!(old.fit(false, true).len(), 4);
+        assert!(!old.unwind_by_tables && !old.syscalls && !old.watches_waits() && !old.watches_requests());
         assert!(old.watches_memory());
     }
 }

@@ -60,11 +60,15 @@ pub enum Loss {
     /// Degraded, not counted in samples: addresses of code without a file whose memory came to belong to other code at
     /// about the time they were seen, so that they may have the name of either.
     CodeReused,
+    /// Lost connections, not samples: their requests are in no count, because too many are followed.
+    ConnectionsFull,
+    /// Lost peers, not samples: their requests are in no count, because there are too many.
+    PeersFull,
 }
 
 impl Loss {
     /// Every reason, in the order of reports.
-    pub const ALL: [Loss; 25] = [
+    pub const ALL: [Loss; 27] = [
         Loss::RingBufferFull,
         Loss::TooManyStacks,
         Loss::BadRecord,
@@ -90,6 +94,8 @@ impl Loss {
         Loss::SlowCallsUntold,
         Loss::FramesUnnamed,
         Loss::CodeReused,
+        Loss::ConnectionsFull,
+        Loss::PeersFull,
     ];
 
     /// Whether it counts samples, not other things.
@@ -112,6 +118,8 @@ impl Loss {
                 | Loss::SlowCallsUntold
                 | Loss::FramesUnnamed
                 | Loss::CodeReused
+                | Loss::ConnectionsFull
+                | Loss::PeersFull
         )
     }
 
@@ -148,6 +156,8 @@ impl Loss {
             Loss::SlowCallsUntold => "slow_calls_untold",
             Loss::FramesUnnamed => "frames_unnamed",
             Loss::CodeReused => "code_reused",
+            Loss::ConnectionsFull => "connections_full",
+            Loss::PeersFull => "peers_full",
         }
     }
 }
@@ -180,6 +190,8 @@ impl fmt::Display for Loss {
             Loss::SlowCallsUntold => "slow system calls not listed, too many at once",
             Loss::FramesUnnamed => "frames whose function had gone when it was to be named",
             Loss::CodeReused => "addresses of JIT code whose memory was reused just then",
+            Loss::ConnectionsFull => "connections whose requests are not told, too many",
+            Loss::PeersFull => "peers whose requests are not told, too many",
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod kind;
 pub mod loss;
 pub mod memory;
 pub mod report;
+pub mod request;
 pub mod sample;
 pub mod sections;
 pub mod series;

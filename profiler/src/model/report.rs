@@ -12,6 +12,7 @@ use crate::model::{
     kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
     loss::{Loss, Losses},
     memory::{Memory, Site},
+    request::Requests,
     sections::Told,
     stack::{Frame, Module, ModuleKind, StackEnd, StackId, Tables, ThreadKey},
     syscall::Calls,
@@ -111,6 +112,8 @@ pub struct Run {
     pub findings: Vec<Finding>,
     /// The first answer: filled in by [`crate::detect::judge`].
     pub verdict: Option<Verdict>,
+    /// Requests and answers, if they were watched.
+    pub requests: Option<Requests>,
     /// What was seen from outside, if it was looked for.
     pub vitals: Option<Vitals>,
 }
@@ -130,6 +133,8 @@ pub struct Totals {
     pub calls: Option<Calls>,
     /// How memory grew, if it was watched.
     pub memory: Option<Memory>,
+    /// Requests and answers, if they were watched.
+    pub requests: Option<Requests>,
     /// What was seen from outside, if it was looked for.
     pub vitals: Option<Vitals>,
 }
@@ -201,6 +206,7 @@ impl Totals {
             blocking: self.blocking.as_ref(),
             memory: self.memory.as_ref(),
             calls: self.calls.as_ref(),
+            requests: self.requests.as_ref(),
             vitals: self.vitals.as_ref(),
         }
     }
@@ -216,7 +222,7 @@ impl Run {
         symbolizer: &mut dyn Symbolizer,
         detail: Detail,
     ) -> Run {
-        let Totals { cpu, off_cpu, blocking, in_calls, calls, memory, vitals } = totals;
+        let Totals { cpu, off_cpu, blocking, in_calls, calls, memory, requests, vitals } = totals;
         let told = blocking.iter().flat_map(Blocking::stacks);
         let told: Vec<StackId> = told.chain(calls.iter().flat_map(Calls::stacks)).collect();
         let sites = memory.iter().flat_map(Memory::stacks);
@@ -271,6 +277,7 @@ impl Run {
             memory,
             findings: Vec::new(),
             verdict: None,
+            requests,
             vitals,
         }
     }
@@ -287,6 +294,7 @@ impl Run {
             blocking: self.blocking.as_ref(),
             memory: self.memory.as_ref(),
             calls: self.calls.as_ref(),
+            requests: self.requests.as_ref(),
             vitals: self.vitals.as_ref(),
         }
     }
@@ -544,6 +552,7 @@ pub(crate) mod fixtures {
             faults: None,
             findings: Vec::new(),
             verdict: None,
+            requests: None,
             vitals: None,
         }
     }

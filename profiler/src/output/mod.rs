@@ -31,6 +31,7 @@ pub mod live;
 pub mod memory;
 pub mod options;
 pub mod pprof;
+pub mod requests;
 pub mod report;
 pub mod results;
 pub mod summary;

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{
-    calls, findings, memory,
+    calls, findings, memory, requests,
     text::{Keep, Style, fit, width},
     waiting,
 };
@@ -64,6 +64,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     waiting::write(run, style, out)?;
     findings::write(run, style, out)?;
     waiting::stacks(run, style, out)?;
+    requests::write(run, style, out)?;
     calls::write(run, style, out)?;
     memory::write(run, style, out)?;
     writeln!(out)?;

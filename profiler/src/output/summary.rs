@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::text::{Keep, Style, fit, line, paragraph, short, told};
+use super::{requests, text::{Keep, Style, fit, line, paragraph, short, told}};
 use crate::{
     detect::{
         groups::groups,
@@ -42,6 +42,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     findings(run, verdict, style, out)?;
     processes(run, style, out)?;
     functions(run, style, out)?;
+    requests::summary(run, style, out)?;
     threads(run, style, out)?;
     memory(run, style, out)?;
     last(run, verdict, style, out)

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use profiler_common::{
     alloc::KIND_ALLOC_STACK,
     cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
+    request::{Connection, KIND_EXCHANGE},
     sched as raw, syscall as raw_calls,
 };
 
@@ -42,6 +43,8 @@ pub enum Record {
     SlowCall(Box<raw_calls::SlowCall>),
     /// A descriptor is used for the first time, or has been closed.
     Io(Box<raw_calls::IoRecord>),
+    /// A request and its answer.
+    Exchange(Box<Connection>),
 }
 
 impl Record {
@@ -70,6 +73,7 @@ impl Record {
                 let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
                 wire::cut_off(bytes, least).map(Record::Io)
             }
+            KIND_EXCHANGE => wire::plain(bytes).map(Box::new).map(Record::Exchange),
             _ => None,
         }
     }
@@ -86,6 +90,7 @@ impl Record {
             Record::Turn(turn) => turn.end_ns,
             Record::Exit(exit) => exit.time_ns,
             Record::SlowCall(call) => call.end_ns,
+            Record::Exchange(of) => of.ended_ns,
             // A descriptor must be known before it is closed.
             Record::Io(io) if io.closed != 0 => io.stats.last_ns,
             Record::Loop(_) | Record::Io(_) => 0,

@@ -2,6 +2,7 @@
 
 use profiler_common::{
     sched::{Exit, Interval, LoopSeen, Turn},
+    request::Connection,
     syscall::{IoRecord, SlowCall},
 };
 
@@ -13,6 +14,7 @@ impl Plain for Exit {}
 impl Plain for LoopSeen {}
 impl Plain for SlowCall {}
 impl Plain for IoRecord {}
+impl Plain for Connection {}
 
 /// Reads one; `None` if bytes are missing.
 pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
