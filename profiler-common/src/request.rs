@@ -3,9 +3,6 @@
 
 use crate::{histogram::Histogram, sched::Times};
 
-/// First word of a [`Connection`].
-pub const KIND_EXCHANGE: u32 = 12;
-
 /// Most connections followed at once: 448 bytes each, taken as they come.
 pub const MAX_CONNECTIONS: usize = 32_768;
 /// Most peers, a process each: 9.7 kB each.
@@ -108,7 +105,7 @@ pub struct PeerKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// [`KIND_EXCHANGE`].
+    /// [`RecordKind::Exchange`](crate::record::RecordKind).
     pub kind: u32,
     /// Exchanges of the peer that this record stands for: it and those before it that were not sent.
     pub weight: u32,

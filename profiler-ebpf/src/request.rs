@@ -18,13 +18,14 @@ use aya_ebpf::{
 use profiler_common::{
     cost::Probe,
     histogram::{Histogram, bucket},
-    loss::KernelCounter,
+    loss::Loss,
+    record::RecordKind,
     request::{
-        ANSWER_HEAD, Buffer, Connection, FailureKey, FirstBytes, KIND_EXCHANGE, ListenerKey, MAX_CONNECTIONS, MAX_FAILURES,
+        ANSWER_HEAD, Buffer, Connection, FailureKey, FirstBytes, ListenerKey, MAX_CONNECTIONS, MAX_FAILURES,
         MAX_LISTENERS, MAX_PEERS, PeerKey, PeerStats, Phase, REQUEST_HEAD, Role, SHORT_HEAD, STATUS_AT,
         UNIX_NAME, UnixName, class_of, flags,
     },
-    sched::{MAX_SYSCALLS, Times, Cause},
+    sched::{MAX_SYSCALLS, Times, WaitCause},
     syscall::DNS_PORT,
 };
 
@@ -32,7 +33,7 @@ use crate::{
     emit::SLICE_SHIFT,
     hash::mix,
     maps::{NO_PREALLOC, NOEXIST},
-    descriptor::{OFF_ADDRESS_LEN, OFF_ADDRESS_NAME, OFF_SOCK_FAMILY, OFF_SOCK_PEER_PORT, OFF_SOCK_PEER_V4, OFF_SOCK_PEER_V6, OFF_SOCK_PORT, OFF_SOCK_TYPE, OFF_SOCKET_SK, OFF_UNIX_ADDRESS, OFF_UNIX_PEER},
+    offsets::{OFF_ADDRESS_LEN, OFF_ADDRESS_NAME, OFF_NET_INUM, OFF_SOCKET_INODE, OFF_SOCKET_SK, OFF_SOCK_ERROR, OFF_SOCK_FAMILY, OFF_SOCK_NET, OFF_SOCK_PEER_PORT, OFF_SOCK_PEER_V4, OFF_SOCK_PEER_V6, OFF_SOCK_PORT, OFF_SOCK_PROTOCOL, OFF_SOCK_SOCKET, OFF_SOCK_TYPE, OFF_TCP_MSTAMP, OFF_TCP_WSTAMP, OFF_UNIX_ADDRESS, OFF_UNIX_PEER},
     output::{self, begin, count, finish, now_ns, send},
     sched::{THREADS, settle_state},
     target::current_target,
@@ -43,22 +44,6 @@ use crate::{
 #[unsafe(no_mangle)]
 static REQUEST_TIMES: Global<u32> = Global::new(0);
 
-#[unsafe(no_mangle)]
-static OFF_NET_INUM: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_ERROR: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_NET: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_PROTOCOL: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_SOCKET: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCKET_INODE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TCP_MSTAMP: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TCP_WSTAMP: Global<u32> = Global::new(0);
 
 /// Connections of targets, by the addresses of their `struct sock`.
 #[btf_map]
@@ -551,7 +536,7 @@ pub extern "C" fn finish_exchange(connection: *mut Connection, now: u64) -> u32 
         stats.unsent = 0;
         // SAFETY: a value and its size.
         if !unsafe { send(core::ptr::from_ref(connection).cast(), size_of::<Connection>() as u64) } {
-            count(KernelCounter::RecordsLost);
+            count(Loss::RecordsLost);
         }
     } else {
         stats.unsent += 1;
@@ -612,7 +597,7 @@ pub extern "C" fn find_peer(connection: *const Connection) -> u32 {
         return at;
     }
     let Ok(Some(at)) = PEERS_FREE.pop() else {
-        count(KernelCounter::PeersFull);
+        count(Loss::PeersFull);
         return NO_PEER;
     };
     let Some(stats) = PEER_STATS.get_ptr_mut(at) else { return NO_PEER };
@@ -641,7 +626,7 @@ pub extern "C" fn begin_connection(sock: u64, pid: u32, connecting: u32, now: u6
     if describe(new, sock, connecting != 0).is_none() {
         return 0;
     }
-    new.kind = KIND_EXCHANGE;
+    new.kind = RecordKind::Exchange as u32;
     new.sock = sock;
     new.peer.pid = pid;
     new.opened_ns = now;
@@ -657,7 +642,7 @@ pub extern "C" fn begin_connection(sock: u64, pid: u32, connecting: u32, now: u6
         unsafe { output::add(&raw mut (*stats).opened, 1) };
     }
     if CONNECTIONS.insert(&sock, new, 0).is_err() {
-        count(KernelCounter::ConnectionsFull);
+        count(Loss::ConnectionsFull);
         return 0;
     }
     1
@@ -796,7 +781,7 @@ pub extern "C" fn change_connection(sock: u64, state: u32) -> u32 {
     match PEER_FAILURES.get_ptr_mut(key) {
         // SAFETY: as above.
         Some(failures) => unsafe { output::add(failures, 1) },
-        None => count(KernelCounter::PeersFull),
+        None => count(Loss::PeersFull),
     }
     0
 }
@@ -927,7 +912,7 @@ pub extern "C" fn take_times(into: *mut Times, now: u64, since: u32) -> u32 {
     let keep = if since != 0 { u64::MAX } else { 0 };
     into.on_cpu_ns = (state.times.on_cpu_ns + running).wrapping_sub(into.on_cpu_ns & keep);
     into.run_queue_ns = state.times.run_queue_ns.wrapping_sub(into.run_queue_ns & keep);
-    for cause in 0..Cause::COUNT {
+    for cause in 0..WaitCause::COUNT {
         into.blocked_ns[cause] = state.times.blocked_ns[cause].wrapping_sub(into.blocked_ns[cause] & keep);
     }
     1

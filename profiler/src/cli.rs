@@ -255,7 +255,7 @@ impl ProfileArgs {
     }
 }
 
-/// From which length on waiting is worth telling.
+/// From which length on waiting is worth reporting.
 #[derive(Debug, Args)]
 pub struct BlockingArgs {
     /// Warn of an event loop that comes back to its epoll_wait (poll, select, …) later than this

@@ -9,7 +9,7 @@ pub mod protocol;
 mod spans;
 
 use anyhow::Result;
-use profiler_common::{cost, loss::KernelCounter, request::MAX_PEERS_OF_ONE};
+use profiler_common::{offsets, request::MAX_PEERS_OF_ONE};
 
 use crate::{
     kernel::{
@@ -17,7 +17,6 @@ use crate::{
         load::Plan,
         port::{Hook, Port as _},
     },
-    model::loss::Loss,
     probe::{
         request::{fold::RequestCollector, maps::KernelMaps},
         sched,
@@ -36,11 +35,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     large_maps: &["PEER_STATS", "LISTENERS"],
     prepare,
     start,
-    costs: &[(cost::Probe::Request, "request")],
-    losses: &[
-        (KernelCounter::ConnectionsFull, Loss::ConnectionsFull),
-        (KernelCounter::PeersFull, Loss::PeersFull),
-    ],
     kinds: &[],
     checks: Vec::new,
 };
@@ -69,34 +63,15 @@ const FUNCTIONS: [function_hooks::Hook; 7] = [
 ];
 
 fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
-    plan.needs_task_ids();
     // A busy server answers thousands of requests a second.
     plan.needs_more_records();
-    plan.offsets(sched::maps::offsets()?);
-    plan.offsets(offsets()?);
+    plan.offsets(sched::maps::OFFSETS);
+    plan.offsets(&[&offsets::SOCKETS]);
     plan.global("REQUEST_TIMES", u32::from(settings.watches_waits()));
     if matches!(&settings.target, Target::Pids { pids, follow: false } if pids.len() < 2) {
         plan.map_size("PEER_STATS", MAX_PEERS_OF_ONE);
     }
     Ok(())
-}
-
-fn offsets() -> Result<Vec<(&'static str, u32)>> {
-    let data = std::fs::read(crate::kernel::btf::VMLINUX)?;
-    let btf = crate::kernel::btf::Btf::parse(
-        &data,
-        &["sock", "sock_common", "net", "ns_common", "socket_alloc", "inode", "tcp_sock"],
-    )?;
-    Ok(vec![
-        ("OFF_SOCK_PROTOCOL", btf.offset("sock", "sk_protocol")?),
-        ("OFF_SOCK_ERROR", btf.offset("sock", "sk_err")?),
-        ("OFF_SOCK_NET", btf.offset("sock", "__sk_common")? + btf.offset("sock_common", "skc_net")?),
-        ("OFF_NET_INUM", btf.offset("net", "ns")? + btf.offset("ns_common", "inum")?),
-        ("OFF_SOCK_SOCKET", btf.offset("sock", "sk_socket")?),
-        ("OFF_SOCKET_INODE", btf.offset("socket_alloc", "vfs_inode")? + btf.offset("inode", "i_ino")?),
-        ("OFF_TCP_MSTAMP", btf.offset("tcp_sock", "tcp_mstamp")?),
-        ("OFF_TCP_WSTAMP", btf.offset("tcp_sock", "tcp_wstamp_ns")?),
-    ])
 }
 
 /// Attaches the kernel programs: where nobody moves bytes on sockets they cost nothing.

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use profiler_common::sched::Cause;
+use profiler_common::sched::WaitCause;
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -163,11 +163,11 @@ impl Joined {
             });
         }
         if let Some(times) = &of.times {
-            let blocked = |cause: Cause| times.blocked_ns[cause as usize];
+            let blocked = |cause: WaitCause| times.blocked_ns[cause as usize];
             breakdown.on_cpu_ns = times.on_cpu_ns;
             breakdown.run_queue_ns = times.run_queue_ns;
-            breakdown.disk_ns = blocked(Cause::Disk) + blocked(Cause::PageFault);
-            breakdown.lock_ns = blocked(Cause::Lock);
+            breakdown.disk_ns = blocked(WaitCause::Disk) + blocked(WaitCause::PageFault);
+            breakdown.lock_ns = blocked(WaitCause::Lock);
         }
         breakdown.settle();
         Some(breakdown)

@@ -19,8 +19,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
         let redact = Redact::new(start.settings.redact_paths);
         Ok(Box::new(Vitals(VitalsSampler::new(start.proc_root, redact))))
     },
-    costs: &[],
-    losses: &[],
     kinds: &[],
     checks: Vec::new,
 };

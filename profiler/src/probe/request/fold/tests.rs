@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use profiler_common::{
     request::{ANSWER_HEAD, REQUEST_HEAD},
-    sched::{Cause, Times},
+    sched::{Times, WaitCause},
 };
 
 use super::*;
@@ -66,7 +66,7 @@ fn exchange(peer: PeerKey, request: &[u8], answer: &[u8], began_ns: u64, answere
     from[..request.len()].copy_from_slice(request);
     to[..answer.len()].copy_from_slice(answer);
     Connection {
-        kind: profiler_common::request::KIND_EXCHANGE,
+        kind: profiler_common::record::RecordKind::Exchange as u32,
         weight: 1,
         sock: 7,
         peer,
@@ -139,7 +139,7 @@ fn routes_errors_and_where_the_time_went() {
         let mut request = exchange(served, b"GET /a/17 HTTP/1.1\r\n", status, at, at + 30 * MS);
         request.flags |= flags::TIMES;
         request.times.on_cpu_ns = 20 * MS;
-        request.times.blocked_ns[Cause::Network as usize] = 6 * MS;
+        request.times.blocked_ns[WaitCause::Network as usize] = 6 * MS;
         test.add(request);
     }
     let requests = test.run(Extent::Run);
