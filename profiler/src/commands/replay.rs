@@ -181,9 +181,9 @@ pub(crate) mod tests {
         }
         let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
         let blocking = waits.blocking(Now { threads, ..Now::default() });
-        let told =
+        let sections =
             Sections { blocking: Some(&Blocking::default()), memory: Some(&memory), ..Sections::default() };
-        recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
+        recorder.checkpoint(&Accounts::default(), sections, &tables).unwrap();
         let totals = Totals {
             cpu: cpu.snapshot(),
             off_cpu: Some(off_cpu.snapshot()),
@@ -233,14 +233,14 @@ pub(crate) mod tests {
         let path = dir.path().join("x.prec");
         let live = record(&path, &[(7, 1, 5, 0)], &[(0, 100)]);
         let nothing = Tables::default();
-        let (told, nobody) = (live.sections(), Sections::default());
-        for told in [
-            Sections { blocking: told.blocking, ..nobody },
-            Sections { memory: told.memory, ..nobody },
-            Sections { calls: told.calls, ..nobody },
+        let (sections, nobody) = (live.sections(), Sections::default());
+        for sections in [
+            Sections { blocking: sections.blocking, ..nobody },
+            Sections { memory: sections.memory, ..nobody },
+            Sections { calls: sections.calls, ..nobody },
         ] {
             let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
-            let written = recorder.finish(&live.cpu.accounts, told, &nothing, &[]).unwrap();
+            let written = recorder.finish(&live.cpu.accounts, sections, &nothing, &[]).unwrap();
             std::fs::write(&path, written).unwrap();
             assert!(
                 load(&path, &Overrides::default()).err().unwrap().to_string().contains("refers to nothing")

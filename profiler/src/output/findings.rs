@@ -120,7 +120,7 @@ mod tests {
         let mut run = fixtures::run(&[("main", 1)]);
         assert_eq!(render(&run, PLAIN), "", "nothing was looked for");
         let iterations = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
-        let loops = vec![EventLoop { turns, name: "quiet".into(), ..EventLoop::default() }];
+        let loops = vec![EventLoop { iterations, name: "quiet".into(), ..EventLoop::default() }];
         run.blocking = Some(Blocking { loops, ..Blocking::default() });
         run.memory = Some(crate::model::memory::Memory::default());
         run.calls = Some(crate::model::syscall::Calls::default());

@@ -105,7 +105,7 @@ impl Results {
 
     /// Makes everything recorded so far safe.
     pub fn checkpoint(&mut self, accounts: &Accounts, sections: Sections<'_>, tables: &Tables) {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts, told, tables));
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, sections, tables));
     }
 
     /// Writes every output, then the report. If anything cannot be written and there are `totals`, which `run` was made

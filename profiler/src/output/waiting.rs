@@ -230,7 +230,7 @@ mod tests {
         let iterations = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
         let name = || "quiet\x1b[2J".to_owned();
         let blocking = Blocking {
-            loops: vec![EventLoop { turns, name: name(), wait: "poll".into(), ..EventLoop::default() }],
+            loops: vec![EventLoop { iterations, name: name(), wait: "poll".into(), ..EventLoop::default() }],
             threads: vec![ThreadTime { process: name(), wall_ns: 1_000_000_000, ..ThreadTime::default() }],
             ..Blocking::default()
         };

@@ -301,8 +301,8 @@ mod tests {
             };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
             let (blocking, calls) = (Blocking::default(), Calls::default());
-            let told = Sections { blocking: Some(&blocking), calls: Some(&calls), ..Sections::default() };
-            recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
+            let sections = Sections { blocking: Some(&blocking), calls: Some(&calls), ..Sections::default() };
+            recorder.checkpoint(&Accounts::default(), sections, &tables).unwrap();
         }
         recorder
             .finish(

@@ -251,15 +251,16 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
 mod tests {
     use super::*;
     use crate::{
-        detect::{long_wait::fixtures::wait, rule::Overrides},
+        detect::rule::Overrides,
         model::threshold::Thresholds,
+        probe::sched::long_wait::{fixtures::wait, long_waits},
     };
 
     /// Severities of what is found where a thread waits for 2 s.
     fn found(syscall: &str, cause: WaitCause) -> Vec<Severity> {
         let mut of = wait(9, 0, 2_000_000_000, 0, cause);
         of.block.syscall = syscall.into();
-        let waits = crate::probe::sched::long_wait::long_waits(&of, false, &Thresholds::default()).collect();
+        let waits = long_waits(&of, false, &Thresholds::default()).collect();
         let mut run = crate::model::report::fixtures::run(&[]);
         run.blocking = Some(Blocking { long_waits: waits, ..Blocking::default() });
         check(&run, &Overrides::default().of(&RULE)).iter().map(|finding| finding.severity).collect()
