@@ -10,19 +10,19 @@ use crate::model::{distribution::Summary, stack::ThreadKey};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Requests {
     /// Whom the targets ask, the most awaited first; then whose requests they answer, the most time first.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<Exchanges>,
     /// The slowest requests that the targets answered, slowest first.
     pub slow: Vec<SlowRequest>,
 }
 
 impl Requests {
     /// Whom the targets ask.
-    pub fn asked(&self) -> impl Iterator<Item = &Peer> {
+    pub fn asked(&self) -> impl Iterator<Item = &Exchanges> {
         self.peers.iter().filter(|peer| peer.side == Side::Asks)
     }
 
     /// Whose requests the targets answer.
-    pub fn served(&self) -> impl Iterator<Item = &Peer> {
+    pub fn served(&self) -> impl Iterator<Item = &Exchanges> {
         self.peers.iter().filter(|peer| peer.side == Side::Answers)
     }
 }
@@ -50,7 +50,7 @@ impl Side {
 
 /// All connections of a process to one address, or of all clients of one of its ports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Peer {
+pub struct Exchanges {
     /// Process id.
     pub pid: u32,
     /// Name of the process.
@@ -109,7 +109,7 @@ pub struct Peer {
     pub routes: Vec<Route>,
 }
 
-impl Peer {
+impl Exchanges {
     /// Exchanges that were counted.
     pub fn exchanges(&self) -> u64 {
         self.first.count
@@ -193,7 +193,7 @@ pub struct Breakdown {
 /// What one peer was asked during a request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
-    /// The peer, as [`Peer::peer`].
+    /// The peer, as [`Exchanges::peer`].
     pub peer: String,
     /// What is spoken.
     pub protocol: String,
@@ -212,7 +212,7 @@ pub struct SlowRequest {
     pub thread: ThreadKey,
     /// Name of the process.
     pub process: String,
-    /// Where it came in, as [`Peer::peer`].
+    /// Where it came in, as [`Exchanges::peer`].
     pub peer: String,
     /// What was asked; empty where that is not known.
     pub operation: String,
@@ -281,7 +281,7 @@ pub(crate) mod fixtures {
             errors: vec![("500".into(), 7)],
             breakdown: Some(breakdown.clone()),
         };
-        let served = Peer {
+        let served = Exchanges {
             pid: 7,
             process: "app".into(),
             side: Side::Answers,
@@ -299,9 +299,9 @@ pub(crate) mod fixtures {
             statuses: [0, 0, 993, 0, 0, 7],
             looked_at: 1000,
             routes: vec![route],
-            ..Peer::default()
+            ..Exchanges::default()
         };
-        let database = Peer {
+        let database = Exchanges {
             pid: 7,
             process: "app".into(),
             side: Side::Asks,
@@ -319,7 +319,7 @@ pub(crate) mod fixtures {
             overlapped: 12,
             failures: vec![Failure { error: "ECONNREFUSED".into(), connecting: true, count: 2 }],
             looked_at: 2000,
-            ..Peer::default()
+            ..Exchanges::default()
         };
         let slow = SlowRequest {
             thread: ThreadKey { pid: 7, tid: 8 },

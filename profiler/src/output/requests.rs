@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::text::{Style, line};
 use crate::model::{
     report::Run,
-    request::{Breakdown, Peer, Requests, Route, Side, SlowRequest},
+    request::{Breakdown, Exchanges, Requests, Route, Side, SlowRequest},
     units::{bytes, count, per_second, percent, thousands, time},
 };
 
@@ -49,7 +49,7 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     more(peers.count(), out)
 }
 
-fn is_told(peer: &Peer) -> bool {
+fn is_told(peer: &Exchanges) -> bool {
     peer.exchanges() > 0 || !peer.failures.is_empty() || peer.multiplexed > 0 || peer.awaited > 0
 }
 
@@ -61,7 +61,7 @@ fn more(n: usize, out: &mut dyn Write) -> Result<()> {
 }
 
 /// The peer with its protocol and name; and the process, where there are several.
-fn who(run: &Run, peer: &Peer) -> String {
+fn who(run: &Run, peer: &Exchanges) -> String {
     let of: Vec<&str> = [&*peer.protocol, &*peer.name].into_iter().filter(|word| !word.is_empty()).collect();
     let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
     let others = run.requests.iter().flat_map(|all| &all.peers).any(|other| other.pid != peer.pid);
@@ -70,7 +70,7 @@ fn who(run: &Run, peer: &Peer) -> String {
 }
 
 /// How many, how long, how many failed.
-fn figures(peer: &Peer, seconds: f64) -> String {
+fn figures(peer: &Exchanges, seconds: f64) -> String {
     let mut parts = Vec::new();
     if peer.exchanges() > 0 {
         parts.push(format!("{}/s", per_second(peer.exchanges() as f64 / seconds.max(1e-9))));
@@ -91,7 +91,7 @@ fn figures(peer: &Peer, seconds: f64) -> String {
     parts.join(", ")
 }
 
-fn failures(peer: &Peer) -> String {
+fn failures(peer: &Exchanges) -> String {
     let each = peer.failures.iter().map(|of| {
         let when = if of.connecting { "connecting" } else { "connected" };
         format!("{} {} ({when})", thousands(of.count), of.error)
@@ -101,7 +101,7 @@ fn failures(peer: &Peer) -> String {
 }
 
 /// The route with the most time, if there are several.
-fn slowest_route(peer: &Peer) -> Option<String> {
+fn slowest_route(peer: &Exchanges) -> Option<String> {
     let route = peer.routes.first().filter(|route| !route.operation.is_empty())?;
     let share = percent(route.whole.sum_ns, peer.routes.iter().map(|route| route.whole.sum_ns).sum());
     let goes = route.breakdown.as_ref().map_or_else(String::new, |it| format!(": {}", shares(it)));
@@ -133,7 +133,7 @@ fn shares(of: &Breakdown) -> String {
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(requests) = &run.requests else { return Ok(()) };
     for (side, title) in [(Side::Answers, "requests answered, by port"), (Side::Asks, "peers asked")] {
-        let peers: Vec<&Peer> = requests.peers.iter().filter(|peer| peer.side == side).collect();
+        let peers: Vec<&Exchanges> = requests.peers.iter().filter(|peer| peer.side == side).collect();
         if peers.is_empty() {
             continue;
         }
@@ -151,7 +151,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     slow(requests, style, out)
 }
 
-fn row(run: &Run, peer: &Peer, style: &Style, out: &mut dyn Write) -> Result<()> {
+fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Result<()> {
     let seconds = run.cpu.accounts.duration_ns as f64 / 1e9;
     let (failed, of) = peer.failed();
     let first = &peer.first;

@@ -16,7 +16,7 @@ use crate::{
         abi,
         distribution::Summary,
         report::Totals,
-        request::{Breakdown, Failure, Peer, Requests, Route, Side, SlowRequest},
+        request::{Breakdown, Exchanges, Failure, Requests, Route, Side, SlowRequest},
         stack::{StackId, ThreadKey},
     },
     probe::{
@@ -245,7 +245,7 @@ impl RequestCollector {
         let mut failures: BTreeMap<FailureKey, u64> = self.ended_failures.clone();
         self.maps.failures().into_iter().for_each(|(key, n)| *failures.entry(key).or_default() += n);
         let joined = self.spans.joined();
-        let mut all: Vec<Peer> = Vec::new();
+        let mut all: Vec<Exchanges> = Vec::new();
         for (key, stats) in &peers {
             let failed = failures.iter().filter(|(of, _)| of.peer == *key);
             let counts = counts.get(key).copied().unwrap_or_default();
@@ -277,7 +277,7 @@ impl RequestCollector {
         failures: impl Iterator<Item = (&'a FailureKey, &'a u64)>,
         joined: Option<&Joined>,
         cx: &mut Context<'_>,
-    ) -> Option<Peer> {
+    ) -> Option<Exchanges> {
         let failures: Vec<Failure> = failures
             .map(|(of, &count)| Failure {
                 error: match of.errno {
@@ -315,7 +315,7 @@ impl RequestCollector {
         let hosts = self.hosts.entry(key.pid).or_insert_with(|| Hosts::read(proc_root, key.pid));
         let is_net = asks && i32::from(key.family) != libc::AF_UNIX;
         let name = if is_net && matches!(self.redact, Redact::No) { hosts.name(key) } else { String::new() };
-        Some(Peer {
+        Some(Exchanges {
             pid: key.pid,
             process: process(cx, key.pid),
             side: if asks { Side::Asks } else { Side::Answers },
