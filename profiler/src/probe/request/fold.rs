@@ -8,7 +8,9 @@ use std::{
 };
 
 use anyhow::Result;
-use profiler_common::request::{Connection, FailureKey, PeerKey, PeerStats, Phase, Role, UnixName, flags};
+use profiler_common::request::{
+    Connection, FailureKey, PeerKey, PeerStats, Phase, Role, STATUSES, UnixName, class_of, flags,
+};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
@@ -391,7 +393,8 @@ fn add_exchange(stats: &mut PeerStats, of: &Connection) {
         stats.queued.count(read_ns.saturating_sub(of.arrived_ns));
     }
     let is_http = of.flags & flags::HTTP != 0;
-    stats.statuses[profiler_common::request::class_of(is_http, &of.answer, of.answer_len)] += 1;
+    let class = usize::from(class_of(is_http, &of.answer, of.answer_len));
+    stats.statuses[if class < STATUSES { class } else { 0 }] += 1;
 }
 
 /// Adds what another process, or an earlier one with the same number, did.
