@@ -140,7 +140,7 @@ fn is_what_it_logs(interpreter: &'static str, script: &str, connections: usize, 
         return;
     }
     let server = Server::start(interpreter, script, &[]);
-    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off"]);
+    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
     let port = server.port;
     let failed = load(&server, connections, requests);
     let mut log: Vec<f64> = server.quit().into_iter().map(|(_, ns)| ns).collect();
@@ -212,7 +212,7 @@ fn is_made_of_its_parts(interpreter: &'static str, script: &str) {
     }
     let ports = [echo(Duration::from_millis(7)), echo(Duration::from_millis(11))];
     let server = Server::start(interpreter, script, &ports.map(|port| port.to_string()));
-    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off"]);
+    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
     let (port, mut stream) = (server.port, server.connect());
     for _ in 0..40 {
         assert_eq!(get(&mut stream, "/work"), 200);
@@ -272,7 +272,7 @@ for _ in range(5):
     let mut command = Command::new(which("python3").unwrap());
     command.args(["-c", script]).stdin(Stdio::piped());
     let mut run = Running::start(&mut command);
-    let profiling = Profiling::start(&["--pid", &run.pid(), "--alloc", "off"]);
+    let profiling = Profiling::start(&["--pid", &run.pid(), "--alloc", "off", "--requests", "on"]);
     run.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let (profile, _) = profiling.finish();
     let failures = &peers(&profile)[0]["failures"];
@@ -309,7 +309,7 @@ while True:
     out.read_line(&mut line).unwrap();
     let port: u16 = line.trim().parse().unwrap();
     let server = Server { run, out, port };
-    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off"]);
+    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
     let ask = |parts: &[&[u8]], half: bool| {
         let mut stream = server.connect().into_inner();
         for part in parts {

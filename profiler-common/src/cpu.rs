@@ -46,6 +46,10 @@ impl fmt::Display for StackEnd {
     }
 }
 
+#[expect(
+    clippy::derivable_impls,
+    reason = "a table derives the same for every enumeration, and few have a default"
+)]
 impl Default for StackEnd {
     fn default() -> StackEnd {
         StackEnd::None

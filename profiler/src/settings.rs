@@ -64,8 +64,6 @@ pub enum Waits {
 /// Whether to watch requests and their answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Requests {
-    /// On, unless the target is the whole machine.
-    Auto,
     /// On.
     On,
     /// Off.
@@ -94,13 +92,9 @@ impl Settings {
         }
     }
 
-    /// Whether requests are watched, by the same rule.
+    /// Whether requests are watched: only if asked for.
     pub fn watches_requests(&self) -> bool {
-        match self.requests {
-            Requests::Auto => self.target != Target::All,
-            Requests::On => true,
-            Requests::Off => false,
-        }
+        self.requests == Requests::On
     }
 
     /// Whether memory is watched, by the same rule.
@@ -159,7 +153,7 @@ pub(crate) mod fixtures {
             waits: Waits::Auto,
             wakers: false,
             syscalls: false,
-            requests: Requests::Auto,
+            requests: Requests::Off,
             alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
             by_thread: false,
             redact_paths: false,
@@ -180,7 +174,7 @@ mod tests {
         let one = settings(Target::Comm("x".into()));
         assert!(one.watches_waits() && one.watches_memory());
         let all = settings(Target::All);
-        assert!(!all.watches_waits() && !all.watches_memory() && !all.watches_requests());
+        assert!(!all.watches_waits() && !all.watches_memory());
         let asked = Settings { waits: Waits::On, ..all.clone() };
         assert!(asked.watches_waits());
         assert!(Settings { wakers: true, ..all }.watches_waits());
@@ -189,7 +183,7 @@ mod tests {
     #[test]
     fn an_old_kernel_measures_less_and_says_so() {
         let mut old = settings(Target::Comm("x".into()));
-        (old.unwind_by_tables, old.syscalls) = (true, true);
+        (old.unwind_by_tables, old.syscalls, old.requests) = (true, true, Requests::On);
         assert_eq!(old.clone().fit(true, true), Vec::<String>::new());
         assert_eq!(old.fit(false, true).len(), 4);
         assert!(!old.unwind_by_tables && !old.syscalls && !old.watches_waits() && !old.watches_requests());

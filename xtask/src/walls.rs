@@ -19,8 +19,10 @@ const NOT_YET: [(&str, &str); 0] = [];
 
 /// The crates. End-to-end tests may be as long as they like.
 const FOLDERS: [&str; 4] = ["profiler/src", "profiler-common/src", "profiler-ebpf/src", "xtask/src"];
-/// The folder that the walls stand in. Circles are looked for in all of them.
+/// The folder that the walls stand in.
 const CRATE: &str = "profiler/src";
+/// The folder whose files may import each other: a parent has what its commands share.
+const TOOLS: &str = "xtask/src";
 
 /// A rule about imports, by the first folder or file of the crate.
 struct Wall {
@@ -90,7 +92,9 @@ pub fn run(root: &Path) -> Result<()> {
         if folder == CRATE {
             problems.extend(broken_walls(&imports));
         }
-        problems.extend(circles(&imports));
+        if folder != TOOLS {
+            problems.extend(circles(&imports));
+        }
         between += count(&imports);
     }
     let problems = without_known(problems, &NOT_YET);

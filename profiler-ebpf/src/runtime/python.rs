@@ -10,7 +10,7 @@ use profiler_common::{
     },
 };
 
-use super::RUNTIMES;
+use super::builds::RUNTIMES;
 use crate::{hash::mix, memory::UserMemory, offsets::OFF_TASK_THREAD_POINTER, task::read};
 
 /// Adds the Python frames of the current thread to the entries that there are.

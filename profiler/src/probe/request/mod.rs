@@ -32,7 +32,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "request",
     about: "requests and answers on sockets: peers, times to answer, errors",
     enabled: Settings::watches_requests,
-    large_maps: &["PEER_STATS", "LISTENERS"],
+    large_maps: &["PEER_STATS", "LISTENERS", "CONNECTIONS"],
     prepare,
     start,
     kinds: &[],
