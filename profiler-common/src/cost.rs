@@ -36,6 +36,8 @@ table! {
         AllocLeave = 8, "alloc_leave", "allocations, done (C++)";
         /// Frees.
         Free = 9, "free", "frees";
+        /// Sends and receives on sockets.
+        Request = 10, "request", "request";
     }
 }
 

@@ -27,6 +27,13 @@ impl Histogram {
     /// Nothing yet.
     pub const EMPTY: Histogram = Histogram { max_ns: 0, sum_ns: 0, counts: [0; BUCKETS] };
 
+    /// Counts a duration.
+    pub fn count(&mut self, ns: u64) {
+        self.max_ns = self.max_ns.max(ns);
+        self.sum_ns += ns;
+        self.counts[bucket(ns)] += 1;
+    }
+
     /// Adds what `other` counted.
     pub fn add(&mut self, other: &Histogram) {
         self.max_ns = self.max_ns.max(other.max_ns);

@@ -12,6 +12,7 @@ pub mod majority;
 pub mod mapping;
 pub mod offsets;
 pub mod record;
+pub mod request;
 pub mod runtime;
 pub mod sched;
 pub mod syscall;

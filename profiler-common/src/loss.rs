@@ -70,6 +70,10 @@ table! {
         /// Addresses of code without a file whose memory came to belong to other code at about the time they were seen,
         /// so that they may have the name of either.
         CodeReused = 24, "code_reused", "addresses of JIT code whose memory was reused just then", Effect::Other;
+        /// Lost connections: their requests are in no count, because too many are followed.
+        ConnectionsFull = 25, "connections_full", "connections whose requests are not told, too many", Effect::Other;
+        /// Lost peers: their requests are in no count, because there are too many.
+        PeersFull = 26, "peers_full", "peers whose requests are not told, too many", Effect::Other;
     }
 }
 

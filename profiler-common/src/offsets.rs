@@ -86,6 +86,17 @@ macro_rules! offsets {
                 OFF_MOUNT_PARENT: mount.mnt_parent;
                 OFF_MOUNT_POINT: mount.mnt_mountpoint;
             }
+            /// Whose requests sockets carry, and when their packets came and went.
+            required SOCKETS {
+                OFF_SOCK_PROTOCOL: sock.sk_protocol;
+                OFF_SOCK_ERROR: sock.sk_err;
+                OFF_SOCK_NET: sock.__sk_common, sock_common.skc_net;
+                OFF_NET_INUM: net.ns, ns_common.inum;
+                OFF_SOCK_SOCKET: sock.sk_socket;
+                OFF_SOCKET_INODE: socket_alloc.vfs_inode, inode.i_ino;
+                OFF_TCP_MSTAMP: tcp_sock.tcp_mstamp;
+                OFF_TCP_WSTAMP: tcp_sock.tcp_wstamp_ns;
+            }
             /// Addresses of IPv6 sockets. Without CONFIG_IPV6 there are none, and no socket that has one.
             optional IPV6 {
                 OFF_SOCK_V6: sock.__sk_common, sock_common.skc_v6_rcv_saddr;

@@ -27,5 +27,7 @@ table! {
         Io = 10, "io", "descriptor";
         /// A stack that wakes threads, a [`StackHeader`](crate::sched::StackHeader); its thread's name follows the addresses.
         Waker = 11, "waker", "stack that wakes threads";
+        /// A request and its answer, a [`Connection`](crate::request::Connection).
+        Exchange = 12, "exchange", "request and answer";
     }
 }

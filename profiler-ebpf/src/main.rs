@@ -1,5 +1,5 @@
 //! The kernel side. Probes: `cpu`, `fault`, `sched` with `loops`, `loop_hooks` and `waker`, `syscall` with `caller` and `descriptor_io`,
-//! `alloc` with `stack_cache`. What they share: `target` and `life` say whose it is, `task` and `descriptor` read the
+//! `alloc` with `stack_cache`, `request`. What they share: `target` and `life` say whose it is, `task` and `descriptor` read the
 //! kernel, `stack` and `unwind` take stacks, `runtime` what tells frames of language runtimes, `output` and `emit` lead out.
 #![no_std]
 #![no_main]
@@ -23,6 +23,7 @@ mod maps;
 mod memory;
 mod offsets;
 mod output;
+mod request;
 mod runtime;
 mod sched;
 mod stack;

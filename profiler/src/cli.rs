@@ -11,7 +11,7 @@ use crate::{
     probe::alloc::snapshots::SnapshotSettings,
     process::target::Target,
     session::Options,
-    settings::{Alloc, AllocSettings, Settings, Waits},
+    settings::{Alloc, AllocSettings, Requests, Settings, Waits},
     symbolize::debuginfod,
 };
 
@@ -206,6 +206,9 @@ pub struct ProfileArgs {
     /// system call of every process on the machine takes about 0.13 us longer, those of the target 0.25 to 0.32 us
     #[arg(long)]
     pub syscalls: bool,
+    /// Whether to tell requests and their answers: by peer and route, how many, how long, which failed
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Requests::Off)]
+    pub requests: Requests,
     /// Keep paths and addresses of peers out of all outputs: numbers stand for them
     #[arg(long)]
     pub redact_paths: bool,
@@ -262,6 +265,7 @@ impl ProfileArgs {
             waits: self.waits,
             wakers: self.wakers,
             syscalls: self.syscalls,
+            requests: self.requests,
             alloc: AllocSettings {
                 mode: self.alloc.alloc,
                 libraries: self.alloc.alloc_lib.clone(),

@@ -25,7 +25,7 @@ pub fn run(
     symbolizer: &mut dyn Symbolizer,
     detail: Detail,
 ) -> Run {
-    let Totals { cpu, off_cpu, blocking, in_calls, calls, memory, vitals } = totals;
+    let Totals { cpu, off_cpu, blocking, in_calls, calls, memory, requests, vitals } = totals;
     let listed = blocking.iter().flat_map(Blocking::stacks);
     let listed: Vec<StackId> = listed.chain(calls.iter().flat_map(Calls::stacks)).collect();
     let sites = memory.iter().flat_map(Memory::stacks);
@@ -79,6 +79,7 @@ pub fn run(
         blocking,
         calls,
         memory,
+        requests,
         findings: Vec::new(),
         verdict: None,
         vitals,

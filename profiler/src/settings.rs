@@ -23,6 +23,8 @@ pub struct Settings {
     pub wakers: bool,
     /// Watch system calls.
     pub syscalls: bool,
+    /// Whether to watch requests.
+    pub requests: Requests,
     /// How memory is watched.
     pub alloc: AllocSettings,
     /// Keep system calls and waits for a CPU apart by thread.
@@ -61,6 +63,15 @@ pub enum Waits {
     Off,
 }
 
+/// Whether to watch requests and their answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Requests {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
 /// Whether to watch allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Alloc {
@@ -81,6 +92,11 @@ impl Settings {
             Waits::On => true,
             Waits::Off => false,
         }
+    }
+
+    /// Whether requests are watched: only if asked for.
+    pub fn watches_requests(&self) -> bool {
+        self.requests == Requests::On
     }
 
     /// Whether memory is watched, by the same rule.
@@ -111,6 +127,10 @@ impl Settings {
             self.wakers = false;
             too_old("to tell what threads wait for");
         }
+        if self.watches_requests() && !able {
+            self.requests = Requests::Off;
+            too_old("to tell requests");
+        }
         if self.syscalls && !able {
             self.syscalls = false;
             too_old("to watch system calls");
@@ -136,6 +156,7 @@ pub(crate) mod fixtures {
             waits: Waits::Auto,
             wakers: false,
             syscalls: false,
+            requests: Requests::Off,
             alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
             by_thread: false,
             redact_paths: false,
@@ -165,10 +186,10 @@ mod tests {
     #[test]
     fn an_old_kernel_measures_less_and_says_so() {
         let mut old = settings(Target::Comm("x".into()));
-        (old.unwind_by_tables, old.syscalls) = (true, true);
+        (old.unwind_by_tables, old.syscalls, old.requests) = (true, true, Requests::On);
         assert_eq!(old.clone().fit(true, true), Vec::<String>::new());
-        assert_eq!(old.fit(false, true).len(), 3);
-        assert!(!old.unwind_by_tables && !old.syscalls && !old.watches_waits());
+        assert_eq!(old.fit(false, true).len(), 4);
+        assert!(!old.unwind_by_tables && !old.syscalls && !old.watches_waits() && !old.watches_requests());
         assert!(old.watches_memory());
     }
 }

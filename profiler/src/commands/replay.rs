@@ -190,6 +190,7 @@ pub(crate) mod tests {
             in_calls: Some(in_calls.snapshot()),
             blocking: Some(blocking),
             calls: Some(calls),
+            requests: Some(crate::model::request::fixtures::requests()),
             vitals: Some(vitals),
             memory: Some(memory),
         };

@@ -15,7 +15,7 @@ use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, CgroupArray, HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
-        FEntry, PerfEvent, RawTracePoint,
+        FEntry, FExit, PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -262,6 +262,16 @@ impl Kernel {
         Ok(())
     }
 
+    fn attach_returns(&mut self, hooks: &[(&str, &str)]) -> Result<()> {
+        let btf = aya::Btf::from_sys_fs().context("reading the kernel's types")?;
+        for (name, function) in hooks {
+            let program: &mut FExit = program(self.ebpf.as_mut(), name)?;
+            program.load(function, &btf).map_err(explain_program)?;
+            program.attach().map_err(explain_program)?;
+        }
+        Ok(())
+    }
+
     fn add_tail_call(&mut self, program_name: &str, map: &str, index: u32) -> Result<()> {
         let step: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
         step.load().map_err(explain_program)?;
@@ -290,6 +300,7 @@ impl Port for Kernel {
                 self.sample(program, SoftwareEvent::PageFaults, period)
             }
             Hook::Functions(hooks) => self.attach_functions(hooks),
+            Hook::Returns(hooks) => self.attach_returns(hooks),
             Hook::TailCall { program, map, index } => self.add_tail_call(program, map, index),
         }
     }

@@ -33,6 +33,8 @@ pub enum Hook<'a> {
     },
     /// The entry of kernel functions; (program, function).
     Functions(&'a [(&'static str, &'static str)]),
+    /// The return of kernel functions; (program, function).
+    Returns(&'a [(&'static str, &'static str)]),
     /// Nothing by itself: other programs go on into this one by a tail call.
     TailCall {
         /// The program.

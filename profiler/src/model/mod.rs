@@ -12,6 +12,7 @@ pub mod memory;
 pub mod module;
 pub mod part;
 pub mod report;
+pub mod request;
 pub mod sample;
 pub mod sections;
 pub mod series;

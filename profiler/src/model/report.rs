@@ -12,6 +12,7 @@ use crate::model::{
     kind::ProfileKind,
     loss::Losses,
     memory::Memory,
+    request::Requests,
     sections::Sections,
     stack::{Module, ModuleKind, StackEnd, StackId, ThreadKey},
     syscall::Calls,
@@ -111,6 +112,8 @@ pub struct Run {
     pub findings: Vec<Finding>,
     /// The first answer: filled in by [`crate::detect::judge`].
     pub verdict: Option<Verdict>,
+    /// Requests and answers, if they were watched.
+    pub requests: Option<Requests>,
     /// What was seen from outside, if it was looked for.
     pub vitals: Option<Vitals>,
 }
@@ -130,6 +133,8 @@ pub struct Totals {
     pub calls: Option<Calls>,
     /// How memory grew, if it was watched.
     pub memory: Option<Memory>,
+    /// Requests and answers, if they were watched.
+    pub requests: Option<Requests>,
     /// What was seen from outside, if it was looked for.
     pub vitals: Option<Vitals>,
 }
@@ -201,6 +206,7 @@ impl Totals {
             blocking: self.blocking.as_ref(),
             memory: self.memory.as_ref(),
             calls: self.calls.as_ref(),
+            requests: self.requests.as_ref(),
             vitals: self.vitals.as_ref(),
         }
     }
@@ -219,6 +225,7 @@ impl Run {
             blocking: self.blocking.as_ref(),
             memory: self.memory.as_ref(),
             calls: self.calls.as_ref(),
+            requests: self.requests.as_ref(),
             vitals: self.vitals.as_ref(),
         }
     }
@@ -374,6 +381,7 @@ pub(crate) mod fixtures {
             faults: None,
             findings: Vec::new(),
             verdict: None,
+            requests: None,
             vitals: None,
         }
     }

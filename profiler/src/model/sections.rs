@@ -1,6 +1,6 @@
 //! What is known of a run and is not made of samples.
 
-use crate::model::{memory::Memory, syscall::Calls, vitals::Vitals, wait::Blocking};
+use crate::model::{memory::Memory, request::Requests, syscall::Calls, vitals::Vitals, wait::Blocking};
 
 /// What is known so far and is not made of samples.
 #[derive(Clone, Copy, Debug, Default)]
@@ -11,6 +11,8 @@ pub struct Sections<'a> {
     pub memory: Option<&'a Memory>,
     /// System calls.
     pub calls: Option<&'a Calls>,
+    /// Requests and answers.
+    pub requests: Option<&'a Requests>,
     /// What was seen from outside.
     pub vitals: Option<&'a Vitals>,
 }

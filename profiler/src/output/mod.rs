@@ -32,6 +32,7 @@ pub mod memory;
 pub mod names;
 pub mod options;
 pub mod pprof;
+pub mod requests;
 pub mod report;
 pub mod results;
 pub mod summary;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::{
     calls, findings, memory,
     names::{PLACE, place, short},
+    requests,
     text::{Keep, Style, fit, width},
     waiting,
 };
@@ -65,6 +66,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     waiting::write(run, style, out)?;
     findings::write(run, style, out)?;
     waiting::stacks(run, style, out)?;
+    requests::write(run, style, out)?;
     calls::write(run, style, out)?;
     memory::write(run, style, out)?;
     writeln!(out)?;

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::{
     names::{PLACE, place as shown_place, short},
+    requests,
     text::{Keep, Style, fit, line, paragraph, told},
 };
 use crate::{
@@ -45,6 +46,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     findings(run, verdict, style, out)?;
     processes(run, style, out)?;
     functions(run, style, out)?;
+    requests::summary(run, style, out)?;
     threads(run, style, out)?;
     memory(run, style, out)?;
     last(run, verdict, style, out)

@@ -12,6 +12,7 @@ pub mod alloc;
 pub mod cpu;
 pub mod fault;
 pub mod record;
+pub mod request;
 pub mod sched;
 pub mod spec;
 pub mod syscall;
@@ -21,8 +22,8 @@ pub mod wire;
 use spec::ProbeSpec;
 
 /// Every probe, in the order in which they start.
-pub static PROBES: [&ProbeSpec; 6] =
-    [&cpu::SPEC, &sched::SPEC, &syscall::SPEC, &vitals::SPEC, &alloc::SPEC, &fault::SPEC];
+pub static PROBES: [&ProbeSpec; 7] =
+    [&cpu::SPEC, &sched::SPEC, &syscall::SPEC, &request::SPEC, &vitals::SPEC, &alloc::SPEC, &fault::SPEC];
 
 /// The probes that a run has.
 pub fn enabled(settings: &Settings) -> impl Iterator<Item = &'static ProbeSpec> {
@@ -52,7 +53,7 @@ mod tests {
     use crate::{
         model::kind::KINDS,
         process::target::Target,
-        settings::{Alloc, Waits, fixtures::settings},
+        settings::{Alloc, Requests, Waits, fixtures::settings},
     };
 
     #[test]
@@ -71,7 +72,8 @@ mod tests {
         assert_eq!(names(&settings), ["cpu"]);
         assert_eq!(kinds(&settings), [crate::model::kind::CPU]);
         (settings.waits, settings.syscalls, settings.alloc.mode) = (Waits::On, true, Alloc::Full);
-        assert_eq!(names(&settings), ["cpu", "sched", "syscall", "alloc"]);
+        settings.requests = Requests::On;
+        assert_eq!(names(&settings), ["cpu", "sched", "syscall", "request", "alloc"]);
         settings.unwind_by_tables = true;
         settings.target = Target::Comm("x".into());
         assert_eq!(names(&settings), PROBES.map(|spec| spec.name));

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use profiler_common::{record::RecordKind, sched as raw, syscall as raw_calls};
+use profiler_common::{record::RecordKind, request::Connection, sched as raw, syscall as raw_calls};
 
 use crate::probe::{
     cpu::records::{self as cpu, RawSample},
@@ -38,6 +38,8 @@ pub enum Record {
     SlowCall(Box<raw_calls::SlowCall>),
     /// A descriptor is used for the first time, or has been closed.
     Io(Box<raw_calls::IoRecord>),
+    /// A request and its answer.
+    Exchange(Box<Connection>),
 }
 
 impl Record {
@@ -66,6 +68,7 @@ impl Record {
                 let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
                 wire::cut_off(bytes, least).map(Record::Io)
             }
+            RecordKind::Exchange => wire::plain(bytes).map(Box::new).map(Record::Exchange),
         }
     }
 
@@ -81,6 +84,7 @@ impl Record {
             Record::Iteration(iteration) => iteration.end_ns,
             Record::Exit(exit) => exit.time_ns,
             Record::SlowCall(call) => call.end_ns,
+            Record::Exchange(of) => of.ended_ns,
             // A descriptor must be known before it is closed.
             Record::Io(io) if io.closed != 0 => io.stats.last_ns,
             Record::Loop(_) | Record::Io(_) => 0,

@@ -1,6 +1,7 @@
 //! How records lie in memory.
 
 use profiler_common::{
+    request::Connection,
     sched::{Exit, Interval, Iteration, LoopSeen},
     syscall::{IoRecord, SlowCall},
 };
@@ -13,6 +14,7 @@ impl Plain for Exit {}
 impl Plain for LoopSeen {}
 impl Plain for SlowCall {}
 impl Plain for IoRecord {}
+impl Plain for Connection {}
 
 /// Reads one; `None` if bytes are missing.
 pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {

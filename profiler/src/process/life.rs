@@ -68,6 +68,12 @@ impl Living {
     }
 }
 
+/// Inode number of a process's network namespace.
+pub fn network_namespace(proc_root: &Path, pid: u32) -> Option<u32> {
+    let metadata = std::fs::metadata(proc_root.join(format!("{pid}/ns/net"))).ok()?;
+    u32::try_from(std::os::unix::fs::MetadataExt::ino(&metadata)).ok()
+}
+
 /// When a living process started, in clock ticks since boot. A zombie without threads lives no more.
 pub fn start_time(proc_root: &Path, pid: u32) -> Option<u64> {
     let stat = super::shown::thread_stat(&proc_root.join(pid.to_string()))?;

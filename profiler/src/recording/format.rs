@@ -13,6 +13,7 @@ use crate::{
         cause::WaitCause,
         finding::Severity,
         memory::{LimitKind, WatchMode},
+        request::Side,
         stack::{Frame, Language, ModuleId, ModuleKind, StackEnd},
         syscall::WaitKind,
         wait::LongWaitKind,
@@ -45,6 +46,7 @@ fn format() -> BTreeMap<String, serde_json::Value> {
     tracer.trace_simple_type::<LongWaitKind>().unwrap();
     tracer.trace_simple_type::<WaitKind>().unwrap();
     tracer.trace_simple_type::<WatchMode>().unwrap();
+    tracer.trace_simple_type::<Side>().unwrap();
     tracer.trace_simple_type::<LimitKind>().unwrap();
     tracer.trace_simple_type::<Severity>().unwrap();
     tracer.trace_simple_type::<Language>().unwrap();

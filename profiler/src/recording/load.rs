@@ -16,6 +16,7 @@ use crate::{
         kind::{OFF_CPU, SYSCALLS},
         memory::Memory,
         report::{Accounts, Meta, Run, Totals},
+        request::Requests,
         sample::Sample,
         stack::{Frame, Module, ModuleId, Tables},
         syscall::Calls,
@@ -76,6 +77,7 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
     let mut blocking: Option<Blocking> = None;
     let mut calls: Option<Calls> = None;
     let mut vitals: Option<Vitals> = None;
+    let mut requests: Option<Requests> = None;
     let mut memory: Option<Memory> = None;
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
@@ -142,6 +144,7 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
                 memory.get_or_insert_default().sites.extend(sites);
             }
             Event::Vitals(recorded) => vitals = Some(*recorded),
+            Event::Requests(recorded) => requests = Some(*recorded),
             Event::End => {}
         }
         Ok(())
@@ -153,6 +156,7 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
         in_calls: (calls.is_some() || in_calls.total > 0).then_some(in_calls),
         blocking,
         calls,
+        requests,
         vitals,
         memory,
     };

@@ -15,6 +15,7 @@ use crate::{
     model::{
         memory::{Memory, Site},
         report::{Accounts, Meta},
+        request::Requests,
         sample::Sample,
         sections::Sections,
         stack::{Frame, Module, Stack, Tables, ThreadKey},
@@ -66,6 +67,8 @@ pub enum Event {
     End,
     /// What was seen from outside so far; the last one counts.
     Vitals(Box<Vitals>),
+    /// Requests and answers so far; the last one counts.
+    Requests(Box<Requests>),
 }
 
 /// What [`Sections`] may take in any recording, bytes before compression; beyond that, no more than a fourth of it. Each is
@@ -186,6 +189,9 @@ impl<W: Write> Recorder<W> {
         }
         if let Some(vitals) = sections.vitals {
             self.event(&Event::Vitals(Box::new(vitals.clone())))?;
+        }
+        if let Some(requests) = sections.requests {
+            self.event(&Event::Requests(Box::new(requests.clone())))?;
         }
         if let Some(calls) = sections.calls {
             self.event(&Event::Calls(Box::new(calls.clone())))?;

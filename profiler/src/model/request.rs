@@ -1,0 +1,340 @@
+//! Requests and answers: whom the process asks and who asks it, how long answers take, which fail, and where the time of a
+//! request goes.
+
+use profiler_common::request::STATUSES;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{distribution::Summary, stack::ThreadKey};
+
+/// Everything known about the requests of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Requests {
+    /// Whom the targets ask, the most awaited first; then whose requests they answer, the most time first.
+    pub peers: Vec<Exchanges>,
+    /// The slowest requests that the targets answered, slowest first.
+    pub slow: Vec<SlowRequest>,
+}
+
+impl Requests {
+    /// Whom the targets ask.
+    pub fn asked(&self) -> impl Iterator<Item = &Exchanges> {
+        self.peers.iter().filter(|peer| peer.side == Side::Asks)
+    }
+
+    /// Whose requests the targets answer.
+    pub fn served(&self) -> impl Iterator<Item = &Exchanges> {
+        self.peers.iter().filter(|peer| peer.side == Side::Answers)
+    }
+}
+
+/// Who asks on a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The process.
+    #[default]
+    Asks,
+    /// The other side: the process answers.
+    Answers,
+}
+
+impl Side {
+    /// Name in machine-readable output.
+    pub fn id(self) -> &'static str {
+        match self {
+            Side::Asks => "asks",
+            Side::Answers => "answers",
+        }
+    }
+}
+
+/// All connections of a process to one address, or of all clients of one of its ports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exchanges {
+    /// Process id.
+    pub pid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// Who asks.
+    pub side: Side,
+    /// `ADDRESS:PORT` that is asked, `:PORT` at which the process answers, or the path of a Unix socket.
+    pub peer: String,
+    /// Name of the address, from `/etc/hosts`; mostly empty.
+    pub name: String,
+    /// What is spoken, by the first bytes, or else what is mostly spoken at such a port; empty if neither is known.
+    pub protocol: String,
+    /// From the first byte of a request to the first byte of its answer.
+    pub first: Summary,
+    /// From the first byte of a request to the last byte of its answer.
+    pub whole: Summary,
+    /// From when the first byte was at the socket until the process read it: of requests, or of answers that it asked for.
+    pub queued: Summary,
+    /// From connecting to being connected.
+    pub connect: Summary,
+    /// Open at the end.
+    pub open: u64,
+    /// Made, or accepted, in the run.
+    pub opened: u64,
+    /// Ended in the run.
+    pub closed: u64,
+    /// Read, bytes.
+    pub read_bytes: u64,
+    /// Written, bytes.
+    pub written_bytes: u64,
+    /// Requests that had no answer when their connection ended.
+    pub unanswered: u64,
+    /// Requests that had none at the end of the run.
+    pub awaited: u64,
+    /// Requests that began while another one was awaited.
+    pub overlapped: u64,
+    /// Most that were awaited at once.
+    pub most_awaited: u64,
+    /// Time in which at least one was, ns.
+    pub awaited_ns: u64,
+    /// TCP segments sent again.
+    pub retransmits: u64,
+    /// Connections on which requests overlap (HTTP/2 and what was upgraded): their requests are in no count.
+    pub multiplexed: u64,
+    /// Whether connections are encrypted: what is asked is not known.
+    pub encrypted: bool,
+    /// HTTP/1 answers by the first digit of their status; at zero all others.
+    pub statuses: [u64; STATUSES],
+    /// Connections that failed.
+    pub failures: Vec<Failure>,
+    /// Exchanges that were looked at one by one. What follows is of them.
+    pub looked_at: u64,
+    /// Of them, batches of several requests: each counts once, and its time is that of all.
+    pub batches: u64,
+    /// By what was asked, the most time first.
+    pub routes: Vec<Route>,
+}
+
+impl Exchanges {
+    /// Exchanges that were counted.
+    pub fn exchanges(&self) -> u64 {
+        self.first.count
+    }
+
+    /// Answers that failed, and of how many that is known: all for HTTP/1, else those that were looked at.
+    pub fn failed(&self) -> (u64, u64) {
+        let http: u64 = self.statuses[1..].iter().sum();
+        if http > 0 {
+            return (self.statuses[4] + self.statuses[5], http);
+        }
+        (self.routes.iter().map(|route| route.failed()).sum(), self.looked_at)
+    }
+
+    /// Answers that the side that answers is to blame for: of HTTP/1 from 500 on; of others any error.
+    pub fn broken(&self) -> (u64, u64) {
+        let http: u64 = self.statuses[1..].iter().sum();
+        if http > 0 { (self.statuses[5], http) } else { self.failed() }
+    }
+}
+
+/// Connections that failed with one error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Name of the error; `gave up` where the process itself ended the attempt.
+    pub error: String,
+    /// Before the connection was made.
+    pub connecting: bool,
+    /// How many.
+    pub count: u64,
+}
+
+/// What was asked, where single things are left out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Route {
+    /// Method and path, command, kind of statement.
+    pub operation: String,
+    /// To the first byte of the answer. Where not all exchanges were looked at, those that were stand for the others.
+    pub first: Summary,
+    /// To the last one.
+    pub whole: Summary,
+    /// Answers that were errors, by error, most first.
+    pub errors: Vec<(String, u64)>,
+    /// Where the time went, as a mean; if the process answers, and some could be followed.
+    pub breakdown: Option<Breakdown>,
+}
+
+impl Route {
+    /// Answers that were errors.
+    pub fn failed(&self) -> u64 {
+        self.errors.iter().map(|(_, n)| n).sum()
+    }
+}
+
+/// Where the time from the first byte of a request to the first byte of its answer went: a mean of some requests, or one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Breakdown {
+    /// Requests that it is the mean of.
+    pub requests: u64,
+    /// Requests of which the thread answered no other one meanwhile: theirs is what it did. Of the others, what it did is
+    /// more than theirs.
+    pub alone: u64,
+    /// In all, ns.
+    pub total_ns: u64,
+    /// The thread on a CPU, ns.
+    pub on_cpu_ns: u64,
+    /// The thread waiting for one, ns.
+    pub run_queue_ns: u64,
+    /// The thread blocked on files, ns.
+    pub disk_ns: u64,
+    /// The thread blocked on a lock, ns.
+    pub lock_ns: u64,
+    /// Answers of others that it asked in the meantime.
+    pub asked: Vec<Asked>,
+    /// In which at least one of them was awaited, ns.
+    pub awaiting_ns: u64,
+    /// The rest: timers, other threads, what could not be seen, ns.
+    pub other_ns: u64,
+}
+
+/// What one peer was asked during a request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The peer, as [`Exchanges::peer`].
+    pub peer: String,
+    /// What is spoken.
+    pub protocol: String,
+    /// How often.
+    pub times: f64,
+    /// How long at least one answer was awaited, ns.
+    pub ns: u64,
+    /// Of the times, those that began after the one before had ended.
+    pub in_sequence: f64,
+}
+
+/// One slow request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SlowRequest {
+    /// The thread that read it.
+    pub thread: ThreadKey,
+    /// Name of the process.
+    pub process: String,
+    /// Where it came in, as [`Exchanges::peer`].
+    pub peer: String,
+    /// What was asked; empty where that is not known.
+    pub operation: String,
+    /// The error that it was answered with, if it was one.
+    pub error: Option<String>,
+    /// When it began: CLOCK_MONOTONIC, ns.
+    pub start_ns: u64,
+    /// To the first byte of the answer, ns.
+    pub first_ns: u64,
+    /// To the last one, ns.
+    pub whole_ns: u64,
+    /// Before it was read, at the socket, ns; zero where that is not known.
+    pub queued_ns: u64,
+    /// Of the request, bytes.
+    pub request_bytes: u64,
+    /// Of the answer, bytes.
+    pub answer_bytes: u64,
+    /// Where the time went.
+    pub breakdown: Breakdown,
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Requests made by hand.
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn lengths(count: u64, p50_ns: u64) -> Summary {
+        Summary {
+            count,
+            sum_ns: count * p50_ns,
+            p50_ns,
+            p90_ns: 2 * p50_ns,
+            p99_ns: 4 * p50_ns,
+            p999_ns: 5 * p50_ns,
+            max_ns: 6 * p50_ns,
+        }
+    }
+
+    /// A server that asks a database twice for each request.
+    pub fn requests() -> Requests {
+        let asked = Asked {
+            peer: "10.0.0.2:5432".into(),
+            protocol: "PostgreSQL".into(),
+            times: 2.0,
+            ns: 4 * MS,
+            in_sequence: 1.0,
+        };
+        let breakdown = Breakdown {
+            requests: 100,
+            alone: 100,
+            total_ns: 30 * MS,
+            on_cpu_ns: 20 * MS,
+            run_queue_ns: MS,
+            asked: vec![asked],
+            awaiting_ns: 4 * MS,
+            other_ns: 5 * MS,
+            ..Breakdown::default()
+        };
+        let route = Route {
+            operation: "GET /users/:id".into(),
+            first: lengths(1000, 30 * MS),
+            whole: lengths(1000, 31 * MS),
+            errors: vec![("500".into(), 7)],
+            breakdown: Some(breakdown.clone()),
+        };
+        let served = Exchanges {
+            pid: 7,
+            process: "app".into(),
+            side: Side::Answers,
+            peer: ":8080".into(),
+            protocol: "HTTP".into(),
+            first: lengths(1000, 30 * MS),
+            whole: lengths(1000, 31 * MS),
+            queued: lengths(1000, MS / 10),
+            open: 8,
+            opened: 0,
+            closed: 3,
+            read_bytes: 100_000,
+            written_bytes: 9_000_000,
+            most_awaited: 8,
+            statuses: [0, 0, 993, 0, 0, 7],
+            looked_at: 1000,
+            routes: vec![route],
+            ..Exchanges::default()
+        };
+        let database = Exchanges {
+            pid: 7,
+            process: "app".into(),
+            side: Side::Asks,
+            peer: "10.0.0.2:5432".into(),
+            name: "db".into(),
+            protocol: "PostgreSQL".into(),
+            first: lengths(2000, 2 * MS),
+            whole: lengths(2000, 2 * MS),
+            connect: lengths(4, MS / 2),
+            open: 4,
+            opened: 5,
+            closed: 1,
+            awaited_ns: 400 * MS,
+            most_awaited: 4,
+            overlapped: 12,
+            failures: vec![Failure { error: "ECONNREFUSED".into(), connecting: true, count: 2 }],
+            looked_at: 2000,
+            ..Exchanges::default()
+        };
+        let slow = SlowRequest {
+            thread: ThreadKey { pid: 7, tid: 8 },
+            process: "app".into(),
+            peer: ":8080".into(),
+            operation: "GET /users/:id".into(),
+            error: Some("500".into()),
+            start_ns: 5,
+            first_ns: 180 * MS,
+            whole_ns: 181 * MS,
+            queued_ns: 2 * MS,
+            request_bytes: 120,
+            answer_bytes: 9000,
+            breakdown,
+        };
+        Requests { peers: vec![database, served], slow: vec![slow] }
+    }
+}

@@ -1,0 +1,109 @@
+//! What is counted of exchanges that are looked at one by one: by what was asked.
+
+use std::collections::BTreeMap;
+
+use profiler_common::{histogram::bucket, request::Connection, sched::Times};
+
+use crate::{
+    model::distribution::Summary,
+    probe::request::protocol::{Operation, Protocol},
+};
+
+/// Routes of a peer that are told apart; of the others the sum.
+const MAX_ROUTES: usize = 200;
+/// What those are called.
+pub const OTHERS: &str = "(others)";
+/// Exchanges of each route that are kept whole.
+const KEPT: usize = 256;
+/// Kinds of errors of a route that are told apart.
+const MAX_ERRORS: usize = 32;
+
+/// Durations by bucket.
+#[derive(Clone, Debug, Default)]
+pub struct Durations {
+    counts: BTreeMap<u16, u64>,
+    sum_ns: u64,
+    max_ns: u64,
+}
+
+impl Durations {
+    /// Adds one that stands for `weight`.
+    pub fn add(&mut self, ns: u64, weight: u64) {
+        *self.counts.entry(bucket(ns) as u16).or_default() += weight;
+        self.sum_ns = self.sum_ns.saturating_add(ns.saturating_mul(weight));
+        self.max_ns = self.max_ns.max(ns);
+    }
+
+    pub fn summary(&self) -> Summary {
+        let counts = self.counts.iter().map(|(&bucket, &n)| (usize::from(bucket), n));
+        Summary::from_buckets(counts, self.sum_ns, self.max_ns)
+    }
+}
+
+/// One exchange that is kept whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub pid: u32,
+    pub tid: u32,
+    pub began_ns: u64,
+    pub answered_ns: u64,
+    /// What the thread did in between, if that is known.
+    pub times: Option<Times>,
+}
+
+/// What was asked.
+#[derive(Clone, Debug, Default)]
+pub struct RouteCount {
+    pub first: Durations,
+    pub whole: Durations,
+    pub errors: BTreeMap<String, u64>,
+    /// Some of them, each as likely as any other.
+    pub kept: Vec<Kept>,
+    seen: u64,
+}
+
+/// What was found out about a peer's exchanges.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    pub protocol: Option<&'static Protocol>,
+    pub looked_at: u64,
+    pub batches: u64,
+    pub encrypted: bool,
+    pub routes: BTreeMap<String, RouteCount>,
+    random: u64,
+}
+
+impl Told {
+    /// Takes in an exchange.
+    pub fn add(&mut self, of: &Connection, operation: Option<&Operation>, kept: Kept) {
+        self.looked_at += 1;
+        self.batches += u64::from(operation.is_some_and(|operation| operation.batch));
+        let name = operation.map_or("", |operation| &*operation.name);
+        let name =
+            if self.routes.len() >= MAX_ROUTES && !self.routes.contains_key(name) { OTHERS } else { name };
+        if !self.routes.contains_key(name) {
+            self.routes.insert(name.to_owned(), RouteCount::default());
+        }
+        let Some(route) = self.routes.get_mut(name) else { return };
+        let weight = u64::from(of.weight);
+        route.first.add(of.answered_ns.saturating_sub(of.began_ns), weight);
+        route.whole.add(of.ended_ns.saturating_sub(of.began_ns), weight);
+        if let Some(error) = operation.and_then(|operation| operation.error.as_deref()) {
+            let error = if route.errors.len() >= MAX_ERRORS && !route.errors.contains_key(error) {
+                OTHERS
+            } else {
+                error
+            };
+            *route.errors.entry(error.to_owned()).or_default() += weight;
+        }
+        // Reservoir sampling (Vitter's algorithm R), by a generator of Knuth's (MMIX).
+        route.seen += 1;
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if route.kept.len() < KEPT {
+            route.kept.push(kept);
+        } else if let Some(place) = route.kept.get_mut(((self.random >> 33) % route.seen) as usize) {
+            *place = kept;
+        }
+    }
+}

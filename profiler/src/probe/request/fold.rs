@@ -1,0 +1,444 @@
+//! What the request probe's records and maps add up to. All counts are the kernel programs'; what was asked, what failed
+//! and where the time went is found out from those exchanges that are told one by one.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Result;
+use profiler_common::request::{
+    Connection, FailureKey, PeerKey, PeerStats, Phase, Role, STATUSES, UnixName, class_of, flags,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    model::{
+        abi,
+        distribution::Summary,
+        report::Totals,
+        request::{Breakdown, Exchanges, Failure, Requests, Route, Side, SlowRequest},
+        stack::{StackId, ThreadKey},
+    },
+    probe::{
+        record::Record,
+        request::{
+            counts::{Kept, Told},
+            maps::RequestMaps,
+            names::{self, Hosts},
+            protocol::{self, Head, Operation},
+            spans::{Joined, Span, Spans},
+        },
+        spec::{Context, Extent, Probe},
+    },
+    process::{
+        clock::{Clock, Every},
+        redact::Redact,
+    },
+};
+
+/// How often it is looked which processes have ended.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Sockets that nothing tells the end of are forgotten when they have been idle for so long, ns.
+const IDLE_NS: u64 = 60_000_000_000;
+/// Slow requests kept.
+const MAX_SLOW: usize = 50;
+/// Peers found out about; of the others only the kernel's counts are known.
+const MAX_TOLD: usize = 4096;
+
+/// Everything the request probe has told.
+pub struct RequestCollector {
+    maps: Box<dyn RequestMaps>,
+    proc_root: PathBuf,
+    clock: Clock,
+    redact: Redact,
+    /// Whether anything is told at all.
+    blind: bool,
+    told: BTreeMap<PeerKey, Told>,
+    /// What peers are called in spans.
+    numbers: FxHashMap<PeerKey, u32>,
+    spans: Spans,
+    slow: BTreeMap<(u64, u64), (PeerKey, SlowRequest, Kept)>,
+    /// Counts of processes that have ended.
+    ended: BTreeMap<PeerKey, Box<PeerStats>>,
+    ended_failures: BTreeMap<FailureKey, u64>,
+    hosts: FxHashMap<u32, Hosts>,
+    look: Every,
+}
+
+impl RequestCollector {
+    /// With the maps of programs that are about to be attached.
+    pub fn new(
+        maps: Box<dyn RequestMaps>,
+        proc_root: &Path,
+        clock: &Clock,
+        redact: Redact,
+    ) -> RequestCollector {
+        RequestCollector {
+            maps,
+            proc_root: proc_root.to_owned(),
+            clock: clock.clone(),
+            redact,
+            blind: false,
+            told: BTreeMap::new(),
+            numbers: FxHashMap::default(),
+            spans: Spans::default(),
+            slow: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            ended_failures: BTreeMap::new(),
+            hosts: FxHashMap::default(),
+            look: Every::new(clock, LOOK_INTERVAL),
+        }
+    }
+
+    /// Nothing will be told.
+    pub fn see_nothing(&mut self) {
+        self.blind = true;
+    }
+
+    /// An exchange that has ended.
+    fn exchange(&mut self, of: &Connection) {
+        let known = self.told.get(&of.peer).and_then(|told| told.protocol);
+        let encrypted = of.flags & flags::TLS != 0;
+        let head = Head {
+            request: head(&of.request, of.request_len),
+            answer: head(&of.answer, of.answer_len),
+            request_bytes: of.request_bytes,
+            port: of.peer.port,
+        };
+        let read = if encrypted { None } else { protocol::read(&head, known) };
+        let (protocol, operation) = read.unzip();
+        let operation = operation.map(|operation| self.redacted(operation));
+        let kept = Kept {
+            pid: of.peer.pid,
+            tid: of.tid,
+            began_ns: of.began_ns,
+            answered_ns: of.answered_ns,
+            times: (of.flags & flags::TIMES != 0).then_some(of.times),
+        };
+        if self.told.len() < MAX_TOLD || self.told.contains_key(&of.peer) {
+            let told = self.told.entry(of.peer).or_default();
+            told.protocol = told.protocol.or(protocol);
+            told.encrypted |= encrypted;
+            told.add(of, operation.as_ref(), kept);
+        }
+        let next = self.numbers.len() as u32;
+        let peer = *self.numbers.entry(of.peer).or_insert(next);
+        let asks = of.peer.role == Role::Asks as u32;
+        let Kept { pid, tid, began_ns, answered_ns, .. } = kept;
+        self.spans.add(Span { pid, tid, peer, asks, began_ns, answered_ns });
+        if !asks {
+            self.slow(of, operation, kept);
+        }
+    }
+
+    /// Keeps a request if it is among the slowest.
+    fn slow(&mut self, of: &Connection, operation: Option<Operation>, kept: Kept) {
+        let whole_ns = of.ended_ns.saturating_sub(of.began_ns);
+        let key = (whole_ns, of.began_ns);
+        if self.slow.len() >= MAX_SLOW && self.slow.keys().next().is_some_and(|least| *least >= key) {
+            return;
+        }
+        let queued_ns = if of.arrived_ns > 0 { of.began_ns.saturating_sub(of.arrived_ns) } else { 0 };
+        let (operation, error) =
+            operation.map_or_else(Default::default, |it| (it.name.into_owned(), it.error));
+        let slow = SlowRequest {
+            thread: ThreadKey { pid: of.peer.pid, tid: of.tid },
+            operation,
+            error,
+            start_ns: of.began_ns,
+            first_ns: of.answered_ns.saturating_sub(of.began_ns),
+            whole_ns,
+            queued_ns,
+            request_bytes: of.request_bytes,
+            answer_bytes: of.answer_bytes,
+            ..SlowRequest::default()
+        };
+        self.slow.insert(key, (of.peer, slow, kept));
+        if self.slow.len() > MAX_SLOW {
+            self.slow.pop_first();
+        }
+    }
+
+    /// What is kept of what was asked where paths are not to be told: the method.
+    fn redacted(&self, mut operation: Operation) -> Operation {
+        if let (Redact::Yes(_), Some((method, path))) = (&self.redact, operation.name.split_once(' ')) {
+            operation.name = format!("{method} {}", self.redact.text(path)).into();
+        }
+        operation
+    }
+
+    /// Brings what ended processes did over here, and makes room.
+    fn take(&mut self) {
+        self.look.restart();
+        let mut alive: FxHashMap<u32, bool> = FxHashMap::default();
+        let proc_root = self.proc_root.clone();
+        let mut is_alive =
+            |pid: u32| *alive.entry(pid).or_insert_with(|| proc_root.join(pid.to_string()).exists());
+        let (peers, mut gone) = (self.maps.peers(), Vec::new());
+        for (key, stats) in peers {
+            if !is_alive(key.pid) {
+                gone.push((key, stats));
+            }
+        }
+        if gone.is_empty() {
+            return;
+        }
+        // A connection outlives its process until the other side knows.
+        let open: FxHashSet<PeerKey> = self.connections().iter().map(|of| of.peer).collect();
+        for (key, stats) in gone.into_iter().filter(|(key, _)| !open.contains(key)) {
+            match self.ended.get_mut(&key) {
+                Some(ended) => add(ended, &stats),
+                None => _ = self.ended.insert(key, stats),
+            }
+            self.maps.forget_peer(&key);
+        }
+        for (key, count) in self.maps.failures() {
+            if !is_alive(key.peer.pid) {
+                *self.ended_failures.entry(key).or_default() += count;
+                self.maps.forget_failure(&key);
+            }
+        }
+    }
+
+    /// Connections that are open. What has been idle for long and may be gone is forgotten.
+    fn connections(&mut self) -> Vec<Connection> {
+        let now = self.clock.now_ns();
+        let (gone, open): (Vec<_>, Vec<_>) = self.maps.connections().into_iter().partition(|of| {
+            of.identity != 0
+                && of.phase != Phase::Asked as u32
+                && now.saturating_sub(of.ended_ns.max(of.opened_ns)) > IDLE_NS
+        });
+        for of in gone {
+            self.maps.forget_connection(of.sock);
+            if of.phase == Phase::Answered as u32 {
+                let stats = self.ended.entry(of.peer).or_insert_with(|| Box::new(PeerStats::EMPTY));
+                add_exchange(stats, &of);
+                self.exchange(&Connection { weight: 1, ..of });
+            }
+        }
+        open
+    }
+
+    /// Everything so far. At the `end` of the run what has been answered is over.
+    fn requests(&mut self, cx: &mut Context<'_>, end: bool) -> Requests {
+        let open = self.connections();
+        let mut peers: BTreeMap<PeerKey, Box<PeerStats>> = self.ended.clone();
+        for (key, stats) in self.maps.peers() {
+            match peers.get_mut(&key) {
+                Some(known) => add(known, &stats),
+                None => _ = peers.insert(key, stats),
+            }
+        }
+        let mut counts: BTreeMap<PeerKey, (u64, u64)> = BTreeMap::new();
+        for of in &open {
+            let (open, awaited) = counts.entry(of.peer).or_default();
+            *open += 1;
+            if of.phase == Phase::Asked as u32 {
+                *awaited += 1;
+            } else if end && of.phase == Phase::Answered as u32 {
+                let stats = peers.entry(of.peer).or_insert_with(|| Box::new(PeerStats::EMPTY));
+                let weight = std::mem::take(&mut stats.unsent) + 1;
+                add_exchange(stats, of);
+                self.exchange(&Connection { weight, ..*of });
+            }
+        }
+        let mut failures: BTreeMap<FailureKey, u64> = self.ended_failures.clone();
+        self.maps.failures().into_iter().for_each(|(key, n)| *failures.entry(key).or_default() += n);
+        let joined = self.spans.joined();
+        let mut all: Vec<Exchanges> = Vec::new();
+        for (key, stats) in &peers {
+            let failed = failures.iter().filter(|(of, _)| of.peer == *key);
+            let counts = counts.get(key).copied().unwrap_or_default();
+            let peer = self.peer(key, stats, counts, failed, end.then_some(&joined), cx);
+            all.extend(peer);
+        }
+        all.sort_by_key(|peer| {
+            let weight = if peer.side == Side::Asks { peer.awaited_ns } else { peer.whole.sum_ns };
+            (peer.side, std::cmp::Reverse((weight, peer.exchanges())))
+        });
+        let slow = self.slow.values().rev().map(|(key, slow, kept)| {
+            let breakdown = if end { self.breakdown(&joined, kept) } else { None };
+            SlowRequest {
+                process: process(cx, key.pid),
+                peer: self.label(key),
+                breakdown: breakdown.unwrap_or_default(),
+                ..slow.clone()
+            }
+        });
+        Requests { peers: all, slow: slow.collect() }
+    }
+
+    /// A peer with what has been found out about it; `None` if nothing has happened there.
+    fn peer<'a>(
+        &mut self,
+        key: &PeerKey,
+        stats: &PeerStats,
+        (open, awaited): (u64, u64),
+        failures: impl Iterator<Item = (&'a FailureKey, &'a u64)>,
+        joined: Option<&Joined>,
+        cx: &mut Context<'_>,
+    ) -> Option<Exchanges> {
+        let failures: Vec<Failure> = failures
+            .map(|(of, &count)| Failure {
+                error: match of.errno {
+                    0 => "gave up".to_owned(),
+                    errno => abi::errno_name(errno as i32).map_or_else(|| errno.to_string(), str::to_owned),
+                },
+                connecting: of.connecting != 0,
+                count,
+            })
+            .collect();
+        if open == 0 && stats.opened == 0 && stats.first.sum_ns == 0 && failures.is_empty() {
+            return None;
+        }
+        let told = self.told.get(key);
+        let spoken = told.and_then(|told| told.protocol).map(|protocol| protocol.name);
+        let at_port = || if told.is_some_and(|told| told.encrypted) { None } else { protocol::at_port(key.port) };
+        let asks = key.role == Role::Asks as u32;
+        let mut routes: Vec<Route> = told
+            .into_iter()
+            .flat_map(|told| &told.routes)
+            .map(|(operation, of)| Route {
+                operation: operation.clone(),
+                first: of.first.summary(),
+                whole: of.whole.summary(),
+                errors: sorted(&of.errors),
+                breakdown: joined.filter(|_| !asks).and_then(|joined| {
+                    let each: Vec<Breakdown> =
+                        of.kept.iter().filter_map(|kept| self.breakdown(joined, kept)).collect();
+                    Breakdown::mean(&each)
+                }),
+            })
+            .collect();
+        routes.sort_by_key(|route| std::cmp::Reverse(route.whole.sum_ns));
+        let (label, proc_root) = (self.label(key), &self.proc_root);
+        let hosts = self.hosts.entry(key.pid).or_insert_with(|| Hosts::read(proc_root, key.pid));
+        let is_net = asks && i32::from(key.family) != libc::AF_UNIX;
+        let name = if is_net && matches!(self.redact, Redact::No) { hosts.name(key) } else { String::new() };
+        Some(Exchanges {
+            pid: key.pid,
+            process: process(cx, key.pid),
+            side: if asks { Side::Asks } else { Side::Answers },
+            peer: label,
+            name,
+            protocol: spoken.or_else(at_port).unwrap_or_default().to_owned(),
+            first: Summary::of(&stats.first),
+            whole: Summary::of(&stats.whole),
+            queued: Summary::of(&stats.queued),
+            connect: Summary::of(&stats.connect),
+            open,
+            opened: stats.opened,
+            closed: stats.closed,
+            read_bytes: stats.read_bytes,
+            written_bytes: stats.written_bytes,
+            unanswered: stats.unanswered,
+            awaited,
+            overlapped: stats.overlapped,
+            most_awaited: stats.most_awaited.into(),
+            awaited_ns: stats.awaited_ns,
+            retransmits: stats.retransmits,
+            multiplexed: stats.multiplexed,
+            encrypted: told.is_some_and(|told| told.encrypted),
+            statuses: stats.statuses,
+            failures,
+            looked_at: told.map_or(0, |told| told.looked_at),
+            batches: told.map_or(0, |told| told.batches),
+            routes,
+        })
+    }
+
+    fn breakdown(&self, joined: &Joined, kept: &Kept) -> Option<Breakdown> {
+        let name = |number: u32| {
+            let key = self.numbers.iter().find(|(_, n)| **n == number).map(|(key, _)| key);
+            let protocol = key.and_then(|key| self.told.get(key)).and_then(|told| told.protocol);
+            let spoken = protocol.map(|protocol| protocol.name).unwrap_or_default().to_owned();
+            (key.map(|key| self.label(key)).unwrap_or_default(), spoken)
+        };
+        joined.breakdown(kept, &name)
+    }
+
+    fn label(&self, key: &PeerKey) -> String {
+        let unix = i32::from(key.family) == libc::AF_UNIX;
+        let hash = key.address.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        let name: Option<UnixName> = if unix { self.maps.unix_name(hash) } else { None };
+        names::label(key, name, &self.redact)
+    }
+}
+
+fn process(cx: &mut Context<'_>, pid: u32) -> String {
+    let thread = ThreadKey { pid, tid: pid };
+    cx.resolver.name_thread(thread);
+    cx.resolver.tables.process_name(thread).to_owned()
+}
+
+fn head(bytes: &[u8], len: u32) -> &[u8] {
+    &bytes[..(len as usize).min(bytes.len())]
+}
+
+fn sorted(errors: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
+    let mut errors: Vec<(String, u64)> = errors.iter().map(|(name, n)| (name.clone(), *n)).collect();
+    errors.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    errors
+}
+
+/// Counts an exchange as the kernel programs do.
+fn add_exchange(stats: &mut PeerStats, of: &Connection) {
+    let asks = of.peer.role == Role::Asks as u32;
+    let read_ns = if asks { of.answered_ns } else { of.began_ns };
+    stats.first.count(of.answered_ns.saturating_sub(of.began_ns));
+    stats.whole.count(of.ended_ns.saturating_sub(of.began_ns));
+    if of.arrived_ns != 0 {
+        stats.queued.count(read_ns.saturating_sub(of.arrived_ns));
+    }
+    let is_http = of.flags & flags::HTTP != 0;
+    let class = usize::from(class_of(is_http, &of.answer, of.answer_len));
+    stats.statuses[if class < STATUSES { class } else { 0 }] += 1;
+}
+
+/// Adds what another process, or an earlier one with the same number, did.
+fn add(to: &mut PeerStats, more: &PeerStats) {
+    to.first.add(&more.first);
+    to.whole.add(&more.whole);
+    to.queued.add(&more.queued);
+    to.connect.add(&more.connect);
+    to.read_bytes += more.read_bytes;
+    to.written_bytes += more.written_bytes;
+    to.opened += more.opened;
+    to.closed += more.closed;
+    to.unanswered += more.unanswered;
+    to.statuses.iter_mut().zip(more.statuses).for_each(|(sum, n)| *sum += n);
+    to.multiplexed += more.multiplexed;
+    to.overlapped += more.overlapped;
+    to.retransmits += more.retransmits;
+    to.awaited_ns += more.awaited_ns;
+    to.most_awaited = to.most_awaited.max(more.most_awaited);
+    to.unsent += more.unsent;
+}
+
+impl Probe for RequestCollector {
+    fn record(&mut self, record: &Record, _stack: Option<StackId>, _cx: &mut Context<'_>) -> Result<()> {
+        if let Record::Exchange(of) = record {
+            self.exchange(of);
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        if self.look.is_due() {
+            self.take();
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, extent: Extent, totals: &mut Totals, cx: &mut Context<'_>) -> Result<()> {
+        if !self.blind && matches!(extent, Extent::Checkpoint | Extent::Run) {
+            totals.requests = Some(self.requests(cx, extent == Extent::Run));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! The collector on a kernel made by hand.
+
+use std::{cell::RefCell, rc::Rc};
+
+use profiler_common::{
+    request::{ANSWER_HEAD, REQUEST_HEAD},
+    sched::{Times, WaitCause},
+};
+
+use super::*;
+use crate::{probe::fixtures::Bench, process::redact::Redact};
+
+const MS: u64 = 1_000_000;
+
+#[derive(Default)]
+struct State {
+    peers: Vec<(PeerKey, PeerStats)>,
+    failures: Vec<(FailureKey, u64)>,
+    connections: Vec<Connection>,
+}
+
+#[derive(Clone, Default)]
+struct Fake(Rc<RefCell<State>>);
+
+impl RequestMaps for Fake {
+    fn peers(&self) -> Vec<(PeerKey, Box<PeerStats>)> {
+        self.0.borrow().peers.iter().map(|(key, stats)| (*key, Box::new(*stats))).collect()
+    }
+
+    fn failures(&self) -> Vec<(FailureKey, u64)> {
+        self.0.borrow().failures.clone()
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        self.0.borrow().connections.clone()
+    }
+
+    fn unix_name(&self, _: u64) -> Option<UnixName> {
+        None
+    }
+
+    fn forget_peer(&mut self, key: &PeerKey) {
+        self.0.borrow_mut().peers.retain(|(known, _)| known != key);
+    }
+
+    fn forget_failure(&mut self, key: &FailureKey) {
+        self.0.borrow_mut().failures.retain(|(known, _)| known != key);
+    }
+
+    fn forget_connection(&mut self, sock: u64) {
+        self.0.borrow_mut().connections.retain(|known| known.sock != sock);
+    }
+}
+
+fn key(pid: u32, role: Role, port: u16) -> PeerKey {
+    let mut key = PeerKey { pid, role: role as u32, family: libc::AF_INET as u16, port, ..PeerKey::default() };
+    if role == Role::Asks {
+        key.address[0] = 10;
+    }
+    key
+}
+
+/// An exchange of the time between two moments.
+fn exchange(peer: PeerKey, request: &[u8], answer: &[u8], began_ns: u64, answered_ns: u64) -> Connection {
+    let (mut from, mut to) = ([0; REQUEST_HEAD], [0; ANSWER_HEAD]);
+    from[..request.len()].copy_from_slice(request);
+    to[..answer.len()].copy_from_slice(answer);
+    Connection {
+        kind: profiler_common::record::RecordKind::Exchange as u32,
+        weight: 1,
+        sock: 7,
+        peer,
+        at: 0,
+        phase: Phase::Idle as u32,
+        flags: flags::TCP | flags::HTTP,
+        tid: 8,
+        identity: 0,
+        opened_ns: 0,
+        exchanges: 1,
+        arrived_ns: 0,
+        began_ns,
+        asked_ns: began_ns,
+        answered_ns,
+        ended_ns: answered_ns + MS,
+        request_bytes: request.len() as u64,
+        answer_bytes: answer.len() as u64,
+        times: Times::default(),
+        request_len: request.len() as u32,
+        answer_len: answer.len() as u32,
+        request: from,
+        answer: to,
+    }
+}
+
+struct Test {
+    bench: Bench,
+    maps: Fake,
+    collector: RequestCollector,
+}
+
+impl Test {
+    fn new(redact: bool) -> Test {
+        let (bench, maps) = (Bench::new(), Fake::default());
+        let clock = bench.resolver.clock.clone();
+        let collector =
+            RequestCollector::new(Box::new(maps.clone()), bench.proc.path(), &clock, Redact::new(redact));
+        Test { bench, maps, collector }
+    }
+
+    /// An exchange as the kernel programs count it and tell of it.
+    fn add(&mut self, of: Connection) {
+        let mut state = self.maps.0.borrow_mut();
+        if !state.peers.iter().any(|(key, _)| *key == of.peer) {
+            state.peers.push((of.peer, PeerStats::EMPTY));
+        }
+        let stats = state.peers.iter_mut().find(|(key, _)| *key == of.peer).unwrap();
+        add_exchange(&mut stats.1, &of);
+        drop(state);
+        self.bench.record(&mut self.collector, &Record::Exchange(Box::new(of)));
+    }
+
+    fn run(&mut self, extent: Extent) -> Requests {
+        let mut totals = Totals::default();
+        self.bench.with(|cx| self.collector.report(extent, &mut totals, cx));
+        totals.requests.unwrap()
+    }
+}
+
+#[test]
+fn routes_errors_and_where_the_time_went() {
+    let mut test = Test::new(false);
+    let (served, database) = (key(7, Role::Answers, 80), key(7, Role::Asks, 5432));
+    let query = b"Q\0\0\0\x0dSELECT 1\0";
+    for i in 0..4u64 {
+        let at = 1000 * MS * (i + 1);
+        let status: &[u8] = if i == 0 { b"HTTP/1.1 500 Oops\r\n" } else { b"HTTP/1.1 200 OK\r\n" };
+        test.add(exchange(database, query, b"T\0\0\0\x21", at + MS, at + 4 * MS));
+        test.add(exchange(database, query, b"T\0\0\0\x21", at + 5 * MS, at + 8 * MS));
+        let mut request = exchange(served, b"GET /a/17 HTTP/1.1\r\n", status, at, at + 30 * MS);
+        request.flags |= flags::TIMES;
+        request.times.on_cpu_ns = 20 * MS;
+        request.times.blocked_ns[WaitCause::Network as usize] = 6 * MS;
+        test.add(request);
+    }
+    let requests = test.run(Extent::Run);
+    let port = requests.served().next().unwrap();
+    assert_eq!((port.exchanges(), port.failed(), &*port.peer, &*port.protocol), (4, (1, 4), ":80", "HTTP"));
+    let route = &port.routes[0];
+    assert_eq!((&*route.operation, &route.errors[..]), ("GET /a/:id", &[("500".to_owned(), 1)][..]));
+    let goes = route.breakdown.as_ref().unwrap();
+    assert_eq!((goes.on_cpu_ns, goes.awaiting_ns, goes.other_ns), (20 * MS, 6 * MS, 4 * MS));
+    assert_eq!((goes.asked[0].times, goes.asked[0].in_sequence, goes.alone), (2.0, 1.0, 4));
+    assert_eq!((&*goes.asked[0].peer, &*goes.asked[0].protocol), ("10.0.0.0:5432", "PostgreSQL"));
+    let asked = requests.asked().next().unwrap();
+    assert_eq!((asked.exchanges(), &*asked.routes[0].operation), (8, "SELECT"));
+    assert_eq!(requests.slow.len(), 4);
+    assert_eq!(requests.slow[0].breakdown.asked[0].times, 2.0);
+}
+
+#[test]
+fn what_is_answered_in_the_end_counts_once() {
+    let mut test = Test::new(false);
+    let served = key(7, Role::Answers, 80);
+    test.add(exchange(served, b"GET / HTTP/1.1\r\n", b"HTTP/1.1 200 OK", MS, 3 * MS));
+    let mut open = exchange(served, b"GET / HTTP/1.1\r\n", b"HTTP/1.1 404 No", 4 * MS, 5 * MS);
+    open.phase = Phase::Answered as u32;
+    let mut asked = open;
+    asked.phase = Phase::Asked as u32;
+    test.maps.0.borrow_mut().connections = vec![open, asked];
+    let before = test.run(Extent::Checkpoint);
+    assert_eq!(before.peers[0].exchanges(), 1);
+    let after = test.run(Extent::Run);
+    let port = &after.peers[0];
+    assert_eq!((port.exchanges(), port.failed(), port.open, port.awaited), (2, (1, 2), 2, 1));
+    assert_eq!(port.routes[0].first.count, 2);
+}
+
+#[test]
+fn what_a_record_stands_for_is_in_its_route() {
+    let mut test = Test::new(false);
+    let mut of = exchange(key(7, Role::Answers, 80), b"GET /x HTTP/1.1\r\n", b"HTTP/1.1 200", MS, 2 * MS);
+    of.weight = 9;
+    test.add(of);
+    let requests = test.run(Extent::Run);
+    assert_eq!((requests.peers[0].looked_at, requests.peers[0].routes[0].first.count), (1, 9));
+}
+
+#[test]
+fn counts_of_ended_processes_are_kept_and_make_room() {
+    let mut test = Test::new(false);
+    let gone = key(99, Role::Answers, 80);
+    test.add(exchange(gone, b"GET / HTTP/1.1\r\n", b"HTTP/1.1 200", MS, 2 * MS));
+    test.maps.0.borrow_mut().failures = vec![(FailureKey { peer: gone, errno: 111, connecting: 1 }, 3)];
+    test.bench.hands.set(3_000_000_000);
+    test.bench.with(|cx| test.collector.poll(cx));
+    assert!(test.maps.0.borrow().peers.is_empty() && test.maps.0.borrow().failures.is_empty());
+    let requests = test.run(Extent::Run);
+    assert_eq!(requests.peers[0].exchanges(), 1);
+    let failed = &requests.peers[0].failures[0];
+    assert_eq!((&*failed.error, failed.count, failed.connecting), ("ECONNREFUSED", 3, true));
+}
+
+#[test]
+fn paths_are_kept_secret_on_request() {
+    let mut test = Test::new(true);
+    test.add(exchange(key(7, Role::Answers, 80), b"GET /secret HTTP/1.1\r\n", b"HTTP/1.1 200", MS, 2 * MS));
+    let requests = test.run(Extent::Run);
+    let operation = &requests.peers[0].routes[0].operation;
+    assert!(operation.starts_with("GET [") && !operation.contains("secret"), "{operation}");
+}

@@ -1,0 +1,98 @@
+//! The request probe: whom the targets ask and who asks them, how long answers take, which fail, and where the time of
+//! requests goes.
+
+mod counts;
+pub mod fold;
+pub mod maps;
+mod names;
+pub mod protocol;
+mod spans;
+
+use anyhow::Result;
+use profiler_common::{offsets, request::MAX_PEERS_OF_ONE};
+
+use crate::{
+    kernel::{
+        function_hooks,
+        load::Plan,
+        port::{Hook, Port as _},
+    },
+    probe::{
+        request::{fold::RequestCollector, maps::KernelMaps},
+        sched,
+        spec::{Probe, ProbeSpec, Start},
+    },
+    process::{redact::Redact, target::Target},
+    say,
+    settings::Settings,
+};
+
+/// The request probe.
+pub static SPEC: ProbeSpec = ProbeSpec {
+    name: "request",
+    about: "requests and answers on sockets: peers, times to answer, errors",
+    enabled: Settings::watches_requests,
+    large_maps: &["PEER_STATS", "LISTENERS", "CONNECTIONS"],
+    prepare,
+    start,
+    kinds: &[],
+    checks: Vec::new,
+};
+
+/// Where Linux 6.3 and newer tell of bytes moved on any socket.
+const MOVED: [(&str, &str); 2] =
+    [("socket_received", "sock_recv_length"), ("socket_sent", "sock_send_length")];
+
+/// Where TCP tells of the rest, on all kernels.
+const TCP: [(&str, &str); 4] = [
+    ("socket_gone", "tcp_destroy_sock"),
+    ("socket_state", "inet_sock_set_state"),
+    ("segment_resent", "tcp_retransmit_skb"),
+    ("data_received", "tcp_rcv_space_adjust"),
+];
+
+/// Functions that move bytes, for older kernels.
+const FUNCTIONS: [function_hooks::Hook; 7] = [
+    ("sent_inet", "inet_sendmsg"),
+    ("sent_inet6", "inet6_sendmsg"),
+    ("sent_unix", "unix_stream_sendmsg"),
+    ("sent_page", "inet_sendpage"),
+    ("received_inet", "inet_recvmsg"),
+    ("received_inet6", "inet6_recvmsg"),
+    ("received_unix", "unix_stream_recvmsg"),
+];
+
+fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
+    // A busy server answers thousands of requests a second.
+    plan.needs_more_records();
+    plan.offsets(sched::maps::OFFSETS);
+    plan.offsets(&[&offsets::SOCKETS]);
+    plan.global("REQUEST_TIMES", u32::from(settings.watches_waits()));
+    if matches!(&settings.target, Target::Pids { pids, follow: false } if pids.len() < 2) {
+        plan.map_size("PEER_STATS", MAX_PEERS_OF_ONE);
+    }
+    Ok(())
+}
+
+/// Attaches the kernel programs: where nobody moves bytes on sockets they cost nothing.
+fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
+    let Start { kernel, settings, resolver, pids, proc_root } = begin;
+    let maps = Box::new(KernelMaps::take(kernel, proc_root, pids)?);
+    let redact = Redact::new(settings.redact_paths);
+    let mut collector = RequestCollector::new(maps, proc_root, &resolver.clock, redact);
+    for (program, tracepoint) in TCP {
+        kernel.attach(Hook::Tracepoint { program, tracepoint })?;
+    }
+    if MOVED.into_iter().any(|(program, tracepoint)| {
+        kernel.attach(Hook::Tracepoint { program, tracepoint }).is_err()
+    }) {
+        match function_hooks::allowed(&FUNCTIONS) {
+            hooks if hooks.is_empty() => {
+                say!("profiler: this kernel (before 6.3, without fentry) does not tell of requests");
+                collector.see_nothing();
+            }
+            hooks => kernel.attach(Hook::Returns(&hooks))?,
+        }
+    }
+    Ok(Box::new(collector))
+}

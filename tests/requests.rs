@@ -1,0 +1,335 @@
+//! Requests as servers and clients log them themselves, and as the request probe tells them from outside.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{ChildStdout, Command, Stdio},
+    sync::Barrier,
+    thread,
+    time::Duration,
+};
+
+use common::{Profile, Profiling, Running, kernel_ready, which};
+use serde_json::Value;
+
+const MS: f64 = 1e6;
+
+fn source(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", "tests", "workloads", "requests", name].iter().collect()
+}
+
+/// A server that prints its port first, and what it logged when it is asked for `/quit`.
+struct Server {
+    run: Running,
+    out: BufReader<ChildStdout>,
+    port: u16,
+}
+
+impl Server {
+    fn start(interpreter: &str, script: &str, args: &[String]) -> Server {
+        let program = which(interpreter).unwrap();
+        let mut command = Command::new(program);
+        command.arg(source(script)).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut run = Running::start(&mut command);
+        let mut out = BufReader::new(run.0.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        Server { run, out, port: line.trim().parse().unwrap() }
+    }
+
+    fn connect(&self) -> BufReader<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        BufReader::new(stream)
+    }
+
+    /// Ends it; what it logged: path and ns.
+    fn quit(mut self) -> Vec<(String, f64)> {
+        let mut stream = self.connect();
+        stream.get_mut().write_all(b"GET /quit HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut text = String::new();
+        self.out.read_to_string(&mut text).unwrap();
+        self.run.0.wait().unwrap();
+        serde_json::from_str(text.trim()).unwrap_or_default()
+    }
+}
+
+/// Asks over a connection that stays open; the status.
+fn get(stream: &mut BufReader<TcpStream>, path: &str) -> u16 {
+    write!(stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (mut status, mut length) = (0, 0);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        stream.read_line(&mut line).unwrap();
+        let text = line.trim_end();
+        if let Some(rest) = text.strip_prefix("HTTP/1.1 ") {
+            status = rest[..3].parse().unwrap();
+        } else if let Some(rest) = text.to_ascii_lowercase().strip_prefix("content-length: ") {
+            length = rest.parse().unwrap();
+        } else if text.eq_ignore_ascii_case("transfer-encoding: chunked") {
+            panic!("the servers say how long their answers are");
+        } else if text.is_empty() {
+            break;
+        }
+    }
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    status
+}
+
+/// So many connections, each asking so many times; how many answers failed.
+fn load(server: &Server, connections: usize, requests: usize) -> u64 {
+    let barrier = Barrier::new(connections);
+    thread::scope(|scope| {
+        let each: Vec<_> = (0..connections)
+            .map(|c| {
+                let barrier = &barrier;
+                let ask = move || {
+                    let mut stream = server.connect();
+                    barrier.wait();
+                    let path = |i: usize| match (c + i) % 10 {
+                        0 => format!("/fail/{i}"),
+                        _ => format!("/users/{}/orders?secret={i}", 1000 + c),
+                    };
+                    (0..requests).filter(|&i| get(&mut stream, &path(i)) >= 500).count() as u64
+                };
+                thread::Builder::new().stack_size(128 * 1024).spawn_scoped(scope, ask).unwrap()
+            })
+            .collect();
+        each.into_iter().map(|thread| thread.join().unwrap()).sum()
+    })
+}
+
+fn peers(profile: &Profile) -> &[Value] {
+    profile.0["requests"]["peers"].as_array().unwrap()
+}
+
+/// What the process did at its port, or with who listens there.
+fn peer<'a>(profile: &'a Profile, side: &str, port: u16) -> &'a Value {
+    let found = peers(profile).iter().find(|peer| {
+        peer["side"] == side && peer["peer"].as_str().unwrap().ends_with(&format!(":{port}"))
+    });
+    found.unwrap_or_else(|| panic!("{side} {port}: {}", profile.0["requests"]))
+}
+
+fn route<'a>(peer: &'a Value, operation: &str) -> &'a Value {
+    let routes = peer["routes"].as_array().unwrap();
+    routes.iter().find(|route| route["operation"] == operation).unwrap_or_else(|| panic!("{peer}"))
+}
+
+/// Within 5 % or 0.2 ms.
+fn assert_near(what: &str, measured_ns: f64, logged_ns: f64) {
+    let limit = (0.05 * logged_ns).max(0.2 * MS);
+    let off = (measured_ns - logged_ns).abs();
+    assert!(off <= limit, "{what}: {:.3} ms, the server says {:.3} ms", measured_ns / MS, logged_ns / MS);
+}
+
+fn percentile(log: &[f64], p: f64) -> f64 {
+    log[((log.len() - 1) as f64 * p).round() as usize]
+}
+
+/// Counts, errors and times of a server are those that it logs.
+fn is_what_it_logs(interpreter: &'static str, script: &str, connections: usize, requests: usize) {
+    if !kernel_ready(&[interpreter]) {
+        return;
+    }
+    let server = Server::start(interpreter, script, &[]);
+    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
+    let port = server.port;
+    let failed = load(&server, connections, requests);
+    let mut log: Vec<f64> = server.quit().into_iter().map(|(_, ns)| ns).collect();
+    let (profile, _) = profiling.finish();
+    let all = (connections * requests) as u64;
+    assert_eq!(log.len() as u64, all);
+    let served = peer(&profile, "answers", port);
+    let count = served["first"]["count"].as_u64().unwrap();
+    // The one that ended it was answered by some, and not by others.
+    assert!((all..=all + 1).contains(&count), "{count} of {all}: {served}");
+    assert_eq!(served["statuses"][5].as_u64().unwrap(), failed);
+    assert!(served["looked_at"].as_u64().unwrap() >= all, "{served}");
+    let users = &route(served, "GET /users/:id/orders")["first"];
+    let fails = route(served, "GET /fail/:id");
+    assert_eq!(fails["first"]["count"].as_u64().unwrap(), failed);
+    assert_eq!(fails["errors"][0][0], "503");
+    assert_eq!(users["count"].as_u64().unwrap(), all - failed);
+    log.sort_by(f64::total_cmp);
+    for (p, key) in [(0.5, "p50_ns"), (0.99, "p99_ns")] {
+        assert_near(key, served["first"][key].as_f64().unwrap(), percentile(&log, p));
+    }
+}
+
+#[test]
+fn node_with_one_connection() {
+    is_what_it_logs("node", "http.js", 1, 200);
+}
+
+#[test]
+fn node_with_fifty_connections() {
+    is_what_it_logs("node", "http.js", 50, 40);
+}
+
+#[test]
+fn python_threads() {
+    is_what_it_logs("python3", "threads.py", 20, 60);
+}
+
+#[test]
+fn an_asyncio_server() {
+    is_what_it_logs("python3", "loop.py", 50, 40);
+}
+
+/// Answers each line after a while that is always the same.
+fn echo(wait: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            thread::spawn(move || {
+                let mut stream = BufReader::new(stream.unwrap());
+                stream.get_mut().set_nodelay(true).unwrap();
+                let mut line = String::new();
+                while stream.read_line(&mut line).is_ok_and(|n| n > 0) {
+                    thread::sleep(wait);
+                    line.clear();
+                    stream.get_mut().write_all(b"answer\n").unwrap();
+                }
+            });
+        }
+    });
+    port
+}
+
+/// Two peers, one of them asked twice, and 20 ms of CPU time: what a request is made of.
+fn is_made_of_its_parts(interpreter: &'static str, script: &str) {
+    if !kernel_ready(&[interpreter]) {
+        return;
+    }
+    let ports = [echo(Duration::from_millis(7)), echo(Duration::from_millis(11))];
+    let server = Server::start(interpreter, script, &ports.map(|port| port.to_string()));
+    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
+    let (port, mut stream) = (server.port, server.connect());
+    for _ in 0..40 {
+        assert_eq!(get(&mut stream, "/work"), 200);
+    }
+    server.quit();
+    let (profile, _) = profiling.finish();
+    let asked = ports.map(|port| peer(&profile, "asks", port));
+    assert_eq!(asked.map(|peer| peer["first"]["count"].as_u64().unwrap()), [80, 40]);
+    let goes = &route(peer(&profile, "answers", port), "GET /work")["breakdown"];
+    assert_eq!((goes["requests"].as_u64(), goes["alone"].as_u64()), (Some(40), Some(40)), "{goes}");
+    let ms = |value: &Value| value.as_f64().unwrap() / MS;
+    let part = |port: u16| {
+        let parts = goes["asked"].as_array().unwrap().iter();
+        let label = format!("127.0.0.1:{port}");
+        parts.clone().find(|part| part["peer"] == label.as_str()).unwrap_or_else(|| panic!("{goes}"))
+    };
+    assert_eq!(ports.map(|port| part(port)["times"].as_f64().unwrap()), [2.0, 1.0]);
+    let near = |what: &str, measured: f64, known: f64| {
+        assert!((measured - known).abs() <= 0.1 * known + 0.5, "{what}: {measured:.2} of {known} ms: {goes}");
+    };
+    // What sleeps wakes up a little late, and the machine has other things to do.
+    let answers: Vec<f64> = asked.iter().map(|peer| ms(&peer["first"]["sum_ns"]) / 40.0).collect();
+    near("the peer asked twice", ms(&part(ports[0])["ns"]), answers[0]);
+    near("the other peer", ms(&part(ports[1])["ns"]), answers[1]);
+    near("on a CPU", ms(&goes["on_cpu_ns"]), 20.0);
+    let parts: f64 = ["on_cpu_ns", "run_queue_ns", "awaiting_ns", "other_ns"].iter().map(|key| ms(&goes[key])).sum();
+    near("all of it", parts, ms(&goes["total_ns"]));
+}
+
+#[test]
+fn a_threads_request_is_made_of_its_parts() {
+    is_made_of_its_parts("python3", "breakdown.py");
+}
+
+#[test]
+fn an_event_loops_request_is_made_of_its_parts() {
+    is_made_of_its_parts("node", "breakdown.js");
+}
+
+#[test]
+fn who_cannot_be_reached_is_told_with_the_error() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    // Bound, so that nobody else gets it, and not listened at.
+    let script = "
+import socket, sys, time
+taken = socket.socket(); taken.bind(('127.0.0.1', 0))
+sys.stdin.readline()
+for _ in range(5):
+    late = socket.socket(); late.setblocking(False)
+    try: late.connect(taken.getsockname())
+    except BlockingIOError: pass
+    except ConnectionRefusedError: pass
+    time.sleep(0.01)
+";
+    let mut command = Command::new(which("python3").unwrap());
+    command.args(["-c", script]).stdin(Stdio::piped());
+    let mut run = Running::start(&mut command);
+    let profiling = Profiling::start(&["--pid", &run.pid(), "--alloc", "off", "--requests", "on"]);
+    run.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let (profile, _) = profiling.finish();
+    let failures = &peers(&profile)[0]["failures"];
+    assert_eq!(failures[0]["error"], "ECONNREFUSED", "{}", profile.0["requests"]);
+    assert_eq!((failures[0]["count"].as_u64(), failures[0]["connecting"].as_bool()), (Some(5), Some(true)));
+}
+
+#[test]
+fn streams_half_closed_sockets_and_continued_requests() {
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    let script = "
+import socket, time, os
+listener = socket.create_server(('127.0.0.1', 0)); print(listener.getsockname()[1], flush=True)
+while True:
+    peer, _ = listener.accept()
+    head = b''
+    while not head.endswith(b'\\r\\n\\r\\n'): head += peer.recv(100)
+    if b'/quit' in head: os._exit(0)
+    if b'Expect' in head:
+        peer.sendall(b'HTTP/1.1 100 Continue\\r\\n\\r\\n'); peer.recv(100); time.sleep(0.03)
+    if b'/half' in head:
+        while peer.recv(100): pass
+    peer.sendall(b'HTTP/1.1 200 OK\\r\\n\\r\\n'); time.sleep(0.04); peer.sendall(b'end'); peer.close()
+";
+    let dir = tempfile::tempdir().unwrap();
+    let path: &Path = &dir.path().join("server.py");
+    std::fs::write(path, script).unwrap();
+    let mut command = Command::new(which("python3").unwrap());
+    let mut run = Running::start(command.arg(path).stdin(Stdio::null()).stdout(Stdio::piped()));
+    let mut out = BufReader::new(run.0.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    let port: u16 = line.trim().parse().unwrap();
+    let server = Server { run, out, port };
+    let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
+    let ask = |parts: &[&[u8]], half: bool| {
+        let mut stream = server.connect().into_inner();
+        for part in parts {
+            stream.write_all(part).unwrap();
+            thread::sleep(Duration::from_millis(10));
+        }
+        if half {
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let _all = stream.read_to_end(&mut Vec::new());
+    };
+    ask(&[b"GE", b"T /slow HTTP/1.1\r\n", b"\r\n"], false);
+    ask(&[b"GET /half HTTP/1.1\r\n\r\n"], true);
+    ask(&[b"PUT /big HTTP/1.1\r\nExpect: 100-continue\r\n\r\n", b"body"], false);
+    server.quit();
+    let (profile, _) = profiling.finish();
+    let served = peer(&profile, "answers", port);
+    assert_eq!((served["first"]["count"].as_u64(), served["statuses"][2].as_u64()), (Some(3), Some(3)), "{served}");
+    let time = |path: &str, of: &str| route(served, path)[of]["max_ns"].as_f64().unwrap() / MS;
+    assert!(time("GET /slow", "first") >= 20.0 && time("GET /slow", "whole") >= 60.0, "{served}");
+    assert!(time("GET /half", "first") < 40.0, "{served}");
+    assert!(time("PUT /big", "first") >= 40.0, "{served}");
+}

@@ -1,0 +1,20 @@
+// Answers after a while that it chooses, and logs how long each answer took by its own clock. `/quit` prints the log.
+const http = require('http');
+const log = [];
+let seed = 7;
+const random = () => (seed = (seed * 1103515245 + 12345) % 2147483648) / 2147483648;
+const server = http.createServer((request, response) => {
+  const began = process.hrtime.bigint();
+  if (request.url === '/quit') {
+    response.end('bye');
+    process.stdout.write(JSON.stringify(log) + '\n', () => process.exit(0));
+    return;
+  }
+  setTimeout(() => {
+    response.statusCode = request.url.startsWith('/fail') ? 503 : 200;
+    response.end('x'.repeat(100 + 5000 * random()));
+    log.push([request.url, Number(process.hrtime.bigint() - began)]);
+  }, 2 + 20 * random());
+});
+server.keepAliveTimeout = 60000;
+server.listen(0, '127.0.0.1', 2048, () => console.log(server.address().port));

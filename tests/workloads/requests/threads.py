@@ -1,0 +1,35 @@
+"""A thread for each connection. Logs how long each answer took by its own clock; `/quit` prints the log."""
+import json, os, random, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+log = []
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+
+    def do_GET(self):
+        began = time.perf_counter_ns()
+        if self.path == "/quit":
+            print(json.dumps(log), flush=True)
+            os._exit(0)
+        time.sleep(0.002 + 0.02 * random.random())
+        self.send_response(503 if self.path.startswith("/fail") else 200)
+        body = b"x" * random.randrange(100, 5000)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+        log.append([self.path, time.perf_counter_ns() - began])
+
+    def log_message(self, *_):
+        pass
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 2048
+    daemon_threads = True
+
+random.seed(7)
+server = Server(("127.0.0.1", 0), Handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
