@@ -112,9 +112,9 @@ fn peers(profile: &Profile) -> &[Value] {
 
 /// What the process did at its port, or with who listens there.
 fn peer<'a>(profile: &'a Profile, side: &str, port: u16) -> &'a Value {
-    let found = peers(profile).iter().find(|peer| {
-        peer["side"] == side && peer["peer"].as_str().unwrap().ends_with(&format!(":{port}"))
-    });
+    let found = peers(profile)
+        .iter()
+        .find(|peer| peer["side"] == side && peer["peer"].as_str().unwrap().ends_with(&format!(":{port}")));
     found.unwrap_or_else(|| panic!("{side} {port}: {}", profile.0["requests"]))
 }
 
@@ -238,7 +238,8 @@ fn is_made_of_its_parts(interpreter: &'static str, script: &str) {
     near("the peer asked twice", ms(&part(ports[0])["ns"]), answers[0]);
     near("the other peer", ms(&part(ports[1])["ns"]), answers[1]);
     near("on a CPU", ms(&goes["on_cpu_ns"]), 20.0);
-    let parts: f64 = ["on_cpu_ns", "run_queue_ns", "awaiting_ns", "other_ns"].iter().map(|key| ms(&goes[key])).sum();
+    let parts: f64 =
+        ["on_cpu_ns", "run_queue_ns", "awaiting_ns", "other_ns"].iter().map(|key| ms(&goes[key])).sum();
     near("all of it", parts, ms(&goes["total_ns"]));
 }
 
@@ -327,7 +328,11 @@ while True:
     server.quit();
     let (profile, _) = profiling.finish();
     let served = peer(&profile, "answers", port);
-    assert_eq!((served["first"]["count"].as_u64(), served["statuses"][2].as_u64()), (Some(3), Some(3)), "{served}");
+    assert_eq!(
+        (served["first"]["count"].as_u64(), served["statuses"][2].as_u64()),
+        (Some(3), Some(3)),
+        "{served}"
+    );
     let time = |path: &str, of: &str| route(served, path)[of]["max_ns"].as_f64().unwrap() / MS;
     assert!(time("GET /slow", "first") >= 20.0 && time("GET /slow", "whole") >= 60.0, "{served}");
     assert!(time("GET /half", "first") < 40.0, "{served}");

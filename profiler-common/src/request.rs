@@ -372,6 +372,9 @@ mod tests {
     fn answers_have_classes() {
         let mut answer = [0; ANSWER_HEAD];
         answer[..12].copy_from_slice(b"HTTP/1.1 503");
-        assert_eq!((class_of(true, &answer, 12), class_of(true, &answer, 9), class_of(false, &answer, 12)), (5, 0, 0));
+        assert_eq!(
+            (class_of(true, &answer, 12), class_of(true, &answer, 9), class_of(false, &answer, 12)),
+            (5, 0, 0)
+        );
     }
 }

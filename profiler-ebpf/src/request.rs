@@ -10,7 +10,9 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, Queue},
     helpers::{
         bpf_probe_read_user,
-        generated::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user as read_user_bytes},
+        generated::{
+            bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user as read_user_bytes,
+        },
     },
     macros::{btf_map, fexit, raw_tracepoint},
     programs::{FExitContext, RawTracePointContext},
@@ -22,8 +24,8 @@ use profiler_common::{
     record::RecordKind,
     request::{
         ANSWER_HEAD, Buffer, Connection, FailureKey, FirstBytes, ListenerKey, MAX_CONNECTIONS, MAX_FAILURES,
-        MAX_LISTENERS, MAX_PEERS, PeerKey, PeerStats, Phase, REQUEST_HEAD, Role, SHORT_HEAD, STATUS_AT, STATUSES,
-        UNIX_NAME, UnixName, class_of, flags,
+        MAX_LISTENERS, MAX_PEERS, PeerKey, PeerStats, Phase, REQUEST_HEAD, Role, SHORT_HEAD, STATUS_AT,
+        STATUSES, UNIX_NAME, UnixName, class_of, flags,
     },
     sched::{MAX_SYSCALLS, Times, WaitCause},
     syscall::DNS_PORT,
@@ -33,7 +35,12 @@ use crate::{
     emit::SLICE_SHIFT,
     hash::mix,
     maps::{NO_PREALLOC, NOEXIST},
-    offsets::{OFF_ADDRESS_LEN, OFF_ADDRESS_NAME, OFF_NET_INUM, OFF_SOCKET_INODE, OFF_SOCKET_SK, OFF_SOCK_ERROR, OFF_SOCK_FAMILY, OFF_SOCK_NET, OFF_SOCK_PEER_PORT, OFF_SOCK_PEER_V4, OFF_SOCK_PEER_V6, OFF_SOCK_PORT, OFF_SOCK_PROTOCOL, OFF_SOCK_SOCKET, OFF_SOCK_TYPE, OFF_TCP_MSTAMP, OFF_TCP_WSTAMP, OFF_UNIX_ADDRESS, OFF_UNIX_PEER},
+    offsets::{
+        OFF_ADDRESS_LEN, OFF_ADDRESS_NAME, OFF_NET_INUM, OFF_SOCK_ERROR, OFF_SOCK_FAMILY, OFF_SOCK_NET,
+        OFF_SOCK_PEER_PORT, OFF_SOCK_PEER_V4, OFF_SOCK_PEER_V6, OFF_SOCK_PORT, OFF_SOCK_PROTOCOL,
+        OFF_SOCK_SOCKET, OFF_SOCK_TYPE, OFF_SOCKET_INODE, OFF_SOCKET_SK, OFF_TCP_MSTAMP, OFF_TCP_WSTAMP,
+        OFF_UNIX_ADDRESS, OFF_UNIX_PEER,
+    },
     output::{self, begin, count, finish, now_ns, send},
     sched::{THREADS, settle_state},
     target::current_target,
@@ -43,7 +50,6 @@ use crate::{
 /// Whether the scheduler is watched, so that what a thread did in the meantime is known.
 #[unsafe(no_mangle)]
 static REQUEST_TIMES: Global<u32> = Global::new(0);
-
 
 /// Connections of targets, by the addresses of their `struct sock`.
 #[btf_map]
@@ -157,8 +163,7 @@ pub fn socket_sent(ctx: RawTracePointContext) -> u32 {
 pub fn socket_received(ctx: RawTracePointContext) -> u32 {
     let Some(ids) = current_target() else { return 0 };
     // SAFETY: socket, result and flags (include/trace/events/sock.h).
-    let (sock, result, how) =
-        unsafe { (argument(&ctx, 0), argument(&ctx, 1) as i32, argument(&ctx, 2)) };
+    let (sock, result, how) = unsafe { (argument(&ctx, 0), argument(&ctx, 1) as i32, argument(&ctx, 2)) };
     if how & MSG_PEEK == 0 {
         moved(sock, result, 0, ids.pid, ids.tid);
     }
@@ -229,8 +234,7 @@ pub fn data_received(ctx: RawTracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn socket_state(ctx: RawTracePointContext) -> u32 {
     // SAFETY: socket, old and new state (include/trace/events/sock.h).
-    let (sock, old, new) =
-        unsafe { (argument(&ctx, 0), argument(&ctx, 1) as u32, argument(&ctx, 2) as u32) };
+    let (sock, old, new) = unsafe { (argument(&ctx, 0), argument(&ctx, 1) as u32, argument(&ctx, 2) as u32) };
     if new == TCP_LISTEN || old == TCP_LISTEN {
         listen(sock, new == TCP_LISTEN);
     } else if new == TCP_SYN_SENT {
@@ -482,7 +486,8 @@ fn stop_awaiting(connection: &Connection, now: u64) {
 /// When the packet was given to the network that the call sent which ends now: the receiver may have read it since.
 #[inline(always)]
 fn sent_at(connection: &Connection, sock: u64, now: u64) -> u64 {
-    let before = if connection.phase == Phase::Asked as u32 { connection.asked_ns } else { connection.ended_ns };
+    let before =
+        if connection.phase == Phase::Asked as u32 { connection.asked_ns } else { connection.ended_ns };
     if connection.flags & flags::TCP != 0
         && let Some(at) = read::<u64>(sock, OFF_TCP_WSTAMP.load())
         && at > before
@@ -528,7 +533,11 @@ pub extern "C" fn finish_exchange(connection: *mut Connection, now: u64) -> u32 
         count_time(&raw mut stats.queued, read_ns.saturating_sub(connection.arrived_ns));
     }
     // The verifier wants to see the comparison, so the class must be able to be anything.
-    let status = if usize::from(class) < STATUSES { &raw mut stats.statuses[usize::from(class)] } else { &raw mut stats.statuses[0] };
+    let status = if usize::from(class) < STATUSES {
+        &raw mut stats.statuses[usize::from(class)]
+    } else {
+        &raw mut stats.statuses[0]
+    };
     // SAFETY: as above.
     unsafe { output::add(status, 1) };
     if may_send(now) {
@@ -770,11 +779,7 @@ pub extern "C" fn change_connection(sock: u64, state: u32) -> u32 {
     if errno == 0 && !connecting {
         return 0;
     }
-    let key = &FailureKey {
-        peer: PeerKey { ..connection.peer },
-        errno,
-        connecting: u32::from(connecting),
-    };
+    let key = &FailureKey { peer: PeerKey { ..connection.peer }, errno, connecting: u32::from(connecting) };
     if PEER_FAILURES.get_ptr_mut(key).is_none() {
         let _another_did = PEER_FAILURES.insert(key, &0, NOEXIST);
     }

@@ -43,7 +43,8 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let wall_ns = run.cpu.accounts.duration_ns;
     for peer in peers.by_ref().take(SHOWN.1 - 1) {
         let awaited = percent(peer.awaited_ns, wall_ns).min(100.0);
-        let text = format!("  {}: {}, awaited {awaited:.0} % of the time", who(run, peer), figures(peer, seconds));
+        let text =
+            format!("  {}: {}, awaited {awaited:.0} % of the time", who(run, peer), figures(peer, seconds));
         line(&format!("{text}{}", failures(peer)), style, out)?;
     }
     more(peers.count(), out)
@@ -179,7 +180,11 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
         thousands(peer.most_awaited),
     )];
     if peer.connect.count > 0 {
-        notes.push(format!("connecting p50 {}, p99 {}", time(peer.connect.p50_ns), time(peer.connect.p99_ns)));
+        notes.push(format!(
+            "connecting p50 {}, p99 {}",
+            time(peer.connect.p50_ns),
+            time(peer.connect.p99_ns)
+        ));
     }
     if peer.retransmits > 0 {
         notes.push(format!("{} segments sent again", thousands(peer.retransmits)));

@@ -79,7 +79,9 @@ impl Port for FakeKernel {
             | Hook::TailCall { program, .. } => {
                 vec![program.to_owned()]
             }
-            Hook::Functions(hooks) | Hook::Returns(hooks) => hooks.iter().map(|(program, _)| (*program).to_owned()).collect(),
+            Hook::Functions(hooks) | Hook::Returns(hooks) => {
+                hooks.iter().map(|(program, _)| (*program).to_owned()).collect()
+            }
         };
         self.0.borrow_mut().attached.extend(programs);
         Ok(())

@@ -295,7 +295,8 @@ impl RequestCollector {
         }
         let told = self.told.get(key);
         let spoken = told.and_then(|told| told.protocol).map(|protocol| protocol.name);
-        let at_port = || if told.is_some_and(|told| told.encrypted) { None } else { protocol::at_port(key.port) };
+        let at_port =
+            || if told.is_some_and(|told| told.encrypted) { None } else { protocol::at_port(key.port) };
         let asks = key.role == Role::Asks as u32;
         let mut routes: Vec<Route> = told
             .into_iter()

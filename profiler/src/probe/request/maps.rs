@@ -76,7 +76,8 @@ impl KernelMaps {
                 buffers.set(number, *buffer as u8, 0)?;
             }
         }
-        let mut listeners: HashMap<&mut MapData, ListenerKey, u32> = kernel.map_mut("LISTENERS")?.try_into()?;
+        let mut listeners: HashMap<&mut MapData, ListenerKey, u32> =
+            kernel.map_mut("LISTENERS")?.try_into()?;
         let mut seen = Vec::new();
         for &pid in pids {
             let Some(namespace) = network_namespace(proc_root, pid) else { continue };

@@ -83,9 +83,10 @@ fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
     for (program, tracepoint) in TCP {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }
-    if MOVED.into_iter().any(|(program, tracepoint)| {
-        kernel.attach(Hook::Tracepoint { program, tracepoint }).is_err()
-    }) {
+    if MOVED
+        .into_iter()
+        .any(|(program, tracepoint)| kernel.attach(Hook::Tracepoint { program, tracepoint }).is_err())
+    {
         match function_hooks::allowed(&FUNCTIONS) {
             hooks if hooks.is_empty() => {
                 say!("profiler: this kernel (before 6.3, without fentry) does not tell of requests");

@@ -177,8 +177,7 @@ impl Joined {
 impl Breakdown {
     /// What is left goes to the rest. A thread can be on a CPU while an answer is awaited: more than all is not explained.
     fn settle(&mut self) {
-        let known =
-            self.on_cpu_ns + self.run_queue_ns + self.disk_ns + self.lock_ns + self.awaiting_ns;
+        let known = self.on_cpu_ns + self.run_queue_ns + self.disk_ns + self.lock_ns + self.awaiting_ns;
         self.other_ns = self.total_ns.saturating_sub(known);
     }
 

@@ -53,7 +53,8 @@ impl RequestMaps for Fake {
 }
 
 fn key(pid: u32, role: Role, port: u16) -> PeerKey {
-    let mut key = PeerKey { pid, role: role as u32, family: libc::AF_INET as u16, port, ..PeerKey::default() };
+    let mut key =
+        PeerKey { pid, role: role as u32, family: libc::AF_INET as u16, port, ..PeerKey::default() };
     if role == Role::Asks {
         key.address[0] = 10;
     }

@@ -5,8 +5,7 @@ use super::{Head, Operation, Protocol};
 pub static PROTOCOL: Protocol =
     Protocol { name: "HTTP", ports: &[80, 8000, 8080, 3000], distinct: true, read };
 
-const METHODS: [&str; 9] =
-    ["GET", "POST", "PUT", "HEAD", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"];
+const METHODS: [&str; 9] = ["GET", "POST", "PUT", "HEAD", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"];
 
 /// Longer parts of a path are names of things, not of routes, bytes.
 const LONGEST_PART: usize = 40;
@@ -64,7 +63,12 @@ fn part(part: &[u8]) -> String {
         && part.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'_'));
     let token = part.len() >= 20 && digits >= 3 && !part.contains(&b'.');
     let harmless = part.iter().all(|byte| byte.is_ascii_graphic());
-    if number || hexadecimal || token || part.len() > LONGEST_PART || part.contains(&b'%') || part.contains(&b'@')
+    if number
+        || hexadecimal
+        || token
+        || part.len() > LONGEST_PART
+        || part.contains(&b'%')
+        || part.contains(&b'@')
     {
         ":id".to_owned()
     } else if harmless {

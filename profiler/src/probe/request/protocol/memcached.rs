@@ -5,8 +5,8 @@ use super::{Head, Operation, Protocol};
 pub static PROTOCOL: Protocol = Protocol { name: "memcached", ports: &[11211], distinct: false, read };
 
 const COMMANDS: [&str; 18] = [
-    "get", "gets", "gat", "gats", "set", "add", "replace", "append", "prepend", "cas", "delete", "incr", "decr", "touch",
-    "stats", "version", "mg", "ms",
+    "get", "gets", "gat", "gats", "set", "add", "replace", "append", "prepend", "cas", "delete", "incr",
+    "decr", "touch", "stats", "version", "mg", "ms",
 ];
 
 fn read(head: &Head<'_>) -> Option<Operation> {

@@ -99,8 +99,29 @@ fn le32(bytes: &[u8], at: usize) -> Option<u32> {
 /// The first word of a statement, if it is one that says what the statement does.
 fn statement(text: &[u8]) -> &'static str {
     const KNOWN: [&str; 24] = [
-        "SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK", "SET", "SHOW", "WITH", "CALL", "COPY",
-        "CREATE", "ALTER", "DROP", "TRUNCATE", "LISTEN", "NOTIFY", "EXPLAIN", "VACUUM", "MERGE", "REPLACE", "SAVEPOINT",
+        "SELECT",
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "BEGIN",
+        "COMMIT",
+        "ROLLBACK",
+        "SET",
+        "SHOW",
+        "WITH",
+        "CALL",
+        "COPY",
+        "CREATE",
+        "ALTER",
+        "DROP",
+        "TRUNCATE",
+        "LISTEN",
+        "NOTIFY",
+        "EXPLAIN",
+        "VACUUM",
+        "MERGE",
+        "REPLACE",
+        "SAVEPOINT",
         "START",
     ];
     let text = text.trim_ascii_start();

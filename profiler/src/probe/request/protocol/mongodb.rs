@@ -8,8 +8,22 @@ const OP_MSG: u32 = 2013;
 const OP_QUERY: u32 = 2004;
 
 const COMMANDS: [&str; 16] = [
-    "find", "insert", "update", "delete", "aggregate", "getMore", "count", "distinct", "findAndModify", "hello", "ping",
-    "ismaster", "isMaster", "saslStart", "saslContinue", "endSessions",
+    "find",
+    "insert",
+    "update",
+    "delete",
+    "aggregate",
+    "getMore",
+    "count",
+    "distinct",
+    "findAndModify",
+    "hello",
+    "ping",
+    "ismaster",
+    "isMaster",
+    "saslStart",
+    "saslContinue",
+    "endSessions",
 ];
 
 fn read(head: &Head<'_>) -> Option<Operation> {

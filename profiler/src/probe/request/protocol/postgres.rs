@@ -45,7 +45,8 @@ fn read(head: &Head<'_>) -> Option<Operation> {
 
 fn known_answer(answer: &[u8]) -> bool {
     let len = be32(answer, 1).unwrap_or(0);
-    answer.first().is_some_and(|kind| b"RSKZTDCEIN12stn3GHAVWvcd".contains(kind)) && (4..1 << 30).contains(&len)
+    answer.first().is_some_and(|kind| b"RSKZTDCEIN12stn3GHAVWvcd".contains(kind))
+        && (4..1 << 30).contains(&len)
 }
 
 /// The code of an error that the answer begins with: fields with a kind each, a NUL after each.
