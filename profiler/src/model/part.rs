@@ -3,6 +3,7 @@
 use crate::model::{
     memory::Memory,
     report::{Profile, Run},
+    request::Requests,
     syscall::Calls,
     vitals::Vitals,
     wait::Blocking,
@@ -28,6 +29,10 @@ pub fn part(run: &Run, is_in: impl Fn(u32) -> bool) -> Run {
         vitals: run.vitals.as_ref().map(|of| Vitals {
             processes: only(&of.processes, |process| is_in(process.pid)),
             unlisted: of.unlisted,
+        }),
+        requests: run.requests.as_ref().map(|of| Requests {
+            peers: only(&of.peers, |peer| is_in(peer.pid)),
+            slow: only(&of.slow, |slow| is_in(slow.thread.pid)),
         }),
         findings: Vec::new(),
         verdict: None,
