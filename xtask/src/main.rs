@@ -7,6 +7,7 @@ mod bench;
 mod build_ebpf;
 mod dist;
 mod docs;
+mod faults;
 mod kernel_matrix;
 mod licences;
 mod shell;
@@ -26,6 +27,8 @@ enum Task {
     Dist(dist::Args),
     /// Write docs/rules from the table of rules
     Docs(docs::Args),
+    /// Let go wrong what can go wrong around a run, and check what is promised then (as root)
+    Faults(faults::Args),
     /// Check that every dependency has a licence that this project can be distributed with
     Licences,
     /// Check which files of the profiler import which, and that long files say why they are long
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
         Task::KernelMatrix(args) => kernel_matrix::run(&args),
         Task::Dist(args) => dist::run(&args),
         Task::Docs(args) => docs::run(&args),
+        Task::Faults(args) => faults::run(&args),
         Task::Licences => licences::run(),
         Task::Walls => walls::run(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))),
     }
