@@ -4,6 +4,7 @@ use crate::{
     detect::{
         hotspot,
         rule::Needs,
+        rules,
         words::{bottleneck, path},
     },
     model::{
@@ -140,6 +141,10 @@ fn something_wrong(signals: &Signals<'_>) -> Option<Verdict> {
 
 /// A thread, or all CPUs, have no time left.
 fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
+    let mut found = signals.run.findings.iter().enumerate();
+    if let Some(bound) = found.find(|(_, of)| of.rule == rules::cpu_bound::RULE.name) {
+        return Some(from_finding(signals, bound));
+    }
     let cpus = f64::from(signals.run.cpu.meta.cpus.max(1));
     let full = signals.cpu >= BUSY * cpus;
     let (who, share) = match signals.busiest {

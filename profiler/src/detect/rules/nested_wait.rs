@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, at, path},
+        words::{SHOWN, at, own_within},
     },
     model::{
         cause::WaitCause,
@@ -87,15 +87,33 @@ fn waits(cause: Option<WaitCause>) -> bool {
     matches!(cause, Some(WaitCause::Poll | WaitCause::Other))
 }
 
-/// The function that runs a loop inside another, if this is the stack of one: the caller of the inner loop.
+/// The function that runs a loop inside another, if this is the stack of one: the caller of the inner loop. What the compiler
+/// inlined says nothing: its short names, `poll` or `park`, are those of many functions.
 pub fn callback(names: &Names, frames: &[usize]) -> Option<String> {
-    let path = path(names, frames);
+    let user =
+        names.functions(frames).rev().filter(|(_, frame, inlined)| !inlined && !names.is_kernel(frame));
+    let path: Vec<_> = user.collect();
+    let same = |a: usize, b: usize| path[a].0.name == path[b].0.name && path[a].1.module == path[b].1.module;
     let inner = path.len().saturating_sub(LOOP);
     (inner.max(1)..path.len()).find_map(|i| {
-        let outer = path[..i].iter().rposition(|of| of.name == path[i].name)?;
+        let outer = (0..i).rev().find(|&outer| same(outer, i))?;
         // A function that calls itself directly is recursion, not a loop in a callback.
-        (i - outer > 2).then(|| at(path[i - 1]))
+        (i - outer > 2).then(|| {
+            let own = own_within(names, frames, depth_of(names, frames, i));
+            at(own.unwrap_or(path[i - 1].0))
+        })
     })
+}
+
+/// Functions outside of the one that is so many frames from the outermost, inlined ones included.
+fn depth_of(names: &Names, frames: &[usize], position: usize) -> usize {
+    let user = names.functions(frames).rev().filter(|(_, frame, _)| !names.is_kernel(frame));
+    let mut physical = 0;
+    user.take_while(|(.., inlined)| {
+        physical += usize::from(!inlined);
+        physical <= position
+    })
+    .count()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
         units::{thousands, time},
+        vitals::{Peer, ProcessVitals},
     },
 };
 
@@ -69,7 +70,9 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let mut peers: BTreeMap<(u32, String), Waits> = BTreeMap::new();
     let processes = || run.vitals.iter().flat_map(|vitals| &vitals.processes);
     for of in processes() {
-        for peer in of.peers.iter().filter(|peer| !peer.clients && peer.samples >= MIN_SAMPLES) {
+        let answers =
+            |peer: &&Peer| !peer.clients && !is_itself(of, &peer.peer) && peer.samples >= MIN_SAMPLES;
+        for peer in of.peers.iter().filter(answers) {
             let waits = peers.entry((of.pid, peer.peer.clone())).or_default();
             waits.process.clone_from(&of.process);
             waits.awaited = peer.awaited as f64 / peer.samples as f64;
@@ -82,7 +85,9 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         };
         // Who answers there is its client: known by its own port.
         let known = processes().any(|vitals| {
-            vitals.pid == of.pid && vitals.peers.iter().any(|known| !known.clients && known.peer == peer)
+            vitals.pid == of.pid
+                && !is_itself(vitals, peer)
+                && vitals.peers.iter().any(|known| !known.clients && known.peer == peer)
         });
         if known && of.round_trips > 0 {
             let waits = peers.entry((of.pid, peer.to_owned())).or_default();
@@ -92,6 +97,15 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         }
     }
     peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values)).collect()
+}
+
+/// Whether a peer is the process itself: a port of this machine that it serves. It waits for what it does itself.
+fn is_itself(of: &ProcessVitals, peer: &str) -> bool {
+    let Some((address, port)) = peer.rsplit_once(':') else { return false };
+    let local =
+        address.starts_with("127.") || matches!(address.trim_matches(['[', ']']), "::1" | "::ffff:127.0.0.1");
+    let serves = || of.peers.iter().any(|known| known.clients && known.peer == format!("clients of :{port}"));
+    local && of.listens && serves()
 }
 
 fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) -> Option<Finding> {
@@ -142,7 +156,7 @@ mod tests {
         detect::{judge, rule::Overrides},
         model::{
             syscall::{Calls, ObjectIo},
-            vitals::{Peer, ProcessVitals, Vitals},
+            vitals::Vitals,
         },
     };
 
@@ -185,6 +199,21 @@ mod tests {
         let slow = run.findings.iter().find(|finding| finding.rule == RULE.name).unwrap();
         assert_eq!(slow.severity, Severity::Warning);
         assert!(slow.title.contains("30 answers took 300 ms each"), "{}", slow.title);
+    }
+
+    #[test]
+    fn who_calls_himself_waits_for_no_peer() {
+        let found = |listens| {
+            let mut run = run(9);
+            let of = &mut run.vitals.as_mut().unwrap().processes[0];
+            of.listens = listens;
+            of.peers[0].peer = "127.0.0.1:80".into();
+            let clients =
+                Peer { peer: "clients of :80".into(), clients: true, samples: 10, ..Peer::default() };
+            of.peers.push(clients);
+            check(&run, &Overrides::default().of(&RULE)).len()
+        };
+        assert_eq!((found(true), found(false)), (0, 1));
     }
 
     #[test]

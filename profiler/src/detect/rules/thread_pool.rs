@@ -33,7 +33,7 @@ const POOLS: [(&str, &str, &str); 5] = [
 
 /// The rule.
 pub static RULE: Rule = Rule {
-    name: "pool-saturated",
+    name: "thread-pool-saturated",
     summary: "all threads of a pool are busy, and jobs wait for one",
     needs: &[Needs::Waits],
     params: &[IDLE],
