@@ -37,9 +37,11 @@ pub enum KernelCounter {
     IoFull = 14,
     /// Lost: a slow call that is in the totals, but was not told by itself.
     SlowCallsDropped = 15,
+    /// System calls of threads that are no target's: what watching costs them.
+    CallsOfOthers = 16,
 }
 
 impl KernelCounter {
     /// Number of counters.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 17;
 }

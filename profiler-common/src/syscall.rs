@@ -597,6 +597,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CallTimeKey {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::InCall {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::WaitsKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ListenKey {}

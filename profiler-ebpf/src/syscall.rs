@@ -46,6 +46,10 @@ use crate::{
 #[unsafe(no_mangle)]
 static CALLS_BY_THREAD: Global<u32> = Global::new(0);
 
+/// Whether calls are watched all the time, so that event loops need no hook of their own.
+#[unsafe(no_mangle)]
+static CALLS_SEE_LOOPS: Global<u32> = Global::new(0);
+
 /// One write in so many has its stack taken.
 const IO_STACK_SAMPLE: u32 = 16;
 
@@ -106,6 +110,7 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     let (regs, number) = unsafe { (argument(&ctx, 0), argument(&ctx, 1) as u32) };
     let mut place = place_of(regs);
     if place == NO_TARGET {
+        count(KernelCounter::CallsOfOthers);
         return 0;
     }
     if place == UNKNOWN {
@@ -131,7 +136,9 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     }
     call.start_ns = now_ns();
     let (class, _) = kinds_of(number);
-    if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8) && !is_compat(current_task())
+    if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8)
+        && CALLS_SEE_LOOPS.load() != 0
+        && !is_compat(current_task())
     {
         ask_for_work(number, class.into());
     }

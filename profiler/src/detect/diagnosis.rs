@@ -5,7 +5,7 @@ use crate::{
         hotspot,
         rule::Needs,
         rules,
-        words::{bottleneck, path},
+        words::{bottleneck, calls_watched_ns, path},
     },
     model::{
         cause::WaitCause,
@@ -230,7 +230,7 @@ fn working(signals: &Signals<'_>) -> Option<Verdict> {
             100.0 * signals.cpu,
             others(signals.run)
         );
-        Verdict { more: "--syscalls", ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
+        Verdict { more: more(Bottleneck::None), ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
     })
 }
 
@@ -243,7 +243,7 @@ fn idle(signals: &Signals<'_>) -> Option<Verdict> {
     );
     Some(Verdict {
         advice: "if it should be busy, look at who should send it work".to_owned(),
-        more: "--syscalls",
+        more: more(Bottleneck::None),
         ..signals.verdict(Bottleneck::None, sentence, 0.0)
     })
 }
@@ -280,6 +280,11 @@ fn more(lacks: Bottleneck) -> &'static str {
     }
 }
 
+/// For which part of the run system calls were watched, from 0 to 1.
+fn watched(run: &Run) -> f64 {
+    (calls_watched_ns(run) as f64 / run.cpu.accounts.duration_ns.max(1) as f64).min(1.0)
+}
+
 /// What a run did not look at, or could not see.
 fn blind(run: &Run) -> Vec<String> {
     let accounts = &run.cpu.accounts;
@@ -293,8 +298,13 @@ fn blind(run: &Run) -> Vec<String> {
     if !Needs::Waits.is_in(run) {
         blind.push("waits were not watched (--waits on)".to_owned());
     }
-    if !Needs::Calls.is_in(run) {
-        blind.push("system calls, their errors and files were not watched (--syscalls)".to_owned());
+    match &run.calls {
+        None => blind.push("system calls, their errors and files were not watched (--syscalls)".to_owned()),
+        Some(calls) if calls.windows > 0 || watched(run) < 0.95 => blind.push(format!(
+            "system calls were watched for {:.0} % of the time only, for their cost (--syscalls: all the time)",
+            100.0 * watched(run)
+        )),
+        Some(_) => {}
     }
     if !Needs::Memory.is_in(run) {
         blind.push("memory was not watched (--alloc)".to_owned());

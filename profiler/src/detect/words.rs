@@ -184,6 +184,15 @@ pub fn share_of_wall(run: &Run, ns: u64, threads: usize) -> f64 {
     if wall > 0.0 { (ns as f64 / wall).min(1.0) } else { 0.0 }
 }
 
+/// For how long system calls were watched, ns.
+pub fn calls_watched_ns(run: &Run) -> u64 {
+    let wall_ns = run.cpu.accounts.duration_ns;
+    run.calls
+        .as_ref()
+        .map_or(wall_ns, |calls| if calls.watched_ns == 0 { wall_ns } else { calls.watched_ns })
+        .max(1)
+}
+
 /// Names of threads and processes.
 pub struct Namer<'a>(BTreeMap<ThreadKey, &'a ThreadTime>);
 

@@ -29,6 +29,10 @@ pub struct Calls {
     pub chatty: Vec<Chatty>,
     /// Calls that failed at a high rate; most failures first.
     pub storms: Vec<ErrorStorm>,
+    /// For how long calls were watched, ns; zero where that is not known: all the time.
+    pub watched_ns: u64,
+    /// In how many windows, where watching all the time was too dear; zero where it was not.
+    pub windows: u64,
 }
 
 impl Calls {

@@ -24,6 +24,14 @@ const FRAMES: usize = 4;
 /// Writes the part; nothing if system calls were not watched.
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(calls) = &run.calls else { return Ok(()) };
+    if calls.windows > 0 {
+        let text = format!(
+            "\nsystem calls were watched for {} in {}, for their cost: counts are those of that time",
+            time(calls.watched_ns),
+            count(calls.windows + 1, "window"),
+        );
+        line(&text, style, out)?;
+    }
     counts(run, calls, style, out)?;
     waits(run, calls, style, out)?;
     objects(calls, style, out)?;
@@ -327,6 +335,8 @@ pub(crate) mod fixtures {
                 errno: "EMFILE".into(),
                 lasted_ns: 1_000 * MS,
             }],
+            watched_ns: 0,
+            windows: 0,
             objects_unlisted: 0,
         });
         run

@@ -107,6 +107,8 @@ struct Calls<'a> {
     slow_by_part: SlowByPart<'a>,
     chatty: Vec<Chatty<'a>>,
     error_storms: Vec<ErrorStorm<'a>>,
+    watched_ns: u64,
+    windows: u64,
 }
 
 #[derive(Serialize)]
@@ -567,6 +569,8 @@ fn calls<'a>(of: &'a crate::model::syscall::Calls, run: &'a Run) -> Calls<'a> {
         },
         chatty: of.chatty.iter().map(chatty).collect(),
         error_storms: of.storms.iter().map(storm).collect(),
+        watched_ns: of.watched_ns,
+        windows: of.windows,
     }
 }
 

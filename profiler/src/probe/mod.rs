@@ -52,7 +52,7 @@ mod tests {
     use crate::{
         model::kind::KINDS,
         process::target::Target,
-        settings::{Alloc, Waits, fixtures::settings},
+        settings::{Alloc, Syscalls, Waits, fixtures::settings},
     };
 
     #[test]
@@ -74,7 +74,7 @@ mod tests {
         let names = |settings: &Settings| enabled(settings).map(|spec| spec.name).collect::<Vec<_>>();
         assert_eq!(names(&settings), ["cpu"]);
         assert_eq!(kinds(&settings), [crate::model::kind::CPU]);
-        (settings.waits, settings.syscalls, settings.alloc.mode) = (Waits::On, true, Alloc::Full);
+        (settings.waits, settings.syscalls, settings.alloc.mode) = (Waits::On, Syscalls::On, Alloc::Full);
         assert_eq!(names(&settings), ["cpu", "sched", "syscall", "alloc"]);
         settings.unwind_by_tables = true;
         settings.target = Target::Comm("x".into());

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{evidence, functions, share_of_wall},
+        words::{calls_watched_ns, evidence, functions},
     },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
@@ -81,7 +81,7 @@ fn grouped(found: &[Chatty], names: &Names) -> Vec<Group> {
 }
 
 fn finding(group: &Group, run: &Run, least: f64) -> Finding {
-    let share = share_of_wall(run, group.total_ns, 1);
+    let share = (group.total_ns as f64 / calls_watched_ns(run) as f64).min(1.0);
     let of = &group.most;
     let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
     let others = match group.objects {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::calls_watched_ns,
+    },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
@@ -70,7 +73,7 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
     let peer = peer(calls, pid);
     let to = peer.as_deref().map_or_else(String::new, |peer| format!(" to {peer}"));
     let process = of.first().map_or_else(String::new, |of| of.process.clone());
-    let seconds = run.cpu.accounts.duration_ns.max(1) as f64 / 1e9;
+    let seconds = calls_watched_ns(run) as f64 / 1e9;
     let advice = match error {
         "EADDRNOTAVAIL" => "keep connections open: this machine has no ports left for new ones",
         "EACCES" | "EPERM" => "look at firewall rules and at the process's rights",

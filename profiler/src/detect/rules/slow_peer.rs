@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::calls_watched_ns,
+    },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
@@ -110,7 +113,7 @@ fn is_itself(of: &ProcessVitals, peer: &str) -> bool {
 
 fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) -> Option<Finding> {
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
-    let measured = waits.ns as f64 / wall_ns as f64;
+    let measured = waits.ns as f64 / calls_watched_ns(run) as f64;
     let share = measured.max(waits.awaited).min(1.0);
     let mean_ns = waits.ns / waits.answers.max(1);
     if 100.0 * share < values.get(&SHARE) {

@@ -8,8 +8,10 @@ use std::{
 };
 
 use anyhow::Result;
-use profiler_common::syscall::{
-    CallKey, CallTimeKey, IoKey, IoRecord, IoStats, Name, ObjectKind, SlowCall, WaitsKey,
+use profiler_common::{
+    cost,
+    loss::KernelCounter,
+    syscall::{CallKey, CallTimeKey, IoKey, IoRecord, IoStats, Name, ObjectKind, SlowCall, WaitsKey},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -18,6 +20,7 @@ use crate::{
         chatty::{self, Talk},
         storm::{Rates, Storms},
     },
+    kernel::port::Hook,
     model::{
         abi,
         loss::Loss,
@@ -31,6 +34,8 @@ use crate::{
         record::Record,
         spec::{Context, Extent, Probe},
         syscall::{
+            CALLS,
+            budget::{Account, Budget, Order},
             counts::{Count, Waits},
             io::{Named, Object, add_io, median_bytes},
             maps::CallMaps,
@@ -41,12 +46,23 @@ use crate::{
         clock::{Clock, Every},
         objects,
         redact::Redact,
+        usage::cpu_time_of,
     },
     resolve::Resolver,
 };
 
 /// How often the kernel's counts are taken: far more often than a 32-bit count can overflow.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often what watching costs is compared with what it may cost.
+const BUDGET_INTERVAL: Duration = Duration::from_millis(100);
+/// What a call of the target costs besides the time in the programs, ns: the ways into and out of two programs, and the kernel's
+/// slow way through calls that are traced; and what one of any other process costs. `bench syscall` measures them.
+const CALL_NS: f64 = 250.0;
+const OTHERS_CALL_NS: f64 = 130.0;
+/// What a breakpoint costs besides, ns.
+const TRAP_NS: f64 = 1_500.0;
+/// Most targets whose CPU time is asked for.
+const MAX_ASKED: usize = 64;
 /// Slow calls kept.
 const MAX_SLOW: usize = 200;
 /// From which length on calls are told one by one at first, and at least, ns.
@@ -90,6 +106,14 @@ pub struct CallCollector {
     storms: Storms,
     look: Every,
     lookups: u32,
+    clock: Clock,
+    began_ns: u64,
+    ended_ns: Option<u64>,
+    /// Where calls are watched only as far as that is within a budget.
+    budget: Option<Budget>,
+    /// Calls are watched now.
+    open: bool,
+    look_at_budget: Every,
 }
 
 impl CallCollector {
@@ -129,7 +153,53 @@ impl CallCollector {
             storms,
             look: Every::new(clock, LOOK_INTERVAL),
             lookups: 0,
+            clock: clock.clone(),
+            began_ns: clock.now_ns(),
+            ended_ns: None,
+            budget: None,
+            open: true,
+            look_at_budget: Every::new(clock, BUDGET_INTERVAL),
         })
+    }
+
+    /// Watches calls from now on only as far as that is within a budget.
+    pub fn keep_to(&mut self, budget: Budget) {
+        self.budget = Some(budget);
+    }
+
+    /// Compares what has been spent with what has been earned, and begins or ends a window.
+    fn keep_within_budget(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if self.budget.is_none() || self.ended_ns.is_some() || !self.look_at_budget.is_due() {
+            return Ok(());
+        }
+        self.look_at_budget.restart();
+        let account = account(cx);
+        let now_ns = self.clock.now_ns();
+        match self.budget.as_mut().map_or(Order::Keep, |budget| budget.look(now_ns, account)) {
+            Order::Keep => {}
+            Order::Open => {
+                self.maps.forget_in_progress();
+                for (program, tracepoint) in CALLS {
+                    cx.kernel.attach(Hook::Tracepoint { program, tracepoint })?;
+                }
+                self.open = true;
+                self.look.restart();
+            }
+            Order::Close => {
+                for (program, _) in CALLS.into_iter().rev() {
+                    cx.kernel.pause(program)?;
+                }
+                self.take()?;
+                // What is closed meanwhile nobody sees: a number can be another file's afterwards.
+                let open: Vec<(IoKey, IoStats)> = self.maps.io().collect();
+                for (key, stats) in open {
+                    self.end_io(key, &stats);
+                    self.maps.forget_io(&key);
+                }
+                self.open = false;
+            }
+        }
+        Ok(())
     }
 
     /// A slow call.
@@ -418,6 +488,9 @@ impl CallCollector {
             .collect();
         waits.sort_by_key(|waits| std::cmp::Reverse(waits.lengths.sum_ns));
 
+        let now_ns = self.ended_ns.unwrap_or_else(|| self.clock.now_ns());
+        let always = now_ns.saturating_sub(self.began_ns);
+        let watched_ns = self.budget.as_ref().map_or(always, |budget| budget.watched_ns(now_ns));
         // What is still open is added to a copy: it will be asked for again.
         let (mut objects, mut unlisted) = (self.objects.clone(), self.objects_unlisted);
         for (key, stats) in self.maps.io() {
@@ -435,7 +508,7 @@ impl CallCollector {
                 io: object.io.clone(),
                 is_file: object.stats.on.kind == ObjectKind::File as u32,
                 serves: object.serves,
-                span_ns: object.stats.last_ns.saturating_sub(object.stats.first_ns),
+                span_ns: object.stats.last_ns.saturating_sub(object.stats.first_ns).min(watched_ns),
                 stack: resolver.stack(object.stats.most.stack),
                 stack_share: object.stats.most.lead as f64 / object.stats.votes.max(1) as f64,
                 looked_at: object.stats.votes,
@@ -452,8 +525,27 @@ impl CallCollector {
             slow_by_part: self.slow_by_part.clone(),
             chatty: chatty::find(talks),
             storms: self.storms.found(|key| (process(key.pid), abi::name(key.number as i32)), records::errno),
+            watched_ns,
+            windows: self.budget.as_ref().map_or(0, Budget::windows),
         })
     }
+}
+
+/// What the targets have earned and all probes have spent so far.
+fn account(cx: &Context<'_>) -> Account {
+    let pids = cx.targets.pids();
+    let target_ns = pids.iter().take(MAX_ASKED).filter_map(|&pid| cpu_time_of(pid)).sum();
+    let cost = |probe| cx.kernel.cost(probe);
+    let calls = cost(cost::Probe::Syscall);
+    let calls_ns = calls.ns as f64 + calls.runs as f64 * CALL_NS;
+    let traps =
+        [cost::Probe::AllocEnter, cost::Probe::AllocReturn, cost::Probe::Free, cost::Probe::AllocLeave];
+    let traps: f64 = traps.map(cost).iter().map(|of| of.ns as f64 + of.runs as f64 * TRAP_NS).sum();
+    let rest =
+        [cost::Probe::Cpu, cost::Probe::Sched, cost::Probe::Loop, cost::Probe::Waker, cost::Probe::Fault];
+    let rest: u64 = rest.map(cost).iter().map(|of| of.ns).sum();
+    let others = cx.kernel.counter(KernelCounter::CallsOfOthers) as f64 * OTHERS_CALL_NS;
+    Account { target_ns, spent_ns: calls_ns + traps + rest as f64, calls_ns, others_ns: others }
 }
 
 impl Probe for CallCollector {
@@ -466,8 +558,14 @@ impl Probe for CallCollector {
         Ok(())
     }
 
-    fn poll(&mut self, _cx: &mut Context<'_>) -> Result<()> {
-        if self.look.is_due() { self.take() } else { Ok(()) }
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        self.keep_within_budget(cx)?;
+        if self.open && self.look.is_due() { self.take() } else { Ok(()) }
+    }
+
+    fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        self.ended_ns = Some(self.clock.now_ns());
+        Ok(())
     }
 
     /// Brings the time in system calls into the totals. A stack's outermost frame is its system call.
@@ -513,7 +611,9 @@ impl Probe for CallCollector {
     }
 
     fn interval(&mut self) -> Result<Option<Interval>> {
-        self.take()?;
+        if self.open {
+            self.take()?;
+        }
         Ok(Some(std::mem::take(&mut self.interval)))
     }
 }
