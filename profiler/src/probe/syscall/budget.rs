@@ -1,9 +1,13 @@
-//! Holds what watching costs to its price. Pure: it is told what has been earned and spent, and says whether system calls are to
+//! Holds what watching costs to its price. It is told what has been earned and spent, and says whether system calls are to
 //! be watched from now on.
 //!
 //! Of each nanosecond that the target runs, a share is earned; what all probes cost it is spent. While there is credit, system
 //! calls are watched. Once it is used up they are watched in windows, at such distances that what they cost on average is
 //! earned. The distances are drawn by lot, so that windows do not keep step with what the target does.
+
+use profiler_common::{cost, loss::KernelCounter};
+
+use crate::{probe::spec::Context, process::usage::cpu_time_of};
 
 /// How long a window is at least, ns.
 pub const WINDOW_NS: u64 = 200_000_000;
@@ -14,6 +18,14 @@ const GAP_NS: (f64, f64) = (100_000_000.0, 20_000_000_000.0);
 /// Of the time of all CPUs, what calls of others may cost.
 const OTHERS: f64 = 0.01;
 
+/// What a call of the target costs besides the time in the programs, ns: the ways into and out of two programs, and the kernel's
+/// slow way through calls that are traced; and what one of any other process costs. `bench syscall` measures them.
+const CALL_NS: f64 = 250.0;
+const OTHERS_CALL_NS: f64 = 130.0;
+/// What a breakpoint costs besides, ns.
+const TRAP_NS: f64 = 1_500.0;
+/// Most targets whose CPU time is asked for.
+const MAX_ASKED: usize = 64;
 /// What has been earned and spent since the start, ns.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Account {
@@ -150,6 +162,23 @@ impl Budget {
         let part = (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64;
         (ns * (0.5 + part)).clamp(GAP_NS.0, GAP_NS.1) as u64
     }
+}
+
+/// What the targets have earned and all probes have spent so far.
+pub fn account(cx: &Context<'_>) -> Account {
+    let pids = cx.targets.pids();
+    let target_ns = pids.iter().take(MAX_ASKED).filter_map(|&pid| cpu_time_of(pid)).sum();
+    let cost = |probe| cx.kernel.cost(probe);
+    let calls = cost(cost::Probe::Syscall);
+    let calls_ns = calls.ns as f64 + calls.runs as f64 * CALL_NS;
+    let traps =
+        [cost::Probe::AllocEnter, cost::Probe::AllocReturn, cost::Probe::Free, cost::Probe::AllocLeave];
+    let traps: f64 = traps.map(cost).iter().map(|of| of.ns as f64 + of.runs as f64 * TRAP_NS).sum();
+    let rest =
+        [cost::Probe::Cpu, cost::Probe::Sched, cost::Probe::Loop, cost::Probe::Waker, cost::Probe::Fault];
+    let rest: u64 = rest.map(cost).iter().map(|of| of.ns).sum();
+    let others = cx.kernel.counter(KernelCounter::CallsOfOthers) as f64 * OTHERS_CALL_NS;
+    Account { target_ns, spent_ns: calls_ns + traps + rest as f64, calls_ns, others_ns: others }
 }
 
 #[cfg(test)]

@@ -8,10 +8,8 @@ use std::{
 };
 
 use anyhow::Result;
-use profiler_common::{
-    cost,
-    loss::KernelCounter,
-    syscall::{CallKey, CallTimeKey, IoKey, IoRecord, IoStats, Name, ObjectKind, SlowCall, WaitsKey},
+use profiler_common::syscall::{
+    CallKey, CallTimeKey, IoKey, IoRecord, IoStats, Name, ObjectKind, SlowCall, WaitsKey,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -34,11 +32,10 @@ use crate::{
         record::Record,
         spec::{Context, Extent, Probe},
         syscall::{
-            CALLS,
-            budget::{Account, Budget, Order},
+            budget::{Budget, Order, account},
             counts::{Count, Waits},
             io::{Named, Object, add_io, median_bytes},
-            maps::CallMaps,
+            maps::{CALLS, CallMaps},
             records,
         },
     },
@@ -46,7 +43,6 @@ use crate::{
         clock::{Clock, Every},
         objects,
         redact::Redact,
-        usage::cpu_time_of,
     },
     resolve::Resolver,
 };
@@ -55,14 +51,6 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what watching costs is compared with what it may cost.
 const BUDGET_INTERVAL: Duration = Duration::from_millis(100);
-/// What a call of the target costs besides the time in the programs, ns: the ways into and out of two programs, and the kernel's
-/// slow way through calls that are traced; and what one of any other process costs. `bench syscall` measures them.
-const CALL_NS: f64 = 250.0;
-const OTHERS_CALL_NS: f64 = 130.0;
-/// What a breakpoint costs besides, ns.
-const TRAP_NS: f64 = 1_500.0;
-/// Most targets whose CPU time is asked for.
-const MAX_ASKED: usize = 64;
 /// Slow calls kept.
 const MAX_SLOW: usize = 200;
 /// From which length on calls are told one by one at first, and at least, ns.
@@ -529,23 +517,6 @@ impl CallCollector {
             windows: self.budget.as_ref().map_or(0, Budget::windows),
         })
     }
-}
-
-/// What the targets have earned and all probes have spent so far.
-fn account(cx: &Context<'_>) -> Account {
-    let pids = cx.targets.pids();
-    let target_ns = pids.iter().take(MAX_ASKED).filter_map(|&pid| cpu_time_of(pid)).sum();
-    let cost = |probe| cx.kernel.cost(probe);
-    let calls = cost(cost::Probe::Syscall);
-    let calls_ns = calls.ns as f64 + calls.runs as f64 * CALL_NS;
-    let traps =
-        [cost::Probe::AllocEnter, cost::Probe::AllocReturn, cost::Probe::Free, cost::Probe::AllocLeave];
-    let traps: f64 = traps.map(cost).iter().map(|of| of.ns as f64 + of.runs as f64 * TRAP_NS).sum();
-    let rest =
-        [cost::Probe::Cpu, cost::Probe::Sched, cost::Probe::Loop, cost::Probe::Waker, cost::Probe::Fault];
-    let rest: u64 = rest.map(cost).iter().map(|of| of.ns).sum();
-    let others = cx.kernel.counter(KernelCounter::CallsOfOthers) as f64 * OTHERS_CALL_NS;
-    Account { target_ns, spent_ns: calls_ns + traps + rest as f64, calls_ns, others_ns: others }
 }
 
 impl Probe for CallCollector {

@@ -14,6 +14,10 @@ use crate::{kernel::Kernel, model::abi};
 /// Programs that others go on into, by their positions in the map `CALL_STEPS`.
 pub const STEPS: [&str; 2] = ["call_stack", "call_follow"];
 
+/// Programs that every system call of every process passes, and their tracepoints. What has begun is seen to its end: the exit is
+/// watched first.
+pub const CALLS: [(&str, &str); 2] = [("call_exit", "sys_exit"), ("call_enter", "sys_enter")];
+
 /// The maps of the system-call probe, so that a fake can stand in for the kernel's.
 pub trait CallMaps {
     /// Has calls sent one by one from this length on, ns.

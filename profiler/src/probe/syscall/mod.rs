@@ -23,7 +23,7 @@ use crate::{
         syscall::{
             budget::Budget,
             fold::CallCollector,
-            maps::{KernelMaps, STEPS},
+            maps::{CALLS, KernelMaps, STEPS},
         },
     },
     process::{redact::Redact, target::Target},
@@ -63,9 +63,6 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     }
     Ok(())
 }
-
-/// Programs that every system call of every process passes, and their tracepoints. What was begun is ended first.
-pub(super) const CALLS: [(&str, &str); 2] = [("call_exit", "sys_exit"), ("call_enter", "sys_enter")];
 
 /// Attaches the kernel programs.
 fn start(begin: &mut Start<'_>) -> Result<CallCollector> {
