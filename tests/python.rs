@@ -149,3 +149,25 @@ fn check(profile: &Profile, interpreter: &str) {
     let unnamed = profile.loss("frames_unnamed");
     assert!(unnamed * 200 <= profile.number("samples"), "{interpreter}: {unnamed} frames without a name");
 }
+
+#[test]
+fn what_ran_last_has_its_name_when_the_program_has_ended() {
+    let interpreters = interpreters();
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let script =
+        "import time\nend = time.time() + 1\nwhile time.time() < end: sum(i * i for i in range(10000))";
+    let (mut named, mut gone) = (0, 0);
+    for interpreter in interpreters {
+        let profile = profile(&["-F", "997", "--", interpreter.to_str().unwrap(), "-c", script]);
+        for stack in profile.list("stacks") {
+            let samples = stack["samples"].as_u64().unwrap();
+            let functions: Vec<&str> = frames(&profile, stack).into_iter().map(|(name, _)| name).collect();
+            named += if functions.contains(&"<module>") { samples } else { 0 };
+            gone += if functions.iter().any(|name| name.contains("has gone")) { samples } else { 0 };
+        }
+    }
+    // What came up for the first time after names were last asked for, nobody knows.
+    assert!(gone * 200 <= named, "{gone} without names, {named} with");
+}

@@ -18,6 +18,12 @@ impl ProcessMemory {
         self.0.read_exact_at(into, address).ok()
     }
 
+    /// Whether the program has ended, or is another now: then nothing can be read, not even that there is nothing at an
+    /// address.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.0.read_at(&mut [0; 8], 0), Ok(0))
+    }
+
     /// Four bytes, in the machine's order.
     pub fn read_u32(&self, address: u64) -> Option<u32> {
         let mut word = [0; 4];
@@ -31,5 +37,22 @@ impl Memory for ProcessMemory {
         let mut word = [0; 8];
         self.0.read_exact_at(&mut word, address).ok()?;
         Some(u64::from_ne_bytes(word))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn it_is_known_that_a_program_has_ended() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let memory = ProcessMemory::open(Path::new("/proc"), child.id()).unwrap();
+        assert!(!memory.has_ended());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(memory.has_ended());
     }
 }

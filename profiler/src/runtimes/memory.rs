@@ -11,6 +11,9 @@ pub trait ForeignMemory {
     /// Fills `into` with the bytes from `address` on; `None` if not all of them can be read.
     fn read(&self, address: u64, into: &mut [u8]) -> Option<()>;
 
+    /// Whether there is nothing to be read any more: the program has ended, or is another now.
+    fn has_ended(&self) -> bool;
+
     /// `N` words in the machine's order.
     fn words<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
         let mut bytes = [[0u8; 8]; N];
@@ -52,6 +55,31 @@ impl ForeignMemory for ProcessMemory {
     fn read(&self, address: u64, into: &mut [u8]) -> Option<()> {
         self.read_exact(address, into)
     }
+
+    fn has_ended(&self) -> bool {
+        ProcessMemory::has_ended(self)
+    }
+}
+
+/// Names are asked for in rounds, between which the program runs on: what was read before has to be checked once in each.
+/// When the program has ended, what was read last is the truth about its last moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    number: u64,
+    ended: bool,
+}
+
+impl Round {
+    /// Begins the next round.
+    pub fn next(&mut self, memory: &impl ForeignMemory) {
+        self.ended = memory.has_ended();
+        self.number += 1;
+    }
+
+    /// Whether what was checked in another round still counts.
+    pub fn covers(self, checked: Round) -> bool {
+        self.ended || checked.number == self.number
+    }
 }
 
 #[cfg(test)]
@@ -62,14 +90,18 @@ pub mod fake {
 
     use super::ForeignMemory;
 
-    /// Bytes at some addresses; nothing elsewhere.
+    /// Bytes at some addresses; nothing elsewhere, and none left once it has ended.
     #[derive(Clone, Debug, Default)]
-    pub struct FakeMemory(BTreeMap<u64, u8>);
+    pub struct FakeMemory {
+        bytes: BTreeMap<u64, u8>,
+        /// Whether the program has ended.
+        pub ended: bool,
+    }
 
     impl FakeMemory {
         /// Puts bytes somewhere.
         pub fn put(&mut self, address: u64, bytes: &[u8]) {
-            self.0.extend((address..).zip(bytes.iter().copied()));
+            self.bytes.extend((address..).zip(bytes.iter().copied()));
         }
 
         /// Puts words somewhere.
@@ -81,9 +113,16 @@ pub mod fake {
     }
 
     impl ForeignMemory for FakeMemory {
+        fn has_ended(&self) -> bool {
+            self.ended
+        }
+
         fn read(&self, address: u64, into: &mut [u8]) -> Option<()> {
+            if self.ended {
+                return None;
+            }
             for (offset, byte) in into.iter_mut().enumerate() {
-                *byte = *self.0.get(&address.checked_add(offset as u64)?)?;
+                *byte = *self.bytes.get(&address.checked_add(offset as u64)?)?;
             }
             Some(())
         }
@@ -94,6 +133,10 @@ pub mod fake {
     pub struct Noise(pub u64);
 
     impl ForeignMemory for Noise {
+        fn has_ended(&self) -> bool {
+            self.0 & 0x3f == 0
+        }
+
         fn read(&self, address: u64, into: &mut [u8]) -> Option<()> {
             for (offset, chunk) in into.chunks_mut(8).enumerate() {
                 let at = address.wrapping_add(8 * offset as u64);

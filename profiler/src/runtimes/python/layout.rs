@@ -193,5 +193,5 @@ const PLACES: usize = 16;
 /// current frame; frame's previous, executable, instruction and owner; code's instructions, file, qualified name, first
 /// line and line table; size of an ASCII string (CPython's pycore_debug_offsets.h).
 const PLACES_3_13: [usize; PLACES] = [5, 8, 9, 21, 24, 23, 29, 30, 31, 33, 43, 35, 37, 39, 38, 70];
-/// The same in 3.14, which has two words more before these places.
-const PLACES_3_14: [usize; PLACES] = [5, 8, 9, 22, 25, 24, 30, 31, 32, 34, 45, 37, 39, 41, 40, 76];
+/// The same in 3.14, which tells of more things in between.
+const PLACES_3_14: [usize; PLACES] = [5, 8, 9, 24, 27, 26, 32, 33, 34, 36, 48, 40, 42, 44, 43, 80];

@@ -18,7 +18,7 @@ use crate::{
     },
     runtimes::{
         Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserFrame, UserStack,
-        memory::ForeignMemory,
+        memory::{ForeignMemory, Round},
         python::{
             attach::Interpreter,
             build::CpythonBuild,
@@ -88,20 +88,19 @@ pub struct Python<M> {
     loops: Loops,
     codes: FxHashMap<u64, Known>,
     table_bytes: usize,
-    /// Number of this round.
-    now: u64,
+    now: Round,
 }
 
 #[derive(Debug)]
 struct Known {
     words: [u64; CODE_WORDS],
-    checked: u64,
+    checked: Round,
     code: Rc<Code>,
 }
 
 impl<M: ForeignMemory> Attached for Python<M> {
     fn new_round(&mut self) {
-        self.now += 1;
+        self.now.next(&self.memory);
     }
 
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming) {
@@ -177,7 +176,14 @@ fn replacements(
 impl<M: ForeignMemory> Python<M> {
     /// The interpreter of the process with this memory.
     pub fn new(memory: M, interpreter: Interpreter, loops: Loops) -> Python<M> {
-        Python { memory, interpreter, loops, codes: FxHashMap::default(), table_bytes: 0, now: 0 }
+        Python {
+            memory,
+            interpreter,
+            loops,
+            codes: FxHashMap::default(),
+            table_bytes: 0,
+            now: Round::default(),
+        }
     }
 
     /// The function of a frame with this code object and position; `None` if there is no code any more.
@@ -198,7 +204,7 @@ impl<M: ForeignMemory> Python<M> {
     /// What is known of a code object. They do not move, but another may come in the place of one that is gone.
     fn code(&mut self, address: u64) -> Option<Rc<Code>> {
         let known = self.codes.get_mut(&address);
-        if let Some(known) = known.as_ref().filter(|known| known.checked == self.now) {
+        if let Some(known) = known.as_ref().filter(|known| self.now.covers(known.checked)) {
             return Some(Rc::clone(&known.code));
         }
         let Interpreter { layout, types } = &self.interpreter;

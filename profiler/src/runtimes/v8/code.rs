@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use crate::runtimes::{
-    memory::ForeignMemory,
+    memory::{ForeignMemory, Round},
     v8::{
         heap::{Heap, is_pointer},
         metadata::HEAP_TAG,
@@ -40,7 +40,7 @@ pub struct CodeRange {
     header: [u64; 2],
     words: [u64; CODE_WORDS],
     object: u64,
-    checked: u64,
+    checked: Round,
     /// What was found out about it.
     pub value: Option<Rc<super::inlining::Optimised>>,
 }
@@ -56,12 +56,17 @@ pub struct CodeRanges {
 }
 
 impl CodeRanges {
-    /// The code at an address. `now` changes whenever ranges have to be checked again.
-    pub fn find(&mut self, heap: &Heap<'_, impl ForeignMemory>, ip: u64, now: u64) -> Option<&mut CodeRange> {
+    /// The code at an address, as it is in this round.
+    pub fn find(
+        &mut self,
+        heap: &Heap<'_, impl ForeignMemory>,
+        ip: u64,
+        now: Round,
+    ) -> Option<&mut CodeRange> {
         let known = self.ranges.range(ip.checked_add(1)?..).next();
         let known = known.filter(|(_, range)| range.start <= ip).map(|(end, range)| (*end, range.checked));
         match known {
-            Some((end, checked)) if checked == now => return self.ranges.get_mut(&end),
+            Some((end, checked)) if now.covers(checked) => return self.ranges.get_mut(&end),
             Some((end, _)) => {
                 let range = self.ranges.get(&end)?;
                 let fresh = read(heap, range.object);
@@ -133,8 +138,10 @@ fn read(heap: &Heap<'_, impl ForeignMemory>, object: u64) -> Option<(CodeRange, 
     let size = (field(layout.size)? >> (8 * (layout.size % 8))) as u32;
     let end = start.checked_add(u64::from(size))?;
     let near = start > object && start - object < 4096;
-    (near && size > 0 && size <= LARGEST_CODE)
-        .then_some((CodeRange { code, start, header, words, object, checked: 0, value: None }, end))
+    (near && size > 0 && size <= LARGEST_CODE).then_some((
+        CodeRange { code, start, header, words, object, checked: Round::default(), value: None },
+        end,
+    ))
 }
 
 impl CodeRange {

@@ -22,7 +22,7 @@ use crate::{
     },
     runtimes::{
         Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserStack,
-        memory::ForeignMemory,
+        memory::{ForeignMemory, Round},
         v8::{
             code::CodeRanges,
             heap::{Heap, Script, is_pointer},
@@ -80,7 +80,7 @@ impl Build for Rc<Layout> {
 
 impl<M: ForeignMemory> Attached for V8<M> {
     fn new_round(&mut self) {
-        self.now += 1;
+        self.now.next(&self.memory);
     }
 
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming) {
@@ -154,14 +154,13 @@ pub struct V8<M> {
     scripts: FxHashMap<u64, KnownScript>,
     lines: usize,
     code: CodeRanges,
-    /// Number of this round.
-    now: u64,
+    now: Round,
 }
 
 #[derive(Debug)]
 struct Known {
     words: [u64; SHARED_WORDS],
-    checked: u64,
+    checked: Round,
     function: Rc<JsFunction>,
 }
 
@@ -191,7 +190,7 @@ impl<M: ForeignMemory> V8<M> {
             scripts: FxHashMap::default(),
             lines: 0,
             code: CodeRanges::default(),
-            now: 0,
+            now: Round::default(),
         }
     }
 
@@ -245,7 +244,7 @@ impl<M: ForeignMemory> V8<M> {
     /// What is known of a SharedFunctionInfo.
     fn function(&mut self, shared: u64) -> Option<Rc<JsFunction>> {
         let known = self.functions.get(&shared);
-        if let Some(known) = known.filter(|known| known.checked == self.now) {
+        if let Some(known) = known.filter(|known| self.now.covers(known.checked)) {
             return Some(Rc::clone(&known.function));
         }
         let words = if is_pointer(shared) { self.memory.words(shared - HEAP_TAG) } else { None };

@@ -69,6 +69,21 @@ fn code_that_is_replaced_gets_its_new_name() {
 }
 
 #[test]
+fn what_ran_last_has_its_name_when_the_program_has_ended() {
+    let mut memory = FakeMemory::default();
+    put_code(&mut memory, 0x1_0000, "last");
+    let mut python = python(memory, (3, 12));
+    let last = python.function(0x1_0000, 0);
+    assert!(last.is_some());
+    python.memory.ended = true;
+    for _ in 0..3 {
+        python.new_round();
+        assert_eq!(python.function(0x1_0000, 0), last);
+        assert_eq!(python.function(0x2_0000, 0), None, "never seen");
+    }
+}
+
+#[test]
 fn strings_of_each_width() {
     let mut memory = FakeMemory::default();
     let (compact, ascii, moved) = (1 << 5, 1 << 6, 14);
@@ -100,6 +115,28 @@ fn what_an_interpreter_tells_of_itself_is_checked() {
         Layout::told((3, 13), &words).is_err()
     };
     assert!(refused(0, 1) && refused(2, 1) && refused(33, 80) && refused(43, u64::MAX));
+}
+
+/// The beginning of what 3.14.10 says.
+#[rustfmt::skip]
+const TOLD_BY_3_14: [u64; 81] = [
+    8_750_607_829_840_520_312, 0x030e_0af0, 0, 316_616, 784, 808, 225_864, 7280, 7272, 7344, 7360, 7408, 7688, 7672, 7680, 16,
+    7784, 0, 7800, 7792, 7992, 0, 832, 0, 8, 16, 72, 152, 160, 232, 32, 88, 8, 0, 56, 80, 74, 64, 0, 216, 112, 120, 128, 136, 68,
+    52, 96, 104, 208, 0, 16, 8, 416, 24, 88, 168, 40, 32, 16, 40, 24, 16, 200, 24, 40, 32, 48, 32, 40, 24, 16, 32, 16, 24, 40, 16,
+    32, 64, 32, 16, 40,
+];
+
+#[test]
+fn the_newest_interpreter_tells_where_things_are() {
+    let mut words = [0; DEBUG_WORDS];
+    words[..TOLD_BY_3_14.len()].copy_from_slice(&TOLD_BY_3_14);
+    let layout = Layout::told((3, 14), &words).unwrap();
+    let frames = &layout.frames;
+    assert_eq!((layout.interpreters, layout.next_interpreter, layout.first_thread), (808, 7272, 7344));
+    assert_eq!((layout.next_thread, layout.thread_pointer, frames.frame), (8, 152, 72));
+    assert_eq!((frames.caller, frames.code, frames.position, frames.boundary), (8, 0, 56, 74));
+    assert_eq!((frames.instructions, layout.file, layout.name), (208, 112, 128));
+    assert_eq!((layout.first_line, layout.lines, layout.ascii, layout.wide), (68, 136, 40, 56));
 }
 
 /// The merged stack as `Runtimes::name` puts it together: letters are native frames, digits are Python's.
