@@ -28,6 +28,7 @@ use profiler_common::{
 };
 
 use crate::{
+    asked::learn_how_it_ended,
     caller::{
         IN_CALL, NO_TARGET, UNKNOWN, admit_caller, dismiss_caller, forget_other, own_registers, place_of,
     },
@@ -44,7 +45,7 @@ use crate::{
 
 /// Whether threads are kept apart.
 #[unsafe(no_mangle)]
-static CALLS_BY_THREAD: Global<u32> = Global::new(0);
+pub static CALLS_BY_THREAD: Global<u32> = Global::new(0);
 
 /// Whether calls are watched all the time, so that event loops need no hook of their own.
 #[unsafe(no_mangle)]
@@ -196,7 +197,7 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     let waited = call.blocked_ns > 0 || ns >= WAIT_NS;
     let moves_data = kinds & (traits::READ | traits::WRITE) != 0 && result >= 0;
     let accepts = class == SyscallClass::Accept as u8;
-    if waited || stack_due || moves_data || accepts || kinds & ENDS != 0 {
+    if waited || stack_due || moves_data || accepts || kinds & (ENDS | traits::OPTION) != 0 {
         // A write is the one made on purpose: what reads may be an event loop for all.
         let looked_at = kinds & traits::WRITE != 0 && random(call) % IO_STACK_SAMPLE == 0;
         let slow_ns = CALL_SLOW_NS.get(0).copied().unwrap_or(u64::MAX);
@@ -239,7 +240,7 @@ fn kinds_of(number: u32) -> (u8, u16) {
 
 /// The arguments of a call that returns.
 #[inline(always)]
-fn arguments_of(call: &InCall) -> [u64; 6] {
+pub fn arguments_of(call: &InCall) -> [u64; 6] {
     arguments(call.number & COMPAT != 0)
 }
 
@@ -313,6 +314,8 @@ fn follow(call: &mut InCall) {
         cause = io(call, &done);
     } else if done.class == SyscallClass::Accept as u32 && done.result >= 0 {
         listen(call, &done);
+    } else if of & traits::OPTION != 0 && done.result >= 0 {
+        learn_how_it_ended(call);
     }
     if done.waited | done.stack_due == 0 {
         return;

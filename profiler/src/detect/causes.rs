@@ -61,6 +61,16 @@ const TOLD: [&str; 17] = [
     "ConditionObject.await",
 ];
 
+/// Functions that ask a name server, and poll for its answer.
+const ASKS_NAMES: [&str; 6] =
+    ["getaddrinfo", "gethostbyname", "getnameinfo", "res_context_send", "res_nsend", "getanswer"];
+
+/// Whether a stack asks a name server.
+pub fn asks_names(names: &Names, frames: &[usize]) -> bool {
+    let mut functions = names.functions(frames).take(2 * LOOKED_AT);
+    functions.any(|(function, ..)| ASKS_NAMES.iter().any(|word| function.name.contains(word)))
+}
+
 /// Corrects causes by the names of functions: of the time off CPUs, of each thread's time, and of all that was told one by
 /// one.
 pub fn settle(run: &mut Run) {
@@ -130,7 +140,9 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
     let user = names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
     let functions: Vec<&str> = user.map(|(function, ..)| function.name.as_str()).take(LOOKED_AT).collect();
     let any = |words: &[&str]| functions.iter().any(|name| words.iter().any(|word| name.contains(word)));
-    if any(&LOCKS) {
+    if matches!(cause, WaitCause::Poll | WaitCause::Other) && any(&ASKS_NAMES) {
+        WaitCause::Network
+    } else if any(&LOCKS) {
         WaitCause::Lock
     } else if cause == WaitCause::Lock && any(&TOLD) {
         WaitCause::Park
@@ -178,6 +190,7 @@ mod tests {
         assert_eq!(settled("main;work;pthread_cond_wait", Park), Park);
         assert_eq!(settled("main;strange;futex", Lock), Lock, "nothing better is known");
         assert_eq!(settled("main;take_gil;read", Disk), Disk);
+        assert_eq!(settled("worker;uv__getaddrinfo_work;getaddrinfo;send_dg;poll", Poll), WaitCause::Network);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Chatty I/O: many small round trips to one peer, or tiny reads and writes of one file, from one place in the code,
 //! where a batch would do (the N+1 problem).
 
+use std::collections::BTreeMap;
+
 use crate::model::{
     stack::{StackId, ThreadKey},
     syscall::{Chatty, ObjectIo},
@@ -21,6 +23,10 @@ const MIN_SHARE: f64 = 0.6;
 const MIN_STACK_LEAD: f64 = 0.3;
 /// Fewer looks say nothing about where it comes from: just-in-time compilers move a function more often than that.
 const MIN_LOOKED_AT: u64 = 20;
+/// So few questions for each request that the process answers are as it should be, and so many are the N+1 problem, whichever
+/// place in the code they come from.
+const FEW_PER_REQUEST: f64 = 3.0;
+const MANY_PER_REQUEST: f64 = 10.0;
 /// Messages larger than this are no small talk, bytes.
 const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
 
@@ -47,13 +53,32 @@ pub struct Talk {
 
 /// What is chatty, most time first.
 pub fn find(talks: impl IntoIterator<Item = Talk>) -> Vec<Chatty> {
-    let mut found: Vec<Chatty> = talks.into_iter().filter_map(judge).collect();
+    let talks: Vec<Talk> = talks.into_iter().collect();
+    // What a process answers: on each connection one request more than it has answered and been asked again.
+    let mut requests: BTreeMap<u32, u64> = BTreeMap::new();
+    for talk in talks.iter().filter(|talk| talk.serves && !talk.is_file) {
+        *requests.entry(talk.thread.pid).or_default() += talk.io.round_trips + talk.io.descriptors;
+    }
+    let answered = |talk: &Talk| requests.get(&talk.thread.pid).copied().unwrap_or(0);
+    let mut found: Vec<Chatty> = talks
+        .into_iter()
+        .filter_map(|talk| {
+            let requests = answered(&talk);
+            judge(talk, requests)
+        })
+        .collect();
     found.sort_by_key(|chatty| std::cmp::Reverse(chatty.total_ns));
     found
 }
 
-fn judge(talk: Talk) -> Option<Chatty> {
+fn judge(talk: Talk, requests: u64) -> Option<Chatty> {
     let io = &talk.io;
+    // What is asked once or twice for each request is asked as it should be; what is asked over and over, from wherever.
+    let per_request = (requests > 0).then(|| io.round_trips as f64 / requests as f64);
+    if per_request.is_some_and(|of| of < FEW_PER_REQUEST) && !talk.is_file {
+        return None;
+    }
+    let many = per_request.is_some_and(|of| of >= MANY_PER_REQUEST);
     // A pair of pipe ends or an event descriptor talks to the process itself.
     let asks = !talk.is_file && !talk.serves && !io.object.starts_with("anon_inode:");
     let in_turns = io.round_trips as f64 * 2.0 >= io.calls as f64 * MIN_SHARE;
@@ -62,7 +87,7 @@ fn judge(talk: Talk) -> Option<Chatty> {
     let tiny = talk.is_file && io.calls >= MIN_SMALL && io.median_bytes <= SMALL_BYTES;
     let from_everywhere =
         talk.stack.is_some() && talk.looked_at >= MIN_LOOKED_AT && talk.stack_share < MIN_STACK_LEAD;
-    if !(round_trips || tiny) || from_everywhere {
+    if !(round_trips || tiny) || (from_everywhere && !many) {
         return None;
     }
     let chatty = Chatty {
@@ -74,6 +99,7 @@ fn judge(talk: Talk) -> Option<Chatty> {
         span_ns: talk.span_ns,
         total_ns: if round_trips { io.round_trip_ns } else { io.ns },
         median_bytes: io.median_bytes,
+        requests,
         stack: talk.stack,
     };
     (chatty.per_second() >= MIN_PER_SECOND).then_some(chatty)
@@ -118,6 +144,16 @@ mod tests {
         assert!(!is_found(Talk { stack_share: 0.0, ..talk(200, 100) }), "from everywhere");
         assert!(is_found(Talk { stack_share: 0.0, looked_at: 6, ..talk(200, 100) }), "too few looks");
         assert!(is_found(Talk { stack_share: 0.0, stack: None, ..talk(200, 100) }), "nobody looked");
+    }
+
+    #[test]
+    fn questions_are_counted_for_each_request_that_is_answered() {
+        let clients = |requests| Talk { serves: true, ..talk(2 * requests, requests) };
+        let found = |requests| find([talk(200, 100), clients(requests)]);
+        assert_eq!((found(5).len(), found(5)[0].requests), (1, 5));
+        assert!(found(90).is_empty(), "one for each");
+        let anywhere = Talk { stack_share: 0.0, ..talk(200, 100) };
+        assert_eq!(find([anywhere, clients(5)]).len(), 1, "20 for each, from wherever");
     }
 
     #[test]

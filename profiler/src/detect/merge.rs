@@ -10,6 +10,7 @@ use crate::model::{
     units::thousands,
 };
 
+const STALL: &str = "event-loop-stall";
 /// Rules that say how CPU time is spent: where a finding of another rule shows the same function, they are about the same work.
 const HOW: [&str; 3] = ["page-fault-storm", "cpu-bound", "busy-poll"];
 
@@ -60,6 +61,17 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
             of_process && (same || ONE.contains(&of.bottleneck))
         });
         match first {
+            // A loop that is held up by what another rule explains is explained by that.
+            Some(first)
+                if first.rule == STALL && finding.rule != STALL && first.subject == finding.subject =>
+            {
+                let stall = std::mem::replace(first, finding);
+                first.severity = first.severity.max(stall.severity);
+                if stall.cost.ns > first.cost.ns {
+                    first.cost = stall.cost;
+                }
+                also(first, &stall);
+            }
             Some(first) => also(first, &finding),
             None => kept.push(finding),
         }

@@ -18,6 +18,7 @@ pub mod long_wait;
 pub mod memory_diff;
 pub mod merge;
 pub mod paths;
+pub mod roles;
 pub mod rule;
 pub mod rules;
 pub mod stall;

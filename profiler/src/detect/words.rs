@@ -88,7 +88,7 @@ pub fn tail(path: &str) -> &str {
 const SYSTEM_MODULES: [&str; 9] =
     ["libc.", "libc-", "libpthread", "ld-", "libstdc++", "libgcc", "libm.", "libm-", "linux-vdso"];
 /// Functions of languages and their runtimes, by how their names begin.
-const SYSTEM_FUNCTIONS: [&str; 23] = [
+const SYSTEM_FUNCTIONS: [&str; 24] = [
     "std::",
     "core::",
     "alloc::",
@@ -110,6 +110,7 @@ const SYSTEM_FUNCTIONS: [&str; 23] = [
     "internal/",
     "Builtins_",
     "{closure",
+    "{async",
     "call_once",
     "block_on",
 ];

@@ -377,6 +377,8 @@ pub struct Chatty {
     pub total_ns: u64,
     /// Half of them moved no more than about so much, bytes.
     pub median_bytes: u64,
+    /// Requests that the process answered in the same time; zero if it serves nobody.
+    pub requests: u64,
     /// Where most of them come from.
     pub stack: Option<StackId>,
 }

@@ -324,6 +324,7 @@ pub(crate) mod fixtures {
                 span_ns: 900 * MS,
                 total_ns: 650 * MS,
                 median_bytes: 64,
+                requests: 0,
                 stack: Some(StackId(0)),
             }],
             storms: vec![ErrorStorm {

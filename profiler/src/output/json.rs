@@ -173,6 +173,7 @@ struct Chatty<'a> {
     per_second: f64,
     total_ns: u64,
     median_bytes: u64,
+    requests: u64,
     stack: Vec<&'a str>,
 }
 
@@ -552,6 +553,7 @@ fn calls<'a>(of: &'a crate::model::syscall::Calls, run: &'a Run) -> Calls<'a> {
         per_second: of.per_second(),
         total_ns: of.total_ns,
         median_bytes: of.median_bytes,
+        requests: of.requests,
         stack: stack(of.stack),
     };
     Calls {

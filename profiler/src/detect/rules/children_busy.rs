@@ -24,7 +24,7 @@ const SHARE: Param = Param {
 const WARNING: Param = Param {
     name: "warning",
     unit: Unit::Percent,
-    default: 80.0,
+    default: 50.0,
     help: "CPU time of children, of one CPU, that is a warning: what is told of the target is not what costs",
     flag: None,
 };

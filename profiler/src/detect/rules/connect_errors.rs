@@ -41,7 +41,8 @@ pub static RULE: Rule = Rule {
     check,
     doc: "\
 Most attempts of the process to connect fail: nobody listens there (ECONNREFUSED), nobody answers (ETIMEDOUT, EHOSTUNREACH),
-this machine has no ports left (EADDRNOTAVAIL), or a rule forbids it. Half of the attempts are a note: a name with two addresses, of
+this machine has no ports left (EADDRNOTAVAIL), or a rule forbids it. A call that returned EINPROGRESS counts by what the
+program is told later, when it asks (SO_ERROR). Half of the attempts are a note: a name with two addresses, of
 which one is not served, is tried like that (`localhost` as ::1 and 127.0.0.1).
 
 Look whether the peer runs, and whether address and port are right. Wait longer between attempts (back off), and keep connections

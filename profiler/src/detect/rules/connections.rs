@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::calls_watched_ns,
+    },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
+        syscall::CallKind,
         units::{per_second, thousands},
         vitals::{Peer, ProcessVitals},
     },
@@ -17,7 +21,7 @@ use crate::{
 const RATE: Param = Param {
     name: "rate",
     unit: Unit::PerSecond,
-    default: 20.0,
+    default: 10.0,
     help: "Connections to one peer, made and given up",
     flag: None,
 };
@@ -36,8 +40,9 @@ pub static CHURN: Rule = Rule {
     check: churn,
     doc: "\
 Connections from this process to one address and port come and go. Each costs a round trip or more before the first byte (three
-with TLS), and a port of this machine for a minute after it. The rate is a lower bound: connections that were seen once a second,
-and those in TIME_WAIT, which the kernel keeps for 60 s (of the whole network namespace).
+with TLS), and a port of this machine for a minute after it. The rate is that of the calls of connect, where they were watched;
+otherwise a lower bound: connections that were seen once a second, and those in TIME_WAIT, which the kernel keeps for 60 s (of the
+whole network namespace).
 
 Keep connections: a pool, `keepAlive: true`, a session object instead of single requests.",
 };
@@ -59,7 +64,7 @@ returned EINPROGRESS looks like success.",
 fn churn(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let least = values.get(&RATE);
     let finding = |of: &ProcessVitals, peer: &Peer| {
-        let rate = rate(of, peer);
+        let rate = rate(of, peer).max(connects(run, of.pid, peer));
         (!peer.clients && rate >= least).then(|| Finding {
             title: format!(
                 "{} connections a second or more are made from {} (pid {}) to {}, {} at once at most",
@@ -74,6 +79,14 @@ fn churn(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         })
     };
     each(run, finding)
+}
+
+/// Calls of connect a second, as far as they were watched, without those for connections that stay.
+fn connects(run: &Run, pid: u32, peer: &Peer) -> f64 {
+    let waits = run.calls.iter().flat_map(|calls| &calls.waits);
+    let made = waits.filter(|of| of.pid == pid && of.kind == CallKind::Connect && of.peer == peer.peer);
+    let made: u64 = made.map(|of| of.lengths.count).sum();
+    made.saturating_sub(peer.most) as f64 * 1e9 / calls_watched_ns(run) as f64
 }
 
 /// Connections a second, at least.

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use crate::{
     detect::{
+        groups,
         rule::{Needs, Param, Rule, Unit, Values},
-        rules::nested_wait,
+        rules::{gc_pressure, nested_wait},
         words::{
             Namer, at, bottleneck, common_path, evidence, functions, join, own_within, path, share_of_wall,
         },
@@ -103,6 +104,8 @@ struct Work {
     function: Function,
     /// The program's own function that called it; none where it is one itself, or where there is none.
     own: Option<Function>,
+    /// Most of its samples are in the garbage collector.
+    collects: bool,
 }
 
 impl Work {
@@ -147,6 +150,9 @@ fn waits_by_latch(run: &Run, thread: ThreadKey) -> bool {
 
 /// How bad: late iterations that make up little of the time are a note.
 fn severity(group: &Group, share: f64, least: f64) -> Severity {
+    // What nobody saw may be the machine's own doing: a virtual CPU that was taken away looks like work.
+    let seen = !matches!(group.reason, Reason::OnCpu(None) | Reason::Unexplained);
+    let least = if seen { least } else { 5.0 * least };
     match 100.0 * share {
         share if share < least => Severity::Info,
         share if share < 5.0 * least => Severity::Warning,
@@ -157,6 +163,7 @@ fn severity(group: &Group, share: f64, least: f64) -> Severity {
 fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
     let share = share_of_wall(run, group.total_ns, 1);
     let (lacks, subject) = match &group.reason {
+        Reason::OnCpu(Some(work)) if work.collects => (Bottleneck::Memory, gc_pressure::GC.to_owned()),
         Reason::OnCpu(work) => (
             Bottleneck::Cpu,
             work.as_ref().map_or_else(|| "cpu".to_owned(), |work| work.place().name.clone()),
@@ -343,7 +350,13 @@ fn by_function<'a>(
             let frames = names.stack(stack);
             let function = path(names, frames).get(common.len().checked_sub(1)?).copied()?;
             let own = own_within(names, frames, common.len()).filter(|own| *own != function);
-            Some(Work { function: function.clone(), own: own.cloned() })
+            let of = |collects: bool| {
+                let samples = stalls.iter().flat_map(|(stall, _)| &stall.samples);
+                let gc = |stack: StackId| groups::is_within(names, names.stack(stack), gc_pressure::GC);
+                samples.filter(|(stack, _)| !collects || gc(*stack)).map(|(_, n)| n).sum::<u64>()
+            };
+            let collects = 2 * of(true) > of(false);
+            Some(Work { function: function.clone(), own: own.cloned(), collects })
         });
         (work, stack, stalls)
     };
@@ -363,6 +376,9 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
     let share = percent(group.reason_ns, group.total_ns);
     let mostly = if share >= 90.0 { String::new() } else { format!("{share:.0} % ") };
     let reason = match &group.reason {
+        Reason::OnCpu(Some(work)) if work.collects => {
+            format!("by {mostly}CPU work in the garbage collector, for {}", at(work.place()))
+        }
         Reason::OnCpu(Some(work)) => {
             let within = work.own.as_ref().map_or_else(String::new, |_| format!(": {}", work.function.name));
             format!("by {mostly}CPU work in {}{within}", at(work.place()))

@@ -6,12 +6,16 @@ use serde_json::json;
 
 use crate::{
     detect::{
+        causes,
         rule::{Needs, Param, Rule, Unit, Values},
-        words::calls_watched_ns,
+        words::{SHOWN, calls_watched_ns},
     },
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
-        report::Run,
+        cause::WaitCause,
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        report::{ProfileStack, Run},
+        stack::ThreadKey,
+        syscall::CallKind,
         units::{thousands, time},
         vitals::{Peer, ProcessVitals},
     },
@@ -51,6 +55,9 @@ are added up; without, the kernel is asked about once a second which connections
 
 The time is spent at the peer or on the way to it: profile the peer. If the answers are needed one after the other, ask for
 them at once; a cache, or a timeout, may help.
+
+A name server that is slow holds up the threads that ask it (with Node.js those of libuv's pool, where files and crypto wait
+too): known by the functions of the C library that poll for its answer.
 
 An answer that is awaited for longer than 5 s is a note only: such a question (BRPOP, a long poll) waits for work. So are answers
 that come sooner than the second threshold.",
@@ -99,7 +106,57 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             waits.answers += of.round_trips;
         }
     }
-    peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values)).collect()
+    let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
+    found.chain(names(run, values)).collect()
+}
+
+/// Waits for name servers, which threads of a pool or the C library itself poll for.
+fn names(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let wall_ns = run.cpu.accounts.duration_ns.max(1);
+    let mut threads: BTreeMap<ThreadKey, (u64, &ProfileStack)> = BTreeMap::new();
+    for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {
+        if stack.cause == Some(WaitCause::Network) && causes::asks_names(run.names(), &stack.frames) {
+            threads.entry(stack.thread).or_insert((0, stack)).0 += stack.weight;
+        }
+    }
+    let mut processes: BTreeMap<u32, Vec<(u64, &ProfileStack)>> = BTreeMap::new();
+    for (thread, of) in threads {
+        processes.entry(thread.pid).or_default().push(of);
+    }
+    let finding = |(pid, threads): (u32, Vec<(u64, &ProfileStack)>)| {
+        let total_ns: u64 = threads.iter().map(|(ns, _)| ns).sum();
+        let (worst_ns, stack) = threads.into_iter().max_by_key(|(ns, _)| *ns)?;
+        let share = (worst_ns as f64 / wall_ns as f64).min(1.0);
+        let calls = run.calls.iter().flat_map(|calls| &calls.waits);
+        let asked =
+            calls.filter(|of| of.pid == pid && of.kind == CallKind::Dns).max_by_key(|of| of.lengths.sum_ns);
+        let server = asked.map_or_else(String::new, |of| {
+            format!(
+                ", {} waits for {} of up to {}",
+                thousands(of.lengths.count),
+                of.peer,
+                time(of.lengths.max_ns)
+            )
+        });
+        (100.0 * share >= values.get(&SHARE)).then(|| Finding {
+            rule: RULE.name,
+            severity: Severity::Warning,
+            bottleneck: Bottleneck::Network,
+            process: ProcessName { pid, name: stack.process.clone() },
+            subject: asked.map_or_else(|| "DNS".to_owned(), |of| of.peer.clone()),
+            title: format!(
+                "{:.0} % of the time a thread of {} (pid {pid}) waits for a name server (DNS), {} in all{server}",
+                100.0 * share,
+                stack.process,
+                time(total_ns),
+            ),
+            advice: "look at /etc/resolv.conf and at that name server; cache names, or keep connections".to_owned(),
+            cost: Cost { ns: total_ns, share_of_wall: share, ..Cost::default() },
+            evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+            details: BTreeMap::from([("waited_ns", json!(total_ns))]),
+        })
+    };
+    processes.into_iter().filter_map(finding).collect()
 }
 
 /// Whether a peer is the process itself: a port of this machine that it serves. It waits for what it does itself.
@@ -202,6 +259,17 @@ mod tests {
         let slow = run.findings.iter().find(|finding| finding.rule == RULE.name).unwrap();
         assert_eq!(slow.severity, Severity::Warning);
         assert!(slow.title.contains("30 answers took 300 ms each"), "{}", slow.title);
+    }
+
+    #[test]
+    fn a_slow_name_server_is_a_slow_peer() {
+        let stack = "clone3;worker;uv__getaddrinfo_work;getaddrinfo;__res_context_send;send_dg;poll";
+        let mut run = crate::detect::blocked::fixtures::run(stack, WaitCause::Poll, &[7_000_000_000]);
+        run.vitals = Some(Vitals::default());
+        judge(&mut run, &Overrides::default());
+        let found = &run.findings[0];
+        assert_eq!((found.rule, found.severity), (RULE.name, Severity::Warning));
+        assert!(found.title.contains("70 %") && found.title.contains("DNS"), "{}", found.title);
     }
 
     #[test]

@@ -54,6 +54,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     plan.needs_more_records();
     plan.offsets(sched::maps::offsets()?);
     plan.global("CALLS_WATCHED", 1u32);
+    plan.global("CONNECT_NUMBER", libc::SYS_connect as u32);
     // Where calls are not watched all the time, event loops have a hook of their own.
     plan.global("CALLS_SEE_LOOPS", u32::from(settings.calls_budget().is_none()));
     plan.global("CALLS_BY_THREAD", u32::from(settings.by_thread));
