@@ -28,6 +28,9 @@ const WAITS: f64 = 0.2;
 /// A target that is on CPUs for less of one is idle.
 const IDLE: f64 = 0.05;
 
+/// System calls that were watched for so much of the time have been watched.
+const MOSTLY: f64 = 0.95;
+
 /// The figures that decide.
 struct Signals<'a> {
     run: &'a Run,
@@ -123,7 +126,7 @@ fn from_finding(signals: &Signals<'_>, (at, of): (usize, &Finding)) -> Verdict {
     Verdict {
         advice: of.advice.clone(),
         finding: Some(at),
-        more: more(of.bottleneck),
+        more: more(signals.run, of.bottleneck),
         ..signals.verdict(of.bottleneck, of.title.clone(), of.cost.share_of_wall)
     }
 }
@@ -160,7 +163,7 @@ fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
     Some(Verdict {
         advice: "make the functions below cheaper, or divide the work among more threads or processes"
             .to_owned(),
-        more: more(Bottleneck::Cpu),
+        more: more(signals.run, Bottleneck::Cpu),
         ..signals.verdict(
             Bottleneck::Cpu,
             format!("{who} {:.0} % of the time{hottest}", 100.0 * share),
@@ -188,7 +191,11 @@ fn waiting(signals: &Signals<'_>) -> Option<Verdict> {
     } else {
         "see the waits below: what holds it, and whether it can be avoided"
     };
-    Some(Verdict { advice: advice.to_owned(), more: more(lacks), ..signals.verdict(lacks, sentence, share) })
+    Some(Verdict {
+        advice: advice.to_owned(),
+        more: more(signals.run, lacks),
+        ..signals.verdict(lacks, sentence, share)
+    })
 }
 
 /// Where a thread waits most for something.
@@ -230,7 +237,7 @@ fn working(signals: &Signals<'_>) -> Option<Verdict> {
             100.0 * signals.cpu,
             others(signals.run)
         );
-        Verdict { more: more(Bottleneck::None), ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
+        Verdict { more: more(signals.run, Bottleneck::None), ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
     })
 }
 
@@ -243,7 +250,7 @@ fn idle(signals: &Signals<'_>) -> Option<Verdict> {
     );
     Some(Verdict {
         advice: "if it should be busy, look at who should send it work".to_owned(),
-        more: more(Bottleneck::None),
+        more: more(signals.run, Bottleneck::None),
         ..signals.verdict(Bottleneck::None, sentence, 0.0)
     })
 }
@@ -268,14 +275,17 @@ fn unknown(signals: &Signals<'_>) -> Verdict {
     signals.verdict(Bottleneck::Unknown, "nothing could be told".to_owned(), 0.0)
 }
 
-/// Options that show more about a bottleneck.
-fn more(lacks: Bottleneck) -> &'static str {
+/// Options that show more about a bottleneck than this run does.
+fn more(run: &Run, lacks: Bottleneck) -> &'static str {
+    let calls = run.calls.is_some() && watched(run) >= MOSTLY;
     match lacks {
         Bottleneck::Cpu => "-o cpu.svg",
         Bottleneck::CpuStarvation => "--all -d 10s",
         Bottleneck::Memory => "--alloc full --snapshot 5m",
+        Bottleneck::Io | Bottleneck::Network | Bottleneck::Process if calls => "-o offcpu.svg",
         Bottleneck::Io | Bottleneck::Network | Bottleneck::Process => "--syscalls -o offcpu.svg",
         Bottleneck::Lock | Bottleneck::Sleep => "--wakers -o offcpu.svg",
+        Bottleneck::Descriptors | Bottleneck::Unknown | Bottleneck::None if calls => "-d 1m",
         Bottleneck::Descriptors | Bottleneck::Unknown | Bottleneck::None => "--syscalls",
     }
 }
@@ -300,7 +310,7 @@ fn blind(run: &Run) -> Vec<String> {
     }
     match &run.calls {
         None => blind.push("system calls, their errors and files were not watched (--syscalls)".to_owned()),
-        Some(calls) if calls.windows > 0 || watched(run) < 0.95 => blind.push(format!(
+        Some(calls) if calls.windows > 0 || watched(run) < MOSTLY => blind.push(format!(
             "system calls were watched for {:.0} % of the time only, for their cost (--syscalls: all the time)",
             100.0 * watched(run)
         )),
