@@ -233,7 +233,7 @@ fn long_blocks_and_convoys_are_found() {
     assert!(names(&convoy["waiter_stack"]).contains(&"wait_held"), "{convoy}");
 }
 
-/// Work is always ready: the loop never sleeps, and its turns are seen all the same.
+/// Work is always ready: the loop never sleeps, and its iterations are seen all the same.
 #[test]
 fn a_loop_that_never_sleeps_is_seen() {
     if !kernel_ready(&[]) {
@@ -246,9 +246,9 @@ fn a_loop_that_never_sleeps_is_seen() {
     assert_eq!(number(&profile.0["blocking"], "stalls_unlisted"), 0);
     assert_found(&own, &stalls, 10_000_000);
     for stall in &stalls {
-        let turn = own.iter().find(|turn| stall.matches(turn));
-        let turn = turn.unwrap_or_else(|| panic!("invented: {stall:?}"));
-        assert_close("a turn", stall.span.length, turn.length, 0.02);
+        let iteration = own.iter().find(|iteration| stall.matches(iteration));
+        let iteration = iteration.unwrap_or_else(|| panic!("invented: {stall:?}"));
+        assert_close("an iteration", stall.span.length, iteration.length, 0.02);
         assert_eq!(stall.value["severity"] == "critical", stall.span.length > 50_000_000);
         stall.assert_explained();
         assert!(stall.share_of_samples("handle_event") > 0.9, "{:?}", stall.value);
@@ -257,11 +257,11 @@ fn a_loop_that_never_sleeps_is_seen() {
         panic!("one loop")
     };
     assert_eq!(event_loop["wait"], "epoll_wait");
-    let turns: Vec<u64> =
+    let iterations: Vec<u64> =
         line(&said, "turns ").split(' ').map(|number| number.parse::<u64>().unwrap()).collect();
-    assert_close("number of turns", number(&event_loop["turns"], "count"), turns[0], 0.01);
-    assert_close("sum of turns", number(&event_loop["turns"], "sum_ns"), turns[1], 0.01);
-    assert_close("median turn", number(&event_loop["turns"], "p50_ns"), turns[2], 0.05);
+    assert_close("number of iterations", number(&event_loop["iterations"], "count"), iterations[0], 0.01);
+    assert_close("sum of iterations", number(&event_loop["iterations"], "sum_ns"), iterations[1], 0.01);
+    assert_close("median iteration", number(&event_loop["iterations"], "p50_ns"), iterations[2], 0.05);
     let criticals = stalls.iter().filter(|stall| stall.value["severity"] == "critical").count() as u64;
     assert_eq!(number(event_loop, "criticals"), criticals);
     assert_eq!(number(event_loop, "warnings"), stalls.len() as u64 - criticals);
@@ -299,7 +299,7 @@ fn a_slow_file_stalls_node() {
     }
 }
 
-/// A wait in another epoll descriptor than the loop's own, in the middle of a turn, is part of the turn.
+/// A wait in another epoll descriptor than the loop's own, in the middle of an iteration, is part of the iteration.
 #[test]
 fn waiting_for_a_child_stalls_node() {
     if !kernel_ready(&["node"]) {
@@ -342,7 +342,7 @@ fn no_stall_is_invented() {
     let (profile, own) = node("none", "800", "5", None);
     assert!(own.is_empty());
     let loops = profile.0["blocking"]["loops"].as_array().unwrap();
-    assert!(loops.iter().any(|event_loop| number(&event_loop["turns"], "count") > 1000), "{loops:?}");
+    assert!(loops.iter().any(|event_loop| number(&event_loop["iterations"], "count") > 1000), "{loops:?}");
 }
 
 #[test]
@@ -559,7 +559,7 @@ impl Stall<'_> {
         stalls.map(stall).collect()
     }
 
-    /// The one stall that each of `own` is, which is a little shorter than the turn around it.
+    /// The one stall that each of `own` is, which is a little shorter than the iteration around it.
     fn of<'a>(profile: &'a Profile, own: &[Span]) -> Vec<Stall<'a>> {
         let mut stalls = Stall::all(profile);
         assert_found(own, &stalls, 50_000_000);
@@ -574,7 +574,7 @@ impl Stall<'_> {
         stalls
     }
 
-    /// Whether this is the turn that `own` was measured in.
+    /// Whether this is the iteration that `own` was measured in.
     fn matches(&self, own: &Span) -> bool {
         self.span.start <= own.start && own.start + own.length <= self.span.start + self.span.length
     }

@@ -2,9 +2,6 @@
 
 use crate::{cpu::SampleScratch, runtime::Fingerprint};
 
-/// First word of a [`StackHeader`](crate::sched::StackHeader) that tells of a stack that allocates.
-pub const KIND_ALLOC_STACK: u32 = 7;
-
 /// Most objects that are watched at once. At about 100 bytes of kernel memory each: 100 MB.
 pub const MAX_LIVE: u32 = 1 << 20;
 

@@ -1,6 +1,8 @@
 //! What a probe costs: measured by the kernel programs themselves, with the kernel's clock around the work
 //! done for a target. The fixed cost of getting into a program (interrupt, trap) is not in it.
 
+use crate::table::table;
+
 /// Runs of one probe for the target, and the time they took. One per probe and CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,35 +13,30 @@ pub struct ProbeCost {
     pub ns: u64,
 }
 
-/// Index of a probe's [`ProbeCost`] in the per-CPU array `COSTS`.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// The on-CPU sampler.
-    Cpu = 0,
-    /// The scheduler probe.
-    Sched = 1,
-    /// The hook of the calls that event loops wait in.
-    Loop = 2,
-    /// The hook of wake-ups.
-    Waker = 3,
-    /// The sampler of page faults.
-    Fault = 4,
-    /// Beginnings of allocators' functions.
-    AllocEnter = 5,
-    /// Ends of those.
-    AllocReturn = 6,
-    /// Frees.
-    Free = 7,
-    /// The system-call probe; its runs are estimated from one in [`COST_SAMPLE`](crate::syscall::COST_SAMPLE).
-    Syscall = 8,
-    /// Return instructions of allocators' functions that throw.
-    AllocLeave = 9,
-}
-
-impl Probe {
-    /// Number of probes.
-    pub const COUNT: usize = 10;
+table! {
+    /// A probe: index of its [`ProbeCost`] in the per-CPU array `COSTS`.
+    pub enum Probe {
+        /// The on-CPU sampler.
+        Cpu = 0, "cpu", "cpu";
+        /// The scheduler probe.
+        Sched = 1, "sched", "scheduler";
+        /// The hook of the calls that event loops wait in.
+        Loop = 2, "loop", "event loop";
+        /// The hook of wake-ups.
+        Waker = 3, "waker", "waker";
+        /// The system-call probe; its runs are estimated from one in [`COST_SAMPLE`](crate::syscall::COST_SAMPLE).
+        Syscall = 4, "syscall", "system call";
+        /// The sampler of page faults.
+        Fault = 5, "fault", "page faults";
+        /// Beginnings of allocators' functions.
+        AllocEnter = 6, "alloc_enter", "allocations, begun";
+        /// Ends of those.
+        AllocReturn = 7, "alloc_return", "allocations, done";
+        /// Return instructions of allocators' functions that throw.
+        AllocLeave = 8, "alloc_leave", "allocations, done (C++)";
+        /// Frees.
+        Free = 9, "free", "frees";
+    }
 }
 
 #[cfg(feature = "user")]

@@ -1,12 +1,8 @@
 //! On-CPU samples: the record that the CPU sampler sends for each sample it takes.
 
-use crate::{COMM_LEN, MAX_FRAMES, mapping::Walk, runtime::RUNTIME_WORDS};
+use core::fmt;
 
-/// First word of a [`SampleHeader`]: tells this record from those of other probes in the same ring buffer.
-pub const KIND_CPU_SAMPLE: u32 = 1;
-
-/// The same of a page fault, which stands for as many as the sampling period says.
-pub const KIND_FAULT_SAMPLE: u32 = 8;
+use crate::{COMM_LEN, MAX_FRAMES, mapping::Walk, runtime::RUNTIME_WORDS, table::table, unwind::StopReason};
 
 /// The kernel stack could not be read.
 pub const FLAG_KERNEL_STACK_FAILED: u32 = 1 << 0;
@@ -17,20 +13,69 @@ pub const FLAG_KERNEL_STACK_TRUNCATED: u32 = 1 << 2;
 /// The user stack has more than [`MAX_FRAMES`] frames; the outermost are missing.
 pub const FLAG_USER_STACK_TRUNCATED: u32 = 1 << 3;
 
-/// Lowest bit of the byte of `flags` that says how the user stack ends: zero where frame pointers were followed,
-/// which cannot tell; [`END_COMPLETE`]; or [`END_STOPPED`] plus a [`StopReason`](crate::unwind::StopReason).
+/// Lowest bit of the byte of `flags` that has the number of the [`StackEnd`].
 pub const FLAG_USER_END_SHIFT: u32 = 8;
-/// The user stack reaches the start of its thread.
-pub const END_COMPLETE: u32 = 1;
-/// The user stack could not be followed further.
-pub const END_STOPPED: u32 = 2;
+
+table! {
+    /// How a user stack ends.
+    pub enum StackEnd {
+        /// There is no user stack, or it could not be read.
+        None = 0, "none", "no user stack";
+        /// It reaches the start of its thread.
+        Complete = 1, "complete", "complete";
+        /// Frame pointers were followed; whether they led to the end nobody knows.
+        FramePointers = 2, "frame_pointers", "by frame pointers";
+        /// Cut off in code of which no unwind table is there.
+        NoTable = 3, "no_table", "cut off in code without an unwind table";
+        /// Cut off at an instruction without unwind information.
+        NoRow = 4, "no_row", "cut off in code without unwind information";
+        /// Cut off at unwind information that is not supported.
+        Unsupported = 5, "unsupported", "cut off at unwind information that is not supported";
+        /// Cut off at memory that could not be read.
+        Unreadable = 6, "unreadable", "cut off at unreadable memory";
+        /// Cut off where the next frame would not be further out.
+        NoProgress = 7, "no_progress", "cut off where the next frame makes no sense";
+        /// Cut off after 127 frames.
+        TooDeep = 8, "too_deep", "cut off after 127 frames";
+    }
+}
+
+impl fmt::Display for StackEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.words())
+    }
+}
+
+#[expect(
+    clippy::derivable_impls,
+    reason = "a table derives the same for every enumeration, and few have a default"
+)]
+impl Default for StackEnd {
+    fn default() -> StackEnd {
+        StackEnd::None
+    }
+}
+
+/// The user stack reaches the start of its thread: number of that end.
+pub const END_COMPLETE: u32 = StackEnd::Complete as u32;
+/// The user stack could not be followed further: added to a [`StopReason`] it is the number of the end.
+pub const END_STOPPED: u32 = StackEnd::NoTable as u32;
+
+const _: () = {
+    assert!(END_STOPPED + StopReason::NoTable as u32 == StackEnd::NoTable as u32);
+    assert!(END_STOPPED + StopReason::NoRow as u32 == StackEnd::NoRow as u32);
+    assert!(END_STOPPED + StopReason::Unsupported as u32 == StackEnd::Unsupported as u32);
+    assert!(END_STOPPED + StopReason::Unreadable as u32 == StackEnd::Unreadable as u32);
+    assert!(END_STOPPED + StopReason::NoProgress as u32 == StackEnd::NoProgress as u32);
+    assert!(END_STOPPED + StopReason::TooDeep as u32 == StackEnd::TooDeep as u32);
+};
 
 /// Start of a sample record; `kernel_frames` then `user_frames` addresses (`u64`, innermost first) follow, then
 /// `runtime_words` of [`Entry`](crate::runtime::Entry)s.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SampleHeader {
-    /// [`KIND_CPU_SAMPLE`].
+    /// [`RecordKind::CpuSample`](crate::record::RecordKind::CpuSample), or of a page fault.
     pub kind: u32,
     /// `FLAG_*` bits.
     pub flags: u32,

@@ -5,12 +5,17 @@
 pub mod alloc;
 pub mod cost;
 pub mod cpu;
+pub mod descriptor;
 pub mod histogram;
 pub mod loss;
+pub mod majority;
 pub mod mapping;
+pub mod offsets;
+pub mod record;
 pub mod runtime;
 pub mod sched;
 pub mod syscall;
+mod table;
 pub mod target;
 pub mod unwind;
 

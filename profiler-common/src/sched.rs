@@ -1,65 +1,33 @@
 //! Where a thread's time goes when it is not on a CPU: states, causes, and the records of the scheduler probe.
 
-use crate::{COMM_LEN, runtime::Fingerprint};
+use crate::{COMM_LEN, runtime::Fingerprint, table::table};
 
-/// First word of a [`StackHeader`].
-pub const KIND_STACK: u32 = 2;
-/// First word of an [`Interval`].
-pub const KIND_INTERVAL: u32 = 3;
-/// First word of a [`Turn`].
-pub const KIND_TURN: u32 = 4;
-/// First word of an [`Exit`].
-pub const KIND_EXIT: u32 = 5;
-/// First word of a [`LoopSeen`].
-pub const KIND_LOOP: u32 = 6;
-/// First word of a [`StackHeader`] of a thread that wakes another; its name follows the addresses.
-pub const KIND_WAKER: u32 = 16;
-
-/// What a blocked thread waits for: from its state, the system call in progress, and the kind of the descriptor.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Not known: blocked since before the probe saw it.
-    Unknown = 0,
-    /// Files and block devices.
-    Disk = 1,
-    /// Internet sockets.
-    Network = 2,
-    /// A contended lock: a futex whose expected value says that somebody holds it, or a priority-inheriting one.
-    Lock = 3,
-    /// Any other futex: a condition variable, a parked or idle thread.
-    Park = 4,
-    /// Sleep and timers.
-    Sleep = 5,
-    /// Waiting for any of many descriptors, or for a connection to accept: idle.
-    Poll = 6,
-    /// Pipes, Unix sockets, terminals, message queues, event descriptors.
-    Pipe = 7,
-    /// A page that had to be fetched.
-    PageFault = 8,
-    /// The end of a child, or vfork.
-    Child = 9,
-    /// Anything else.
-    Other = 10,
-}
-
-impl Cause {
-    /// Number of causes.
-    pub const COUNT: usize = 11;
-    /// Every cause, by its number.
-    pub const ALL: [Cause; Cause::COUNT] = [
-        Cause::Unknown,
-        Cause::Disk,
-        Cause::Network,
-        Cause::Lock,
-        Cause::Park,
-        Cause::Sleep,
-        Cause::Poll,
-        Cause::Pipe,
-        Cause::PageFault,
-        Cause::Child,
-        Cause::Other,
-    ];
+table! {
+    /// What a blocked thread waits for: from its state, the system call in progress, and the kind of the descriptor.
+    pub enum WaitCause(is_idle: bool) {
+        /// Not known: blocked since before the probe saw it.
+        Unknown = 0, "unknown", "unknown", true;
+        /// Files and block devices.
+        Disk = 1, "disk", "disk I/O", false;
+        /// Internet sockets.
+        Network = 2, "network", "network", false;
+        /// A contended lock: a futex whose expected value says that somebody holds it, or a priority-inheriting one.
+        Lock = 3, "lock", "lock (futex)", false;
+        /// Any other futex: a condition variable, a parked or idle thread.
+        Park = 4, "park", "parked (futex)", true;
+        /// Sleep and timers.
+        Sleep = 5, "sleep", "sleep/timer", true;
+        /// Waiting for any of many descriptors, or for a connection to accept: idle.
+        Poll = 6, "poll", "poll/epoll idle", true;
+        /// Pipes, Unix sockets, terminals, message queues, event descriptors.
+        Pipe = 7, "pipe", "pipe/IPC", false;
+        /// A page that had to be fetched.
+        PageFault = 8, "page_fault", "page fault", false;
+        /// The end of a child, or vfork.
+        Child = 9, "child", "child", true;
+        /// Anything else.
+        Other = 10, "other", "other", false;
+    }
 }
 
 /// What a system call waits for: value of the kernel's array `SYSCALLS`, by number.
@@ -88,37 +56,37 @@ pub enum SyscallClass {
     Child = 9,
 }
 
-impl Cause {
+impl WaitCause {
     /// What a call of `class`, a [`SyscallClass`], waits for, unless its arguments decide.
     #[inline(always)]
-    pub fn of_class(class: u8) -> Cause {
+    pub fn of_class(class: u8) -> WaitCause {
         if class == SyscallClass::Disk as u8 {
-            Cause::Disk
+            WaitCause::Disk
         } else if class == SyscallClass::Sleep as u8 {
-            Cause::Sleep
+            WaitCause::Sleep
         } else if class == SyscallClass::Epoll as u8
             || class == SyscallClass::Poll as u8
             || class == SyscallClass::Accept as u8
         {
-            Cause::Poll
+            WaitCause::Poll
         } else if class == SyscallClass::Ipc as u8 {
-            Cause::Pipe
+            WaitCause::Pipe
         } else if class == SyscallClass::Child as u8 {
-            Cause::Child
+            WaitCause::Child
         } else {
-            Cause::Other
+            WaitCause::Other
         }
     }
 
     /// What a futex call waits for. A futex is a lock if it says so: operation FUTEX_LOCK_PI, or the expected value 2, which
     /// the mutexes of glibc, musl, Rust and Go mean by "locked, with waiters" (Drepper, Futexes Are Tricky, 2011).
     #[inline(always)]
-    pub fn of_futex(operation: u64, expected: u64) -> Cause {
+    pub fn of_futex(operation: u64, expected: u64) -> WaitCause {
         const COMMAND: u64 = 0x7f;
         let command = operation & COMMAND;
         let wait = command == 0 || command == 9; // FUTEX_WAIT, FUTEX_WAIT_BITSET
         let lock_pi = command == 6 || command == 13; // FUTEX_LOCK_PI, FUTEX_LOCK_PI2
-        if lock_pi || (wait && expected as u32 == 2) { Cause::Lock } else { Cause::Park }
+        if lock_pi || (wait && expected as u32 == 2) { WaitCause::Lock } else { WaitCause::Park }
     }
 }
 
@@ -148,8 +116,8 @@ pub struct Times {
     pub on_cpu_ns: u64,
     /// Waiting for one.
     pub run_queue_ns: u64,
-    /// Blocked, by [`Cause`].
-    pub blocked_ns: [u64; Cause::COUNT],
+    /// Blocked, by [`WaitCause`].
+    pub blocked_ns: [u64; WaitCause::COUNT],
 }
 
 /// Most threads whose waits for a CPU are counted by thread: 10 MB.
@@ -169,7 +137,7 @@ pub struct KnownStack {
     pub stack: u64,
     /// Blocks since that were assumed to have it.
     pub reused: u32,
-    /// [`Cause`] of the last block.
+    /// [`WaitCause`] of the last block.
     pub cause: u32,
     /// System call, -1 for none.
     pub syscall: i32,
@@ -204,20 +172,20 @@ pub struct ThreadState {
     pub exec_ns: u64,
     /// `sched_info.pcount` then: how often it has got a CPU so far.
     pub arrivals: u64,
-    /// Start of the loop's turn in progress: when the call it waits in returned, or zero outside of turns.
-    pub turn_start_ns: u64,
-    /// `times.on_cpu_ns` at the start of the turn.
-    pub turn_on_cpu_ns: u64,
-    /// `times.run_queue_ns` at the start of the turn.
-    pub turn_run_queue_ns: u64,
-    /// When it last came back from its own wait or from being parked, within the turn: a worker's turn lasts from one
-    /// such moment to the next. Zero outside of turns.
+    /// Start of the loop's iteration in progress: when the call it waits in returned, or zero outside of iterations.
+    pub iteration_start_ns: u64,
+    /// `times.on_cpu_ns` at the start of the iteration.
+    pub iteration_on_cpu_ns: u64,
+    /// `times.run_queue_ns` at the start of the iteration.
+    pub iteration_run_queue_ns: u64,
+    /// When it last came back from its own wait or from being parked, within the iteration: a worker's iteration lasts from one
+    /// such moment to the next. Zero outside of iterations.
     pub work_start_ns: u64,
     /// `times.on_cpu_ns` then.
     pub work_on_cpu_ns: u64,
     /// `times.run_queue_ns` then.
     pub work_run_queue_ns: u64,
-    /// User stack pointer in the loop's own wait: a wait deeper in the stack is made by a turn.
+    /// User stack pointer in the loop's own wait: a wait deeper in the stack is made by an iteration.
     pub loop_sp: u64,
     /// Stack it blocked with, an id; zero for none.
     pub stack: u64,
@@ -233,7 +201,7 @@ pub struct ThreadState {
     pub object: u64,
     /// Its [`Phase`] when it was last seen.
     pub phase: u32,
-    /// Its [`Cause`] if blocked.
+    /// Its [`WaitCause`] if blocked.
     pub cause: u32,
     /// System call it blocked in, -1 for none.
     pub syscall: i32,
@@ -275,7 +243,7 @@ pub struct OffCpuKey {
     pub pid: u32,
     /// Thread id, in the profiler's PID namespace.
     pub tid: u32,
-    /// [`Cause`].
+    /// [`WaitCause`].
     pub cause: u32,
     /// System call, -1 for none.
     pub syscall: i32,
@@ -297,7 +265,7 @@ pub struct OffCpuTime {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StackHeader {
-    /// [`KIND_STACK`].
+    /// [`RecordKind::Stack`](crate::record::RecordKind::Stack).
     pub kind: u32,
     /// As in a CPU sample.
     pub flags: u32,
@@ -325,9 +293,9 @@ pub struct StackHeader {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interval {
-    /// [`KIND_INTERVAL`].
+    /// [`RecordKind::Interval`](crate::record::RecordKind::Interval).
     pub kind: u32,
-    /// [`Cause`] of the block.
+    /// [`WaitCause`] of the block.
     pub cause: u32,
     /// Process id, in the profiler's PID namespace.
     pub pid: u32,
@@ -355,11 +323,11 @@ pub struct Interval {
     pub instead_comm: [u8; COMM_LEN],
 }
 
-/// A turn of an event loop that took longer than the threshold.
+/// An iteration of an event loop that took longer than the threshold.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turn {
-    /// [`KIND_TURN`].
+pub struct Iteration {
+    /// [`RecordKind::Iteration`](crate::record::RecordKind::Iteration).
     pub kind: u32,
     /// System call the loop waits in.
     pub syscall: i32,
@@ -386,11 +354,11 @@ pub struct Turn {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// A turn without being parked: the same for both.
+    /// An iteration without being parked: the same for both.
     Whole = 0,
-    /// From one wait of the loop to the next, parked in between: a turn of a loop of its own only.
+    /// From one wait of the loop to the next, parked in between: an iteration of a loop of its own only.
     Loop = 1,
-    /// From or to the moment of being parked: a turn of a worker only.
+    /// From or to the moment of being parked: an iteration of a worker only.
     Worker = 2,
 }
 
@@ -398,7 +366,7 @@ pub enum Span {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
-    /// [`KIND_EXIT`].
+    /// [`RecordKind::Exit`](crate::record::RecordKind::Exit).
     pub kind: u32,
     /// Process id, in the profiler's PID namespace.
     pub pid: u32,
@@ -420,7 +388,7 @@ pub struct Exit {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopSeen {
-    /// [`KIND_LOOP`].
+    /// [`RecordKind::Loop`](crate::record::RecordKind::Loop).
     pub kind: u32,
     /// System call.
     pub syscall: i32,
@@ -438,8 +406,8 @@ pub struct LoopSeen {
 pub enum HistogramKind {
     /// Waits for a CPU, by process.
     RunQueue = 0,
-    /// Turns of an event loop, by thread.
-    Turns = 1,
+    /// Iterations of an event loop, by thread.
+    Iterations = 1,
 }
 
 /// Key of the map `HISTOGRAMS`.
@@ -456,7 +424,7 @@ const _: () = {
     assert!(size_of::<StackHeader>() == crate::cpu::SAMPLE_HEADER_LEN);
     assert!(core::mem::offset_of!(StackHeader, kernel_frames) == 28);
     assert!(size_of::<Interval>() == 88);
-    assert!(size_of::<Turn>() == 56);
+    assert!(size_of::<Iteration>() == 56);
     assert!(size_of::<Exit>() == 32 + size_of::<Times>() + COMM_LEN);
 };
 

@@ -1,14 +1,17 @@
 //! System calls: what is counted of each in the kernel, and the records of those that took long.
 
+pub use crate::{
+    descriptor::{
+        DNS_PORT, Endpoint, IoKey, IoRecord, IoStats, MAX_IO, NAME_LEN, NAME_PARTS, Name, NameKind,
+        ObjectKind, PART_LEN, SIZES,
+    },
+    majority::Majority,
+};
 use crate::{
     histogram::Histogram,
-    sched::{Cause, MAX_THREADS, SyscallClass},
+    sched::{MAX_THREADS, SyscallClass, WaitCause},
+    table::table,
 };
-
-/// First word of a [`SlowCall`].
-pub const KIND_SLOW_CALL: u32 = 9;
-/// First word of an [`IoRecord`].
-pub const KIND_IO: u32 = 10;
 
 /// Set in the number of a 32-bit call, which is one of a table of its own.
 pub const COMPAT: u32 = 1 << 30;
@@ -22,15 +25,6 @@ pub const MAX_CALLS_OF_ONE: u32 = 512;
 pub const MAX_CALLERS: usize = 2 * MAX_THREADS;
 /// Places in the map `CALLERS` that a thread may have.
 pub const CALLER_PROBES: u32 = 16;
-/// Most descriptors followed at once: 304 bytes each.
-pub const MAX_IO: usize = 16_384;
-/// A name that is this long is not continued, bytes.
-pub const NAME_LEN: usize = 512;
-/// Longest part of a path between two slashes, bytes, with its NUL.
-pub const PART_LEN: usize = 256;
-/// Most parts of a path, mount points on the way among them.
-pub const NAME_PARTS: u32 = 32;
-
 /// Time in calls after which a thread's stack is taken, and given all of that time, ns.
 pub const STACK_PERIOD_NS: u64 = 4_000_000;
 /// Calls that take this long count as waits even if they never left the CPU, ns.
@@ -64,148 +58,51 @@ pub mod traits {
     pub const OPTION: u16 = 1024;
 }
 
-/// What a descriptor is.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectKind {
-    /// Anything else, or not known.
-    Other = 0,
-    /// A file, directory or block device.
-    File = 1,
-    /// An internet socket.
-    Net = 2,
-    /// A Unix socket.
-    Unix = 3,
-    /// A pipe, terminal, event descriptor and the like.
-    Pipe = 4,
-}
-
-/// What the kernel programs can tell of a descriptor at once.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
-    /// An [`ObjectKind`].
-    pub kind: u32,
-    /// Of an internet socket: AF_INET or AF_INET6.
-    pub family: u16,
-    /// SOCK_STREAM, SOCK_DGRAM, …
-    pub socket_type: u16,
-    /// In host byte order; zero for none.
-    pub local_port: u16,
-    /// Likewise; zero if it is not connected.
-    pub peer_port: u16,
-    /// Not used.
-    pub _reserved: u32,
-    /// As in memory: 4 bytes of an IPv4 address, or 16 of an IPv6 one.
-    pub local: [u8; 16],
-    /// Likewise.
-    pub peer: [u8; 16],
-}
-
-/// What a descriptor, or an argument of a call, is called.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// Number of the inode.
-    pub inode: u64,
-    /// Magic number of its file system.
-    pub magic: u32,
-    /// A [`NameKind`].
-    pub kind: u32,
-    /// How much of `bytes` is in use.
-    pub len: u32,
-    /// Of a path: whether it leads up to the root, and is not cut off there.
-    pub complete: u32,
-    /// Of a path: whether it has been removed.
-    pub removed: u32,
-    /// Not used.
-    pub _reserved: u32,
-    /// See [`NameKind`]. Larger than a name can get: the verifier wants room for a part after the last place where one may
-    /// begin.
-    pub bytes: [u8; NAME_LEN + PART_LEN],
-}
-
-impl Name {
-    /// None.
-    pub const EMPTY: Name = Name {
-        inode: 0,
-        magic: 0,
-        kind: NameKind::None as u32,
-        len: 0,
-        complete: 0,
-        removed: 0,
-        _reserved: 0,
-        bytes: [0; NAME_LEN + PART_LEN],
-    };
-}
-
-/// What the bytes of a [`Name`] are.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NameKind {
-    /// Nothing.
-    None = 0,
-    /// The parts of a path, the last one first, each with a NUL after it.
-    Parts = 1,
-    /// A path as the program gave it.
-    Path = 2,
-    /// The address of a Unix socket, of those in file systems perhaps with a NUL after it.
-    Unix = 3,
-    /// The same, of the socket at the other end, where the socket itself has none.
-    UnixPeer = 4,
-}
-
-/// The port of DNS.
-pub const DNS_PORT: u16 = 53;
-
-/// What a call waited for, as finely as users ask for it.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WaitKind {
-    /// Reading a file.
-    FileRead = 0,
-    /// Writing a file.
-    FileWrite = 1,
-    /// Waiting until a file is stored.
-    FileSync = 2,
-    /// Opening, naming, removing files.
-    FileOther = 3,
-    /// Receiving from an internet socket.
-    NetRead = 4,
-    /// Sending to one.
-    NetWrite = 5,
-    /// Asking a name server.
-    Dns = 6,
-    /// Connecting a socket.
-    Connect = 7,
-    /// Waiting for a connection.
-    Accept = 8,
-    /// Unix sockets.
-    Unix = 9,
-    /// Pipes, terminals, message queues, event descriptors.
-    Pipe = 10,
-    /// A lock.
-    Lock = 11,
-    /// Any other futex.
-    Park = 12,
-    /// Sleep and timers.
-    Timer = 13,
-    /// The end of a child.
-    Child = 14,
-    /// Any of many descriptors.
-    Poll = 15,
-    /// Anything else.
-    Other = 16,
+table! {
+    /// What a call waited for, as finely as users ask for it. Idle are the waits of a thread that has nothing to do.
+    pub enum WaitKind(is_idle: bool) {
+        /// Reading a file.
+        FileRead = 0, "file_read", "file read", false;
+        /// Writing a file.
+        FileWrite = 1, "file_write", "file write", false;
+        /// Waiting until a file is stored.
+        FileSync = 2, "file_sync", "file sync", false;
+        /// Opening, naming, removing files.
+        FileOther = 3, "file_other", "file open, stat, …", false;
+        /// Receiving from an internet socket.
+        NetRead = 4, "net_read", "network receive", false;
+        /// Sending to one.
+        NetWrite = 5, "net_write", "network send", false;
+        /// Asking a name server.
+        Dns = 6, "dns", "DNS", false;
+        /// Connecting a socket.
+        Connect = 7, "connect", "connect", false;
+        /// Waiting for a connection.
+        Accept = 8, "accept", "accept", true;
+        /// Unix sockets.
+        Unix = 9, "unix", "Unix socket", false;
+        /// Pipes, terminals, message queues, event descriptors.
+        Pipe = 10, "pipe", "pipe", false;
+        /// A lock.
+        Lock = 11, "lock", "lock (futex)", false;
+        /// Any other futex.
+        Park = 12, "park", "parked (futex)", true;
+        /// Sleep and timers.
+        Timer = 13, "timer", "sleep, timer", true;
+        /// The end of a child.
+        Child = 14, "child", "child", true;
+        /// Any of many descriptors.
+        Poll = 15, "poll", "poll, epoll", true;
+        /// Anything else.
+        Other = 16, "other", "other", false;
+    }
 }
 
 impl WaitKind {
-    /// Number of kinds.
-    pub const COUNT: usize = 17;
-
     /// The kind of a call by its class, its traits, what its descriptor is if it has one, and else the cause it would
     /// block for.
     #[inline(always)]
-    pub fn of(class: u8, traits: u16, on: &Endpoint, cause: Cause) -> WaitKind {
+    pub fn of(class: u8, traits: u16, on: &Endpoint, cause: WaitCause) -> WaitKind {
         if on.peer_port == DNS_PORT {
             return WaitKind::Dns;
         }
@@ -219,26 +116,20 @@ impl WaitKind {
             return WaitKind::Unix;
         }
         match cause {
-            Cause::Disk if traits & traits::SYNC != 0 => WaitKind::FileSync,
-            Cause::Disk if traits & traits::READ != 0 => WaitKind::FileRead,
-            Cause::Disk if traits & traits::WRITE != 0 => WaitKind::FileWrite,
-            Cause::Disk => WaitKind::FileOther,
-            Cause::Network if traits & traits::WRITE != 0 => WaitKind::NetWrite,
-            Cause::Network => WaitKind::NetRead,
-            Cause::Pipe => WaitKind::Pipe,
-            Cause::Lock => WaitKind::Lock,
-            Cause::Park => WaitKind::Park,
-            Cause::Sleep => WaitKind::Timer,
-            Cause::Child => WaitKind::Child,
-            Cause::Poll => WaitKind::Poll,
-            Cause::Unknown | Cause::PageFault | Cause::Other => WaitKind::Other,
+            WaitCause::Disk if traits & traits::SYNC != 0 => WaitKind::FileSync,
+            WaitCause::Disk if traits & traits::READ != 0 => WaitKind::FileRead,
+            WaitCause::Disk if traits & traits::WRITE != 0 => WaitKind::FileWrite,
+            WaitCause::Disk => WaitKind::FileOther,
+            WaitCause::Network if traits & traits::WRITE != 0 => WaitKind::NetWrite,
+            WaitCause::Network => WaitKind::NetRead,
+            WaitCause::Pipe => WaitKind::Pipe,
+            WaitCause::Lock => WaitKind::Lock,
+            WaitCause::Park => WaitKind::Park,
+            WaitCause::Sleep => WaitKind::Timer,
+            WaitCause::Child => WaitKind::Child,
+            WaitCause::Poll => WaitKind::Poll,
+            WaitCause::Unknown | WaitCause::PageFault | WaitCause::Other => WaitKind::Other,
         }
-    }
-
-    /// Whether a thread that waits so has nothing to do.
-    #[inline(always)]
-    pub fn is_idle(self) -> bool {
-        matches!(self, WaitKind::Park | WaitKind::Timer | WaitKind::Child | WaitKind::Poll | WaitKind::Accept)
     }
 }
 
@@ -352,7 +243,7 @@ pub struct Done {
     pub waited: u32,
     /// Whether its stack is to be taken, to be given the thread's time in calls.
     pub stack_due: u32,
-    /// Whether it is to be told by itself.
+    /// Whether it is reported by itself.
     pub slow: u32,
     /// Whether its stack is to be taken, as one of the writes that are looked at.
     pub looked_at: u32,
@@ -445,106 +336,11 @@ pub struct WaitsStats {
     pub most: Majority,
 }
 
-/// A majority vote of stacks, weighted (Boyer and Moore): the one that has more than half of the weight wins.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Majority {
-    /// Stack id, zero for none.
-    pub stack: u64,
-    /// By how much it leads.
-    pub lead: u64,
-}
-
-impl Majority {
-    /// Takes in a vote.
-    #[inline(always)]
-    pub fn vote(&mut self, stack: u64, weight: u64) {
-        if self.stack == stack {
-            self.lead += weight;
-        } else if weight > self.lead {
-            *self = Majority { stack, lead: weight - self.lead };
-        } else {
-            self.lead -= weight;
-        }
-    }
-}
-
-/// Key of the map `IO_INDEX`, whose values are positions in `CALL_IO`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct IoKey {
-    /// Process id, in the profiler's PID namespace.
-    pub pid: u32,
-    /// Descriptor.
-    pub descriptor: u32,
-}
-
-/// Sizes told apart, by powers of two: no call moves 2 GiB.
-pub const SIZES: usize = 32;
-
-/// Value of the map `CALL_IO`: reads and writes of one descriptor.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct IoStats {
-    /// Whose, and which descriptor. Zero in an entry that is free.
-    pub key: IoKey,
-    /// First call: CLOCK_MONOTONIC, ns. With the key it names what the descriptor then was.
-    pub first_ns: u64,
-    /// Last call: CLOCK_MONOTONIC, ns.
-    pub last_ns: u64,
-    /// Calls that moved data.
-    pub calls: u64,
-    /// Data moved, bytes.
-    pub bytes: u64,
-    /// Time in calls, ns.
-    pub ns: u64,
-    /// Of that, blocked, ns.
-    pub blocked_ns: u64,
-    /// Reads that followed a write.
-    pub round_trips: u64,
-    /// Time from each such write to its read, ns.
-    pub round_trip_ns: u64,
-    /// When the last write began, if no read has followed; else zero.
-    pub written_ns: u64,
-    /// Where most of it is done; one call in some is looked at.
-    pub most: Majority,
-    /// Votes in all.
-    pub votes: u64,
-    /// What it is.
-    pub on: Endpoint,
-    /// Thread of the last call.
-    pub tid: u32,
-    /// Whether the first call wrote, as one does who asks; who answers reads first.
-    pub first_wrote: u32,
-    /// Whether it is a socket at a port that the process is known to accept connections at.
-    pub listens: u32,
-    /// Not used.
-    pub _reserved: u32,
-    /// Tells it from what else may get its descriptor.
-    pub identity: u64,
-    /// Calls by the size of what they moved: the first zero or one byte, each of the others twice the one before.
-    pub sizes: [u32; SIZES],
-}
-
-/// A descriptor is used for the first time (`calls` is zero), or has been closed. Ends with its name's last byte in use.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoRecord {
-    /// [`KIND_IO`].
-    pub kind: u32,
-    /// Whether it has been closed.
-    pub closed: u32,
-    /// What was done with it.
-    pub stats: IoStats,
-    /// What it is called, if it is used for the first time.
-    pub name: Name,
-}
-
 /// A call that took long. Ends with its name's last byte in use.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowCall {
-    /// [`KIND_SLOW_CALL`].
+    /// [`RecordKind::SlowCall`](crate::record::RecordKind::SlowCall).
     pub kind: u32,
     /// System call, perhaps with [`COMPAT`].
     pub number: u32,
@@ -580,13 +376,9 @@ const _: () = {
     assert!(size_of::<CallKey>() == 12);
     assert!(size_of::<ErrorKey>() == 16);
     assert!(size_of::<InCall>() == 192 + 4 * (KNOWN_CALLS + KNOWN_IO));
-    assert!(size_of::<Endpoint>() == 48);
     assert!(size_of::<WaitsKey>() == 32);
     assert!(MAX_CALLERS.is_power_of_two());
     assert!(size_of::<CallTimeKey>() == 24);
-    assert!(size_of::<IoStats>() == 176 + 4 * SIZES);
-    assert!(size_of::<Name>() == 32 + NAME_LEN + PART_LEN);
-    assert!(size_of::<IoRecord>() == 8 + size_of::<IoStats>() + size_of::<Name>());
     assert!(size_of::<SlowCall>() == 168 + size_of::<Name>());
 };
 
@@ -608,10 +400,6 @@ mod pod {
     unsafe impl aya::Pod for super::ListenKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WaitsStats {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::IoKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::IoStats {}
 }
 
 #[cfg(test)]
@@ -623,16 +411,16 @@ mod tests {
         let descriptor = SyscallClass::Descriptor as u8;
         let nothing = Endpoint::default();
         let kind = |traits, cause| WaitKind::of(descriptor, traits, &nothing, cause);
-        assert_eq!(kind(traits::READ, Cause::Disk), WaitKind::FileRead);
-        assert_eq!(kind(traits::WRITE, Cause::Network), WaitKind::NetWrite);
-        assert_eq!(kind(traits::CONNECT, Cause::Network), WaitKind::Connect);
-        assert_eq!(kind(traits::WRITE | traits::SYNC, Cause::Disk), WaitKind::FileSync);
-        assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, &nothing, Cause::Poll), WaitKind::Accept);
+        assert_eq!(kind(traits::READ, WaitCause::Disk), WaitKind::FileRead);
+        assert_eq!(kind(traits::WRITE, WaitCause::Network), WaitKind::NetWrite);
+        assert_eq!(kind(traits::CONNECT, WaitCause::Network), WaitKind::Connect);
+        assert_eq!(kind(traits::WRITE | traits::SYNC, WaitCause::Disk), WaitKind::FileSync);
+        assert_eq!(WaitKind::of(SyscallClass::Accept as u8, 0, &nothing, WaitCause::Poll), WaitKind::Accept);
         let on = |kind, peer_port| Endpoint { kind: kind as u32, peer_port, ..nothing };
         let of = |on: Endpoint, cause| WaitKind::of(descriptor, traits::READ, &on, cause);
-        assert_eq!(of(on(ObjectKind::Net, DNS_PORT), Cause::Network), WaitKind::Dns);
-        assert_eq!(of(on(ObjectKind::Net, 5432), Cause::Network), WaitKind::NetRead);
-        assert_eq!(of(on(ObjectKind::Unix, 0), Cause::Pipe), WaitKind::Unix);
+        assert_eq!(of(on(ObjectKind::Net, DNS_PORT), WaitCause::Network), WaitKind::Dns);
+        assert_eq!(of(on(ObjectKind::Net, 5432), WaitCause::Network), WaitKind::NetRead);
+        assert_eq!(of(on(ObjectKind::Unix, 0), WaitCause::Pipe), WaitKind::Unix);
         assert!(WaitKind::Other as usize + 1 == WaitKind::COUNT);
     }
 
@@ -649,14 +437,5 @@ mod tests {
         let listens = Endpoint { local_port: 40_000, peer_port: 39_999, ..net };
         assert_eq!(WaitsKey::new(1, WaitKind::NetRead, &listens, true).port, 40_000);
         assert_eq!(WaitsKey::new(1, WaitKind::Pipe, &Endpoint::default(), false).port, 0);
-    }
-
-    #[test]
-    fn a_majority_wins_its_vote() {
-        let mut most = Majority::default();
-        for (stack, weight) in [(1, 5), (2, 9), (1, 4), (3, 1), (2, 8)] {
-            most.vote(stack, weight);
-        }
-        assert_eq!(most.stack, 2, "17 of 27");
     }
 }

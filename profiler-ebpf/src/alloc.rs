@@ -21,7 +21,7 @@ use profiler_common::{
     },
     cost::Probe,
     histogram::log2,
-    loss::KernelCounter,
+    loss::Loss,
     unwind::Registers,
 };
 
@@ -177,7 +177,7 @@ fn enter(ctx: &ProbeContext, ids: &Ids) {
             }
             call.nested += 1;
             if !mine {
-                count(KernelCounter::AllocClash);
+                count(Loss::AllocClash);
             }
             return;
         }
@@ -258,7 +258,7 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
                 // It could not be resized, and stays.
                 let key = ObjectKey { address: call.old_address, pid: ids.pid, _padding: 0 };
                 if OBJECTS.insert(&key, &call.old, 0).is_err() {
-                    count(KernelCounter::ObjectsFull);
+                    count(Loss::ObjectsFull);
                 }
             }
             return;
@@ -280,11 +280,11 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
     // SAFETY: any number is a valid key.
     let stack = stack_cache::take(registers, ids, now, |id| unsafe { ALLOC_STACKS.get(&id) }.is_some());
     if stack == 0 {
-        count(KernelCounter::AllocClash);
+        count(Loss::AllocClash);
         return;
     }
     let Some(totals) = totals(stack) else {
-        count(KernelCounter::AllocStacksFull);
+        count(Loss::AllocStacksFull);
         return;
     };
     let weight = control.weight;
@@ -294,7 +294,7 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
             replace(&key, now, control);
         }
         if error != EEXIST || OBJECTS.insert(&key, &object, 0).is_err() {
-            count(KernelCounter::ObjectsFull);
+            count(Loss::ObjectsFull);
             return;
         }
     }
@@ -325,7 +325,7 @@ fn replace(key: &ObjectKey, now: u64, control: &AllocControl) {
     let Some(gone) = (unsafe { OBJECTS.get(key) }) else { return };
     let gone = *gone;
     let _was_there = OBJECTS.remove(key);
-    count(KernelCounter::FreesImplied);
+    count(Loss::FreesImplied);
     if gone.window == control.window {
         freed(&gone, now, control);
     } else if now < control.until_ns

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use profiler_common::{
-    loss::KernelCounter,
+    loss::Loss,
     syscall::{CALLER_PROBES, InCall, MAX_CALLERS},
     target::TargetMode,
 };
@@ -135,7 +135,7 @@ pub extern "C" fn admit_caller(regs: u64) -> u32 {
         set_registers(&CALLERS, place, regs);
         return place;
     }
-    count(KernelCounter::CallsFull);
+    count(Loss::CallsFull);
     NO_TARGET
 }
 

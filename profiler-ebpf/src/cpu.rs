@@ -10,12 +10,13 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cost::Probe,
-    cpu::{KIND_CPU_SAMPLE, RAN_LEN, Ran, SAMPLE_HEADER_LEN, SampleScratch, Seen},
-    loss::KernelCounter,
+    cpu::{RAN_LEN, Ran, SAMPLE_HEADER_LEN, SampleScratch, Seen},
+    loss::{Loss, Tally},
+    record::RecordKind,
 };
 
 use crate::{
-    output::{charge, count, now_ns, send},
+    output::{charge, count, now_ns, send, tally},
     stack::{self, FramePointers, Tables, Unwind},
     target::current_target,
 };
@@ -50,7 +51,7 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
     }
     let Some(ids) = current_target() else { return 0 };
     let time_ns = now_ns();
-    count(KernelCounter::SamplesTaken);
+    tally(Tally::SamplesTaken);
     let Some(scratch) = CPU_SCRATCH.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot, see CPU_SCRATCH.
     let scratch = unsafe { &mut *scratch };
@@ -58,7 +59,7 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
     // SAFETY: the context of this program, which begins with the registers.
     let stack_bytes = unsafe { stack::capture::<U>(ctx.as_ptr(), Some(&(*ctx.ctx).regs), ids.pid, scratch) };
     let header = &mut scratch.header;
-    header.kind = KIND_CPU_SAMPLE;
+    header.kind = RecordKind::CpuSample as u32;
     header.time_ns = time_ns;
     header.pid = ids.pid;
     header.tid = ids.tid;
@@ -71,7 +72,7 @@ fn sample<U: Unwind>(ctx: &PerfEventContext) -> u32 {
         send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (stack_bytes & 0xfff))
     };
     if !sent {
-        count(KernelCounter::RingBufferFull);
+        count(Loss::RingBufferFull);
     }
     charge(Probe::Cpu, time_ns);
     0

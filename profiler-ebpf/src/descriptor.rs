@@ -1,96 +1,32 @@
 //! Descriptors of the current task: what each is, who is at its other end, and what it is called. Read at the time of a
 //! call: a file may be closed and removed a moment later.
 
-use aya_ebpf::{
-    Global,
-    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str},
-};
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
 use profiler_common::{
-    sched::Cause,
+    sched::WaitCause,
     syscall::{Endpoint, NAME_LEN, NAME_PARTS, Name, NameKind, ObjectKind, PART_LEN},
 };
 
 use crate::{
     hash::mix,
+    offsets::{
+        OFF_ADDRESS_LEN, OFF_ADDRESS_NAME, OFF_DENTRY_HASHED, OFF_DENTRY_NAME, OFF_DENTRY_PARENT, OFF_FDT_FD,
+        OFF_FDT_MAX_FDS, OFF_FILE_DENTRY, OFF_FILE_INODE, OFF_FILE_MOUNT, OFF_FILE_PRIVATE_DATA,
+        OFF_FILES_FDT, OFF_INODE_INO, OFF_INODE_MODE, OFF_INODE_SB, OFF_MOUNT_PARENT, OFF_MOUNT_POINT,
+        OFF_MOUNT_VFSMOUNT, OFF_SB_MAGIC, OFF_SOCK_FAMILY, OFF_SOCK_PEER_PORT, OFF_SOCK_PEER_V4,
+        OFF_SOCK_PEER_V6, OFF_SOCK_PORT, OFF_SOCK_TYPE, OFF_SOCK_V4, OFF_SOCK_V6, OFF_SOCKET_SK,
+        OFF_TASK_FILES, OFF_UNIX_ADDRESS, OFF_UNIX_PEER, OFF_VFSMOUNT_ROOT,
+    },
     task::{current_task, load, read},
 };
 
-// Offsets in the running kernel's structures, in bytes, from its BTF.
-#[unsafe(no_mangle)]
-static OFF_TASK_FILES: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_FILES_FDT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_FDT_MAX_FDS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_FDT_FD: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_FILE_INODE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_FILE_PRIVATE_DATA: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_INODE_MODE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_INODE_SB: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SB_MAGIC: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCKET_SK: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_FAMILY: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_TYPE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_PORT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_PEER_PORT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_V4: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_PEER_V4: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_V6: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_SOCK_PEER_V6: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_INODE_INO: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_FILE_DENTRY: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_FILE_MOUNT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_DENTRY_NAME: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_DENTRY_PARENT: Global<u32> = Global::new(0);
-/// Where a dentry keeps its place in the hash table: none if it has been removed.
-#[unsafe(no_mangle)]
-static OFF_DENTRY_HASHED: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_VFSMOUNT_ROOT: Global<u32> = Global::new(0);
-/// Of the `struct vfsmount` inside of a `struct mount`.
-#[unsafe(no_mangle)]
-static OFF_MOUNT_VFSMOUNT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_MOUNT_PARENT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_MOUNT_POINT: Global<u32> = Global::new(0);
-/// Zero if Unix sockets are in a module: then userspace finds their addresses out.
-#[unsafe(no_mangle)]
-static OFF_UNIX_ADDRESS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_UNIX_PEER: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_ADDRESS_LEN: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_ADDRESS_NAME: Global<u32> = Global::new(0);
-
-/// What a descriptor of the current task is, a [`Cause`]. Called from two places, so not inlined.
+/// What a descriptor of the current task is, a [`WaitCause`]. Called from two places, so not inlined.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn descriptor_cause(descriptor: u32) -> u32 {
     match object_of(descriptor) {
         Some(object) => object.cause,
-        None => Cause::Other as u32,
+        None => WaitCause::Other as u32,
     }
 }
 
@@ -102,7 +38,7 @@ const AF_INET6: u16 = 10;
 
 /// What a descriptor leads to.
 struct Object {
-    /// A [`Cause`].
+    /// A [`WaitCause`].
     cause: u32,
     /// Its `struct sock`, if it is a socket; else zero.
     sock: u64,
@@ -143,39 +79,39 @@ fn object_of(descriptor: u32) -> Option<Object> {
         let sock: u64 = read(socket, OFF_SOCKET_SK.load())?;
         let family: u16 = read(sock, OFF_SOCK_FAMILY.load())?;
         let cause = if family == AF_INET || family == AF_INET6 {
-            Cause::Network
+            WaitCause::Network
         } else if family == AF_UNIX {
-            Cause::Pipe
+            WaitCause::Pipe
         } else {
-            Cause::Other
+            WaitCause::Other
         };
         return Some(Object { cause: cause as u32, sock, family });
     }
     let cause = if kind == S_IFREG {
         let sb: u64 = read(inode, OFF_INODE_SB.load())?;
         let magic: u64 = read(sb, OFF_SB_MAGIC.load())?;
-        if magic == ANON_INODE_FS_MAGIC { Cause::Pipe } else { Cause::Disk }
+        if magic == ANON_INODE_FS_MAGIC { WaitCause::Pipe } else { WaitCause::Disk }
     } else if kind == S_IFBLK || kind == S_IFDIR {
-        Cause::Disk
+        WaitCause::Disk
     } else {
-        Cause::Pipe
+        WaitCause::Pipe
     };
     Some(Object { cause: cause as u32, sock: 0, family: 0 })
 }
 
-/// Finds out what a descriptor of the current task is, and who is at its other end. Returns a [`Cause`].
+/// Finds out what a descriptor of the current task is, and who is at its other end. Returns a [`WaitCause`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn describe_descriptor(descriptor: u32, into: *mut Endpoint) -> u32 {
     // SAFETY: callers pass a valid endpoint; the verifier, which cannot know, wants to see the check for null.
-    let Some(into) = (unsafe { into.as_mut() }) else { return Cause::Other as u32 };
+    let Some(into) = (unsafe { into.as_mut() }) else { return WaitCause::Other as u32 };
     into.kind = ObjectKind::Other as u32;
     into.peer_port = 0;
-    let Some(object) = object_of(descriptor) else { return Cause::Other as u32 };
+    let Some(object) = object_of(descriptor) else { return WaitCause::Other as u32 };
     let sock = object.sock;
-    if object.cause == Cause::Disk as u32 {
+    if object.cause == WaitCause::Disk as u32 {
         into.kind = ObjectKind::File as u32;
-    } else if object.cause == Cause::Network as u32 {
+    } else if object.cause == WaitCause::Network as u32 {
         into.kind = ObjectKind::Net as u32;
         into.family = object.family;
         into.socket_type = read(sock, OFF_SOCK_TYPE.load()).unwrap_or(0);
@@ -192,36 +128,36 @@ pub extern "C" fn describe_descriptor(descriptor: u32, into: *mut Endpoint) -> u
         }
     } else if object.family == AF_UNIX {
         into.kind = ObjectKind::Unix as u32;
-    } else if object.cause == Cause::Pipe as u32 {
+    } else if object.cause == WaitCause::Pipe as u32 {
         into.kind = ObjectKind::Pipe as u32;
     }
     object.cause
 }
 
 #[inline(always)]
-pub fn cause_from(number: u32) -> Cause {
-    if number == Cause::Disk as u32 {
-        Cause::Disk
-    } else if number == Cause::Network as u32 {
-        Cause::Network
-    } else if number == Cause::Pipe as u32 {
-        Cause::Pipe
+pub fn cause_from(number: u32) -> WaitCause {
+    if number == WaitCause::Disk as u32 {
+        WaitCause::Disk
+    } else if number == WaitCause::Network as u32 {
+        WaitCause::Network
+    } else if number == WaitCause::Pipe as u32 {
+        WaitCause::Pipe
     } else {
-        Cause::Other
+        WaitCause::Other
     }
 }
 
 /// The same by what is known already.
 #[inline(always)]
-pub fn cause_on(on: &Endpoint) -> Cause {
+pub fn cause_on(on: &Endpoint) -> WaitCause {
     if on.kind == ObjectKind::File as u32 {
-        Cause::Disk
+        WaitCause::Disk
     } else if on.kind == ObjectKind::Net as u32 {
-        Cause::Network
+        WaitCause::Network
     } else if on.kind == ObjectKind::Other as u32 {
-        Cause::Other
+        WaitCause::Other
     } else {
-        Cause::Pipe
+        WaitCause::Pipe
     }
 }
 

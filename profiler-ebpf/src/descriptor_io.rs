@@ -6,17 +6,18 @@ use aya_ebpf::{
 };
 use profiler_common::{
     histogram::log2,
-    loss::KernelCounter,
-    sched::Cause,
+    loss::Loss,
+    record::RecordKind,
+    sched::WaitCause,
     syscall::{
-        Done, Endpoint, InCall, IoKey, IoRecord, IoStats, KIND_IO, KNOWN_IO, ListenKey, MAX_IO, ObjectKind,
-        SIZES, traits,
+        Done, Endpoint, InCall, IoKey, IoRecord, IoStats, KNOWN_IO, ListenKey, MAX_IO, ObjectKind, SIZES,
+        traits,
     },
 };
 
 use crate::{
     descriptor::{cause_on, describe_descriptor, identity_of, name_descriptor},
-    emit::{may_tell, send_named},
+    emit::{emit_named, may_emit},
     maps::{NO_PREALLOC, NOEXIST},
     output::count,
 };
@@ -42,10 +43,10 @@ static IO_RECORD: PerCpuArray<IoRecord, 1> = PerCpuArray::new();
 
 /// Adds a read or write to its descriptor's; returns what the descriptor is.
 #[inline(always)]
-pub fn io(call: &mut InCall, done: &Done) -> Option<Cause> {
+pub fn io(call: &mut InCall, done: &Done) -> Option<WaitCause> {
     let descriptor = done.object as u32;
     let mut io = known_io(call, descriptor);
-    // There is time to see whether it still is what it was, where no call has told.
+    // There is time to see whether it still is what it was, where no call has said so.
     if let Some(known) = io
         && done.waited | done.stack_due != 0
         // SAFETY: the entry stays where it is.
@@ -86,7 +87,7 @@ pub fn listen(call: &mut InCall, done: &Done) {
     }
 }
 
-/// Makes an entry for the descriptor of the call that has returned and tells of it, unless another thread has. Returns
+/// Makes an entry for the descriptor of the call that has returned and reports it, unless another thread has. Returns
 /// its position. Not inlined, since the verifier would follow it from everywhere.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -107,13 +108,13 @@ pub extern "C" fn begin_io(call: *mut InCall) -> u32 {
         close(key.pid, key.descriptor, done.now);
     }
     let Ok(Some(at)) = IO_FREE.pop() else {
-        count(KernelCounter::IoFull);
+        count(Loss::IoFull);
         return FULL;
     };
     let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return FULL };
     // SAFETY: this CPU's own slot; no program that uses it interrupts another.
     let record = unsafe { &mut *record };
-    record.kind = KIND_IO;
+    record.kind = RecordKind::Io as u32;
     record.closed = 0;
     record.stats = IoStats {
         key,
@@ -132,12 +133,12 @@ pub extern "C" fn begin_io(call: *mut InCall) -> u32 {
         // SAFETY: as above.
         return unsafe { IO_INDEX.get(&key) }.copied().unwrap_or(FULL);
     }
-    if may_tell(done.now) {
+    if may_emit(done.now) {
         record.name.len = 0;
         if record.stats.on.kind != ObjectKind::Net as u32 {
             name_descriptor(key.descriptor, &raw mut record.name);
         }
-        send_named(record, &record.name);
+        emit_named(record, &record.name);
     }
     at
 }
@@ -209,7 +210,7 @@ pub fn forget_io(call: &mut InCall) {
     call.known_io = [u32::MAX; KNOWN_IO];
 }
 
-/// Tells what was done with a descriptor that has ended. Not inlined, since it is called from several places.
+/// Reports what was done with a descriptor that has ended. Not inlined, since it is called from several places.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn close(pid: u32, descriptor: u32, now: u64) -> u32 {
@@ -220,16 +221,16 @@ pub extern "C" fn close(pid: u32, descriptor: u32, now: u64) -> u32 {
     let (Some(io), Some(record)) = (CALL_IO.get_ptr_mut(at), IO_RECORD.get_ptr_mut(0)) else { return 0 };
     // SAFETY: as in `io`.
     let record = unsafe { &mut *record };
-    record.kind = KIND_IO;
+    record.kind = RecordKind::Io as u32;
     record.closed = 1;
     // SAFETY: as in `io`.
     record.stats = unsafe { *io };
     record.name.len = 0;
     end_io(io, at);
-    if may_tell(now) {
-        send_named(record, &record.name);
+    if may_emit(now) {
+        emit_named(record, &record.name);
     } else {
-        count(KernelCounter::IoFull);
+        count(Loss::IoFull);
     }
     0
 }

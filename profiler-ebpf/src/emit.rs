@@ -8,9 +8,10 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cpu::{FLAG_USER_END_SHIFT, SAMPLE_HEADER_LEN, SampleScratch},
-    loss::KernelCounter,
+    loss::Loss,
+    record::RecordKind,
     runtime::Fingerprint,
-    sched::{KIND_STACK, StackHeader},
+    sched::StackHeader,
     syscall::Name,
 };
 
@@ -50,16 +51,16 @@ const RECORDS_PER_SLICE: u32 = 64;
 
 /// Whether a record of no more importance than an interval may be sent now.
 #[inline(always)]
-pub fn may_tell(now: u64) -> bool {
+pub fn may_emit(now: u64) -> bool {
     take_from_budget(now, |budget| &mut budget.records, RECORDS_PER_SLICE)
 }
 
 /// Sends a record other than a sample.
 #[inline(always)]
-pub fn tell<T>(record: &T) {
+pub fn emit<T>(record: &T) {
     // SAFETY: a value and its size.
     if !unsafe { send(core::ptr::from_ref(record).cast(), size_of::<T>() as u64) } {
-        count(KernelCounter::RecordsLost);
+        count(Loss::RecordsLost);
     }
 }
 
@@ -78,12 +79,12 @@ pub fn take_from_budget(now: u64, which: impl Fn(&mut Budget) -> &mut u32, limit
 
 /// Takes the current thread's stack unless its CPU has taken its share for now. Returns its id, or zero.
 #[inline(always)]
-pub fn take_stack_if_allowed(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
+pub fn capture_within_budget(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
     if !take_from_budget(now, |budget| &mut budget.stacks, STACKS_PER_SLICE) {
-        count(KernelCounter::StacksSkipped);
+        count(Loss::OffCpuStacksSkipped);
         return 0;
     }
-    take_stack(ctx, pid, tid, now)
+    capture_stack(ctx, pid, tid, now)
 }
 
 /// What tells the stack that was taken last on this CPU from those with the same addresses.
@@ -94,7 +95,7 @@ pub fn last_fingerprint() -> Fingerprint {
 
 /// Takes the current thread's stack, and sends it if it is new. Returns its id, or zero.
 #[inline(always)]
-pub fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
+pub fn capture_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u64 {
     let Some(scratch) = SCHED_SCRATCH.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot, see SCHED_SCRATCH.
     let scratch = unsafe { &mut *scratch };
@@ -103,13 +104,13 @@ pub fn take_stack(ctx: &RawTracePointContext, pid: u32, tid: u32, now: u64) -> u
     scratch.header.pid = pid;
     scratch.header.tid = tid;
     scratch.header.time_ns = now;
-    send_stack(scratch, KIND_STACK, bytes, 0, u64::from(pid) << 32)
+    emit_stack(scratch, RecordKind::Stack as u32, bytes, 0, u64::from(pid) << 32)
 }
 
 /// Sends the stack of so many `bytes` in the scratch if it is new, as a record of `kind`; its header says whose and when,
 /// and `tail` bytes follow it. Returns its id, a hash of `seed`, how it ends and its addresses; or zero.
 #[inline(always)]
-pub fn send_stack(scratch: &mut SampleScratch, kind: u32, bytes: u64, tail: u64, seed: u64) -> u64 {
+pub fn emit_stack(scratch: &mut SampleScratch, kind: u32, bytes: u64, tail: u64, seed: u64) -> u64 {
     let end = u64::from(scratch.header.flags >> FLAG_USER_END_SHIFT);
     let id = hash_stack(scratch, bytes / 8, seed ^ end);
     // SAFETY: any number is a valid key.
@@ -121,12 +122,12 @@ pub fn send_stack(scratch: &mut SampleScratch, kind: u32, bytes: u64, tail: u64,
             (*header).id = id;
             let len = SAMPLE_HEADER_LEN as u64 + (bytes & 0xfff) + tail;
             if !send(core::ptr::from_ref(scratch).cast(), len) {
-                count(KernelCounter::RecordsLost);
+                count(Loss::RecordsLost);
                 return 0;
             }
         }
         if STACKS_SENT.insert(&id, &0, 0).is_err() {
-            count(KernelCounter::OffCpuFull); // it will be sent again
+            count(Loss::OffCpuFull); // it will be sent again
         }
     }
     id
@@ -134,10 +135,10 @@ pub fn send_stack(scratch: &mut SampleScratch, kind: u32, bytes: u64, tail: u64,
 
 /// Sends a record up to the last byte in use of the name that it ends with.
 #[inline(always)]
-pub fn send_named<T>(record: &T, name: &Name) {
+pub fn emit_named<T>(record: &T, name: &Name) {
     let rest = size_of_val(&name.bytes) - (name.len as usize).min(size_of_val(&name.bytes));
     // SAFETY: a part of a value.
     if !unsafe { send(core::ptr::from_ref(record).cast(), (size_of::<T>() - rest) as u64) } {
-        count(KernelCounter::RecordsLost);
+        count(Loss::RecordsLost);
     }
 }

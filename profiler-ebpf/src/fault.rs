@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cost::Probe,
-    cpu::{KIND_FAULT_SAMPLE, SAMPLE_HEADER_LEN, SampleScratch},
-    loss::KernelCounter,
+    cpu::{SAMPLE_HEADER_LEN, SampleScratch},
+    loss::Loss,
+    record::RecordKind,
 };
 
 use crate::{
@@ -33,13 +34,13 @@ pub fn fault_sample(ctx: PerfEventContext) -> u32 {
     // SAFETY: the context of this program, which begins with the registers.
     let bytes = unsafe { stack::capture::<Tables>(ctx.as_ptr(), Some(&(*ctx.ctx).regs), ids.pid, scratch) };
     let header = &mut scratch.header;
-    header.kind = KIND_FAULT_SAMPLE;
+    header.kind = RecordKind::FaultSample as u32;
     header.time_ns = now;
     header.pid = ids.pid;
     header.tid = ids.tid;
     // SAFETY: header and stacks lie one after the other in the scratch, and bytes is below 4096.
     if !unsafe { send(core::ptr::from_ref(scratch).cast(), SAMPLE_HEADER_LEN as u64 + (bytes & 0xfff)) } {
-        count(KernelCounter::RecordsLost);
+        count(Loss::RecordsLost);
     }
     charge(Probe::Fault, now);
     0

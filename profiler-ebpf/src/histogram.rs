@@ -1,4 +1,4 @@
-//! How long waits for a CPU and turns of event loops took, counted in histograms.
+//! How long waits for a CPU and iterations of event loops took, counted in histograms.
 
 use aya_ebpf::{
     Global,

@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext as _, Global, helpers::bpf_get_current_comm, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use profiler_common::{COMM_LEN, loss::KernelCounter};
+use profiler_common::{COMM_LEN, loss::Loss};
 
 use crate::{
     output::count,
@@ -27,7 +27,7 @@ pub fn follow_fork(ctx: RawTracePointContext) -> u32 {
         && is_target(parent.pid)
     {
         if TARGETS.insert(&child.pid, &0, 0).is_err() {
-            count(KernelCounter::TargetsFull);
+            count(Loss::TargetsFull);
         }
         inherit(parent.pid, child.pid);
     }
@@ -40,7 +40,7 @@ pub fn match_exec(_ctx: RawTracePointContext) -> u32 {
     let (Some(ids), Ok(comm)) = (current_ids(), bpf_get_current_comm()) else { return 0 };
     if same_name(&comm, &TARGET_COMM.load()) {
         if TARGETS.insert(&ids.pid, &0, 0).is_err() {
-            count(KernelCounter::TargetsFull);
+            count(Loss::TargetsFull);
         }
     } else {
         let _absent_is_fine = TARGETS.remove(&ids.pid);

@@ -1,99 +1,39 @@
-//! Where event loops ask for work: the first instruction of each system call that they wait in. All other system calls, of
-//! any process, pay nothing. Where the kernel has no function hooks, [`wait_enter`] does the same at every system call.
+//! Event loops: which wait is a loop's own, and how long it is away from it.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::bpf_get_current_pid_tgid,
-    macros::{fentry, raw_tracepoint},
-    programs::{FEntryContext, RawTracePointContext},
-};
+use aya_ebpf::Global;
 use profiler_common::{
-    cost::Probe,
-    sched::{HistogramKind, KIND_LOOP, KIND_TURN, LoopSeen, Span, SyscallClass, ThreadState, Turn},
+    record::RecordKind,
+    sched::{Iteration, LoopSeen, Span, SyscallClass, ThreadState},
 };
 
-use crate::{
-    emit::tell,
-    histogram::record,
-    output::{charge, now_ns},
-    sched::{STALL_NS, SYSCALLS, THREADS, settle_state},
-    target::ONLY_TGID,
-    task::{Entry, current_task, syscall_entry},
-};
+use crate::{emit::emit, task::Entry};
 
-/// A program for each call, since a program is bound to one function when it is loaded.
-macro_rules! hooks {
-    ($class:ident: $($name:ident)*) => {
-        $(
-            #[fentry]
-            pub fn $name(_ctx: FEntryContext) -> u32 {
-                let number = syscall_entry(current_task()).number;
-                ask_for_work(number as u32, SyscallClass::$class as u32)
-            }
-        )*
-    };
-}
-
-hooks!(Epoll: enter_epoll_wait enter_epoll_pwait enter_epoll_pwait2);
-hooks!(Poll: enter_poll enter_ppoll enter_select enter_pselect6 enter_io_uring_enter);
-
-/// A system call begins: perhaps one that event loops wait in. Attached once a target is seen to be an event loop, since
-/// every system call of every process passes here; and only where the hooks above cannot be.
-#[raw_tracepoint(tracepoint = "sys_enter")]
-pub fn wait_enter(ctx: RawTracePointContext) -> u32 {
-    // SAFETY: the registers and the number (include/trace/events/syscalls.h).
-    let number = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
-    match SYSCALLS.get(number) {
-        Some(&class) if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 => {
-            ask_for_work(number, class.into())
-        }
-        _ => 0,
-    }
-}
-
-/// An event loop, if it is one of the target's, asks for work in a system call of this number and class: the end of its
-/// turn, and the start of the next should work be ready. Called by many programs, so not inlined.
+/// Iterations longer than this are reported one by one, ns.
 #[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
-    let both = bpf_get_current_pid_tgid();
-    let only = ONLY_TGID.load();
-    if only != 0 && (both >> 32) as u32 != only {
-        return 0;
+static STALL_NS: Global<u64> = Global::new(u64::MAX);
+
+/// The current thread blocks in a call that waits for any of many descriptors: outside of iterations, unless the call is made
+/// in the middle of one.
+#[inline(always)]
+pub fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
+    if is_nested_wait(state, class, entry) {
+        state.elsewhere += 1;
+        return;
     }
-    let Some(state) = THREADS.get_ptr_mut(&(both as u32)) else { return 0 };
-    let now = now_ns();
-    // SAFETY: see `sched::leave`; the thread is here.
-    let state = unsafe { &mut *state };
-    settle_state(state, now);
-    let entry = syscall_entry(current_task());
-    if !is_own_wait(state, class, &entry) && !is_nested_wait(state, class, &entry) {
-        state.syscall = number as i32;
-        see_loop(state, class, &entry);
+    if !is_own_wait(state, class, entry) {
+        see_loop(state, class, entry);
     }
-    if !is_own_wait(state, class, &entry) {
-        return 0; // it waits otherwise for its work: this is part of its turn
-    }
-    let on_cpu_ns = state.times.on_cpu_ns + now.saturating_sub(state.since_ns);
-    if state.turn_start_ns != 0 {
-        record(HistogramKind::Turns as u32, state.tid, now.saturating_sub(state.turn_start_ns));
-        let parked = state.work_start_ns != state.turn_start_ns;
-        tell_turn(state, if parked { Span::Loop } else { Span::Whole }, number, on_cpu_ns, now);
-        if parked {
-            tell_turn(state, Span::Worker, number, on_cpu_ns, now);
-        }
-    }
-    begin_turn(state, on_cpu_ns, now);
-    charge(Probe::Loop, now);
-    0
+    state.elsewhere = 0;
+    state.iteration_start_ns = 0;
+    state.work_start_ns = 0;
 }
 
-/// Between `now` and its next wait a loop is in a turn.
+/// Between `now` and its next wait a loop is in an iteration.
 #[inline(always)]
-pub fn begin_turn(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
-    state.turn_start_ns = now;
-    state.turn_on_cpu_ns = on_cpu_ns;
-    state.turn_run_queue_ns = state.times.run_queue_ns;
+pub fn begin_iteration(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
+    state.iteration_start_ns = now;
+    state.iteration_on_cpu_ns = on_cpu_ns;
+    state.iteration_run_queue_ns = state.times.run_queue_ns;
     begin_work(state, on_cpu_ns, now);
 }
 
@@ -105,19 +45,19 @@ pub fn begin_work(state: &mut ThreadState, on_cpu_ns: u64, now: u64) {
     state.work_run_queue_ns = state.times.run_queue_ns;
 }
 
-/// Tells of the turn that ends with the system call of this number, if it was long.
+/// Reports the iteration that ends with the system call of this number, if it was long.
 #[inline(always)]
-pub fn tell_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, now: u64) {
+pub fn emit_iteration(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, now: u64) {
     let (start_ns, on_cpu_then, run_queue_then) = if span as u32 == Span::Worker as u32 {
         (state.work_start_ns, state.work_on_cpu_ns, state.work_run_queue_ns)
     } else {
-        (state.turn_start_ns, state.turn_on_cpu_ns, state.turn_run_queue_ns)
+        (state.iteration_start_ns, state.iteration_on_cpu_ns, state.iteration_run_queue_ns)
     };
     if start_ns == 0 || now.saturating_sub(start_ns) < STALL_NS.load() {
         return;
     }
-    let turn = Turn {
-        kind: KIND_TURN,
+    let iteration = Iteration {
+        kind: RecordKind::Iteration as u32,
         syscall: number as i32,
         pid: state.pid,
         tid: state.tid,
@@ -128,7 +68,7 @@ pub fn tell_turn(state: &ThreadState, span: Span, number: u32, on_cpu_ns: u64, n
         span: span as u32,
         _reserved: 0,
     };
-    tell(&turn);
+    emit(&iteration);
 }
 
 /// Waits elsewhere, one after the other, after which a thread is taken to have left its loop for good.
@@ -141,7 +81,7 @@ pub fn is_own_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
         && (class != SyscallClass::Epoll as u32 || state.loop_descriptor == entry.args[0] as u32)
 }
 
-/// Whether a call of this class that waits elsewhere is made in the middle of a turn: it is deeper in the stack than the
+/// Whether a call of this class that waits elsewhere is made in the middle of an iteration: it is deeper in the stack than the
 /// loop's own wait, as all that the loop calls. A loop within the loop (libuv's for a child that is waited for) is.
 #[inline(always)]
 pub fn is_nested_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
@@ -163,16 +103,16 @@ pub fn see_loop(state: &mut ThreadState, class: u32, entry: &Entry) {
     state.loop_descriptor = entry.args[0] as u32;
     state.loop_sp = entry.sp;
     state.elsewhere = 0;
-    state.turn_start_ns = 0;
+    state.iteration_start_ns = 0;
     if known {
         return;
     }
     let seen = LoopSeen {
-        kind: KIND_LOOP,
+        kind: RecordKind::Loop as u32,
         syscall: state.syscall,
         pid: state.pid,
         tid: state.tid,
         object: entry.args[0],
     };
-    tell(&seen);
+    emit(&seen);
 }

@@ -1,4 +1,4 @@
-//! The kernel side. Probes: `cpu`, `fault`, `sched` with `loops` and `waker`, `syscall` with `caller` and `descriptor_io`,
+//! The kernel side. Probes: `cpu`, `fault`, `sched` with `loops`, `loop_hooks` and `waker`, `syscall` with `caller` and `descriptor_io`,
 //! `alloc` with `stack_cache`. What they share: `target` and `life` say whose it is, `task` and `descriptor` read the
 //! kernel, `stack` and `unwind` take stacks, `runtime` what tells frames of language runtimes, `output` and `emit` lead out.
 #![no_std]
@@ -18,8 +18,11 @@ mod fault;
 mod hash;
 mod histogram;
 mod life;
+mod loop_hooks;
 mod loops;
 mod maps;
+mod memory;
+mod offsets;
 mod output;
 mod runtime;
 mod sched;

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use profiler_common::{
     cost::{Probe, ProbeCost},
-    loss::KernelCounter,
+    loss::{self, Loss, Tally},
 };
 
 /// Records of all probes. Userspace sets the real size before loading.
@@ -23,15 +23,26 @@ static RECORDS: RingBuf<u64, { 256 * 1024 }> = RingBuf::new();
 static WAKEUP_BYTES: Global<u64> = Global::new(128 * 1024);
 
 #[btf_map]
-static COUNTERS: PerCpuArray<u64, { KernelCounter::COUNT }> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<u64, { loss::COUNTERS }> = PerCpuArray::new();
 
 #[btf_map]
 static COSTS: PerCpuArray<ProbeCost, { Probe::COUNT }> = PerCpuArray::new();
 
-/// Adds one to a counter.
+/// Counts a loss.
 #[inline(always)]
-pub fn count(counter: KernelCounter) {
-    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
+pub fn count(loss: Loss) {
+    add_one(loss as u32);
+}
+
+/// Counts what is no loss.
+#[inline(always)]
+pub fn tally(what: Tally) {
+    add_one(what.index());
+}
+
+#[inline(always)]
+fn add_one(index: u32) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: this CPU's own slot; an interrupt that hits between load and store can lose one count of
         // its own kind only, and no probe counts the same thing both in and out of interrupts.
         unsafe { *slot += 1 };

@@ -1,10 +1,10 @@
 //! The scheduler probe: every nanosecond of a target's threads by what they did with it, stacks of what blocked
-//! them, waits for a CPU, and turns of event loops.
+//! them, waits for a CPU, and iterations of event loops.
 //!
 //! One hook in the scheduler, where a thread leaves a CPU. When it had got it, and how long it had waited for it, the
 //! scheduler itself keeps in `task_struct.sched_info`, so neither `sched_wakeup` nor the arriving thread is looked at:
 //! that would cost every other process, too. What a blocked thread waits for is read from the registers it entered the
-//! kernel with: no system call has to be hooked for that. Only the turns of event loops need a hook: [`crate::loops`].
+//! kernel with: no system call has to be hooked for that. Only the iterations of event loops need a hook: `loop_hooks`.
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -19,10 +19,11 @@ use aya_ebpf::{
 use profiler_common::{
     COMM_LEN,
     cost::Probe,
-    loss::KernelCounter,
+    loss::Loss,
+    record::RecordKind,
     sched::{
-        Cause, Exit, Interval, KIND_EXIT, KIND_INTERVAL, KNOWN_STACKS, MAX_SYSCALLS, MAX_THREADS, OffCpuKey,
-        OffCpuTime, Phase, Span, SyscallClass, ThreadState,
+        Exit, Interval, KNOWN_STACKS, MAX_SYSCALLS, MAX_THREADS, OffCpuKey, OffCpuTime, Phase, Span,
+        SyscallClass, ThreadState, WaitCause,
     },
     target::TargetMode,
 };
@@ -30,31 +31,31 @@ use profiler_common::{
 use crate::{
     caller,
     descriptor::descriptor_cause,
-    emit::{SLICE_SHIFT, STACKS_PER_SLICE, last_fingerprint, may_tell, take_from_budget, take_stack, tell},
+    emit::{
+        SLICE_SHIFT, STACKS_PER_SLICE, capture_stack, emit, last_fingerprint, may_emit, take_from_budget,
+    },
     hash::mix,
     histogram::record_run_queue,
-    loops::{begin_turn, begin_work, is_nested_wait, is_own_wait, see_loop, tell_turn},
+    loops::{begin_iteration, begin_work, emit_iteration, is_nested_wait, wait_for_work},
+    offsets::{OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_PID, OFF_TASK_STATE},
     output::{charge_some, count, now_ns},
     runtime,
-    target::{Ids, OFF_TASK_PID, ONLY_TGID, TARGET_MODE, current_target, is_target, task_ids},
+    target::{Ids, ONLY_TGID, TARGET_MODE, current_target, is_target, task_ids},
     task::{
-        Entry, KERNEL_THREAD, OFF_TASK_COMM, OFF_TASK_EXEC, OFF_TASK_STATE, SchedInfo, current_task, load,
-        read, sched_info, scheduler_clock_ns, syscall_entry,
+        Entry, KERNEL_THREAD, SchedInfo, current_task, load, read, sched_info, scheduler_clock_ns,
+        syscall_entry,
     },
 };
 
-/// Turns longer than this are told one by one, ns.
-#[unsafe(no_mangle)]
-pub static STALL_NS: Global<u64> = Global::new(u64::MAX);
-/// Blocks of event loops, and their waits for a CPU, that are told one by one, ns.
+/// Blocks of event loops, and their waits for a CPU, that are reported one by one, ns.
 #[unsafe(no_mangle)]
 static LOOP_BLOCK_NS: Global<u64> = Global::new(u64::MAX);
-/// Waits of any thread for a CPU that are told one by one, ns.
+/// Waits of any thread for a CPU that are reported one by one, ns.
 #[unsafe(no_mangle)]
 static STARVATION_NS: Global<u64> = Global::new(u64::MAX);
-/// Blocks of any thread that are told one by one, ns, by cause.
+/// Blocks of any thread that are reported one by one, ns, by cause.
 #[unsafe(no_mangle)]
-static BLOCK_NS: Global<[u64; Cause::COUNT]> = Global::new([u64::MAX; Cause::COUNT]);
+static BLOCK_NS: Global<[u64; WaitCause::COUNT]> = Global::new([u64::MAX; WaitCause::COUNT]);
 
 /// When the run began: CLOCK_MONOTONIC, ns; zero before and after. A thread not seen yet has been doing the same
 /// since then.
@@ -99,7 +100,7 @@ const TASK_GONE: u32 = 0x10 | 0x20 | 0x80;
 
 /// What a blocked thread waits for.
 struct Wait {
-    /// A [`Cause`].
+    /// A [`WaitCause`].
     cause: u32,
     class: u8,
     syscall: i32,
@@ -195,27 +196,11 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, now: u64) 
     state.object = wait.object;
     if wait.class == SyscallClass::Epoll as u8 || wait.class == SyscallClass::Poll as u8 {
         wait_for_work(state, wait.class.into(), &entry);
-    } else if wait.cause == Cause::Park as u32 && state.turn_start_ns != 0 {
-        tell_turn(state, Span::Worker, wait.syscall as u32, state.times.on_cpu_ns, now);
+    } else if wait.cause == WaitCause::Park as u32 && state.iteration_start_ns != 0 {
+        emit_iteration(state, Span::Worker, wait.syscall as u32, state.times.on_cpu_ns, now);
         state.work_start_ns = 0;
     }
     note_stack(ctx, state, wait.stack_key, now);
-}
-
-/// The current thread blocks in a call that waits for any of many descriptors: outside of turns, unless the call is made
-/// in the middle of one.
-#[inline(always)]
-fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
-    if is_nested_wait(state, class, entry) {
-        state.elsewhere += 1;
-        return;
-    }
-    if !is_own_wait(state, class, entry) {
-        see_loop(state, class, entry);
-    }
-    state.elsewhere = 0;
-    state.turn_start_ns = 0;
-    state.work_start_ns = 0;
 }
 
 /// The current thread got a CPU some time before `now`, when the scheduler's clock says `clock_ns`: adds up what it did
@@ -234,17 +219,17 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, clock_ns: u64, now: u64) {
     let queued = info.run_delay_ns.saturating_sub(state.run_delay_ns);
     let blocked = state.phase == Phase::Blocked as u32;
     let waited = if blocked && queued < away { queued } else { away };
-    let mut telling =
+    let mut emits =
         waited >= STARVATION_NS.load() || (state.loop_class != 0 && waited >= LOOP_BLOCK_NS.load());
     if blocked {
         let ns = away - waited;
         let cause = state.cause as usize & 15;
-        if cause < Cause::COUNT {
+        if cause < WaitCause::COUNT {
             state.times.blocked_ns[cause] += ns;
-            let in_loop = state.loop_class != 0 && cause != Cause::Poll as usize;
+            let in_loop = state.loop_class != 0 && cause != WaitCause::Poll as usize;
             // Nobody is idle who cannot be interrupted.
-            let limit = if state.uninterruptible != 0 { Cause::Disk as usize } else { cause };
-            telling |= ns >= BLOCK_NS.load()[limit] || (in_loop && ns >= LOOP_BLOCK_NS.load());
+            let limit = if state.uninterruptible != 0 { WaitCause::Disk as usize } else { cause };
+            emits |= ns >= BLOCK_NS.load()[limit] || (in_loop && ns >= LOOP_BLOCK_NS.load());
         }
         settle_waker(state);
         off_cpu(state, ns);
@@ -252,12 +237,12 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, clock_ns: u64, now: u64) {
     state.times.run_queue_ns += waited;
     caller::off_cpu(if blocked { away - waited } else { 0 }, waited, state.stack, arrival);
     record_run_queue(state, waited);
-    if telling {
-        send_interval(state, arrival - waited, arrival);
+    if emits {
+        emit_interval(state, arrival - waited, arrival);
     }
     if blocked && is_loop_wait(state) {
-        begin_turn(state, state.times.on_cpu_ns, arrival);
-    } else if blocked && state.turn_start_ns != 0 && state.work_start_ns == 0 {
+        begin_iteration(state, state.times.on_cpu_ns, arrival);
+    } else if blocked && state.iteration_start_ns != 0 && state.work_start_ns == 0 {
         begin_work(state, state.times.on_cpu_ns, arrival);
     }
     state.phase = Phase::Running as u32;
@@ -353,7 +338,7 @@ fn new_thread(ids: &Ids, since_ns: u64, phase: Phase, run_delay_ns: u64) -> Opti
 fn insert(tid: u32, state: *mut ThreadState) -> Option<*mut ThreadState> {
     // SAFETY: points to a map's value.
     if THREADS.insert(&tid, unsafe { &*state }, 0).is_err() {
-        count(KernelCounter::ThreadsFull);
+        count(Loss::ThreadsFull);
     }
     THREADS.get_ptr_mut(&tid)
 }
@@ -366,14 +351,14 @@ fn exit(tid: u32, state: &ThreadState, now: u64) {
     let Some(outgoing) = OUTGOING.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own slot, and the scheduler does not interrupt itself.
     let exit = unsafe { &mut (*outgoing).exit };
-    exit.kind = KIND_EXIT;
+    exit.kind = RecordKind::Exit as u32;
     exit.pid = state.pid;
     exit.tid = state.tid;
     exit.first_ns = state.first_ns;
     exit.time_ns = now;
     exit.times = state.times;
     exit.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
-    tell(exit);
+    emit(exit);
     let _was_there = THREADS.remove(&tid);
 }
 
@@ -445,23 +430,23 @@ pub extern "C" fn add_off_cpu(key: *const OffCpuKey, ns: u64, times: u64, max_ns
             time.max_ns = max_ns;
         }
     } else if OFF_CPU.insert(key, &OffCpuTime { ns, count: times, max_ns }, 0).is_err() {
-        count(KernelCounter::OffCpuFull);
+        count(Loss::OffCpuFull);
     }
     0
 }
 
 #[inline(always)]
-fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
-    if !may_tell(arrival) {
-        count(KernelCounter::IntervalsDropped);
+fn emit_interval(state: &ThreadState, woken: u64, arrival: u64) {
+    if !may_emit(arrival) {
+        count(Loss::WaitsOmitted);
         return;
     }
     let Some(outgoing) = OUTGOING.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own slot, and the scheduler does not interrupt itself.
     let interval = unsafe { &mut (*outgoing).interval };
     let blocked = state.phase == Phase::Blocked as u32;
-    interval.kind = KIND_INTERVAL;
-    interval.cause = if blocked { state.cause } else { Cause::Unknown as u32 };
+    interval.kind = RecordKind::Interval as u32;
+    interval.cause = if blocked { state.cause } else { WaitCause::Unknown as u32 };
     interval.pid = state.pid;
     interval.tid = state.tid;
     interval.start_ns = state.since_ns;
@@ -476,7 +461,7 @@ fn send_interval(state: &ThreadState, woken: u64, arrival: u64) {
     interval.cpu = unsafe { bpf_get_smp_processor_id() };
     interval.instead_tid = state.instead_tid;
     interval.instead_comm = state.instead_comm;
-    tell(interval);
+    emit(interval);
 }
 
 /// Makes `state.stack` the stack that the current thread blocks with: the one it had before if it is to be `reused`, or
@@ -495,12 +480,12 @@ fn note_stack(ctx: &RawTracePointContext, state: &mut ThreadState, key: u64, now
     // The first few of each thread are not limited: they may be all it ever has.
     if known_key != 0 && !may_take_stack(state, now) {
         if !same {
-            count(KernelCounter::StacksSkipped);
+            count(Loss::OffCpuStacksSkipped);
         }
         state.stack = if same { known_stack } else { 0 };
         return;
     }
-    let stack = take_stack(ctx, state.pid, state.tid, now);
+    let stack = capture_stack(ctx, state.pid, state.tid, now);
     state.stack = stack;
     if stack != known_stack {
         flush(state, at);
@@ -537,16 +522,16 @@ fn waits_for(task_state: u32, state: &mut ThreadState, entry: &Entry) -> Wait {
     if entry.number < 0 {
         // Not in a system call: an exception, nearly always for a page; or stopped.
         let cause = if entry.number == KERNEL_THREAD && state.uninterruptible == 0 {
-            Cause::Park // it has no work
+            WaitCause::Park // it has no work
         } else if task_state & TASK_STOPPED_OR_TRACED != 0 || entry.number == KERNEL_THREAD {
-            Cause::Other
+            WaitCause::Other
         } else {
-            Cause::PageFault
+            WaitCause::PageFault
         } as u32;
         return Wait { cause, class: 0, syscall: -1, object: 0, stack_key };
     }
     let class = SYSCALLS.get(entry.number as u32).copied().unwrap_or(SyscallClass::Other as u8);
-    let wait = Wait { cause: Cause::Other as u32, syscall: entry.number, class, object, stack_key };
+    let wait = Wait { cause: WaitCause::Other as u32, syscall: entry.number, class, object, stack_key };
     let known = &state.known[at];
     let cause = if class == SyscallClass::Descriptor as u8 {
         // The descriptor is the same as before, and what it is has been looked up lately.
@@ -555,9 +540,9 @@ fn waits_for(task_state: u32, state: &mut ThreadState, entry: &Entry) -> Wait {
         }
         return Wait { cause: descriptor_cause(object as u32), ..wait };
     } else if class == SyscallClass::Disk as u8 && task_state & TASK_UNINTERRUPTIBLE == 0 {
-        Cause::Other // say, the other end of a FIFO
+        WaitCause::Other // say, the other end of a FIFO
     } else if class == SyscallClass::Futex as u8 {
-        Cause::of_futex(entry.args[1], entry.args[2])
+        WaitCause::of_futex(entry.args[1], entry.args[2])
     } else if class == SyscallClass::Poll as u8
         && state.loop_class == SyscallClass::Epoll as u32
         && entry.args[1] == 1
@@ -569,9 +554,9 @@ fn waits_for(task_state: u32, state: &mut ThreadState, entry: &Entry) -> Wait {
     } else if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8)
         && is_nested_wait(state, class.into(), entry)
     {
-        Cause::Other
+        WaitCause::Other
     } else {
-        Cause::of_class(class)
+        WaitCause::of_class(class)
     };
     Wait { cause: cause as u32, ..wait }
 }

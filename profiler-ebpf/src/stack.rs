@@ -10,7 +10,7 @@ use profiler_common::{
     MAX_FRAMES,
     cpu::{
         FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT, FLAG_USER_STACK_FAILED,
-        FLAG_USER_STACK_TRUNCATED, SAMPLE_FRAME_WORDS, SampleScratch,
+        FLAG_USER_STACK_TRUNCATED, SAMPLE_FRAME_WORDS, SampleScratch, StackEnd,
     },
     runtime::{Fingerprint, RUNTIME_WORDS},
 };
@@ -94,6 +94,7 @@ pub unsafe fn capture<U: Unwind>(
                 0
             } else {
                 let user_bytes = (user as u64) & 0x3ff;
+                flags |= (StackEnd::FramePointers as u32) << FLAG_USER_END_SHIFT;
                 if user_bytes == u64::from(STACK_BYTES) {
                     flags |= FLAG_USER_STACK_TRUNCATED;
                 }

@@ -16,9 +16,10 @@ use aya_ebpf::{
 };
 use profiler_common::{
     MAX_FRAMES,
-    alloc::{AllocScratch, CACHE_SLOTS, CACHE_WORDS, CachedStack, KIND_ALLOC_STACK},
+    alloc::{AllocScratch, CACHE_SLOTS, CACHE_WORDS, CachedStack},
     cpu::{END_STOPPED, FLAG_USER_END_SHIFT, SAMPLE_FRAME_WORDS, SAMPLE_HEADER_LEN},
-    loss::KernelCounter,
+    loss::Tally,
+    record::RecordKind,
     runtime::{
         CHAIN_FRAMES, RUNTIME_WORDS,
         v8::{BELOW, FrameWords, SAVED, fingerprint_step},
@@ -29,7 +30,7 @@ use profiler_common::{
 
 use crate::{
     hash::mix,
-    output::{add, count, send},
+    output::{add, send, tally},
     runtime::{append_runtime_words, keep},
     stack::hash_stack,
     target::Ids,
@@ -46,7 +47,7 @@ static STACK_SCRATCH: PerCpuArray<AllocScratch, { SCRATCHES as usize }> = PerCpu
 const SCRATCHES: u32 = 4;
 
 /// The user stack that begins with these registers, the instruction pointer being a return address. Returns its id, zero
-/// if it could not be taken; `known` tells whether userspace has been told of an id.
+/// if it could not be taken; `known` tells whether userspace knows an id.
 #[inline(always)]
 pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bool) -> u64 {
     let mut mine: Option<*mut AllocScratch> = None;
@@ -72,8 +73,8 @@ pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bo
     if id == 0 {
         begin(&mut scratch.sample.walk, registers, mappings_of(ids.pid), 0);
         id = walk_new_stack(scratch, ids.pid);
-        count(KernelCounter::AllocWalks);
-        if !known(id) && !tell(scratch, ids, id, now) {
+        tally(Tally::AllocWalks);
+        if !known(id) && !emit_new_stack(scratch, ids, id, now) {
             id = 0;
         }
     }
@@ -233,13 +234,13 @@ fn slot_of(pid: u32, ip: u64, sp: u64) -> u32 {
 
 /// Sends a new stack; returns whether there was room.
 #[inline(always)]
-fn tell(scratch: &mut AllocScratch, ids: &Ids, id: u64, now: u64) -> bool {
+fn emit_new_stack(scratch: &mut AllocScratch, ids: &Ids, id: u64, now: u64) -> bool {
     let header = &scratch.sample.header;
     let bytes = (u64::from(header.user_frames) + u64::from(header.runtime_words)) * 8;
     let header = core::ptr::from_mut(&mut scratch.sample.header).cast::<StackHeader>();
     // SAFETY: both headers have the same size and alignment, and flags and counts are at the same place.
     unsafe {
-        (*header).kind = KIND_ALLOC_STACK;
+        (*header).kind = RecordKind::AllocStack as u32;
         (*header).time_ns = now;
         (*header).pid = ids.pid;
         (*header).tid = ids.tid;

@@ -1,5 +1,5 @@
 //! The system-call probe: every call of a target counted by its length and result, waits by kind, reads and writes
-//! by descriptor, and the slowest told one by one.
+//! by descriptor, and the slowest reported one by one.
 //!
 //! Every call of every process on the machine passes `sys_enter` and `sys_exit` once they are attached: what is not
 //! a target leaves after its first comparison. What can be read later (arguments, descriptors) is read only when it
@@ -18,12 +18,13 @@ use aya_ebpf::{
 use profiler_common::{
     cost::Probe,
     histogram::bucket,
-    loss::KernelCounter,
-    sched::{Cause, MAX_SYSCALLS, SyscallClass},
+    loss::{Loss, Tally},
+    record::RecordKind,
+    sched::{MAX_SYSCALLS, SyscallClass, WaitCause},
     syscall::{
-        COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, ErrorKey, InCall, KIND_SLOW_CALL,
-        KNOWN_CALLS, MAX_CALLS, NAME_LEN, NameKind, ObjectKind, STACK_PERIOD_NS, SlowCall, WAIT_NS, WaitKind,
-        WaitsKey, WaitsStats, traits,
+        COMPAT, COST_SAMPLE, CallKey, CallStats, CallTimeKey, Done, ErrorKey, InCall, KNOWN_CALLS, MAX_CALLS,
+        NAME_LEN, NameKind, ObjectKind, STACK_PERIOD_NS, SlowCall, WAIT_NS, WaitKind, WaitsKey, WaitsStats,
+        traits,
     },
 };
 
@@ -34,10 +35,10 @@ use crate::{
     },
     descriptor::{cause_from, describe_descriptor, name_descriptor},
     descriptor_io::{end, forget_io, io, listen, listens, move_data},
-    emit::{may_tell, send_named, take_stack_if_allowed},
-    loops::ask_for_work,
+    emit::{capture_within_budget, emit_named, may_emit},
+    loop_hooks::ask_for_work,
     maps::{NO_PREALLOC, NOEXIST},
-    output::{self, charge_many, count, now_ns},
+    output::{self, charge_many, count, now_ns, tally},
     sched::settle,
     target::current_target,
     task::{arguments, arrivals, current_task, first_argument, is_compat},
@@ -96,7 +97,7 @@ static CALL_KINDS: Array<u32, MAX_SYSCALLS> = Array::new();
 #[btf_map]
 static COMPAT_KINDS: Array<u32, MAX_SYSCALLS> = Array::new();
 
-/// From which length on calls are told one by one, ns. Userspace moves it, so that about so many are as can be read.
+/// From which length on calls are reported one by one, ns. Userspace moves it, so that about so many are as can be read.
 #[btf_map]
 static CALL_SLOW_NS: Array<u64, 1> = Array::new();
 
@@ -111,7 +112,7 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     let (regs, number) = unsafe { (argument(&ctx, 0), argument(&ctx, 1) as u32) };
     let mut place = place_of(regs);
     if place == NO_TARGET {
-        count(KernelCounter::CallsOfOthers);
+        tally(Tally::CallsOfOthers);
         return 0;
     }
     if place == UNKNOWN {
@@ -125,7 +126,7 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     let call = unsafe { &mut *call };
     if call.interrupted_ns != 0 {
         if !add(call, call.interrupted_ns, call.interrupted_result) {
-            count(KernelCounter::CallsFull);
+            count(Loss::CallsFull);
         }
         call.interrupted_ns = 0;
     }
@@ -188,7 +189,7 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
         call.interrupted_ns = ns;
         call.interrupted_result = result;
     } else if !add(call, ns, result) {
-        count(KernelCounter::CallsFull);
+        count(Loss::CallsFull);
     }
     let (class, kinds) = kinds_of(call.number);
     call.owed_ns += ns;
@@ -282,7 +283,7 @@ pub fn call_stack(ctx: RawTracePointContext) -> u32 {
     let Some(call) = IN_CALL.get_ptr_mut(place_of(regs)) else { return 0 };
     // SAFETY: see `call_enter`.
     let call = unsafe { &mut *call };
-    call.stack = take_stack_if_allowed(&ctx, call.pid, call.tid, call.done.now);
+    call.stack = capture_within_budget(&ctx, call.pid, call.tid, call.done.now);
     // SAFETY: as in `call_exit`.
     unsafe { CALL_STEPS.tail_call(&ctx, STEP_FOLLOW) };
     0
@@ -336,14 +337,14 @@ fn follow(call: &mut InCall) {
             // SAFETY: only this thread's calls have this key.
             unsafe { *time += owed };
         } else if CALL_TIME.insert(&key, &owed, 0).is_err() {
-            count(KernelCounter::OffCpuFull);
+            count(Loss::OffCpuFull);
         }
     }
     if done.waited != 0 {
         wait(call, kind, done.duration_ns());
     }
     if done.slow != 0 && !kind.is_idle() {
-        tell_slow(call, kind as u32);
+        emit_slow_call(call, kind as u32);
     }
 }
 
@@ -387,7 +388,7 @@ pub extern "C" fn count_error(pid: u32, tid: u32, number: u32, errno: u32) -> u3
     match CALL_ERRORS.get_ptr_mut(&key) {
         // SAFETY: as in `add`.
         Some(errors) => unsafe { output::add(errors, 1) },
-        None => count(KernelCounter::CallsFull),
+        None => count(Loss::CallsFull),
     }
     0
 }
@@ -434,7 +435,7 @@ pub extern "C" fn find_call(pid: u32, tid: u32, number: u32) -> u32 {
 
 /// What a call would block for. Describes what it was made on.
 #[inline(always)]
-fn cause_of(call: &mut InCall, done: &Done) -> Cause {
+fn cause_of(call: &mut InCall, done: &Done) -> WaitCause {
     let class = done.class as u8;
     if done.traits as u16 & traits::POLL != 0 {
         // Who waits for one descriptor waits for what that is.
@@ -446,15 +447,15 @@ fn cause_of(call: &mut InCall, done: &Done) -> Cause {
             call.done.object = u64::from(descriptor);
             return cause_from(describe_descriptor(descriptor, &raw mut call.on));
         }
-        return Cause::Poll;
+        return WaitCause::Poll;
     }
     if class == SyscallClass::Descriptor as u8 || class == SyscallClass::Accept as u8 {
         cause_from(describe_descriptor(done.object as u32, &raw mut call.on))
     } else if class == SyscallClass::Futex as u8 {
         let args = arguments_of(call);
-        Cause::of_futex(args[1], args[2])
+        WaitCause::of_futex(args[1], args[2])
     } else {
-        Cause::of_class(class)
+        WaitCause::of_class(class)
     }
 }
 
@@ -467,7 +468,7 @@ fn wait(call: &InCall, kind: WaitKind, ns: u64) {
             let Some(new) = NEW_WAITS.get(0) else { return };
             let _another_thread_did = CALL_WAITS.insert(&key, new, NOEXIST);
             let Some(waits) = CALL_WAITS.get_ptr_mut(&key) else {
-                count(KernelCounter::CallsFull);
+                count(Loss::CallsFull);
                 return;
             };
             waits
@@ -488,21 +489,21 @@ fn wait(call: &InCall, kind: WaitKind, ns: u64) {
     }
 }
 
-/// Tells of a call that took long; of which [`WaitKind`] it is a number. Not inlined, as [`begin_io`].
+/// Reports a call that took long; `kind` is the number of its [`WaitKind`]. Not inlined, as [`begin_io`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tell_slow(call: *mut InCall, kind: u32) -> u32 {
+pub extern "C" fn emit_slow_call(call: *mut InCall, kind: u32) -> u32 {
     // SAFETY: as in `begin_io`.
     let Some(call) = (unsafe { call.as_ref() }) else { return 0 };
     let done = &call.done;
-    if !may_tell(done.now) {
-        count(KernelCounter::SlowCallsDropped);
+    if !may_emit(done.now) {
+        count(Loss::SlowCallsOmitted);
         return 0;
     }
     let Some(slow) = SLOW_CALL.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot; no program that uses it interrupts another.
     let slow = unsafe { &mut *slow };
-    slow.kind = KIND_SLOW_CALL;
+    slow.kind = RecordKind::SlowCall as u32;
     slow.number = call.number;
     slow.pid = call.pid;
     slow.tid = call.tid;
@@ -531,7 +532,7 @@ pub extern "C" fn tell_slow(call: *mut InCall, kind: u32) -> u32 {
     } else if has_descriptor(done) && call.on.kind != ObjectKind::Net as u32 {
         name_descriptor(done.object as u32, &raw mut slow.name);
     }
-    send_named(slow, &slow.name);
+    emit_named(slow, &slow.name);
     0
 }
 

@@ -8,7 +8,13 @@ use aya_ebpf::{
 };
 use profiler_common::target::{INIT_PIDNS_INUM, MAX_PIDNS_LEVELS, MAX_TARGETS, TargetMode};
 
-use crate::task::read;
+use crate::{
+    offsets::{
+        OFF_PID_LEVEL, OFF_PID_NUMBERS, OFF_PIDNS_INUM, OFF_TASK_GROUP_LEADER, OFF_TASK_PID, OFF_TASK_TGID,
+        OFF_TASK_THREAD_PID, OFF_UPID_NS, SIZE_UPID,
+    },
+    task::read,
+};
 
 #[unsafe(no_mangle)]
 pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::Pids as u32);
@@ -19,26 +25,6 @@ pub static ONLY_TGID: Global<u32> = Global::new(0);
 /// Inode of the PID namespace whose ids are used; the initial one costs nothing extra.
 #[unsafe(no_mangle)]
 static PIDNS_INUM: Global<u32> = Global::new(INIT_PIDNS_INUM);
-
-// Offsets in the running kernel's structures, in bytes, from its BTF.
-#[unsafe(no_mangle)]
-pub static OFF_TASK_PID: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-pub static OFF_TASK_TGID: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TASK_GROUP_LEADER: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TASK_THREAD_PID: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_PID_LEVEL: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_PID_NUMBERS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_UPID_NS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static SIZE_UPID: Global<u32> = Global::new(16);
-#[unsafe(no_mangle)]
-static OFF_PIDNS_INUM: Global<u32> = Global::new(0);
 
 /// Mode `Cgroup`: the one cgroup.
 #[btf_map]

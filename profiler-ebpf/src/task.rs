@@ -4,7 +4,6 @@
 use core::mem::offset_of;
 
 use aya_ebpf::{
-    Global,
     bindings::bpf_user_pt_regs_t,
     helpers::{
         bpf_probe_read_kernel,
@@ -15,32 +14,13 @@ use aya_ebpf::{
 use profiler_common::sched::MAX_SYSCALLS;
 use profiler_common::unwind::Registers;
 
-use crate::hash::mix;
-
-// Offsets in the running kernel's structures, in bytes, from its BTF.
-#[unsafe(no_mangle)]
-pub static OFF_TASK_STATE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-pub static OFF_TASK_STACK: Global<u32> = Global::new(0);
-#[cfg(not(bpf_target_arch = "aarch64"))]
-#[unsafe(no_mangle)]
-static OFF_TASK_STATUS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-pub static OFF_TASK_COMM: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TASK_PCOUNT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TASK_RUN_DELAY: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TASK_LAST_ARRIVAL: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-pub static OFF_TASK_EXEC: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_TASK_CFS_RQ: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_CFS_RQ_RQ: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_RQ_CLOCK: Global<u32> = Global::new(0);
+use crate::{
+    hash::mix,
+    offsets::{
+        OFF_CFS_RQ_RQ, OFF_RQ_CLOCK, OFF_TASK_CFS_RQ, OFF_TASK_LAST_ARRIVAL, OFF_TASK_PCOUNT,
+        OFF_TASK_RUN_DELAY, OFF_TASK_STACK,
+    },
+};
 
 /// Reads a member of a kernel structure.
 #[inline(always)]
@@ -209,7 +189,7 @@ const ARGUMENTS: [u32; 6] = [size_of::<bpf_user_pt_regs_t>() as u32, 8, 16, 24, 
 pub fn is_compat(task: *const u8) -> bool {
     /// arch/x86/include/asm/thread_info.h
     const TS_COMPAT: u32 = 0x2;
-    load::<u32>(task, OFF_TASK_STATUS.load()) & TS_COMPAT != 0
+    load::<u32>(task, crate::offsets::OFF_TASK_STATUS.load()) & TS_COMPAT != 0
 }
 
 /// Whether the current task's system call is one of the 32-bit table.

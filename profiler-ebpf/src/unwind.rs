@@ -4,10 +4,9 @@
 //! One bounded loop in one program: see ARCHITECTURE.md for why no tail calls.
 
 use aya_ebpf::{
-    Global,
     bindings::bpf_user_pt_regs_t,
     btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_user},
+    helpers::generated::bpf_get_current_task,
     macros::btf_map,
 };
 use profiler_common::{
@@ -24,6 +23,8 @@ use profiler_common::{
 };
 
 use crate::{
+    memory::UserMemory,
+    offsets::{OFF_RETURN_ADDRESS, OFF_RETURN_NEXT, OFF_RETURN_STACK, OFF_TASK_UTASK, OFF_UTASK_RETURNS},
     runtime,
     task::{current_task, is_user, read, registers, saved_registers, user_registers},
 };
@@ -32,18 +33,6 @@ use crate::{
 type Native = profiler_common::unwind::Aarch64;
 #[cfg(not(bpf_target_arch = "aarch64"))]
 type Native = profiler_common::unwind::X86_64;
-
-// Offsets in the running kernel's structures, in bytes, from its BTF; zero where they are not needed.
-#[unsafe(no_mangle)]
-static OFF_TASK_UTASK: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_UTASK_RETURNS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_RETURN_STACK: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_RETURN_ADDRESS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static OFF_RETURN_NEXT: Global<u32> = Global::new(0);
 
 /// Lets inner maps differ in size (`BPF_F_INNER_MAP`, Linux 5.10).
 const INNER_MAP: usize = 1 << 12;
@@ -64,28 +53,7 @@ static TABLES: ArrayOfMaps<Array<Page, 1, INNER_MAP>, MAX_TABLES> = ArrayOfMaps:
 #[btf_map]
 static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
 
-/// The memory of the current process.
-pub struct UserMemory;
-
-impl Memory for UserMemory {
-    #[inline(always)]
-    fn read_u64(&self, address: u64) -> Option<u64> {
-        let mut word = 0u64;
-        // SAFETY: the helper checks the address and does not fault.
-        let error = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const _) };
-        (error == 0).then_some(word)
-    }
-
-    #[inline(always)]
-    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
-        let mut words = [0u64; 2];
-        // SAFETY: as above.
-        let error = unsafe { bpf_probe_read_user((&raw mut words).cast(), 16, address as *const _) };
-        (error == 0).then_some(words)
-    }
-}
-
-/// The same, but for two words at `at` that have been read already.
+/// The memory of the current process, but for two words at `at` that have been read already.
 struct Known {
     at: u64,
     words: Option<[u64; 2]>,

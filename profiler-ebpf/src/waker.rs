@@ -12,18 +12,20 @@ use profiler_common::{
     COMM_LEN,
     cost::Probe,
     cpu::{SAMPLE_FRAME_WORDS, SampleScratch},
-    loss::KernelCounter,
-    sched::{KIND_WAKER, Phase, ThreadState},
+    loss::Loss,
+    record::RecordKind,
+    sched::{Phase, ThreadState},
 };
 
 use crate::{
-    emit::{send_stack, take_from_budget},
+    emit::{emit_stack, take_from_budget},
     hash::mix,
+    offsets::{OFF_TASK_PID, OFF_TASK_STACK, OFF_TASK_TGID},
     output::{charge, count, now_ns},
     sched::{MAX_REUSED, THREADS},
     stack::{self, Tables},
-    target::{Ids, OFF_TASK_PID, OFF_TASK_TGID, ONLY_TGID, current_ids},
-    task::{OFF_TASK_STACK, current_task, load, read, syscall_entry},
+    target::{Ids, ONLY_TGID, current_ids},
+    task::{current_task, load, read, syscall_entry},
 };
 
 /// Size of a task's kernel stack with 4 KiB pages, x86_64 and aarch64; larger ones are only in debugging kernels.
@@ -90,7 +92,7 @@ fn note_waker(ctx: &RawTracePointContext, state: &mut ThreadState, now: u64) {
         // SAFETY: the context of this program.
         unsafe { stack::capture::<Tables>(ctx.as_ptr(), None, pid, scratch) }
     } else {
-        count(KernelCounter::StacksSkipped);
+        count(Loss::OffCpuStacksSkipped);
         scratch.header.flags = 0;
         scratch.header.kernel_frames = 0;
         scratch.header.user_frames = 0;
@@ -105,7 +107,7 @@ fn note_waker(ctx: &RawTracePointContext, state: &mut ThreadState, now: u64) {
     let (at, words) = ((bytes / 8) as usize, name.as_chunks::<8>().0);
     scratch.frames[at & (SAMPLE_FRAME_WORDS - 1)] = u64::from_ne_bytes(words[0]);
     scratch.frames[(at + 1) & (SAMPLE_FRAME_WORDS - 1)] = u64::from_ne_bytes(words[1]);
-    state.waker = send_stack(scratch, KIND_WAKER, bytes, COMM_LEN as u64, mix(who));
+    state.waker = emit_stack(scratch, RecordKind::Waker as u32, bytes, COMM_LEN as u64, mix(who));
     if bytes != 0 {
         // Frames of a runtime can be other functions' next time, with the same registers.
         state.waker_key = if scratch.header.runtime_words == 0 { key } else { 0 };

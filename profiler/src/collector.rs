@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use profiler_common::{cost, loss::Tally};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -94,7 +95,7 @@ impl Collector {
         if settings.kernel_log {
             kernel.start_log()?;
         }
-        // Notices first: what is mapped after /proc has been read is told by them.
+        // Notices first: they have what is mapped after /proc has been read.
         let sideband_bytes = if track_all { SIDEBAND_BYTES_FOR_ALL } else { SIDEBAND_BYTES };
         let notices = Sideband::open(&cpus, sideband_bytes)?;
         let mut resolver = Resolver::new(proc_root, Clock::monotonic(), track_all, settings.name_runtimes);
@@ -305,19 +306,17 @@ impl Collector {
 
     fn accounts(&self) -> Accounts {
         let mut losses = self.resolver.losses.clone();
-        let specs = || self.probes.iter().map(|(spec, _)| spec);
-        for &(counter, loss) in specs().flat_map(|spec| spec.losses) {
-            losses.set(loss, self.kernel.counter(counter));
+        for loss in Loss::ALL {
+            losses.add(loss, self.kernel.lost(loss));
         }
         losses.set(Loss::CodeReused, self.resolver.processes.reused());
-        let costs = specs().flat_map(|spec| spec.costs);
-        let costs = costs.map(|&(probe, name)| (name, self.kernel.cost(probe)));
+        let costs = cost::Probe::ALL.into_iter().map(|probe| (probe.words(), self.kernel.cost(probe)));
         let (now, running) = (Usage::now(), self.usage_at_stop.unwrap_or_else(Usage::now));
         let agent_cpu_ns = running.cpu_ns.saturating_sub(self.usage_at_start.cpu_ns);
         let tables = &self.resolver.tables;
         Accounts {
             duration_ns: self.elapsed().as_nanos() as u64,
-            samples_taken: self.kernel.counter(profiler_common::loss::KernelCounter::SamplesTaken),
+            samples_taken: self.kernel.tallied(Tally::SamplesTaken),
             losses,
             probes: costs
                 .filter(|(_, cost)| cost.runs > 0)

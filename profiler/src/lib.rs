@@ -17,6 +17,7 @@ pub mod foreign;
 pub mod kernel;
 pub mod metrics;
 pub mod model;
+pub mod naming;
 pub mod output;
 pub mod probe;
 pub mod process;

@@ -17,6 +17,7 @@ use crate::{
         stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, StackId, Tables, ThreadKey},
         totals::intern_stack,
     },
+    naming,
     probe::cpu::records::RawSample,
     process::{ProcessTable, clock::Clock, memory::ProcessMemory, table::Resolution, target::comm},
     runtimes::{Runtimes, UserFrame, UserStack},
@@ -89,7 +90,7 @@ impl Resolver {
     }
 
     /// Other code is mapped into processes: those that are `followed`, and what they have mapped, need unwind tables. Those
-    /// in `gone` do not any more. Tells `changed` of each process.
+    /// in `gone` do not any more. Calls `changed` with each process.
     pub fn update_tables(
         &mut self,
         gone: Vec<u32>,
@@ -205,7 +206,7 @@ impl Resolver {
         functions.any(|function| ENTRIES.iter().any(|entry| function.name.starts_with(entry)))
     }
 
-    /// Finds out a thread's name, and its process's, where no sample has told them.
+    /// Finds out a thread's name, and its process's, where no sample has named them.
     pub fn name_thread(&mut self, thread: ThreadKey) {
         for of in [ThreadKey { tid: thread.pid, ..thread }, thread] {
             if !self.tables.threads.contains_key(&of) {
@@ -230,7 +231,7 @@ impl Resolver {
     /// Names everything in `totals`.
     pub fn name(&mut self, meta: &Meta, accounts: Accounts, totals: Totals, detail: Detail) -> Run {
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
-        Run::build(meta.clone(), accounts, totals, &self.tables, &mut symbolizer, detail)
+        naming::run(meta.clone(), accounts, totals, &self.tables, &mut symbolizer, detail)
     }
 }
 

@@ -2,7 +2,7 @@
 //! leads to the innermost, and each to its caller. Native frames of the interpreter's loop and Python's frames are put
 //! together in userspace, by which of Python's ends each call of the loop.
 
-use super::{Entry, EntryKind, RUNTIME_WORDS};
+use super::entry::{Entry, EntryKind, RUNTIME_WORDS};
 use crate::unwind::Memory;
 
 /// No such thing in this version.

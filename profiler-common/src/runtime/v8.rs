@@ -2,7 +2,10 @@
 //! context, the function, the number of arguments, and if it is interpreted its bytecode and the position in it
 //! (`v8dbg_off_fp_*`).
 
-use super::{CHAIN_FRAMES, CHAINS, Chain, Entry, EntryKind, Fingerprint};
+use super::{
+    entry::{Entry, EntryKind},
+    fingerprint::{CHAIN_FRAMES, CHAINS, Chain, Fingerprint},
+};
 
 /// What the kernel programs must know of a V8.
 #[repr(C)]

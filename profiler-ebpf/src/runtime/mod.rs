@@ -1,18 +1,14 @@
 //! Frames of language runtimes: what is copied of them while a stack is walked. Layouts and what they mean are in
 //! `profiler_common::runtime`. A process without a runtime pays a test.
 
-use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use profiler_common::{
     cpu::{SAMPLE_FRAME_WORDS, SampleScratch},
-    runtime::{Fingerprint, MAX_RUNTIME_OFFSETS, PYTHON, RUNTIME_WORDS, RuntimeOffsets},
+    runtime::{Fingerprint, PYTHON, RUNTIME_WORDS},
 };
 
+mod builds;
 pub mod python;
 pub mod v8;
-
-/// What must be known of runtimes, by [`ProcessMappings::offsets`](profiler_common::mapping::ProcessMappings::offsets).
-#[btf_map]
-static RUNTIMES: Array<RuntimeOffsets, MAX_RUNTIME_OFFSETS> = Array::new();
 
 /// Keeps the entry that the last step found, if it did, for the stack's frame of that index.
 ///

@@ -1,9 +1,6 @@
 //! Frames of CPython: copied after the walk, since they lie in a list of their own.
 
-use aya_ebpf::{
-    Global,
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_user},
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_user};
 use profiler_common::{
     MAX_FRAMES,
     cpu::SampleScratch,
@@ -13,12 +10,8 @@ use profiler_common::{
     },
 };
 
-use super::RUNTIMES;
-use crate::{hash::mix, task::read, unwind::UserMemory};
-
-/// Offset of the thread pointer in the running kernel's `task_struct`; zero if it is not known.
-#[unsafe(no_mangle)]
-static OFF_TASK_THREAD_POINTER: Global<u32> = Global::new(0);
+use super::builds::RUNTIMES;
+use crate::{hash::mix, memory::UserMemory, offsets::OFF_TASK_THREAD_POINTER, task::read};
 
 /// Adds the Python frames of the current thread to the entries that there are.
 ///

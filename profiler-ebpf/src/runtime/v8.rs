@@ -9,7 +9,7 @@ use profiler_common::{
     },
 };
 
-use super::RUNTIMES;
+use super::builds::RUNTIMES;
 use crate::hash::mix;
 
 /// Copies what tells the function of the current frame, which is in code without unwind information. Returns the caller's

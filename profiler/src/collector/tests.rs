@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use profiler_common::loss::KernelCounter;
+use profiler_common::loss::Tally;
 
 use super::{fixtures::run_of_7, *};
 use crate::{
@@ -64,8 +64,8 @@ fn without_notices_it_is_looked_once_a_second_who_has_ended() {
 #[test]
 fn the_report_holds_totals_losses_and_costs() {
     let mut run = run_of_7();
-    run.kernel.count(KernelCounter::SamplesTaken, 3);
-    run.kernel.count(KernelCounter::RingBufferFull, 2);
+    run.kernel.tally(Tally::SamplesTaken, 3);
+    run.kernel.lose(Loss::RingBufferFull, 2);
     run.kernel.0.borrow_mut().records = vec![bytes(&raw(7, 7, 10, &[0x1800]))];
     run.kernel.0.borrow_mut().notices = (Vec::new(), 4);
     run.hands.set(3 * S);

@@ -47,20 +47,14 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
-        detect::{
-            self,
-            long_wait::fixtures::wait,
-            memory_diff,
-            rule::Overrides,
-            stall::fixtures::{LOOP, turn},
-        },
+        detect::{self, memory_diff, rule::Overrides},
         model::{
             cause::WaitCause,
             kind::{CPU, ProfileKind},
             memory::{Footprint, Memory, fixtures::site},
             report::{Accounts, Meta, Run, Totals},
             sample::Sample,
-            sections::Told,
+            sections::Sections,
             stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, StackId, Tables, ThreadKey},
             syscall::{Calls, KindWaits},
             threshold::Thresholds,
@@ -68,8 +62,13 @@ pub(crate) mod tests {
             vitals::{ProcessVitals, Vitals},
             wait::{Blocking, ThreadTime},
         },
+        naming,
         output::{FORMATS, Format, OutputSpec, RenderOptions, report, summary, text::Style},
-        probe::sched::totals::{Now, Waits},
+        probe::sched::{
+            long_wait::fixtures::wait,
+            stall::fixtures::{LOOP, iteration},
+            totals::{Now, Waits},
+        },
         recording::{
             Recorder,
             load::{names, write_snapshot},
@@ -144,7 +143,7 @@ pub(crate) mod tests {
         for (i, &(tid, address, weight, cause)) in samples.iter().enumerate() {
             let thread = ThreadKey { pid: 7, tid };
             let (stack, time_ns) = (stack(&mut tables, address), i as u64 * 10 * MS);
-            let cause = (cause > 0).then(|| WaitCause::from_number(cause));
+            let cause = (cause > 0).then(|| WaitCause::from_number(cause).unwrap_or(WaitCause::Unknown));
             let sample = Sample { time_ns, thread, cpu: 0, stack, weight, cause };
             let name = format!("t{tid}");
             let new = tables.threads.insert(thread, name.clone()).is_none().then_some(name.as_str());
@@ -163,7 +162,7 @@ pub(crate) mod tests {
             calls.waits.push(KindWaits {
                 pid: 7,
                 process: name,
-                kind: crate::model::syscall::CallKind::Pipe,
+                kind: crate::model::syscall::WaitKind::Pipe,
                 peer: String::new(),
                 lengths: crate::model::distribution::Summary::default(),
                 stack: Some(stack),
@@ -174,7 +173,7 @@ pub(crate) mod tests {
             slow.block.stack = Some(stack(&mut tables, 1000 + start)); // in no sample
             let slow_site = slow.block.stack.map(|stack| site(stack.0, [0.0, length as f64]));
             waits.wait(slow);
-            waits.turn(&turn(start * MS, (start + length) * MS, length * MS / 2, 0));
+            waits.iteration(&iteration(start * MS, (start + length) * MS, length * MS / 2, 0));
             memory.sites.extend(slow_site);
             let mut starved = wait(9, start, 0, length * MS, WaitCause::Other);
             starved.block.stack = None;
@@ -182,8 +181,9 @@ pub(crate) mod tests {
         }
         let threads = vec![ThreadTime { thread: LOOP, wall_ns: 10, on_cpu_ns: 10, ..ThreadTime::default() }];
         let blocking = waits.blocking(Now { threads, ..Now::default() });
-        let told = Told { blocking: Some(&Blocking::default()), memory: Some(&memory), ..Told::default() };
-        recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
+        let sections =
+            Sections { blocking: Some(&Blocking::default()), memory: Some(&memory), ..Sections::default() };
+        recorder.checkpoint(&Accounts::default(), sections, &tables).unwrap();
         let totals = Totals {
             cpu: cpu.snapshot(),
             off_cpu: Some(off_cpu.snapshot()),
@@ -193,9 +193,9 @@ pub(crate) mod tests {
             vitals: Some(vitals),
             memory: Some(memory),
         };
-        let mut run = Run::build(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
+        let mut run = naming::run(meta, Accounts::default(), totals, &tables, &mut Fake, Detail::Full);
         detect::judge(&mut run, &Overrides::default());
-        let written = recorder.finish(&run.cpu.accounts, run.told(), &tables, &names(&run)).unwrap();
+        let written = recorder.finish(&run.cpu.accounts, run.sections(), &tables, &names(&run)).unwrap();
         std::fs::write(path, written).unwrap();
         run
     }
@@ -232,14 +232,14 @@ pub(crate) mod tests {
         let path = dir.path().join("x.prec");
         let live = record(&path, &[(7, 1, 5, 0)], &[(0, 100)]);
         let nothing = Tables::default();
-        let (told, nobody) = (live.told(), Told::default());
-        for told in [
-            Told { blocking: told.blocking, ..nobody },
-            Told { memory: told.memory, ..nobody },
-            Told { calls: told.calls, ..nobody },
+        let (sections, nobody) = (live.sections(), Sections::default());
+        for sections in [
+            Sections { blocking: sections.blocking, ..nobody },
+            Sections { memory: sections.memory, ..nobody },
+            Sections { calls: sections.calls, ..nobody },
         ] {
             let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
-            let written = recorder.finish(&live.cpu.accounts, told, &nothing, &[]).unwrap();
+            let written = recorder.finish(&live.cpu.accounts, sections, &nothing, &[]).unwrap();
             std::fs::write(&path, written).unwrap();
             assert!(
                 load(&path, &Overrides::default()).err().unwrap().to_string().contains("refers to nothing")

@@ -581,10 +581,10 @@ mod tests {
         for stack in &mut run.cpu.stacks {
             stack.thread = thread;
         }
-        let turns = Summary { count: 100, p99_ns: delay_ns, max_ns: delay_ns, ..Summary::default() };
+        let iterations = Summary { count: 100, p99_ns: delay_ns, max_ns: delay_ns, ..Summary::default() };
         run.blocking = Some(Blocking {
             threads: vec![ThreadTime { thread, on_cpu_ns: 3_000_000_000, ..ThreadTime::default() }],
-            loops: vec![EventLoop { thread, turns, ..EventLoop::default() }],
+            loops: vec![EventLoop { thread, iterations, ..EventLoop::default() }],
             ..Blocking::default()
         });
         run

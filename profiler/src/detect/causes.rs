@@ -155,13 +155,14 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
 mod tests {
     use super::*;
     use crate::{
-        detect::{findings, fixtures::name_stacks, long_wait::fixtures::wait, rule::Overrides},
+        detect::{findings, fixtures::name_stacks, rule::Overrides},
         model::{
             kind::OFF_CPU,
             report::fixtures,
             threshold::Thresholds,
             wait::{Convoy, ThreadTime},
         },
+        probe::sched::long_wait::fixtures::wait,
     };
 
     fn settled(stack: &str, cause: WaitCause) -> WaitCause {
@@ -198,7 +199,7 @@ mod tests {
         let mut run = fixtures::run(&[]);
         let of = wait(9, 0, 2_000_000_000, 0, WaitCause::Lock);
         let mut long: Vec<_> =
-            crate::detect::long_wait::long_waits(&of, false, &Thresholds::default()).collect();
+            crate::probe::sched::long_wait::long_waits(&of, false, &Thresholds::default()).collect();
         long[0].block.stack = Some(StackId(0));
         let thread = ThreadTime {
             thread: of.thread,

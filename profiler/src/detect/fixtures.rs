@@ -2,14 +2,7 @@
 
 use std::rc::Rc;
 
-use profiler_common::sched::Cause;
-
 use crate::{
-    detect::{
-        convoy::{Holder, Waiter},
-        long_wait::{Wait, fixtures::wait},
-        stall::fixtures::{LOOP, block, turn},
-    },
     model::{
         cause::WaitCause,
         distribution::Summary,
@@ -23,7 +16,12 @@ use crate::{
         threshold::Thresholds,
         wait::{Block, EventLoop, RunQueue, ThreadTime},
     },
-    probe::sched::totals::{Now, Waits},
+    probe::sched::{
+        convoy::{Holder, Waiter},
+        long_wait::{Wait, fixtures::wait},
+        stall::fixtures::{LOOP, block, iteration},
+        totals::{Now, Waits},
+    },
 };
 
 /// A process with a leak of objects of 100 bytes, a cache, and growth that neither explains.
@@ -83,13 +81,13 @@ pub fn run_with_findings() -> Run {
         for at in 0..20 {
             waits.cpu_sample(LOOP, start + at * 10 * MS, StackId((at % 2 == 0).into()), at % 10 == 9);
         }
-        waits.turn(&turn(start, start + (200 + i % 4) * MS, 199 * MS, MS));
+        waits.iteration(&iteration(start, start + (200 + i % 4) * MS, 199 * MS, MS));
     }
     for i in 0..3 {
         let start = (60 + i) * S;
         let block = Block { stack: Some(StackId(2)), ..block(start + MS, 30 * MS, 0, WaitCause::Disk) };
         waits.wait(Wait { thread: LOOP, block, ..wait(LOOP.tid, 0, 0, 0, WaitCause::Disk) });
-        waits.turn(&turn(start, start + 32 * MS, 2 * MS, 0));
+        waits.iteration(&iteration(start, start + 32 * MS, 2 * MS, 0));
     }
     for (i, tid) in [9, 9, 10].into_iter().enumerate() {
         let mut slow = wait(tid, i as u64 * 4 * S, 2 * S + i as u64 * S / 10, 0, WaitCause::Network);
@@ -137,7 +135,7 @@ pub fn run_with_findings() -> Run {
             process: "app".into(),
             name: "node".into(),
             wait: "epoll_wait".into(),
-            turns: summary(1234, 203 * MS),
+            iterations: summary(1234, 203 * MS),
             ..EventLoop::default()
         }],
         ..Now::default()
@@ -150,11 +148,12 @@ pub fn run_with_findings() -> Run {
     name_stacks(&mut run, &STACKS);
     let names = Rc::clone(&run.cpu.names);
     if let Some(off_cpu) = &mut run.off_cpu {
-        let weights = [(2, 2 * S, Cause::Disk), (3, 41 * S, Cause::Network), (4, 50 * S, Cause::Park)];
+        let weights =
+            [(2, 2 * S, WaitCause::Disk), (3, 41 * S, WaitCause::Network), (4, 50 * S, WaitCause::Park)];
         for (stack, weight, cause) in weights {
             let mut like = run.cpu.stacks[0].clone();
             like.frames = names.stack(StackId(stack)).to_vec();
-            (like.weight, like.cause) = (weight, Some(WaitCause::from_number(cause as u32)));
+            (like.weight, like.cause) = (weight, Some(cause));
             off_cpu.stacks.push(like);
             off_cpu.total += weight;
         }

@@ -19,7 +19,7 @@ use crate::{
 /// Less time and fewer points in the part that is judged say nothing.
 const MIN_SECONDS: f64 = 15.0;
 const MIN_POINTS: usize = 12;
-/// Growth in the part that is judged that is worth telling, bytes: of a site, and of a whole process.
+/// Growth in the part that is judged that is worth reporting, bytes: of a site, and of a whole process.
 const MIN_GROWTH: (f64, f64) = (16.0 * 1024.0, 1024.0 * 1024.0);
 /// Points of the envelope: the work of the tests grows with their square.
 const ENVELOPE: usize = 64;

@@ -1,4 +1,4 @@
-//! One finding for one defect: what several rules see of it, or what happens alike in several processes, is told once.
+//! One finding for one defect: what several rules see of it, or what happens alike in several processes, is reported once.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 

@@ -8,21 +8,16 @@ use crate::{
 
 pub mod blocked;
 pub mod causes;
-pub mod chatty;
-pub mod convoy;
 pub mod diagnosis;
 pub mod groups;
 pub mod hotspot;
 pub mod leak;
-pub mod long_wait;
 pub mod memory_diff;
 pub mod merge;
 pub mod paths;
 pub mod roles;
 pub mod rule;
 pub mod rules;
-pub mod stall;
-pub mod storm;
 pub mod trend;
 pub mod words;
 

@@ -7,6 +7,7 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context as _, Result, bail};
+use profiler_common::offsets::{Group, Offset};
 
 /// Where the kernel publishes its own types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -87,6 +88,18 @@ impl<'a> Btf<'a> {
             .with_context(|| format!("kernel's struct {name} has no member {member}"))
     }
 
+    /// The value of a kernel global: along the first path that the kernel has.
+    fn value(&self, offset: &Offset) -> Result<u32> {
+        let along = |path: &&[(&str, &str)]| -> Result<u32> {
+            path.iter().try_fold(0, |sum, &(name, member)| {
+                Ok(sum + if member.is_empty() { self.size(name)? } else { self.offset(name, member)? })
+            })
+        };
+        let mut values = offset.paths.iter().map(along);
+        let first = values.next().context("an offset has no path")?;
+        first.or_else(|error| values.find_map(Result::ok).ok_or(error))
+    }
+
     /// Id of a function among all types.
     pub fn function_id(&self, name: &str) -> Option<u32> {
         self.functions.get(name).copied()
@@ -134,6 +147,24 @@ impl<'a> Types<'_, 'a> {
         }
         Ok(())
     }
+}
+
+/// Values of the globals of `groups`, from BTF `data`.
+pub fn look_up(data: &[u8], groups: &[&Group]) -> Result<Vec<(&'static str, u32)>> {
+    let paths = groups.iter().flat_map(|group| group.offsets).flat_map(|offset| offset.paths);
+    let names: Vec<&str> = paths.flat_map(|path| path.iter()).map(|&(name, _)| name).collect();
+    let btf = Btf::parse(data, &names)?;
+    let mut values = Vec::new();
+    for group in groups {
+        let found: Result<Vec<_>> =
+            group.offsets.iter().map(|offset| Ok((offset.global, btf.value(offset)?))).collect();
+        match found {
+            Ok(found) => values.extend(found),
+            Err(_) if group.optional => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(values)
 }
 
 /// Whether the running kernel publishes BTF.
@@ -193,6 +224,24 @@ mod tests {
         assert_eq!((btf.function_id("pair"), btf.function_id("int")), (Some(3), None));
         assert!(btf.offset("pair", "c").is_err());
         assert!(btf.offset("other", "a").is_err());
+    }
+
+    #[test]
+    fn globals_are_looked_up_by_group() {
+        let at = |global, paths| Offset { global, paths };
+        let there = [
+            at("SECOND", &[&[("pair", "renamed")], &[("pair", "b")]]),
+            at("SUM", &[&[("pair", "b"), ("pair", "b")]]),
+            at("SIZE", &[&[("pair", "")]]),
+        ];
+        let half = [at("FIRST", &[&[("pair", "a")]]), at("MISSING", &[&[("pair", "c")]])];
+        let (there, half): (&'static [Offset], &'static [Offset]) =
+            (Box::leak(Box::new(there)), Box::leak(Box::new(half)));
+        let group = |offsets, optional| Group { offsets, optional };
+        let found = look_up(&sample(), &[&group(there, false), &group(half, true)]).unwrap();
+        assert_eq!(found, [("SECOND", 4), ("SUM", 8), ("SIZE", 8)]);
+        let error = look_up(&sample(), &[&group(half, false)]).unwrap_err();
+        assert_eq!(error.to_string(), "kernel's struct pair has no member c");
     }
 
     proptest! {

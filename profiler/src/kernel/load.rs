@@ -24,18 +24,19 @@ use aya::{
 use profiler_common::{
     COMM_LEN,
     cost::{Probe, ProbeCost},
-    loss::KernelCounter,
+    loss::{Loss, Tally},
+    offsets::{self, Group},
     target::{INIT_PIDNS_INUM, TargetMode},
 };
 
 use crate::{
     error::Error,
     kernel::{
-        btf::{self, Btf},
+        btf,
         costs::{Costs, cost_in},
         port::{Event, Hook, Port},
         preflight,
-        unwind::{self, UnwindMaps},
+        unwind::UnwindMaps,
         uprobe,
     },
     process::target::Target,
@@ -55,7 +56,7 @@ const RING_BYTES_MAX: u32 = 16 * 1024 * 1024;
 pub struct Plan {
     globals: BTreeMap<&'static str, Vec<u8>>,
     map_sizes: BTreeMap<&'static str, u32>,
-    task_ids: bool,
+    offsets: Vec<&'static Group>,
     more_records: bool,
 }
 
@@ -68,8 +69,8 @@ impl Plan {
     }
 
     /// Sets globals to where members of kernel structures are.
-    pub fn offsets(&mut self, offsets: impl IntoIterator<Item = (&'static str, u32)>) {
-        offsets.into_iter().for_each(|(name, offset)| self.global(name, offset));
+    pub fn offsets(&mut self, groups: &[&'static Group]) {
+        self.offsets.extend(groups);
     }
 
     /// Sets how many entries a map has.
@@ -80,11 +81,6 @@ impl Plan {
     /// How many entries a map is to have, if it is not to have its usual size.
     pub fn size_of(&self, map: &str) -> Option<u32> {
         self.map_sizes.get(map).copied()
-    }
-
-    /// Ids are read out of tasks, whatever the target is.
-    pub fn needs_task_ids(&mut self) {
-        self.task_ids = true;
     }
 
     /// There will be several times more records than samples.
@@ -139,10 +135,13 @@ impl Kernel {
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .override_global("ONLY_TGID", &only, true)
             .map_max_entries("RECORDS", ring_bytes);
-        let needs_ids = pidns != INIT_PIDNS_INUM || target.follows() || plan.task_ids;
-        let ids = if needs_ids { task_offsets()? } else { Vec::new() };
-        let fixed = unwind::offsets();
-        for (name, offset) in ids.iter().chain(&fixed) {
+        let mut groups = plan.offsets.clone();
+        groups.push(&offsets::THREAD_POINTER);
+        if pidns != INIT_PIDNS_INUM || target.follows() {
+            groups.push(&offsets::IDS);
+        }
+        let offsets = look_up(&groups)?;
+        for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
         for (name, bytes) in &plan.globals {
@@ -272,6 +271,10 @@ impl Kernel {
         Ok(ProgramArray::try_from(self.map_mut(map)?)?.set(index, &step, 0)?)
     }
 
+    fn counter(&self, index: u32) -> u64 {
+        self.counters.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum())
+    }
+
     /// Becomes readable when the kernel has more records than it should keep waiting.
     pub fn records_fd(&self) -> io::Result<OwnedFd> {
         self.records.as_fd().try_clone_to_owned()
@@ -322,8 +325,12 @@ impl Port for Kernel {
         }
     }
 
-    fn counter(&self, counter: KernelCounter) -> u64 {
-        self.counters.get(&(counter as u32), 0).map_or(0, |per_cpu| per_cpu.iter().sum())
+    fn lost(&self, loss: Loss) -> u64 {
+        self.counter(loss as u32)
+    }
+
+    fn tallied(&self, what: Tally) -> u64 {
+        self.counter(what.index())
     }
 
     fn cost(&self, probe: Probe) -> ProbeCost {
@@ -361,26 +368,19 @@ fn comm_bytes(name: &str) -> [u8; COMM_LEN] {
     bytes
 }
 
-/// Offsets the target filter needs to read ids out of a task.
-fn task_offsets() -> Result<Vec<(&'static str, u32)>> {
+/// Values of the globals of `groups`.
+fn look_up(groups: &[&Group]) -> Result<Vec<(&'static str, u32)>> {
     if !btf::is_available() {
-        return Err(
-            Error::KernelUnsupported(format!("{} is missing (CONFIG_DEBUG_INFO_BTF)", btf::VMLINUX)).into()
-        );
+        return match groups.iter().all(|group| group.optional) {
+            true => Ok(Vec::new()),
+            false => {
+                Err(Error::KernelUnsupported(format!("{} is missing (CONFIG_DEBUG_INFO_BTF)", btf::VMLINUX))
+                    .into())
+            }
+        };
     }
     let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
-    let btf = Btf::parse(&data, &["task_struct", "pid", "upid", "pid_namespace", "ns_common"])?;
-    Ok(vec![
-        ("OFF_TASK_PID", btf.offset("task_struct", "pid")?),
-        ("OFF_TASK_TGID", btf.offset("task_struct", "tgid")?),
-        ("OFF_TASK_GROUP_LEADER", btf.offset("task_struct", "group_leader")?),
-        ("OFF_TASK_THREAD_PID", btf.offset("task_struct", "thread_pid")?),
-        ("OFF_PID_LEVEL", btf.offset("pid", "level")?),
-        ("OFF_PID_NUMBERS", btf.offset("pid", "numbers")?),
-        ("OFF_UPID_NS", btf.offset("upid", "ns")?),
-        ("SIZE_UPID", btf.size("upid")?),
-        ("OFF_PIDNS_INUM", btf.offset("pid_namespace", "ns")? + btf.offset("ns_common", "inum")?),
-    ])
+    btf::look_up(&data, groups)
 }
 
 /// The first refused system call in an error's chain of causes says what is missing.

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use profiler_common::{
     cost::{Probe, ProbeCost},
-    loss::KernelCounter,
+    loss::{Loss, Tally},
 };
 
 use crate::{
@@ -73,8 +73,11 @@ pub trait Port {
     /// Takes all waiting records out of the ring buffer.
     fn drain_records(&mut self, each: &mut dyn FnMut(&[u8]));
 
-    /// A counter of the kernel programs.
-    fn counter(&self, counter: KernelCounter) -> u64;
+    /// How much the kernel programs have lost for a reason.
+    fn lost(&self, loss: Loss) -> u64;
+
+    /// What else the kernel programs have counted.
+    fn tallied(&self, what: Tally) -> u64;
 
     /// What a program has cost so far, on all CPUs.
     fn cost(&self, probe: Probe) -> ProbeCost;

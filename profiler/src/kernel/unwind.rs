@@ -1,7 +1,5 @@
 //! The kernel's copy of the unwind tables.
 
-use std::fs;
-
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, of_maps::ArrayOfMaps};
 use profiler_common::{
@@ -12,7 +10,6 @@ use profiler_common::{
 
 use rustc_hash::FxHashMap;
 
-use super::btf::{self, Btf};
 use crate::unwind::feed::TableSink;
 
 /// Lets inner maps differ in size (`BPF_F_INNER_MAP`, Linux 5.10).
@@ -105,15 +102,4 @@ impl TableSink for UnwindMaps {
     fn rule(&self, id: u32) -> Option<Rule> {
         self.rules.get(&id, 0).ok()
     }
-}
-
-/// Offsets that the walk of runtimes' frames needs; none where the kernel does not tell.
-pub fn offsets() -> Vec<(&'static str, u32)> {
-    let register = if cfg!(target_arch = "aarch64") { "uw" } else { "fsbase" };
-    let found = || -> Result<u32> {
-        let data = fs::read(btf::VMLINUX)?;
-        let btf = Btf::parse(&data, &["task_struct", "thread_struct"])?;
-        Ok(btf.offset("task_struct", "thread")? + btf.offset("thread_struct", register)?)
-    };
-    found().map(|offset| ("OFF_TASK_THREAD_POINTER", offset)).into_iter().collect()
 }

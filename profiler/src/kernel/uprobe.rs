@@ -294,12 +294,14 @@ fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
     bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr)
 }
 
+/// Room for what the verifier says of a program that it refuses: it writes down every instruction that it follows.
+const VERIFIER_LOG_BYTES: usize = 16 * 1024 * 1024;
+
 fn load_program(object: &aya_obj::Object, name: &str, btf: Option<&OwnedFd>) -> Result<OwnedFd> {
     let program =
         object.programs.get(name).with_context(|| format!("kernel object has no program {name}"))?;
     let function = &object.functions[&program.function_key()];
     let (functions, lines) = (function.func_info.func_info_bytes(), function.line_info.line_info_bytes());
-    let mut log = vec![0u8; 256 * 1024];
     // SAFETY: plain old data.
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
     // SAFETY: a member of a union of plain old data that has been zeroed.
@@ -325,18 +327,20 @@ fn load_program(object: &aya_obj::Object, name: &str, btf: Option<&OwnedFd>) -> 
             load.line_info_rec_size = function.line_info_rec_size as u32;
         }
     }
-    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).or_else(|_refused| {
+    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).or_else(|refused| {
         // Once more, to hear why.
+        let mut log = vec![0u8; VERIFIER_LOG_BYTES];
         // SAFETY: as above.
         let load = unsafe { &mut attr.__bindgen_anon_3 };
         load.log_level = 1;
         load.log_buf = log.as_mut_ptr() as u64;
         load.log_size = log.len() as u32;
-        bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|error| {
+        // A log that is too long even so has an error of its own: the first one is the reason.
+        bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|_again| {
             let said = crate::text::to_parse(&log);
             let said = said.trim_end_matches('\0').trim_end();
             let tail: Vec<&str> = said.lines().rev().take(5).collect();
-            anyhow::Error::new(error)
+            anyhow::Error::new(refused)
                 .context(format!("loading {name}: {}", tail.into_iter().rev().collect::<Vec<_>>().join("; ")))
         })
     })

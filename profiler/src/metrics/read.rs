@@ -71,8 +71,8 @@ pub static METRICS: &[Metric] = &[
         help: "Time from the return of an event loop's wait to its next wait: of the loop that took longest",
         label: "quantile",
         read: |view, values| {
-            let worst = loops(view).max_by_key(|of| of.turns.p99_ns);
-            quantiles(values, worst.map(|of| &of.turns));
+            let worst = loops(view).max_by_key(|of| of.iterations.p99_ns);
+            quantiles(values, worst.map(|of| &of.iterations));
         },
     },
     Metric {

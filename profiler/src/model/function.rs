@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     abi,
-    stack::{Module, ModuleId, ModuleKind},
+    module::{Module, ModuleId, ModuleKind},
+    text,
 };
 
 /// How much to find out.
@@ -46,8 +47,8 @@ impl Function {
 
     /// The same, with names that come from a file of the target made harmless.
     pub fn cleaned(self) -> Function {
-        let clean = |text: String| match crate::text::clean_text(&text) {
-            std::borrow::Cow::Borrowed(_) => text,
+        let clean = |name: String| match text::clean_text(&name) {
+            std::borrow::Cow::Borrowed(_) => name,
             std::borrow::Cow::Owned(clean) => clean,
         };
         Function { name: clean(self.name), file: self.file.map(clean), ..self }

@@ -4,7 +4,7 @@ use crate::model::{memory::Memory, syscall::Calls, vitals::Vitals, wait::Blockin
 
 /// What is known so far and is not made of samples.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Told<'a> {
+pub struct Sections<'a> {
     /// Where the time went.
     pub blocking: Option<&'a Blocking>,
     /// How memory grew.

@@ -1,98 +1,17 @@
-//! Frames, stacks, threads and where code comes from, interned in [`Tables`].
-
-use std::fmt;
+//! Frames, stacks and threads, interned in [`Tables`].
 
 use indexmap::{IndexMap, IndexSet};
 use profiler_common::COMM_LEN;
+pub use profiler_common::cpu::StackEnd;
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
-use crate::model::function::Function;
-
-/// Index into [`Tables::modules`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ModuleId(pub u32);
+pub use crate::model::module::{Language, Module, ModuleId, ModuleKind};
+use crate::model::{function::Function, text};
 
 /// Index into [`Tables::stacks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StackId(pub u32);
-
-/// Where code comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum ModuleKind {
-    /// The running kernel; addresses are kernel virtual addresses.
-    Kernel,
-    /// A mapped file; addresses are ELF virtual addresses where the file is ELF, file offsets otherwise.
-    File,
-    /// The kernel's code page in every process; addresses are ELF virtual addresses.
-    Vdso,
-    /// Executable memory without a file (JIT code) of this process; addresses are absolute.
-    Jit(u32),
-    /// Addresses of this process in no known mapping; absolute.
-    Unmapped(u32),
-    /// Stands for a stack that was not taken.
-    NotTaken,
-    /// Not code: the system call that a stack made, by its number; the outermost frame.
-    Syscall,
-    /// Stands between a stack that blocked and that of what woke it, whom its path names.
-    Waker,
-    /// Functions of a language runtime, by whatever code they run; an address is a number in [`Tables::managed`].
-    Managed(Language),
-}
-
-/// A language whose functions are named by asking its runtime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Language {
-    /// V8's.
-    JavaScript,
-    /// CPython's.
-    Python,
-}
-
-impl fmt::Display for Language {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Language::JavaScript => "JavaScript",
-            Language::Python => "Python",
-        })
-    }
-}
-
-/// A piece of code that addresses are relative to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Module {
-    /// Where the code comes from.
-    pub kind: ModuleKind,
-    /// Path as the process sees it, or a name in brackets.
-    pub path: String,
-    /// Inode of the file, zero for none: tells a replaced file from its successor where neither has a build id.
-    pub inode: u64,
-    /// GNU build id; empty if there is none.
-    pub build_id: Vec<u8>,
-}
-
-impl Module {
-    /// A module without a file.
-    pub fn special(kind: ModuleKind) -> Module {
-        let path = match kind {
-            ModuleKind::Kernel => "[kernel]",
-            ModuleKind::Vdso => "[vdso]",
-            ModuleKind::Jit(_) => "[jit]",
-            ModuleKind::NotTaken => "[stack not taken]",
-            ModuleKind::Syscall => "[system call]",
-            ModuleKind::Waker => "[woken]",
-            ModuleKind::Managed(Language::JavaScript) => "[JavaScript]",
-            ModuleKind::Managed(Language::Python) => "[Python]",
-            ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
-        };
-        Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }
-    }
-
-    /// The last component of the path.
-    pub fn name(&self) -> &str {
-        self.path.rsplit('/').next().unwrap_or(&self.path)
-    }
-}
 
 /// One resolved address. For callers it is that of the call's last byte, not of the return: the return address
 /// can belong to the next function already.
@@ -102,77 +21,6 @@ pub struct Frame {
     pub module: ModuleId,
     /// Address in it, see [`ModuleKind`].
     pub address: u64,
-}
-
-/// How a user stack ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StackEnd {
-    /// There is no user stack, or it could not be read.
-    #[default]
-    None,
-    /// It reaches the start of its thread.
-    Complete,
-    /// Frame pointers were followed; whether they led to the end nobody knows.
-    FramePointers,
-    /// Cut off in code of which no unwind table is there.
-    NoTable,
-    /// Cut off at an instruction without unwind information.
-    NoRow,
-    /// Cut off at unwind information that is not supported.
-    Unsupported,
-    /// Cut off at memory that could not be read.
-    Unreadable,
-    /// Cut off where the next frame would not be further out.
-    NoProgress,
-    /// Cut off after 127 frames.
-    TooDeep,
-}
-
-impl StackEnd {
-    /// Every end.
-    pub const ALL: [StackEnd; 9] = [
-        StackEnd::None,
-        StackEnd::Complete,
-        StackEnd::FramePointers,
-        StackEnd::NoTable,
-        StackEnd::NoRow,
-        StackEnd::Unsupported,
-        StackEnd::Unreadable,
-        StackEnd::NoProgress,
-        StackEnd::TooDeep,
-    ];
-
-    /// Name in machine-readable output.
-    pub fn id(self) -> &'static str {
-        match self {
-            StackEnd::None => "none",
-            StackEnd::Complete => "complete",
-            StackEnd::FramePointers => "frame_pointers",
-            StackEnd::NoTable => "no_table",
-            StackEnd::NoRow => "no_row",
-            StackEnd::Unsupported => "unsupported",
-            StackEnd::Unreadable => "unreadable",
-            StackEnd::NoProgress => "no_progress",
-            StackEnd::TooDeep => "too_deep",
-        }
-    }
-}
-
-impl fmt::Display for StackEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            StackEnd::None => "no user stack",
-            StackEnd::Complete => "complete",
-            StackEnd::FramePointers => "by frame pointers",
-            StackEnd::NoTable => "cut off in code without an unwind table",
-            StackEnd::NoRow => "cut off in code without unwind information",
-            StackEnd::Unsupported => "cut off at unwind information that is not supported",
-            StackEnd::Unreadable => "cut off at unreadable memory",
-            StackEnd::NoProgress => "cut off where the next frame makes no sense",
-            StackEnd::TooDeep => "cut off after 127 frames",
-        })
-    }
 }
 
 /// A stack: kernel frames, then user frames, innermost first.
@@ -198,7 +46,7 @@ pub struct ThreadKey {
 /// A thread's name as the kernel has it, up to the first NUL.
 pub fn comm(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
-    crate::text::clean(&comm[..end])
+    text::clean(&comm[..end])
 }
 
 /// Whole values behind the ids in samples: two different stacks never share an id.

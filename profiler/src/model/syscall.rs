@@ -1,7 +1,7 @@
 //! What system calls a target made, how long they took, what they waited for, and what was wrong with them: the
 //! values that the system-call probe's counts become, and that report, JSON and recordings share.
 
-use profiler_common::syscall::WaitKind;
+pub use profiler_common::syscall::WaitKind;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -53,7 +53,7 @@ pub struct Interval {
     pub calls: u64,
     /// Of them, failed.
     pub failed: u64,
-    /// The slowest that was no idle wait, if any was slow enough to be told.
+    /// The slowest that was no idle wait, if any was slow enough to be reported.
     pub slowest: Option<SlowCall>,
 }
 
@@ -92,120 +92,6 @@ impl CallCount {
     }
 }
 
-/// What calls waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CallKind {
-    /// Reading a file.
-    FileRead,
-    /// Writing a file.
-    FileWrite,
-    /// Waiting until a file is stored.
-    FileSync,
-    /// Opening, naming, removing files.
-    FileOther,
-    /// Receiving from an internet socket.
-    NetRead,
-    /// Sending to one.
-    NetWrite,
-    /// Asking a name server.
-    Dns,
-    /// Connecting a socket.
-    Connect,
-    /// Waiting for a connection.
-    Accept,
-    /// Unix sockets.
-    Unix,
-    /// Pipes, terminals, message queues, event descriptors.
-    Pipe,
-    /// A lock.
-    Lock,
-    /// Any other futex.
-    Park,
-    /// Sleep and timers.
-    Timer,
-    /// The end of a child.
-    Child,
-    /// Any of many descriptors.
-    Poll,
-    /// Anything else.
-    Other,
-}
-
-impl CallKind {
-    /// Every kind, by the kernel programs' numbers.
-    pub const ALL: [CallKind; WaitKind::COUNT] = [
-        CallKind::FileRead,
-        CallKind::FileWrite,
-        CallKind::FileSync,
-        CallKind::FileOther,
-        CallKind::NetRead,
-        CallKind::NetWrite,
-        CallKind::Dns,
-        CallKind::Connect,
-        CallKind::Accept,
-        CallKind::Unix,
-        CallKind::Pipe,
-        CallKind::Lock,
-        CallKind::Park,
-        CallKind::Timer,
-        CallKind::Child,
-        CallKind::Poll,
-        CallKind::Other,
-    ];
-
-    /// By the kernel programs' number.
-    pub fn from_number(number: u32) -> CallKind {
-        CallKind::ALL.get(number as usize).copied().unwrap_or(CallKind::Other)
-    }
-
-    /// Name in machine-readable output.
-    pub fn id(self) -> &'static str {
-        match self {
-            CallKind::FileRead => "file_read",
-            CallKind::FileWrite => "file_write",
-            CallKind::FileSync => "file_sync",
-            CallKind::FileOther => "file_other",
-            CallKind::NetRead => "net_read",
-            CallKind::NetWrite => "net_write",
-            CallKind::Dns => "dns",
-            CallKind::Connect => "connect",
-            CallKind::Accept => "accept",
-            CallKind::Unix => "unix",
-            CallKind::Pipe => "pipe",
-            CallKind::Lock => "lock",
-            CallKind::Park => "park",
-            CallKind::Timer => "timer",
-            CallKind::Child => "child",
-            CallKind::Poll => "poll",
-            CallKind::Other => "other",
-        }
-    }
-
-    /// Words for a report.
-    pub fn words(self) -> &'static str {
-        match self {
-            CallKind::FileRead => "file read",
-            CallKind::FileWrite => "file write",
-            CallKind::FileSync => "file sync",
-            CallKind::FileOther => "file open, stat, …",
-            CallKind::NetRead => "network receive",
-            CallKind::NetWrite => "network send",
-            CallKind::Dns => "DNS",
-            CallKind::Connect => "connect",
-            CallKind::Accept => "accept",
-            CallKind::Unix => "Unix socket",
-            CallKind::Pipe => "pipe",
-            CallKind::Lock => "lock (futex)",
-            CallKind::Park => "parked (futex)",
-            CallKind::Timer => "sleep, timer",
-            CallKind::Child => "child",
-            CallKind::Poll => "poll, epoll",
-            CallKind::Other => "other",
-        }
-    }
-}
-
 /// Calls of one kind of one process that blocked, or took longer than 10 us.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KindWaits {
@@ -214,7 +100,7 @@ pub struct KindWaits {
     /// Name of the process.
     pub process: String,
     /// What for.
-    pub kind: CallKind,
+    pub kind: WaitKind,
     /// With an internet socket, who was at its other end: `ADDRESS:PORT`, or `clients of :PORT` for those of the process's
     /// own port; else empty.
     pub peer: String,
@@ -231,7 +117,7 @@ pub struct ObjectIo {
     pub pid: u32,
     /// Name of the process.
     pub process: String,
-    /// Path, or socket with its peer, or pipe; descriptor number where that could not be told.
+    /// Path, or socket with its peer, or pipe; descriptor number where that is not known.
     pub object: String,
     /// Descriptors it was used through, one after the other or at once.
     pub descriptors: u64,
@@ -261,7 +147,7 @@ pub struct SlowCall {
     /// Name of the system call.
     pub syscall: String,
     /// What for.
-    pub kind: CallKind,
+    pub kind: WaitKind,
     /// When it began: CLOCK_MONOTONIC, ns.
     pub start_ns: u64,
     /// How long it took, ns.
@@ -293,7 +179,7 @@ pub struct SlowByPart {
     pub start_ns: u64,
     /// Length of each, ns.
     pub length_ns: u64,
-    /// Of each, slowest first; none where none was slow enough to be told.
+    /// Of each, slowest first; none where none was slow enough to be reported.
     pub parts: Vec<Vec<SlowCall>>,
 }
 
@@ -433,7 +319,7 @@ pub(crate) mod fixtures {
             thread: ThreadKey { pid: 7, tid: 8 },
             process: "app".into(),
             syscall: "fsync".into(),
-            kind: CallKind::FileSync,
+            kind: WaitKind::FileSync,
             start_ns: end_ns - duration_ns,
             duration_ns,
             blocked_ns: duration_ns / 2,

@@ -22,7 +22,7 @@ pub struct Blocking {
     pub run_queue: Vec<RunQueue>,
     /// Threads that wait as event loops do.
     pub loops: Vec<EventLoop>,
-    /// Turns of event loops that took too long, in order of time.
+    /// Iterations of event loops that took too long, in order of time.
     pub stalls: Vec<Stall>,
     /// Stalls that were found and are not listed, because there were too many.
     pub stalls_unlisted: u64,
@@ -123,15 +123,15 @@ pub struct EventLoop {
     pub name: String,
     /// System call it waits in.
     pub wait: String,
-    /// Lengths of its turns: from one wait's return to the next wait's start.
-    pub turns: Summary,
-    /// Turns longer than the warning threshold, not the critical one.
+    /// Lengths of its iterations: from one wait's return to the next wait's start.
+    pub iterations: Summary,
+    /// Iterations longer than the warning threshold, not the critical one.
     pub warnings: u64,
-    /// Turns longer than the critical threshold.
+    /// Iterations longer than the critical threshold.
     pub criticals: u64,
 }
 
-/// A turn of an event loop that took too long, and what happened in it.
+/// An iteration of an event loop that took too long, and what happened in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stall {
     /// How bad.
@@ -146,11 +146,11 @@ pub struct Stall {
     pub on_cpu_ns: u64,
     /// Of that, waiting for a CPU.
     pub run_queue_ns: u64,
-    /// Of that, in blocks that were told one by one, by cause; listed below or not.
+    /// Of that, in blocks that were reported one by one, by cause; listed below or not.
     pub blocked: Vec<(WaitCause, u64)>,
     /// CPU samples inside it, as many stacks as are kept: stack and number, most first.
     pub samples: Vec<(StackId, u64)>,
-    /// Blocks inside it that took long enough to be told one by one, the longest if they are many; in order of time.
+    /// Blocks inside it that took long enough to be reported one by one, the longest if they are many; in order of time.
     pub blocks: Vec<Block>,
     /// Share of its length that is explained: by blocks with a cause, by waiting for a CPU, and by time on a CPU if
     /// there is a sample of what ran. From 0 to 1.

@@ -243,7 +243,7 @@ pub(crate) mod fixtures {
         model::{
             distribution::Summary,
             stack::StackId,
-            syscall::{CallKind, Chatty, ErrorStorm, KindWaits, ObjectIo, SlowByPart, fixtures::slow_call},
+            syscall::{Chatty, ErrorStorm, KindWaits, ObjectIo, SlowByPart, WaitKind, fixtures::slow_call},
         },
     };
 
@@ -295,7 +295,7 @@ pub(crate) mod fixtures {
             waits: vec![KindWaits {
                 pid: 7,
                 process: "app".into(),
-                kind: CallKind::NetRead,
+                kind: WaitKind::NetRead,
                 peer: "10.0.0.2:5432".into(),
                 lengths: lengths(12, 80 * MS, 30 * MS),
                 stack: Some(StackId(1)),

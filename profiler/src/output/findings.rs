@@ -12,7 +12,7 @@ use crate::model::{
     wait::Blocking,
 };
 
-/// Findings told in full.
+/// Findings shown in full.
 const FINDINGS: usize = 10;
 
 /// Writes what was wrong; nothing if nothing was looked for.
@@ -61,18 +61,18 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
 /// What was looked for among waits, and not found.
 fn no_waits(blocking: &Blocking) -> String {
     let limits = &blocking.thresholds;
-    let turns: u64 = blocking.loops.iter().map(|of| of.turns.count).sum();
-    let in_turns = match blocking.loops.len() as u64 {
+    let iterations: u64 = blocking.loops.iter().map(|of| of.iterations.count).sum();
+    let in_iterations = match blocking.loops.len() as u64 {
         0 => String::new(),
         loops => format!(
             "no stall over {} in {} of {}, ",
             time(limits.stall_warning_ns),
-            count(turns, "turn"),
+            count(iterations, "iteration"),
             count(loops, "event loop")
         ),
     };
     format!(
-        "{in_turns}no thread blocked for long, none without a CPU for {}, no queue for a lock",
+        "{in_iterations}no thread blocked for long, none without a CPU for {}, no queue for a lock",
         time(limits.starvation_ns)
     )
 }
@@ -119,8 +119,8 @@ mod tests {
     fn nothing_wrong_is_one_line() {
         let mut run = fixtures::run(&[("main", 1)]);
         assert_eq!(render(&run, PLAIN), "", "nothing was looked for");
-        let turns = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
-        let loops = vec![EventLoop { turns, name: "quiet".into(), ..EventLoop::default() }];
+        let iterations = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
+        let loops = vec![EventLoop { iterations, name: "quiet".into(), ..EventLoop::default() }];
         run.blocking = Some(Blocking { loops, ..Blocking::default() });
         run.memory = Some(crate::model::memory::Memory::default());
         run.calls = Some(crate::model::syscall::Calls::default());

@@ -1,5 +1,7 @@
 //! JSON for programs: everything the profile holds. The schema is described in docs/json.md; `version` grows by
 //! one with every change that could break a reader, never for an added key.
+//!
+//! Longer than 600 lines because the whole schema stands in one place, in the order of the document.
 
 use std::{collections::BTreeMap, io::Write};
 
@@ -288,7 +290,7 @@ struct EventLoop<'a> {
     process: &'a str,
     name: &'a str,
     wait: &'a str,
-    turns: Summary,
+    iterations: Summary,
     warnings: u64,
     criticals: u64,
 }
@@ -652,7 +654,7 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
         process: &of.process,
         name: &of.name,
         wait: &of.wait,
-        turns: of.turns,
+        iterations: of.iterations,
         warnings: of.warnings,
         criticals: of.criticals,
     };

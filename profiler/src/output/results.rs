@@ -15,7 +15,7 @@ use crate::{
         kind::ProfileKind,
         report::{Accounts, Meta, Run},
         sample::Sample,
-        sections::Told,
+        sections::Sections,
         stack::Tables,
         totals::Snapshot,
     },
@@ -104,8 +104,8 @@ impl Results {
     }
 
     /// Makes everything recorded so far safe.
-    pub fn checkpoint(&mut self, accounts: &Accounts, told: Told<'_>, tables: &Tables) {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts, told, tables));
+    pub fn checkpoint(&mut self, accounts: &Accounts, sections: Sections<'_>, tables: &Tables) {
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, sections, tables));
     }
 
     /// Writes every output, then the report. If anything cannot be written and there are `totals`, which `run` was made
@@ -120,7 +120,7 @@ impl Results {
         let names = names(run);
         let mut recorded = None;
         for (path, recorder) in std::mem::take(&mut self.recorders) {
-            let finished = recorder.finish(&run.cpu.accounts, run.told(), tables, &names);
+            let finished = recorder.finish(&run.cpu.accounts, run.sections(), tables, &names);
             match finished.and_then(|mut out| out.flush()) {
                 Ok(()) => recorded = Some(path),
                 Err(error) => self.fail_recording(&path, &error),
@@ -199,7 +199,7 @@ fn keep(run: &Run, totals: &[Snapshot], tables: &Tables) -> Result<PathBuf> {
     for snapshot in totals {
         recorder.totals(snapshot, tables)?;
     }
-    recorder.finish(&run.cpu.accounts, run.told(), tables, &names(run))?.flush()?;
+    recorder.finish(&run.cpu.accounts, run.sections(), tables, &names(run))?.flush()?;
     Ok(file.keep()?.1)
 }
 

@@ -29,7 +29,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
             if of.pid == 0 { "of all others".to_owned() } else { format!("{} (pid {})", of.process, of.pid) };
         line(&format!("run queue {who}: {}", run_queue(&of.waits)), style, out)?;
     }
-    for of in blocking.loops.iter().filter(|of| of.turns.count > 0).take(PROCESSES) {
+    for of in blocking.loops.iter().filter(|of| of.iterations.count > 0).take(PROCESSES) {
         event_loop(of, style, out)?;
     }
     if blocking.loops.len() > PROCESSES {
@@ -50,7 +50,7 @@ fn run_queue(waits: &Summary) -> String {
 }
 
 fn event_loop(of: &EventLoop, style: &Style, out: &mut dyn Write) -> Result<()> {
-    let turns = &of.turns;
+    let iterations = &of.iterations;
     let stalls = match (of.warnings, of.criticals) {
         (0, 0) => "no stall".to_owned(),
         (warnings, 0) => count(warnings, "stall"),
@@ -61,10 +61,10 @@ fn event_loop(of: &EventLoop, style: &Style, out: &mut dyn Write) -> Result<()> 
         of.name,
         of.thread.tid,
         of.wait,
-        count(turns.count, "turn"),
-        time(turns.p50_ns),
-        time(turns.p99_ns),
-        time(turns.max_ns),
+        count(iterations.count, "iteration"),
+        time(iterations.p50_ns),
+        time(iterations.p99_ns),
+        time(iterations.max_ns),
     );
     line(&text, style, out)
 }
@@ -227,10 +227,10 @@ mod tests {
     #[test]
     fn names_cannot_steer_the_terminal() {
         let mut run = fixtures::run(&[("main", 1)]);
-        let turns = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
+        let iterations = Summary { count: 1234, max_ns: 9_000_000, ..Summary::default() };
         let name = || "quiet\x1b[2J".to_owned();
         let blocking = Blocking {
-            loops: vec![EventLoop { turns, name: name(), wait: "poll".into(), ..EventLoop::default() }],
+            loops: vec![EventLoop { iterations, name: name(), wait: "poll".into(), ..EventLoop::default() }],
             threads: vec![ThreadTime { process: name(), wall_ns: 1_000_000_000, ..ThreadTime::default() }],
             ..Blocking::default()
         };

@@ -5,8 +5,9 @@ use std::{cell::RefCell, collections::BTreeMap, fs, path::Path, rc::Rc};
 use anyhow::{Result, bail};
 use profiler_common::{
     cost::{Probe as CostOf, ProbeCost},
-    cpu::{KIND_CPU_SAMPLE, SampleHeader},
-    loss::KernelCounter,
+    cpu::SampleHeader,
+    loss::{Loss, Tally},
+    record::RecordKind,
 };
 
 use crate::{
@@ -45,16 +46,23 @@ pub struct FakeState {
     pub attached: Vec<String>,
     /// Processes that are targets.
     pub targets: Vec<u32>,
-    /// Counters, by number.
-    pub counters: BTreeMap<u32, u64>,
+    /// What was lost, by reason.
+    pub losses: BTreeMap<Loss, u64>,
+    /// What else was counted.
+    pub tallies: BTreeMap<Tally, u64>,
     /// No program is loaded any more.
     pub detached: bool,
 }
 
 impl FakeKernel {
-    /// Sets a counter.
-    pub fn count(&self, counter: KernelCounter, n: u64) {
-        self.0.borrow_mut().counters.insert(counter as u32, n);
+    /// Sets how much was lost for a reason.
+    pub fn lose(&self, loss: Loss, n: u64) {
+        self.0.borrow_mut().losses.insert(loss, n);
+    }
+
+    /// Sets what else was counted.
+    pub fn tally(&self, what: Tally, n: u64) {
+        self.0.borrow_mut().tallies.insert(what, n);
     }
 
     /// Programs that were attached.
@@ -100,8 +108,12 @@ impl Port for FakeKernel {
         records.iter().for_each(|record| each(record));
     }
 
-    fn counter(&self, counter: KernelCounter) -> u64 {
-        self.0.borrow().counters.get(&(counter as u32)).copied().unwrap_or(0)
+    fn lost(&self, loss: Loss) -> u64 {
+        self.0.borrow().losses.get(&loss).copied().unwrap_or(0)
+    }
+
+    fn tallied(&self, what: Tally) -> u64 {
+        self.0.borrow().tallies.get(&what).copied().unwrap_or(0)
     }
 
     fn cost(&self, probe: CostOf) -> ProbeCost {
@@ -204,7 +216,7 @@ pub fn raw(pid: u32, tid: u32, time_ns: u64, user: &[u64]) -> RawSample {
     let mut comm = [0; 16];
     comm[..6].copy_from_slice(b"worker");
     let header = SampleHeader {
-        kind: KIND_CPU_SAMPLE,
+        kind: RecordKind::CpuSample as u32,
         time_ns,
         pid,
         tid,

@@ -2,11 +2,7 @@
 
 use std::mem::offset_of;
 
-use profiler_common::{
-    alloc::KIND_ALLOC_STACK,
-    cpu::{KIND_CPU_SAMPLE, KIND_FAULT_SAMPLE},
-    sched as raw, syscall as raw_calls,
-};
+use profiler_common::{record::RecordKind, sched as raw, syscall as raw_calls};
 
 use crate::probe::{
     cpu::records::{self as cpu, RawSample},
@@ -32,8 +28,8 @@ pub enum Record {
     Waker(u64, String, RawSample),
     /// A long block or wait for a CPU.
     Interval(raw::Interval),
-    /// A long turn of an event loop.
-    Turn(raw::Turn),
+    /// A long iteration of an event loop.
+    Iteration(raw::Iteration),
     /// The end of a thread.
     Exit(raw::Exit),
     /// The first wait of an event loop.
@@ -47,34 +43,33 @@ pub enum Record {
 impl Record {
     /// Decodes one; `None` for what is none, or not complete.
     pub fn decode(bytes: &[u8]) -> Option<Record> {
-        let kind = u32::from_ne_bytes(*bytes.first_chunk()?);
+        let kind = RecordKind::from_number(u32::from_ne_bytes(*bytes.first_chunk()?))?;
         match kind {
-            KIND_CPU_SAMPLE => cpu::decode(bytes).map(Record::Cpu),
-            KIND_FAULT_SAMPLE => cpu::decode_stack(bytes, kind).map(Record::Fault),
-            raw::KIND_STACK => sched::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack)),
-            raw::KIND_WAKER => {
+            RecordKind::CpuSample => cpu::decode(bytes).map(Record::Cpu),
+            RecordKind::FaultSample => cpu::decode_stack(bytes, kind).map(Record::Fault),
+            RecordKind::Stack => sched::decode_stack(bytes, kind).map(|(id, stack)| Record::Stack(id, stack)),
+            RecordKind::Waker => {
                 sched::decode_waker(bytes).map(|(id, name, stack)| Record::Waker(id, name, stack))
             }
-            KIND_ALLOC_STACK => {
+            RecordKind::AllocStack => {
                 sched::decode_stack(bytes, kind).map(|(id, stack)| Record::AllocStack(id, stack))
             }
-            raw::KIND_INTERVAL => wire::plain(bytes).map(Record::Interval),
-            raw::KIND_TURN => wire::plain(bytes).map(Record::Turn),
-            raw::KIND_EXIT => wire::plain(bytes).map(Record::Exit),
-            raw::KIND_LOOP => wire::plain(bytes).map(Record::Loop),
-            raw_calls::KIND_SLOW_CALL => {
+            RecordKind::Interval => wire::plain(bytes).map(Record::Interval),
+            RecordKind::Iteration => wire::plain(bytes).map(Record::Iteration),
+            RecordKind::Exit => wire::plain(bytes).map(Record::Exit),
+            RecordKind::Loop => wire::plain(bytes).map(Record::Loop),
+            RecordKind::SlowCall => {
                 let least = offset_of!(raw_calls::SlowCall, name) + NAME_HEADER;
                 wire::cut_off(bytes, least).map(Record::SlowCall)
             }
-            raw_calls::KIND_IO => {
+            RecordKind::Io => {
                 let least = offset_of!(raw_calls::IoRecord, name) + NAME_HEADER;
                 wire::cut_off(bytes, least).map(Record::Io)
             }
-            _ => None,
         }
     }
 
-    /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or a turn comes before it.
+    /// When it was complete: CLOCK_MONOTONIC, ns. Everything inside an interval or an iteration comes before it.
     pub fn time_ns(&self) -> u64 {
         match self {
             Record::Cpu(sample)
@@ -83,7 +78,7 @@ impl Record {
             | Record::AllocStack(_, sample)
             | Record::Fault(sample) => sample.header.time_ns,
             Record::Interval(interval) => interval.end_ns,
-            Record::Turn(turn) => turn.end_ns,
+            Record::Iteration(iteration) => iteration.end_ns,
             Record::Exit(exit) => exit.time_ns,
             Record::SlowCall(call) => call.end_ns,
             // A descriptor must be known before it is closed.

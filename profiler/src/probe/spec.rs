@@ -3,13 +3,11 @@
 use std::path::Path;
 
 use anyhow::Result;
-use profiler_common::{cost, loss::KernelCounter};
 
 use crate::{
     kernel::{Kernel, load::Plan, port::Port, preflight::Check},
     model::{
         kind::ProfileKind,
-        loss::Loss,
         report::Totals,
         sample::Sample,
         stack::{StackId, Tables},
@@ -35,10 +33,6 @@ pub struct ProbeSpec {
     pub prepare: fn(&Settings, &mut Plan) -> Result<()>,
     /// Takes its maps, attaches its programs, and begins.
     pub start: fn(&mut Start<'_>) -> Result<Box<dyn Probe>>,
-    /// What costs something in the kernel, by the names of reports.
-    pub costs: &'static [(cost::Probe, &'static str)],
-    /// What its kernel programs count as lost.
-    pub losses: &'static [(KernelCounter, Loss)],
     /// Kinds of profiles that it measures.
     pub kinds: &'static [ProfileKind],
     /// What `profiler doctor` looks at for it.
@@ -129,7 +123,7 @@ pub trait Probe {
     /// Adds its part of a run.
     fn report(&mut self, extent: Extent, totals: &mut Totals, cx: &mut Context<'_>) -> Result<()>;
 
-    /// What the live view tells of the last interval beside samples.
+    /// What the live view shows of the last interval beside samples.
     fn interval(&mut self) -> Result<Option<Interval>> {
         Ok(None)
     }

@@ -1,14 +1,14 @@
 //! How records lie in memory.
 
 use profiler_common::{
-    sched::{Exit, Interval, LoopSeen, Turn},
+    sched::{Exit, Interval, Iteration, LoopSeen},
     syscall::{IoRecord, SlowCall},
 };
 
 /// A record without a variable part: `repr(C)`, and made of integers for which any bytes will do.
 pub trait Plain: Copy {}
 impl Plain for Interval {}
-impl Plain for Turn {}
+impl Plain for Iteration {}
 impl Plain for Exit {}
 impl Plain for LoopSeen {}
 impl Plain for SlowCall {}

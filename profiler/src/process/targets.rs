@@ -65,7 +65,7 @@ impl Followed {
         }
     }
 
-    /// Forgets targets that have ended and tells `gone` of each. `exits` says that a process has ended; without, it is
+    /// Forgets targets that have ended and calls `gone` with each. `exits` says that a process has ended; without, it is
     /// looked once a second.
     pub fn sweep(&mut self, exits: bool, gone: impl FnMut(u32)) -> Targets {
         let Some(living) = &mut self.living else { return Targets::Live };

@@ -24,7 +24,7 @@ const MAX_LINKS: usize = 1024;
 const MAX_KINDS: usize = 256;
 /// Most descendants looked at, of all targets.
 const MAX_CHILDREN: usize = 256;
-/// Children told of.
+/// Children listed.
 const CHILDREN: usize = 5;
 /// Time between two looks, and how many times as long as a look takes at least.
 const INTERVAL: Duration = Duration::from_secs(1);

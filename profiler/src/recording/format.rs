@@ -14,7 +14,7 @@ use crate::{
         finding::Severity,
         memory::{LimitKind, WatchMode},
         stack::{Frame, Language, ModuleId, ModuleKind, StackEnd},
-        syscall::CallKind,
+        syscall::WaitKind,
         wait::LongWaitKind,
     },
     recording::load::{Replayed, load},
@@ -43,7 +43,7 @@ fn format() -> BTreeMap<String, serde_json::Value> {
     tracer.trace_simple_type::<StackEnd>().unwrap();
     tracer.trace_simple_type::<WaitCause>().unwrap();
     tracer.trace_simple_type::<LongWaitKind>().unwrap();
-    tracer.trace_simple_type::<CallKind>().unwrap();
+    tracer.trace_simple_type::<WaitKind>().unwrap();
     tracer.trace_simple_type::<WatchMode>().unwrap();
     tracer.trace_simple_type::<LimitKind>().unwrap();
     tracer.trace_simple_type::<Severity>().unwrap();

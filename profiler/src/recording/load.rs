@@ -23,6 +23,7 @@ use crate::{
         vitals::Vitals,
         wait::Blocking,
     },
+    naming,
     output::Destination,
     recording::{self, Ending, Event, Recorder},
     symbolize::{Detail, Function, Symbolizer},
@@ -41,7 +42,7 @@ pub fn names(run: &Run) -> Vec<(Frame, Vec<Function>)> {
 pub fn write_snapshot(path: &Path, run: &Run, tables: &Tables) -> Result<()> {
     Destination::open(Some(path))?.finish(|out| {
         let recorder = Recorder::new(out, &run.cpu.meta)?;
-        recorder.finish(&run.cpu.accounts, run.told(), tables, &names(run))?;
+        recorder.finish(&run.cpu.accounts, run.sections(), tables, &names(run))?;
         Ok(())
     })
 }
@@ -155,7 +156,7 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
         vitals,
         memory,
     };
-    let mut run = Run::build(meta, accounts, totals, &tables, &mut names, Detail::Full);
+    let mut run = naming::run(meta, accounts, totals, &tables, &mut names, Detail::Full);
     detect::judge(&mut run, overrides);
     Ok(Replayed { run, samples, tables, ending })
 }

@@ -16,7 +16,7 @@ use crate::{
         memory::{Memory, Site},
         report::{Accounts, Meta},
         sample::Sample,
-        sections::Told,
+        sections::Sections,
         stack::{Frame, Module, Stack, Tables, ThreadKey},
         syscall::Calls,
         totals::{Key, Snapshot},
@@ -32,7 +32,7 @@ mod format;
 pub mod load;
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x08";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x09";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
@@ -68,7 +68,7 @@ pub enum Event {
     Vitals(Box<Vitals>),
 }
 
-/// What [`Told`] may take in any recording, bytes before compression; beyond that, no more than a fourth of it. Each is
+/// What [`Sections`] may take in any recording, bytes before compression; beyond that, no more than a fourth of it. Each is
 /// whole, and there is one at each checkpoint.
 const TOLD_BYTES: u64 = 1024 * 1024;
 
@@ -81,7 +81,7 @@ pub struct Recorder<W: Write> {
     modules: usize,
     stacks: usize,
     managed: usize,
-    /// Written before compression: all, and of [`Told`].
+    /// Written before compression: all, and of [`Sections`].
     bytes: (u64, u64),
 }
 
@@ -129,9 +129,14 @@ impl<W: Write> Recorder<W> {
 
     /// Records the counts so far and makes sure that everything up to here can be replayed. Now and then, that is
     /// not at every call, what else is known is recorded too.
-    pub fn checkpoint(&mut self, accounts: &Accounts, told: Told<'_>, tables: &Tables) -> io::Result<()> {
+    pub fn checkpoint(
+        &mut self,
+        accounts: &Accounts,
+        sections: Sections<'_>,
+        tables: &Tables,
+    ) -> io::Result<()> {
         if self.bytes.1 <= TOLD_BYTES.max(self.bytes.0 / 4) {
-            self.told(told, tables)?;
+            self.write_sections(sections, tables)?;
         }
         self.event(&Event::Accounts(accounts.clone()))?;
         self.out.flush()
@@ -141,11 +146,11 @@ impl<W: Write> Recorder<W> {
     pub fn finish(
         mut self,
         accounts: &Accounts,
-        told: Told<'_>,
+        sections: Sections<'_>,
         tables: &Tables,
         names: &[(Frame, Vec<Function>)],
     ) -> io::Result<W> {
-        self.told(told, tables)?;
+        self.write_sections(sections, tables)?;
         for some in names.chunks(4096) {
             self.event(&Event::Names(some.to_vec()))?;
         }
@@ -173,19 +178,19 @@ impl<W: Write> Recorder<W> {
         Ok(())
     }
 
-    fn told(&mut self, told: Told<'_>, tables: &Tables) -> io::Result<()> {
+    fn write_sections(&mut self, sections: Sections<'_>, tables: &Tables) -> io::Result<()> {
         self.tables(tables)?;
         let before = self.bytes.0;
-        if let Some(blocking) = told.blocking {
+        if let Some(blocking) = sections.blocking {
             self.event(&Event::Blocking(Box::new(blocking.clone())))?;
         }
-        if let Some(vitals) = told.vitals {
+        if let Some(vitals) = sections.vitals {
             self.event(&Event::Vitals(Box::new(vitals.clone())))?;
         }
-        if let Some(calls) = told.calls {
+        if let Some(calls) = sections.calls {
             self.event(&Event::Calls(Box::new(calls.clone())))?;
         }
-        if let Some(memory) = told.memory {
+        if let Some(memory) = sections.memory {
             let processes = memory.processes.clone();
             self.event(&Event::Memory(Box::new(Memory {
                 processes,
@@ -290,13 +295,13 @@ mod tests {
             };
             recorder.sample(&sample, &tables, (i == 0).then_some("thread")).unwrap();
             let (blocking, calls) = (Blocking::default(), Calls::default());
-            let told = Told { blocking: Some(&blocking), calls: Some(&calls), ..Told::default() };
-            recorder.checkpoint(&Accounts::default(), told, &tables).unwrap();
+            let sections = Sections { blocking: Some(&blocking), calls: Some(&calls), ..Sections::default() };
+            recorder.checkpoint(&Accounts::default(), sections, &tables).unwrap();
         }
         recorder
             .finish(
                 &Accounts::default(),
-                Told::default(),
+                Sections::default(),
                 &tables,
                 &[(Frame { module, address: 0 }, vec![Function::default()])],
             )

@@ -10,8 +10,9 @@ use rustc_hash::FxHashMap;
 
 use crate::unwind::{
     image::{FrameSection, Image, Machine},
+    outcome::{BuildError, Source, Stats},
     rules::RuleTable,
-    table::{BuildError, Packer, Source, Stats},
+    table::Packer,
 };
 
 type Reader<'a> = EndianSlice<'a, LittleEndian>;

@@ -11,7 +11,7 @@ use object::{
 };
 use profiler_common::unwind::BUCKET_BYTES;
 
-use crate::unwind::table::{BuildError, Source};
+use crate::unwind::outcome::{BuildError, Source};
 
 /// Largest section of unwind information that is read.
 const MAX_SECTION_BYTES: u64 = 128 << 20;

@@ -5,9 +5,11 @@
 //! [`walk`] does on the host what the kernel programs do with the result. [`feed`] keeps the kernel's tables what
 //! the running processes need.
 
+mod build;
 pub mod eh_frame;
 pub mod feed;
 pub mod image;
+pub mod outcome;
 pub mod rules;
 pub mod table;
 pub mod walk;
@@ -15,5 +17,6 @@ pub mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use outcome::{BuildError, Source, Stats};
 pub use rules::RuleTable;
-pub use table::{BuildError, Source, Stats, Table};
+pub use table::Table;

@@ -1,74 +1,17 @@
-//! Builds and packs the tables.
+//! The unwind table of a file, and how it is packed into pages.
 
-use std::fs::File;
-
-use object::{ReadCache, ReadRef};
 use profiler_common::unwind::{
     self, BUCKET_SHIFT, BUCKETS_PER_PAGE, MAX_BUCKET_ROWS, PAGE_WORDS, Page, ROWS_PER_PAGE, RULE_NO_INFO,
 };
 use rustc_hash::FxHashMap;
 
 use crate::unwind::{
-    eh_frame,
-    image::{Image, Machine},
-    rules::RuleTable,
+    image::Machine,
+    outcome::{BuildError, Stats},
 };
 
 /// Most rows of one table: 32 MiB of them.
 const MAX_ROWS: u32 = 1 << 23;
-
-/// Why a file has no table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BuildError {
-    /// Not an ELF file.
-    #[error("not an ELF file")]
-    NotElf,
-    /// An ELF file of a kind that cannot be unwound.
-    #[error("unsupported ELF file: {0}")]
-    Unsupported(&'static str),
-    /// Nothing in the file is executable.
-    #[error("no code")]
-    NoCode,
-    /// Neither `.eh_frame` nor `.debug_frame`, or they describe none of the code.
-    #[error("no unwind information")]
-    NoUnwindInfo,
-    /// Only compressed unwind information.
-    #[error("the only unwind information is compressed")]
-    Compressed,
-    /// More than a table may hold.
-    #[error("too large: {0}")]
-    TooLarge(&'static str),
-    /// The file contradicts itself.
-    #[error("malformed: {0}")]
-    Malformed(&'static str),
-}
-
-/// Section that unwind information comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Source {
-    /// `.eh_frame`, loaded with the program.
-    #[default]
-    EhFrame,
-    /// `.debug_frame`, debug information.
-    DebugFrame,
-}
-
-/// What was met while a table was built.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Section the table is made from.
-    pub source: Source,
-    /// Functions with unwind information.
-    pub fdes: u32,
-    /// Entries that could not be understood.
-    pub skipped: u32,
-    /// Stretches of code whose rule no [`unwind::Rule`] can express.
-    pub unsupported: u64,
-    /// Rules that the rule table had no room for.
-    pub refused: u64,
-    /// The section ends within an entry.
-    pub truncated: bool,
-}
 
 /// The unwind table of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,22 +33,6 @@ pub struct Table {
 }
 
 impl Table {
-    /// Builds the table of an open file. Reads no more of it than headers and unwind information, and does not
-    /// map it: a file that shrinks meanwhile is an error here, not a signal.
-    pub fn read(file: &File, rules: &mut RuleTable) -> Result<Table, BuildError> {
-        Self::build(&ReadCache::new(file), rules)
-    }
-
-    /// Builds the table of an ELF file, or of an image of one in memory (the vDSO).
-    pub fn build<'a, R: ReadRef<'a>>(data: R, rules: &mut RuleTable) -> Result<Table, BuildError> {
-        let image = Image::parse(data)?;
-        let mut stats = Stats::default();
-        let refused = rules.refused();
-        let packer = eh_frame::fill(&image, rules, &mut stats)?;
-        stats.refused = rules.refused() - refused;
-        packer.finish(image.machine, image.base, stats)
-    }
-
     /// One past the last virtual address covered.
     pub fn end(&self) -> u64 {
         self.base.saturating_add(u64::from(self.buckets) << BUCKET_SHIFT)
@@ -245,7 +172,8 @@ impl Packer {
         Ok(lo)
     }
 
-    fn finish(mut self, machine: Machine, base: u64, stats: Stats) -> Result<Table, BuildError> {
+    /// All of it.
+    pub(super) fn finish(mut self, machine: Machine, base: u64, stats: Stats) -> Result<Table, BuildError> {
         self.advance(self.buckets)?;
         self.pages.shrink_to_fit();
         Ok(Table {

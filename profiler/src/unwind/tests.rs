@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use crate::unwind::{
     RuleTable, Table,
     image::{Image, Machine},
-    table::{BuildError, Source},
+    outcome::{BuildError, Source},
 };
 
 /// The vDSO of this process: a small, complete ELF image.

@@ -329,7 +329,10 @@ fn report_stalls(json: &Path, invented: impl Fn(u64, u64) -> bool) -> Result<usi
     let profile: Value = serde_json::from_slice(&fs::read(json)?)?;
     let blocking = &profile["blocking"];
     for event_loop in blocking["loops"].as_array().context("loops")? {
-        println!("    loop {} in {}: turns {}", event_loop["name"], event_loop["wait"], event_loop["turns"]);
+        println!(
+            "    loop {} in {}: iterations {}",
+            event_loop["name"], event_loop["wait"], event_loop["iterations"]
+        );
     }
     let stalls = blocking["stalls"].as_array().context("stalls")?;
     println!("    {} stalls listed, {} not", stalls.len(), blocking["stalls_unlisted"]);

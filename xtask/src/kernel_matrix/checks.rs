@@ -254,10 +254,18 @@ fn loops(output: &str) -> Result<String> {
     let blocking = profile.blocking.context("no account of waits")?;
     let event_loop = blocking.loops.iter().find(|of| of.process == "profiler").context("no event loop")?;
     // It wakes ten times a second.
-    let turns = &event_loop.turns;
-    ensure!((30..=300).contains(&turns.count), "{} turns in 5 s, not about 50", turns.count);
-    ensure!(turns.p50_ns <= turns.max_ns && turns.max_ns <= turns.sum_ns, "turns contradict themselves");
-    Ok(format!("{} turns of {}, median {} us", turns.count, event_loop.wait, turns.p50_ns / 1000))
+    let iterations = &event_loop.iterations;
+    ensure!((30..=300).contains(&iterations.count), "{} iterations in 5 s, not about 50", iterations.count);
+    ensure!(
+        iterations.p50_ns <= iterations.max_ns && iterations.max_ns <= iterations.sum_ns,
+        "iterations contradict themselves"
+    );
+    Ok(format!(
+        "{} iterations of {}, median {} us",
+        iterations.count,
+        event_loop.wait,
+        iterations.p50_ns / 1000
+    ))
 }
 
 fn syscalls(output: &str) -> Result<String> {
@@ -385,7 +393,7 @@ struct Blocking {
 struct EventLoop {
     process: String,
     wait: String,
-    turns: Durations,
+    iterations: Durations,
 }
 
 #[derive(Deserialize)]

@@ -122,7 +122,7 @@ fn finding(thread: &ThreadTime, share: f64, own: bool, blocking: &Blocking) -> F
     }
 }
 
-/// Threads that ran in those waits that were long enough to be told one by one, most time first.
+/// Threads that ran in those waits that were long enough to be reported one by one, most time first.
 fn instead(pid: u32, blocking: &Blocking) -> Vec<String> {
     let mut ran: BTreeMap<&str, u64> = BTreeMap::new();
     for wait in blocking.long_waits.iter().filter(|wait| wait.thread.pid == pid) {

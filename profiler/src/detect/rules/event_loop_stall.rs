@@ -456,7 +456,7 @@ mod tests {
         let frames = run.names().stack(StackId(0)).to_vec();
         let off_cpu = run.off_cpu.as_mut().unwrap();
         let mut like = off_cpu.stacks[0].clone();
-        like.thread = crate::detect::stall::fixtures::LOOP;
+        like.thread = crate::probe::sched::stall::fixtures::LOOP;
         (like.frames, like.cause) = (frames, Some(WaitCause::Poll));
         off_cpu.stacks.push(like);
         assert_eq!(stalls(&run), 0);

@@ -254,7 +254,7 @@ mod tests {
         let [_, both] = &found[..] else { panic!("{found:#?}") };
         assert!((both.cost.bytes_per_s - 204_800.0).abs() < 1.0, "{both:?}");
         run.memory.as_mut().unwrap().sites.pop();
-        // Where sites explain it, the process is not told of again.
+        // Where sites explain it, the process is not reported again.
         let memory = run.memory.as_mut().unwrap();
         let explains = |s: u64| crate::model::memory::Growth {
             time_ns: s * 1_000_000_000,

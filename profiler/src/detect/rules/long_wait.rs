@@ -60,7 +60,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 A thread blocked for longer than the threshold in something that is not idle waiting (disk, network, lock, pipe, page fault),
 or was ready to run and got no CPU for longer than its threshold. Ten times the threshold is critical, and so is a thread that
-nothing can interrupt and that still waits when the run ends. Waits of an event loop are not told here: there they are stalls.
+nothing can interrupt and that still waits when the run ends. Waits of an event loop are not reported here: there they are stalls.
 
 The stack is where the thread blocked, the object what it waited for, as far as it could be found out at the time. Of a thread
 without a CPU the threads that ran instead are named.
@@ -251,15 +251,16 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
 mod tests {
     use super::*;
     use crate::{
-        detect::{long_wait::fixtures::wait, rule::Overrides},
+        detect::rule::Overrides,
         model::threshold::Thresholds,
+        probe::sched::long_wait::{fixtures::wait, long_waits},
     };
 
     /// Severities of what is found where a thread waits for 2 s.
     fn found(syscall: &str, cause: WaitCause) -> Vec<Severity> {
         let mut of = wait(9, 0, 2_000_000_000, 0, cause);
         of.block.syscall = syscall.into();
-        let waits = crate::detect::long_wait::long_waits(&of, false, &Thresholds::default()).collect();
+        let waits = long_waits(&of, false, &Thresholds::default()).collect();
         let mut run = crate::model::report::fixtures::run(&[]);
         run.blocking = Some(Blocking { long_waits: waits, ..Blocking::default() });
         check(&run, &Overrides::default().of(&RULE)).iter().map(|finding| finding.severity).collect()

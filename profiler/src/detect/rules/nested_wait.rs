@@ -97,7 +97,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 }
 
 /// Whether this can be a wait in epoll: idle, or of a kind that nothing else is known of where the scheduler probe saw that
-/// it was made in the middle of a turn.
+/// it was made in the middle of an iteration.
 fn waits(cause: Option<WaitCause>) -> bool {
     matches!(cause, Some(WaitCause::Poll | WaitCause::Other))
 }

@@ -1,15 +1,10 @@
 //! The maps of the allocation probe.
 
-use std::fs;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData};
 use profiler_common::alloc::{AllocControl, Object, ObjectKey, StackTotals};
 
-use crate::kernel::{
-    Kernel,
-    btf::{self, Btf},
-};
+use crate::kernel::Kernel;
 
 /// The maps of the allocation probe, so that a fake can stand in for the kernel's.
 pub trait AllocMaps {
@@ -83,20 +78,4 @@ impl AllocMaps for KernelMaps {
     fn unknown_frees(&self, pid: u32) -> u64 {
         self.unknown_frees.get(&pid, 0).unwrap_or(0)
     }
-}
-
-/// Offsets the unwinder needs to pass functions whose return is probed; none where the kernel does not tell.
-pub fn offsets() -> Vec<(&'static str, u32)> {
-    let found = || -> Result<Vec<(&'static str, u32)>> {
-        let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
-        let btf = Btf::parse(&data, &["task_struct", "uprobe_task", "return_instance"])?;
-        Ok(vec![
-            ("OFF_TASK_UTASK", btf.offset("task_struct", "utask")?),
-            ("OFF_UTASK_RETURNS", btf.offset("uprobe_task", "return_instances")?),
-            ("OFF_RETURN_STACK", btf.offset("return_instance", "stack")?),
-            ("OFF_RETURN_ADDRESS", btf.offset("return_instance", "orig_ret_vaddr")?),
-            ("OFF_RETURN_NEXT", btf.offset("return_instance", "next")?),
-        ])
-    };
-    found().unwrap_or_default()
 }

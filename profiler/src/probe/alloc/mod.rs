@@ -21,8 +21,8 @@ use std::{
 use anyhow::Result;
 use profiler_common::{
     alloc::{Call, MAX_ALLOC_PROCESSES, StackTotals},
-    cost,
-    loss::KernelCounter,
+    loss::Tally,
+    offsets,
 };
 use rustc_hash::FxHashMap;
 
@@ -70,7 +70,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     enabled: Settings::watches_memory,
     large_maps: &["CALLS", "OBJECTS", "ALLOC_STACKS", "STACK_CACHE"],
     prepare: |_, plan: &mut Plan| {
-        plan.offsets(maps::offsets());
+        plan.offsets(&[&offsets::PROBED_RETURNS]);
         Ok(())
     },
     start: |start| {
@@ -81,18 +81,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
         watch.control = Some(control);
         Ok(Box::new(watch))
     },
-    costs: &[
-        (cost::Probe::AllocEnter, "allocations, begun"),
-        (cost::Probe::AllocReturn, "allocations, done"),
-        (cost::Probe::AllocLeave, "allocations, done (C++)"),
-        (cost::Probe::Free, "frees"),
-    ],
-    losses: &[
-        (KernelCounter::ObjectsFull, Loss::ObjectsFull),
-        (KernelCounter::AllocStacksFull, Loss::AllocStacksFull),
-        (KernelCounter::AllocClash, Loss::AllocClash),
-        (KernelCounter::FreesImplied, Loss::FreesImplied),
-    ],
     kinds: &[ALLOC],
     checks: || {
         vec![
@@ -446,16 +434,12 @@ impl MemoryWatch {
             detach_ns: status.longest_detach_ns,
             probed,
             problems: self.problems.iter().cloned().chain(status.failure).collect(),
-            implied_frees: kernel.counter(KernelCounter::FreesImplied),
-            lost_objects: [
-                KernelCounter::ObjectsFull,
-                KernelCounter::AllocStacksFull,
-                KernelCounter::AllocClash,
-            ]
-            .into_iter()
-            .map(|counter| kernel.counter(counter))
-            .sum(),
-            stacks_walked: kernel.counter(KernelCounter::AllocWalks),
+            implied_frees: kernel.lost(Loss::FreesImplied),
+            lost_objects: [Loss::ObjectsFull, Loss::AllocStacksFull, Loss::AllocClash]
+                .into_iter()
+                .map(|loss| kernel.lost(loss))
+                .sum(),
+            stacks_walked: kernel.tallied(Tally::AllocWalks),
         }
     }
 }

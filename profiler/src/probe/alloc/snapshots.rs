@@ -82,7 +82,7 @@ impl Snapshots {
     }
 }
 
-/// A size that is told of once when it is exceeded; again, once there was a tenth less.
+/// A size that is reported once when it is exceeded; again, once there was a tenth less.
 struct Threshold {
     bytes: Option<u64>,
     exceeded: bool,

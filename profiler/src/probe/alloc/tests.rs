@@ -4,7 +4,7 @@ use std::{cell::RefCell, fs, rc::Rc};
 
 use profiler_common::{
     alloc::{Object, ObjectKey},
-    cpu::KIND_CPU_SAMPLE,
+    record::RecordKind,
 };
 
 use super::{governor::Wanted, *};
@@ -171,7 +171,7 @@ fn snapshots_look_first_and_checkpoints_leave_ages_out() {
     process(bench.proc.path(), 7, "renamed");
     hold(&bench, 10);
     let mut stack = raw(7, 8, S, &[0x10]);
-    stack.header.kind = KIND_CPU_SAMPLE;
+    stack.header.kind = RecordKind::CpuSample as u32;
     bench.record(&mut watch, &Record::AllocStack(50, stack));
     let totals = StackTotals { allocated_bytes: 64, allocated_count: 1, ..StackTotals::EMPTY };
     maps.0.borrow_mut().stacks = vec![(50, totals)];

@@ -3,7 +3,6 @@
 pub mod records;
 
 use anyhow::Result;
-use profiler_common::{cost, loss::KernelCounter};
 
 use crate::{
     kernel::port::{Event, Hook, Port as _},
@@ -35,12 +34,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
         start.kernel.attach(Hook::Event { program, event: Event::CpuClock, period })?;
         Ok(Box::new(Cpu::default()))
     },
-    costs: &[(cost::Probe::Cpu, "cpu")],
-    losses: &[
-        (KernelCounter::RingBufferFull, Loss::RingBufferFull),
-        (KernelCounter::TargetsFull, Loss::TargetsFull),
-        (KernelCounter::RecordsLost, Loss::RecordsLost),
-    ],
     kinds: &[CPU],
     checks: Vec::new,
 };

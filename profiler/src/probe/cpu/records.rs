@@ -1,10 +1,13 @@
 //! The on-CPU sampler.
 
-use profiler_common::cpu::{
-    END_COMPLETE, END_STOPPED, FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT,
-    FLAG_USER_STACK_FAILED, FLAG_USER_STACK_TRUNCATED, KIND_CPU_SAMPLE, SAMPLE_HEADER_LEN, SampleHeader,
+use profiler_common::{
+    cpu::{
+        FLAG_KERNEL_STACK_FAILED, FLAG_KERNEL_STACK_TRUNCATED, FLAG_USER_END_SHIFT, FLAG_USER_STACK_FAILED,
+        FLAG_USER_STACK_TRUNCATED, SAMPLE_HEADER_LEN, SampleHeader,
+    },
+    record::RecordKind,
+    runtime::Entry,
 };
-use profiler_common::{runtime::Entry, unwind::StopReason};
 
 use crate::model::stack::{StackEnd, comm};
 
@@ -40,23 +43,11 @@ impl RawSample {
 
     /// How the user stack ends.
     pub fn user_end(&self) -> StackEnd {
-        const FIRST_REASON: u32 = END_STOPPED;
-        const REASONS: [StackEnd; StopReason::COUNT] = [
-            StackEnd::NoTable,
-            StackEnd::NoRow,
-            StackEnd::Unsupported,
-            StackEnd::Unreadable,
-            StackEnd::NoProgress,
-            StackEnd::TooDeep,
-        ];
-        match (self.header.flags >> FLAG_USER_END_SHIFT) & 0xff {
-            _ if self.user.is_empty() => StackEnd::None,
-            0 => StackEnd::FramePointers,
-            END_COMPLETE => StackEnd::Complete,
-            stopped => {
-                REASONS.get((stopped - FIRST_REASON) as usize).copied().unwrap_or(StackEnd::NoProgress)
-            }
+        if self.user.is_empty() {
+            return StackEnd::None;
         }
+        StackEnd::from_number((self.header.flags >> FLAG_USER_END_SHIFT) & 0xff)
+            .unwrap_or(StackEnd::NoProgress)
     }
 
     /// Name of the thread.
@@ -72,19 +63,19 @@ pub fn period_ns(frequency_hz: u32) -> u64 {
 
 /// Decodes one record; `None` if it is not a complete CPU sample.
 pub fn decode(record: &[u8]) -> Option<RawSample> {
-    decode_stack(record, KIND_CPU_SAMPLE)
+    decode_stack(record, RecordKind::CpuSample)
 }
 
 /// Decodes a record of some kind that is laid out as a CPU sample is.
-pub fn decode_stack(record: &[u8], kind: u32) -> Option<RawSample> {
+pub fn decode_stack(record: &[u8], kind: RecordKind) -> Option<RawSample> {
     let u16_at = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
     let u32_at = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
     let u64_at = |at: usize| Some(u64::from_ne_bytes(*record.get(at..)?.first_chunk()?));
-    if u32_at(0)? != kind {
+    if u32_at(0)? != kind as u32 {
         return None;
     }
     let header = SampleHeader {
-        kind,
+        kind: kind as u32,
         flags: u32_at(4)?,
         time_ns: u64_at(8)?,
         pid: u32_at(16)?,
@@ -144,14 +135,10 @@ mod tests {
             let header = SampleHeader { flags: code << FLAG_USER_END_SHIFT, ..SampleHeader::default() };
             RawSample { header, kernel: vec![], user: vec![1], entries: vec![] }.user_end()
         };
-        assert_eq!((end(0), end(END_COMPLETE)), (StackEnd::FramePointers, StackEnd::Complete));
-        let stopped = |reason: StopReason| end(END_STOPPED + reason as u32);
-        assert_eq!(stopped(StopReason::NoTable), StackEnd::NoTable);
-        assert_eq!(stopped(StopReason::NoRow), StackEnd::NoRow);
-        assert_eq!(stopped(StopReason::Unsupported), StackEnd::Unsupported);
-        assert_eq!(stopped(StopReason::Unreadable), StackEnd::Unreadable);
-        assert_eq!(stopped(StopReason::NoProgress), StackEnd::NoProgress);
-        assert_eq!(stopped(StopReason::TooDeep), StackEnd::TooDeep);
+        for known in StackEnd::ALL {
+            assert_eq!(end(known as u32), known);
+        }
+        assert_eq!(end(200), StackEnd::NoProgress);
     }
 
     proptest! {
@@ -164,7 +151,7 @@ mod tests {
             missing in 1usize..8,
         ) {
             let header = SampleHeader {
-                kind: KIND_CPU_SAMPLE, flags, time_ns, pid, tid, cpu, comm,
+                kind: RecordKind::CpuSample as u32, flags, time_ns, pid, tid, cpu, comm,
                 kernel_frames: kernel.len() as u16, user_frames: user.len() as u16,
                 runtime_words: 2 * told.len() as u16,
             };

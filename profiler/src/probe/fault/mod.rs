@@ -1,7 +1,6 @@
 //! The page-fault probe: where pages are first touched, by samples. Growth that no allocator knows of shows here.
 
 use anyhow::Result;
-use profiler_common::cost;
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -31,8 +30,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
         start.kernel.attach(Hook::Event { program, event, period: PERIOD })?;
         Ok(Box::new(Faults::default()))
     },
-    costs: &[(cost::Probe::Fault, "page faults")],
-    losses: &[],
     kinds: &[FAULTS],
     checks: Vec::new,
 };

@@ -11,18 +11,14 @@ use anyhow::Result;
 use profiler_common::{
     cpu::Seen,
     sched::{
-        Exit, HistogramKey, HistogramKind, Interval, LoopSeen, MAX_THREADS, OffCpuKey, Phase, Span,
-        SyscallClass, ThreadState, Turn,
+        Exit, HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase,
+        Span, SyscallClass, ThreadState,
     },
     target::INIT_PIDNS_INUM,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    detect::{
-        convoy::{Holder, Waiter},
-        long_wait::{Wait, who_ran},
-    },
     kernel::{
         function_hooks,
         port::{Hook, Port},
@@ -43,7 +39,9 @@ use crate::{
         cpu::records::RawSample,
         record::Record,
         sched::{
+            convoy::{Holder, Waiter},
             hooks::LOOP_WAITS,
+            long_wait::{Wait, who_ran},
             loops::Loops,
             maps::{Limits, SchedMaps},
             off_cpu::{OffCpuSample, Waker, with_waker},
@@ -74,7 +72,7 @@ const RAN_FRESH_NS: u64 = 50_000_000;
 /// Histograms made for threads that are not yet known to be event loops.
 const MAX_EARLY_HISTOGRAMS: usize = 256;
 
-/// Everything the scheduler probe has told.
+/// Everything that the scheduler probe has reported.
 pub struct Scheduler {
     maps: Box<dyn SchedMaps>,
     limits: Limits,
@@ -172,17 +170,17 @@ impl Scheduler {
         tids.filter_map(|tid| records::seed(&self.proc_root, pid, tid, self.began_ns)).collect()
     }
 
-    /// Tells the kernel programs, and what the thread's stack is.
+    /// Hands it to the kernel programs, and keeps what the thread's stack is.
     pub(super) fn seed(&mut self, mut state: ThreadState, stack: Option<StackId>, resolver: &mut Resolver) {
         if let Some(stack) = stack {
             // A number that is no hash.
             state.stack = state.tid.into();
             resolver.add_stack(state.stack, stack);
         }
-        // Its first turns may be over before it is known to be a loop.
-        let turns = HistogramKey { kind: HistogramKind::Turns as u32, id: state.tid };
-        if self.polls && self.counted.len() < MAX_EARLY_HISTOGRAMS && self.counted.insert(turns) {
-            self.maps.add_histogram(turns);
+        // Its first iterations may be over before it is known to be a loop.
+        let iterations = HistogramKey { kind: HistogramKind::Iterations as u32, id: state.tid };
+        if self.polls && self.counted.len() < MAX_EARLY_HISTOGRAMS && self.counted.insert(iterations) {
+            self.maps.add_histogram(iterations);
         }
         self.maps.seed(state.tid, &state);
         if state.loop_class != 0 {
@@ -190,7 +188,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether any thread is an event loop whose turns have to be told apart, or may be one that never sleeps.
+    /// Whether any thread is an event loop whose iterations have to be told apart, or may be one that never sleeps.
     pub fn has_loops(&self) -> bool {
         !self.loops.is_empty() || self.polls
     }
@@ -214,7 +212,7 @@ impl Scheduler {
 
     /// A long block or wait for a CPU.
     fn interval(&mut self, interval: &Interval, resolver: &Resolver) {
-        let cause = WaitCause::from_number(interval.cause);
+        let cause = WaitCause::from_number(interval.cause).unwrap_or(WaitCause::Unknown);
         let blocked = interval.syscall >= 0 || interval.woken_ns > interval.start_ns;
         let instead = self.ran_instead(interval);
         let wait = Wait {
@@ -261,11 +259,11 @@ impl Scheduler {
         found
     }
 
-    /// A long turn of an event loop.
-    fn turn(&mut self, turn: &Turn) {
-        let thread = ThreadKey { pid: turn.pid, tid: turn.tid };
-        if turn.span != Span::Worker as u32 && self.loops.holds_others_up(thread) {
-            self.waits.turn(turn);
+    /// A long iteration of an event loop.
+    fn iteration(&mut self, iteration: &Iteration) {
+        let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
+        if iteration.span != Span::Worker as u32 && self.loops.holds_others_up(thread) {
+            self.waits.iteration(iteration);
         }
     }
 
@@ -295,7 +293,7 @@ impl Scheduler {
         let allowed = self.lookups < MAX_LOOKUPS && !self.loops.serves_one_client(thread.pid);
         self.lookups += u32::from(allowed);
         self.loops.add(thread, syscall, object, allowed, &self.proc_root);
-        self.maps.add_histogram(HistogramKey { kind: HistogramKind::Turns as u32, id: thread.tid });
+        self.maps.add_histogram(HistogramKey { kind: HistogramKind::Iterations as u32, id: thread.tid });
         if self.loops.holds_others_up(thread) {
             self.waits.add_loop(thread);
         }
@@ -323,7 +321,7 @@ impl Scheduler {
         let waiters: Vec<Waiter> = states
             .iter()
             .filter(|state| {
-                WaitCause::from_number(state.cause) == WaitCause::Lock
+                WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown) == WaitCause::Lock
                     && records::is_blocked(state, &records::schedstat(&self.proc_root, state))
             })
             .map(|state| Waiter {
@@ -371,7 +369,7 @@ impl Scheduler {
                 samples.push(OffCpuSample {
                     thread: ThreadKey { pid: key.pid, tid: key.tid },
                     stack: resolver.stack(key.stack),
-                    cause: WaitCause::from_number(key.cause),
+                    cause: WaitCause::from_number(key.cause).unwrap_or(WaitCause::Unknown),
                     waker: self.wakers.get(&key.waker).cloned(),
                     ns: new,
                 });
@@ -385,7 +383,7 @@ impl Scheduler {
                 samples.push(OffCpuSample {
                     thread: ThreadKey { pid: state.pid, tid: state.tid },
                     stack: resolver.stack(state.stack),
-                    cause: WaitCause::from_number(state.cause),
+                    cause: WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown),
                     waker: None,
                     ns,
                 });
@@ -415,8 +413,8 @@ impl Scheduler {
             ));
             if records::is_blocked(state, &stat) {
                 now.waits.push(self.ongoing(state, now_ns, resolver));
-            } else if state.turn_start_ns != 0 && self.loops.holds_others_up(thread) {
-                now.turns.push(records::turn_so_far(state, &stat, now_ns));
+            } else if state.iteration_start_ns != 0 && self.loops.holds_others_up(thread) {
+                now.iterations.push(records::iteration_so_far(state, &stat, now_ns));
             }
         }
         let tables = &resolver.tables;
@@ -428,7 +426,7 @@ impl Scheduler {
                     pid => tables.process_name(ThreadKey { pid, tid: pid }).to_owned(),
                 };
                 now.run_queue.push(RunQueue { pid: key.id, process, waits: summary });
-            } else if key.kind == HistogramKind::Turns as u32
+            } else if key.kind == HistogramKind::Iterations as u32
                 && let Some((thread, syscall)) = self.loops.wait_of(key.id)
             {
                 now.loops.push(EventLoop {
@@ -436,7 +434,7 @@ impl Scheduler {
                     process: tables.process_name(thread).to_owned(),
                     name: tables.thread_name(thread).to_owned(),
                     wait: abi::name(syscall),
-                    turns: summary,
+                    iterations: summary,
                     warnings: 0,
                     criticals: 0,
                 });
@@ -459,11 +457,11 @@ impl Scheduler {
                 start_ns: state.since_ns,
                 blocked_ns: now_ns.saturating_sub(state.since_ns),
                 run_queue_ns: 0,
-                cause: WaitCause::from_number(state.cause),
+                cause: WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown),
                 syscall: abi::name(state.syscall),
                 object: self.object(
                     state.pid,
-                    WaitCause::from_number(state.cause),
+                    WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown),
                     state.syscall,
                     state.object,
                 ),
@@ -513,7 +511,7 @@ impl Probe for Scheduler {
             }
             Record::Waker(id, name, raw) => self.waker(*id, name, raw, cx.resolver),
             Record::Interval(interval) => self.interval(interval, cx.resolver),
-            Record::Turn(turn) => self.turn(turn),
+            Record::Iteration(iteration) => self.iteration(iteration),
             Record::Exit(exit) => self.exit(exit, &mut cx.resolver.tables),
             Record::Loop(seen) => self.loop_seen(seen),
             _ => {}

@@ -1,20 +1,16 @@
 //! The maps and settings of the scheduler probe.
 
-use std::fs;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use profiler_common::{
     cpu::{Ran, Seen},
     histogram::Histogram,
-    sched::{Cause, HistogramKey, HistogramKind, OffCpuKey, OffCpuTime, ThreadState},
+    offsets::{self, Group},
+    sched::{HistogramKey, HistogramKind, OffCpuKey, OffCpuTime, ThreadState, WaitCause},
 };
 
 use crate::{
-    kernel::{
-        Kernel,
-        btf::{self, Btf},
-    },
+    kernel::Kernel,
     model::{abi, threshold::Thresholds},
 };
 
@@ -24,20 +20,20 @@ pub const BY_THREAD_MAP: &str = "THREAD_RUN_QUEUE";
 /// `BPF_NOEXIST`: what the kernel knows already it knows better.
 const NOEXIST: u64 = 1;
 
-/// What is told one by one, ns.
+/// What is reported one by one, ns.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Turns of event loops from this length on.
+    /// Iterations of event loops from this length on.
     pub stall_ns: u64,
     /// Blocks of event loops, and their waits for a CPU.
     pub loop_block_ns: u64,
     /// Waits of any thread for a CPU.
     pub starvation_ns: u64,
     /// Blocks of any thread, by cause.
-    pub block_ns: [u64; Cause::COUNT],
+    pub block_ns: [u64; WaitCause::COUNT],
 }
 
-/// Blocks of an event loop this many times shorter than a stall are told one by one, so that they can explain one.
+/// Blocks of an event loop this many times shorter than a stall are reported one by one, so that they can explain one.
 const LOOP_BLOCK_PART: u64 = 20;
 
 impl Limits {
@@ -175,88 +171,12 @@ pub fn set_classes(kernel: &mut Kernel) -> Result<()> {
 }
 
 /// Offsets the probe needs to find out what a thread waits for.
-pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
-    let data = fs::read(btf::VMLINUX).context("reading the kernel's types")?;
-    let btf = Btf::parse(
-        &data,
-        &[
-            "task_struct",
-            "thread_info",
-            "files_struct",
-            "fdtable",
-            "file",
-            "inode",
-            "super_block",
-            "socket",
-            "sock",
-            "sock_common",
-            "sched_info",
-            "sched_entity",
-            "cfs_rq",
-            "rq",
-            "path",
-            "dentry",
-            "qstr",
-            "hlist_bl_node",
-            "vfsmount",
-            "mount",
-            "unix_sock",
-            "unix_address",
-        ],
-    )?;
-    // Called `state` before Linux 5.14.
-    let state = btf.offset("task_struct", "__state").or_else(|_| btf.offset("task_struct", "state"))?;
-    let info = btf.offset("task_struct", "sched_info")?; // CONFIG_SCHED_INFO, which all distributions have
-    let common = btf.offset("sock", "__sk_common")?;
-    // Without CONFIG_IPV6 there are none, and no socket that has one.
-    let v6 = |member| btf.offset("sock_common", member).unwrap_or(0);
-    // Nor these where Unix sockets are in a module.
-    let unix = |name, member| btf.offset(name, member).unwrap_or(0);
-    let path = btf.offset("file", "f_path")?;
-    Ok(vec![
-        ("OFF_TASK_STATE", state),
-        ("OFF_TASK_STACK", btf.offset("task_struct", "stack")?),
-        #[cfg(target_arch = "x86_64")]
-        ("OFF_TASK_STATUS", btf.offset("task_struct", "thread_info")? + btf.offset("thread_info", "status")?),
-        ("OFF_TASK_COMM", btf.offset("task_struct", "comm")?),
-        ("OFF_TASK_PCOUNT", info + btf.offset("sched_info", "pcount")?),
-        ("OFF_TASK_RUN_DELAY", info + btf.offset("sched_info", "run_delay")?),
-        ("OFF_TASK_LAST_ARRIVAL", info + btf.offset("sched_info", "last_arrival")?),
-        ("OFF_TASK_EXEC", btf.offset("task_struct", "se")? + btf.offset("sched_entity", "sum_exec_runtime")?),
-        ("OFF_TASK_CFS_RQ", btf.offset("task_struct", "se")? + btf.offset("sched_entity", "cfs_rq")?),
-        ("OFF_CFS_RQ_RQ", btf.offset("cfs_rq", "rq")?),
-        ("OFF_RQ_CLOCK", btf.offset("rq", "clock")?),
-        ("OFF_TASK_FILES", btf.offset("task_struct", "files")?),
-        ("OFF_FILES_FDT", btf.offset("files_struct", "fdt")?),
-        ("OFF_FDT_MAX_FDS", btf.offset("fdtable", "max_fds")?),
-        ("OFF_FDT_FD", btf.offset("fdtable", "fd")?),
-        ("OFF_FILE_INODE", btf.offset("file", "f_inode")?),
-        ("OFF_FILE_PRIVATE_DATA", btf.offset("file", "private_data")?),
-        ("OFF_INODE_MODE", btf.offset("inode", "i_mode")?),
-        ("OFF_INODE_SB", btf.offset("inode", "i_sb")?),
-        ("OFF_SB_MAGIC", btf.offset("super_block", "s_magic")?),
-        ("OFF_SOCKET_SK", btf.offset("socket", "sk")?),
-        ("OFF_SOCK_FAMILY", common + btf.offset("sock_common", "skc_family")?),
-        ("OFF_SOCK_TYPE", btf.offset("sock", "sk_type")?),
-        ("OFF_SOCK_PORT", common + btf.offset("sock_common", "skc_num")?),
-        ("OFF_SOCK_PEER_PORT", common + btf.offset("sock_common", "skc_dport")?),
-        ("OFF_SOCK_V4", common + btf.offset("sock_common", "skc_rcv_saddr")?),
-        ("OFF_SOCK_PEER_V4", common + btf.offset("sock_common", "skc_daddr")?),
-        ("OFF_SOCK_V6", common + v6("skc_v6_rcv_saddr")),
-        ("OFF_SOCK_PEER_V6", common + v6("skc_v6_daddr")),
-        ("OFF_INODE_INO", btf.offset("inode", "i_ino")?),
-        ("OFF_FILE_DENTRY", path + btf.offset("path", "dentry")?),
-        ("OFF_FILE_MOUNT", path + btf.offset("path", "mnt")?),
-        ("OFF_DENTRY_NAME", btf.offset("dentry", "d_name")? + btf.offset("qstr", "name")?),
-        ("OFF_DENTRY_PARENT", btf.offset("dentry", "d_parent")?),
-        ("OFF_DENTRY_HASHED", btf.offset("dentry", "d_hash")? + btf.offset("hlist_bl_node", "pprev")?),
-        ("OFF_VFSMOUNT_ROOT", btf.offset("vfsmount", "mnt_root")?),
-        ("OFF_MOUNT_VFSMOUNT", btf.offset("mount", "mnt")?),
-        ("OFF_MOUNT_PARENT", btf.offset("mount", "mnt_parent")?),
-        ("OFF_MOUNT_POINT", btf.offset("mount", "mnt_mountpoint")?),
-        ("OFF_UNIX_ADDRESS", unix("unix_sock", "addr")),
-        ("OFF_UNIX_PEER", unix("unix_sock", "peer")),
-        ("OFF_ADDRESS_LEN", unix("unix_address", "len")),
-        ("OFF_ADDRESS_NAME", unix("unix_address", "name")),
-    ])
-}
+pub const OFFSETS: &[&Group] = &[
+    &offsets::IDS,
+    &offsets::TASKS,
+    #[cfg(target_arch = "x86_64")]
+    &offsets::COMPAT,
+    &offsets::DESCRIPTORS,
+    &offsets::IPV6,
+    &offsets::UNIX,
+];

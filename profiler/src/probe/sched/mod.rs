@@ -1,15 +1,17 @@
 //! The scheduler probe: what threads wait for, and how long event loops are away from their wait.
 
+pub mod convoy;
 pub mod fold;
 pub mod hooks;
+pub mod long_wait;
 mod loops;
 pub mod maps;
 mod off_cpu;
 pub mod records;
+pub mod stall;
 pub mod totals;
 
 use anyhow::Result;
-use profiler_common::{cost, loss::KernelCounter};
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
         port::{Hook, Port as _},
         preflight::{Check, Verdict},
     },
-    model::{kind::OFF_CPU, loss::Loss, stack::StackId},
+    model::{kind::OFF_CPU, stack::StackId},
     probe::{
         sched::{
             fold::Scheduler,
@@ -39,17 +41,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     large_maps: &["THREADS", "OFF_CPU", "STACKS_SENT", maps::BY_THREAD_MAP],
     prepare,
     start: |begin| Ok(Box::new(start(begin)?)),
-    costs: &[
-        (cost::Probe::Sched, "scheduler"),
-        (cost::Probe::Loop, "event loop"),
-        (cost::Probe::Waker, "waker"),
-    ],
-    losses: &[
-        (KernelCounter::ThreadsFull, Loss::ThreadsFull),
-        (KernelCounter::OffCpuFull, Loss::OffCpuFull),
-        (KernelCounter::IntervalsDropped, Loss::WaitsUntold),
-        (KernelCounter::StacksSkipped, Loss::OffCpuStacksSkipped),
-    ],
     kinds: &[OFF_CPU],
     checks: || {
         vec![Check::new(
@@ -63,8 +54,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
 };
 
 fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
-    plan.needs_task_ids();
-    plan.offsets(maps::offsets()?);
+    plan.offsets(maps::OFFSETS);
     let limits = Limits::of(&settings.thresholds);
     plan.global("RUN_QUEUE_BY_THREAD", u8::from(settings.by_thread));
     plan.global("KEEP_RAN", 1u8);
@@ -78,7 +68,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// Attaches the kernel programs, and tells them what the threads of the targets are doing already.
+/// Attaches the kernel programs, and hands them what the threads of the targets are doing already.
 fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     let Start { kernel, settings, resolver, pids, proc_root } = begin;
     maps::set_classes(kernel)?;

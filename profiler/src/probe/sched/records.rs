@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use profiler_common::{
     cpu::SAMPLE_HEADER_LEN,
-    sched::{Cause, KIND_WAKER, Phase, SyscallClass, ThreadState, Times, Turn},
+    record::RecordKind,
+    sched::{Iteration, Phase, SyscallClass, ThreadState, Times},
 };
 
 use crate::{
@@ -19,14 +20,14 @@ use crate::{
 };
 
 /// Decodes a stack and its id, which lies where a CPU sample has the thread's name.
-pub fn decode_stack(bytes: &[u8], kind: u32) -> Option<(u64, RawSample)> {
+pub fn decode_stack(bytes: &[u8], kind: RecordKind) -> Option<(u64, RawSample)> {
     let stack = cpu::decode_stack(bytes, kind)?;
     Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), stack))
 }
 
 /// Decodes the stack of a thread that wakes another, its id, and the thread's name.
 pub fn decode_waker(bytes: &[u8]) -> Option<(u64, String, RawSample)> {
-    let stack = cpu::decode_stack(bytes, KIND_WAKER)?;
+    let stack = cpu::decode_stack(bytes, RecordKind::Waker)?;
     let end = SAMPLE_HEADER_LEN + 8 * (stack.kernel.len() + stack.user.len() + 2 * stack.entries.len());
     let name = comm(bytes.get(end..)?.first_chunk()?);
     Some((u64::from_ne_bytes(*stack.header.comm.first_chunk()?), name, stack))
@@ -88,7 +89,7 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
             thread.loop_sp = args.iter().nth_back(1).copied().unwrap_or(0);
         }
     } else {
-        thread.cause = if state == 'D' { Cause::PageFault } else { Cause::Other } as u32;
+        thread.cause = if state == 'D' { WaitCause::PageFault } else { WaitCause::Other } as u32;
     }
     let at = match &args[..] {
         [.., sp, ip] if *sp != 0 => Some((*ip, *sp)),
@@ -98,20 +99,20 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
 }
 
 /// As the kernel program's `waits_for`.
-fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> Cause {
+fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> WaitCause {
     match class {
         c if c == SyscallClass::Descriptor as u8 => {
             let link = fs::read_link(proc_root.join(format!("{pid}/fd/{}", args[0]))).unwrap_or_default();
             match text::path(&link).split(':').next().unwrap_or_default() {
-                "socket" if is_internet_socket(proc_root, pid, &link) => Cause::Network,
-                "socket" | "pipe" | "anon_inode" => Cause::Pipe,
-                path if path.starts_with("/dev/") => Cause::Pipe,
-                path if path.starts_with('/') => Cause::Disk,
-                _ => Cause::Other,
+                "socket" if is_internet_socket(proc_root, pid, &link) => WaitCause::Network,
+                "socket" | "pipe" | "anon_inode" => WaitCause::Pipe,
+                path if path.starts_with("/dev/") => WaitCause::Pipe,
+                path if path.starts_with('/') => WaitCause::Disk,
+                _ => WaitCause::Other,
             }
         }
-        c if c == SyscallClass::Futex as u8 => Cause::of_futex(args[1], args[2]),
-        class => Cause::of_class(class),
+        c if c == SyscallClass::Futex as u8 => WaitCause::of_futex(args[1], args[2]),
+        class => WaitCause::of_class(class),
     }
 }
 
@@ -198,18 +199,18 @@ pub fn thread_time(thread: ThreadKey, times: &Times, wall_ns: u64, tables: &Tabl
     }
 }
 
-/// A turn that goes on.
-pub fn turn_so_far(state: &ThreadState, stat: &SchedStat, now_ns: u64) -> Turn {
+/// An iteration that goes on.
+pub fn iteration_so_far(state: &ThreadState, stat: &SchedStat, now_ns: u64) -> Iteration {
     let times = times_until(state, stat, now_ns);
-    Turn {
+    Iteration {
         syscall: state.syscall,
         pid: state.pid,
         tid: state.tid,
-        start_ns: state.turn_start_ns,
+        start_ns: state.iteration_start_ns,
         end_ns: now_ns,
-        on_cpu_ns: times.on_cpu_ns.saturating_sub(state.turn_on_cpu_ns),
-        run_queue_ns: times.run_queue_ns.saturating_sub(state.turn_run_queue_ns),
-        ..Turn::default()
+        on_cpu_ns: times.on_cpu_ns.saturating_sub(state.iteration_on_cpu_ns),
+        run_queue_ns: times.run_queue_ns.saturating_sub(state.iteration_run_queue_ns),
+        ..Iteration::default()
     }
 }
 
@@ -219,8 +220,12 @@ mod tests {
 
     #[test]
     fn a_phase_in_progress_counts_up_to_now() {
-        let mut state =
-            ThreadState { since_ns: 100, cause: Cause::Disk as u32, arrivals: 7, ..ThreadState::default() };
+        let mut state = ThreadState {
+            since_ns: 100,
+            cause: WaitCause::Disk as u32,
+            arrivals: 7,
+            ..ThreadState::default()
+        };
         state.times.on_cpu_ns = 5;
         let away = SchedStat { arrivals: 7, ..SchedStat::default() };
         let back = SchedStat { exec_ns: 10, run_delay_ns: 8, arrivals: 8 };
@@ -234,7 +239,7 @@ mod tests {
             state.phase = phase as u32;
             let times = times_until(&state, &now, 140);
             assert_eq!((times.on_cpu_ns, times.run_queue_ns), (on_cpu, run_queue));
-            assert_eq!(times.blocked_ns[Cause::Disk as usize], disk);
+            assert_eq!(times.blocked_ns[WaitCause::Disk as usize], disk);
         }
         assert_eq!(times_until(&state, &back, 90).on_cpu_ns, 5, "seen after the end");
     }
@@ -252,10 +257,10 @@ mod tests {
         let futex = format!("{} 0xabc 0x80 0x2 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_futex);
         let (state, at) = seed("S", &futex).unwrap();
         assert_eq!(at, Some((0x7e, 0x7f)));
-        assert_eq!((state.phase, state.cause), (Phase::Blocked as u32, Cause::Lock as u32));
+        assert_eq!((state.phase, state.cause), (Phase::Blocked as u32, WaitCause::Lock as u32));
         assert_eq!((state.syscall, state.object), (libc::SYS_futex as i32, 0xabc));
         assert_eq!(seed("R", "running\n").unwrap().0.phase, Phase::Runnable as u32);
-        assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().0.cause, Cause::PageFault as u32);
+        assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().0.cause, WaitCause::PageFault as u32);
         assert_eq!(seed("Z", ""), None);
         let poll = format!("{} 0x3 0x0\n", libc::SYS_epoll_pwait);
         assert_eq!(seed("S", &poll).unwrap().0.loop_class, SyscallClass::Epoll as u32);

@@ -1,22 +1,22 @@
 //! What the scheduler probe's records add up to. Records come in order of the time they end, so that everything
-//! inside a turn is here before the turn itself.
+//! inside an iteration is here before the iteration itself.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use profiler_common::sched::Turn;
+use profiler_common::sched::Iteration;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    detect::{
-        convoy::{Convoys, Holder, Waiter},
-        long_wait::{Wait, long_waits},
-        stall::{explain, length_ns},
-    },
     model::{
         finding::Severity,
         stack::{StackId, ThreadKey},
         threshold::Thresholds,
         wait::{Block, Blocking, EventLoop, LongWait, RunQueue, Stall, ThreadTime},
+    },
+    probe::sched::{
+        convoy::{Convoys, Holder, Waiter},
+        long_wait::{Wait, long_waits},
+        stall::{explain, length_ns},
     },
 };
 
@@ -26,9 +26,9 @@ pub const MAX_LISTED: usize = 1000;
 pub const MAX_THREADS: usize = 65_536;
 /// Most event loops.
 pub const MAX_LOOPS: usize = 4096;
-/// Most samples, and most blocks, kept of all event loops for turns still to be told: about 4 and 10 MB.
+/// Most samples, and most blocks, kept of all event loops for iterations still to be reported: about 4 and 10 MB.
 const MAX_KEPT: (usize, usize) = (262_144, 65_536);
-/// How long they are kept at most, ns: what a turn longer than this did before counts as unexplained.
+/// How long they are kept at most, ns: what an iteration longer than this did before counts as unexplained.
 const KEPT_NS: u64 = 20_000_000_000;
 
 /// Running totals of everything about waiting but off-CPU stacks, which are samples.
@@ -65,8 +65,8 @@ pub struct Now {
     pub loops: Vec<EventLoop>,
     /// Waits that have not ended.
     pub waits: Vec<Wait>,
-    /// Turns that have not ended, up to now.
-    pub turns: Vec<Turn>,
+    /// Iterations that have not ended, up to now.
+    pub iterations: Vec<Iteration>,
 }
 
 impl Waits {
@@ -91,7 +91,7 @@ impl Waits {
         }
     }
 
-    /// A thread that waits as event loops do: from now on its samples and blocks are kept for its turns.
+    /// A thread that waits as event loops do: from now on its samples and blocks are kept for its iterations.
     pub fn add_loop(&mut self, thread: ThreadKey) {
         if self.loops.len() < MAX_LOOPS {
             self.loops.entry(thread).or_default();
@@ -113,10 +113,10 @@ impl Waits {
         }
     }
 
-    /// A turn that took long enough to be told.
-    pub fn turn(&mut self, turn: &Turn) {
-        let thread = ThreadKey { pid: turn.pid, tid: turn.tid };
-        let Some(severity) = self.thresholds.turn(length_ns(turn)) else { return };
+    /// An iteration that took long enough to be reported.
+    pub fn iteration(&mut self, iteration: &Iteration) {
+        let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
+        let Some(severity) = self.thresholds.iteration(length_ns(iteration)) else { return };
         self.add_loop(thread);
         let Some(of) = self.loops.get_mut(&thread) else {
             self.stalls.dropped += 1; // a loop too many
@@ -127,9 +127,9 @@ impl Waits {
             Severity::Critical => of.criticals += 1,
         }
         let stall =
-            explain(turn, of.samples.make_contiguous(), of.blocks.make_contiguous(), &self.thresholds);
+            explain(iteration, of.samples.make_contiguous(), of.blocks.make_contiguous(), &self.thresholds);
         self.stalls.add((severity, stall.duration_ns), stall);
-        let (samples, blocks) = of.forget_before(turn.end_ns);
+        let (samples, blocks) = of.forget_before(iteration.end_ns);
         self.kept = (self.kept.0 - samples, self.kept.1 - blocks);
     }
 
@@ -170,14 +170,14 @@ impl Waits {
             let counts = self.loops.get(&of.thread);
             (of.warnings, of.criticals) = counts.map_or((0, 0), |counts| (counts.warnings, counts.criticals));
         }
-        for turn in &now.turns {
-            let thread = ThreadKey { pid: turn.pid, tid: turn.tid };
-            let Some(severity) = self.thresholds.turn(length_ns(turn)) else { continue };
+        for iteration in &now.iterations {
+            let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
+            let Some(severity) = self.thresholds.iteration(length_ns(iteration)) else { continue };
             let (samples, blocks): (Vec<_>, Vec<_>) =
                 self.loops.get(&thread).map_or_else(Default::default, |of| {
                     (of.samples.iter().copied().collect(), of.blocks.iter().cloned().collect())
                 });
-            let stall = explain(turn, &samples, &blocks, &self.thresholds);
+            let stall = explain(iteration, &samples, &blocks, &self.thresholds);
             stalls.add((severity, stall.duration_ns), stall);
             if let Some(of) = loops.iter_mut().find(|of| of.thread == thread) {
                 match severity {
@@ -186,7 +186,7 @@ impl Waits {
                 }
             }
         }
-        loops.sort_by_key(|of| (std::cmp::Reverse(of.turns.max_ns), of.thread));
+        loops.sort_by_key(|of| (std::cmp::Reverse(of.iterations.max_ns), of.thread));
 
         let mut waits = self.long_waits.clone();
         for wait in &now.waits {
@@ -282,11 +282,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        detect::{
-            long_wait::fixtures::wait,
-            stall::fixtures::{LOOP, turn},
-        },
         model::cause::WaitCause,
+        probe::sched::{
+            long_wait::fixtures::wait,
+            stall::fixtures::{LOOP, iteration},
+        },
     };
 
     const MS: u64 = 1_000_000;
@@ -306,8 +306,8 @@ mod tests {
             waits.cpu_sample(OTHER, at * 10 * MS, StackId(5), false);
         }
         waits.wait(wait(LOOP.tid, 92 * MS, 100 * MS, 2 * MS, WaitCause::Disk));
-        waits.turn(&turn(25 * MS, 194 * MS, 67 * MS, 2 * MS));
-        waits.turn(&turn(195 * MS, 196 * MS, MS, 0)); // no stall
+        waits.iteration(&iteration(25 * MS, 194 * MS, 67 * MS, 2 * MS));
+        waits.iteration(&iteration(195 * MS, 196 * MS, MS, 0)); // no stall
         let threads = vec![ThreadTime { thread: LOOP, on_cpu_ns: 100, ..ThreadTime::default() }];
         let loops = vec![EventLoop { thread: LOOP, ..EventLoop::default() }];
         let blocking = waits.blocking(Now { threads, loops, ..Now::default() });
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!((stall.blocks.len(), stall.explained), (1, 1.0));
         assert_eq!((blocking.loops[0].warnings, blocking.loops[0].criticals), (0, 1));
         assert_eq!((blocking.threads[0].cpu_samples, blocking.threads[0].on_cpu_kernel_ns), (10, 20));
-        assert_eq!(waits.kept, (0, 0), "what a turn was joined with is not needed again");
+        assert_eq!(waits.kept, (0, 0), "what an iteration was joined with is not needed again");
     }
 
     #[test]
@@ -326,7 +326,7 @@ mod tests {
         let now = Now {
             loops: vec![EventLoop { thread: LOOP, ..EventLoop::default() }],
             waits: vec![Wait { ongoing: true, ..wait(9, 0, 2000 * MS, 0, WaitCause::Lock) }],
-            turns: vec![turn(400 * MS, 2000 * MS, 1600 * MS, 0)],
+            iterations: vec![iteration(400 * MS, 2000 * MS, 1600 * MS, 0)],
             ..Now::default()
         };
         for _ in 0..2 {
@@ -342,7 +342,7 @@ mod tests {
         let mut waits = waits();
         for i in 0..MAX_LISTED as u64 + 10 {
             let start = i * 1000 * MS;
-            waits.turn(&turn(start, start + 10 * MS + i, 0, 0));
+            waits.iteration(&iteration(start, start + 10 * MS + i, 0, 0));
             waits.wait(wait(9, start, 2000 * MS - i, 0, WaitCause::Pipe));
         }
         let blocking = waits.blocking(Now::default());
@@ -398,7 +398,7 @@ mod tests {
                 wall_ns: on_cpu_ns + run_queue_ns + blocked,
                 on_cpu_ns,
                 run_queue_ns,
-                blocked: vec![(WaitCause::from_number(cause), blocked)],
+                blocked: vec![(WaitCause::from_number(cause).unwrap_or(WaitCause::Unknown), blocked)],
                 ..ThreadTime::default()
             };
             let now = Now { threads: parts.iter().map(thread).collect(), ..Now::default() };

@@ -5,7 +5,7 @@
 //! calls are watched. Once it is used up they are watched in windows, at such distances that what they cost on average is
 //! earned. The distances are drawn by lot, so that windows do not keep step with what the target does.
 
-use profiler_common::{cost, loss::KernelCounter};
+use profiler_common::{cost, loss::Tally};
 
 use crate::{probe::spec::Context, process::usage::cpu_time_of};
 
@@ -177,7 +177,7 @@ pub fn account(cx: &Context<'_>) -> Account {
     let rest =
         [cost::Probe::Cpu, cost::Probe::Sched, cost::Probe::Loop, cost::Probe::Waker, cost::Probe::Fault];
     let rest: u64 = rest.map(cost).iter().map(|of| of.ns).sum();
-    let others = cx.kernel.counter(KernelCounter::CallsOfOthers) as f64 * OTHERS_CALL_NS;
+    let others = cx.kernel.tallied(Tally::CallsOfOthers) as f64 * OTHERS_CALL_NS;
     Account { target_ns, spent_ns: calls_ns + traps + rest as f64, calls_ns, others_ns: others }
 }
 

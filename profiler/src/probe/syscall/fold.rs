@@ -14,10 +14,6 @@ use profiler_common::syscall::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    detect::{
-        chatty::{self, Talk},
-        storm::{Rates, Storms},
-    },
     kernel::port::Hook,
     model::{
         abi,
@@ -25,7 +21,7 @@ use crate::{
         report::Totals,
         sample::Sample,
         stack::{Frame, Module, ModuleKind, Stack, StackEnd, StackId, ThreadKey},
-        syscall::{self, CallCount, CallKind, Interval, KindWaits, SlowByPart},
+        syscall::{self, CallCount, Interval, KindWaits, SlowByPart, WaitKind},
         totals::{Aggregator, intern_stack},
     },
     probe::{
@@ -33,10 +29,12 @@ use crate::{
         spec::{Context, Extent, Probe},
         syscall::{
             budget::{Budget, Order, account},
+            chatty::{self, FdActivity},
             counts::{Count, Waits},
             io::{Named, Object, add_io, median_bytes},
             maps::{CALLS, CallMaps},
             records,
+            storm::{Rates, Storms},
         },
     },
     process::{
@@ -53,15 +51,15 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const BUDGET_INTERVAL: Duration = Duration::from_millis(100);
 /// Slow calls kept.
 const MAX_SLOW: usize = 200;
-/// From which length on calls are told one by one at first, and at least, ns.
+/// From which length on calls are reported one by one at first, and at least, ns.
 const SLOW_NS: (u64, u64) = (1_000_000, 100_000);
-/// As many slow calls as should be told between two looks.
+/// As many slow calls as should be reported between two polls.
 const SLOW_WANTED: u64 = 200;
 /// Names of open descriptors kept, at most; twice what the kernel keeps.
 const MAX_NAMES: usize = 32_768;
 /// Processes and system calls counted by themselves; what ended processes did beyond is added up.
 const MAX_KEYS: usize = 262_144;
-/// Processes, kinds and peers that waits are told by; of the others they are added up.
+/// Processes, kinds and peers that waits are counted by; of the others they are added up.
 const MAX_WAITS: usize = 65_536;
 /// Descriptors looked up in /proc between two looks: each may read long tables.
 const MAX_LOOKUPS: u32 = 2_000;
@@ -69,7 +67,7 @@ const MAX_LOOKUPS: u32 = 2_000;
 /// Time in calls by stack since this was last asked: whose, at which stack if it was taken, in which call, ns.
 type CallSample = (ThreadKey, Option<StackId>, u32, u64);
 
-/// Everything the system-call probe has told.
+/// Everything that the system-call probe has reported.
 pub struct CallCollector {
     maps: Box<dyn CallMaps>,
     proc_root: PathBuf,
@@ -88,7 +86,7 @@ pub struct CallCollector {
     time_taken: FxHashMap<CallTimeKey, u64>,
     slow: BTreeMap<(u64, u64), syscall::SlowCall>,
     slow_by_part: SlowByPart,
-    slow_told: u64,
+    slow_reported: u64,
     slow_ns: u64,
     interval: Interval,
     storms: Storms,
@@ -105,7 +103,7 @@ pub struct CallCollector {
 }
 
 impl CallCollector {
-    /// Has the kernel programs tell slow calls from now on. They cannot know which ports the processes `pids` listen at
+    /// Has the kernel programs report slow calls from now on. They cannot know which ports the processes `pids` listen at
     /// already.
     pub fn new(
         mut maps: Box<dyn CallMaps>,
@@ -135,7 +133,7 @@ impl CallCollector {
             time_taken: FxHashMap::default(),
             slow: BTreeMap::new(),
             slow_by_part: SlowByPart::new(clock.now_ns()),
-            slow_told: 0,
+            slow_reported: 0,
             slow_ns: SLOW_NS.0,
             interval: Interval::default(),
             storms,
@@ -192,7 +190,7 @@ impl CallCollector {
 
     /// A slow call.
     fn slow_call(&mut self, call: &SlowCall, resolver: &mut Resolver) {
-        self.slow_told += 1;
+        self.slow_reported += 1;
         let duration_ns = call.end_ns.saturating_sub(call.start_ns);
         let among_slowest = self.slow.len() < MAX_SLOW
             || self.slow.keys().next().is_some_and(|(least, _)| *least < duration_ns);
@@ -210,7 +208,7 @@ impl CallCollector {
             thread,
             process: resolver.tables.process_name(thread).to_owned(),
             syscall: abi::name(call.number as i32),
-            kind: CallKind::from_number(call.wait_kind),
+            kind: WaitKind::from_number(call.wait_kind).unwrap_or(WaitKind::Other),
             start_ns: call.start_ns,
             duration_ns,
             blocked_ns: call.blocked_ns,
@@ -385,7 +383,7 @@ impl CallCollector {
             self.maps.forget_io(&key);
         }
         // As many as one can read, and always the slowest.
-        let told = std::mem::take(&mut self.slow_told);
+        let told = std::mem::take(&mut self.slow_reported);
         if told > SLOW_WANTED {
             self.slow_ns = self.slow_ns.saturating_mul(2);
         } else if told < SLOW_WANTED / 10 {
@@ -465,7 +463,7 @@ impl CallCollector {
             .map(|(key, waits)| KindWaits {
                 pid: key.pid,
                 process: process(key.pid),
-                kind: CallKind::from_number(key.kind),
+                kind: WaitKind::from_number(key.kind).unwrap_or(WaitKind::Other),
                 peer: match (records::peer(key), key.serves) {
                     (peer, 0) if !peer.is_empty() => self.redact.text(&peer),
                     (peer, _) => peer,
@@ -485,13 +483,13 @@ impl CallCollector {
             let named = self.names.get(&(key, stats.first_ns));
             add_io(&mut objects, &mut unlisted, key, &stats, named);
         }
-        let mut talks = Vec::new();
+        let mut activities = Vec::new();
         let mut listed = Vec::new();
         for ((pid, _), mut object) in objects {
             object.io.process = process(pid);
             object.io.descriptors = object.descriptors.len() as u64;
             object.io.median_bytes = median_bytes(&object.sizes);
-            talks.push(Talk {
+            activities.push(FdActivity {
                 thread: ThreadKey { pid, tid: object.stats.tid },
                 io: object.io.clone(),
                 is_file: object.stats.on.kind == ObjectKind::File as u32,
@@ -511,7 +509,7 @@ impl CallCollector {
             objects_unlisted: unlisted,
             slow: self.slow.values().rev().cloned().collect(),
             slow_by_part: self.slow_by_part.clone(),
-            chatty: chatty::find(talks),
+            chatty: chatty::find(activities),
             storms: self.storms.found(|key| (process(key.pid), abi::name(key.number as i32)), records::errno),
             watched_ns,
             windows: self.budget.as_ref().map_or(0, Budget::windows),

@@ -1,22 +1,23 @@
 //! The system-call probe: how many, how long, which failed, what they waited for, and what descriptors are used for.
 
 pub mod budget;
+pub mod chatty;
 mod counts;
 pub mod fold;
 mod io;
 pub mod maps;
 pub mod records;
+pub mod storm;
 
 use anyhow::Result;
-use profiler_common::{cost, loss::KernelCounter, syscall::MAX_CALLS_OF_ONE};
+use profiler_common::syscall::MAX_CALLS_OF_ONE;
 
 use crate::{
-    detect::storm::Storms,
     kernel::{
         load::Plan,
         port::{Hook, Port as _},
     },
-    model::{kind::SYSCALLS, loss::Loss},
+    model::kind::SYSCALLS,
     probe::{
         sched,
         spec::{ProbeSpec, Start},
@@ -24,6 +25,7 @@ use crate::{
             budget::Budget,
             fold::CallCollector,
             maps::{CALLS, KernelMaps, STEPS},
+            storm::Storms,
         },
     },
     process::{redact::Redact, target::Target},
@@ -38,21 +40,14 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     large_maps: &["OTHERS", "CALLERS", "IN_CALL", "CALL_STATS", "CALL_IO", "STACKS_SENT"],
     prepare,
     start: |begin| Ok(Box::new(start(begin)?)),
-    costs: &[(cost::Probe::Syscall, "system call")],
-    losses: &[
-        (KernelCounter::CallsFull, Loss::CallsFull),
-        (KernelCounter::IoFull, Loss::IoFull),
-        (KernelCounter::SlowCallsDropped, Loss::SlowCallsUntold),
-    ],
     kinds: &[SYSCALLS],
     checks: Vec::new,
 };
 
 fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
-    plan.needs_task_ids();
     // A server opens a file per request, and says so.
     plan.needs_more_records();
-    plan.offsets(sched::maps::offsets()?);
+    plan.offsets(sched::maps::OFFSETS);
     plan.global("CALLS_WATCHED", 1u32);
     plan.global("CONNECT_NUMBER", libc::SYS_connect as u32);
     // Where calls are not watched all the time, event loops have a hook of their own.

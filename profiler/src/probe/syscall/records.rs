@@ -151,13 +151,16 @@ pub fn arguments(call: &SlowCall, redact: &Redact, descriptor: impl FnOnce(u64) 
 
 #[cfg(test)]
 mod tests {
-    use profiler_common::syscall::{COMPAT, KIND_SLOW_CALL, NAME_LEN, WaitKind};
+    use profiler_common::{
+        record::RecordKind,
+        syscall::{COMPAT, NAME_LEN, WaitKind},
+    };
 
     use super::*;
 
     fn call(number: i64, args: [u64; 6], path: &[u8]) -> SlowCall {
         SlowCall {
-            kind: KIND_SLOW_CALL,
+            kind: RecordKind::SlowCall as u32,
             number: number as u32,
             pid: 1,
             tid: 1,

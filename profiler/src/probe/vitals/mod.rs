@@ -19,8 +19,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
         let redact = Redact::new(start.settings.redact_paths);
         Ok(Box::new(Vitals(VitalsSampler::new(start.proc_root, redact))))
     },
-    costs: &[],
-    losses: &[],
     kinds: &[],
     checks: Vec::new,
 };
@@ -52,5 +50,28 @@ impl Probe for Vitals {
             totals.vitals = Some(self.0.vitals());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::fixtures::Bench;
+
+    #[test]
+    fn targets_are_looked_at_until_the_end_and_shown_in_runs() {
+        let mut bench = Bench::new();
+        let sampler = VitalsSampler::new(bench.proc.path(), Redact::new(false));
+        let mut vitals = Vitals(sampler);
+        bench.with(|cx| vitals.poll(cx));
+        bench.hands.set(3_000_000_000);
+        bench.with(|cx| vitals.stop(cx));
+        let mut totals = Totals::default();
+        bench.with(|cx| vitals.report(Extent::Interval, &mut totals, cx));
+        assert!(totals.vitals.is_none(), "the live view shows none");
+        bench.with(|cx| vitals.report(Extent::Run, &mut totals, cx));
+        let found = totals.vitals.unwrap().processes;
+        let found: Vec<_> = found.iter().map(|of| (of.process.as_str(), of.samples, of.span_ns)).collect();
+        assert_eq!(found, [("app", 2, 2_000_000_000)]);
     }
 }

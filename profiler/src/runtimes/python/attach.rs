@@ -7,13 +7,13 @@
 use profiler_common::runtime::python::{FRAME_WORDS, OBJECT_WORDS, PythonFrame, PythonOffsets, SHORT_WORDS};
 
 use crate::runtimes::{
-    NotAttached,
     memory::ForeignMemory,
     python::{
         build::CpythonBuild,
         layout::{DEBUG_WORDS, Layout},
         objects::{Objects, Types},
     },
+    runtime::NotAttached,
 };
 
 /// Interpreters, and threads, that are looked at.

@@ -13,7 +13,7 @@ use object::{
 
 use crate::unwind::{
     image::{Image, Machine},
-    table::Source,
+    outcome::Source,
 };
 
 /// Parts that are kept at most.

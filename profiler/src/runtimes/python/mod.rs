@@ -17,13 +17,15 @@ use crate::{
         stack::{Language, ModuleId},
     },
     runtimes::{
-        Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserFrame, UserStack,
         memory::{ForeignMemory, Round},
         python::{
             attach::Interpreter,
             build::CpythonBuild,
             merge::{Merged, Placed, Whole, merge},
             objects::{CODE_WORDS, Code, Objects},
+        },
+        runtime::{
+            Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserFrame, UserStack,
         },
     },
 };

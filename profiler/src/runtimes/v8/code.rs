@@ -31,7 +31,7 @@ const CODE_WORDS: usize = 8;
 
 /// Compiled code of one function.
 #[derive(Clone, Debug)]
-pub struct CodeRange {
+pub struct CodeRange<V> {
     /// The Code object.
     pub code: u64,
     /// First instruction.
@@ -42,34 +42,34 @@ pub struct CodeRange {
     object: u64,
     checked: Round,
     /// What was found out about it.
-    pub value: Option<Rc<super::inlining::Optimised>>,
+    pub value: Option<Rc<V>>,
 }
 
 /// Known ranges of code, by the address one past their last.
 #[derive(Debug, Default)]
-pub struct CodeRanges {
-    ranges: BTreeMap<u64, CodeRange>,
+pub struct CodeRanges<V> {
+    ranges: BTreeMap<u64, CodeRange<V>>,
     /// Map of the objects that instructions lie in, once one has been seen.
     map: Option<u64>,
     /// Ranges in which other code was found than before.
     pub replaced: u64,
 }
 
-impl CodeRanges {
+impl<V> CodeRanges<V> {
     /// The code at an address, as it is in this round.
     pub fn find(
         &mut self,
         heap: &Heap<'_, impl ForeignMemory>,
         ip: u64,
         now: Round,
-    ) -> Option<&mut CodeRange> {
+    ) -> Option<&mut CodeRange<V>> {
         let known = self.ranges.range(ip.checked_add(1)?..).next();
         let known = known.filter(|(_, range)| range.start <= ip).map(|(end, range)| (*end, range.checked));
         match known {
             Some((end, checked)) if now.covers(checked) => return self.ranges.get_mut(&end),
             Some((end, _)) => {
                 let range = self.ranges.get(&end)?;
-                let fresh = read(heap, range.object);
+                let fresh = read::<V>(heap, range.object);
                 if fresh.as_ref().is_some_and(|fresh| {
                     (fresh.0.header, fresh.0.words, fresh.1) == (range.header, range.words, end)
                 }) {
@@ -97,7 +97,7 @@ impl CodeRanges {
         Some(self.ranges.entry(end).or_insert(found))
     }
 
-    fn look_back(&self, heap: &Heap<'_, impl ForeignMemory>, ip: u64) -> Option<(CodeRange, u64)> {
+    fn look_back(&self, heap: &Heap<'_, impl ForeignMemory>, ip: u64) -> Option<(CodeRange<V>, u64)> {
         let mut at = ip & !7;
         let end = at.saturating_sub(LOOK_BACK);
         while at > end {
@@ -122,7 +122,7 @@ impl CodeRanges {
 }
 
 /// What an object that holds instructions says, if it is one: the code, and where it ends.
-fn read(heap: &Heap<'_, impl ForeignMemory>, object: u64) -> Option<(CodeRange, u64)> {
+fn read<V>(heap: &Heap<'_, impl ForeignMemory>, object: u64) -> Option<(CodeRange<V>, u64)> {
     let layout = &heap.layout.code;
     let header: [u64; 2] = heap.memory.words(object)?;
     let code = if layout.in_object { object.wrapping_add(HEAP_TAG) } else { header[1] };
@@ -144,7 +144,7 @@ fn read(heap: &Heap<'_, impl ForeignMemory>, object: u64) -> Option<(CodeRange, 
     ))
 }
 
-impl CodeRange {
+impl<V> CodeRange<V> {
     /// A word of the Code object.
     pub fn field(&self, offset: u64) -> Option<u64> {
         self.words.get(usize::try_from(offset / 8).ok()?).copied()

@@ -42,7 +42,7 @@ pub struct Running {
 
 impl Optimised {
     /// Reads it; `None` for code that is not optimised, or not whole.
-    pub fn read(heap: &Heap<'_, impl ForeignMemory>, code: &CodeRange) -> Option<Optimised> {
+    pub fn read<V>(heap: &Heap<'_, impl ForeignMemory>, code: &CodeRange<V>) -> Option<Optimised> {
         let (layout, deopt) = (&heap.layout.code, &heap.layout.deopt);
         if code.flags(layout.flags)? & layout.kind_mask <= layout.baseline {
             return None;

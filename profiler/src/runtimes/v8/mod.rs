@@ -21,8 +21,8 @@ use crate::{
         stack::Language,
     },
     runtimes::{
-        Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserStack,
         memory::{ForeignMemory, Round},
+        runtime::{Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserStack},
         v8::{
             code::CodeRanges,
             heap::{Heap, Script, is_pointer},
@@ -153,7 +153,7 @@ pub struct V8<M> {
     functions: FxHashMap<u64, Known>,
     scripts: FxHashMap<u64, KnownScript>,
     lines: usize,
-    code: CodeRanges,
+    code: CodeRanges<Optimised>,
     now: Round,
 }
 

@@ -4,7 +4,7 @@ use std::{cell::RefCell, fs, rc::Rc};
 
 use profiler_common::{
     histogram::{Histogram, bucket},
-    sched::{Cause, KnownStack, OffCpuTime, Times},
+    sched::{KnownStack, OffCpuTime, Times, WaitCause},
 };
 
 use super::*;
@@ -94,11 +94,11 @@ fn begun(bench: &Bench) -> (Scheduler, FakeMaps) {
 }
 
 fn key(tid: u32, stack: u64, waker: u64) -> OffCpuKey {
-    OffCpuKey { stack, waker, pid: 7, tid, cause: Cause::Disk as u32, syscall: libc::SYS_read as i32 }
+    OffCpuKey { stack, waker, pid: 7, tid, cause: WaitCause::Disk as u32, syscall: libc::SYS_read as i32 }
 }
 
 /// A thread that blocks since `since_ns`.
-fn blocked(tid: u32, since_ns: u64, cause: Cause) -> ThreadState {
+fn blocked(tid: u32, since_ns: u64, cause: WaitCause) -> ThreadState {
     ThreadState {
         first_ns: S,
         since_ns,
@@ -127,11 +127,11 @@ fn time_off_cpus_becomes_samples_once() {
         (key(7, 0, 0), OffCpuTime { ns: 30, count: 1, max_ns: 30 }), // its stack was not taken
     ];
     // What the thread keeps itself counts, too.
-    let mut state = blocked(8, S, Cause::Disk);
+    let mut state = blocked(8, S, WaitCause::Disk);
     let time = OffCpuTime { ns: 11, count: 1, max_ns: 11 };
     state.known[0] = KnownStack {
         stack: 50,
-        cause: Cause::Disk as u32,
+        cause: WaitCause::Disk as u32,
         syscall: libc::SYS_read as i32,
         time,
         ..state.known[0]
@@ -157,7 +157,7 @@ fn time_off_cpus_becomes_samples_once() {
 fn a_block_that_goes_on_at_the_end_counts_up_to_it() {
     let mut bench = Bench::new();
     let (mut scheduler, maps) = begun(&bench);
-    maps.0.borrow_mut().threads = vec![blocked(8, 2 * S, Cause::Network)];
+    maps.0.borrow_mut().threads = vec![blocked(8, 2 * S, WaitCause::Network)];
     bench.hands.set(5 * S);
     bench.with(|cx| scheduler.stop(cx));
     assert_eq!(maps.0.borrow().start_ns, 0, "the kernel programs count no more");
@@ -209,7 +209,7 @@ fn long_waits_are_listed_with_what_they_waited_for() {
     let (mut scheduler, maps) = begun(&bench);
     bench.stack(50, &[0x10]);
     let interval = Interval {
-        cause: Cause::Disk as u32,
+        cause: WaitCause::Disk as u32,
         pid: 7,
         tid: 8,
         start_ns: 2 * S,
@@ -254,19 +254,20 @@ fn iterations_of_an_event_loop_are_its_own() {
     bench.with(|cx| scheduler.poll(cx));
     assert_eq!(bench.kernel.attached(), attached, "once");
     for (known, histogram_of) in &mut maps.0.borrow_mut().histograms {
-        if known.kind == HistogramKind::Turns as u32 {
+        if known.kind == HistogramKind::Iterations as u32 {
             *histogram_of = histogram(&[MS, 200 * MS]);
         }
     }
-    let turn = |tid| Turn { pid: 7, tid, start_ns: 2 * S, end_ns: 2 * S + 200 * MS, ..Turn::default() };
-    bench.record(&mut scheduler, &Record::Turn(turn(7)));
+    let iteration =
+        |tid| Iteration { pid: 7, tid, start_ns: 2 * S, end_ns: 2 * S + 200 * MS, ..Iteration::default() };
+    bench.record(&mut scheduler, &Record::Iteration(iteration(7)));
     let blocking = run(&mut bench, &mut scheduler).blocking.unwrap();
-    assert_eq!((blocking.loops[0].turns.count, blocking.loops[0].criticals), (2, 1));
+    assert_eq!((blocking.loops[0].iterations.count, blocking.loops[0].criticals), (2, 1));
     assert_eq!(blocking.stalls[0].duration_ns, 200 * MS);
     // Two threads that share an epoll descriptor hold nobody up.
     bench.record(&mut scheduler, &Record::Loop(seen(8, 4)));
     bench.record(&mut scheduler, &Record::Loop(seen(9, 4)));
-    bench.record(&mut scheduler, &Record::Turn(turn(8)));
+    bench.record(&mut scheduler, &Record::Iteration(iteration(8)));
     assert_eq!(run(&mut bench, &mut scheduler).blocking.unwrap().stalls.len(), 1);
 }
 
@@ -277,7 +278,7 @@ fn cpu_samples_explain_what_a_thread_did_in_the_kernel() {
     maps.0.borrow_mut().threads = vec![ThreadState {
         times: Times { on_cpu_ns: 10 * MS, ..Times::default() },
         phase: Phase::Running as u32,
-        ..blocked(8, 2 * S, Cause::Unknown)
+        ..blocked(8, 2 * S, WaitCause::Unknown)
     }];
     bench.hands.set(2 * S);
     let mut in_kernel = raw(7, 8, S, &[0x10]);
@@ -323,8 +324,8 @@ fn a_lock_that_many_wait_for_is_a_convoy_with_its_holder() {
     let mutex = [0u32, 0, 0, 0, 2, 1, 8, 0].map(u32::to_ne_bytes).concat();
     fs::write(root.join("7/mem"), mutex).unwrap();
     let waits =
-        |tid| ThreadState { object: 16, syscall: libc::SYS_futex as i32, ..blocked(tid, S, Cause::Lock) };
-    maps.0.borrow_mut().threads = (10..30).map(waits).chain([blocked(8, S, Cause::Disk)]).collect();
+        |tid| ThreadState { object: 16, syscall: libc::SYS_futex as i32, ..blocked(tid, S, WaitCause::Lock) };
+    maps.0.borrow_mut().threads = (10..30).map(waits).chain([blocked(8, S, WaitCause::Disk)]).collect();
     for second in 2..12 {
         bench.hands.set(second * S);
         bench.with(|cx| scheduler.poll(cx));

@@ -27,7 +27,7 @@ pub struct Wait {
     pub ongoing: bool,
 }
 
-/// What is worth telling of a wait: that it blocked for long, unless in an event loop, where that is a stall; that
+/// What is worth reporting of a wait: that it blocked for long, unless in an event loop, where that is a stall; that
 /// it waited long for a CPU; or both.
 pub fn long_waits(wait: &Wait, event_loop: bool, thresholds: &Thresholds) -> impl Iterator<Item = LongWait> {
     let finding = |severity, kind| LongWait {
@@ -75,7 +75,7 @@ pub(crate) mod fixtures {
     //! Waits made by hand.
 
     use super::*;
-    use crate::detect::stall::fixtures;
+    use crate::probe::sched::stall::fixtures;
 
     /// A wait that has ended, ns.
     pub fn wait(tid: u32, start_ns: u64, blocked_ns: u64, run_queue_ns: u64, cause: WaitCause) -> Wait {

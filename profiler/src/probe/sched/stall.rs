@@ -1,8 +1,8 @@
-//! Why a turn of an event loop took so long: what ran, what it blocked in, and how long it waited for a CPU.
+//! Why an iteration of an event loop took so long: what ran, what it blocked in, and how long it waited for a CPU.
 
 use std::collections::BTreeMap;
 
-use profiler_common::sched::Turn;
+use profiler_common::sched::Iteration;
 use rustc_hash::FxHashMap;
 
 use crate::model::{
@@ -16,10 +16,15 @@ use crate::model::{
 /// Most stacks, and most blocks, kept of one stall.
 pub const MAX_EVIDENCE: usize = 20;
 
-/// Explains a turn by its thread's CPU samples (time, ns, and stack) and blocks, of which those outside are ignored.
-pub fn explain(turn: &Turn, samples: &[(u64, StackId)], blocks: &[Block], thresholds: &Thresholds) -> Stall {
-    let duration_ns = length_ns(turn);
-    let (start, end) = (turn.start_ns, turn.start_ns + duration_ns);
+/// Explains an iteration by its thread's CPU samples (time, ns, and stack) and blocks, of which those outside are ignored.
+pub fn explain(
+    iteration: &Iteration,
+    samples: &[(u64, StackId)],
+    blocks: &[Block],
+    thresholds: &Thresholds,
+) -> Stall {
+    let duration_ns = length_ns(iteration);
+    let (start, end) = (iteration.start_ns, iteration.start_ns + duration_ns);
     let mut stacks: FxHashMap<StackId, u64> = FxHashMap::default();
     for &(_, stack) in samples.iter().filter(|(time, _)| (start..=end).contains(time)) {
         *stacks.entry(stack).or_default() += 1;
@@ -33,20 +38,20 @@ pub fn explain(turn: &Turn, samples: &[(u64, StackId)], blocks: &[Block], thresh
         *blocked.entry(block.cause).or_default() += block.blocked_ns;
     }
     let known = blocked.iter().filter(|(cause, _)| **cause != WaitCause::Unknown).map(|(_, ns)| ns);
-    let seen_running = if samples.is_empty() { 0 } else { turn.on_cpu_ns };
-    let explained_ns = known.sum::<u64>() + turn.run_queue_ns + seen_running;
+    let seen_running = if samples.is_empty() { 0 } else { iteration.on_cpu_ns };
+    let explained_ns = known.sum::<u64>() + iteration.run_queue_ns + seen_running;
 
     samples.truncate(MAX_EVIDENCE);
     blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.blocked_ns));
     blocks.truncate(MAX_EVIDENCE);
     blocks.sort_unstable_by_key(|block| block.start_ns);
     Stall {
-        severity: thresholds.turn(duration_ns).unwrap_or(Severity::Warning),
-        thread: ThreadKey { pid: turn.pid, tid: turn.tid },
+        severity: thresholds.iteration(duration_ns).unwrap_or(Severity::Warning),
+        thread: ThreadKey { pid: iteration.pid, tid: iteration.tid },
         start_ns: start,
         duration_ns,
-        on_cpu_ns: turn.on_cpu_ns,
-        run_queue_ns: turn.run_queue_ns,
+        on_cpu_ns: iteration.on_cpu_ns,
+        run_queue_ns: iteration.run_queue_ns,
         blocked: blocked.into_iter().collect(),
         samples,
         blocks,
@@ -54,9 +59,9 @@ pub fn explain(turn: &Turn, samples: &[(u64, StackId)], blocks: &[Block], thresh
     }
 }
 
-/// Length of a turn, ns.
-pub fn length_ns(turn: &Turn) -> u64 {
-    turn.end_ns.saturating_sub(turn.start_ns)
+/// Length of an iteration, ns.
+pub fn length_ns(iteration: &Iteration) -> u64 {
+    iteration.end_ns.saturating_sub(iteration.start_ns)
 }
 
 /// The part of a block between two times; `None` if there is none.
@@ -74,16 +79,16 @@ fn clip(block: &Block, start: u64, end: u64) -> Option<Block> {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
-    //! Turns and blocks made by hand.
+    //! Iterations and blocks made by hand.
 
     use super::*;
 
     /// The loop that all of them are about.
     pub const LOOP: ThreadKey = ThreadKey { pid: 7, tid: 8 };
 
-    /// A turn of [`LOOP`], ns.
-    pub fn turn(start_ns: u64, end_ns: u64, on_cpu_ns: u64, run_queue_ns: u64) -> Turn {
-        Turn {
+    /// An iteration of [`LOOP`], ns.
+    pub fn iteration(start_ns: u64, end_ns: u64, on_cpu_ns: u64, run_queue_ns: u64) -> Iteration {
+        Iteration {
             pid: LOOP.pid,
             tid: LOOP.tid,
             syscall: 232,
@@ -91,7 +96,7 @@ pub(crate) mod fixtures {
             end_ns,
             on_cpu_ns,
             run_queue_ns,
-            ..Turn::default()
+            ..Iteration::default()
         }
     }
 
@@ -114,7 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        fixtures::{block, turn},
+        fixtures::{block, iteration},
         *,
     };
 
@@ -123,14 +128,18 @@ mod tests {
     #[test]
     fn what_ran_and_what_blocked_explain_a_stall() {
         let blocks = [
-            block(60 * MS, 45 * MS, MS, WaitCause::Poll), // ends before the turn
+            block(60 * MS, 45 * MS, MS, WaitCause::Poll), // ends before the iteration
             block(120 * MS, 50 * MS, 10 * MS, WaitCause::Disk), // all inside
             block(190 * MS, 20 * MS, 10 * MS, WaitCause::Unknown), // half inside
         ];
         let samples =
             [(105 * MS, StackId(1)), (110 * MS, StackId(4)), (111 * MS, StackId(4)), (112 * MS, StackId(1))];
-        let stall =
-            explain(&turn(106 * MS, 200 * MS, 20 * MS, 10 * MS), &samples, &blocks, &Thresholds::default());
+        let stall = explain(
+            &iteration(106 * MS, 200 * MS, 20 * MS, 10 * MS),
+            &samples,
+            &blocks,
+            &Thresholds::default(),
+        );
         assert_eq!(stall.severity, Severity::Critical);
         assert_eq!(stall.samples, [(StackId(4), 2), (StackId(1), 1)]);
         assert_eq!(stall.blocks.iter().map(|block| block.blocked_ns / MS).collect::<Vec<_>>(), [50, 10]);
@@ -140,8 +149,12 @@ mod tests {
 
     #[test]
     fn time_on_a_cpu_without_a_sample_explains_nothing() {
-        let stall =
-            explain(&turn(0, 20 * MS, 20 * MS, 0), &[(30 * MS, StackId(0))], &[], &Thresholds::default());
+        let stall = explain(
+            &iteration(0, 20 * MS, 20 * MS, 0),
+            &[(30 * MS, StackId(0))],
+            &[],
+            &Thresholds::default(),
+        );
         assert_eq!((stall.severity, stall.explained), (Severity::Warning, 0.0));
     }
 
@@ -155,7 +168,7 @@ mod tests {
             let blocks: Vec<_> = waits.iter().map(|&(at, blocked, queued)| block(at, blocked, queued, WaitCause::Pipe)).collect();
             let samples: Vec<_> = times.iter().map(|&(at, stack)| (at, StackId(stack))).collect();
             let end = start + length;
-            let stall = explain(&turn(start, end, length, 0), &samples, &blocks, &Thresholds::default());
+            let stall = explain(&iteration(start, end, length, 0), &samples, &blocks, &Thresholds::default());
             let inside = samples.iter().filter(|(time, _)| (start..=end).contains(time)).count() as u64;
             prop_assert_eq!(stall.samples.iter().map(|(_, count)| count).sum::<u64>(), inside);
             for block in &stall.blocks {

@@ -32,7 +32,7 @@ const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
 
 /// What was read and written of one object.
 #[derive(Clone, Debug, Default)]
-pub struct Talk {
+pub struct FdActivity {
     /// Thread that did it last.
     pub thread: ThreadKey,
     /// The sums.
@@ -52,55 +52,55 @@ pub struct Talk {
 }
 
 /// What is chatty, most time first.
-pub fn find(talks: impl IntoIterator<Item = Talk>) -> Vec<Chatty> {
-    let talks: Vec<Talk> = talks.into_iter().collect();
+pub fn find(activities: impl IntoIterator<Item = FdActivity>) -> Vec<Chatty> {
+    let activities: Vec<FdActivity> = activities.into_iter().collect();
     // What a process answers: on each connection one request more than it has answered and been asked again.
     let mut requests: BTreeMap<u32, u64> = BTreeMap::new();
-    for talk in talks.iter().filter(|talk| talk.serves && !talk.is_file) {
-        *requests.entry(talk.thread.pid).or_default() += talk.io.round_trips + talk.io.descriptors;
+    for activity in activities.iter().filter(|activity| activity.serves && !activity.is_file) {
+        *requests.entry(activity.thread.pid).or_default() += activity.io.round_trips + activity.io.descriptors;
     }
-    let answered = |talk: &Talk| requests.get(&talk.thread.pid).copied().unwrap_or(0);
-    let mut found: Vec<Chatty> = talks
+    let answered = |activity: &FdActivity| requests.get(&activity.thread.pid).copied().unwrap_or(0);
+    let mut found: Vec<Chatty> = activities
         .into_iter()
-        .filter_map(|talk| {
-            let requests = answered(&talk);
-            judge(talk, requests)
+        .filter_map(|activity| {
+            let requests = answered(&activity);
+            judge(activity, requests)
         })
         .collect();
     found.sort_by_key(|chatty| std::cmp::Reverse(chatty.total_ns));
     found
 }
 
-fn judge(talk: Talk, requests: u64) -> Option<Chatty> {
-    let io = &talk.io;
+fn judge(activity: FdActivity, requests: u64) -> Option<Chatty> {
+    let io = &activity.io;
     // What is asked once or twice for each request is asked as it should be; what is asked over and over, from wherever.
     let per_request = (requests > 0).then(|| io.round_trips as f64 / requests as f64);
-    if per_request.is_some_and(|of| of < FEW_PER_REQUEST) && !talk.is_file {
+    if per_request.is_some_and(|of| of < FEW_PER_REQUEST) && !activity.is_file {
         return None;
     }
     let many = per_request.is_some_and(|of| of >= MANY_PER_REQUEST);
     // A pair of pipe ends or an event descriptor talks to the process itself.
-    let asks = !talk.is_file && !talk.serves && !io.object.starts_with("anon_inode:");
+    let asks = !activity.is_file && !activity.serves && !io.object.starts_with("anon_inode:");
     let in_turns = io.round_trips as f64 * 2.0 >= io.calls as f64 * MIN_SHARE;
     let round_trips =
         asks && io.round_trips >= MIN_ROUND_TRIPS && in_turns && io.median_bytes <= MAX_MESSAGE_BYTES;
-    let tiny = talk.is_file && io.calls >= MIN_SMALL && io.median_bytes <= SMALL_BYTES;
+    let tiny = activity.is_file && io.calls >= MIN_SMALL && io.median_bytes <= SMALL_BYTES;
     let from_everywhere =
-        talk.stack.is_some() && talk.looked_at >= MIN_LOOKED_AT && talk.stack_share < MIN_STACK_LEAD;
+        activity.stack.is_some() && activity.looked_at >= MIN_LOOKED_AT && activity.stack_share < MIN_STACK_LEAD;
     if !(round_trips || tiny) || (from_everywhere && !many) {
         return None;
     }
     let chatty = Chatty {
-        thread: talk.thread,
+        thread: activity.thread,
         process: io.process.clone(),
         object: io.object.clone(),
         round_trips,
         count: if round_trips { io.round_trips } else { io.calls },
-        span_ns: talk.span_ns,
+        span_ns: activity.span_ns,
         total_ns: if round_trips { io.round_trip_ns } else { io.ns },
         median_bytes: io.median_bytes,
         requests,
-        stack: talk.stack,
+        stack: activity.stack,
     };
     (chatty.per_second() >= MIN_PER_SECOND).then_some(chatty)
 }
@@ -109,7 +109,7 @@ fn judge(talk: Talk, requests: u64) -> Option<Chatty> {
 mod tests {
     use super::*;
 
-    fn talk(calls: u64, round_trips: u64) -> Talk {
+    fn activity(calls: u64, round_trips: u64) -> FdActivity {
         let io = ObjectIo {
             object: "tcp 127.0.0.1:5000 -> 127.0.0.1:5432".into(),
             calls,
@@ -119,49 +119,55 @@ mod tests {
             median_bytes: 64,
             ..ObjectIo::default()
         };
-        Talk {
+        FdActivity {
             io,
             span_ns: 1_000_000_000,
             stack: Some(StackId(1)),
             stack_share: 0.9,
             looked_at: 100,
-            ..Talk::default()
+            ..FdActivity::default()
         }
     }
 
-    fn is_found(talk: Talk) -> bool {
-        !find([talk]).is_empty()
+    fn is_found(activity: FdActivity) -> bool {
+        !find([activity]).is_empty()
     }
 
     #[test]
     fn questions_one_after_the_other_are_chatty() {
-        let found = find([talk(200, 100)]);
+        let found = find([activity(200, 100)]);
         assert_eq!((found[0].count, found[0].total_ns, found[0].round_trips), (100, 70, true));
-        assert!(!is_found(talk(200, 3)), "a pipeline");
-        assert!(!is_found(talk(40, 20)), "too few");
-        assert!(!is_found(Talk { span_ns: 100_000_000_000, ..talk(200, 100) }), "too seldom");
-        assert!(!is_found(Talk { serves: true, ..talk(200, 100) }), "answers");
-        assert!(!is_found(Talk { stack_share: 0.0, ..talk(200, 100) }), "from everywhere");
-        assert!(is_found(Talk { stack_share: 0.0, looked_at: 6, ..talk(200, 100) }), "too few looks");
-        assert!(is_found(Talk { stack_share: 0.0, stack: None, ..talk(200, 100) }), "nobody looked");
+        assert!(!is_found(activity(200, 3)), "a pipeline");
+        assert!(!is_found(activity(40, 20)), "too few");
+        assert!(!is_found(FdActivity { span_ns: 100_000_000_000, ..activity(200, 100) }), "too seldom");
+        assert!(!is_found(FdActivity { serves: true, ..activity(200, 100) }), "answers");
+        assert!(!is_found(FdActivity { stack_share: 0.0, ..activity(200, 100) }), "from everywhere");
+        assert!(
+            is_found(FdActivity { stack_share: 0.0, looked_at: 6, ..activity(200, 100) }),
+            "too few looks"
+        );
+        assert!(
+            is_found(FdActivity { stack_share: 0.0, stack: None, ..activity(200, 100) }),
+            "nobody looked"
+        );
     }
 
     #[test]
     fn questions_are_counted_for_each_request_that_is_answered() {
-        let clients = |requests| Talk { serves: true, ..talk(2 * requests, requests) };
-        let found = |requests| find([talk(200, 100), clients(requests)]);
+        let clients = |requests| FdActivity { serves: true, ..activity(2 * requests, requests) };
+        let found = |requests| find([activity(200, 100), clients(requests)]);
         assert_eq!((found(5).len(), found(5)[0].requests), (1, 5));
         assert!(found(90).is_empty(), "one for each");
-        let anywhere = Talk { stack_share: 0.0, ..talk(200, 100) };
+        let anywhere = FdActivity { stack_share: 0.0, ..activity(200, 100) };
         assert_eq!(find([anywhere, clients(5)]).len(), 1, "20 for each, from wherever");
     }
 
     #[test]
     fn tiny_reads_of_a_file_are_chatty() {
         let file = |calls, median_bytes| {
-            let mut talk = Talk { is_file: true, ..talk(calls, 0) };
-            talk.io.median_bytes = median_bytes;
-            talk
+            let mut activity = FdActivity { is_file: true, ..activity(calls, 0) };
+            activity.io.median_bytes = median_bytes;
+            activity
         };
         assert!(is_found(file(5000, 64)));
         assert!(!is_found(file(5000, 65_536)) && !is_found(file(500, 64)));

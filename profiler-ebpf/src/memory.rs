@@ -1,0 +1,25 @@
+//! The memory of the current process, as the unwinder and the walks of runtimes read it.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use profiler_common::unwind::Memory;
+
+/// The memory of the current process.
+pub struct UserMemory;
+
+impl Memory for UserMemory {
+    #[inline(always)]
+    fn read_u64(&self, address: u64) -> Option<u64> {
+        let mut word = 0u64;
+        // SAFETY: the helper checks the address and does not fault.
+        let error = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const _) };
+        (error == 0).then_some(word)
+    }
+
+    #[inline(always)]
+    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
+        let mut words = [0u64; 2];
+        // SAFETY: as above.
+        let error = unsafe { bpf_probe_read_user((&raw mut words).cast(), 16, address as *const _) };
+        (error == 0).then_some(words)
+    }
+}

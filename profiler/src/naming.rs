@@ -1,0 +1,187 @@
+//! From what was added up by address to a run with names.
+
+use std::rc::Rc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::model::{
+    function::{Detail, Function, Symbolizer},
+    kind::{ALLOC, CPU, FAULTS, OFF_CPU, SYSCALLS},
+    loss::Loss,
+    memory::{Memory, Site},
+    report::{Accounts, Meta, NamedFrame, Names, Profile, ProfileStack, Run, Totals},
+    stack::{Frame, ModuleId, ModuleKind, StackId, Tables, ThreadKey},
+    syscall::Calls,
+    totals::{Key, Snapshot},
+    wait::Blocking,
+};
+
+/// A run out of its totals, whose addresses `symbolizer` names.
+pub fn run(
+    meta: Meta,
+    mut accounts: Accounts,
+    totals: Totals,
+    tables: &Tables,
+    symbolizer: &mut dyn Symbolizer,
+    detail: Detail,
+) -> Run {
+    let Totals { cpu, off_cpu, blocking, in_calls, calls, memory, vitals } = totals;
+    let listed = blocking.iter().flat_map(Blocking::stacks);
+    let listed: Vec<StackId> = listed.chain(calls.iter().flat_map(Calls::stacks)).collect();
+    let sites = memory.iter().flat_map(Memory::stacks);
+    let sampled = [Some(&cpu), off_cpu.as_ref(), in_calls.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|snapshot| &snapshot.entries);
+    let stacks = sampled.map(|(key, _)| key.stack).chain(listed.iter().copied()).chain(sites.clone());
+    let (mut names, index) = name(stacks, tables, symbolizer, detail);
+    let frames = |stack: StackId| -> Vec<usize> {
+        tables.stack(stack).frames.iter().map(|frame| index[frame].0).collect()
+    };
+    let waiting = |names: &Names, stack| without_probe(names, frames(stack));
+    let listed = listed.into_iter().map(|stack| (stack, waiting(&names, stack)));
+    names.stacks = sites.map(|stack| (stack, frames(stack))).chain(listed).collect();
+    let unnamed = cpu
+        .entries
+        .iter()
+        .filter(|(key, _)| tables.stack(key.stack).frames.iter().any(|frame| !index[frame].1));
+    accounts.losses.set(Loss::SymbolMissing, unnamed.map(|(_, weight)| weight).sum());
+
+    let names = Rc::new(names);
+    let profile = |kind, snapshot: &Snapshot| Profile {
+        kind,
+        meta: meta.clone(),
+        accounts: accounts.clone(),
+        names: Rc::clone(&names),
+        stacks: snapshot
+            .entries
+            .iter()
+            .map(|&(key, weight)| ProfileStack {
+                thread: key.thread,
+                process: tables.process_name(key.thread).to_owned(),
+                thread_name: tables.thread_name(key.thread).to_owned(),
+                frames: if kind == CPU { frames(key.stack) } else { waiting(&names, key.stack) },
+                end: tables.stack(key.stack).end,
+                weight,
+                cause: key.cause,
+            })
+            .collect(),
+        total: snapshot.total,
+        span_ns: snapshot.span_ns,
+    };
+    Run {
+        cpu: profile(CPU, &cpu),
+        off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
+        in_calls: in_calls.map(|snapshot| profile(SYSCALLS, &snapshot)),
+        heap: memory.as_ref().map(|memory| profile(ALLOC, &live(memory))),
+        faults: memory.as_ref().map(|memory| profile(FAULTS, &faults(memory))),
+        blocking,
+        calls,
+        memory,
+        findings: Vec::new(),
+        verdict: None,
+        vitals,
+    }
+}
+
+/// What each site had allocated and not freed at the end, bytes.
+fn live(memory: &Memory) -> Snapshot {
+    let bytes = |site: &Site| site.points.last().map_or(0.0, |point| point.live_bytes).round() as u64;
+    snapshot(memory.sites.iter().map(|site| (site.pid, site.stack, bytes(site))))
+}
+
+/// Page faults by where they were taken.
+fn faults(memory: &Memory) -> Snapshot {
+    snapshot(memory.faults.iter().copied())
+}
+
+/// Totals of (pid, stack, weight). The thread does not matter: what one allocates another frees.
+fn snapshot(weights: impl Iterator<Item = (u32, StackId, u64)>) -> Snapshot {
+    let mut sums: FxHashMap<Key, u64> = FxHashMap::default();
+    for (pid, stack, weight) in weights.filter(|(.., weight)| *weight > 0) {
+        *sums.entry(Key { thread: ThreadKey { pid, tid: pid }, stack, cause: None }).or_default() += weight;
+    }
+    let mut entries: Vec<_> = sums.into_iter().collect();
+    entries.sort_unstable_by_key(|&(key, weight)| (std::cmp::Reverse(weight), key));
+    Snapshot { total: entries.iter().map(|(_, weight)| weight).sum(), entries, span_ns: None }
+}
+
+/// Names all frames of some stacks. The index says of each frame where it is among the names, and whether it has a
+/// name of its own.
+fn name(
+    stacks: impl Iterator<Item = StackId>,
+    tables: &Tables,
+    symbolizer: &mut dyn Symbolizer,
+    detail: Detail,
+) -> (Names, FxHashMap<Frame, (usize, bool)>) {
+    // Addresses by module, so that each file's symbols are read once.
+    let mut wanted: FxHashMap<u32, Vec<u64>> = FxHashMap::default();
+    let mut distinct = FxHashSet::default();
+    for stack in stacks.collect::<FxHashSet<_>>() {
+        for &frame in &*tables.stack(stack).frames {
+            if distinct.insert(frame) {
+                wanted.entry(frame.module.0).or_default().push(frame.address);
+            }
+        }
+    }
+    let mut frames = Vec::with_capacity(distinct.len());
+    let mut index: FxHashMap<Frame, (usize, bool)> = FxHashMap::default();
+    let mut modules: Vec<_> = wanted.into_iter().collect();
+    modules.sort_unstable_by_key(|(module, _)| *module);
+    for (module, mut addresses) in modules {
+        addresses.sort_unstable();
+        let id = ModuleId(module);
+        let names = match tables.module(id).kind {
+            // Interned with their names, unless this is a replay.
+            ModuleKind::Managed(_) if tables.has_managed() => {
+                let managed =
+                    |&address| tables.managed(Frame { module: id, address }).map(<[Function]>::to_vec);
+                addresses.iter().map(managed).collect()
+            }
+            _ => symbolizer.functions(id, tables.module(id), &addresses, detail),
+        };
+        for (position, address) in addresses.into_iter().enumerate() {
+            let found = names.get(position).cloned().flatten().filter(|functions| !functions.is_empty());
+            let named =
+                found.as_ref().is_some_and(|found| found.iter().any(|it| !it.is_unnamed(tables.module(id))));
+            index.insert(Frame { module: id, address }, (frames.len(), named));
+            // Names come from files of the target.
+            let found = found.map(|functions| functions.into_iter().map(Function::cleaned).collect());
+            frames.push(NamedFrame {
+                module: module as usize,
+                address,
+                functions: found.unwrap_or_else(|| vec![Function::unknown(tables.module(id), address)]),
+            });
+        }
+    }
+    let modules = tables.modules.iter().cloned().collect();
+    (Names { modules, frames, stacks: FxHashMap::default() }, index)
+}
+
+/// A stack without what the scheduler, or the end of a system call, calls to run the probe at a switch, of a wake-up or
+/// of a call; how much that is differs from kernel to kernel.
+fn without_probe(names: &Names, mut frames: Vec<usize>) -> Vec<usize> {
+    const AT_MOST: usize = 8;
+    const CALL_ENDS: [&str; 4] =
+        ["__bpf_trace_sys_exit", "trace_sys_exit", "syscall_exit_work", "syscall_trace_exit"];
+    let is = |frame: usize, name: &str| {
+        let frame = &names.frames[frame];
+        names.is_kernel(frame) && frame.functions.iter().any(|function| function.name == name)
+    };
+    let blocked = names.waker_at(&frames).map_or(0, |at| at + 1);
+    let head = &frames[blocked..][..(frames.len() - blocked).min(AT_MOST)];
+    let probe = head
+        .iter()
+        .position(|&frame| is(frame, "__schedule"))
+        .or_else(|| head.iter().rposition(|&frame| CALL_ENDS.iter().any(|name| is(frame, name))));
+    if let Some(at) = probe {
+        frames.drain(blocked..=blocked + at);
+    }
+    if let Some(waker) = names.waker_at(&frames) {
+        let mut woke = frames[..waker].iter().rev().take(AT_MOST);
+        if let Some(at) = woke.position(|&frame| is(frame, "try_to_wake_up")) {
+            frames.drain(waker - at - 1..waker);
+        }
+    }
+    frames
+}
