@@ -29,7 +29,7 @@ use profiler_common::{
 };
 
 use crate::{
-    asked::learn_how_it_ended,
+    asked::{CONNECT_NUMBER, connect_error},
     caller::{
         IN_CALL, NO_TARGET, UNKNOWN, admit_caller, dismiss_caller, forget_other, own_registers, place_of,
     },
@@ -46,7 +46,7 @@ use crate::{
 
 /// Whether threads are kept apart.
 #[unsafe(no_mangle)]
-pub static CALLS_BY_THREAD: Global<u32> = Global::new(0);
+static CALLS_BY_THREAD: Global<u32> = Global::new(0);
 
 /// Whether calls are watched all the time, so that event loops need no hook of their own.
 #[unsafe(no_mangle)]
@@ -241,7 +241,7 @@ fn kinds_of(number: u32) -> (u8, u16) {
 
 /// The arguments of a call that returns.
 #[inline(always)]
-pub fn arguments_of(call: &InCall) -> [u64; 6] {
+fn arguments_of(call: &InCall) -> [u64; 6] {
     arguments(call.number & COMPAT != 0)
 }
 
@@ -316,7 +316,11 @@ fn follow(call: &mut InCall) {
     } else if done.class == SyscallClass::Accept as u32 && done.result >= 0 {
         listen(call, &done);
     } else if of & traits::OPTION != 0 && done.result >= 0 {
-        learn_how_it_ended(call);
+        let error = connect_error(arguments_of(call));
+        if error != 0 {
+            let tid = if CALLS_BY_THREAD.load() != 0 { call.tid } else { 0 };
+            count_error(call.pid, tid, CONNECT_NUMBER.load(), error);
+        }
     }
     if done.waited | done.stack_due == 0 {
         return;

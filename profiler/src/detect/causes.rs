@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use crate::model::{
     cause::WaitCause,
-    report::{Names, Run},
+    report::{NamedFrame, Names, Run},
     stack::{StackId, ThreadKey},
     wait::{Blocking, LongWaitKind},
 };
@@ -69,6 +69,23 @@ const ASKS_NAMES: [&str; 6] =
 pub fn asks_names(names: &Names, frames: &[usize]) -> bool {
     let mut functions = names.functions(frames).take(2 * LOOKED_AT);
     functions.any(|(function, ..)| ASKS_NAMES.iter().any(|word| function.name.contains(word)))
+}
+
+/// Whether a stack waits for the lock of CPython's interpreter: it, and nothing else there, waits for a condition with a time
+/// limit. Its function has no name where the interpreter is stripped.
+pub fn waits_for_gil(names: &Names, frames: &[usize]) -> bool {
+    let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
+    let user = || names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
+    let timed =
+        |name: &str| name.contains("pthread_cond_timedwait") || name.contains("pthread_cond_clockwait");
+    let mut callers =
+        user().take(LOOKED_AT).skip_while(|(of, ..)| !timed(&of.name)).skip_while(|(of, ..)| timed(&of.name));
+    let of_python = |frame: &NamedFrame| {
+        let module = names.module_of(frame).name();
+        module.starts_with("python3") || module.starts_with("libpython3")
+    };
+    user().take(LOOKED_AT).any(|(of, ..)| of.name == "take_gil")
+        || callers.next().is_some_and(|(_, frame, _)| of_python(frame))
 }
 
 /// Corrects causes by the names of functions: of the time off CPUs, of each thread's time, and of all that was told one by
@@ -142,7 +159,7 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
     let any = |words: &[&str]| functions.iter().any(|name| words.iter().any(|word| name.contains(word)));
     if matches!(cause, WaitCause::Poll | WaitCause::Other) && any(&ASKS_NAMES) {
         WaitCause::Network
-    } else if any(&LOCKS) {
+    } else if any(&LOCKS) || (cause == WaitCause::Park && waits_for_gil(names, frames)) {
         WaitCause::Lock
     } else if cause == WaitCause::Lock && any(&TOLD) {
         WaitCause::Park

@@ -70,6 +70,7 @@ impl<'a> Signals<'a> {
         let waits = threads()
             .flat_map(|of| of.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)))
             .filter(|(_, cause, _)| !cause.is_idle() && *cause != WaitCause::Other)
+            .filter(|(of, cause, _)| *cause != WaitCause::Network || !only_serves(run, of.thread.pid))
             .map(|(of, cause, ns)| (of, cause, share(ns, of)))
             .max_by(|a, b| a.2.total_cmp(&b.2));
         let sampled = run.cpu.estimated_ns(run.cpu.total) as f64 / wall_ns.max(1) as f64;
@@ -120,6 +121,12 @@ impl<'a> Signals<'a> {
             blind: Vec::new(),
         }
     }
+}
+
+/// Whether a process talks to clients of its own only: on a connection it then waits for the next request.
+fn only_serves(run: &Run, pid: u32) -> bool {
+    let mut processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    processes.any(|of| of.pid == pid && of.listens && of.peers.iter().all(|peer| peer.clients))
 }
 
 fn from_finding(signals: &Signals<'_>, (at, of): (usize, &Finding)) -> Verdict {

@@ -86,7 +86,6 @@ const KINDS: [Kind; 10] = [
             "runtime.gc",
             "runtime.scanobject",
             "runtime.greyobject",
-            "runtime.mallocgc",
             "SerialHeap",
             "DefNew",
             "TenuredGeneration",

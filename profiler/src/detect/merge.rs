@@ -5,12 +5,13 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use serde_json::json;
 
 use crate::model::{
-    finding::{Bottleneck, Finding},
+    finding::{Bottleneck, Finding, Severity},
     report::Names,
     units::thousands,
 };
 
-const STALL: &str = "event-loop-stall";
+/// Rules that say why a loop is held up.
+const EXPLAIN: [&str; 2] = ["gc-pressure", "nested-wait"];
 /// Rules that say how CPU time is spent: where a finding of another rule shows the same function, they are about the same work.
 const HOW: [&str; 3] = ["page-fault-storm", "cpu-bound", "busy-poll"];
 
@@ -61,16 +62,10 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
             of_process && (same || ONE.contains(&of.bottleneck))
         });
         match first {
-            // A loop that is held up by what another rule explains is explained by that.
-            Some(first)
-                if first.rule == STALL && finding.rule != STALL && first.subject == finding.subject =>
-            {
-                let stall = std::mem::replace(first, finding);
-                first.severity = first.severity.max(stall.severity);
-                if stall.cost.ns > first.cost.ns {
-                    first.cost = stall.cost;
-                }
-                also(first, &stall);
+            // Whichever costs more, the one that explains stands for both.
+            Some(first) if first.subject == finding.subject && says_more(&finding) > says_more(first) => {
+                let other = std::mem::replace(first, finding);
+                stand_for(first, &other);
             }
             Some(first) => also(first, &finding),
             None => kept.push(finding),
@@ -86,20 +81,38 @@ fn same_work(found: Vec<Finding>, names: &Names) -> Vec<Finding> {
         let name = subject.split(" (").next().unwrap_or(subject);
         functions.into_iter().any(|(function, ..)| function.name == name)
     };
-    let mut kept: Vec<Finding> = Vec::new();
-    for finding in found {
+    let (how, mut kept): (Vec<_>, Vec<_>) = found.into_iter().partition(|of| HOW.contains(&of.rule));
+    for finding in how {
         let same = |of: &&mut Finding| {
             let cpu = [Bottleneck::Cpu, Bottleneck::Io, Bottleneck::Memory].contains(&of.bottleneck);
             let about = cpu && of.process.pid == finding.process.pid && shows(of, &finding.subject);
-            about && of.severity >= finding.severity && of.rule != finding.rule
+            about && (of.severity >= Severity::Warning || of.severity >= finding.severity)
         };
-        let how = HOW.contains(&finding.rule) && !finding.subject.is_empty();
-        match kept.iter_mut().find(|of| how && same(of)) {
-            Some(first) => also(first, &finding),
+        let known = !finding.subject.is_empty();
+        match kept.iter_mut().find(|of| known && same(of)) {
+            Some(first) => stand_for(first, &finding),
             None => kept.push(finding),
         }
     }
     kept
+}
+
+/// How much a finding says of a defect that several rules see: why, more than what, more than how.
+fn says_more(of: &Finding) -> u8 {
+    match of.rule {
+        rule if EXPLAIN.contains(&rule) => 2,
+        rule if HOW.contains(&rule) => 0,
+        _ => 1,
+    }
+}
+
+/// Lets a finding stand for another one, whatever that costs.
+fn stand_for(first: &mut Finding, other: &Finding) {
+    first.severity = first.severity.max(other.severity);
+    if other.cost.ns > first.cost.ns {
+        first.cost = other.cost;
+    }
+    also(first, other);
 }
 
 /// Notes that a finding says the same as another.
@@ -113,7 +126,7 @@ fn also(first: &mut Finding, other: &Finding) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::finding::{Cost, Evidence, ProcessName, Severity};
+    use crate::model::finding::{Cost, Evidence, ProcessName};
 
     fn finding(rule: &'static str, pid: u32, bottleneck: Bottleneck, ns: u64) -> Finding {
         Finding {
@@ -178,6 +191,14 @@ mod tests {
             found.into_iter().map(|of| of.rule).collect::<Vec<_>>()
         };
         assert_eq!(rules("read"), ["stall"]);
+        let bound = Finding { subject: "load".into(), ..finding("cpu-bound", 1, Bottleneck::Cpu, 99) };
+        let late = Finding { severity: Severity::Warning, subject: "load".into(), ..stall.clone() };
+        let one = defects(vec![bound, late], run.names());
+        assert_eq!(
+            (one.len(), one[0].rule, one[0].cost.ns),
+            (1, "stall", 99),
+            "the loop, whatever costs more"
+        );
         assert_eq!(rules("render").len(), 2);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
-        syscall::{CallCount, CallKind, Calls},
+        syscall::{CallCount, Calls, WaitKind},
         units::{per_second, thousands},
     },
 };
@@ -65,7 +65,8 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
         *errors.entry(error).or_default() += n;
     }
     let failed: u64 = errors.values().sum();
-    let tried: u64 = of.iter().map(|of| of.lengths.count).sum();
+    // An attempt before the run can fail in it.
+    let tried = of.iter().map(|of| of.lengths.count).sum::<u64>().max(failed);
     let (&error, _) = errors.iter().max_by_key(|(_, n)| **n)?;
     if failed < MIN_FAILED {
         return None;
@@ -106,7 +107,7 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
 /// The peer that was tried most often.
 fn peer(calls: &Calls, pid: u32) -> Option<String> {
     let tried =
-        calls.waits.iter().filter(|of| of.pid == pid && of.kind == CallKind::Connect && !of.peer.is_empty());
+        calls.waits.iter().filter(|of| of.pid == pid && of.kind == WaitKind::Connect && !of.peer.is_empty());
     tried.max_by_key(|of| of.lengths.count).map(|of| of.peer.clone())
 }
 
@@ -133,7 +134,7 @@ mod tests {
             let waits = KindWaits {
                 pid: 7,
                 process: "api".into(),
-                kind: CallKind::Connect,
+                kind: WaitKind::Connect,
                 peer: "10.0.0.2:80".into(),
                 lengths: Summary { count: tried, ..Summary::default() },
                 stack: None,

@@ -12,8 +12,8 @@ use crate::{
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
-        syscall::CallKind,
-        units::{per_second, thousands},
+        syscall::{CallCount, KindWaits, WaitKind},
+        units::per_second,
         vitals::{Peer, ProcessVitals},
     },
 };
@@ -63,30 +63,59 @@ returned EINPROGRESS looks like success.",
 
 fn churn(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let least = values.get(&RATE);
-    let finding = |of: &ProcessVitals, peer: &Peer| {
-        let rate = rate(of, peer).max(connects(run, of.pid, peer));
+    let finding = |of: &ProcessVitals, peer: &Peer, connects: f64| {
+        let rate = rate(of, peer).max(connects);
         (!peer.clients && rate >= least).then(|| Finding {
             title: format!(
-                "{} connections a second or more are made from {} (pid {}) to {}, {} at once at most",
+                "{} connections a second or more are made from {} (pid {}) to {}, few of which stay",
                 per_second(rate),
                 of.process,
                 of.pid,
                 peer.peer,
-                thousands(peer.most)
             ),
             advice: "keep connections open: a pool, or keep-alive".to_owned(),
             ..network(&CHURN, of, peer, vec![("per_second", json!(rate)), ("seen", json!(peer.seen))])
         })
     };
-    each(run, finding)
+    let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    let found = processes.flat_map(|of| {
+        let connects = connects(run, of.pid);
+        // Those that are over before anybody looks are known by their calls only.
+        let unseen = connects.keys().filter(|name| !of.peers.iter().any(|peer| peer.peer == **name));
+        let unseen = unseen.map(|name| Peer { peer: (*name).to_owned(), ..Peer::default() });
+        let peers: Vec<Peer> = of.peers.iter().cloned().chain(unseen).collect();
+        let made = |peer: &Peer| connects.get(peer.peer.as_str()).map_or(0.0, |made| made(peer.most));
+        peers.iter().filter_map(|peer| finding(of, peer, made(peer))).collect::<Vec<_>>()
+    });
+    found.collect()
 }
 
-/// Calls of connect a second, as far as they were watched, without those for connections that stay.
-fn connects(run: &Run, pid: u32, peer: &Peer) -> f64 {
+/// Calls of connect a second by peer, where calls were watched: as a function of how many connections stay. Which peer it was is
+/// known of those that took long enough to be told; the others are taken to be divided likewise. Those that fail are another
+/// rule's.
+fn connects(run: &Run, pid: u32) -> BTreeMap<&str, impl Fn(u64) -> f64 + use<>> {
+    let calls = run.calls.iter().flat_map(|calls| &calls.calls);
+    let calls = calls.filter(|of| of.thread.pid == pid && of.syscall == "connect");
+    let made: f64 = calls.map(|of| of.lengths.count as f64 - refused(of) as f64).sum();
     let waits = run.calls.iter().flat_map(|calls| &calls.waits);
-    let made = waits.filter(|of| of.pid == pid && of.kind == CallKind::Connect && of.peer == peer.peer);
-    let made: u64 = made.map(|of| of.lengths.count).sum();
-    made.saturating_sub(peer.most) as f64 * 1e9 / calls_watched_ns(run) as f64
+    let waits: Vec<_> =
+        waits.filter(|of| of.pid == pid && of.kind == WaitKind::Connect && !of.peer.is_empty()).collect();
+    let all: f64 = waits.iter().map(|of| of.lengths.count as f64).sum();
+    let seconds = calls_watched_ns(run) as f64 / 1e9;
+    let of_peer = move |of: &KindWaits| made * of.lengths.count as f64 / all.max(1.0);
+    waits
+        .into_iter()
+        .map(|of| {
+            let made = of_peer(of);
+            (of.peer.as_str(), move |stay: u64| (made - stay as f64).max(0.0) / seconds)
+        })
+        .collect()
+}
+
+fn refused(of: &CallCount) -> u64 {
+    let failed =
+        of.errors.iter().filter(|(name, _)| !matches!(name.as_str(), "EINPROGRESS" | "EALREADY" | "EISCONN"));
+    failed.map(|(_, n)| n).sum()
 }
 
 /// Connections a second, at least.
@@ -145,7 +174,10 @@ fn network(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::rule::Overrides, model::vitals::Vitals};
+    use crate::{
+        detect::rule::Overrides,
+        model::{distribution::Summary, syscall::Calls, vitals::Vitals},
+    };
 
     fn run(peer: Peer) -> Run {
         let mut run = crate::model::report::fixtures::run(&[]);
@@ -172,6 +204,32 @@ mod tests {
             0,
             "its clients do it"
         );
+    }
+
+    #[test]
+    fn connections_too_short_to_be_seen_are_known_by_their_calls() {
+        let found = |made: u64, failed: u64, stay: u64| {
+            let mut run = run(Peer { most: stay, ..Peer::default() });
+            run.cpu.accounts.duration_ns = 10_000_000_000;
+            let connect = CallCount {
+                thread: crate::model::stack::ThreadKey { pid: 7, tid: 0 },
+                syscall: "connect".into(),
+                lengths: Summary { count: made, ..Summary::default() },
+                errors: vec![("EINPROGRESS".into(), made), ("ECONNREFUSED".into(), failed)],
+                ..CallCount::default()
+            };
+            let waits = KindWaits {
+                pid: 7,
+                process: "api".into(),
+                kind: WaitKind::Connect,
+                peer: "10.0.0.2:80".into(),
+                lengths: Summary { count: 5, ..Summary::default() },
+                stack: None,
+            };
+            run.calls = Some(Calls { calls: vec![connect], waits: vec![waits], ..Calls::default() });
+            churn(&run, &Overrides::default().of(&CHURN)).len()
+        };
+        assert_eq!([found(900, 0, 0), found(900, 0, 900), found(900, 890, 0), found(50, 0, 0)], [1, 0, 0, 0]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub const GC: &str = "garbage collection";
 /// Fewer samples say nothing.
 const MIN_SAMPLES: u64 = 100;
 /// A target that uses less of one CPU has time enough, percent.
-const MIN_CPU: f64 = 20.0;
+const MIN_CPU: f64 = 10.0;
 /// So much is critical, percent.
 const CRITICAL: f64 = 50.0;
 

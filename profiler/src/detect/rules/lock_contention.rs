@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         blocked::{Blocked, blocked},
+        causes,
         rule::{Needs, Param, Rule, Unit, Values},
         words::{SHOWN, path},
     },
@@ -60,7 +61,7 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
         .map(|stack| path(run.names(), &stack.frames).into_iter().map(|of| of.name.as_str()).collect())
         .unwrap_or_default();
     let has = |word: &str| functions.iter().any(|name| name.contains(word));
-    let (lock, advice) = if has("take_gil") {
+    let (lock, advice) = if of.stack.is_some_and(|stack| causes::waits_for_gil(run.names(), &stack.frames)) {
         ("the GIL, the interpreter's lock", "use processes instead of threads, or calls that release the GIL")
     } else if has("ProcSleep") {
         (

@@ -14,7 +14,7 @@ use crate::{
         cause::WaitCause,
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
         report::Run,
-        syscall::CallKind,
+        syscall::WaitKind,
         units::time,
     },
 };
@@ -103,7 +103,7 @@ fn file(run: &Run, pid: u32) -> Option<String> {
     let by_calls = objects.max_by_key(|of| of.blocked_ns).map(|of| of.object.clone());
     let slow = run.calls.iter().flat_map(|calls| &calls.slow);
     let slow = slow.filter(|of| {
-        let kinds = [CallKind::FileRead, CallKind::FileWrite, CallKind::FileSync];
+        let kinds = [WaitKind::FileRead, WaitKind::FileWrite, WaitKind::FileSync];
         of.thread.pid == pid && kinds.contains(&of.kind)
     });
     let by_slow = slow

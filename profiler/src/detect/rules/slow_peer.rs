@@ -15,7 +15,7 @@ use crate::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
         report::{ProfileStack, Run},
         stack::ThreadKey,
-        syscall::CallKind,
+        syscall::WaitKind,
         units::{thousands, time},
         vitals::{Peer, ProcessVitals},
     },
@@ -129,7 +129,7 @@ fn names(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let share = (worst_ns as f64 / wall_ns as f64).min(1.0);
         let calls = run.calls.iter().flat_map(|calls| &calls.waits);
         let asked =
-            calls.filter(|of| of.pid == pid && of.kind == CallKind::Dns).max_by_key(|of| of.lengths.sum_ns);
+            calls.filter(|of| of.pid == pid && of.kind == WaitKind::Dns).max_by_key(|of| of.lengths.sum_ns);
         let server = asked.map_or_else(String::new, |of| {
             format!(
                 ", {} waits for {} of up to {}",

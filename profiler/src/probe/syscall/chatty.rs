@@ -57,7 +57,8 @@ pub fn find(activities: impl IntoIterator<Item = FdActivity>) -> Vec<Chatty> {
     // What a process answers: on each connection one request more than it has answered and been asked again.
     let mut requests: BTreeMap<u32, u64> = BTreeMap::new();
     for activity in activities.iter().filter(|activity| activity.serves && !activity.is_file) {
-        *requests.entry(activity.thread.pid).or_default() += activity.io.round_trips + activity.io.descriptors;
+        *requests.entry(activity.thread.pid).or_default() +=
+            activity.io.round_trips + activity.io.descriptors;
     }
     let answered = |activity: &FdActivity| requests.get(&activity.thread.pid).copied().unwrap_or(0);
     let mut found: Vec<Chatty> = activities
@@ -85,8 +86,9 @@ fn judge(activity: FdActivity, requests: u64) -> Option<Chatty> {
     let round_trips =
         asks && io.round_trips >= MIN_ROUND_TRIPS && in_turns && io.median_bytes <= MAX_MESSAGE_BYTES;
     let tiny = activity.is_file && io.calls >= MIN_SMALL && io.median_bytes <= SMALL_BYTES;
-    let from_everywhere =
-        activity.stack.is_some() && activity.looked_at >= MIN_LOOKED_AT && activity.stack_share < MIN_STACK_LEAD;
+    let from_everywhere = activity.stack.is_some()
+        && activity.looked_at >= MIN_LOOKED_AT
+        && activity.stack_share < MIN_STACK_LEAD;
     if !(round_trips || tiny) || (from_everywhere && !many) {
         return None;
     }
