@@ -5,11 +5,13 @@ mod common;
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use common::{PROFILER, kernel_ready};
+use common::{PROFILER, Running, kernel_ready};
 use serde_json::Value;
 
 /// A server that is busy for 150 ms of every 400 ms.
@@ -96,6 +98,244 @@ fn a_stall_becomes_one_alert_with_its_evidence() {
     let replay = Command::new(PROFILER).args(["replay", &evidence]).output().unwrap();
     assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
     assert!(status.success(), "{status}");
+}
+
+/// A server with faults that are made on demand.
+const SERVER: &str = "
+const fs = require('fs'); const open = []; let timer, burning = false;
+function burnCpu() { const end = Date.now() + 5; while (Date.now() < end); if (burning) setImmediate(burnCpu); }
+function failOften() { for (let i = 0; i < 100; i++) try { fs.openSync('/dev/null/' + i, 'r'); } catch {} }
+const faults = {
+  '/burn': () => { burning = true; burnCpu(); },
+  '/storm': () => timer = setInterval(failOften, 20),
+  '/descriptors': () => { while (open.length < 480) open.push(fs.openSync('/dev/null', 'r')); },
+  '/stop': () => { burning = false; clearInterval(timer); open.splice(0).forEach(fd => fs.closeSync(fd)); },
+};
+require('http').createServer((request, response) => {
+  if (faults[request.url]) faults[request.url]();
+  response.end('ok');
+}).listen(0, '127.0.0.1', function () { console.log(this.address().port); });
+";
+
+/// A daemon that watches one target in short windows.
+struct Daemon {
+    child: Running,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Daemon {
+    fn start(target: &str, more: &str) -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (state, config) = (dir.path().display(), dir.path().join("profiler.toml"));
+        let text = format!(
+            "[daemon]\nwindow = \"5s\"\nstate_dir = \"{state}\"\nlisten = \"127.0.0.1:{port}\"\nmax_overhead = 100.0\n\
+             token_file = \"{state}/tokens\"\n[[targets]]\nname = \"t\"\n{target}\n[[receivers]]\nname = \"file\"\n\
+             type = \"file\"\npath = \"{state}/alerts.jsonl\"\n{more}"
+        );
+        fs::write(&config, text).unwrap();
+        // The SHA-256 of `admin`.
+        let hash = "8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918";
+        fs::write(dir.path().join("tokens"), format!("admin:{hash}\n")).unwrap();
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let child =
+            Running::start(Command::new(PROFILER).args(["daemon", "--config"]).arg(&config).stderr(log));
+        let daemon = Daemon { child, dir, port };
+        wait_for("the first window", || daemon.ask("GET", "/readyz", "").0 == 200);
+        daemon
+    }
+
+    /// Asks the API; status, and body.
+    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Vec<u8>) {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return (0, Vec::new()) };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer admin\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut answer = Vec::new();
+        if stream.write_all(head.as_bytes()).and_then(|()| stream.read_to_end(&mut answer)).is_err() {
+            return (0, Vec::new());
+        }
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        let status = String::from_utf8_lossy(&answer[..end]).split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer[end + 4..].to_vec())
+    }
+
+    fn data(&self, path: &str) -> Value {
+        let (status, body) = self.ask("GET", path, "");
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice::<Value>(&body).unwrap()["data"].clone()
+    }
+
+    /// What was told of a rule.
+    fn told(&self, rule: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir.path().join("alerts.jsonl")).unwrap_or_default();
+        let all = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        all.filter(|message: &Value| message["rule"] == rule).collect()
+    }
+
+    fn windows(&self) -> u64 {
+        let metrics = String::from_utf8(self.ask("GET", "/metrics", "").1).unwrap();
+        let value = metrics.lines().find_map(|line| line.strip_prefix("profiler_agent_windows_total "));
+        value.unwrap().parse::<f64>().unwrap() as u64
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: the daemon is a child that has not been waited for.
+        unsafe { libc::kill(self.child.0.id() as libc::pid_t, signal) };
+    }
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn each_fault_gives_its_alert_once_and_its_end() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("faulty.js");
+    fs::write(&script, SERVER).unwrap();
+    let limited =
+        format!("ulimit -n 550; exec {} {}", common::which("node").unwrap().display(), script.display());
+    let mut node = Running::start(Command::new("sh").args(["-c", &limited]).stdout(Stdio::piped()));
+    let mut line = String::new();
+    BufReader::new(node.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let port: u16 = line.trim().parse().unwrap();
+    let mut rules =
+        "[rules.event-loop-delay]\nenabled = false\n[rules.cpu-starvation]\nenabled = false\n".to_owned();
+    // Other tests take CPU time, too.
+    let thresholds = [("event-loop-busy", "warning = 0.5\n"), ("syscall-errors", ""), ("descriptors", "")];
+    for (rule, threshold) in thresholds {
+        rules += &format!(
+            "[rules.{rule}]\n{threshold}for = \"0s\"\nwarmup = \"0s\"\nkeep_firing_for = \"0s\"\ncooldown = \"5m\"\ninhibited_by = []\n"
+        );
+    }
+    let daemon = Daemon::start(&format!("argument = \"{}\"", script.display()), &rules);
+    let ask = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    };
+    for (fault, rule) in
+        [("/burn", "event-loop-busy"), ("/storm", "syscall-errors"), ("/descriptors", "descriptors")]
+    {
+        assert_eq!(daemon.told(rule), Vec::<Value>::new(), "before {fault}");
+        ask(fault);
+        wait_for(rule, || !daemon.told(rule).is_empty());
+        ask("/stop");
+        wait_for("its end", || daemon.told(rule).iter().any(|message| message["change"] == "resolved"));
+        let told = daemon.told(rule);
+        let of = |change: &str| told.iter().filter(|message| message["change"] == change).count();
+        assert_eq!((of("fired"), of("resolved")), (1, 1), "{told:?}");
+        assert!(told.iter().all(|message| message["alert"] == told[0]["alert"]));
+        match rule {
+            "event-loop-busy" => {
+                let path = told[0]["path"].as_array().unwrap();
+                let is_cause = |of: &Value| of.as_str().unwrap().contains("burnCpu");
+                assert!(path.iter().any(is_cause), "the cause is named: {}", told[0]);
+            }
+            "syscall-errors" => {
+                let found = told[0]["findings"].as_array().unwrap();
+                assert!(found.iter().any(|finding| finding["rule"] == "error-storm"), "{}", told[0]);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn what_the_daemon_knows_can_be_asked_and_changed() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let busy = Running::start(Command::new("sh").args(["-c", "while :; do :; done"]));
+    let more = "[rules.own]\nmetric = \"processes\"\nwarning = 100\nfor = \"0s\"\nwarmup = \"0s\"\n\
+                [rules.cpu-quota]\nenabled = false\n[rules.cpu-starvation]\nenabled = false\n";
+    let daemon = Daemon::start("argument = \"while :; do :; done\"", more);
+    assert_eq!(daemon.data("/api/v1/targets")[0]["pids"][0], busy.0.id());
+    let current = daemon.data("/api/v1/metrics/current?target=t")[0]["metrics"].clone();
+    assert!(current["cpu_seconds"].as_f64().unwrap() > 0.0, "{current}");
+    let unauthorized = TcpStream::connect(("127.0.0.1", daemon.port)).map(|mut stream| {
+        stream.write_all(b"GET /api/v1/targets HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    assert!(unauthorized.unwrap().starts_with("HTTP/1.1 4"));
+
+    // Windows, in every form, and two of them compared.
+    wait_for("two windows", || daemon.data("/api/v1/profiles").as_array().unwrap().len() >= 2);
+    let windows = daemon.data("/api/v1/profiles?target=t");
+    let (a, b) = (windows[0]["window"].as_i64().unwrap(), windows[1]["window"].as_i64().unwrap());
+    for (format, begins) in [("pprof", &b"\x1f\x8b"[..]), ("json", b"{"), ("svg", b"<?xml"), ("folded", b"")]
+    {
+        let (status, body) =
+            daemon.ask("GET", &format!("/api/v1/profiles?window={a}&target=t&format={format}"), "");
+        assert!(status == 200 && body.starts_with(begins) && !body.is_empty(), "{format}: {status}");
+    }
+    let diff = daemon.data(&format!("/api/v1/diff?a={a}&b={b}&target=t"));
+    assert!(diff["samples"]["a"].as_u64().unwrap() > 10, "{diff}");
+    let (status, report) = daemon.ask("GET", "/api/v1/report?target=t", "");
+    assert!(status == 200 && report.len() > 100);
+    assert_eq!(daemon.ask("GET", "/api/v1/latency", "").0, 404);
+
+    // A threshold that is moved through the API holds from the next window on, and a silence keeps its alert quiet.
+    let silence = "{\"rule\": \"own\", \"for\": \"1h\"}";
+    let (status, body) = daemon.ask("POST", "/api/v1/silences", silence);
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+    let id = serde_json::from_slice::<Value>(&body).unwrap()["data"]["id"].as_i64().unwrap();
+    assert_eq!(daemon.ask("PUT", "/api/v1/thresholds", "{\"own\": {\"warning\": 1}}").0, 200);
+    wait_for("the alert", || daemon.data("/api/v1/alerts?firing=true").as_array().unwrap().len() == 1);
+    assert_eq!(daemon.told("own"), Vec::<Value>::new(), "it is silenced");
+    assert_eq!(daemon.ask("DELETE", &format!("/api/v1/silences/{id}"), "").0, 200);
+    wait_for("its message", || daemon.told("own").len() == 1);
+
+    // A configuration that is wrong changes nothing, and windows go on.
+    let file = daemon.dir.path().join("profiler.toml");
+    let good = fs::read_to_string(&file).unwrap();
+    fs::write(&file, good.replace("warning = 100", "warnin = 100")).unwrap();
+    daemon.signal(libc::SIGHUP);
+    let so_far = daemon.windows();
+    wait_for("two windows", || daemon.windows() >= so_far + 2);
+    let metrics = String::from_utf8(daemon.ask("GET", "/metrics", "").1).unwrap();
+    assert!(metrics.contains("profiler_agent_refused_reloads_total 1"), "{metrics}");
+    assert!(
+        metrics.contains("profiler_alerts{rule=\"own\",target=\"t\",severity=\"warning\"} 1"),
+        "{metrics}"
+    );
+
+    // The rule is taken out: its alert is over.
+    fs::write(&file, good.replace("for = \"0s\"\nwarmup", "enabled = false\nfor = \"0s\"\nwarmup")).unwrap();
+    daemon.signal(libc::SIGHUP);
+    wait_for("the end", || daemon.told("own").last().unwrap()["change"] == "resolved");
+    assert!(daemon.told("own")[1]["reason"].as_str().unwrap().contains("configuration"));
+    daemon.signal(libc::SIGTERM);
+    let mut daemon = daemon;
+    assert!(daemon.child.0.wait().unwrap().success());
+
+    // Rules are tried on what was kept.
+    let recordings =
+        fs::read_dir(daemon.dir.path().join("windows")).unwrap().map(|entry| entry.unwrap().path());
+    let recordings = recordings.filter(|path| path.extension().is_some_and(|extension| extension == "prec"));
+    fs::write(&file, good.replace("warning = 100", "warning = 1")).unwrap();
+    let tried = Command::new(PROFILER)
+        .args(["rules", "test", "--config"])
+        .arg(&file)
+        .arg("--replay")
+        .args(recordings)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(tried.stdout).unwrap();
+    assert!(said.contains("warning fired: own 1\n"), "{said} {}", String::from_utf8_lossy(&tried.stderr));
 }
 
 #[test]

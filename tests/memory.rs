@@ -168,6 +168,20 @@ fn live_bytes_are_what_the_program_knows() {
     assert!(complete.clone().all(|site| site["pid"] == pid));
 }
 
+/// Mappings that end in part, together, by being mapped over, or unseen.
+#[test]
+fn mappings_are_what_is_mapped() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let mut program = Knower::start(&mut Command::new(workload("mappings", &[])));
+    let watching = Watching::start(&["--pid", &program.process.pid(), "--alloc", "full"]);
+    let places = program.work();
+    let (profile, outputs) = watching.finish();
+    assert_exact(&profile, &places);
+    assert_consistent(&profile, &outputs);
+}
+
 /// Recursive programs come by with another stack pointer each time.
 #[test]
 fn known_stacks_are_compared_and_not_walked() {

@@ -232,7 +232,32 @@ fn a_killed_profiler_loses_an_interval_and_leaves_nothing_else() {
         .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
         .sum();
     assert!(samples > 0, "{said}");
-    assert!(said.contains(&format!("of the run and {samples} samples")), "{samples}: {said}");
+    assert!(said.contains(&format!("of the run and {samples} CPU samples")), "{samples}: {said}");
+}
+
+#[test]
+fn a_run_gives_up_the_rights_that_it_no_longer_needs() {
+    /// CAP_DAC_OVERRIDE, DAC_READ_SEARCH, IPC_LOCK, SYS_PTRACE, SYS_RESOURCE, SYSLOG, PERFMON, BPF, CHECKPOINT_RESTORE.
+    const NEEDED: [u32; 9] = [1, 2, 14, 19, 24, 34, 38, 39, 40];
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let needed = NEEDED.iter().fold(0u64, |set, bit| set | 1 << bit);
+    let dir = tempfile::tempdir().unwrap();
+    let target = busy();
+    let mut run = profiling(&target.pid(), &["--alloc", "full"], dir.path()).spawn().unwrap();
+    let mut live = begun(&mut run);
+    for thread in fs::read_dir(format!("/proc/{}/task", run.id())).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for set in ["CapEff:", "CapPrm:", "CapBnd:", "CapInh:", "CapAmb:"] {
+            let rights = status.lines().find_map(|line| line.strip_prefix(set)).unwrap().trim();
+            let rights = u64::from_str_radix(rights, 16).unwrap();
+            assert_eq!(rights & !needed, 0, "{set} {rights:x}: {status}");
+        }
+    }
+    signal(&run, libc::SIGINT);
+    live.read_to_string(&mut String::new()).unwrap();
+    assert!(run.wait().unwrap().success());
 }
 
 /// A copy of the profiler that anyone may run, in a folder that anyone may write to.

@@ -5,6 +5,9 @@ use crate::{cpu::SampleScratch, runtime::Fingerprint};
 /// Most objects that are watched at once. At about 100 bytes of kernel memory each: 100 MB.
 pub const MAX_LIVE: u32 = 1 << 20;
 
+/// Most mappings that are watched at once, at about 100 bytes each.
+pub const MAX_MAPPED: u32 = 16_384;
+
 /// Most stacks that are told apart, at about 1,250 bytes each.
 pub const MAX_ALLOC_STACKS: u32 = 16_384;
 

@@ -94,7 +94,7 @@ impl WaitCause {
 pub const MAX_SYSCALLS: usize = 512;
 
 /// Most threads of targets at once.
-pub const MAX_THREADS: usize = 8192;
+pub const MAX_THREADS: usize = 16_384;
 
 /// What a thread does.
 #[repr(u32)]

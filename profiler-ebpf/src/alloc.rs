@@ -17,7 +17,7 @@ use aya_ebpf::{
 use profiler_common::{
     alloc::{
         AllocControl, BUCKETS, CALL_SLOTS, Call, CallInProgress, MAX_ALLOC_PROCESSES, MAX_ALLOC_STACKS,
-        MAX_LIVE, Object, ObjectKey, SLICE_SHIFT, StackTotals,
+        MAX_LIVE, MAX_MAPPED, Object, ObjectKey, SLICE_SHIFT, StackTotals,
     },
     cost::Probe,
     histogram::log2,
@@ -44,6 +44,11 @@ static CALLS: Array<CallInProgress, { CALL_SLOTS as usize }> = Array::new();
 /// Objects that live. Memory is taken as they come.
 #[btf_map]
 static OBJECTS: HashMap<ObjectKey, Object, { MAX_LIVE as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Mappings that live, kept apart: one call can end several of them, parts of one, or put another in its place. Userspace
+/// compares them with what is mapped, and removes what is not.
+#[btf_map]
+static MAPPED: HashMap<ObjectKey, Object, { MAX_MAPPED as usize }, NO_PREALLOC> = HashMap::new();
 
 /// What each stack allocated and freed.
 #[btf_map]
@@ -148,6 +153,29 @@ pub fn alloc_free(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// mmap has returned.
+#[uretprobe]
+pub fn alloc_map(ctx: RetProbeContext) -> u32 {
+    let Some(ids) = current_target() else { return nothing(&ctx) };
+    let began = begin(Probe::AllocReturn);
+    // SAFETY: the context of this program, which is the registers.
+    let registers = registers(unsafe { &*ctx.regs.cast::<bpf_user_pt_regs_t>() });
+    map(registers, ctx.ret(), &ids);
+    finish(Probe::AllocReturn, began);
+    0
+}
+
+/// munmap begins.
+#[uprobe]
+pub fn alloc_unmap(ctx: ProbeContext) -> u32 {
+    let Some(ids) = current_target() else { return nothing(&ctx) };
+    let began = begin(Probe::Free);
+    let [address, length] = [0, 1].map(|n| ctx.arg::<u64>(n).unwrap_or(0));
+    end_mapping(&ObjectKey { address, pid: ids.pid, _padding: 0 }, length, now_ns());
+    finish(Probe::Free, began);
+    0
+}
+
 #[inline(always)]
 fn cookie(ctx: &ProbeContext) -> u8 {
     // SAFETY: the context of this program.
@@ -247,8 +275,6 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
         // SAFETY: the helper checks the address.
         let stored = unsafe { bpf_probe_read_user(call.result_at as *const u64) };
         if returned as u32 == 0 { stored.unwrap_or(0) } else { 0 }
-    } else if call.call == Call::Mmap as u32 && returned > u64::MAX - 4096 {
-        0 // MAP_FAILED
     } else {
         returned
     };
@@ -299,6 +325,17 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
         }
     }
     // SAFETY: the entry is never removed while programs run.
+    unsafe { allocated(totals, &object, now, control) };
+}
+
+/// Books an allocation.
+///
+/// # Safety
+/// `totals` must be a map's value.
+#[inline(always)]
+unsafe fn allocated(totals: *mut StackTotals, object: &Object, now: u64, control: &AllocControl) {
+    let weight = control.weight;
+    // SAFETY: promised by the caller.
     unsafe {
         add(&raw mut (*totals).allocated_bytes, object.size * u64::from(weight));
         add(&raw mut (*totals).allocated_count, weight.into());
@@ -316,6 +353,68 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
         }
         count_in(&raw mut (*totals).sizes, object.size, weight.into());
     }
+}
+
+/// mmap has returned an address.
+#[inline(always)]
+fn map(registers: Registers, returned: u64, ids: &Ids) {
+    let (Some(control), Some((call, tid))) = (ALLOC_CONTROL.get(0), place()) else { return };
+    let ours = call.tid == tid && call.window == control.window && call.sp != 0;
+    if !ours || call.call != Call::Mmap as u32 || registers.sp != call.sp + RETURN_TAKES {
+        return;
+    }
+    call.sp = 0;
+    if returned > u64::MAX - PAGE {
+        return; // MAP_FAILED
+    }
+    let now = now_ns();
+    let key = ObjectKey { address: returned, pid: ids.pid, _padding: 0 };
+    end_mapping(&key, u64::MAX, now);
+    if now >= control.until_ns {
+        return;
+    }
+    // SAFETY: any number is a valid key.
+    let stack = stack_cache::take(registers, ids, now, |id| unsafe { ALLOC_STACKS.get(&id) }.is_some());
+    if stack == 0 {
+        count(Loss::AllocClash);
+        return;
+    }
+    let Some(totals) = totals(stack) else {
+        count(Loss::AllocStacksFull);
+        return;
+    };
+    let object =
+        Object { size: call.size, stack, time_ns: now, weight: control.weight, window: control.window };
+    if MAPPED.insert(&key, &object, 0).is_err() {
+        count(Loss::ObjectsFull);
+        return;
+    }
+    // SAFETY: the entry is never removed while programs run.
+    unsafe { allocated(totals, &object, now, control) };
+}
+
+/// The first `length` bytes of what is mapped at an address are no longer. Each mapping that is watched is seen to end,
+/// if not here then by userspace, so its end counts as often as its beginning has.
+#[inline(always)]
+fn end_mapping(key: &ObjectKey, length: u64, now: u64) {
+    // SAFETY: who maps or unmaps an address is alone with it.
+    let Some(object) = (unsafe { MAPPED.get(key) }) else { return };
+    let object = *object;
+    let _was_there = MAPPED.remove(key);
+    if length < object.size {
+        // What is left is an object of its own.
+        let rest = ObjectKey { address: key.address + length, ..*key };
+        let left = Object { size: object.size - length, ..object };
+        if MAPPED.insert(&rest, &left, 0).is_ok()
+            && let Some(totals) = ALLOC_STACKS.get_ptr_mut(&object.stack)
+        {
+            // SAFETY: the entry is never removed while programs run.
+            unsafe { add(&raw mut (*totals).freed_bytes, length * u64::from(object.weight)) };
+            return;
+        }
+    }
+    let lifetime = now.saturating_sub(object.time_ns);
+    book_free(object.stack, object.size, object.weight.into(), lifetime, 0);
 }
 
 /// An address is given out (again): if there was an object, it is gone, unseen.
@@ -360,7 +459,7 @@ fn free(ctx: &ProbeContext, ids: &Ids) {
     call.freed = address;
     // SAFETY: only who owns the object frees it.
     let Some(object) = (unsafe { OBJECTS.get(&key) }) else {
-        if !again && cookie(ctx) != Call::Munmap as u8 {
+        if !again {
             unknown_free(ids.pid);
         }
         return;
@@ -368,21 +467,6 @@ fn free(ctx: &ProbeContext, ids: &Ids) {
     let object = *object;
     let _was_there = OBJECTS.remove(&key);
     let now = now_ns();
-    if object.size >= PAGE && cookie(ctx) == Call::Munmap as u8 {
-        let length = ctx.arg::<u64>(1).unwrap_or(0);
-        if length < object.size {
-            // Its first part only; what is left is an object of its own.
-            let rest = ObjectKey { address: address + length, pid: ids.pid, _padding: 0 };
-            let left = Object { size: object.size - length, ..object };
-            if OBJECTS.insert(&rest, &left, 0).is_ok()
-                && let Some(totals) = ALLOC_STACKS.get_ptr_mut(&object.stack)
-            {
-                // SAFETY: as in `leave`.
-                unsafe { add(&raw mut (*totals).freed_bytes, length * u64::from(object.weight)) };
-                return;
-            }
-        }
-    }
     freed(&object, now, control);
 }
 

@@ -80,6 +80,22 @@ pub enum Command {
     /// Try what the daemon's alerts go to
     #[command(subcommand)]
     Alert(AlertCommand),
+    /// Make a token for the daemon's API: the token, and the line for daemon.token_file
+    Token {
+        /// What it opens: reader or admin
+        #[arg(value_parser = ["reader", "admin"])]
+        role: String,
+    },
+    /// Print what completes the command line in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 /// Where the daemon's configuration is.
@@ -97,6 +113,12 @@ pub enum ConfigCommand {
     Init,
     /// Check a configuration, and print what is in force with it and which processes it finds now
     Check {
+        /// The configuration
+        #[arg(default_value = "/etc/profiler/profiler.toml")]
+        file: PathBuf,
+    },
+    /// Print the rules in force, and where each comes from: built in, the configuration, or the API
+    Show {
         /// The configuration
         #[arg(default_value = "/etc/profiler/profiler.toml")]
         file: PathBuf,
@@ -444,9 +466,27 @@ fn threshold(text: &str) -> Result<String, String> {
 
 /// Options of `profiler rules`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct RulesArgs {
     /// Everything about this rule
     pub rule: Option<String>,
+    /// What to do instead.
+    #[command(subcommand)]
+    pub command: Option<RulesCommand>,
+}
+
+/// What else can be done with rules.
+#[derive(Debug, Subcommand)]
+pub enum RulesCommand {
+    /// Say which alerts of the daemon recordings would have given; each recording is one window
+    Test {
+        /// Recordings (.prec), for example the windows that the daemon keeps
+        #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+        replay: Vec<PathBuf>,
+        /// The configuration with the rules; the built-in ones without
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 /// Options of `profiler diff`.

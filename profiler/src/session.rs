@@ -18,7 +18,7 @@ use crate::{
         alloc::snapshots::{SnapshotSettings, Snapshots},
         spec::Sink,
     },
-    process::{launch, target::Target, targets::Targets},
+    process::{launch, privileges, target::Target, targets::Targets},
     quit, say,
     settings::{Settings, Waits},
 };
@@ -82,6 +82,9 @@ async fn profile(mut options: Options) -> Result<u8> {
     let mut collector = Collector::start(&options.settings, &pids, name, Path::new(PROC))?;
     results.start_recordings(&collector.meta);
     let mut command = held.map(launch::Held::start).transpose()?;
+    if let Err(error) = privileges::give_up() {
+        say!("profiler: rights that are no longer needed could not be given up: {error}");
+    }
 
     // Whatever happens from here on, what was measured until then is reported.
     let mut live = Live::default();

@@ -5,7 +5,9 @@ use clap::Parser;
 
 mod bench;
 mod build_ebpf;
+mod dist;
 mod docs;
+mod faults;
 mod kernel_matrix;
 mod licences;
 mod shell;
@@ -21,8 +23,12 @@ enum Task {
     Bench(bench::Bench),
     /// Check what the profiler measures in Debian's kernels, emulated, installing what that needs (Debian, as root)
     KernelMatrix(kernel_matrix::Args),
+    /// Make the Debian package, and check the unit in it
+    Dist(dist::Args),
     /// Write docs/rules from the table of rules
     Docs(docs::Args),
+    /// Let go wrong what can go wrong around a run, and check what is promised then (as root)
+    Faults(faults::Args),
     /// Check that every dependency has a licence that this project can be distributed with
     Licences,
     /// Check which files of the profiler import which, and that long files say why they are long
@@ -34,7 +40,9 @@ fn main() -> Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Bench(bench) => bench::run(&bench),
         Task::KernelMatrix(args) => kernel_matrix::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Docs(args) => docs::run(&args),
+        Task::Faults(args) => faults::run(&args),
         Task::Licences => licences::run(),
         Task::Walls => walls::run(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))),
     }

@@ -8,10 +8,14 @@
 //! ok -> pending -> firing (warning | critical) -> clearing -> ok
 //! ```
 
+mod baseline;
+mod forecast;
 mod rule;
 
 use std::time::Duration;
 
+pub use baseline::times_as_high;
+pub use forecast::{Forecast, Recent};
 pub use rule::{BUILT_IN, NoData, Op, Rule};
 
 use crate::model::finding::Severity;

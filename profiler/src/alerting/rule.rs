@@ -1,6 +1,6 @@
 //! What an alert rule says, and those that are built in.
 
-use std::time::Duration;
+use std::{borrow::Cow, sync::LazyLock, time::Duration};
 
 use crate::model::finding::Severity;
 
@@ -65,9 +65,91 @@ pub struct Rule {
     pub capture: bool,
     /// Whether it is in force.
     pub enabled: bool,
+    /// Instead of the value: whether it reaches its threshold within this time, as it grows now.
+    pub predict: Option<Duration>,
+    /// Instead of the value: how many times as high it is as it was so long ago, if the difference is no chance.
+    pub baseline: Option<Duration>,
+}
+
+impl Default for Rule {
+    /// What a rule is when nothing is said of it.
+    fn default() -> Rule {
+        Rule {
+            id: String::new(),
+            summary: String::new(),
+            metric: String::new(),
+            finding: String::new(),
+            op: Op::Above,
+            warning: None,
+            critical: None,
+            clear: None,
+            hold: Duration::from_secs(30),
+            keep_firing: Duration::from_secs(60),
+            warmup: Duration::from_secs(30),
+            cooldown: Duration::from_secs(300),
+            no_data: NoData::Keep,
+            inhibited_by: Vec::new(),
+            targets: Vec::new(),
+            receivers: Vec::new(),
+            capture: true,
+            enabled: true,
+            predict: None,
+            baseline: None,
+        }
+    }
 }
 
 impl Rule {
+    fn of_metric(id: &str, metric: &str, warning: f64, critical: f64, hold_s: u64, summary: &str) -> Rule {
+        Rule {
+            id: id.to_owned(),
+            summary: summary.to_owned(),
+            metric: metric.to_owned(),
+            warning: Some(warning),
+            critical: Some(critical),
+            hold: Duration::from_secs(hold_s),
+            ..Rule::default()
+        }
+    }
+
+    /// Follows findings, which have lasted by themselves.
+    fn of_finding(id: &str, finding: &str, hold_s: u64, summary: &str) -> Rule {
+        Rule {
+            id: id.to_owned(),
+            summary: summary.to_owned(),
+            finding: finding.to_owned(),
+            hold: Duration::from_secs(hold_s),
+            ..Rule::default()
+        }
+    }
+
+    fn unless(self, others: &[&str]) -> Rule {
+        Rule { inhibited_by: others.iter().map(|&id| id.to_owned()).collect(), ..self }
+    }
+
+    /// The rule for what it reads: for one that predicts, the time until its threshold is reached, s.
+    pub fn effective(&self) -> Cow<'_, Rule> {
+        let Some(within) = self.predict else { return Cow::Borrowed(self) };
+        let within_s = within.as_secs_f64();
+        Cow::Owned(Rule {
+            op: Op::Below,
+            warning: Some(within_s),
+            critical: Some(within_s / 4.0),
+            clear: Some(within_s * 1.25),
+            ..self.clone()
+        })
+    }
+
+    /// Whether it is asked of a target.
+    pub fn is_for(&self, target: &str) -> bool {
+        self.targets.is_empty() || self.targets.iter().any(|only| only == target)
+    }
+
+    /// The threshold that is foretold: the last that there is.
+    pub fn limit(&self) -> Option<f64> {
+        self.critical.or(self.warning)
+    }
+
     /// How bad a value is.
     pub fn severity(&self, value: f64) -> Option<Severity> {
         let reaches = |threshold: Option<f64>| {
@@ -106,143 +188,94 @@ impl Rule {
     }
 }
 
-/// A rule that is there without configuration. What it leaves open is as in [`BuiltIn::rule`].
-#[derive(Clone, Copy, Debug)]
-pub struct BuiltIn {
-    /// Name.
-    pub id: &'static str,
-    /// What it is for.
-    pub summary: &'static str,
-    /// Metric, or empty.
-    pub metric: &'static str,
-    /// Rule of findings, or empty.
-    pub finding: &'static str,
-    /// On which side a value is bad.
-    pub op: Op,
-    /// From where on it warns.
-    pub warning: Option<f64>,
-    /// From where on it is critical.
-    pub critical: Option<f64>,
-    /// How long it must last, s.
-    pub hold_s: u64,
-    /// Rules that explain it.
-    pub inhibited_by: &'static [&'static str],
-}
-
-impl BuiltIn {
-    /// The whole rule.
-    pub fn rule(&self) -> Rule {
+/// Every rule that is there without configuration. One that explains others comes before them, so that it is known when
+/// they are asked.
+pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
+    let (metric, finding) = (Rule::of_metric, Rule::of_finding);
+    vec![
+        finding("cpu-starvation", "cpu-starvation", 60, "threads that could run wait for a CPU"),
+        metric(
+            "cpu-quota",
+            "cpu_quota_ratio",
+            0.70,
+            0.90,
+            60,
+            "the target uses most of the CPU time that it may",
+        ),
+        metric(
+            "event-loop-delay",
+            "event_loop_delay_seconds.p99",
+            0.010,
+            0.050,
+            30,
+            "an event loop comes back to its wait late: everything else that it serves waits so long",
+        )
+        .unless(&["cpu-starvation", "cpu-quota"]),
+        metric(
+            "event-loop-busy",
+            "event_loop_utilization_ratio",
+            0.80,
+            0.95,
+            60,
+            "an event loop has hardly any time left: what it serves waits in line",
+        )
+        .unless(&["cpu-starvation", "cpu-quota", "event-loop-delay"]),
+        metric(
+            "memory-limit",
+            "memory_limit_ratio",
+            0.80,
+            0.90,
+            30,
+            "the target holds most of the memory that it may",
+        ),
         Rule {
-            id: self.id.to_owned(),
-            summary: self.summary.to_owned(),
-            metric: self.metric.to_owned(),
-            finding: self.finding.to_owned(),
-            op: self.op,
-            warning: self.warning,
-            critical: self.critical,
-            clear: None,
-            hold: Duration::from_secs(self.hold_s),
-            keep_firing: Duration::from_secs(60),
-            warmup: Duration::from_secs(30),
-            cooldown: Duration::from_secs(300),
-            no_data: NoData::Keep,
-            inhibited_by: self.inhibited_by.iter().map(|&id| id.to_owned()).collect(),
-            targets: Vec::new(),
-            receivers: Vec::new(),
-            capture: true,
-            enabled: true,
+            op: Op::Below,
+            // Without growth there is no such time.
+            no_data: NoData::Resolve,
+            ..metric(
+                "memory-exhaustion",
+                "memory_exhaustion_seconds",
+                3600.0,
+                900.0,
+                60,
+                "memory grows so that the target reaches its limit soon",
+            )
+        },
+        // One window is too short to be sure: it must be found in several, one after the other.
+        finding(
+            "leak",
+            "memory-leak",
+            90,
+            "memory that is allocated at one place is not freed, and goes on growing",
+        ),
+        Rule {
+            critical: None,
+            ..metric(
+                "memory-growth",
+                "memory_growth_bytes_per_second",
+                20_000.0,
+                f64::INFINITY,
+                300,
+                "memory keeps growing and nothing shows that it will stop",
+            )
         }
-    }
-}
-
-/// Every rule that is there without configuration.
-pub static BUILT_IN: &[BuiltIn] = &[
-    BuiltIn {
-        id: "event-loop-delay",
-        summary: "an event loop comes back to its wait late: everything else that it serves waits so long",
-        metric: "event_loop_delay_seconds.p99",
-        finding: "",
-        op: Op::Above,
-        warning: Some(0.010),
-        critical: Some(0.050),
-        hold_s: 30,
-        inhibited_by: &["cpu-starvation", "cpu-quota"],
-    },
-    BuiltIn {
-        id: "cpu-quota",
-        summary: "the target uses most of the CPU time that it may",
-        metric: "cpu_quota_ratio",
-        finding: "",
-        op: Op::Above,
-        warning: Some(0.70),
-        critical: Some(0.90),
-        hold_s: 60,
-        inhibited_by: &[],
-    },
-    BuiltIn {
-        id: "cpu-starvation",
-        summary: "threads that could run wait for a CPU",
-        metric: "run_queue_ratio",
-        finding: "",
-        op: Op::Above,
-        warning: Some(0.25),
-        critical: Some(0.50),
-        hold_s: 60,
-        inhibited_by: &[],
-    },
-    BuiltIn {
-        id: "memory-limit",
-        summary: "the target holds most of the memory that it may",
-        metric: "memory_limit_ratio",
-        finding: "",
-        op: Op::Above,
-        warning: Some(0.80),
-        critical: Some(0.90),
-        hold_s: 30,
-        inhibited_by: &[],
-    },
-    BuiltIn {
-        id: "memory-exhaustion",
-        summary: "memory grows so that the target reaches its limit soon",
-        metric: "memory_exhaustion_seconds",
-        finding: "",
-        op: Op::Below,
-        warning: Some(3600.0),
-        critical: Some(900.0),
-        hold_s: 60,
-        inhibited_by: &[],
-    },
-    BuiltIn {
-        id: "descriptors",
-        summary: "the target has most of the file descriptors open that it may",
-        metric: "descriptors_limit_ratio",
-        finding: "",
-        op: Op::Above,
-        warning: Some(0.80),
-        critical: Some(0.90),
-        hold_s: 30,
-        inhibited_by: &[],
-    },
-    BuiltIn {
-        id: "syscall-errors",
-        summary: "system calls of the target fail at a high rate",
-        metric: "syscall_error_ratio",
-        finding: "",
-        op: Op::Above,
-        warning: Some(0.05),
-        critical: Some(0.10),
-        hold_s: 60,
-        inhibited_by: &[],
-    },
-    BuiltIn {
-        id: "leak",
-        summary: "memory that is allocated at one place is not freed, and goes on growing",
-        metric: "",
-        finding: "memory-leak",
-        op: Op::Above,
-        warning: None,
-        critical: None,
-        hold_s: 0,
-        inhibited_by: &[],
-    },
-];
+        .unless(&["leak"]),
+        metric(
+            "descriptors",
+            "descriptors_limit_ratio",
+            0.80,
+            0.90,
+            30,
+            "the target has most of the file descriptors open that it may",
+        ),
+        metric(
+            "syscall-errors",
+            "syscall_error_ratio",
+            0.05,
+            0.10,
+            60,
+            "system calls of the target fail at a high rate",
+        ),
+        finding("slow-peer", "slow-peer", 60, "most of the target's time goes by waiting for the same peer"),
+    ]
+});

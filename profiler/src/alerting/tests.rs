@@ -4,7 +4,7 @@ const S: Duration = Duration::from_secs(1);
 
 /// Above 10 warns, above 50 is critical, for 30 s; ends after 60 s below 9; quiet for 300 s.
 fn rule() -> Rule {
-    Rule { warning: Some(10.0), critical: Some(50.0), warmup: Duration::ZERO, ..BUILT_IN[0].rule() }
+    Rule { warning: Some(10.0), critical: Some(50.0), warmup: Duration::ZERO, ..Rule::default() }
 }
 
 /// Steps a rule through values, one every 10 s from 1,000 s on, and gives what changed, with the second it changed at.
@@ -126,8 +126,8 @@ fn nothing_is_said_while_a_target_warms_up_or_another_alert_explains_it() {
 
 #[test]
 fn findings_are_readings_too() {
-    let leak = BUILT_IN.iter().find(|rule| rule.id == "leak").unwrap().rule();
-    let leak = Rule { warmup: Duration::ZERO, ..leak };
+    let leak = BUILT_IN.iter().find(|rule| rule.id == "leak").unwrap().clone();
+    let leak = Rule { warmup: Duration::ZERO, hold: Duration::ZERO, ..leak };
     let mut readings = vec![Reading::Found(Some(Warning)), Reading::Found(Some(Critical))];
     readings.extend([Reading::Found(None); 8]);
     assert_eq!(
@@ -147,13 +147,15 @@ fn below_is_the_mirror_of_above() {
 
 #[test]
 fn built_in_rules_are_distinct() {
-    let mut ids: Vec<&str> = BUILT_IN.iter().map(|rule| rule.id).collect();
+    let mut ids: Vec<&str> = BUILT_IN.iter().map(|rule| rule.id.as_str()).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), BUILT_IN.len());
-    for rule in BUILT_IN {
+    for rule in BUILT_IN.iter() {
         assert!(rule.metric.is_empty() != rule.finding.is_empty(), "{}: a metric or findings", rule.id);
-        assert!(rule.inhibited_by.iter().all(|other| BUILT_IN.iter().any(|rule| rule.id == *other)));
+        let before = BUILT_IN.iter().take_while(|other| other.id != rule.id);
+        let before: Vec<&str> = before.map(|other| other.id.as_str()).collect();
+        assert!(rule.inhibited_by.iter().all(|other| before.contains(&other.as_str())), "{}", rule.id);
     }
 }
 

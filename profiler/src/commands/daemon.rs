@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     cli::{AlertCommand, ConfigCommand, DaemonArgs},
@@ -18,6 +19,7 @@ use crate::{
     kernel::preflight,
     metrics::METRICS,
     model::report::Run,
+    output::json::hex,
     recording,
 };
 
@@ -37,6 +39,7 @@ pub fn config(command: &ConfigCommand) -> Result<()> {
     match command {
         ConfigCommand::Init => print!("{}", daemon::EXAMPLE),
         ConfigCommand::Check { file } => println!("{}", daemon::check(file)?),
+        ConfigCommand::Show { file } => print!("{}", daemon::show(file)?),
         ConfigCommand::Metrics => {
             for metric in METRICS {
                 let label =
@@ -53,6 +56,17 @@ pub fn alert(command: &AlertCommand) -> Result<()> {
     let AlertCommand::Test { receiver, daemon: args } = command;
     daemon::test_receiver(&args.config, receiver)?;
     println!("a test message has been sent to {receiver}");
+    Ok(())
+}
+
+/// Makes a token of 256 random bits: prints it, and what is kept of it.
+pub fn token(role: &str) -> Result<()> {
+    let mut bytes = [0u8; 32];
+    let mut random = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
+    std::io::Read::read_exact(&mut random, &mut bytes)?;
+    let token = hex(&bytes);
+    println!("token, for whoever asks: {token}");
+    println!("line, for daemon.token_file: {role}:{}", hex(&Sha256::digest(&token)));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use crate::{
 pub mod daemon;
 pub mod diff;
 pub mod doctor;
+pub mod package;
 pub mod replay;
 pub mod rules;
 
@@ -24,5 +25,8 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Some(Command::Daemon(args)) => daemon::run(args).map(|()| 0),
         Some(Command::Config(command)) => daemon::config(command).map(|()| 0),
         Some(Command::Alert(command)) => daemon::alert(command).map(|()| 0),
+        Some(Command::Token { role }) => daemon::token(role).map(|()| 0),
+        Some(Command::Completions { shell }) => package::completions(*shell).map(|()| 0),
+        Some(Command::Man { folder }) => package::man(folder).map(|()| 0),
     }
 }

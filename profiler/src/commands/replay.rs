@@ -23,11 +23,11 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
     results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
         say!(
-            "profiler: {} was cut off: it holds {:.1} s of the run and {} samples, shown here; later ones and some \
-             names are missing",
+            "profiler: {} was cut off: it holds {:.1} s of the run and {} CPU samples, shown here; later ones and \
+             some names are missing",
             args.recording.display(),
             run.cpu.accounts.duration_ns as f64 / 1e9,
-            samples.len()
+            run.cpu.total
         );
     }
     quit::at_once_from_now_on();

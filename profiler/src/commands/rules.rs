@@ -5,7 +5,8 @@ use std::{fmt::Write as _, io::Write as _};
 use anyhow::Result;
 
 use crate::{
-    cli::RulesArgs,
+    cli::{RulesArgs, RulesCommand},
+    daemon,
     detect::{
         RULES,
         rule::{Needs, Param, Rule},
@@ -15,9 +16,10 @@ use crate::{
 
 /// Prints the table of rules, or the page of one.
 pub fn run(args: &RulesArgs) -> Result<()> {
-    let text = match &args.rule {
-        None => table(),
-        Some(name) => {
+    let text = match (&args.command, &args.rule) {
+        (Some(RulesCommand::Test { replay, config }), _) => daemon::test_rules(config.as_deref(), replay)?,
+        (None, None) => table(),
+        (None, Some(name)) => {
             page(RULES.iter().find(|rule| rule.name == name).ok_or_else(|| Error::NoSuchRule(name.clone()))?)
         }
     };

@@ -2,6 +2,7 @@
 //! may need are linked into a folder of its own before, and kept under a limit of bytes.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -9,6 +10,54 @@ use std::{
 
 /// The windows before something goes wrong that are evidence of it.
 const BEFORE: Duration = Duration::from_secs(120);
+
+/// A window that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// When it began, ms since 1970 (UTC).
+    pub unix_ms: i64,
+    /// Its recording.
+    pub path: PathBuf,
+    /// Size of that.
+    pub bytes: u64,
+    /// The processes of each target in it.
+    pub targets: BTreeMap<String, BTreeSet<u32>>,
+}
+
+/// The windows that are kept and complete, the oldest first.
+pub fn kept(state_dir: &Path) -> Vec<Kept> {
+    let all = windows_in(&state_dir.join("windows")).into_iter();
+    all.filter_map(|(unix_ms, path)| {
+        let targets = serde_json::from_slice(&fs::read(targets_of(&path)).ok()?).ok()?;
+        let bytes = fs::metadata(&path).ok()?.len();
+        Some(Kept { unix_ms, path, bytes, targets })
+    })
+    .collect()
+}
+
+/// The window that began at a time.
+pub fn find(state_dir: &Path, unix_ms: i64) -> Option<Kept> {
+    kept(state_dir).into_iter().find(|kept| kept.unix_ms == unix_ms)
+}
+
+/// Which process of a recording belongs to which target is in a file beside it.
+fn targets_of(recording: &Path) -> PathBuf {
+    recording.with_extension("targets.json")
+}
+
+/// Windows with the time that they began at, ms since 1970, the oldest first.
+fn windows_in(folder: &Path) -> Vec<(i64, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let mut windows: Vec<(i64, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.path();
+            let is_recording = path.extension().is_some_and(|extension| extension == "prec");
+            Some((path.file_stem()?.to_str()?.parse().ok().filter(|_| is_recording)?, path))
+        })
+        .collect();
+    windows.sort();
+    windows
+}
 
 /// Recordings in a folder of the daemon.
 pub struct Evidence {
@@ -24,6 +73,12 @@ impl Evidence {
         let (windows, alerts) = (state_dir.join("windows"), state_dir.join("evidence"));
         fs::create_dir_all(&windows)?;
         fs::create_dir_all(&alerts)?;
+        // What a daemon that was killed has left unfinished.
+        for (_, path) in windows_in(&windows) {
+            if !targets_of(&path).exists() {
+                fs::remove_file(path)?;
+            }
+        }
         Ok(Evidence { windows, alerts, keep, budget_bytes })
     }
 
@@ -32,12 +87,17 @@ impl Evidence {
         self.windows.join(format!("{unix_ms}.prec"))
     }
 
+    /// Notes which processes belong to which target in a window that is complete.
+    pub fn note(&self, recording: &Path, targets: &BTreeMap<&str, &BTreeSet<u32>>) -> io::Result<()> {
+        fs::write(targets_of(recording), serde_json::to_vec(targets)?)
+    }
+
     /// Keeps the last windows under a name.
     pub fn pin(&self, name: &str, now_unix_ms: i64) -> io::Result<()> {
         let folder = self.folder(name);
         fs::create_dir_all(&folder)?;
         let since = now_unix_ms - BEFORE.as_millis() as i64;
-        for (unix_ms, path) in self.all_windows() {
+        for (unix_ms, path) in windows_in(&self.windows) {
             let link = folder.join(path.file_name().unwrap_or_default());
             if unix_ms >= since && !link.exists() {
                 fs::hard_link(&path, link)?;
@@ -74,7 +134,8 @@ impl Evidence {
     /// Throws away windows that are old, and the oldest evidence beyond the limit.
     pub fn clean(&self, now_unix_ms: i64) -> io::Result<()> {
         let oldest = now_unix_ms - self.keep.as_millis() as i64;
-        for (_, path) in self.all_windows().into_iter().filter(|(unix_ms, _)| *unix_ms < oldest) {
+        for (_, path) in windows_in(&self.windows).into_iter().filter(|(unix_ms, _)| *unix_ms < oldest) {
+            let _ = fs::remove_file(targets_of(&path));
             fs::remove_file(path)?;
         }
         let mut folders: Vec<(std::time::SystemTime, PathBuf, u64)> = fs::read_dir(&self.alerts)?
@@ -101,19 +162,6 @@ impl Evidence {
         let name: String = name.chars().map(safe).collect();
         self.alerts.join(format!("a{name}"))
     }
-
-    /// Windows with the time that they began at, ms since 1970, the oldest first.
-    fn all_windows(&self) -> Vec<(i64, PathBuf)> {
-        let entries = fs::read_dir(&self.windows).into_iter().flatten().filter_map(Result::ok);
-        let mut windows: Vec<(i64, PathBuf)> = entries
-            .filter_map(|entry| {
-                let path = entry.path();
-                Some((path.file_stem()?.to_str()?.parse().ok()?, path))
-            })
-            .collect();
-        windows.sort();
-        windows
-    }
 }
 
 fn size(folder: &Path) -> u64 {
@@ -131,16 +179,37 @@ mod tests {
         let evidence = Evidence::open(dir.path(), Duration::from_secs(900), 1000).unwrap();
         let window = |unix_ms: i64| fs::write(evidence.window_path(unix_ms), [0; 100]).unwrap();
         (0..40).for_each(|i| window(i * 30_000));
+        let pids = BTreeSet::from([7]);
+        evidence.note(&evidence.window_path(0), &BTreeMap::from([("api", &pids)])).unwrap();
+        assert_eq!(kept(dir.path())[0].targets["api"], pids, "others are not complete");
+        assert_eq!((kept(dir.path()).len(), find(dir.path(), 30_000)), (1, None));
         evidence.pin("rule--../../x", 39 * 30_000).unwrap();
         assert_eq!(evidence.of("rule--../../x").len(), 5, "two minutes and the window itself");
         window(40 * 30_000);
         evidence.promote("rule--../../x", "id1", 40 * 30_000).unwrap();
         assert_eq!((evidence.of("rule--../../x").len(), evidence.of("id1").len()), (0, 6));
         evidence.clean(40 * 30_000).unwrap();
-        assert_eq!(evidence.all_windows().len(), 31);
+        assert_eq!(windows_in(&evidence.windows).len(), 31);
+        assert_eq!(
+            fs::read_dir(&evidence.windows).unwrap().count(),
+            31,
+            "nothing is left of those that went"
+        );
         evidence.clean(1_000_000_000).unwrap();
-        assert_eq!((evidence.all_windows().len(), evidence.of("id1").len()), (0, 6));
+        assert_eq!((windows_in(&evidence.windows).len(), evidence.of("id1").len()), (0, 6));
         evidence.unpin("nothing").unwrap();
+    }
+
+    #[test]
+    fn what_was_left_unfinished_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Evidence::open(dir.path(), Duration::from_secs(900), 1000).unwrap();
+        let evidence = open();
+        fs::write(evidence.window_path(1), [0; 100]).unwrap();
+        fs::write(evidence.window_path(2), []).unwrap();
+        evidence.note(&evidence.window_path(1), &BTreeMap::new()).unwrap();
+        open();
+        assert_eq!(windows_in(&evidence.windows).len(), 1);
     }
 
     #[test]

@@ -85,8 +85,10 @@ impl History {
     /// Adds a value. Time that goes back into an earlier hour (a clock that was set) is put at the end of this one.
     pub fn add(&mut self, key: Key, unix_ms: i64, value: f64) -> Result<()> {
         let hour = unix_ms.div_euclid(HOUR_MS);
+        let mut flushed = Ok(());
         if hour > self.hour {
-            self.flush()?;
+            // Whatever became of the hour before: this one goes on.
+            flushed = self.flush();
             self.points.clear();
             self.hour = hour;
         }
@@ -94,7 +96,7 @@ impl History {
         let points = self.points.entry(key).or_default();
         let last = points.last().map_or(0, |(time, _)| *time);
         points.push((within.max(last), value as f32));
-        Ok(())
+        flushed
     }
 
     /// Writes the hour down as it is so far, and deletes days that are too much.
@@ -109,12 +111,19 @@ impl History {
             self.damaged += 1;
             let aside = path.with_extension(format!("damaged-{}", crate::process::clock::unix_ms()));
             fs::rename(&path, &aside)?;
-            eprintln!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
+            crate::say!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
             self.write(&path)?;
         } else {
             written?;
         }
         self.clean()
+    }
+
+    /// The values of a series, as far as they are written down.
+    pub fn values(&self, key: &Key, from: i64, to: i64) -> Result<Vec<f64>> {
+        let mut values = Vec::new();
+        each_value(&self.dir, key, from, to, |_, value| values.push(value))?;
+        Ok(values)
     }
 
     fn write(&self, path: &Path) -> Result<()> {
@@ -200,6 +209,25 @@ pub fn query(dir: &Path, key: &Key, from: i64, to: i64, step_ms: i64) -> Result<
     ensure!(from < to && step_ms > 0, "from must be before to, and step must be positive");
     ensure!((to - from) / step_ms <= MAX_POINTS as i64, "more than {MAX_POINTS} points: take a longer step");
     let mut steps: BTreeMap<i64, Point> = BTreeMap::new();
+    each_value(dir, key, from, to, |unix_ms, value| {
+        let start = from + (unix_ms - from) / step_ms * step_ms;
+        let point = steps.entry(start).or_insert(Point {
+            unix_ms: start,
+            min: value,
+            mean: 0.0,
+            max: value,
+            count: 0,
+        });
+        point.min = point.min.min(value);
+        point.max = point.max.max(value);
+        point.count += 1;
+        point.mean += (value - point.mean) / f64::from(point.count);
+    })?;
+    Ok(steps.into_values().collect())
+}
+
+/// Gives each value of a series with its time.
+fn each_value(dir: &Path, key: &Key, from: i64, to: i64, mut give: impl FnMut(i64, f64)) -> Result<()> {
     for day_index in from.div_euclid(DAY_MS)..=(to - 1).div_euclid(DAY_MS) {
         let path = dir.join(format!("history-{}.sqlite", day(day_index * DAY_MS)));
         if !path.exists() {
@@ -217,26 +245,13 @@ pub fn query(dir: &Path, key: &Key, from: i64, to: i64, step_ms: i64) -> Result<
             let (hour, packed) = row?;
             for (within, value) in unpack(&packed)? {
                 let unix_ms = hour * HOUR_MS + i64::from(within);
-                if !(from..to).contains(&unix_ms) {
-                    continue;
+                if (from..to).contains(&unix_ms) {
+                    give(unix_ms, f64::from(value));
                 }
-                let start = from + (unix_ms - from) / step_ms * step_ms;
-                let value = f64::from(value);
-                let point = steps.entry(start).or_insert(Point {
-                    unix_ms: start,
-                    min: value,
-                    mean: 0.0,
-                    max: value,
-                    count: 0,
-                });
-                point.min = point.min.min(value);
-                point.max = point.max.max(value);
-                point.count += 1;
-                point.mean += (value - point.mean) / f64::from(point.count);
             }
         }
     }
-    Ok(steps.into_values().collect())
+    Ok(())
 }
 
 fn sound(path: &Path) -> Result<()> {

@@ -12,7 +12,7 @@ pub struct Message {
     pub message: String,
     /// Id of the alert: the same from its beginning to its end.
     pub alert: String,
-    /// What happened: `fired`, `escalated` or `resolved`.
+    /// What happened: `fired`, `escalated` or `resolved`; or `digest`.
     pub change: String,
     /// The rule's id.
     pub rule: String,
@@ -44,12 +44,38 @@ pub struct Message {
     pub findings: Vec<Found>,
     /// Where CPU time went in the window, most first: function and share of the target's samples.
     pub hot: Vec<Hot>,
+    /// Where most of it went, caller before callee: the innermost functions of the call path that half of the samples
+    /// take.
+    #[serde(default)]
+    pub path: Vec<String>,
     /// The windows before and at the alert, as recordings.
     pub evidence: Vec<String>,
     /// What shows more.
     pub command: String,
     /// Samples and records that are missing in the window, by reason.
     pub lost: Vec<(String, u64)>,
+    /// Of a digest: what it stands for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+}
+
+/// A message that came with many others, in a digest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Id of the message.
+    pub message: String,
+    /// Id of the alert.
+    pub alert: String,
+    /// What happened.
+    pub change: String,
+    /// The rule's id.
+    pub rule: String,
+    /// The target's name.
+    pub target: String,
+    /// `warning` or `critical`.
+    pub severity: String,
+    /// The value, as words.
+    pub value: String,
 }
 
 /// A finding in a message.
@@ -81,6 +107,9 @@ pub struct Hot {
 impl Message {
     /// The first line.
     pub fn title(&self) -> String {
+        if self.change == "digest" {
+            return format!("{}: {} on {}", self.severity.to_uppercase(), self.summary, self.host);
+        }
         let what = match self.change.as_str() {
             "resolved" => "RESOLVED".to_owned(),
             _ => self.severity.to_uppercase(),
@@ -96,6 +125,21 @@ impl Message {
     /// All of it, for people.
     pub fn text(&self) -> String {
         let mut lines = vec![self.title()];
+        if self.change == "digest" {
+            const MOST: usize = 50;
+            lines.extend(self.parts.iter().take(MOST).map(|part| {
+                format!(
+                    "- {} {}: {} on {} {}",
+                    part.severity, part.change, part.rule, part.target, part.value
+                )
+                .trim_end()
+                .to_owned()
+            }));
+            if self.parts.len() > MOST {
+                lines.push(format!("and {} more", self.parts.len() - MOST));
+            }
+            return lines.join("\n");
+        }
         if self.change == "resolved" {
             let seconds = (self.unix_ms - self.started_unix_ms).max(0) / 1000;
             lines.push(format!(
@@ -124,6 +168,9 @@ impl Message {
             let before =
                 hot.before_percent.map_or_else(String::new, |before| format!(" (before: {before:.1} %)"));
             lines.push(format!("  {:5.1} %{before}  {}", hot.percent, hot.function));
+        }
+        if !self.path.is_empty() {
+            lines.push(format!("most of it in: {}", self.path.join(" > ")));
         }
         if !self.lost.is_empty() {
             let lost: Vec<String> = self.lost.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
@@ -165,6 +212,7 @@ pub mod fixtures {
                 stack: vec!["renderReport (/srv/app.js:12)".into()],
             }],
             hot: vec![Hot { function: "renderReport".into(), percent: 81.0, before_percent: Some(2.5) }],
+            path: vec!["onRequest".into(), "renderReport".into()],
             evidence: vec!["/var/lib/profiler/evidence/a1/1.prec".into()],
             command: "profiler replay /var/lib/profiler/evidence/a1/1.prec".into(),
             lost: vec![("ring buffer full".into(), 3)],

@@ -11,7 +11,8 @@ use crate::model::finding::Severity;
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS alerts (
     id TEXT PRIMARY KEY, rule TEXT NOT NULL, target TEXT NOT NULL, severity TEXT NOT NULL,
-    started_unix_ms INTEGER NOT NULL, ended_unix_ms INTEGER, acknowledged TEXT, body TEXT NOT NULL
+    started_unix_ms INTEGER NOT NULL, ended_unix_ms INTEGER, acknowledged TEXT, body TEXT NOT NULL,
+    told INTEGER NOT NULL DEFAULT 1
 ) STRICT;
 CREATE INDEX IF NOT EXISTS open_alerts ON alerts (ended_unix_ms) WHERE ended_unix_ms IS NULL;
 CREATE TABLE IF NOT EXISTS journal (
@@ -21,12 +22,31 @@ CREATE TABLE IF NOT EXISTS journal (
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL, receiver TEXT NOT NULL, body TEXT NOT NULL,
     created_unix_ms INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due_unix_ms INTEGER NOT NULL,
-    error TEXT, UNIQUE (message, receiver)
+    error TEXT, digest TEXT, UNIQUE (message, receiver)
+) STRICT;
+CREATE TABLE IF NOT EXISTS refused (
+    seq INTEGER PRIMARY KEY, message TEXT NOT NULL, receiver TEXT NOT NULL, body TEXT NOT NULL,
+    unix_ms INTEGER NOT NULL, error TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS silences (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, rule TEXT, target TEXT, until_unix_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS audit (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, unix_ms INTEGER NOT NULL, what TEXT NOT NULL, body TEXT NOT NULL
 ) STRICT;
 ";
 
+/// What files of before need: version of the schema that each leads to, by its place.
+const MIGRATIONS: [&str; 1] = [
+    "ALTER TABLE alerts ADD COLUMN told INTEGER NOT NULL DEFAULT 1; ALTER TABLE outbox ADD COLUMN digest TEXT;",
+];
+
 /// Ended alerts and their journal are kept for so long, and at most so many.
 const KEEP: (Duration, i64) = (Duration::from_secs(400 * 86_400), 100_000);
+
+/// No message waits longer for its next attempt, ms.
+pub const LONGEST_WAIT_MS: i64 = 400_000;
 
 /// Messages that wait for a receiver that is away; the oldest go first, and are counted.
 const MAX_OUTBOX: i64 = 10_000;
@@ -55,6 +75,31 @@ pub struct StoredAlert {
     pub acknowledged: Option<String>,
     /// The last message about it.
     pub body: serde_json::Value,
+    /// Whether somebody was told of it, or it was silenced.
+    pub told: bool,
+}
+
+/// A time in which nobody is told of some alerts.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Silence {
+    /// Its number.
+    pub id: i64,
+    /// Of this rule; `None` for all.
+    pub rule: Option<String>,
+    /// Of this target; `None` for all.
+    pub target: Option<String>,
+    /// When it ends, ms since 1970 (UTC).
+    pub until_unix_ms: i64,
+    /// Why.
+    pub reason: String,
+}
+
+impl Silence {
+    /// Whether it covers an alert.
+    pub fn covers(&self, rule: &str, target: &str) -> bool {
+        self.rule.as_deref().is_none_or(|only| only == rule)
+            && self.target.as_deref().is_none_or(|only| only == target)
+    }
 }
 
 /// A change of an alert that is to be stored.
@@ -69,13 +114,15 @@ pub struct Change<'a> {
     /// How bad it is.
     pub severity: Severity,
     /// What happened: `fired`, `escalated` or `resolved`.
-    pub change: &'static str,
+    pub change: &'a str,
     /// When, ms since 1970 (UTC).
     pub unix_ms: i64,
     /// The message.
     pub body: &'a str,
     /// Who gets it.
     pub receivers: &'a [String],
+    /// Whether it was not silenced.
+    pub told: bool,
 }
 
 /// A message to send.
@@ -91,6 +138,8 @@ pub struct Outgoing {
     pub body: String,
     /// How often it was tried.
     pub attempts: u32,
+    /// The digest that it is a part of.
+    pub digest: Option<String>,
 }
 
 impl Store {
@@ -102,7 +151,7 @@ impl Store {
             Ok(store) => Ok(store),
             Err(error) if path.exists() => {
                 let aside = dir.join(format!("alerts.sqlite.damaged-{}", crate::process::clock::unix_ms()));
-                eprintln!("profiler: {}: {error:#}; set aside as {}", path.display(), aside.display());
+                crate::say!("profiler: {}: {error:#}; set aside as {}", path.display(), aside.display());
                 std::fs::rename(&path, &aside)?;
                 for suffix in ["-wal", "-shm"] {
                     let _ = std::fs::remove_file(dir.join(format!("alerts.sqlite{suffix}")));
@@ -120,7 +169,13 @@ impl Store {
         db.pragma_update(None, "synchronous", "FULL")?;
         let sound: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         anyhow::ensure!(sound == "ok", "it is damaged: {sound}");
+        let is_new = !db.table_exists(None, "alerts")?;
+        let version: u32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        for migration in MIGRATIONS.iter().skip(if is_new { MIGRATIONS.len() } else { version as usize }) {
+            db.execute_batch(migration)?;
+        }
         db.execute_batch(SCHEMA)?;
+        db.pragma_update(None, "user_version", MIGRATIONS.len() as u32)?;
         Ok(Store { db })
     }
 
@@ -134,9 +189,18 @@ impl Store {
                 params![change.alert, change.unix_ms, change.body],
             )?,
             _ => all.execute(
-                "INSERT INTO alerts (id, rule, target, severity, started_unix_ms, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                 ON CONFLICT (id) DO UPDATE SET severity = excluded.severity, body = excluded.body",
-                params![change.alert, change.rule, change.target, severity, change.unix_ms, change.body],
+                "INSERT INTO alerts (id, rule, target, severity, started_unix_ms, body, told)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT (id) DO UPDATE SET severity = excluded.severity, body = excluded.body, told = excluded.told",
+                params![
+                    change.alert,
+                    change.rule,
+                    change.target,
+                    severity,
+                    change.unix_ms,
+                    change.body,
+                    change.told
+                ],
             )?,
         };
         all.execute(
@@ -179,24 +243,109 @@ impl Store {
         Ok(query.query_map([most], stored)?.collect::<Result<_, _>>()?)
     }
 
-    /// The first message that is due for a receiver.
-    pub fn due(&self, receiver: &str, now_unix_ms: i64) -> Result<Option<Outgoing>> {
+    /// Puts the last message of an alert into the outbox: it was silenced until now.
+    pub fn tell(&mut self, alert: &str, receivers: &[String], now_unix_ms: i64) -> Result<()> {
+        let all = self.db.transaction()?;
+        all.execute("UPDATE alerts SET told = 1 WHERE id = ?1", [alert])?;
+        for receiver in receivers {
+            all.execute(
+                "INSERT OR IGNORE INTO outbox (message, receiver, body, created_unix_ms, due_unix_ms)
+                 SELECT id || '-fired', ?2, body, ?3, ?3 FROM alerts WHERE id = ?1",
+                params![alert, receiver, now_unix_ms],
+            )?;
+        }
+        Ok(all.commit()?)
+    }
+
+    /// Alerts that fire, and those that ended after a time: for a receiver that forgets what it is not told again.
+    pub fn since(&self, unix_ms: i64) -> Result<Vec<StoredAlert>> {
+        let which = format!("WHERE told AND (ended_unix_ms IS NULL OR ended_unix_ms >= {unix_ms})");
+        self.alerts(&format!("{which} ORDER BY started_unix_ms"), 10_000)
+    }
+
+    /// The messages that are due for a receiver, in order: none before the first is due.
+    pub fn due(&self, receiver: &str, now_unix_ms: i64, most: usize) -> Result<Vec<Outgoing>> {
         let mut query = self.db.prepare_cached(
-            "SELECT seq, message, receiver, body, attempts, due_unix_ms FROM outbox WHERE receiver = ?1 ORDER BY seq LIMIT 1",
+            "SELECT seq, message, receiver, body, attempts, digest, due_unix_ms FROM outbox WHERE receiver = ?1
+             ORDER BY seq LIMIT ?2",
         )?;
-        // In order: a message waits for those before it.
-        let first = query.query_row(params![receiver], |row| {
-            let due: i64 = row.get(5)?;
+        let rows = query.query_map(params![receiver, most as i64], |row| {
+            let due: i64 = row.get(6)?;
             let outgoing = Outgoing {
                 seq: row.get(0)?,
                 message: row.get(1)?,
                 receiver: row.get(2)?,
                 body: row.get(3)?,
                 attempts: row.get(4)?,
+                digest: row.get(5)?,
             };
             Ok((due, outgoing))
-        });
-        Ok(first.optional()?.filter(|(due, _)| *due <= now_unix_ms).map(|(_, outgoing)| outgoing))
+        })?;
+        let mut messages = Vec::new();
+        for row in rows {
+            let (due, outgoing) = row?;
+            // In order: a message waits for those before it. A wait that is too long is that of a clock that was set back.
+            if (1..=LONGEST_WAIT_MS).contains(&(due - now_unix_ms)) {
+                break;
+            }
+            messages.push(outgoing);
+        }
+        Ok(messages)
+    }
+
+    /// Makes messages parts of one digest, for as often as it is sent.
+    pub fn combine(&mut self, seqs: &[i64], digest: &str) -> Result<()> {
+        let all = self.db.transaction()?;
+        for seq in seqs {
+            all.execute("UPDATE outbox SET digest = ?2 WHERE seq = ?1", params![seq, digest])?;
+        }
+        Ok(all.commit()?)
+    }
+
+    /// Silences that have not ended.
+    pub fn silences(&self, now_unix_ms: i64) -> Result<Vec<Silence>> {
+        let mut query = self.db.prepare_cached(
+            "SELECT id, rule, target, until_unix_ms, reason FROM silences WHERE until_unix_ms > ?1 ORDER BY id",
+        )?;
+        let rows = query.query_map([now_unix_ms], |row| {
+            Ok(Silence {
+                id: row.get(0)?,
+                rule: row.get(1)?,
+                target: row.get(2)?,
+                until_unix_ms: row.get(3)?,
+                reason: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Begins a silence; its number.
+    pub fn silence(
+        &mut self,
+        rule: Option<&str>,
+        target: Option<&str>,
+        until_unix_ms: i64,
+        reason: &str,
+    ) -> Result<i64> {
+        self.db.execute(
+            "INSERT INTO silences (rule, target, until_unix_ms, reason) VALUES (?1, ?2, ?3, ?4)",
+            params![rule, target, until_unix_ms, reason],
+        )?;
+        Ok(self.db.last_insert_rowid())
+    }
+
+    /// Ends a silence; whether there was one.
+    pub fn unsilence(&mut self, id: i64) -> Result<bool> {
+        Ok(self.db.execute("DELETE FROM silences WHERE id = ?1", [id])? > 0)
+    }
+
+    /// Notes what somebody has changed.
+    pub fn audit(&mut self, unix_ms: i64, what: &str, body: &str) -> Result<()> {
+        self.db.execute(
+            "INSERT INTO audit (unix_ms, what, body) VALUES (?1, ?2, ?3)",
+            params![unix_ms, what, body],
+        )?;
+        Ok(())
     }
 
     /// Messages that wait, of one receiver or of all.
@@ -204,19 +353,38 @@ impl Store {
         Ok(self.db.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0))?)
     }
 
-    /// A message has arrived.
-    pub fn sent(&mut self, seq: i64) -> Result<()> {
-        self.db.execute("DELETE FROM outbox WHERE seq = ?1", [seq])?;
-        Ok(())
+    /// Messages have arrived.
+    pub fn sent(&mut self, messages: &[Outgoing]) -> Result<()> {
+        let all = self.db.transaction()?;
+        for message in messages {
+            all.execute("DELETE FROM outbox WHERE seq = ?1", [message.seq])?;
+        }
+        Ok(all.commit()?)
     }
 
-    /// A message has not arrived and is to be tried again.
-    pub fn failed(&mut self, seq: i64, error: &str, due_unix_ms: i64) -> Result<()> {
-        self.db.execute(
-            "UPDATE outbox SET attempts = attempts + 1, error = ?2, due_unix_ms = ?3 WHERE seq = ?1",
-            params![seq, error, due_unix_ms],
-        )?;
-        Ok(())
+    /// Messages that their receiver does not want are set aside, so that those behind them arrive.
+    pub fn refused(&mut self, messages: &[Outgoing], error: &str, now_unix_ms: i64) -> Result<()> {
+        let all = self.db.transaction()?;
+        for message in messages {
+            all.execute(
+                "INSERT INTO refused SELECT seq, message, receiver, body, ?2, ?3 FROM outbox WHERE seq = ?1",
+                params![message.seq, now_unix_ms, error],
+            )?;
+            all.execute("DELETE FROM outbox WHERE seq = ?1", [message.seq])?;
+        }
+        Ok(all.commit()?)
+    }
+
+    /// Messages have not arrived and are to be tried again.
+    pub fn failed(&mut self, messages: &[Outgoing], error: &str, due_unix_ms: i64) -> Result<()> {
+        let all = self.db.transaction()?;
+        for message in messages {
+            all.execute(
+                "UPDATE outbox SET attempts = attempts + 1, error = ?2, due_unix_ms = ?3 WHERE seq = ?1",
+                params![message.seq, error, due_unix_ms],
+            )?;
+        }
+        Ok(all.commit()?)
     }
 
     /// Removes what is too old or too much, and says how many unsent messages that were.
@@ -229,6 +397,11 @@ impl Store {
             [KEEP.1],
         )?;
         self.db.execute("DELETE FROM journal WHERE alert NOT IN (SELECT id FROM alerts)", [])?;
+        self.db.execute("DELETE FROM silences WHERE until_unix_ms < ?1", [oldest])?;
+        for (table, most) in [("audit", KEEP.1), ("refused", MAX_OUTBOX)] {
+            let which = format!("seq NOT IN (SELECT seq FROM {table} ORDER BY seq DESC LIMIT ?1)");
+            self.db.execute(&format!("DELETE FROM {table} WHERE {which}"), [most])?;
+        }
         let lost = self.db.execute(
             "DELETE FROM outbox WHERE seq NOT IN (SELECT seq FROM outbox ORDER BY seq DESC LIMIT ?1)",
             [MAX_OUTBOX],
@@ -238,7 +411,7 @@ impl Store {
 }
 
 const SELECT: &str =
-    "SELECT id, rule, target, severity, started_unix_ms, ended_unix_ms, acknowledged, body FROM alerts";
+    "SELECT id, rule, target, severity, started_unix_ms, ended_unix_ms, acknowledged, body, told FROM alerts";
 
 fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredAlert> {
     let body: String = row.get(7)?;
@@ -251,6 +424,7 @@ fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredAlert> {
         ended_unix_ms: row.get(5)?,
         acknowledged: row.get(6)?,
         body: serde_json::from_str(&body).unwrap_or_default(),
+        told: row.get(8)?,
     })
 }
 
@@ -258,9 +432,19 @@ fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredAlert> {
 mod tests {
     use super::*;
 
-    fn change<'a>(alert: &'a str, change: &'static str, unix_ms: i64, receivers: &'a [String]) -> Change<'a> {
+    fn change<'a>(alert: &'a str, change: &'a str, unix_ms: i64, receivers: &'a [String]) -> Change<'a> {
         let severity = Severity::Warning;
-        Change { alert, rule: "r", target: "t", severity, change, unix_ms, body: "{\"n\":1}", receivers }
+        Change {
+            alert,
+            rule: "r",
+            target: "t",
+            severity,
+            change,
+            unix_ms,
+            body: "{\"n\":1}",
+            receivers,
+            told: true,
+        }
     }
 
     #[test]
@@ -276,14 +460,14 @@ mod tests {
         let mut store = Store::open(dir.path()).unwrap();
         assert_eq!(store.firing().unwrap().len(), 1);
         assert_eq!(store.waiting().unwrap(), 2);
-        let first = store.due("a", 5).unwrap().unwrap();
-        assert_eq!((first.message.as_str(), first.attempts), ("1-fired", 0));
-        store.failed(first.seq, "away", 100).unwrap();
-        assert_eq!(store.due("a", 99).unwrap(), None, "not yet");
-        assert_eq!(store.due("a", 100).unwrap().unwrap().attempts, 1);
-        assert!(store.due("b", 5).unwrap().is_some(), "one receiver does not wait for another");
-        store.sent(first.seq).unwrap();
-        assert_eq!(store.due("a", 1000).unwrap(), None);
+        let first = store.due("a", 5, 9).unwrap();
+        assert_eq!((first[0].message.as_str(), first[0].attempts), ("1-fired", 0));
+        store.failed(&first, "away", 100).unwrap();
+        assert_eq!(store.due("a", 99, 9).unwrap(), [], "not yet");
+        assert_eq!(store.due("a", 100, 9).unwrap()[0].attempts, 1);
+        assert_eq!(store.due("b", 5, 9).unwrap().len(), 1, "one receiver does not wait for another");
+        store.sent(&first).unwrap();
+        assert_eq!(store.due("a", 1000, 9).unwrap(), []);
         store.record(&change("1", "resolved", 9, &receivers)).unwrap();
         assert_eq!(store.firing().unwrap().len(), 0);
         assert_eq!(store.last(10).unwrap()[0].ended_unix_ms, Some(9));
@@ -299,9 +483,54 @@ mod tests {
         let receivers = ["a".to_owned()];
         store.record(&change("1", "fired", 5, &receivers)).unwrap();
         store.record(&change("1", "resolved", 6, &receivers)).unwrap();
-        let first = store.due("a", 10).unwrap().unwrap();
-        store.failed(first.seq, "away", 50).unwrap();
-        assert_eq!(store.due("a", 10).unwrap(), None, "the end waits for the beginning");
+        let both = store.due("a", 10, 9).unwrap();
+        assert_eq!(both.len(), 2);
+        store.failed(&both[..1], "away", 50).unwrap();
+        assert_eq!(store.due("a", 10, 9).unwrap(), [], "the end waits for the beginning");
+    }
+
+    #[test]
+    fn a_file_of_before_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let old = Connection::open(dir.path().join("alerts.sqlite")).unwrap();
+            old.execute_batch(
+                "CREATE TABLE alerts (
+                    id TEXT PRIMARY KEY, rule TEXT NOT NULL, target TEXT NOT NULL, severity TEXT NOT NULL,
+                    started_unix_ms INTEGER NOT NULL, ended_unix_ms INTEGER, acknowledged TEXT, body TEXT NOT NULL
+                ) STRICT;
+                CREATE TABLE outbox (
+                    seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL, receiver TEXT NOT NULL,
+                    body TEXT NOT NULL, created_unix_ms INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+                    due_unix_ms INTEGER NOT NULL, error TEXT, UNIQUE (message, receiver)
+                ) STRICT;
+                INSERT INTO alerts VALUES ('1', 'r', 't', 'warning', 5, NULL, NULL, '{}');
+                INSERT INTO outbox (message, receiver, body, created_unix_ms, due_unix_ms)
+                VALUES ('1-fired', 'a', '{}', 5, 5);",
+            )
+            .unwrap();
+        }
+        for _ in 0..2 {
+            let store = Store::open(dir.path()).unwrap();
+            assert!(store.firing().unwrap()[0].told);
+            assert_eq!(store.due("a", 5, 9).unwrap()[0].digest, None);
+        }
+    }
+
+    #[test]
+    fn what_was_silenced_is_told_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let id = store.silence(Some("r"), None, 100, "a deploy").unwrap();
+        let silences = store.silences(50).unwrap();
+        assert!(silences[0].covers("r", "any") && !silences[0].covers("other", "any"));
+        assert_eq!(store.silences(100).unwrap(), [], "over");
+        store.record(&Change { told: false, ..change("1", "fired", 5, &[]) }).unwrap();
+        assert_eq!(store.since(0).unwrap(), []);
+        store.tell("1", &["a".to_owned()], 60).unwrap();
+        assert_eq!(store.due("a", 60, 9).unwrap()[0].message, "1-fired");
+        assert!(store.firing().unwrap()[0].told);
+        assert!(store.unsilence(id).unwrap() && !store.unsilence(id).unwrap());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a metric is, and what it is read from.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::model::report::Run;
 
@@ -87,22 +87,35 @@ pub struct Metric {
     /// The label that tells its values apart; empty if there is one value.
     pub label: &'static str,
     /// Reads it; see [`Metric::read`].
-    pub read: fn(&View<'_>, &mut Values),
+    read: fn(&View<'_>, &mut Values),
 }
 
 /// What belongs to one target in one window.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    /// What was measured of all targets.
+    /// What was measured of it, and of nothing else.
     pub run: &'a Run,
     /// The target's processes.
     pub pids: &'a BTreeSet<u32>,
-    /// CPU time that the target may use a second, seconds: its quota, or all CPUs.
-    pub cpus: f64,
+    /// What is known of it from outside.
+    pub outside: &'a Outside,
     /// How memory grows, judged over many windows, if it does.
     pub memory_trend: Option<MemoryTrend>,
+    /// Functions whose CPU time is told by name.
+    pub functions: &'a [String],
+    /// Its oldest process is younger than the one of the window before.
+    pub restarted: bool,
+}
+
+/// What is known of a target besides what was measured in a window.
+#[derive(Clone, Debug, Default)]
+pub struct Outside {
+    /// CPU time that the target may use a second, seconds: its quota, or all CPUs.
+    pub cpus: f64,
     /// Open descriptors and how many there may be, of the process that is nearest to its limit.
     pub descriptors: Option<(u64, u64)>,
+    /// Part of the last 10 s in which something in the target's cgroup waited for a resource, from 0 to 1.
+    pub pressure: Vec<(&'static str, f64)>,
 }
 
 /// How a target's memory grows.
@@ -115,14 +128,57 @@ pub struct MemoryTrend {
 }
 
 /// The values of one metric, each with its label's value.
-pub type Values = Vec<(&'static str, f64)>;
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Values(Vec<(Cow<'static, str>, f64)>);
+
+impl Values {
+    /// Adds a value.
+    pub fn push(&mut self, label: impl Into<Cow<'static, str>>, value: f64) {
+        if value.is_finite() {
+            self.0.push((label.into(), value));
+        }
+    }
+
+    /// Adds the one value that there is, if it is known.
+    pub fn one(&mut self, value: Option<f64>) {
+        if let Some(value) = value {
+            self.push("", value);
+        }
+    }
+
+    /// Each with its label's value.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(label, value)| (label.as_ref(), *value))
+    }
+}
 
 impl Metric {
+    /// One of which each window has its own value.
+    pub const fn gauge(
+        name: &'static str,
+        unit: Unit,
+        label: &'static str,
+        help: &'static str,
+        read: fn(&View<'_>, &mut Values),
+    ) -> Metric {
+        Metric { name, unit, kind: Kind::Gauge, help, label, read }
+    }
+
+    /// One that adds up.
+    pub const fn counter(
+        name: &'static str,
+        unit: Unit,
+        label: &'static str,
+        help: &'static str,
+        read: fn(&View<'_>, &mut Values),
+    ) -> Metric {
+        Metric { name, unit, kind: Kind::Counter, help, label, read }
+    }
+
     /// Its values in a window. None where it was not measured.
     pub fn read(&self, view: &View<'_>) -> Values {
-        let mut values = Values::new();
+        let mut values = Values::default();
         (self.read)(view, &mut values);
-        values.retain(|(_, value)| value.is_finite());
         values
     }
 }

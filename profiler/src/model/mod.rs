@@ -10,6 +10,7 @@ pub mod kind;
 pub mod loss;
 pub mod memory;
 pub mod module;
+pub mod part;
 pub mod report;
 pub mod sample;
 pub mod sections;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -71,7 +70,7 @@ impl Living {
 
 /// When a living process started, in clock ticks since boot. A zombie without threads lives no more.
 pub fn start_time(proc_root: &Path, pid: u32) -> Option<u64> {
-    let stat = fs::read(proc_root.join(pid.to_string()).join("stat")).ok()?;
+    let stat = super::shown::thread_stat(&proc_root.join(pid.to_string()))?;
     let stat = crate::text::to_parse(&stat);
     // The name, in parentheses, may itself hold spaces and parentheses. Fields: proc_pid_stat(5).
     let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
@@ -84,6 +83,8 @@ pub fn start_time(proc_root: &Path, pid: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn set(root: &Path, pid: u32, state: &str, threads: u32, started: u64) {

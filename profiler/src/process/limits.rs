@@ -7,6 +7,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use super::shown::shown;
 use crate::{
     model::memory::{Limit, LimitKind},
     text,
@@ -17,7 +18,7 @@ const UNLIMITED: u64 = 1 << 60;
 
 /// The limit that a process is closest to, bytes left. `None` if nothing can be read.
 pub fn nearest(proc_root: &Path, pid: u32) -> Option<Limit> {
-    let process = proc_root.join(pid.to_string());
+    let process = shown(proc_root, pid);
     let read = |path: PathBuf| fs::read(path).unwrap_or_default();
     let mut limits = Vec::new();
     limits.extend(machine(&read(proc_root.join("meminfo"))));

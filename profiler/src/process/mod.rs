@@ -12,6 +12,7 @@ pub mod memory;
 pub mod notice;
 pub mod objects;
 pub mod open;
+pub mod privileges;
 pub mod quota;
 pub mod redact;
 pub mod shown;

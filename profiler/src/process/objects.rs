@@ -7,11 +7,12 @@ use std::{
     path::Path,
 };
 
-use crate::{process::memory::ProcessMemory, text};
+use super::{memory::ProcessMemory, shown::shown};
+use crate::text;
 
 /// Describes a process's descriptor, as long as it is open.
 pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String> {
-    let link = fs::read_link(proc_root.join(format!("{pid}/fd/{descriptor}"))).ok()?;
+    let link = fs::read_link(shown(proc_root, pid).join(format!("fd/{descriptor}"))).ok()?;
     let link = text::path(&link);
     if link.starts_with("socket:[") {
         Some(socket(proc_root, pid, &link).unwrap_or(link))
@@ -22,7 +23,7 @@ pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String>
 
 /// Whether one of a process's first thousand descriptors is an epoll descriptor.
 pub fn has_epoll(proc_root: &Path, pid: u32) -> bool {
-    let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    let entries = fs::read_dir(shown(proc_root, pid).join("fd")).into_iter().flatten().flatten();
     entries.take(1000).any(|entry| {
         fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == "anon_inode:[eventpoll]")
     })
@@ -32,17 +33,18 @@ pub fn has_epoll(proc_root: &Path, pid: u32) -> bool {
 /// serves one client, and unlike an event loop, which has its listener there or several connections.
 pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
     let link = |descriptor: &str| {
-        let link = fs::read_link(proc_root.join(format!("{pid}/fd/{descriptor}"))).unwrap_or_default();
+        let link = fs::read_link(shown(proc_root, pid).join(format!("fd/{descriptor}"))).unwrap_or_default();
         text::path(&link)
     };
     let mut sockets: BTreeSet<String> = BTreeSet::new();
-    let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    let entries = fs::read_dir(shown(proc_root, pid).join("fd")).into_iter().flatten().flatten();
     for name in entries.take(1000).map(|entry| text::path(entry.file_name().as_ref())) {
         if link(&name) != "anon_inode:[eventpoll]" {
             continue;
         }
         // "tfd:  5 events: 19 data: …": Documentation/filesystems/proc.rst, 3.8.
-        let info = text::read_to_parse(&proc_root.join(format!("{pid}/fdinfo/{name}"))).unwrap_or_default();
+        let info =
+            text::read_to_parse(&shown(proc_root, pid).join(format!("fdinfo/{name}"))).unwrap_or_default();
         let waited_for = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
         sockets.extend(waited_for.map(&link).filter(|link| link.starts_with("socket:[")));
         if sockets.len() > 1 {
@@ -51,7 +53,7 @@ pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
     }
     let Some(socket) = sockets.first() else { return false };
     let inode = socket.trim_start_matches("socket:[").trim_end_matches(']');
-    let unix = text::read_to_parse(&proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
+    let unix = text::read_to_parse(&shown(proc_root, pid).join("net/unix")).unwrap_or_default();
     // Num RefCount Protocol Flags Type St Inode Path; state 3 is SS_CONNECTED. Who was connected to has the path.
     let of_unix = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let of_unix = of_unix.into_iter().find(|fields| fields.get(6) == Some(&inode));
@@ -65,7 +67,7 @@ pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
 /// Describes a socket by its link, `socket:[inode]`, from the tables of the process's network namespace.
 pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
     let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
-    let net = proc_root.join(format!("{pid}/net"));
+    let net = shown(proc_root, pid).join("net");
     for protocol in ["tcp", "tcp6", "udp", "udp6"] {
         let table = text::read_to_parse(&net.join(protocol)).unwrap_or_default();
         // sl local remote state queues timer retransmits uid timeout inode: Documentation/networking/proc_net_tcp.rst.
@@ -104,7 +106,7 @@ pub fn serves(proc_root: &Path, pid: u32, object: &str) -> bool {
 
 /// Ports that a process itself listens at.
 pub fn listens(proc_root: &Path, pid: u32) -> BTreeSet<u16> {
-    let entries = fs::read_dir(proc_root.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    let entries = fs::read_dir(shown(proc_root, pid).join("fd")).into_iter().flatten().flatten();
     let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
     let own: HashSet<String> = links.map(|link| text::path(&link)).collect();
     let listeners = listeners(proc_root, pid).into_iter();
@@ -115,7 +117,8 @@ pub fn listens(proc_root: &Path, pid: u32) -> BTreeSet<u16> {
 fn listeners(proc_root: &Path, pid: u32) -> Vec<(u16, String)> {
     let mut found = Vec::new();
     for protocol in ["tcp", "tcp6"] {
-        let table = text::read_to_parse(&proc_root.join(format!("{pid}/net/{protocol}"))).unwrap_or_default();
+        let table =
+            text::read_to_parse(&shown(proc_root, pid).join(format!("net/{protocol}"))).unwrap_or_default();
         found.extend(table.lines().skip(1).filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             // 0A is TCP_LISTEN, include/net/tcp_states.h.

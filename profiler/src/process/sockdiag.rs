@@ -11,6 +11,8 @@ use std::{
     path::Path,
 };
 
+use super::shown::shown;
+
 /// Most namespaces whose socket is kept open.
 const MAX_NAMESPACES: usize = 16;
 /// Most that is read at each look, bytes: some 25,000 connections.
@@ -37,7 +39,7 @@ impl SockDiag {
     /// Inodes of the connections in a process's namespace on which it sent something later than it received: those of which
     /// an answer is awaited, with how long ago that was, ms. None where that cannot be asked.
     pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> BTreeMap<u64, u32> {
-        let path = proc_root.join(format!("{pid}/ns/net"));
+        let path = shown(proc_root, pid).join("ns/net");
         let Ok(namespace) = fs::metadata(&path).map(|metadata| metadata.ino()) else {
             return BTreeMap::new();
         };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::objects::address;
+use super::{objects::address, shown::shown};
 
 /// States that matter here: include/net/tcp_states.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +34,14 @@ pub struct TcpSocket {
 
 /// All sockets of a process's network namespace.
 pub fn tcp_sockets(proc_root: &Path, pid: u32) -> Vec<TcpSocket> {
-    let tables = ["tcp", "tcp6"].map(|name| proc_root.join(format!("{pid}/net/{name}")));
+    let tables = ["tcp", "tcp6"].map(|name| shown(proc_root, pid).join(format!("net/{name}")));
     let texts = tables.map(|path| crate::text::read_to_parse(&path).unwrap_or_default());
     texts.iter().flat_map(|text| text.lines().skip(1)).filter_map(socket).collect()
 }
 
 /// Whether one of these sockets, by inode, is a Unix socket that waits for connections.
 pub fn listens_unix(proc_root: &Path, pid: u32, is_own: impl Fn(u64) -> bool) -> bool {
-    let table = crate::text::read_to_parse(&proc_root.join(format!("{pid}/net/unix"))).unwrap_or_default();
+    let table = crate::text::read_to_parse(&shown(proc_root, pid).join("net/unix")).unwrap_or_default();
     // Num RefCount Protocol Flags Type St Inode Path: unix(7). The flag is __SO_ACCEPTCON, include/linux/net.h.
     table.lines().skip(1).any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();

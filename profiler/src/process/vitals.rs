@@ -11,6 +11,7 @@ use std::{
 use super::{
     quota::CpuQuota,
     redact::Redact,
+    shown::shown,
     sockdiag::SockDiag,
     tcp::{TcpState, listens_unix, tcp_sockets},
 };
@@ -192,7 +193,7 @@ impl Seen {
         now_ns: u64,
         first: bool,
     ) {
-        let dir = proc_root.join(self.vitals.pid.to_string());
+        let dir = shown(proc_root, self.vitals.pid);
         let Ok(entries) = fs::read_dir(dir.join("fd")) else { return };
         let numbers: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         let open = numbers.len();

@@ -15,6 +15,7 @@ use crate::shell::{run as run_command, workspace};
 
 mod alloc;
 mod cpu;
+mod daemon;
 mod leak;
 mod runtimes;
 mod sched;
@@ -32,6 +33,8 @@ pub enum Bench {
     Alloc(alloc::Args),
     /// The on-CPU sampler against `perf record -F 99 -g`
     Cpu(cpu::Args),
+    /// The daemon on real servers: what it says of faults and of none, and what it costs
+    Daemon(daemon::Args),
     /// Leaks and what looks like one, in programs whose answer is known
     Leak(leak::Args),
     /// Functions of language runtimes: their names and callers, their shares, and what copying them costs
@@ -51,6 +54,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Alloc(args) => alloc::run(args),
         Bench::Cpu(args) => cpu::run(args),
+        Bench::Daemon(args) => daemon::run(args),
         Bench::Leak(args) => leak::run(args),
         Bench::Runtimes(args) => runtimes::run(args),
         Bench::Sched(args) => sched::run(args),

@@ -158,7 +158,7 @@ pub fn find(proc_root: &Path, pid: u32, also: &[PathBuf], known: &mut Known) -> 
         let asked = also.iter().any(|path| path.as_path() == Path::new(&entry.path));
         let found = known.entry(key).or_insert_with(|| {
             let file = open::regular(&by_mapping(proc_root, pid, &entry))
-                .or_else(|_| open::in_root(&proc_root.join(format!("{pid}/root")), Path::new(&entry.path)));
+                .or_else(|_| open::in_root(&shown(proc_root, pid).join("root"), Path::new(&entry.path)));
             file.map_or_else(|_| Found::default(), |file| functions(&file, asked).unwrap_or_default())
         });
         let name = entry.path.clone();

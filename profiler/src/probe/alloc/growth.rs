@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::model::memory::Growth;
+use crate::{model::memory::Growth, process::shown::shown};
 
 /// A process grows if it holds so much more than at its lowest, and more than ever since, bytes.
 const GROWTH_BYTES: u64 = 256 * 1024;
@@ -43,7 +43,7 @@ impl Trend {
 
 /// What a process occupies now; `None` if it is gone.
 pub fn growth(proc_root: &Path, pid: u32, time_ns: u64) -> Option<Growth> {
-    let status = crate::text::read_to_parse(&proc_root.join(format!("{pid}/status"))).ok()?;
+    let status = crate::text::read_to_parse(&shown(proc_root, pid).join("status")).ok()?;
     let bytes = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
@@ -86,6 +86,20 @@ mod tests {
         let mut trend = Trend::default();
         let first = (0..600).find(|&second| trend.add(second * SECOND, 10 * MIB + second * 1024));
         assert!(first.is_some_and(|second| second <= 260), "{first:?}");
+    }
+
+    #[test]
+    fn a_process_without_its_main_thread_grows_on() {
+        let root = tempfile::tempdir().unwrap();
+        let set = |thread: &str, file: &str, text: &str| {
+            std::fs::create_dir_all(root.path().join(thread)).unwrap();
+            std::fs::write(root.path().join(thread).join(file), text).unwrap();
+        };
+        set("7/task/7", "stat", "7 (a) Z 1 1");
+        set("7", "status", "State:\tZ (zombie)\n");
+        set("7/task/9", "stat", "9 (a) S 1 1");
+        set("9", "status", "RssAnon:\t8 kB\nRssFile:\t4 kB\nRssShmem:\t0 kB\n");
+        assert_eq!(growth(root.path(), 7, 1).unwrap().anon_bytes, 8192);
     }
 
     #[test]

@@ -17,6 +17,13 @@ pub trait AllocMaps {
     /// Forgets an object.
     fn forget(&mut self, key: &ObjectKey);
 
+    /// Mappings that live, as far as watched and known.
+    fn mappings(&self) -> Box<dyn Iterator<Item = (ObjectKey, Object)> + '_>;
+
+    /// Only so many bytes of a mapping are left; with none it is forgotten. False if it has ended meanwhile, or another
+    /// one is at its address.
+    fn shrink(&mut self, key: &ObjectKey, known: &Object, left: u64) -> bool;
+
     /// Has the frees of unwatched objects of a process counted.
     fn add_process(&mut self, pid: u32);
 
@@ -28,6 +35,7 @@ pub trait AllocMaps {
 pub struct KernelMaps {
     stacks: HashMap<MapData, u64, StackTotals>,
     objects: HashMap<MapData, ObjectKey, Object>,
+    mappings: HashMap<MapData, ObjectKey, Object>,
     unknown_frees: HashMap<MapData, u32, u64>,
 }
 
@@ -52,6 +60,7 @@ impl KernelMaps {
         Ok(KernelMaps {
             stacks: kernel.take_map("ALLOC_STACKS")?.try_into()?,
             objects: kernel.take_map("OBJECTS")?.try_into()?,
+            mappings: kernel.take_map("MAPPED")?.try_into()?,
             unknown_frees: kernel.take_map("UNKNOWN_FREES")?.try_into()?,
         })
     }
@@ -68,6 +77,21 @@ impl AllocMaps for KernelMaps {
 
     fn forget(&mut self, key: &ObjectKey) {
         let _freed_meanwhile = self.objects.remove(key);
+    }
+
+    fn mappings(&self) -> Box<dyn Iterator<Item = (ObjectKey, Object)> + '_> {
+        Box::new(self.mappings.iter().filter_map(Result::ok))
+    }
+
+    fn shrink(&mut self, key: &ObjectKey, known: &Object, left: u64) -> bool {
+        const EXIST: u64 = 2;
+        if !self.mappings.get(key, 0).is_ok_and(|now| now.time_ns == known.time_ns) {
+            return false;
+        }
+        match left {
+            0 => self.mappings.remove(key).is_ok(),
+            size => self.mappings.insert(key, Object { size, ..*known }, EXIST).is_ok(),
+        }
     }
 
     fn add_process(&mut self, pid: u32) {

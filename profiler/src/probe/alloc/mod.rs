@@ -6,6 +6,7 @@ pub mod estimate;
 pub mod exits;
 pub mod governor;
 pub mod growth;
+pub mod mappings;
 pub mod maps;
 pub mod programs;
 pub mod site;
@@ -20,7 +21,7 @@ use std::{
 
 use anyhow::Result;
 use profiler_common::{
-    alloc::{Call, MAX_ALLOC_PROCESSES, StackTotals},
+    alloc::{Call, MAX_ALLOC_PROCESSES, Object, ObjectKey, StackTotals},
     loss::Tally,
     offsets,
 };
@@ -49,7 +50,7 @@ use crate::{
             governor::{Governor, Status, Watcher},
             growth::{Trend, growth},
             maps::{AllocMaps, Control, KernelMaps},
-            programs::{ENTER, FREE, LEAVE, PROGRAMS, RETURN},
+            programs::{ENTER, FREE, LEAVE, MAP, PROGRAMS, RETURN, UNMAP},
         },
         record::Record,
         spec::{Context, Extent, Probe, ProbeSpec},
@@ -68,7 +69,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "alloc",
     about: "how processes grow, and who has allocated what and not freed it",
     enabled: Settings::watches_memory,
-    large_maps: &["CALLS", "OBJECTS", "ALLOC_STACKS", "STACK_CACHE"],
+    large_maps: &["CALLS", "OBJECTS", "MAPPED", "ALLOC_STACKS", "STACK_CACHE"],
     prepare: |_, plan: &mut Plan| {
         plan.offsets(&[&offsets::PROBED_RETURNS]);
         Ok(())
@@ -204,13 +205,40 @@ impl MemoryWatch {
         if !process.watched {
             return;
         }
-        let old: Vec<_> =
-            self.maps.objects().filter(|(key, object)| key.pid == pid && object.time_ns < time_ns).collect();
-        for (key, object) in old {
+        let old = |(key, object): &(ObjectKey, Object)| key.pid == pid && object.time_ns < time_ns;
+        let objects: Vec<_> = self.maps.objects().filter(old).collect();
+        let mappings: Vec<_> = self.maps.mappings().filter(old).collect();
+        for (key, object) in objects {
             self.maps.forget(&key);
-            let gone = &mut self.sites.entry(object.stack).or_default().gone;
-            gone.0 += object.size * u64::from(object.weight);
-            gone.1 += u64::from(object.weight);
+            self.gone(&object, object.size);
+        }
+        for (key, object) in mappings {
+            self.maps.shrink(&key, &object, 0);
+            self.gone(&object, object.size);
+        }
+    }
+
+    /// Books the end of an object, or of so much of it, that the kernel programs have not seen.
+    fn gone(&mut self, object: &Object, bytes: u64) {
+        let gone = &mut self.sites.entry(object.stack).or_default().gone;
+        gone.0 += bytes * u64::from(object.weight);
+        gone.1 += if bytes == object.size { u64::from(object.weight) } else { 0 };
+    }
+
+    /// Compares the mappings that are watched with what is mapped.
+    fn compare_mappings(&mut self) {
+        let mut by_process: BTreeMap<u32, Vec<(ObjectKey, Object)>> = BTreeMap::new();
+        for (key, object) in self.maps.mappings() {
+            by_process.entry(key.pid).or_default().push((key, object));
+        }
+        for (pid, objects) in by_process {
+            // Read after the objects: what has been mapped since is not among them.
+            let Some(mapped) = mappings::mapped(&self.proc_root, pid) else { continue };
+            for (key, object, left) in mappings::left(objects, &mapped) {
+                if left < object.size && self.maps.shrink(&key, &object, left) {
+                    self.gone(&object, object.size - left);
+                }
+            }
         }
     }
 
@@ -279,6 +307,7 @@ impl MemoryWatch {
             self.watch(kernel)?;
         }
         if self.governor.is_some() {
+            self.compare_mappings();
             self.read_sites(now);
         }
         Ok(())
@@ -350,6 +379,7 @@ impl MemoryWatch {
         let now = self.clock.now_ns();
         // While probes go one by one, a call can lose one of its two: what was read before is what there was.
         if self.governor.is_some() {
+            self.compare_mappings();
             self.read_sites(now);
         }
         if let Some(governor) = &mut self.governor {
@@ -369,7 +399,7 @@ impl MemoryWatch {
         let mut ages: FxHashMap<u64, Log2> = FxHashMap::default();
         if in_full && self.governor.is_some() {
             let now = self.clock.now_ns();
-            for (_, object) in self.maps.objects().take(MAX_AGES) {
+            for (_, object) in self.maps.objects().chain(self.maps.mappings()).take(MAX_AGES) {
                 let age = now.saturating_sub(object.time_ns);
                 ages.entry(object.stack).or_default().add(age, object.weight.into());
             }
@@ -532,11 +562,15 @@ fn breakpoints(library: &Library) -> Vec<Breakpoint> {
             ) && !function.name.contains("valloc"),
         };
         if returns {
-            breakpoints.push(at(function.file_offset, &RETURN));
+            let program = if function.call == Call::Mmap { &MAP } else { &RETURN };
+            breakpoints.push(at(function.file_offset, program));
         }
         breakpoints.extend(function.exits.iter().map(|&exit| at(exit, &LEAVE)));
-        let frees = matches!(function.call, Call::Free | Call::Munmap);
-        let first = if frees { &FREE } else { &ENTER };
+        let first = match function.call {
+            Call::Free => &FREE,
+            Call::Munmap => &UNMAP,
+            _ => &ENTER,
+        };
         breakpoints.push(at(function.file_offset, first));
     }
     breakpoints

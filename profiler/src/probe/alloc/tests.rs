@@ -20,6 +20,7 @@ const MIB: u64 = 1 << 20;
 struct Held {
     stacks: Vec<(u64, StackTotals)>,
     objects: Vec<(ObjectKey, Object)>,
+    mappings: Vec<(ObjectKey, Object)>,
     processes: Vec<u32>,
 }
 
@@ -37,6 +38,21 @@ impl AllocMaps for FakeMaps {
 
     fn forget(&mut self, key: &ObjectKey) {
         self.0.borrow_mut().objects.retain(|(known, _)| known != key);
+    }
+
+    fn mappings(&self) -> Box<dyn Iterator<Item = (ObjectKey, Object)> + '_> {
+        Box::new(self.0.borrow().mappings.clone().into_iter())
+    }
+
+    fn shrink(&mut self, key: &ObjectKey, _: &Object, left: u64) -> bool {
+        let mut held = self.0.borrow_mut();
+        held.mappings.retain_mut(|(known, object)| {
+            if known == key {
+                object.size = left;
+            }
+            object.size > 0
+        });
+        true
     }
 
     fn add_process(&mut self, pid: u32) {

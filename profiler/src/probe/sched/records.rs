@@ -16,6 +16,7 @@ use crate::{
         wait::ThreadTime,
     },
     probe::cpu::records::{self as cpu, RawSample},
+    process::shown::shown,
     text,
 };
 
@@ -102,7 +103,8 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
 fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> WaitCause {
     match class {
         c if c == SyscallClass::Descriptor as u8 => {
-            let link = fs::read_link(proc_root.join(format!("{pid}/fd/{}", args[0]))).unwrap_or_default();
+            let link =
+                fs::read_link(shown(proc_root, pid).join(format!("fd/{}", args[0]))).unwrap_or_default();
             match text::path(&link).split(':').next().unwrap_or_default() {
                 "socket" if is_internet_socket(proc_root, pid, &link) => WaitCause::Network,
                 "socket" | "pipe" | "anon_inode" => WaitCause::Pipe,

@@ -1,0 +1,424 @@
+//! The daemon at work: a window, what it means, what the API shows of it, and the next one.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::{
+    api::{self, Shared, Snapshot, TargetStatus},
+    config::{self, Config},
+    engine::{Engine, Keeper, Now, TargetFacts},
+    evidence::Evidence,
+    export::{self, Exports},
+    facts::facts,
+    history::History,
+    notify::Senders,
+    overlay::Overlay,
+    own::Own,
+    shed::{self, Detail, Shed},
+    store::Store,
+    targets,
+    window::{Measure, Window},
+};
+use crate::{
+    model::{part::part, report::Run},
+    process::{clock, usage::Usage},
+};
+
+/// Where processes are looked for.
+pub const PROC: &str = "/proc";
+
+/// How often it is looked for processes while there are none.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// When it is tried again after a process ended just before its window began.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// How long receivers may take at the end.
+const LAST_MESSAGES: Duration = Duration::from_secs(1);
+
+/// Name of this machine.
+pub fn host() -> String {
+    crate::text::read_to_parse("/proc/sys/kernel/hostname".as_ref()).unwrap_or_default().trim().to_owned()
+}
+
+fn now() -> Now {
+    Now { monotonic: Duration::from_nanos(clock::monotonic_ns()), unix_ms: clock::unix_ms() }
+}
+
+/// What has been asked of the daemon by signals.
+#[derive(Debug, Default)]
+struct Asked {
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+}
+
+impl Asked {
+    fn listen() -> Result<Asked> {
+        let asked = Asked::default();
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            signal_hook::flag::register(signal, Arc::clone(&asked.stop))?;
+        }
+        signal_hook::flag::register(libc::SIGHUP, Arc::clone(&asked.reload))?;
+        Ok(asked)
+    }
+
+    fn stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps, unless something is asked meanwhile.
+    fn wait(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while !self.stop() && !self.reload.load(Ordering::Relaxed) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration again; one that is wrong changes nothing.
+pub fn run(config_file: &Path, measure: Measure<'_>) -> Result<()> {
+    let config = config::load(config_file).map_err(anyhow::Error::msg)?;
+    let asked = Asked::listen()?;
+    let mut daemon = Daemon::start(config)?;
+    crate::say!(
+        "profiler: watching {} in windows of {}; SIGHUP reads {} again",
+        crate::model::units::count(daemon.engine.config().targets.len() as u64, "target"),
+        humantime::format_duration(daemon.engine.config().daemon.window),
+        config_file.display()
+    );
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    while !asked.stop() {
+        if daemon.shared.overlay_changed.swap(false, Ordering::Relaxed) {
+            daemon.overlay();
+        }
+        if asked.reload.swap(false, Ordering::Relaxed) {
+            match config::load(config_file) {
+                Ok(config) => daemon.reload(config)?,
+                Err(error) => {
+                    daemon.own.refused_reloads += 1;
+                    crate::say!("profiler: the configuration is not taken over: {error}");
+                }
+            }
+        }
+        daemon.window(measure, &asked);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    daemon.senders.stop(LAST_MESSAGES);
+    daemon.exports.stop(LAST_MESSAGES);
+    Ok(())
+}
+
+/// A configuration with what was changed through the API.
+fn overlaid(mut config: Config) -> Config {
+    Overlay::load(&config.daemon.state_dir).apply(&mut config.rules);
+    config
+}
+
+struct Daemon {
+    /// As the file says, without what was changed through the API.
+    configured: Config,
+    engine: Engine,
+    evidence: Evidence,
+    senders: Senders,
+    exports: Exports,
+    shared: Arc<Shared>,
+    shed: Shed,
+    own: Own,
+    /// When the last window ended, ms since 1970 (UTC).
+    window_ended: Arc<AtomicI64>,
+    /// Somebody asked to see everything in this window.
+    capturing: bool,
+    problems: Vec<String>,
+}
+
+impl Daemon {
+    fn start(config: Config) -> Result<Daemon> {
+        let dir = config.daemon.state_dir.clone();
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let evidence = Evidence::open(&dir, config.daemon.keep_windows, config.daemon.evidence_bytes)
+            .with_context(|| format!("cannot write in {}", dir.display()))?;
+        let history = History::open(&dir, config.daemon.history_bytes, clock::unix_ms());
+        let window_ended = Arc::new(AtomicI64::new(clock::unix_ms()));
+        let senders = Senders::start(&dir, &config, &host(), &window_ended)?;
+        let exports = Exports::start(&dir, &config.exports)?;
+        let shared = Arc::new(Shared::new(&dir, config.daemon.token_file.as_deref())?);
+        let configured = config.clone();
+        let config = overlaid(config);
+        shared.configure(&configured.rules, &config)?;
+        api::serve(&config.daemon, Arc::clone(&shared))?;
+        let engine = Engine::new(config, host(), Store::open(&dir)?, history, now())?;
+        Ok(Daemon {
+            configured,
+            engine,
+            evidence,
+            senders,
+            exports,
+            shared,
+            shed: Shed::default(),
+            own: Own::default(),
+            window_ended,
+            capturing: false,
+            problems: Vec::new(),
+        })
+    }
+
+    /// Takes over another configuration. Where the state is and where the API listens stay as they are.
+    fn reload(&mut self, config: Config) -> Result<()> {
+        let old = &self.engine.config().daemon;
+        let place = |of: &config::Daemon| {
+            (of.state_dir.clone(), of.listen.clone(), of.tls_cert.clone(), of.tls_key.clone())
+        };
+        let is_open = |of: &config::Daemon| of.token_file.is_none();
+        if place(old) != place(&config.daemon) || is_open(old) != is_open(&config.daemon) {
+            crate::say!(
+                "profiler: state_dir, listen, tls_cert, tls_key, and whether there are tokens change with the next start"
+            );
+        }
+        let dir = old.state_dir.clone();
+        let senders = Senders::start(&dir, &config, &host(), &self.window_ended)?;
+        std::mem::replace(&mut self.senders, senders).stop(LAST_MESSAGES);
+        let exports = Exports::start(&dir, &config.exports)?;
+        std::mem::replace(&mut self.exports, exports).stop(LAST_MESSAGES);
+        self.evidence = Evidence::open(&dir, config.daemon.keep_windows, config.daemon.evidence_bytes)?;
+        self.configured = config;
+        self.overlay();
+        crate::say!("profiler: the configuration has been read again");
+        Ok(())
+    }
+
+    /// Lays what was changed through the API over the configuration.
+    fn overlay(&mut self) {
+        let config = overlaid(self.configured.clone());
+        let mut served = config.clone();
+        // A daemon that began with tokens does not open itself to everybody.
+        served.daemon.token_file =
+            served.daemon.token_file.or_else(|| self.engine.config().daemon.token_file.clone());
+        if let Err(error) = self.shared.configure(&self.configured.rules, &served) {
+            self.failed(format!("tokens are not read again: {error:#}"));
+        }
+        self.engine.reconfigure(served);
+    }
+
+    /// One window. What fails is said and counted, and the next one comes.
+    fn window(&mut self, measure: Measure<'_>, asked: &Asked) {
+        let config = self.engine.config();
+        let found = targets::assign(&config.targets, targets::running(Path::new(PROC)));
+        self.problems.clear();
+        let one_less = |n: u32| n.checked_sub(1);
+        self.capturing =
+            self.shared.captures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        let Some(run) = self.measure(&found, measure, asked) else { return };
+        if asked.stop() {
+            return; // a part of a window says less than it seems to
+        }
+        if let Some((recording, _)) = &run {
+            self.note(recording, &found);
+        }
+        let run = run.map(|(_, run)| run);
+        let facts: Vec<TargetFacts> = found.into_iter().map(|pids| facts(Path::new(PROC), pids)).collect();
+        let now = now();
+        let mut keeper = Pins { evidence: &self.evidence, unix_ms: now.unix_ms, errors: Vec::new() };
+        let taken = self.engine.window(run.as_ref(), &facts, now, &mut keeper);
+        let mut errors = keeper.errors;
+        errors.extend(taken.err().map(|error| format!("{error:#}")));
+        errors.extend(self.evidence.clean(now.unix_ms).err().map(|error| error.to_string()));
+        for error in errors {
+            self.failed(error);
+        }
+        if let Some(run) = &run {
+            self.export(run, &facts);
+        }
+        self.window_ended.store(now.unix_ms, Ordering::Relaxed);
+        self.publish(&facts);
+    }
+
+    /// Measures a window of all targets' processes: `Some(None)` if there are none, `None` if it came to nothing.
+    fn measure(
+        &mut self,
+        found: &[BTreeSet<u32>],
+        measure: Measure<'_>,
+        asked: &Asked,
+    ) -> Option<Option<(PathBuf, Run)>> {
+        let settings = self.engine.config().daemon.clone();
+        let pids: Vec<u32> = found.iter().flatten().copied().collect();
+        if pids.is_empty() {
+            asked.wait(LOOK);
+            return Some(None);
+        }
+        let wanted = Detail { syscalls: settings.syscalls, allocations: true, frequency: settings.frequency };
+        let detail = match (self.capturing, self.engine.wants_capture()) {
+            // Somebody asked for it, and knows that it costs.
+            (true, _) => Detail { syscalls: true, ..wanted },
+            (false, captures) => self.shed.detail(Detail { syscalls: wanted.syscalls || captures, ..wanted }),
+        };
+        let window = Window {
+            pids,
+            length: settings.window,
+            recording: self.evidence.window_path(clock::unix_ms()),
+            syscalls: detail.syscalls,
+            allocations: detail.allocations,
+            frequency: detail.frequency,
+        };
+        let (begun, before) = (Instant::now(), Usage::now().cpu_ns);
+        match measure(&window, &|| asked.stop()) {
+            Ok(Some(run)) => {
+                let spent_ns = self.own.window(&run.cpu.accounts) + Usage::now().cpu_ns - before;
+                let cost = spent_ns as f64 / begun.elapsed().as_nanos().max(1) as f64;
+                if !self.capturing {
+                    self.shed(cost, settings.max_overhead);
+                }
+                Some(Some((window.recording, run)))
+            }
+            Ok(None) => {
+                asked.wait(RETRY);
+                None
+            }
+            Err(_) if asked.stop() => {
+                // A part of a window is no evidence.
+                let _ = std::fs::remove_file(&window.recording);
+                None
+            }
+            Err(error) => {
+                let _ = std::fs::remove_file(&window.recording);
+                self.failed(format!("a window failed: {error:#}"));
+                asked.wait(LOOK);
+                None
+            }
+        }
+    }
+
+    /// Compares what a window has cost, a part of a CPU, with what it may, percent.
+    fn shed(&mut self, cost: f64, max_overhead: f64) {
+        let level = self.shed.level;
+        self.shed.window(cost, max_overhead / 100.0);
+        if self.shed.level > level {
+            crate::say!(
+                "profiler: the last window cost {:.1} % of a CPU, {max_overhead:.1} % are allowed: less is seen (level {} of {})",
+                100.0 * cost,
+                self.shed.level,
+                shed::LEVELS
+            );
+        }
+    }
+
+    /// Gives each target's profile to those who want it.
+    fn export(&mut self, run: &Run, facts: &[TargetFacts]) {
+        if self.exports.is_empty() {
+            return;
+        }
+        let mut errors = Vec::new();
+        for (target, facts) in self.engine.config().targets.iter().zip(facts) {
+            let part = part(run, |pid| facts.pids.contains(&pid));
+            let window = export::Window { target: &target.name, profile: &part.cpu };
+            errors.extend(self.exports.add(window).err().map(|error| format!("export: {error}")));
+        }
+        errors.into_iter().for_each(|error| self.failed(error));
+    }
+
+    /// Notes which processes a recording has of which target, and says if somebody asked for it.
+    fn note(&mut self, recording: &Path, found: &[BTreeSet<u32>]) {
+        let targets = self.engine.config().targets.iter().zip(found);
+        let targets = targets.map(|(target, pids)| (target.name.as_str(), pids)).collect();
+        let noted = self.evidence.note(recording, &targets);
+        if let Err(error) = noted {
+            self.failed(format!("{}: {error}", recording.display()));
+        }
+        if self.capturing {
+            self.shared.events.publish("capture.done", &json!({ "recording": crate::text::path(recording) }));
+        }
+    }
+
+    fn failed(&mut self, what: String) {
+        crate::say!("profiler: {what}");
+        self.own.failures += 1;
+        self.problems.push(what);
+    }
+
+    fn publish(&self, facts: &[TargetFacts]) {
+        let config = self.engine.config();
+        let mut targets: Vec<TargetStatus> = Vec::new();
+        for ((target, facts), judged) in config.targets.iter().zip(facts).zip(&self.engine.judged) {
+            let values = self.engine.samples.iter().filter(|(_, of, ..)| *of == target.name);
+            let metrics = values.map(|(metric, _, label, value)| {
+                let name = if label.is_empty() {
+                    metric.name.to_owned()
+                } else {
+                    format!("{}.{label}", metric.name)
+                };
+                (name, json!(value))
+            });
+            let findings = judged.findings.iter().map(|finding| {
+                json!({
+                    "rule": finding.rule, "severity": finding.severity.id(), "title": finding.title,
+                    "advice": finding.advice,
+                })
+            });
+            targets.push(TargetStatus {
+                name: target.name.clone(),
+                pids: facts.pids.iter().copied().collect(),
+                verdict: judged.verdict.as_ref().map_or_else(String::new, |verdict| verdict.sentence.clone()),
+                metrics: metrics.collect(),
+                findings: findings.collect(),
+            });
+        }
+        let events = &self.shared.events;
+        let each = targets.iter().map(|target| json!({ "target": target.name, "metrics": target.metrics }));
+        events.publish("metrics.update", &json!({ "targets": each.collect::<Vec<_>>() }));
+        for message in self.engine.changes() {
+            let topic = match (message.change.as_str(), message.severity.as_str()) {
+                ("resolved", _) => "alert.resolved",
+                (_, "critical") => "alert.critical",
+                _ => "alert.new",
+            };
+            events.publish(topic, &json!(message));
+        }
+        self.shared.publish(Snapshot {
+            metrics: self.engine.samples.text(self.own.metrics(
+                &self.engine,
+                &self.senders,
+                &self.exports,
+                &self.shed,
+            )),
+            targets,
+            standings: self.engine.standings(),
+            window_unix_ms: Some(clock::unix_ms()),
+            problems: self.problems.clone(),
+        });
+    }
+}
+
+/// Keeps evidence; what fails is collected, since an alert must go out without it, too.
+struct Pins<'a> {
+    evidence: &'a Evidence,
+    unix_ms: i64,
+    errors: Vec<String>,
+}
+
+impl Keeper for Pins<'_> {
+    fn pin(&mut self, name: &str) {
+        let pinned = self.evidence.pin(name, self.unix_ms);
+        self.errors.extend(pinned.err().map(|error| format!("evidence: {error}")));
+    }
+
+    fn unpin(&mut self, name: &str) {
+        let unpinned = self.evidence.unpin(name);
+        self.errors.extend(unpinned.err().map(|error| format!("evidence: {error}")));
+    }
+
+    fn promote(&mut self, name: &str, alert: &str) -> Vec<String> {
+        let promoted = self.evidence.promote(name, alert, self.unix_ms);
+        self.errors.extend(promoted.err().map(|error| format!("evidence: {error}")));
+        self.evidence.of(alert)
+    }
+}

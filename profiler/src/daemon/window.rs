@@ -1,0 +1,28 @@
+//! What is measured in a window, and with what.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Result;
+
+use crate::model::report::Run;
+
+/// What a window is measured with.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Processes; their children are watched too.
+    pub pids: Vec<u32>,
+    /// How long.
+    pub length: Duration,
+    /// Where the recording goes.
+    pub recording: PathBuf,
+    /// Count system calls.
+    pub syscalls: bool,
+    /// Watch who allocates, when a process grows.
+    pub allocations: bool,
+    /// Samples per second and CPU.
+    pub frequency: u32,
+}
+
+/// Measures a window until its end, or until it is asked to stop. `None` if one of the processes had ended before it
+/// began.
+pub type Measure<'a> = &'a mut dyn FnMut(&Window, &dyn Fn() -> bool) -> Result<Option<Run>>;

@@ -1,0 +1,40 @@
+//! The profiler's own rights. Programs are attached, outputs are open: from then on, most of what root may do is given up,
+//! so that damage in what comes from the target cannot be used for it.
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+/// What a run needs to the end, and for what.
+const NEEDED: [Capability; 9] = [
+    // Maps and programs of processes that come later.
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    // Memory, mappings, files of processes of other users,
+    Capability::CAP_SYS_PTRACE,
+    // of what was deleted,
+    Capability::CAP_CHECKPOINT_RESTORE,
+    // below folders that only others may read.
+    Capability::CAP_DAC_READ_SEARCH,
+    // Outputs in folders of others.
+    Capability::CAP_DAC_OVERRIDE,
+    // The kernel's symbols.
+    Capability::CAP_SYSLOG,
+    // Buffers and descriptors of new processes.
+    Capability::CAP_IPC_LOCK,
+    Capability::CAP_SYS_RESOURCE,
+];
+
+/// Gives up all other rights, of this thread and of those that it starts. A failure leaves some of them.
+pub fn give_up() -> Result<(), caps::errors::CapsError> {
+    let had = caps::read(None, CapSet::Permitted)?;
+    let keep: CapsHashSet = NEEDED.into_iter().filter(|needed| had.contains(needed)).collect();
+    if had.contains(&Capability::CAP_SETPCAP) {
+        for &other in caps::all().difference(&NEEDED.into_iter().collect()) {
+            // One that this kernel does not know cannot be had either.
+            let _unknown = caps::drop(None, CapSet::Bounding, other);
+        }
+    }
+    let _before_4_3 = caps::clear(None, CapSet::Ambient);
+    caps::clear(None, CapSet::Inheritable)?;
+    caps::set(None, CapSet::Effective, &keep)?;
+    caps::set(None, CapSet::Permitted, &keep)
+}
