@@ -102,6 +102,8 @@ table! {
         SamplesTaken = 0, "samples_taken", "samples taken";
         /// Stacks of allocations that had to be walked.
         AllocWalks = 1, "alloc_walks", "stacks of allocations walked";
+        /// System calls of threads that are no target's: what watching costs them.
+        CallsOfOthers = 2, "calls_of_others", "system calls of other processes";
     }
 }
 

@@ -54,6 +54,8 @@ pub mod traits {
     pub const DUP: u16 = 256;
     /// Ends descriptors from its first argument to its second.
     pub const CLOSE_RANGE: u16 = 512;
+    /// May ask how an attempt to connect has ended.
+    pub const OPTION: u16 = 1024;
 }
 
 table! {
@@ -307,8 +309,10 @@ impl WaitsKey {
         const EPHEMERAL: u16 = 32_768;
         let mut key = WaitsKey { pid, kind: kind as u32, ..WaitsKey::default() };
         if on.kind == ObjectKind::Net as u32 {
-            let well_known = on.local_port < EPHEMERAL && on.local_port < on.peer_port;
-            let serves = listens || on.peer_port == 0 || well_known;
+            // A socket whose attempt to connect has failed has no port any more.
+            let well_known = on.local_port != 0 && on.local_port < EPHEMERAL && on.local_port < on.peer_port;
+            let connects = matches!(kind, WaitKind::Connect);
+            let serves = !connects && (listens || on.peer_port == 0 || well_known);
             key.family = on.family;
             key.serves = serves as u32;
             if serves {
@@ -388,6 +392,8 @@ mod pod {
     unsafe impl aya::Pod for super::ErrorKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CallTimeKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::InCall {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WaitsKey {}
     // SAFETY: as above.

@@ -8,6 +8,7 @@
 #![allow(internal_features)]
 
 mod alloc;
+mod asked;
 mod caller;
 mod cpu;
 mod descriptor;

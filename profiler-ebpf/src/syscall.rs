@@ -18,7 +18,7 @@ use aya_ebpf::{
 use profiler_common::{
     cost::Probe,
     histogram::bucket,
-    loss::Loss,
+    loss::{Loss, Tally},
     record::RecordKind,
     sched::{MAX_SYSCALLS, SyscallClass, WaitCause},
     syscall::{
@@ -29,6 +29,7 @@ use profiler_common::{
 };
 
 use crate::{
+    asked::{CONNECT_NUMBER, connect_error},
     caller::{
         IN_CALL, NO_TARGET, UNKNOWN, admit_caller, dismiss_caller, forget_other, own_registers, place_of,
     },
@@ -37,7 +38,7 @@ use crate::{
     emit::{capture_within_budget, emit_named, may_emit},
     loop_hooks::ask_for_work,
     maps::{NO_PREALLOC, NOEXIST},
-    output::{self, charge_many, count, now_ns},
+    output::{self, charge_many, count, now_ns, tally},
     sched::settle,
     target::current_target,
     task::{arguments, arrivals, current_task, first_argument, is_compat},
@@ -46,6 +47,10 @@ use crate::{
 /// Whether threads are kept apart.
 #[unsafe(no_mangle)]
 static CALLS_BY_THREAD: Global<u32> = Global::new(0);
+
+/// Whether calls are watched all the time, so that event loops need no hook of their own.
+#[unsafe(no_mangle)]
+static CALLS_SEE_LOOPS: Global<u32> = Global::new(0);
 
 /// One write in so many has its stack taken.
 const IO_STACK_SAMPLE: u32 = 16;
@@ -107,6 +112,7 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     let (regs, number) = unsafe { (argument(&ctx, 0), argument(&ctx, 1) as u32) };
     let mut place = place_of(regs);
     if place == NO_TARGET {
+        tally(Tally::CallsOfOthers);
         return 0;
     }
     if place == UNKNOWN {
@@ -132,7 +138,9 @@ pub fn call_enter(ctx: RawTracePointContext) -> u32 {
     }
     call.start_ns = now_ns();
     let (class, _) = kinds_of(number);
-    if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8) && !is_compat(current_task())
+    if (class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8)
+        && CALLS_SEE_LOOPS.load() != 0
+        && !is_compat(current_task())
     {
         ask_for_work(number, class.into());
     }
@@ -190,7 +198,7 @@ pub fn call_exit(ctx: RawTracePointContext) -> u32 {
     let waited = call.blocked_ns > 0 || ns >= WAIT_NS;
     let moves_data = kinds & (traits::READ | traits::WRITE) != 0 && result >= 0;
     let accepts = class == SyscallClass::Accept as u8;
-    if waited || stack_due || moves_data || accepts || kinds & ENDS != 0 {
+    if waited || stack_due || moves_data || accepts || kinds & (ENDS | traits::OPTION) != 0 {
         // A write is the one made on purpose: what reads may be an event loop for all.
         let looked_at = kinds & traits::WRITE != 0 && random(call) % IO_STACK_SAMPLE == 0;
         let slow_ns = CALL_SLOW_NS.get(0).copied().unwrap_or(u64::MAX);
@@ -307,6 +315,12 @@ fn follow(call: &mut InCall) {
         cause = io(call, &done);
     } else if done.class == SyscallClass::Accept as u32 && done.result >= 0 {
         listen(call, &done);
+    } else if of & traits::OPTION != 0 && done.result >= 0 {
+        let error = connect_error(arguments_of(call));
+        if error != 0 {
+            let tid = if CALLS_BY_THREAD.load() != 0 { call.tid } else { 0 };
+            count_error(call.pid, tid, CONNECT_NUMBER.load(), error);
+        }
     }
     if done.waited | done.stack_due == 0 {
         return;

@@ -11,7 +11,7 @@ use crate::{
     probe::alloc::snapshots::SnapshotSettings,
     process::target::Target,
     session::Options,
-    settings::{Alloc, AllocSettings, Requests, Settings, Waits},
+    settings::{Alloc, AllocSettings, Requests, Settings, Syscalls, Waits},
     symbolize::debuginfod,
 };
 
@@ -202,10 +202,20 @@ pub struct ProfileArgs {
     /// stack. Costs every wake-up of every process
     #[arg(long)]
     pub wakers: bool,
-    /// Count system calls too, with their errors, lengths and waits (by thread with --threads). While it runs, every
-    /// system call of every process on the machine takes about 0.13 us longer, those of the target 0.25 to 0.32 us
-    #[arg(long)]
-    pub syscalls: bool,
+    /// Whether to count system calls, with their errors, lengths and waits (by thread with --threads). While that runs,
+    /// every system call of every process on the machine takes about 0.13 us longer, those of the target 0.25 to
+    /// 0.32 us: auto watches as long as that is within --max-overhead, and otherwise in windows; not with --all.
+    /// Without a value: on
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = Syscalls::Auto,
+        default_missing_value = "on"
+    )]
+    pub syscalls: Syscalls,
     /// Whether to tell requests and their answers: by peer and route, how many, how long, which failed
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Requests::Off)]
     pub requests: Requests,
@@ -398,8 +408,9 @@ pub struct AllocArgs {
     /// (repeatable)
     #[arg(long, value_name = "FILE", help_heading = MEMORY)]
     pub alloc_lib: Vec<PathBuf>,
-    /// How much of the target's CPU time watching allocations may cost; beyond, only some of the time is watched, and
-    /// all figures are estimates. Default: 5 with auto, no limit with full
+    /// How much of the target's CPU time watching may cost, system calls and allocations together with all else; beyond,
+    /// these are watched only some of the time, and figures of allocations are estimates. Default: 5 with auto, no
+    /// limit with --alloc full and --syscalls
     #[arg(long, value_name = "PERCENT", help_heading = MEMORY, value_parser = percentage)]
     pub max_overhead: Option<f64>,
 }

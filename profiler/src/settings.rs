@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::{model::threshold::Thresholds, process::target::Target};
 
+/// What all probes together may cost a target, percent of its CPU time, where nothing else is asked for.
+pub const MAX_OVERHEAD_PERCENT: f64 = 5.0;
+
 /// What to measure, and of whom.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -21,8 +24,8 @@ pub struct Settings {
     pub waits: Waits,
     /// Find out who ends each wait.
     pub wakers: bool,
-    /// Watch system calls.
-    pub syscalls: bool,
+    /// Whether to watch system calls.
+    pub syscalls: Syscalls,
     /// Whether to watch requests.
     pub requests: Requests,
     /// How memory is watched.
@@ -72,6 +75,17 @@ pub enum Requests {
     Off,
 }
 
+/// Whether to watch system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Syscalls {
+    /// As far as its cost is within the budget, all the time or in windows; not of the whole machine.
+    Auto,
+    /// All the time.
+    On,
+    /// Not at all.
+    Off,
+}
+
 /// Whether to watch allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Alloc {
@@ -97,6 +111,30 @@ impl Settings {
     /// Whether requests are watched: only if asked for.
     pub fn watches_requests(&self) -> bool {
         self.requests == Requests::On
+    }
+
+    /// Whether system calls are watched, by the same rule. Their waits are known from the scheduler.
+    pub fn watches_calls(&self) -> bool {
+        match self.syscalls {
+            Syscalls::Auto => self.target != Target::All && self.watches_waits(),
+            Syscalls::On => true,
+            Syscalls::Off => false,
+        }
+    }
+
+    /// How much of the target's CPU time watching system calls may cost, from 0 to 1, together with all other probes; `None` for
+    /// no limit.
+    pub fn calls_budget(&self) -> Option<f64> {
+        let percent = self.alloc.max_overhead_percent.unwrap_or(MAX_OVERHEAD_PERCENT);
+        (self.syscalls == Syscalls::Auto).then_some(percent / 100.0)
+    }
+
+    /// How allocations are watched: where a budget covers system calls too, half of it is theirs.
+    pub fn allocations(&self) -> AllocSettings {
+        let percent = self.alloc.max_overhead_percent.unwrap_or(MAX_OVERHEAD_PERCENT);
+        let shared = self.alloc.mode == Alloc::Auto && self.watches_calls() && self.calls_budget().is_some();
+        let max_overhead_percent = if shared { Some(percent / 2.0) } else { self.alloc.max_overhead_percent };
+        AllocSettings { max_overhead_percent, ..self.alloc.clone() }
     }
 
     /// Whether memory is watched, by the same rule.
@@ -131,8 +169,8 @@ impl Settings {
             self.requests = Requests::Off;
             too_old("to tell requests");
         }
-        if self.syscalls && !able {
-            self.syscalls = false;
+        if self.watches_calls() && !able {
+            self.syscalls = Syscalls::Off;
             too_old("to watch system calls");
         }
         left_out
@@ -155,7 +193,7 @@ pub(crate) mod fixtures {
             debuginfod: Vec::new(),
             waits: Waits::Auto,
             wakers: false,
-            syscalls: false,
+            syscalls: Syscalls::Off,
             requests: Requests::Off,
             alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
             by_thread: false,
@@ -180,16 +218,22 @@ mod tests {
         assert!(!all.watches_waits() && !all.watches_memory());
         let asked = Settings { waits: Waits::On, ..all.clone() };
         assert!(asked.watches_waits());
-        assert!(Settings { wakers: true, ..all }.watches_waits());
+        assert!(Settings { wakers: true, ..all.clone() }.watches_waits());
+        let calls = |target: &Settings, syscalls| Settings { syscalls, ..target.clone() };
+        assert!(calls(&one, Syscalls::Auto).watches_calls() && !calls(&all, Syscalls::Auto).watches_calls());
+        assert_eq!(calls(&one, Syscalls::Auto).calls_budget(), Some(0.05));
+        assert!(
+            calls(&all, Syscalls::On).watches_calls() && calls(&all, Syscalls::On).calls_budget().is_none()
+        );
     }
 
     #[test]
     fn an_old_kernel_measures_less_and_says_so() {
         let mut old = settings(Target::Comm("x".into()));
-        (old.unwind_by_tables, old.syscalls, old.requests) = (true, true, Requests::On);
+        (old.unwind_by_tables, old.syscalls, old.requests) = (true, Syscalls::On, Requests::On);
         assert_eq!(old.clone().fit(true, true), Vec::<String>::new());
         assert_eq!(old.fit(false, true).len(), 4);
-        assert!(!old.unwind_by_tables && !old.syscalls && !old.watches_waits() && !old.watches_requests());
+        assert!(!old.unwind_by_tables && !old.watches_calls() && !old.watches_waits() && !old.watches_requests());
         assert!(old.watches_memory());
     }
 }

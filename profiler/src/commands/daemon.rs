@@ -90,9 +90,7 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    if window.syscalls {
-        command.arg("--syscalls");
-    }
+    command.arg(if window.syscalls { "--syscalls" } else { "--syscalls=off" });
     // SAFETY: prctl is safe to call between fork and exec, and reads nothing.
     unsafe {
         command.pre_exec(|| {

@@ -4,7 +4,8 @@ use crate::{
     detect::{
         hotspot,
         rule::Needs,
-        words::{bottleneck, path},
+        rules,
+        words::{bottleneck, calls_watched_ns, path},
     },
     model::{
         cause::WaitCause,
@@ -27,6 +28,9 @@ const BUSY: f64 = 0.8;
 const WAITS: f64 = 0.2;
 /// A target that is on CPUs for less of one is idle.
 const IDLE: f64 = 0.05;
+
+/// System calls that were watched for so much of the time have been watched.
+const MOSTLY: f64 = 0.95;
 
 /// The figures that decide.
 struct Signals<'a> {
@@ -67,6 +71,7 @@ impl<'a> Signals<'a> {
         let waits = threads()
             .flat_map(|of| of.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)))
             .filter(|(_, cause, _)| !cause.is_idle() && *cause != WaitCause::Other)
+            .filter(|(of, cause, _)| *cause != WaitCause::Network || !only_serves(run, of.thread.pid))
             .map(|(of, cause, ns)| (of, cause, share(ns, of)))
             .max_by(|a, b| a.2.total_cmp(&b.2));
         let sampled = run.cpu.estimated_ns(run.cpu.total) as f64 / wall_ns.max(1) as f64;
@@ -119,11 +124,17 @@ impl<'a> Signals<'a> {
     }
 }
 
+/// Whether a process talks to clients of its own only: on a connection it then waits for the next request.
+fn only_serves(run: &Run, pid: u32) -> bool {
+    let mut processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    processes.any(|of| of.pid == pid && of.listens && of.peers.iter().all(|peer| peer.clients))
+}
+
 fn from_finding(signals: &Signals<'_>, (at, of): (usize, &Finding)) -> Verdict {
     Verdict {
         advice: of.advice.clone(),
         finding: Some(at),
-        more: more(of.bottleneck),
+        more: more(signals.run, of.bottleneck),
         ..signals.verdict(of.bottleneck, of.title.clone(), of.cost.share_of_wall)
     }
 }
@@ -141,6 +152,10 @@ fn something_wrong(signals: &Signals<'_>) -> Option<Verdict> {
 
 /// A thread, or all CPUs, have no time left.
 fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
+    let mut found = signals.run.findings.iter().enumerate();
+    if let Some(bound) = found.find(|(_, of)| of.rule == rules::cpu_bound::RULE.name) {
+        return Some(from_finding(signals, bound));
+    }
     let cpus = f64::from(signals.run.cpu.meta.cpus.max(1));
     let full = signals.cpu >= BUSY * cpus;
     let (who, share) = match signals.busiest {
@@ -156,7 +171,7 @@ fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
     Some(Verdict {
         advice: "make the functions below cheaper, or divide the work among more threads or processes"
             .to_owned(),
-        more: more(Bottleneck::Cpu),
+        more: more(signals.run, Bottleneck::Cpu),
         ..signals.verdict(
             Bottleneck::Cpu,
             format!("{who} {:.0} % of the time{hottest}", 100.0 * share),
@@ -184,7 +199,11 @@ fn waiting(signals: &Signals<'_>) -> Option<Verdict> {
     } else {
         "see the waits below: what holds it, and whether it can be avoided"
     };
-    Some(Verdict { advice: advice.to_owned(), more: more(lacks), ..signals.verdict(lacks, sentence, share) })
+    Some(Verdict {
+        advice: advice.to_owned(),
+        more: more(signals.run, lacks),
+        ..signals.verdict(lacks, sentence, share)
+    })
 }
 
 /// Where a thread waits most for something.
@@ -226,7 +245,7 @@ fn working(signals: &Signals<'_>) -> Option<Verdict> {
             100.0 * signals.cpu,
             others(signals.run)
         );
-        Verdict { more: "--syscalls", ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
+        Verdict { more: more(signals.run, Bottleneck::None), ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
     })
 }
 
@@ -239,7 +258,7 @@ fn idle(signals: &Signals<'_>) -> Option<Verdict> {
     );
     Some(Verdict {
         advice: "if it should be busy, look at who should send it work".to_owned(),
-        more: "--syscalls",
+        more: more(signals.run, Bottleneck::None),
         ..signals.verdict(Bottleneck::None, sentence, 0.0)
     })
 }
@@ -264,16 +283,24 @@ fn unknown(signals: &Signals<'_>) -> Verdict {
     signals.verdict(Bottleneck::Unknown, "nothing could be told".to_owned(), 0.0)
 }
 
-/// Options that show more about a bottleneck.
-fn more(lacks: Bottleneck) -> &'static str {
+/// Options that show more about a bottleneck than this run does.
+fn more(run: &Run, lacks: Bottleneck) -> &'static str {
+    let calls = run.calls.is_some() && watched(run) >= MOSTLY;
     match lacks {
         Bottleneck::Cpu => "-o cpu.svg",
         Bottleneck::CpuStarvation => "--all -d 10s",
         Bottleneck::Memory => "--alloc full --snapshot 5m",
+        Bottleneck::Io | Bottleneck::Network | Bottleneck::Process if calls => "-o offcpu.svg",
         Bottleneck::Io | Bottleneck::Network | Bottleneck::Process => "--syscalls -o offcpu.svg",
         Bottleneck::Lock | Bottleneck::Sleep => "--wakers -o offcpu.svg",
+        Bottleneck::Descriptors | Bottleneck::Unknown | Bottleneck::None if calls => "-d 1m",
         Bottleneck::Descriptors | Bottleneck::Unknown | Bottleneck::None => "--syscalls",
     }
+}
+
+/// For which part of the run system calls were watched, from 0 to 1.
+fn watched(run: &Run) -> f64 {
+    (calls_watched_ns(run) as f64 / run.cpu.accounts.duration_ns.max(1) as f64).min(1.0)
 }
 
 /// What a run did not look at, or could not see.
@@ -289,8 +316,13 @@ fn blind(run: &Run) -> Vec<String> {
     if !Needs::Waits.is_in(run) {
         blind.push("waits were not watched (--waits on)".to_owned());
     }
-    if !Needs::Calls.is_in(run) {
-        blind.push("system calls, their errors and files were not watched (--syscalls)".to_owned());
+    match &run.calls {
+        None => blind.push("system calls, their errors and files were not watched (--syscalls)".to_owned()),
+        Some(calls) if calls.windows > 0 || watched(run) < MOSTLY => blind.push(format!(
+            "system calls were watched for {:.0} % of the time only, for their cost (--syscalls: all the time)",
+            100.0 * watched(run)
+        )),
+        Some(_) => {}
     }
     if !Needs::Memory.is_in(run) {
         blind.push("memory was not watched (--alloc)".to_owned());

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::model::report::{Profile, ProfileStack};
+use crate::model::report::{Names, Profile, ProfileStack};
 
 /// A kind of work, and how functions that do it are called: a name that has one of these at the start of a word. Those of
 /// the kernel count in the kernel only.
@@ -86,7 +86,6 @@ const KINDS: [Kind; 10] = [
             "runtime.gc",
             "runtime.scanobject",
             "runtime.greyobject",
-            "runtime.mallocgc",
             "SerialHeap",
             "DefNew",
             "TenuredGeneration",
@@ -233,6 +232,20 @@ pub fn groups(profile: &Profile) -> Vec<Group> {
 /// Samples of one kind of work.
 pub fn samples_of(profile: &Profile, name: &str) -> u64 {
     groups(profile).iter().filter(|group| group.name == name).map(|group| group.samples).sum()
+}
+
+/// Samples of which any function is of one kind of work, however deep it is called.
+pub fn samples_within(profile: &Profile, name: &str) -> u64 {
+    profile.stacks.iter().filter(|of| is_within(&profile.names, &of.frames, name)).map(|of| of.weight).sum()
+}
+
+/// Whether any function of a stack is of one kind of work.
+pub fn is_within(names: &Names, frames: &[usize], name: &str) -> bool {
+    let Some(kind) = KINDS.iter().find(|kind| kind.name == name) else { return false };
+    let mut functions = names.functions(frames);
+    functions.any(|(function, frame, _)| {
+        kind.kernel == names.is_kernel(frame) && kind.words.iter().any(|word| has_word(&function.name, word))
+    })
 }
 
 fn kind_of(profile: &Profile, stack: &ProfileStack) -> Option<usize> {

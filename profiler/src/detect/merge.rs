@@ -5,14 +5,20 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use serde_json::json;
 
 use crate::model::{
-    finding::{Bottleneck, Finding},
+    finding::{Bottleneck, Finding, Severity},
+    report::Names,
     units::thousands,
 };
 
+/// Rules that say why a loop is held up.
+const EXPLAIN: [&str; 2] = ["gc-pressure", "nested-wait"];
+/// Rules that say how CPU time is spent: where a finding of another rule shows the same function, they are about the same work.
+const HOW: [&str; 3] = ["page-fault-storm", "cpu-bound", "busy-poll"];
+
 /// Merges what is one defect. The worst stands for it; in its details, `also` has the ids of the others, and `alike` how many
 /// processes or threads it happened to.
-pub fn defects(found: Vec<Finding>) -> Vec<Finding> {
-    same_reason(alike(found))
+pub fn defects(found: Vec<Finding>, names: &Names) -> Vec<Finding> {
+    same_work(same_reason(alike(found)), names)
 }
 
 fn rank(of: &Finding) -> (impl Ord + use<>, u64) {
@@ -42,11 +48,11 @@ fn alike(found: Vec<Finding>) -> Vec<Finding> {
     merged.collect()
 }
 
-/// What a process lacks a CPU or a lock for is one defect, whichever rule saw it; so is a lack of the same kind with the same
+/// What a process lacks a CPU, a lock or a disk for is one defect, whichever rule saw it; so is a lack of the same kind with the same
 /// subject; and a loop that is held up by what another
 /// rule explains is explained by that.
 fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
-    const ONE: [Bottleneck; 2] = [Bottleneck::CpuStarvation, Bottleneck::Lock];
+    const ONE: [Bottleneck; 3] = [Bottleneck::CpuStarvation, Bottleneck::Lock, Bottleneck::Io];
     found.sort_by_key(|of| Reverse(rank(of)));
     let mut kept: Vec<Finding> = Vec::new();
     for finding in found {
@@ -56,22 +62,71 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
             of_process && (same || ONE.contains(&of.bottleneck))
         });
         match first {
-            Some(first) => {
-                let also = first.details.entry("also").or_insert_with(|| json!([]));
-                if let Some(ids) = also.as_array_mut() {
-                    ids.push(json!(finding.id()));
-                }
+            // Whichever costs more, the one that explains stands for both.
+            Some(first) if first.subject == finding.subject && says_more(&finding) > says_more(first) => {
+                let other = std::mem::replace(first, finding);
+                stand_for(first, &other);
             }
+            Some(first) => also(first, &finding),
             None => kept.push(finding),
         }
     }
     kept
 }
 
+/// How a process spends its CPU time is no defect besides another one of its CPU time that shows the same function.
+fn same_work(found: Vec<Finding>, names: &Names) -> Vec<Finding> {
+    let shows = |of: &Finding, subject: &str| {
+        let functions = of.evidence.iter().flat_map(|evidence| names.functions(&evidence.frames));
+        let name = subject.split(" (").next().unwrap_or(subject);
+        functions.into_iter().any(|(function, ..)| function.name == name)
+    };
+    let (how, mut kept): (Vec<_>, Vec<_>) = found.into_iter().partition(|of| HOW.contains(&of.rule));
+    for finding in how {
+        let same = |of: &&mut Finding| {
+            let cpu = [Bottleneck::Cpu, Bottleneck::Io, Bottleneck::Memory].contains(&of.bottleneck);
+            let about = cpu && of.process.pid == finding.process.pid && shows(of, &finding.subject);
+            about && (of.severity >= Severity::Warning || of.severity >= finding.severity)
+        };
+        let known = !finding.subject.is_empty();
+        match kept.iter_mut().find(|of| known && same(of)) {
+            Some(first) => stand_for(first, &finding),
+            None => kept.push(finding),
+        }
+    }
+    kept
+}
+
+/// How much a finding says of a defect that several rules see: why, more than what, more than how.
+fn says_more(of: &Finding) -> u8 {
+    match of.rule {
+        rule if EXPLAIN.contains(&rule) => 2,
+        rule if HOW.contains(&rule) => 0,
+        _ => 1,
+    }
+}
+
+/// Lets a finding stand for another one, whatever that costs.
+fn stand_for(first: &mut Finding, other: &Finding) {
+    first.severity = first.severity.max(other.severity);
+    if other.cost.ns > first.cost.ns {
+        first.cost = other.cost;
+    }
+    also(first, other);
+}
+
+/// Notes that a finding says the same as another.
+fn also(first: &mut Finding, other: &Finding) {
+    let also = first.details.entry("also").or_insert_with(|| json!([]));
+    if let Some(ids) = also.as_array_mut() {
+        ids.push(json!(other.id()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::finding::{Cost, ProcessName, Severity};
+    use crate::model::finding::{Cost, Evidence, ProcessName};
 
     fn finding(rule: &'static str, pid: u32, bottleneck: Bottleneck, ns: u64) -> Finding {
         Finding {
@@ -90,12 +145,15 @@ mod tests {
 
     #[test]
     fn one_defect_is_one_finding() {
-        let merged = defects(vec![
-            finding("stall", 1, Bottleneck::Cpu, 5),
-            finding("stall", 2, Bottleneck::Cpu, 9),
-            finding("starved", 1, Bottleneck::CpuStarvation, 3),
-            finding("stall-queue", 1, Bottleneck::CpuStarvation, 2),
-        ]);
+        let merged = defects(
+            vec![
+                finding("stall", 1, Bottleneck::Cpu, 5),
+                finding("stall", 2, Bottleneck::Cpu, 9),
+                finding("starved", 1, Bottleneck::CpuStarvation, 3),
+                finding("stall-queue", 1, Bottleneck::CpuStarvation, 2),
+            ],
+            &Names::default(),
+        );
         assert_eq!(merged.len(), 2, "{merged:#?}");
         assert_eq!(
             (merged[0].process.pid, merged[0].cost.ns, &merged[0].details["alike"]),
@@ -110,9 +168,37 @@ mod tests {
             subject: subject.into(),
             ..finding(rule, 1, Bottleneck::Process, ns)
         };
-        let two = |second: Finding| defects(vec![about("stall", "f", 5), second]).len();
+        let two = |second: Finding| defects(vec![about("stall", "f", 5), second], &Names::default()).len();
         assert_eq!(two(about("nested", "f", 9)), 1);
         assert_eq!(two(about("nested", "g", 9)), 2);
         assert_eq!(two(Finding { bottleneck: Bottleneck::Memory, ..about("leak", "f", 9) }), 2);
+    }
+
+    #[test]
+    fn how_cpu_time_is_spent_belongs_to_what_shows_the_same_function() {
+        let run = crate::model::report::fixtures::run(&[("main;load;read", 1)]);
+        let stall = Finding {
+            severity: Severity::Critical,
+            evidence: vec![Evidence { frames: run.cpu.stacks[0].frames.clone(), ..Evidence::default() }],
+            ..finding("stall", 1, Bottleneck::Cpu, 9)
+        };
+        let faults = |function: &str| Finding {
+            subject: function.into(),
+            ..finding("page-fault-storm", 1, Bottleneck::Memory, 5)
+        };
+        let rules = |function: &str| {
+            let found = defects(vec![stall.clone(), faults(function)], run.names());
+            found.into_iter().map(|of| of.rule).collect::<Vec<_>>()
+        };
+        assert_eq!(rules("read"), ["stall"]);
+        let bound = Finding { subject: "load".into(), ..finding("cpu-bound", 1, Bottleneck::Cpu, 99) };
+        let late = Finding { severity: Severity::Warning, subject: "load".into(), ..stall.clone() };
+        let one = defects(vec![bound, late], run.names());
+        assert_eq!(
+            (one.len(), one[0].rule, one[0].cost.ns),
+            (1, "stall", 99),
+            "the loop, whatever costs more"
+        );
+        assert_eq!(rules("render").len(), 2);
     }
 }

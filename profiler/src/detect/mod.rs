@@ -6,6 +6,8 @@ use crate::{
     model::{finding::Finding, report::Run},
 };
 
+pub mod blocked;
+pub mod causes;
 pub mod diagnosis;
 pub mod groups;
 pub mod hotspot;
@@ -13,6 +15,7 @@ pub mod leak;
 pub mod memory_diff;
 pub mod merge;
 pub mod paths;
+pub mod roles;
 pub mod rule;
 pub mod rules;
 pub mod trend;
@@ -31,13 +34,18 @@ pub static RULES: &[&Rule] = &[
     &rules::nested_wait::RULE,
     &rules::worker_blocked::RULE,
     &rules::long_wait::RULE,
+    &rules::slow_io::RULE,
+    &rules::lock_contention::RULE,
     &rules::lock_convoy::RULE,
+    &rules::busy_poll::RULE,
+    &rules::cpu_bound::RULE,
     &rules::cpu_starvation::RULE,
     &rules::cpu_throttled::RULE,
     &rules::descriptors_growing::RULE,
     &rules::stopped::RULE,
     &rules::thread_pool::RULE,
     &rules::slow_peer::RULE,
+    &rules::connect_errors::RULE,
     &rules::connections::CHURN,
     &rules::connections::UNANSWERED,
     &rules::children_busy::RULE,
@@ -47,6 +55,7 @@ pub static RULES: &[&Rule] = &[
 
 /// Judges a run: its findings and its verdict are kept in it.
 pub fn judge(run: &mut Run, overrides: &Overrides) {
+    causes::settle(run);
     run.findings = findings(run, overrides);
     run.verdict = Some(diagnosis::verdict(run));
 }
@@ -55,7 +64,7 @@ pub fn judge(run: &mut Run, overrides: &Overrides) {
 pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
     let able = RULES.iter().filter(|rule| rule.needs.iter().all(|needs| needs.is_in(run)));
     let found: Vec<Finding> = able.flat_map(|rule| (rule.check)(run, &overrides.of(rule))).collect();
-    let mut found = merge::defects(found);
+    let mut found = merge::defects(found, run.names());
     // What grows until it is killed comes before all that costs time.
     let rank = |of: &Finding| (of.severity, of.cost.bytes_per_s > 0.0, of.cost.ns);
     found.sort_by_key(|finding| std::cmp::Reverse(rank(finding)));

@@ -6,8 +6,8 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Evidence, ProcessName},
-        report::{Names, Run},
-        stack::{StackId, ThreadKey},
+        report::{NamedFrame, Names, Run},
+        stack::{ModuleKind, StackId, ThreadKey},
         wait::{Blocking, ThreadTime},
     },
     symbolize::Function,
@@ -64,12 +64,102 @@ pub fn common_path<'a>(names: &'a Names, samples: &[(StackId, u64)]) -> Vec<&'a 
     }
 }
 
-/// A function and where it is.
+/// A function and where it is, its file by the end of its path. Where the C library's functions are is of no use to anybody.
 pub fn at(function: &Function) -> String {
     match (&function.file, function.line) {
-        (Some(file), Some(line)) => format!("{} ({file}:{line})", function.name),
+        (Some(file), Some(line)) if !is_of_libc(file) => format!("{} ({}:{line})", function.name, tail(file)),
         _ => function.name.clone(),
     }
+}
+
+/// Whether a source file is one of the C library's, by how distributions build it.
+fn is_of_libc(file: &str) -> bool {
+    file.contains("sysdeps/")
+        || (file.starts_with("./") && file.contains("/../"))
+        || file.starts_with("./nptl")
+}
+
+/// The last two parts of a path: enough to find the file by.
+pub fn tail(path: &str) -> &str {
+    path.rmatch_indices('/').nth(1).map_or(path, |(at, _)| &path[at + 1..])
+}
+
+/// Modules that belong to the system, by how their names begin.
+const SYSTEM_MODULES: [&str; 9] =
+    ["libc.", "libc-", "libpthread", "ld-", "libstdc++", "libgcc", "libm.", "libm-", "linux-vdso"];
+/// Functions of languages and their runtimes, by how their names begin.
+const SYSTEM_FUNCTIONS: [&str; 24] = [
+    "std::",
+    "core::",
+    "alloc::",
+    "<std::",
+    "<core::",
+    "<alloc::",
+    "tokio::",
+    "<tokio::",
+    "futures",
+    "<futures",
+    "mio::",
+    "<mio::",
+    "parking_lot",
+    "<parking_lot",
+    "pthread_",
+    "__",
+    "runtime.",
+    "syscall.",
+    "internal/",
+    "Builtins_",
+    "{closure",
+    "{async",
+    "call_once",
+    "block_on",
+];
+/// Files of the libraries that languages come with, by parts of their paths.
+const SYSTEM_FILES: [&str; 7] =
+    ["node:", "/rustc/", "/.cargo/registry/", "/lib/python", "<frozen", "/usr/lib/go", "/usr/share/go"];
+
+/// A function with its frame, and whether the compiler inlined it.
+type InFrame<'a> = (&'a Function, &'a NamedFrame, bool);
+
+/// The innermost function of the program's own: of a stack with functions of an interpreter or a just-in-time compiler one of
+/// those, else of the program and its libraries; the system's are left out.
+pub fn own<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a Function> {
+    let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
+    let user = names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
+    own_of(names, &user.collect::<Vec<_>>())
+}
+
+/// As [`own`], among the outermost `depth` functions of [`path`].
+pub fn own_within<'a>(names: &'a Names, frames: &'a [usize], depth: usize) -> Option<&'a Function> {
+    let user = names.functions(frames).rev().filter(|(_, frame, _)| !names.is_kernel(frame));
+    let mut outer: Vec<_> = user.take(depth).collect();
+    outer.reverse();
+    own_of(names, &outer)
+}
+
+fn own_of<'a>(names: &Names, functions: &[InFrame<'a>]) -> Option<&'a Function> {
+    let is_system = |of: &Function| {
+        SYSTEM_FUNCTIONS.iter().any(|word| of.name.starts_with(word))
+            || of
+                .file
+                .as_ref()
+                .is_some_and(|file| is_of_libc(file) || SYSTEM_FILES.iter().any(|part| file.contains(part)))
+    };
+    let is_named = |(of, frame, _): &&InFrame<'a>| !is_system(of) && !of.is_unnamed(names.module_of(frame));
+    let is_managed = |(_, frame, _): &&InFrame<'a>| {
+        matches!(names.module_of(frame).kind, ModuleKind::Jit(_) | ModuleKind::Managed(_))
+    };
+    let is_file = |(_, frame, _): &&InFrame<'a>| {
+        let module = names.module_of(frame);
+        module.kind == ModuleKind::File && !SYSTEM_MODULES.iter().any(|of| module.name().starts_with(of))
+    };
+    let named = || functions.iter().filter(is_named);
+    named().find(is_managed).or_else(|| named().find(is_file)).map(|(function, ..)| *function)
+}
+
+/// The place of a stack in the program: [`own`], or else its innermost function.
+pub fn place<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a Function> {
+    own(names, frames).or_else(|| path(names, frames).last().copied())
 }
 
 /// The parts that say something.
@@ -93,6 +183,15 @@ pub fn bottleneck(cause: WaitCause) -> Bottleneck {
 pub fn share_of_wall(run: &Run, ns: u64, threads: usize) -> f64 {
     let wall = run.cpu.accounts.duration_ns as f64 * threads.max(1) as f64;
     if wall > 0.0 { (ns as f64 / wall).min(1.0) } else { 0.0 }
+}
+
+/// For how long system calls were watched, ns.
+pub fn calls_watched_ns(run: &Run) -> u64 {
+    let wall_ns = run.cpu.accounts.duration_ns;
+    run.calls
+        .as_ref()
+        .map_or(wall_ns, |calls| if calls.watched_ns == 0 { wall_ns } else { calls.watched_ns })
+        .max(1)
 }
 
 /// Names of threads and processes.
@@ -122,5 +221,48 @@ impl<'a> Namer<'a> {
     /// A thread's process.
     pub fn of(&self, thread: ThreadKey) -> ProcessName {
         ProcessName { pid: thread.pid, name: self.process(thread).to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{report::fixtures, stack::Module};
+
+    #[test]
+    fn the_programs_own_function_is_found_below_its_libraries() {
+        let of = |stack: &str| {
+            let run = fixtures::run(&[(stack, 1)]);
+            own(run.names(), &run.cpu.stacks[0].frames).map(|function| function.name.clone())
+        };
+        assert_eq!(
+            of("main;app::handle;std::thread::sleep;__nanosleep;k:schedule").as_deref(),
+            Some("app::handle")
+        );
+        assert_eq!(of("main;commit;__fdatasync").as_deref(), Some("commit"));
+        assert_eq!(of("__clone;std::run"), None);
+    }
+
+    #[test]
+    fn an_interpreted_function_comes_before_its_interpreter() {
+        let mut run = fixtures::run(&[("main;uv_run;load;node::fs::Read;read", 1)]);
+        let names = std::rc::Rc::make_mut(&mut run.cpu.names);
+        names.modules.push(Module::special(ModuleKind::Jit(7)));
+        let load = names.frames.iter_mut().find(|frame| frame.functions[0].name == "load");
+        if let Some(load) = load {
+            load.module = 2;
+        }
+        let frames = &run.cpu.stacks[0].frames;
+        assert_eq!(own(run.names(), frames).map(|function| function.name.as_str()), Some("load"));
+    }
+
+    #[test]
+    fn places_are_short() {
+        let of = |file: &str| {
+            at(&Function { name: "f".into(), file: Some(file.into()), line: Some(7), start: None })
+        };
+        assert_eq!(of("/srv/app/src/orders.js"), "f (src/orders.js:7)");
+        assert_eq!(of("app.js"), "f (app.js:7)");
+        assert_eq!(of("./misc/../sysdeps/unix/sysv/linux/fdatasync.c"), "f");
     }
 }

@@ -17,6 +17,7 @@ use aya::{
     programs::{
         FEntry, FExit, PerfEvent, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        raw_trace_point::RawTracePointLinkId,
     },
     util::online_cpus,
 };
@@ -99,6 +100,8 @@ pub struct Kernel {
     costs: PerCpuArray<MapData, ProbeCost>,
     unwind: Option<UnwindMaps>,
     uprobes: uprobe::Unloaded,
+    /// Programs on tracepoints, by name.
+    tracepoints: BTreeMap<String, RawTracePointLinkId>,
     only: u32,
 }
 
@@ -172,6 +175,7 @@ impl Kernel {
             costs: PerCpuArray::try_from(take("COSTS")?)?,
             unwind: Some(unwind_maps),
             uprobes,
+            tracepoints: BTreeMap::new(),
             only,
             ebpf: Some(ebpf),
         })
@@ -247,8 +251,12 @@ impl Kernel {
 
     fn attach_raw(&mut self, program_name: &str, tracepoint: &str) -> Result<()> {
         let program: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
-        program.load().map_err(explain_program)?;
-        program.attach(tracepoint).map_err(explain_program)?;
+        // It is loaded already where it has been paused.
+        if program.fd().is_err() {
+            program.load().map_err(explain_program)?;
+        }
+        let link = program.attach(tracepoint).map_err(explain_program)?;
+        self.tracepoints.insert(program_name.to_owned(), link);
         Ok(())
     }
 
@@ -303,6 +311,14 @@ impl Port for Kernel {
             Hook::Returns(hooks) => self.attach_returns(hooks),
             Hook::TailCall { program, map, index } => self.add_tail_call(program, map, index),
         }
+    }
+
+    fn pause(&mut self, program_name: &str) -> Result<()> {
+        if let Some(link) = self.tracepoints.remove(program_name) {
+            let program: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
+            program.detach(link)?;
+        }
+        Ok(())
     }
 
     fn user_programs(&mut self, programs: &[&'static uprobe::Program]) -> Result<(uprobe::Programs, Costs)> {

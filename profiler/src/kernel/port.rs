@@ -60,6 +60,9 @@ pub trait Port {
     /// Lets a program run when something happens.
     fn attach(&mut self, hook: Hook<'_>) -> Result<()>;
 
+    /// Takes a program off its tracepoint, until it is attached again.
+    fn pause(&mut self, program: &str) -> Result<()>;
+
     /// Loads programs that breakpoints in processes run, and a reader of what they cost.
     fn user_programs(&mut self, programs: &[&'static uprobe::Program]) -> Result<(uprobe::Programs, Costs)>;
 

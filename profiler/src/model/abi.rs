@@ -145,6 +145,7 @@ const TRAITS: &[(u16, &[c_long])] = &[
     (traits::DUP, &[libc::SYS_dup3]),
     (traits::CLOSE_RANGE, &[libc::SYS_close_range]),
     (traits::CONNECT, &[libc::SYS_connect]),
+    (traits::OPTION, &[libc::SYS_getsockopt]),
     (traits::POLL, &[libc::SYS_ppoll]),
     (traits::PATH0, &[libc::SYS_execve, libc::SYS_truncate, libc::SYS_statfs, libc::SYS_chdir]),
     (

@@ -69,6 +69,8 @@ fn calls(of: &Calls, is_in: &impl Fn(u32) -> bool) -> Calls {
         slow_by_part,
         chatty: only(&of.chatty, |chatty| is_in(chatty.thread.pid)),
         storms: only(&of.storms, |storm| is_in(storm.pid)),
+        watched_ns: of.watched_ns,
+        windows: of.windows,
     }
 }
 

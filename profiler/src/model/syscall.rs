@@ -29,6 +29,10 @@ pub struct Calls {
     pub chatty: Vec<Chatty>,
     /// Calls that failed at a high rate; most failures first.
     pub storms: Vec<ErrorStorm>,
+    /// For how long calls were watched, ns; zero where that is not known: all the time.
+    pub watched_ns: u64,
+    /// In how many windows, where watching all the time was too dear; zero where it was not.
+    pub windows: u64,
 }
 
 impl Calls {
@@ -259,6 +263,8 @@ pub struct Chatty {
     pub total_ns: u64,
     /// Half of them moved no more than about so much, bytes.
     pub median_bytes: u64,
+    /// Requests that the process answered in the same time; zero if it serves nobody.
+    pub requests: u64,
     /// Where most of them come from.
     pub stack: Option<StackId>,
 }

@@ -27,6 +27,14 @@ const FRAMES: usize = 4;
 /// Writes the part; nothing if system calls were not watched.
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(calls) = &run.calls else { return Ok(()) };
+    if calls.windows > 0 {
+        let text = format!(
+            "\nsystem calls were watched for {} in {}, for their cost: counts are those of that time",
+            time(calls.watched_ns),
+            count(calls.windows + 1, "window"),
+        );
+        line(&text, style, out)?;
+    }
     counts(run, calls, style, out)?;
     waits(run, calls, style, out)?;
     objects(calls, style, out)?;
@@ -317,6 +325,7 @@ pub(crate) mod fixtures {
                 span_ns: 900 * MS,
                 total_ns: 650 * MS,
                 median_bytes: 64,
+                requests: 0,
                 stack: Some(StackId(0)),
             }],
             storms: vec![ErrorStorm {
@@ -328,6 +337,8 @@ pub(crate) mod fixtures {
                 errno: "EMFILE".into(),
                 lasted_ns: 1_000 * MS,
             }],
+            watched_ns: 0,
+            windows: 0,
             objects_unlisted: 0,
         });
         run

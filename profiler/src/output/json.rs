@@ -110,6 +110,8 @@ struct Calls<'a> {
     slow_by_part: SlowByPart<'a>,
     chatty: Vec<Chatty<'a>>,
     error_storms: Vec<ErrorStorm<'a>>,
+    watched_ns: u64,
+    windows: u64,
 }
 
 #[derive(Serialize)]
@@ -174,6 +176,7 @@ struct Chatty<'a> {
     per_second: f64,
     total_ns: u64,
     median_bytes: u64,
+    requests: u64,
     stack: Vec<&'a str>,
 }
 
@@ -554,6 +557,7 @@ fn calls<'a>(of: &'a crate::model::syscall::Calls, run: &'a Run) -> Calls<'a> {
         per_second: of.per_second(),
         total_ns: of.total_ns,
         median_bytes: of.median_bytes,
+        requests: of.requests,
         stack: stack(of.stack),
     };
     Calls {
@@ -571,6 +575,8 @@ fn calls<'a>(of: &'a crate::model::syscall::Calls, run: &'a Run) -> Calls<'a> {
         },
         chatty: of.chatty.iter().map(chatty).collect(),
         error_storms: of.storms.iter().map(storm).collect(),
+        watched_ns: of.watched_ns,
+        windows: of.windows,
     }
 }
 

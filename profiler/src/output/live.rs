@@ -13,18 +13,15 @@ use super::{
     text::{Style, line},
 };
 use crate::{
-    detect::hotspot,
-    model::{
-        report::Run,
-        syscall::Interval,
-        units::{percent, thousands},
-        wait::Blocking,
-    },
+    detect::{self, hotspot, rule::Overrides},
+    model::{finding::Severity, report::Run, syscall::Interval, units::percent},
     say,
 };
 
 /// Functions in the live table.
 const ROWS: usize = 12;
+/// Findings below it.
+const FINDINGS: usize = 3;
 
 /// What is on the screen.
 pub struct Live {
@@ -71,8 +68,7 @@ impl Live {
     ) -> Result<Vec<u8>> {
         let last = &run.cpu;
         let calls = calls.map(|calls| calls::interval(calls, last.accounts.duration_ns as f64 / 1e9));
-        let found: Vec<String> =
-            [calls, run.blocking.as_ref().and_then(found)].into_iter().flatten().collect();
+        let found: Vec<String> = calls.into_iter().chain(found(run, elapsed)).collect();
         let progress = match total {
             Some(total) => format!("{} of {}", seconds(elapsed), seconds(total)),
             None => format!("{}, Ctrl-C ends", seconds(elapsed)),
@@ -106,7 +102,7 @@ impl Live {
             colour: true,
             width: Some(columns.saturating_sub(1)),
             threads: false,
-            top: ROWS.min(rows.saturating_sub(5)),
+            top: ROWS.min(rows.saturating_sub(6 + FINDINGS)),
         };
         let mut text = Vec::new();
         let header =
@@ -128,22 +124,41 @@ impl Live {
     }
 }
 
-/// What was found wrong so far, if anything.
-fn found(blocking: &Blocking) -> Option<String> {
-    let stalls: u64 = blocking.loops.iter().map(|of| of.warnings + of.criticals).sum();
-    let counts = [
-        (stalls, "stalls of event loops"),
-        (blocking.long_waits.len() as u64 + blocking.long_waits_unlisted, "long waits"),
-        (blocking.convoys.len() as u64, "lock convoys"),
-    ];
-    let some: Vec<String> = counts
-        .into_iter()
-        .filter(|&(n, _)| n > 0)
-        .map(|(n, what)| format!("{} {what}", thousands(n)))
-        .collect();
-    (!some.is_empty()).then(|| format!("found since the start: {}", some.join(", ")))
+/// What was found wrong so far, worst first: the findings that the report will have, as far as they are known by now.
+fn found(run: &Run, elapsed: Duration) -> Vec<String> {
+    let mut so_far = run.clone();
+    so_far.cpu.accounts.duration_ns = elapsed.as_nanos() as u64;
+    // Samples are those of the last interval only: rules that count them would take the rest for idle.
+    so_far.cpu.stacks.clear();
+    so_far.cpu.total = 0;
+    detect::judge(&mut so_far, &Overrides::default());
+    let warnings: Vec<_> = so_far.findings.iter().filter(|of| of.severity > Severity::Info).collect();
+    let more = warnings.len().saturating_sub(FINDINGS);
+    let shown = warnings.iter().take(FINDINGS).enumerate().map(|(at, of)| {
+        let more = if at + 1 == FINDINGS && more > 0 { format!(" (and {more} more)") } else { String::new() };
+        format!("{}{more}: {}", of.severity.id(), of.title)
+    });
+    shown.collect()
 }
 
 fn seconds(duration: Duration) -> String {
     format!("{:.0} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::fixtures::run_with_findings;
+
+    #[test]
+    fn the_live_view_has_the_findings_of_the_report() {
+        let mut run = run_with_findings();
+        let live = found(&run, Duration::from_secs(100));
+        run.cpu.accounts.duration_ns = 100_000_000_000;
+        run.cpu.stacks.clear();
+        detect::judge(&mut run, &Overrides::default());
+        let report: Vec<_> = run.findings.iter().filter(|of| of.severity > Severity::Info).collect();
+        assert_eq!(live.len(), report.len().min(FINDINGS));
+        assert!(live.iter().zip(report).all(|(line, of)| line.contains(&of.title)), "{live:?}");
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
         groups::groups,
         hotspot::{self, Hotspot},
         paths::paths,
+        roles,
     },
     model::{
         finding::{Bottleneck, Finding, Severity, Verdict},
@@ -242,12 +243,16 @@ fn function(of: &Hotspot, total: u64, style: &Style, out: &mut dyn Write) -> Res
     Ok(())
 }
 
-/// Threads by what they do, those of one name as one.
+/// Threads by what they are there for, those of one role or name as one.
 fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(blocking) = &run.blocking else { return Ok(()) };
+    let roles = roles::roles(run);
     let mut groups: BTreeMap<(u32, &str), (ThreadTime, u64)> = BTreeMap::new();
     for thread in &blocking.threads {
-        let (sum, threads) = groups.entry((thread.thread.pid, &thread.name)).or_default();
+        let main = thread.thread.tid == thread.thread.pid;
+        let role = roles.get(&thread.thread).copied().filter(|_| !main || thread.name.is_empty());
+        let who = role.unwrap_or(if main { "main thread" } else { &thread.name });
+        let (sum, threads) = groups.entry((thread.thread.pid, who)).or_default();
         sum.process.clone_from(&thread.process);
         sum.add(thread);
         *threads += 1;

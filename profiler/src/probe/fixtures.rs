@@ -87,6 +87,11 @@ impl Port for FakeKernel {
         Ok(())
     }
 
+    fn pause(&mut self, program: &str) -> Result<()> {
+        self.0.borrow_mut().attached.retain(|of| of != program);
+        Ok(())
+    }
+
     fn user_programs(&mut self, _: &[&'static uprobe::Program]) -> Result<(uprobe::Programs, Costs)> {
         bail!("there is no kernel")
     }

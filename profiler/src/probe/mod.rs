@@ -53,7 +53,7 @@ mod tests {
     use crate::{
         model::kind::KINDS,
         process::target::Target,
-        settings::{Alloc, Requests, Waits, fixtures::settings},
+        settings::{Alloc, Requests, Syscalls, Waits, fixtures::settings},
     };
 
     #[test]
@@ -71,7 +71,7 @@ mod tests {
         let names = |settings: &Settings| enabled(settings).map(|spec| spec.name).collect::<Vec<_>>();
         assert_eq!(names(&settings), ["cpu"]);
         assert_eq!(kinds(&settings), [crate::model::kind::CPU]);
-        (settings.waits, settings.syscalls, settings.alloc.mode) = (Waits::On, true, Alloc::Full);
+        (settings.waits, settings.syscalls, settings.alloc.mode) = (Waits::On, Syscalls::On, Alloc::Full);
         settings.requests = Requests::On;
         assert_eq!(names(&settings), ["cpu", "sched", "syscall", "request", "alloc"]);
         settings.unwind_by_tables = true;

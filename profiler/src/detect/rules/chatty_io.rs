@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{evidence, functions, share_of_wall},
+        words::{calls_watched_ns, evidence, functions},
     },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
@@ -35,6 +35,9 @@ pub static RULE: Rule = Rule {
     doc: "\
 A socket or pipe on which one small question follows the answer to the one before, at least 50 times and 20 times a second,
 from one place in the code; or a file that is read or written in at least 1000 pieces of 512 bytes and less.
+
+Where the process answers requests itself, fewer than three questions for each are as it should be; ten and more are told from
+wherever in the code they come.
 
 Each question costs a round trip, however fast the other side is: the N+1 problem. Ask for many things at once
 (`WHERE id IN (…)`, a pipeline, a bulk request), or read and write through a buffer.",
@@ -81,15 +84,19 @@ fn grouped(found: &[Chatty], names: &Names) -> Vec<Group> {
 }
 
 fn finding(group: &Group, run: &Run, least: f64) -> Finding {
-    let share = share_of_wall(run, group.total_ns, 1);
+    let share = (group.total_ns as f64 / calls_watched_ns(run) as f64).min(1.0);
     let of = &group.most;
     let what = if of.round_trips { "round trips to" } else { "small reads or writes of" };
     let others = match group.objects {
         1 => String::new(),
         n => format!(" and {} more", thousands(n - 1)),
     };
+    let each = match of.requests {
+        0 => String::new(),
+        n => format!(", {:.0} for each request that it answers", group.count as f64 / n as f64),
+    };
     let title = format!(
-        "{} {what} {}{others}, one after the other, took {}: {} (tid {}) makes {} a second, half of them of {} or less",
+        "{} {what} {}{others}, one after the other, took {}: {} (tid {}) makes {} a second{each}, half of them of {} or less",
         thousands(group.count),
         of.object,
         time(group.total_ns),
@@ -118,6 +125,7 @@ fn finding(group: &Group, run: &Run, least: f64) -> Finding {
             ("objects", json!(group.objects)),
             ("round_trips", json!(of.round_trips)),
             ("count", json!(group.count)),
+            ("requests", json!(of.requests)),
             ("per_second", json!(of.per_second())),
             ("median_bytes", json!(of.median_bytes)),
         ]),

@@ -21,12 +21,20 @@ const SHARE: Param = Param {
     flag: None,
 };
 
+const WARNING: Param = Param {
+    name: "warning",
+    unit: Unit::Percent,
+    default: 50.0,
+    help: "CPU time of children, of one CPU, that is a warning: what is told of the target is not what costs",
+    flag: None,
+};
+
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "children-busy",
     summary: "children that were not profiled use the CPU",
     needs: &[Needs::Vitals],
-    params: &[SHARE],
+    params: &[SHARE, WARNING],
     check,
     doc: "\
 Children of the target that are no targets themselves used this much CPU time during the run, those that have ended
@@ -39,10 +47,13 @@ those that run already.",
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
     let share = |of: &ProcessVitals| of.children_cpu_ns as f64 / of.span_ns.max(1) as f64;
-    processes.filter(|of| share(of) * 100.0 >= values.get(&SHARE)).map(|of| finding(of, share(of))).collect()
+    processes
+        .filter(|of| share(of) * 100.0 >= values.get(&SHARE))
+        .map(|of| finding(of, share(of), values))
+        .collect()
 }
 
-fn finding(of: &ProcessVitals, share: f64) -> Finding {
+fn finding(of: &ProcessVitals, share: f64, values: &Values<'_>) -> Finding {
     let busiest: Vec<String> = of
         .children
         .iter()
@@ -60,7 +71,7 @@ fn finding(of: &ProcessVitals, share: f64) -> Finding {
     };
     Finding {
         rule: RULE.name,
-        severity: Severity::Info,
+        severity: if share * 100.0 >= values.get(&WARNING) { Severity::Warning } else { Severity::Info },
         bottleneck: Bottleneck::Process,
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: of.children.first().map_or_else(String::new, |child| child.process.clone()),
@@ -107,6 +118,7 @@ mod tests {
         judge(&mut run, &Overrides::default());
         let verdict = run.verdict.unwrap();
         assert_eq!(verdict.bottleneck, Bottleneck::Process);
+        assert_eq!(run.findings[0].severity, Severity::Warning, "both CPUs");
         assert!(
             verdict.sentence.contains("190 % of one CPU") && verdict.advice.contains("--pid 8"),
             "{verdict:?}"

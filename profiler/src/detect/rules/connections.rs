@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::calls_watched_ns,
+    },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
-        units::{per_second, thousands},
+        syscall::{CallCount, KindWaits, WaitKind},
+        units::per_second,
         vitals::{Peer, ProcessVitals},
     },
 };
@@ -17,7 +21,7 @@ use crate::{
 const RATE: Param = Param {
     name: "rate",
     unit: Unit::PerSecond,
-    default: 20.0,
+    default: 10.0,
     help: "Connections to one peer, made and given up",
     flag: None,
 };
@@ -36,8 +40,9 @@ pub static CHURN: Rule = Rule {
     check: churn,
     doc: "\
 Connections from this process to one address and port come and go. Each costs a round trip or more before the first byte (three
-with TLS), and a port of this machine for a minute after it. The rate is a lower bound: connections that were seen once a second,
-and those in TIME_WAIT, which the kernel keeps for 60 s (of the whole network namespace).
+with TLS), and a port of this machine for a minute after it. The rate is that of the calls of connect, where they were watched;
+otherwise a lower bound: connections that were seen once a second, and those in TIME_WAIT, which the kernel keeps for 60 s (of the
+whole network namespace).
 
 Keep connections: a pool, `keepAlive: true`, a session object instead of single requests.",
 };
@@ -58,22 +63,59 @@ returned EINPROGRESS looks like success.",
 
 fn churn(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let least = values.get(&RATE);
-    let finding = |of: &ProcessVitals, peer: &Peer| {
-        let rate = rate(of, peer);
+    let finding = |of: &ProcessVitals, peer: &Peer, connects: f64| {
+        let rate = rate(of, peer).max(connects);
         (!peer.clients && rate >= least).then(|| Finding {
             title: format!(
-                "{} connections a second or more are made from {} (pid {}) to {}, {} at once at most",
+                "{} connections a second or more are made from {} (pid {}) to {}, few of which stay",
                 per_second(rate),
                 of.process,
                 of.pid,
                 peer.peer,
-                thousands(peer.most)
             ),
             advice: "keep connections open: a pool, or keep-alive".to_owned(),
             ..network(&CHURN, of, peer, vec![("per_second", json!(rate)), ("seen", json!(peer.seen))])
         })
     };
-    each(run, finding)
+    let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    let found = processes.flat_map(|of| {
+        let connects = connects(run, of.pid);
+        // Those that are over before anybody looks are known by their calls only.
+        let unseen = connects.keys().filter(|name| !of.peers.iter().any(|peer| peer.peer == **name));
+        let unseen = unseen.map(|name| Peer { peer: (*name).to_owned(), ..Peer::default() });
+        let peers: Vec<Peer> = of.peers.iter().cloned().chain(unseen).collect();
+        let made = |peer: &Peer| connects.get(peer.peer.as_str()).map_or(0.0, |made| made(peer.most));
+        peers.iter().filter_map(|peer| finding(of, peer, made(peer))).collect::<Vec<_>>()
+    });
+    found.collect()
+}
+
+/// Calls of connect a second by peer, where calls were watched: as a function of how many connections stay. Which peer it was is
+/// known of those that took long enough to be told; the others are taken to be divided likewise. Those that fail are another
+/// rule's.
+fn connects(run: &Run, pid: u32) -> BTreeMap<&str, impl Fn(u64) -> f64 + use<>> {
+    let calls = run.calls.iter().flat_map(|calls| &calls.calls);
+    let calls = calls.filter(|of| of.thread.pid == pid && of.syscall == "connect");
+    let made: f64 = calls.map(|of| of.lengths.count as f64 - refused(of) as f64).sum();
+    let waits = run.calls.iter().flat_map(|calls| &calls.waits);
+    let waits: Vec<_> =
+        waits.filter(|of| of.pid == pid && of.kind == WaitKind::Connect && !of.peer.is_empty()).collect();
+    let all: f64 = waits.iter().map(|of| of.lengths.count as f64).sum();
+    let seconds = calls_watched_ns(run) as f64 / 1e9;
+    let of_peer = move |of: &KindWaits| made * of.lengths.count as f64 / all.max(1.0);
+    waits
+        .into_iter()
+        .map(|of| {
+            let made = of_peer(of);
+            (of.peer.as_str(), move |stay: u64| (made - stay as f64).max(0.0) / seconds)
+        })
+        .collect()
+}
+
+fn refused(of: &CallCount) -> u64 {
+    let failed =
+        of.errors.iter().filter(|(name, _)| !matches!(name.as_str(), "EINPROGRESS" | "EALREADY" | "EISCONN"));
+    failed.map(|(_, n)| n).sum()
 }
 
 /// Connections a second, at least.
@@ -132,7 +174,10 @@ fn network(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::rule::Overrides, model::vitals::Vitals};
+    use crate::{
+        detect::rule::Overrides,
+        model::{distribution::Summary, syscall::Calls, vitals::Vitals},
+    };
 
     fn run(peer: Peer) -> Run {
         let mut run = crate::model::report::fixtures::run(&[]);
@@ -159,6 +204,32 @@ mod tests {
             0,
             "its clients do it"
         );
+    }
+
+    #[test]
+    fn connections_too_short_to_be_seen_are_known_by_their_calls() {
+        let found = |made: u64, failed: u64, stay: u64| {
+            let mut run = run(Peer { most: stay, ..Peer::default() });
+            run.cpu.accounts.duration_ns = 10_000_000_000;
+            let connect = CallCount {
+                thread: crate::model::stack::ThreadKey { pid: 7, tid: 0 },
+                syscall: "connect".into(),
+                lengths: Summary { count: made, ..Summary::default() },
+                errors: vec![("EINPROGRESS".into(), made), ("ECONNREFUSED".into(), failed)],
+                ..CallCount::default()
+            };
+            let waits = KindWaits {
+                pid: 7,
+                process: "api".into(),
+                kind: WaitKind::Connect,
+                peer: "10.0.0.2:80".into(),
+                lengths: Summary { count: 5, ..Summary::default() },
+                stack: None,
+            };
+            run.calls = Some(Calls { calls: vec![connect], waits: vec![waits], ..Calls::default() });
+            churn(&run, &Overrides::default().of(&CHURN)).len()
+        };
+        assert_eq!([found(900, 0, 0), found(900, 0, 900), found(900, 890, 0), found(50, 0, 0)], [1, 0, 0, 0]);
     }
 
     #[test]

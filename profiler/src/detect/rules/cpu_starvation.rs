@@ -25,6 +25,10 @@ const SHARE: Param = Param {
 const CRITICAL: f64 = 0.5;
 /// Of the time it wants to run, a thread must wait for so much.
 const OF_WANTED: f64 = 0.25;
+/// Waiting for less than this part of the time that it does run, its own work costs it more: a note.
+const OF_RUNNING: f64 = 0.5;
+/// Waiting for this many times as long as it runs is critical.
+const MANY: f64 = 1.5;
 /// A target that uses so much of all CPUs competes with itself.
 const OWN: f64 = 0.85;
 /// Less is nobody's trouble, ns.
@@ -41,6 +45,10 @@ pub static RULE: Rule = Rule {
 The scheduler counts how long each thread is ready and waits for a CPU. Where that is a large part of a thread's wall time, the
 machine, the container's share of it, or the CPUs the process is pinned to, are too few for what runs there. Each wait may be
 short: the sum is what counts.
+
+What the thread computes itself costs it more than waiting, where it runs for more than twice as long as it waits: that is a
+note, since a machine that is merely busy hides no hot function. Waiting for half of the time, and half as long again as running, is
+critical.
 
 If the target itself uses nearly all CPUs, it competes with itself: that is a note, not a warning. Otherwise look at what
 else runs (`profiler --all -d 10s`), at CPU quotas (rule `cpu-throttled`), at `taskset -p PID` and at nice values.",
@@ -76,11 +84,16 @@ fn finding(thread: &ThreadTime, share: f64, own: bool, blocking: &Blocking) -> F
         (false, []) => String::new(),
         (false, names) => format!("; meanwhile ran {}", names.join(", ")),
     };
+    let against = thread.run_queue_ns as f64 / thread.on_cpu_ns.max(1) as f64;
     let (severity, bottleneck, advice) = if own {
         let advice = "use fewer threads, or more CPUs: more runs than there are CPUs for";
         (Severity::Info, Bottleneck::Cpu, advice)
     } else {
-        let severity = if share >= CRITICAL { Severity::Critical } else { Severity::Warning };
+        let severity = match against {
+            _ if against < OF_RUNNING => Severity::Info,
+            _ if share >= CRITICAL && against >= MANY => Severity::Critical,
+            _ => Severity::Warning,
+        };
         let advice =
             "give it CPUs: move what runs beside it, raise its cgroup's cpu.weight or its nice value";
         (severity, Bottleneck::CpuStarvation, advice)
@@ -152,6 +165,9 @@ mod tests {
         assert_eq!((starved[0].severity, starved[0].cost.share_of_wall), (Severity::Critical, 0.63));
         assert!(starved[0].title.starts_with("63 % of the time thread main"), "{}", starved[0].title);
         assert!(found(&run(800_000_000, 150_000_000)).is_empty(), "every busy thread waits now and then");
+        let severity = |on_cpu, queue| found(&run(on_cpu, queue))[0].severity;
+        assert_eq!(severity(490_000_000, 500_000_000), Severity::Warning, "one neighbour on its CPU");
+        assert_eq!(severity(650_000_000, 300_000_000), Severity::Info, "it computes for twice as long");
     }
 
     #[test]

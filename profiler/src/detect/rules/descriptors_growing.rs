@@ -23,7 +23,7 @@ const GROWTH: Param = Param {
 };
 
 /// Fewer looks say nothing.
-const MIN_LOOKS: usize = 5;
+const MIN_LOOKS: usize = 4;
 /// Parts of the run: their lowest counts must rise from each to the next.
 const PARTS: usize = 4;
 /// A process that reaches its limit within this time is critical, ns.

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     detect::rule::{Needs, Param, Rule, Unit, Values},
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName},
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
         units::{percent, thousands, time},
     },
@@ -23,7 +23,7 @@ const SHARE: Param = Param {
 
 /// Errors by which a call gives an answer that its caller asked for: libuv adds a descriptor to an epoll set and changes it if
 /// it is there already; `isatty`, `realpath` and `mkdir -p` work likewise.
-const EVERYDAY: [(&str, &str); 14] = [
+const EVERYDAY: [(&str, &str); 16] = [
     ("epoll_ctl", "EEXIST"),
     ("epoll_ctl", "ENOENT"),
     ("ioctl", "ENOTTY"),
@@ -38,7 +38,12 @@ const EVERYDAY: [(&str, &str); 14] = [
     ("getxattr", "ENODATA"),
     ("lgetxattr", "ENODATA"),
     ("getpeername", "ENOTCONN"),
+    ("setsockopt", "EOPNOTSUPP"),
+    ("setsockopt", "ENOPROTOOPT"),
 ];
+
+/// A storm that is over sooner, in a run that goes on, is a burst: a note, ns.
+const SHORT_NS: u64 = 2_000_000_000;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -49,7 +54,7 @@ pub static RULE: Rule = Rule {
     check,
     doc: "\
 Of a system call that a process makes at least 100 times a second, so large a part fails with an error that is no everyday
-answer. EAGAIN, EINPROGRESS, EINTR and ENOENT are everyday answers, and what `--expected-error` names.
+answer. One that lasts for less than two seconds is a note. EAGAIN, EINPROGRESS, EINTR and ENOENT are everyday answers, and what `--expected-error` names.
 
 Each such call is work for nothing; most often the program retries what cannot succeed. The error says what is
 missing: EMFILE is the limit of open descriptors (`ulimit -n`), EACCES a right, ECONNREFUSED a server.",
@@ -59,7 +64,11 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
     let storms = run.calls.iter().flat_map(|calls| &calls.storms);
     let finding = |of: &crate::model::syscall::ErrorStorm| Finding {
         rule: RULE.name,
-        severity: of.severity(),
+        severity: if of.lasted_ns < SHORT_NS && run.cpu.accounts.duration_ns > 2 * SHORT_NS {
+            Severity::Info
+        } else {
+            of.severity()
+        },
         bottleneck: Bottleneck::Cpu,
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: format!("{} {}", of.syscall, of.errno),

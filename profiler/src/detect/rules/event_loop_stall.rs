@@ -7,9 +7,12 @@ use serde_json::json;
 
 use crate::{
     detect::{
+        groups,
         rule::{Needs, Param, Rule, Unit, Values},
-        rules::nested_wait,
-        words::{Namer, at, bottleneck, common_path, evidence, functions, join, path, share_of_wall},
+        rules::{gc_pressure, nested_wait},
+        words::{
+            Namer, at, bottleneck, common_path, evidence, functions, join, own_within, path, share_of_wall,
+        },
     },
     model::{
         cause::WaitCause,
@@ -60,7 +63,8 @@ reason are one finding.
 
 Move the work to another thread, divide it into pieces, or use the asynchronous form of the call. Threads that share one
 epoll descriptor (Go, multi-threaded tokio) hold nobody up by being away, so their iterations are no stalls. Nor are those of a
-process that listens for nobody and has one connection (a PostgreSQL backend): its one client waits for the answer anyway.
+process that waits for one client only, or by a latch (PostgreSQL's processes): its one client waits for the answer anyway.
+An iteration that would have been late by its own computing alone is blamed on that, even where it had no CPU for longer.
 Critical is what is critical by its length and makes up five times the share.",
 };
 
@@ -93,11 +97,29 @@ struct Group {
     inside: Option<String>,
 }
 
+/// What a thread was busy with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Work {
+    /// The innermost function that it was in all the time.
+    function: Function,
+    /// The program's own function that called it; none where it is one itself, or where there is none.
+    own: Option<Function>,
+    /// Most of its samples are in the garbage collector.
+    collects: bool,
+}
+
+impl Work {
+    /// The function to look at.
+    fn place(&self) -> &Function {
+        self.own.as_ref().unwrap_or(&self.function)
+    }
+}
+
 /// What most of a stall's time went to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Reason {
     /// The thread itself was busy; in this function, if there are samples.
-    OnCpu(Option<Function>),
+    OnCpu(Option<Work>),
     /// It was ready and had no CPU.
     RunQueue,
     /// It blocked.
@@ -114,19 +136,23 @@ enum Reason {
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(blocking) = &run.blocking else { return Vec::new() };
     let name = Namer::new(Some(blocking));
-    let others_wait = |group: &&Group| !serves_one(run, group.thread.pid);
     let groups = stalls(blocking, run.names());
-    groups.iter().filter(others_wait).map(|group| finding(group, &name, run, values.get(&SHARE))).collect()
+    let found = groups.iter().filter(|group| !waits_by_latch(run, group.thread));
+    found.map(|group| finding(group, &name, run, values.get(&SHARE))).collect()
 }
 
-/// Whether a process serves one client at most: nobody waits for its loop to turn.
-fn serves_one(run: &Run, pid: u32) -> bool {
-    let mut processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
-    processes.any(|of| of.pid == pid && !of.listens && of.most_connections <= 1)
+/// Whether a thread's wait is that of a database's process for its latch: it does one thing at a time, and nobody else waits.
+fn waits_by_latch(run: &Run, thread: ThreadKey) -> bool {
+    let stacks = run.off_cpu.iter().flat_map(|profile| &profile.stacks);
+    let mut own = stacks.filter(|of| of.thread == thread && of.cause == Some(WaitCause::Poll));
+    own.any(|of| path(run.names(), &of.frames).iter().any(|function| function.name == "WaitEventSetWait"))
 }
 
 /// How bad: late iterations that make up little of the time are a note.
 fn severity(group: &Group, share: f64, least: f64) -> Severity {
+    // What nobody saw may be the machine's own doing: a virtual CPU that was taken away looks like work.
+    let seen = !matches!(group.reason, Reason::OnCpu(None) | Reason::Unexplained);
+    let least = if seen { least } else { 5.0 * least };
     match 100.0 * share {
         share if share < least => Severity::Info,
         share if share < 5.0 * least => Severity::Warning,
@@ -137,9 +163,10 @@ fn severity(group: &Group, share: f64, least: f64) -> Severity {
 fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
     let share = share_of_wall(run, group.total_ns, 1);
     let (lacks, subject) = match &group.reason {
-        Reason::OnCpu(function) => (
+        Reason::OnCpu(Some(work)) if work.collects => (Bottleneck::Memory, gc_pressure::GC.to_owned()),
+        Reason::OnCpu(work) => (
             Bottleneck::Cpu,
-            function.as_ref().map_or_else(|| "cpu".to_owned(), |function| function.name.clone()),
+            work.as_ref().map_or_else(|| "cpu".to_owned(), |work| work.place().name.clone()),
         ),
         Reason::RunQueue => (Bottleneck::CpuStarvation, "run queue".to_owned()),
         Reason::Blocked { .. } if group.inside.is_some() => {
@@ -182,13 +209,16 @@ enum Main<'a> {
 }
 
 /// The main reason, and how much of the stall it took, ns.
-fn main_reason<'a>(stall: &'a Stall, names: &'a Names) -> (Main<'a>, u64) {
+fn main_reason<'a>(stall: &'a Stall, warning_ns: u64, names: &'a Names) -> (Main<'a>, u64) {
     let (cause, blocked_ns) =
         stall.blocked.iter().copied().max_by_key(|(_, ns)| *ns).unwrap_or((WaitCause::Unknown, 0));
     let seen: u64 = stall.blocked.iter().map(|(_, ns)| ns).sum();
     let unseen = stall.duration_ns.saturating_sub(seen + stall.on_cpu_ns + stall.run_queue_ns);
+    // The own part alone would have been too long: a machine that is busy besides does not excuse it.
+    let own = stall.on_cpu_ns >= warning_ns && stall.on_cpu_ns >= stall.run_queue_ns / 2;
     match blocked_ns.max(stall.on_cpu_ns).max(stall.run_queue_ns).max(unseen) {
         ns if ns == stall.on_cpu_ns => (Main::OnCpu, ns),
+        ns if ns == stall.run_queue_ns && own => (Main::OnCpu, stall.on_cpu_ns),
         ns if ns == stall.run_queue_ns => (Main::RunQueue, ns),
         ns if ns == unseen => (Main::Unexplained, ns),
         ns => {
@@ -206,15 +236,15 @@ fn main_reason<'a>(stall: &'a Stall, names: &'a Names) -> (Main<'a>, u64) {
 fn stalls(blocking: &Blocking, names: &Names) -> Vec<Group> {
     let mut groups: BTreeMap<(ThreadKey, Main<'_>), Vec<(&Stall, u64)>> = BTreeMap::new();
     for stall in &blocking.stalls {
-        let (main, ns) = main_reason(stall, names);
+        let (main, ns) = main_reason(stall, blocking.thresholds.stall_warning_ns, names);
         groups.entry((stall.thread, main)).or_default().push((stall, ns));
     }
     let mut found = Vec::new();
     for ((_, main), stalls) in groups {
         match main {
             Main::OnCpu => {
-                for (function, stack, stalls) in by_function(&stalls, names) {
-                    found.push(Group { stack, ..group(&stalls, Reason::OnCpu(function)) });
+                for (work, stack, stalls) in by_function(&stalls, names) {
+                    found.push(Group { stack, ..group(&stalls, Reason::OnCpu(work)) });
                 }
             }
             Main::RunQueue => found.push(group(&stalls, Reason::RunQueue)),
@@ -270,7 +300,7 @@ type Stalls<'a> = Vec<(&'a Stall, u64)>;
 fn by_function<'a>(
     stalls: &[(&'a Stall, u64)],
     names: &'a Names,
-) -> Vec<(Option<Function>, Option<StackId>, Stalls<'a>)> {
+) -> Vec<(Option<Work>, Option<StackId>, Stalls<'a>)> {
     let weight = |stall: &Stall| stall.samples.iter().map(|(_, n)| n).sum::<u64>();
     let mut groups: BTreeMap<Vec<&str>, Stalls<'a>> = BTreeMap::new();
     let (clear, few): (Stalls<'a>, Stalls<'a>) =
@@ -316,10 +346,19 @@ fn by_function<'a>(
                 && path.iter().zip(&common).all(|(function, name)| function.name == **name)
         });
         let stack = through.max_by_key(|&(stack, n)| (n, std::cmp::Reverse(stack))).map(|(stack, _)| stack);
-        let function = stack.and_then(|stack| {
-            path(names, names.stack(stack)).get(common.len().checked_sub(1)?).copied().cloned()
+        let work = stack.and_then(|stack| {
+            let frames = names.stack(stack);
+            let function = path(names, frames).get(common.len().checked_sub(1)?).copied()?;
+            let own = own_within(names, frames, common.len()).filter(|own| *own != function);
+            let of = |collects: bool| {
+                let samples = stalls.iter().flat_map(|(stall, _)| &stall.samples);
+                let gc = |stack: StackId| groups::is_within(names, names.stack(stack), gc_pressure::GC);
+                samples.filter(|(stack, _)| !collects || gc(*stack)).map(|(_, n)| n).sum::<u64>()
+            };
+            let collects = 2 * of(true) > of(false);
+            Some(Work { function: function.clone(), own: own.cloned(), collects })
         });
-        (function, stack, stalls)
+        (work, stack, stalls)
     };
     groups.into_iter().map(describe).collect()
 }
@@ -337,7 +376,13 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
     let share = percent(group.reason_ns, group.total_ns);
     let mostly = if share >= 90.0 { String::new() } else { format!("{share:.0} % ") };
     let reason = match &group.reason {
-        Reason::OnCpu(Some(function)) => format!("by {mostly}CPU work in {}", at(function)),
+        Reason::OnCpu(Some(work)) if work.collects => {
+            format!("by {mostly}CPU work in the garbage collector, for {}", at(work.place()))
+        }
+        Reason::OnCpu(Some(work)) => {
+            let within = work.own.as_ref().map_or_else(String::new, |_| format!(": {}", work.function.name));
+            format!("by {mostly}CPU work in {}{within}", at(work.place()))
+        }
         Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),
         Reason::RunQueue => format!("{mostly}because it had no CPU"),
         Reason::Blocked { .. } if group.inside.is_some() => {
@@ -399,16 +444,38 @@ mod tests {
     };
 
     #[test]
-    fn a_backend_with_one_client_has_no_stalls() {
+    fn a_loop_without_sockets_is_one_and_a_wait_for_a_latch_is_none() {
         use crate::model::vitals::{ProcessVitals, Vitals};
         let mut run = run_with_findings();
-        let mut stalls = |listens, most_connections| {
-            let of = ProcessVitals { pid: 7, listens, most_connections, ..ProcessVitals::default() };
-            run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
-            let found = check(&run, &Overrides::default().of(&RULE));
-            found.len()
+        // Neither listens nor has connections: timers wait, too.
+        let of = ProcessVitals { pid: 7, ..ProcessVitals::default() };
+        run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+        let stalls = |run: &Run| check(run, &Overrides::default().of(&RULE)).len();
+        assert_eq!(stalls(&run), 2);
+        name_stacks(&mut run, &["main;PostgresMain;WaitLatch;WaitEventSetWait;epoll_wait"]);
+        let frames = run.names().stack(StackId(0)).to_vec();
+        let off_cpu = run.off_cpu.as_mut().unwrap();
+        let mut like = off_cpu.stacks[0].clone();
+        like.thread = crate::probe::sched::stall::fixtures::LOOP;
+        (like.frames, like.cause) = (frames, Some(WaitCause::Poll));
+        off_cpu.stacks.push(like);
+        assert_eq!(stalls(&run), 0);
+    }
+
+    #[test]
+    fn own_work_that_alone_is_too_long_is_not_blamed_on_the_machine() {
+        let run = run_with_findings();
+        let mut stall = run.blocking.as_ref().unwrap().stalls[0].clone();
+        stall.blocked.clear();
+        let main = |on_cpu_ns: u64, run_queue_ns: u64| {
+            let of =
+                Stall { duration_ns: on_cpu_ns + run_queue_ns, on_cpu_ns, run_queue_ns, ..stall.clone() };
+            main_reason(&of, 10_000_000, run.names()).0 == Main::OnCpu
         };
-        assert_eq!([stalls(false, 1), stalls(true, 1), stalls(false, 2)], [0, 2, 2]);
+        assert_eq!(
+            [main(60_000_000, 90_000_000), main(5_000_000, 9_000_000), main(20_000_000, 90_000_000)],
+            [true, false, false]
+        );
     }
 
     #[test]
@@ -484,7 +551,7 @@ mod tests {
         let stalls: Vec<_> = stalls.iter().map(|stall| (stall, 20)).collect();
         let groups = by_function(&stalls, run.names()).into_iter();
         groups
-            .map(|(function, _, of)| (function.map_or_else(String::new, |function| function.name), of.len()))
+            .map(|(work, _, of)| (work.map_or_else(String::new, |work| work.function.name), of.len()))
             .collect()
     }
 
@@ -506,11 +573,11 @@ mod tests {
         (stall.duration_ns, stall.on_cpu_ns) = (1000, 100);
         stall.blocked = vec![(WaitCause::Disk, 800), (WaitCause::Lock, 50)];
         stall.blocks[0].blocked_ns = 1; // the others are not listed
-        let (main, ns) = main_reason(&stall, run.names());
+        let (main, ns) = main_reason(&stall, 10_000_000, run.names());
         assert!(matches!(main, Main::Blocked(WaitCause::Disk, "read", _)), "{main:?}");
         assert_eq!(ns, 800);
         stall.blocked.clear();
-        assert_eq!(main_reason(&stall, run.names()), (Main::Unexplained, 900));
+        assert_eq!(main_reason(&stall, 10_000_000, run.names()), (Main::Unexplained, 900));
     }
 
     #[test]

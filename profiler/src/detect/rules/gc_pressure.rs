@@ -23,10 +23,12 @@ const SHARE: Param = Param {
     flag: None,
 };
 
+/// The kind of work, and the subject of what is about it.
+pub const GC: &str = "garbage collection";
 /// Fewer samples say nothing.
 const MIN_SAMPLES: u64 = 100;
 /// A target that uses less of one CPU has time enough, percent.
-const MIN_CPU: f64 = 20.0;
+const MIN_CPU: f64 = 10.0;
 /// So much is critical, percent.
 const CRITICAL: f64 = 50.0;
 
@@ -38,8 +40,9 @@ pub static RULE: Rule = Rule {
     params: &[SHARE],
     check,
     doc: "\
-The share of CPU samples in functions of a garbage collector (V8, HotSpot, CPython, Go, by their names) or in its threads. Work
-in the mutator's own allocation is not in it.
+The share of CPU samples in functions of a garbage collector (V8, HotSpot, CPython, Go, by their names) or called by them (page
+faults of a heap that grows). Work in the mutator's own allocation is not in it. Late iterations of an event loop that go to the
+collector belong to this finding.
 
 Allocate less: reuse buffers, do not build what is thrown away. Or give the heap more room, so that it is collected less often
 (`node --max-semi-space-size=64`, `java -Xmn`, `GOGC=200`). If the heap is nearly full, look for a leak first.",
@@ -58,7 +61,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     }
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
     let finding = |(pid, of): (u32, Profile)| {
-        let samples = groups::samples_of(&of, "garbage collection");
+        let samples = groups::samples_within(&of, GC);
         let share = 100.0 * samples as f64 / of.total.max(1) as f64;
         let ns = of.estimated_ns(samples);
         let cpu = 100.0 * of.estimated_ns(of.total) as f64 / wall_ns as f64;
@@ -72,7 +75,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             bottleneck: Bottleneck::Memory,
             title: format!("{share:.0} % of the CPU time of {name} (pid {pid}) goes to garbage collection"),
             process: ProcessName { pid, name },
-            subject: String::new(),
+            subject: GC.to_owned(),
             advice: "allocate less in the hot paths below, or give the heap more room".to_owned(),
             cost: Cost { ns, share_of_wall: (ns as f64 / wall_ns as f64).min(1.0), ..Cost::default() },
             evidence: Vec::new(),

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, at, path},
+        words::{SHOWN, at, own_within},
     },
     model::{
         cause::WaitCause,
@@ -27,6 +27,21 @@ const SHARE: Param = Param {
 
 /// So much is critical, percent.
 const CRITICAL: f64 = 10.0;
+/// Functions that run event loops.
+const LOOPS: [&str; 12] = [
+    "uv_run",
+    "uv__io_poll",
+    "ev_run",
+    "event_base_loop",
+    "g_main_loop_run",
+    "g_main_context_iterate",
+    "QEventLoop::exec",
+    "aeProcessEvents",
+    "sd_event_run",
+    "_run_once",
+    "run_until_complete",
+    "ngx_process_events_and_timers",
+];
 /// Functions of a loop's own wait, counted from the wait, by which a nested loop is known.
 const LOOP: usize = 8;
 
@@ -87,15 +102,34 @@ fn waits(cause: Option<WaitCause>) -> bool {
     matches!(cause, Some(WaitCause::Poll | WaitCause::Other))
 }
 
-/// The function that runs a loop inside another, if this is the stack of one: the caller of the inner loop.
+/// The function that runs a loop inside another, if this is the stack of one: the caller of the inner loop. Only functions
+/// that are known to run loops count: others of one name, `poll` or `park`, need not be one function.
 pub fn callback(names: &Names, frames: &[usize]) -> Option<String> {
-    let path = path(names, frames);
+    let user =
+        names.functions(frames).rev().filter(|(_, frame, inlined)| !inlined && !names.is_kernel(frame));
+    let path: Vec<_> = user.collect();
+    let same = |a: usize, b: usize| path[a].0.name == path[b].0.name && path[a].1.module == path[b].1.module;
+    let runs_loop = |i: usize| LOOPS.iter().any(|name| path[i].0.name.contains(name));
     let inner = path.len().saturating_sub(LOOP);
-    (inner.max(1)..path.len()).find_map(|i| {
-        let outer = path[..i].iter().rposition(|of| of.name == path[i].name)?;
+    (inner.max(1)..path.len()).filter(|i| runs_loop(*i)).find_map(|i| {
+        let outer = (0..i).rev().find(|&outer| same(outer, i))?;
         // A function that calls itself directly is recursion, not a loop in a callback.
-        (i - outer > 2).then(|| at(path[i - 1]))
+        (i - outer > 2).then(|| {
+            let own = own_within(names, frames, depth_of(names, frames, i));
+            at(own.unwrap_or(path[i - 1].0))
+        })
     })
+}
+
+/// Functions outside of the one that is so many frames from the outermost, inlined ones included.
+fn depth_of(names: &Names, frames: &[usize], position: usize) -> usize {
+    let user = names.functions(frames).rev().filter(|(_, frame, _)| !names.is_kernel(frame));
+    let mut physical = 0;
+    user.take_while(|(.., inlined)| {
+        physical += usize::from(!inlined);
+        physical <= position
+    })
+    .count()
 }
 
 #[cfg(test)]
@@ -142,5 +176,7 @@ mod tests {
         );
         assert!(found(sync, 1_000_000).is_empty(), "a thousandth");
         assert!(found("main;Start;uv_run;uv__io_poll;epoll_pwait2", 300_000_000).is_empty(), "its own wait");
+        let parks = "main;run;park;park_driver;turn;park;poll;epoll_wait";
+        assert!(found(parks, 300_000_000).is_empty(), "functions of one name");
     }
 }

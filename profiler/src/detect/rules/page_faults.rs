@@ -8,7 +8,7 @@ use crate::{
     detect::{
         groups,
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, path, share_of_wall},
+        words::{self, SHOWN, at, share_of_wall},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
@@ -56,16 +56,18 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         run.cpu.stacks.iter().filter(is_fault).max_by_key(|stack| stack.weight)
     });
     let Some(place) = place else { return Vec::new() };
-    let function =
-        path(run.names(), &place.frames).last().map_or_else(String::new, |function| function.name.clone());
+    let function = words::place(run.names(), &place.frames);
     let ns = run.cpu.estimated_ns(samples);
     vec![Finding {
         rule: RULE.name,
         severity: Severity::Warning,
         bottleneck: Bottleneck::Memory,
         process: ProcessName { pid: place.thread.pid, name: place.process.clone() },
-        title: format!("{share:.0} % of the CPU time goes to page faults, most of them in {function}"),
-        subject: function,
+        title: format!(
+            "{share:.0} % of the CPU time goes to page faults, most of them in {}",
+            function.map(at).unwrap_or_default()
+        ),
+        subject: function.map_or_else(String::new, |function| function.name.clone()),
         advice: "keep buffers instead of mapping and touching new memory each time".to_owned(),
         cost: Cost { ns, share_of_wall: share_of_wall(run, ns, 1), ..Cost::default() },
         evidence: vec![Evidence { label: "", frames: place.frames.clone(), shown: SHOWN }],

@@ -5,11 +5,19 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        causes,
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::{SHOWN, calls_watched_ns},
+    },
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
-        report::Run,
+        cause::WaitCause,
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        report::{ProfileStack, Run},
+        stack::ThreadKey,
+        syscall::WaitKind,
         units::{thousands, time},
+        vitals::{Peer, ProcessVitals},
     },
 };
 
@@ -48,6 +56,9 @@ are added up; without, the kernel is asked about once a second which connections
 The time is spent at the peer or on the way to it: profile the peer. If the answers are needed one after the other, ask for
 them at once; a cache, or a timeout, may help.
 
+A name server that is slow holds up the threads that ask it (with Node.js those of libuv's pool, where files and crypto wait
+too): known by the functions of the C library that poll for its answer.
+
 An answer that is awaited for longer than 5 s is a note only: such a question (BRPOP, a long poll) waits for work. So are answers
 that come sooner than the second threshold.",
 };
@@ -69,7 +80,9 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let mut peers: BTreeMap<(u32, String), Waits> = BTreeMap::new();
     let processes = || run.vitals.iter().flat_map(|vitals| &vitals.processes);
     for of in processes() {
-        for peer in of.peers.iter().filter(|peer| !peer.clients && peer.samples >= MIN_SAMPLES) {
+        let answers =
+            |peer: &&Peer| !peer.clients && !is_itself(of, &peer.peer) && peer.samples >= MIN_SAMPLES;
+        for peer in of.peers.iter().filter(answers) {
             let waits = peers.entry((of.pid, peer.peer.clone())).or_default();
             waits.process.clone_from(&of.process);
             waits.awaited = peer.awaited as f64 / peer.samples as f64;
@@ -82,7 +95,9 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         };
         // Who answers there is its client: known by its own port.
         let known = processes().any(|vitals| {
-            vitals.pid == of.pid && vitals.peers.iter().any(|known| !known.clients && known.peer == peer)
+            vitals.pid == of.pid
+                && !is_itself(vitals, peer)
+                && vitals.peers.iter().any(|known| !known.clients && known.peer == peer)
         });
         if known && of.round_trips > 0 {
             let waits = peers.entry((of.pid, peer.to_owned())).or_default();
@@ -91,12 +106,71 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             waits.answers += of.round_trips;
         }
     }
-    peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values)).collect()
+    let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
+    found.chain(names(run, values)).collect()
+}
+
+/// Waits for name servers, which threads of a pool or the C library itself poll for.
+fn names(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let wall_ns = run.cpu.accounts.duration_ns.max(1);
+    let mut threads: BTreeMap<ThreadKey, (u64, &ProfileStack)> = BTreeMap::new();
+    for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {
+        if stack.cause == Some(WaitCause::Network) && causes::asks_names(run.names(), &stack.frames) {
+            threads.entry(stack.thread).or_insert((0, stack)).0 += stack.weight;
+        }
+    }
+    let mut processes: BTreeMap<u32, Vec<(u64, &ProfileStack)>> = BTreeMap::new();
+    for (thread, of) in threads {
+        processes.entry(thread.pid).or_default().push(of);
+    }
+    let finding = |(pid, threads): (u32, Vec<(u64, &ProfileStack)>)| {
+        let total_ns: u64 = threads.iter().map(|(ns, _)| ns).sum();
+        let (worst_ns, stack) = threads.into_iter().max_by_key(|(ns, _)| *ns)?;
+        let share = (worst_ns as f64 / wall_ns as f64).min(1.0);
+        let calls = run.calls.iter().flat_map(|calls| &calls.waits);
+        let asked =
+            calls.filter(|of| of.pid == pid && of.kind == WaitKind::Dns).max_by_key(|of| of.lengths.sum_ns);
+        let server = asked.map_or_else(String::new, |of| {
+            format!(
+                ", {} waits for {} of up to {}",
+                thousands(of.lengths.count),
+                of.peer,
+                time(of.lengths.max_ns)
+            )
+        });
+        (100.0 * share >= values.get(&SHARE)).then(|| Finding {
+            rule: RULE.name,
+            severity: Severity::Warning,
+            bottleneck: Bottleneck::Network,
+            process: ProcessName { pid, name: stack.process.clone() },
+            subject: asked.map_or_else(|| "DNS".to_owned(), |of| of.peer.clone()),
+            title: format!(
+                "{:.0} % of the time a thread of {} (pid {pid}) waits for a name server (DNS), {} in all{server}",
+                100.0 * share,
+                stack.process,
+                time(total_ns),
+            ),
+            advice: "look at /etc/resolv.conf and at that name server; cache names, or keep connections".to_owned(),
+            cost: Cost { ns: total_ns, share_of_wall: share, ..Cost::default() },
+            evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+            details: BTreeMap::from([("waited_ns", json!(total_ns))]),
+        })
+    };
+    processes.into_iter().filter_map(finding).collect()
+}
+
+/// Whether a peer is the process itself: a port of this machine that it serves. It waits for what it does itself.
+fn is_itself(of: &ProcessVitals, peer: &str) -> bool {
+    let Some((address, port)) = peer.rsplit_once(':') else { return false };
+    let local =
+        address.starts_with("127.") || matches!(address.trim_matches(['[', ']']), "::1" | "::ffff:127.0.0.1");
+    let serves = || of.peers.iter().any(|known| known.clients && known.peer == format!("clients of :{port}"));
+    local && of.listens && serves()
 }
 
 fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) -> Option<Finding> {
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
-    let measured = waits.ns as f64 / wall_ns as f64;
+    let measured = waits.ns as f64 / calls_watched_ns(run) as f64;
     let share = measured.max(waits.awaited).min(1.0);
     let mean_ns = waits.ns / waits.answers.max(1);
     if 100.0 * share < values.get(&SHARE) {
@@ -142,7 +216,7 @@ mod tests {
         detect::{judge, rule::Overrides},
         model::{
             syscall::{Calls, ObjectIo},
-            vitals::{Peer, ProcessVitals, Vitals},
+            vitals::Vitals,
         },
     };
 
@@ -185,6 +259,32 @@ mod tests {
         let slow = run.findings.iter().find(|finding| finding.rule == RULE.name).unwrap();
         assert_eq!(slow.severity, Severity::Warning);
         assert!(slow.title.contains("30 answers took 300 ms each"), "{}", slow.title);
+    }
+
+    #[test]
+    fn a_slow_name_server_is_a_slow_peer() {
+        let stack = "clone3;worker;uv__getaddrinfo_work;getaddrinfo;__res_context_send;send_dg;poll";
+        let mut run = crate::detect::blocked::fixtures::run(stack, WaitCause::Poll, &[7_000_000_000]);
+        run.vitals = Some(Vitals::default());
+        judge(&mut run, &Overrides::default());
+        let found = &run.findings[0];
+        assert_eq!((found.rule, found.severity), (RULE.name, Severity::Warning));
+        assert!(found.title.contains("70 %") && found.title.contains("DNS"), "{}", found.title);
+    }
+
+    #[test]
+    fn who_calls_himself_waits_for_no_peer() {
+        let found = |listens| {
+            let mut run = run(9);
+            let of = &mut run.vitals.as_mut().unwrap().processes[0];
+            of.listens = listens;
+            of.peers[0].peer = "127.0.0.1:80".into();
+            let clients =
+                Peer { peer: "clients of :80".into(), clients: true, samples: 10, ..Peer::default() };
+            of.peers.push(clients);
+            check(&run, &Overrides::default().of(&RULE)).len()
+        };
+        assert_eq!((found(true), found(false)), (0, 1));
     }
 
     #[test]

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        roles,
+        rule::{Needs, Param, Rule, Unit, Values},
+    },
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
+        stack::ThreadKey,
         wait::ThreadTime,
     },
 };
@@ -22,9 +26,9 @@ const IDLE: Param = Param {
     flag: None,
 };
 
-/// Pools of fixed size, by the names of their threads: name, whose it is, what sets its size.
+/// Pools of fixed size, by the roles or the names of their threads: name, whose it is, what sets its size.
 const POOLS: [(&str, &str, &str); 5] = [
-    ("libuv-worker", "libuv's pool (files, DNS, crypto, zlib)", "UV_THREADPOOL_SIZE"),
+    (roles::LIBUV_POOL, "libuv's pool (files, DNS, crypto, zlib)", "UV_THREADPOOL_SIZE"),
     ("rayon-worker", "rayon's pool", "RAYON_NUM_THREADS"),
     ("ForkJoinPool", "a ForkJoinPool", "its parallelism"),
     ("pool-", "an executor's pool", "its size"),
@@ -33,13 +37,13 @@ const POOLS: [(&str, &str, &str); 5] = [
 
 /// The rule.
 pub static RULE: Rule = Rule {
-    name: "pool-saturated",
+    name: "thread-pool-saturated",
     summary: "all threads of a pool are busy, and jobs wait for one",
     needs: &[Needs::Waits],
     params: &[IDLE],
     check,
     doc: "\
-A pool of fixed size, known by the names of its threads (libuv, rayon, ForkJoinPool, executors), none of whose threads waits for
+A pool of fixed size, known by the functions or the names of its threads (libuv, rayon, ForkJoinPool, executors), none of whose threads waits for
 jobs for a noteworthy part of the time. Whatever is queued waits for the jobs before it: with libuv that is each file, DNS
 look-up, crypto and zlib call of the program.
 
@@ -47,12 +51,12 @@ Look at what the threads do (below, by their name). If they wait, a larger pool 
 };
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let roles = roles::roles(run);
     let mut pools: BTreeMap<(u32, usize), Vec<&ThreadTime>> = BTreeMap::new();
     for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
         // Threads that lived for a part of the run only say little.
         let whole = thread.wall_ns * 2 >= run.cpu.accounts.duration_ns;
-        if let Some(pool) =
-            POOLS.iter().position(|(name, ..)| thread.name.starts_with(name)).filter(|_| whole)
+        if let Some(pool) = POOLS.iter().position(|(name, ..)| is_in(thread, name, &roles)).filter(|_| whole)
         {
             pools.entry((thread.thread.pid, pool)).or_default().push(thread);
         }
@@ -62,6 +66,11 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         (threads.len() > 1 && idle < values.get(&IDLE)).then(|| finding(pid, pool, &threads))
     });
     saturated.collect()
+}
+
+/// Whether a thread is one of a pool's.
+fn is_in(thread: &ThreadTime, pool: &str, roles: &BTreeMap<ThreadKey, &str>) -> bool {
+    roles.get(&thread.thread).is_some_and(|role| *role == pool) || thread.name.starts_with(pool)
 }
 
 /// Share of its time that a thread waits for a job.
@@ -106,10 +115,7 @@ fn finding(pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        detect::rule::Overrides,
-        model::{stack::ThreadKey, wait::Blocking},
-    };
+    use crate::{detect::rule::Overrides, model::wait::Blocking};
 
     #[test]
     fn a_pool_with_an_idle_thread_is_not_saturated() {

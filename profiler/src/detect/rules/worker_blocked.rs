@@ -7,11 +7,11 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, bottleneck, path},
+        words::{SHOWN, bottleneck, own, path},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
-        report::{ProfileStack, Run},
+        report::{Names, ProfileStack, Run},
         units::time,
     },
     symbolize::Function,
@@ -34,14 +34,21 @@ const TURN: Param = Param {
 
 /// So much is critical, percent.
 const CRITICAL: f64 = 20.0;
-/// Functions that run a task on a worker, and those of threads that may block.
-const TASKS: [&str; 4] = [
-    "tokio::runtime::task::raw::poll",
-    "tokio::runtime::task::harness",
-    "tokio::runtime::task::core",
+/// How functions are known: by a part of their name, or where that is short (inlined ones have no path) of their file's.
+type Known = &'static [&'static str];
+
+/// Functions that schedule tasks on a worker thread, and those that run one.
+const WORKERS: Known = &[
+    "scheduler::multi_thread::worker",
+    "scheduler/multi_thread/worker.rs",
+    "scheduler::current_thread",
+    "scheduler/current_thread",
     "async_executor::",
+    "/async-executor-",
 ];
-const MAY_BLOCK: [&str; 3] = ["tokio::runtime::blocking::", "block_in_place", "blocking::unblock"];
+const TASKS: Known = &["tokio::runtime::task::", "/runtime/task/", "async_task::", "/async-task-"];
+/// What says that it may block.
+const MAY_BLOCK: Known = &["block_in_place", "blocking::unblock"];
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -77,7 +84,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 fn tasks<'a>(run: &'a Run, stacks: &'a [ProfileStack]) -> BTreeMap<(u32, &'a str), Task<'a>> {
     let mut tasks: BTreeMap<(u32, &str), Task<'_>> = BTreeMap::new();
     for stack in stacks {
-        let Some(function) = task(&path(run.names(), &stack.frames)) else { continue };
+        let Some(function) = task(run.names(), &stack.frames) else { continue };
         let of = tasks.entry((stack.thread.pid, function)).or_insert(Task { ns: 0, heaviest: stack });
         of.ns += stack.weight;
         if stack.weight > of.heaviest.weight {
@@ -88,18 +95,23 @@ fn tasks<'a>(run: &'a Run, stacks: &'a [ProfileStack]) -> BTreeMap<(u32, &'a str
 }
 
 /// The function of the task that a stack runs, if a worker runs one: the innermost of the program's own.
-fn task<'a>(path: &[&'a Function]) -> Option<&'a str> {
-    let has = |words: &[&str], of: &Function| words.iter().any(|word| of.name.contains(word));
-    let poll = path.iter().rposition(|of| has(&TASKS, of))?;
-    if path.iter().any(|of| has(&MAY_BLOCK, of)) {
+fn task<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a str> {
+    let is = |words: Known, of: &Function| {
+        let file = of.file.as_deref().unwrap_or_default();
+        words.iter().any(|word| of.name.contains(word) || file.contains(word))
+    };
+    let path = path(names, frames);
+    // The worker itself is a task of the pool of threads that it runs on.
+    let worker = path.iter().rposition(|of| is(WORKERS, of))?;
+    let inside = &path[worker + 1..];
+    let poll = inside.iter().position(|of| is(TASKS, of))?;
+    let inside = &inside[poll..];
+    if inside.iter().any(|of| is(MAY_BLOCK, of)) {
         return None;
     }
-    const FOREIGN: [&str; 8] =
-        ["std::", "core::", "alloc::", "tokio::", "futures", "<", "mio::", "parking_lot"];
-    let own =
-        |of: &&&Function| !FOREIGN.iter().any(|word| of.name.starts_with(word)) && of.name.contains("::");
-    let inside = &path[poll + 1..];
-    inside.iter().rev().find(own).or(inside.first()).map(|of| of.name.as_str())
+    let foreign = |of: &Function| is(TASKS, of);
+    let own = own(names, frames).filter(|own| inside.contains(own));
+    own.or_else(|| inside.iter().find(|of| !foreign(of)).copied()).map(|of| of.name.as_str())
 }
 
 fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
@@ -205,10 +217,15 @@ mod tests {
             run.blocking = Some(Blocking::default());
             found(&run)
         };
-        let sleep = format!("{WORKER};app::handler;std::thread::sleep;clock_nanosleep");
+        let sleep = format!("{WORKER};app::handler;std::thread::sleep;__clock_nanosleep");
         assert_eq!(of(&sleep), [(Bottleneck::Sleep, "app::handler".to_owned())]);
         assert_eq!(of("clone;tokio::runtime::scheduler::multi_thread::worker::run;park"), [], "its own wait");
-        assert_eq!(of(&format!("clone;tokio::runtime::blocking::pool::Inner::run;{sleep}")), [], "may block");
+        let blocking = "clone;tokio::runtime::blocking::pool::Inner::run;tokio::runtime::task::raw::poll";
+        assert_eq!(
+            of(&format!("{blocking};app::handler;std::thread::sleep;__clock_nanosleep")),
+            [],
+            "may block"
+        );
     }
 
     #[test]

@@ -61,7 +61,7 @@ use crate::{
         notice::{Event, Notice},
         target::comm,
     },
-    settings::{Alloc, AllocSettings, Settings},
+    settings::{Alloc, AllocSettings, MAX_OVERHEAD_PERCENT, Settings},
 };
 
 /// The allocation probe.
@@ -77,7 +77,8 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     start: |start| {
         let maps = Box::new(KernelMaps::take(start.kernel)?);
         let control = Control::take(start.kernel)?;
-        let mut watch = MemoryWatch::new(maps, start.proc_root, &start.resolver.clock, &start.settings.alloc);
+        let settings = start.settings.allocations();
+        let mut watch = MemoryWatch::new(maps, start.proc_root, &start.resolver.clock, &settings);
         watch.control = Some(control);
         Ok(Box::new(watch))
     },
@@ -107,9 +108,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a run waits for probes that are wanted from the start.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Share of the target's CPU time that probes attached by themselves may cost, percent.
-const DEFAULT_MAX_OVERHEAD: f64 = 5.0;
 
 /// Objects whose age is looked at when a run ends: reading each takes two system calls.
 const MAX_AGES: usize = 200_000;
@@ -180,7 +178,7 @@ impl MemoryWatch {
             max_overhead_percent: match settings.mode {
                 Alloc::Full => settings.max_overhead_percent,
                 Alloc::Auto | Alloc::Off => {
-                    Some(settings.max_overhead_percent.unwrap_or(DEFAULT_MAX_OVERHEAD))
+                    Some(settings.max_overhead_percent.unwrap_or(MAX_OVERHEAD_PERCENT))
                 }
             },
             maps,

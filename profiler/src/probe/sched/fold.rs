@@ -95,7 +95,7 @@ pub struct Scheduler {
     /// A target has an epoll descriptor.
     polls: bool,
     loops_attached: bool,
-    /// System calls are watched by a probe of their own, which sees event loops without a hook of theirs.
+    /// System calls are watched all the time by a probe of their own, which sees event loops without a hook of theirs.
     pub(super) calls_watched: bool,
     off_cpu: Aggregator,
 }

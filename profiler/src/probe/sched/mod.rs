@@ -30,7 +30,7 @@ use crate::{
         },
         spec::{ProbeSpec, Start},
     },
-    settings::Settings,
+    settings::{Settings, Syscalls},
 };
 
 /// The scheduler probe.
@@ -84,7 +84,7 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }
     let mut scheduler = Scheduler::new(maps, proc_root, &resolver.clock, pids, settings.thresholds.clone());
-    scheduler.calls_watched = settings.syscalls;
+    scheduler.calls_watched = settings.syscalls == Syscalls::On;
     // Stacks first: they take a while, in which threads wake up unseen.
     let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();
     for &pid in *pids {

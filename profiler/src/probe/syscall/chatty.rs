@@ -1,6 +1,8 @@
 //! Chatty I/O: many small round trips to one peer, or tiny reads and writes of one file, from one place in the code,
 //! where a batch would do (the N+1 problem).
 
+use std::collections::BTreeMap;
+
 use crate::model::{
     stack::{StackId, ThreadKey},
     syscall::{Chatty, ObjectIo},
@@ -21,6 +23,10 @@ const MIN_SHARE: f64 = 0.6;
 const MIN_STACK_LEAD: f64 = 0.3;
 /// Fewer looks say nothing about where it comes from: just-in-time compilers move a function more often than that.
 const MIN_LOOKED_AT: u64 = 20;
+/// So few questions for each request that the process answers are as it should be, and so many are the N+1 problem, whichever
+/// place in the code they come from.
+const FEW_PER_REQUEST: f64 = 3.0;
+const MANY_PER_REQUEST: f64 = 10.0;
 /// Messages larger than this are no small talk, bytes.
 const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
 
@@ -47,13 +53,33 @@ pub struct FdActivity {
 
 /// What is chatty, most time first.
 pub fn find(activities: impl IntoIterator<Item = FdActivity>) -> Vec<Chatty> {
-    let mut found: Vec<Chatty> = activities.into_iter().filter_map(judge).collect();
+    let activities: Vec<FdActivity> = activities.into_iter().collect();
+    // What a process answers: on each connection one request more than it has answered and been asked again.
+    let mut requests: BTreeMap<u32, u64> = BTreeMap::new();
+    for activity in activities.iter().filter(|activity| activity.serves && !activity.is_file) {
+        *requests.entry(activity.thread.pid).or_default() +=
+            activity.io.round_trips + activity.io.descriptors;
+    }
+    let answered = |activity: &FdActivity| requests.get(&activity.thread.pid).copied().unwrap_or(0);
+    let mut found: Vec<Chatty> = activities
+        .into_iter()
+        .filter_map(|activity| {
+            let requests = answered(&activity);
+            judge(activity, requests)
+        })
+        .collect();
     found.sort_by_key(|chatty| std::cmp::Reverse(chatty.total_ns));
     found
 }
 
-fn judge(activity: FdActivity) -> Option<Chatty> {
+fn judge(activity: FdActivity, requests: u64) -> Option<Chatty> {
     let io = &activity.io;
+    // What is asked once or twice for each request is asked as it should be; what is asked over and over, from wherever.
+    let per_request = (requests > 0).then(|| io.round_trips as f64 / requests as f64);
+    if per_request.is_some_and(|of| of < FEW_PER_REQUEST) && !activity.is_file {
+        return None;
+    }
+    let many = per_request.is_some_and(|of| of >= MANY_PER_REQUEST);
     // A pair of pipe ends or an event descriptor talks to the process itself.
     let asks = !activity.is_file && !activity.serves && !io.object.starts_with("anon_inode:");
     let in_turns = io.round_trips as f64 * 2.0 >= io.calls as f64 * MIN_SHARE;
@@ -63,7 +89,7 @@ fn judge(activity: FdActivity) -> Option<Chatty> {
     let from_everywhere = activity.stack.is_some()
         && activity.looked_at >= MIN_LOOKED_AT
         && activity.stack_share < MIN_STACK_LEAD;
-    if !(round_trips || tiny) || from_everywhere {
+    if !(round_trips || tiny) || (from_everywhere && !many) {
         return None;
     }
     let chatty = Chatty {
@@ -75,6 +101,7 @@ fn judge(activity: FdActivity) -> Option<Chatty> {
         span_ns: activity.span_ns,
         total_ns: if round_trips { io.round_trip_ns } else { io.ns },
         median_bytes: io.median_bytes,
+        requests,
         stack: activity.stack,
     };
     (chatty.per_second() >= MIN_PER_SECOND).then_some(chatty)
@@ -125,6 +152,16 @@ mod tests {
             is_found(FdActivity { stack_share: 0.0, stack: None, ..activity(200, 100) }),
             "nobody looked"
         );
+    }
+
+    #[test]
+    fn questions_are_counted_for_each_request_that_is_answered() {
+        let clients = |requests| FdActivity { serves: true, ..activity(2 * requests, requests) };
+        let found = |requests| find([activity(200, 100), clients(requests)]);
+        assert_eq!((found(5).len(), found(5)[0].requests), (1, 5));
+        assert!(found(90).is_empty(), "one for each");
+        let anywhere = FdActivity { stack_share: 0.0, ..activity(200, 100) };
+        assert_eq!(find([anywhere, clients(5)]).len(), 1, "20 for each, from wherever");
     }
 
     #[test]

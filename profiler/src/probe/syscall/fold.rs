@@ -14,6 +14,7 @@ use profiler_common::syscall::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
+    kernel::port::Hook,
     model::{
         abi,
         loss::Loss,
@@ -27,10 +28,11 @@ use crate::{
         record::Record,
         spec::{Context, Extent, Probe},
         syscall::{
+            budget::{Budget, Order, account},
             chatty::{self, FdActivity},
             counts::{Count, Waits},
             io::{Named, Object, add_io, median_bytes},
-            maps::CallMaps,
+            maps::{CALLS, CallMaps},
             records,
             storm::{Rates, Storms},
         },
@@ -45,6 +47,8 @@ use crate::{
 
 /// How often the kernel's counts are taken: far more often than a 32-bit count can overflow.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often what watching costs is compared with what it may cost.
+const BUDGET_INTERVAL: Duration = Duration::from_millis(100);
 /// Slow calls kept.
 const MAX_SLOW: usize = 200;
 /// From which length on calls are reported one by one at first, and at least, ns.
@@ -88,6 +92,14 @@ pub struct CallCollector {
     storms: Storms,
     look: Every,
     lookups: u32,
+    clock: Clock,
+    began_ns: u64,
+    ended_ns: Option<u64>,
+    /// Where calls are watched only as far as that is within a budget.
+    budget: Option<Budget>,
+    /// Calls are watched now.
+    open: bool,
+    look_at_budget: Every,
 }
 
 impl CallCollector {
@@ -127,7 +139,53 @@ impl CallCollector {
             storms,
             look: Every::new(clock, LOOK_INTERVAL),
             lookups: 0,
+            clock: clock.clone(),
+            began_ns: clock.now_ns(),
+            ended_ns: None,
+            budget: None,
+            open: true,
+            look_at_budget: Every::new(clock, BUDGET_INTERVAL),
         })
+    }
+
+    /// Watches calls from now on only as far as that is within a budget.
+    pub fn keep_to(&mut self, budget: Budget) {
+        self.budget = Some(budget);
+    }
+
+    /// Compares what has been spent with what has been earned, and begins or ends a window.
+    fn keep_within_budget(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if self.budget.is_none() || self.ended_ns.is_some() || !self.look_at_budget.is_due() {
+            return Ok(());
+        }
+        self.look_at_budget.restart();
+        let account = account(cx);
+        let now_ns = self.clock.now_ns();
+        match self.budget.as_mut().map_or(Order::Keep, |budget| budget.look(now_ns, account)) {
+            Order::Keep => {}
+            Order::Open => {
+                self.maps.forget_in_progress();
+                for (program, tracepoint) in CALLS {
+                    cx.kernel.attach(Hook::Tracepoint { program, tracepoint })?;
+                }
+                self.open = true;
+                self.look.restart();
+            }
+            Order::Close => {
+                for (program, _) in CALLS.into_iter().rev() {
+                    cx.kernel.pause(program)?;
+                }
+                self.take()?;
+                // What is closed meanwhile nobody sees: a number can be another file's afterwards.
+                let open: Vec<(IoKey, IoStats)> = self.maps.io().collect();
+                for (key, stats) in open {
+                    self.end_io(key, &stats);
+                    self.maps.forget_io(&key);
+                }
+                self.open = false;
+            }
+        }
+        Ok(())
     }
 
     /// A slow call.
@@ -416,6 +474,9 @@ impl CallCollector {
             .collect();
         waits.sort_by_key(|waits| std::cmp::Reverse(waits.lengths.sum_ns));
 
+        let now_ns = self.ended_ns.unwrap_or_else(|| self.clock.now_ns());
+        let always = now_ns.saturating_sub(self.began_ns);
+        let watched_ns = self.budget.as_ref().map_or(always, |budget| budget.watched_ns(now_ns));
         // What is still open is added to a copy: it will be asked for again.
         let (mut objects, mut unlisted) = (self.objects.clone(), self.objects_unlisted);
         for (key, stats) in self.maps.io() {
@@ -433,7 +494,7 @@ impl CallCollector {
                 io: object.io.clone(),
                 is_file: object.stats.on.kind == ObjectKind::File as u32,
                 serves: object.serves,
-                span_ns: object.stats.last_ns.saturating_sub(object.stats.first_ns),
+                span_ns: object.stats.last_ns.saturating_sub(object.stats.first_ns).min(watched_ns),
                 stack: resolver.stack(object.stats.most.stack),
                 stack_share: object.stats.most.lead as f64 / object.stats.votes.max(1) as f64,
                 looked_at: object.stats.votes,
@@ -450,6 +511,8 @@ impl CallCollector {
             slow_by_part: self.slow_by_part.clone(),
             chatty: chatty::find(activities),
             storms: self.storms.found(|key| (process(key.pid), abi::name(key.number as i32)), records::errno),
+            watched_ns,
+            windows: self.budget.as_ref().map_or(0, Budget::windows),
         })
     }
 }
@@ -464,8 +527,14 @@ impl Probe for CallCollector {
         Ok(())
     }
 
-    fn poll(&mut self, _cx: &mut Context<'_>) -> Result<()> {
-        if self.look.is_due() { self.take() } else { Ok(()) }
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        self.keep_within_budget(cx)?;
+        if self.open && self.look.is_due() { self.take() } else { Ok(()) }
+    }
+
+    fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        self.ended_ns = Some(self.clock.now_ns());
+        Ok(())
     }
 
     /// Brings the time in system calls into the totals. A stack's outermost frame is its system call.
@@ -511,7 +580,9 @@ impl Probe for CallCollector {
     }
 
     fn interval(&mut self) -> Result<Option<Interval>> {
-        self.take()?;
+        if self.open {
+            self.take()?;
+        }
         Ok(Some(std::mem::take(&mut self.interval)))
     }
 }

@@ -4,13 +4,19 @@ use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData, Queue};
 use profiler_common::{
     histogram::Histogram,
-    syscall::{CallKey, CallStats, CallTimeKey, ErrorKey, IoKey, IoStats, ListenKey, WaitsKey, WaitsStats},
+    syscall::{
+        CallKey, CallStats, CallTimeKey, ErrorKey, InCall, IoKey, IoStats, ListenKey, WaitsKey, WaitsStats,
+    },
 };
 
 use crate::{kernel::Kernel, model::abi};
 
 /// Programs that others go on into, by their positions in the map `CALL_STEPS`.
 pub const STEPS: [&str; 2] = ["call_stack", "call_follow"];
+
+/// Programs that every system call of every process passes, and their tracepoints. What has begun is seen to its end: the exit is
+/// watched first.
+pub const CALLS: [(&str, &str); 2] = [("call_exit", "sys_exit"), ("call_enter", "sys_enter")];
 
 /// The maps of the system-call probe, so that a fake can stand in for the kernel's.
 pub trait CallMaps {
@@ -19,6 +25,9 @@ pub trait CallMaps {
 
     /// Who talks to this port of a process is a client.
     fn listens(&mut self, pid: u32, port: u16);
+
+    /// Forgets which calls threads are in: those that return were not seen to. Only while calls are not watched.
+    fn forget_in_progress(&mut self);
 
     /// Calls counted so far.
     fn calls(&self) -> Entries<'_, CallKey, CallStats>;
@@ -67,6 +76,9 @@ pub struct KernelMaps {
     time: HashMap<MapData, CallTimeKey, u64>,
     slow_ns: Array<MapData, u64>,
     listening: HashMap<MapData, ListenKey, u32>,
+    /// Places of threads, and the threads.
+    places: HashMap<MapData, u32, u64>,
+    in_call: Array<MapData, InCall>,
 }
 
 impl KernelMaps {
@@ -95,6 +107,8 @@ impl KernelMaps {
             time: take("CALL_TIME")?.try_into()?,
             slow_ns: take("CALL_SLOW_NS")?.try_into()?,
             listening: take("LISTENING")?.try_into()?,
+            places: take("CLAIMED")?.try_into()?,
+            in_call: take("IN_CALL")?.try_into()?,
         })
     }
 }
@@ -106,6 +120,16 @@ impl CallMaps for KernelMaps {
 
     fn listens(&mut self, pid: u32, port: u16) {
         let _no_room = self.listening.insert(ListenKey { pid, port: port.into() }, 0, 0);
+    }
+
+    fn forget_in_progress(&mut self) {
+        let places: Vec<u32> = self.places.keys().filter_map(Result::ok).collect();
+        for place in places {
+            let Ok(call) = self.in_call.get(&place, 0) else { continue };
+            if call.start_ns != 0 || call.interrupted_ns != 0 {
+                let _gone = self.in_call.set(place, InCall { start_ns: 0, interrupted_ns: 0, ..call }, 0);
+            }
+        }
     }
 
     fn calls(&self) -> Entries<'_, CallKey, CallStats> {

@@ -1,5 +1,6 @@
 //! The system-call probe: how many, how long, which failed, what they waited for, and what descriptors are used for.
 
+pub mod budget;
 pub mod chatty;
 mod counts;
 pub mod fold;
@@ -21,8 +22,9 @@ use crate::{
         sched,
         spec::{ProbeSpec, Start},
         syscall::{
+            budget::Budget,
             fold::CallCollector,
-            maps::{KernelMaps, STEPS},
+            maps::{CALLS, KernelMaps, STEPS},
             storm::Storms,
         },
     },
@@ -34,7 +36,7 @@ use crate::{
 pub static SPEC: ProbeSpec = ProbeSpec {
     name: "syscall",
     about: "system calls: how many, how long, which failed, what descriptors are used for",
-    enabled: |settings| settings.syscalls,
+    enabled: Settings::watches_calls,
     large_maps: &["OTHERS", "CALLERS", "IN_CALL", "CALL_STATS", "CALL_IO", "STACKS_SENT"],
     prepare,
     start: |begin| Ok(Box::new(start(begin)?)),
@@ -47,6 +49,9 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     plan.needs_more_records();
     plan.offsets(sched::maps::OFFSETS);
     plan.global("CALLS_WATCHED", 1u32);
+    plan.global("CONNECT_NUMBER", libc::SYS_connect as u32);
+    // Where calls are not watched all the time, event loops have a hook of their own.
+    plan.global("CALLS_SEE_LOOPS", u32::from(settings.calls_budget().is_none()));
     plan.global("CALLS_BY_THREAD", u32::from(settings.by_thread));
     let one_process = matches!(&settings.target, Target::Pids { pids, follow: false } if pids.len() < 2);
     if one_process && !settings.by_thread {
@@ -55,24 +60,24 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// Attaches the kernel programs. Every system call of every process passes them: only if asked for.
+/// Attaches the kernel programs.
 fn start(begin: &mut Start<'_>) -> Result<CallCollector> {
     let Start { kernel, settings, resolver, pids, proc_root } = begin;
     sched::maps::set_classes(kernel)?;
     let maps = Box::new(KernelMaps::take(kernel)?);
     let storms = Storms::new(settings.error_storm_share, &settings.expected_errors);
     let redact = Redact::new(settings.redact_paths);
-    let calls = CallCollector::new(maps, pids, proc_root, &resolver.clock, redact, storms)?;
+    let mut calls = CallCollector::new(maps, pids, proc_root, &resolver.clock, redact, storms)?;
     for (index, program) in (0..).zip(STEPS) {
         kernel.attach(Hook::TailCall { program, map: "CALL_STEPS", index })?;
     }
-    for (program, tracepoint) in [
-        ("call_gone", "sched_process_exit"),
-        ("call_exec", "sched_process_exec"),
-        ("call_exit", "sys_exit"),
-        ("call_enter", "sys_enter"),
-    ] {
+    let rare = [("call_gone", "sched_process_exit"), ("call_exec", "sched_process_exec")];
+    for (program, tracepoint) in rare.into_iter().chain(CALLS) {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
+    }
+    if let Some(share) = settings.calls_budget() {
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+        calls.keep_to(Budget::new(share, cpus, resolver.clock.now_ns()));
     }
     Ok(calls)
 }

@@ -26,6 +26,7 @@ struct Held {
     waits: BTreeMap<WaitsKey, WaitsStats>,
     io: Vec<(IoKey, IoStats)>,
     time: Vec<(CallTimeKey, u64)>,
+    forgotten: u32,
 }
 
 #[derive(Clone, Default)]
@@ -43,6 +44,10 @@ impl CallMaps for FakeMaps {
 
     fn listens(&mut self, pid: u32, port: u16) {
         self.0.borrow_mut().listening.push((pid, port));
+    }
+
+    fn forget_in_progress(&mut self) {
+        self.0.borrow_mut().forgotten += 1;
     }
 
     fn calls(&self) -> Entries<'_, CallKey, CallStats> {

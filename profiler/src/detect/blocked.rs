@@ -1,0 +1,112 @@
+//! Time that threads of a process are blocked for one reason, however short each block is: by thread, and by the place in the
+//! program.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    detect::words::{at, place},
+    model::{
+        cause::WaitCause,
+        report::{ProfileStack, Run},
+        wait::ThreadTime,
+    },
+};
+
+/// Threads that lived for less than this part of the run say little about it.
+const WHOLE: u64 = 4;
+
+/// What the threads of one process wait for.
+pub struct Blocked<'a> {
+    /// The thread that waits for the largest part of its time.
+    pub worst: &'a ThreadTime,
+    /// That part, from 0 to 1.
+    pub share: f64,
+    /// Of all threads, ns.
+    pub total_ns: u64,
+    /// Threads that wait for at least half as large a part as the worst.
+    pub alike: usize,
+    /// The program's function that waits most; empty where that is not known.
+    pub function: String,
+    /// The same with its place in the sources.
+    pub place: String,
+    /// The heaviest stack there.
+    pub stack: Option<&'a ProfileStack>,
+}
+
+/// By process, those that wait at all.
+pub fn blocked<'a>(run: &'a Run, is: impl Fn(WaitCause) -> bool) -> Vec<Blocked<'a>> {
+    let wait_ns =
+        |of: &ThreadTime| of.blocked.iter().filter(|(cause, _)| is(*cause)).map(|(_, ns)| ns).sum::<u64>();
+    let whole = run.cpu.accounts.duration_ns / WHOLE;
+    let mut processes: BTreeMap<u32, Vec<&ThreadTime>> = BTreeMap::new();
+    for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
+        if thread.wall_ns > 0 && wait_ns(thread) > 0 {
+            processes.entry(thread.thread.pid).or_default().push(thread);
+        }
+    }
+    let found = processes.into_values().filter_map(|threads| {
+        let share = |of: &ThreadTime| wait_ns(of) as f64 / of.wall_ns.max(whole).max(1) as f64;
+        let worst = threads.iter().copied().max_by(|a, b| share(a).total_cmp(&share(b)))?;
+        let stack = heaviest(run, worst.thread.pid, &is);
+        let function = stack.and_then(|stack| place(run.names(), &stack.frames));
+        Some(Blocked {
+            worst,
+            share: share(worst),
+            total_ns: threads.iter().map(|of| wait_ns(of)).sum(),
+            alike: threads.iter().filter(|of| share(of) * 2.0 >= share(worst)).count(),
+            function: function.map_or_else(String::new, |function| function.name.clone()),
+            place: function.map(at).unwrap_or_default(),
+            stack,
+        })
+    });
+    found.collect()
+}
+
+/// The heaviest stack of the place in the program where most of a process's time is waited.
+fn heaviest<'a>(run: &'a Run, pid: u32, is: &impl Fn(WaitCause) -> bool) -> Option<&'a ProfileStack> {
+    let mut places: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
+    for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {
+        if stack.thread.pid == pid && stack.cause.is_some_and(is) {
+            let name = place(run.names(), &stack.frames).map_or("", |function| &function.name);
+            let of = places.entry(name).or_insert((0, stack));
+            of.0 += stack.weight;
+            if stack.weight > of.1.weight {
+                of.1 = stack;
+            }
+        }
+    }
+    places.into_values().max_by_key(|(ns, _)| *ns).map(|(_, stack)| stack)
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Runs whose threads wait.
+
+    use super::*;
+    use crate::model::{kind::OFF_CPU, report::fixtures, stack::ThreadKey, wait::Blocking};
+
+    /// A run of 10 s whose threads, 10 and up, wait for so long, ns, at the stack given as folded text.
+    pub fn run(stack: &str, cause: WaitCause, waits: &[u64]) -> Run {
+        let mut run = fixtures::run(&[]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        let threads = (10..).zip(waits).map(|(tid, &ns)| ThreadTime {
+            thread: ThreadKey { pid: 7, tid },
+            process: "app".into(),
+            name: "worker".into(),
+            wall_ns: 10_000_000_000,
+            blocked: vec![(cause, ns), (WaitCause::Park, 10_000_000_000 - ns)],
+            ..ThreadTime::default()
+        });
+        run.blocking = Some(Blocking { threads: threads.collect(), ..Blocking::default() });
+        let stacks: Vec<(&str, u64)> = waits.iter().map(|&ns| (stack, ns)).collect();
+        let mut off_cpu = fixtures::profile(&stacks);
+        off_cpu.kind = OFF_CPU;
+        for (tid, of) in (10..).zip(&mut off_cpu.stacks) {
+            of.cause = Some(cause);
+            of.thread = ThreadKey { pid: 7, tid };
+        }
+        run.cpu.names = std::rc::Rc::clone(&off_cpu.names);
+        run.off_cpu = Some(off_cpu);
+        run
+    }
+}

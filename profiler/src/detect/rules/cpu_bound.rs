@@ -1,0 +1,173 @@
+//! A thread, or all CPUs, have no time left.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::{SHOWN, at, place},
+    },
+    model::{
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        report::{ProfileStack, Run},
+        stack::ThreadKey,
+        wait::ThreadTime,
+    },
+    symbolize::Function,
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 80.0,
+    help: "Wall time that a thread runs or wants to",
+    flag: None,
+};
+
+/// Fewer samples name no function.
+const MIN_SAMPLES: u64 = 20;
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "cpu-bound",
+    summary: "a thread computes nearly all the time, and has none left",
+    needs: &[Needs::Waits],
+    params: &[SHARE],
+    check,
+    doc: "\
+A thread is on a CPU, or ready and waiting for one, for nearly all of the time. For a batch that is as it should be, and this is a
+note. A server whose thread has no time left lets its clients wait: this is a warning where the process listens and has clients.
+Named is the program's own function with the largest part of that thread's samples, the functions that it calls included.
+
+Make that function cheaper, cache its results, or divide the work among more threads or processes.",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let mut busiest: BTreeMap<u32, (&ThreadTime, f64)> = BTreeMap::new();
+    let whole = run.cpu.accounts.duration_ns / 2;
+    for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
+        let wall_ns = thread.wall_ns.max(whole).max(1) as f64;
+        let wants = (thread.on_cpu_ns + thread.run_queue_ns) as f64 / wall_ns;
+        // Who mostly waits for a CPU is starved, which is another rule's.
+        let computes = thread.on_cpu_ns >= thread.run_queue_ns / 2;
+        if computes && wants * 100.0 >= values.get(&SHARE) {
+            let of = busiest.entry(thread.thread.pid).or_insert((thread, wants));
+            if wants > of.1 {
+                *of = (thread, wants);
+            }
+        }
+    }
+    busiest.into_values().filter_map(|(thread, wants)| finding(run, thread, wants)).collect()
+}
+
+fn finding(run: &Run, thread: &ThreadTime, wants: f64) -> Option<Finding> {
+    let pid = thread.thread.pid;
+    let (function, share, stack) = hottest(run, thread.thread)?;
+    let serves = run
+        .vitals
+        .iter()
+        .flat_map(|vitals| &vitals.processes)
+        .any(|of| of.pid == pid && of.listens && of.peers.iter().any(|peer| peer.clients));
+    let wall_ns = thread.wall_ns.max(1) as f64;
+    let queue = 100.0 * thread.run_queue_ns as f64 / wall_ns;
+    let queued =
+        if queue >= 5.0 { format!(" (and waits for a CPU for {queue:.0} %)") } else { String::new() };
+    Some(Finding {
+        rule: RULE.name,
+        severity: if serves { Severity::Warning } else { Severity::Info },
+        bottleneck: Bottleneck::Cpu,
+        process: ProcessName { pid, name: thread.process.clone() },
+        subject: function.name.clone(),
+        title: format!(
+            "thread {} of {} (pid {pid}) computes {:.0} % of the time{queued}, {:.0} % of that in {}",
+            thread.name,
+            thread.process,
+            100.0 * thread.on_cpu_ns as f64 / wall_ns,
+            100.0 * share,
+            at(function),
+        ),
+        advice: "make that function cheaper, or divide the work among more threads or processes".to_owned(),
+        cost: Cost { ns: thread.on_cpu_ns, share_of_wall: wants.min(1.0), ..Cost::default() },
+        evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+        details: BTreeMap::from([
+            ("tid", json!(thread.thread.tid)),
+            ("on_cpu_ns", json!(thread.on_cpu_ns)),
+            ("run_queue_ns", json!(thread.run_queue_ns)),
+            ("function_share", json!(share)),
+        ]),
+    })
+}
+
+/// The program's own function with most samples of a thread, its share, and the heaviest stack there.
+fn hottest(run: &Run, thread: ThreadKey) -> Option<(&Function, f64, &ProfileStack)> {
+    let mut functions: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
+    let mut all = 0;
+    for stack in run.cpu.stacks.iter().filter(|of| of.thread == thread) {
+        all += stack.weight;
+        let Some(function) = place(run.names(), &stack.frames) else { continue };
+        let of = functions.entry(&function.name).or_insert((0, stack));
+        of.0 += stack.weight;
+        if stack.weight > of.1.weight {
+            of.1 = stack;
+        }
+    }
+    let (samples, stack) = functions.into_values().max_by_key(|(samples, _)| *samples)?;
+    let function = place(run.names(), &stack.frames)?;
+    (all >= MIN_SAMPLES).then_some((function, samples as f64 / all as f64, stack))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::{judge, rule::Overrides},
+        model::{
+            report::fixtures,
+            vitals::{Peer, ProcessVitals, Vitals},
+            wait::Blocking,
+        },
+    };
+
+    fn run(on_cpu_ns: u64, run_queue_ns: u64) -> Run {
+        let mut run = fixtures::run(&[("main;handle;sort;__memmove", 60), ("main;handle;other", 39)]);
+        let thread = run.cpu.stacks[0].thread;
+        let time = ThreadTime {
+            thread,
+            process: "app".into(),
+            name: "app".into(),
+            wall_ns: 1_000_000_000,
+            on_cpu_ns,
+            run_queue_ns,
+            ..ThreadTime::default()
+        };
+        run.blocking = Some(Blocking { threads: vec![time], ..Blocking::default() });
+        run
+    }
+
+    #[test]
+    fn a_thread_without_time_left_is_told_with_its_function() {
+        let mut batch = run(950_000_000, 0);
+        judge(&mut batch, &Overrides::default());
+        assert_eq!((batch.findings[0].rule, batch.findings[0].severity), (RULE.name, Severity::Info));
+        let verdict = batch.verdict.clone().unwrap();
+        assert_eq!(verdict.bottleneck, Bottleneck::Cpu);
+        assert!(verdict.sentence.contains("61 % of that in sort"), "{verdict:?}");
+
+        let peer = Peer { peer: "clients of :80".into(), clients: true, ..Peer::default() };
+        let server = ProcessVitals { pid: 7, listens: true, peers: vec![peer], ..ProcessVitals::default() };
+        batch.vitals = Some(Vitals { processes: vec![server], unlisted: 0 });
+        judge(&mut batch, &Overrides::default());
+        assert_eq!(batch.findings[0].severity, Severity::Warning, "its clients wait");
+    }
+
+    #[test]
+    fn a_busy_machine_does_not_hide_the_function() {
+        let found = |on_cpu, queue| check(&run(on_cpu, queue), &Overrides::default().of(&RULE)).len();
+        assert_eq!(
+            [found(600_000_000, 390_000_000), found(200_000_000, 780_000_000), found(300_000_000, 0)],
+            [1, 0, 0]
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! Threads wait for locks for much of their time.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::{
+        blocked::{Blocked, blocked},
+        causes,
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::{SHOWN, path},
+    },
+    model::{
+        cause::WaitCause,
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        report::Run,
+        units::time,
+    },
+};
+
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 20.0,
+    help: "Wall time that a thread waits for locks",
+    flag: None,
+};
+
+/// A thread that waits for so much of its time is critical.
+const CRITICAL: f64 = 0.6;
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    name: "lock-contention",
+    summary: "threads wait for locks for much of their time",
+    needs: &[Needs::Waits],
+    params: &[SHARE],
+    check,
+    doc: "\
+The time that a thread is blocked in a lock, added up, however short each wait is. Locks are futexes whose value says so, and
+what functions on the stack say: mutexes of languages and libraries, the GIL of CPython, monitors of a JVM, locks of
+PostgreSQL. A condition variable is no lock: who waits for one has nothing to do. The place is the program's own function that
+waits most.
+
+Hold the lock for a shorter time (no I/O, no large copies under it), divide it, or use fewer threads. Against the GIL only
+processes help, or work that releases it. `--wakers` names who ends each wait, which is who held the lock.",
+};
+
+fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let found = blocked(run, |cause| cause == WaitCause::Lock);
+    let enough = |of: &&Blocked<'_>| of.share * 100.0 >= values.get(&SHARE);
+    found.iter().filter(enough).map(|of| finding(run, of)).collect()
+}
+
+fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
+    let thread = of.worst;
+    let pid = thread.thread.pid;
+    let functions: Vec<&str> = of
+        .stack
+        .map(|stack| path(run.names(), &stack.frames).into_iter().map(|of| of.name.as_str()).collect())
+        .unwrap_or_default();
+    let has = |word: &str| functions.iter().any(|name| name.contains(word));
+    let (lock, advice) = if of.stack.is_some_and(|stack| causes::waits_for_gil(run.names(), &stack.frames)) {
+        ("the GIL, the interpreter's lock", "use processes instead of threads, or calls that release the GIL")
+    } else if has("ProcSleep") {
+        (
+            "a lock of the database (a row, a table)",
+            "find the transaction that holds it: pg_blocking_pids(), pg_locks",
+        )
+    } else if has("LWLock") {
+        ("an internal lock of the database", "see wait_event in pg_stat_activity")
+    } else {
+        ("a lock", "hold it for a shorter time, or divide it; --wakers names who held it")
+    };
+    let who = match of.alike {
+        0 | 1 => format!("thread {}", thread.name),
+        n => format!("each of {n} threads like {}", thread.name),
+    };
+    let place = if of.place.is_empty() { String::new() } else { format!(", most of it in {}", of.place) };
+    Finding {
+        rule: RULE.name,
+        severity: if of.share >= CRITICAL { Severity::Critical } else { Severity::Warning },
+        bottleneck: Bottleneck::Lock,
+        process: ProcessName { pid, name: thread.process.clone() },
+        subject: of.function.clone(),
+        title: format!(
+            "{:.0} % of the time {who} of {} (pid {pid}) waits for {lock}, {} in all{place}",
+            100.0 * of.share,
+            thread.process,
+            time(of.total_ns),
+        ),
+        advice: advice.to_owned(),
+        cost: Cost { ns: of.total_ns, share_of_wall: of.share.min(1.0), ..Cost::default() },
+        evidence: of
+            .stack
+            .map(|stack| Evidence { label: "waiting at", frames: stack.frames.clone(), shown: SHOWN })
+            .into_iter()
+            .collect(),
+        details: BTreeMap::from([
+            ("tid", json!(thread.thread.tid)),
+            ("threads", json!(of.alike)),
+            ("blocked_ns", json!(of.total_ns)),
+        ]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::{blocked::fixtures::run, judge, rule::Overrides};
+
+    #[test]
+    fn short_waits_for_one_lock_add_up() {
+        let of = |stack: &str, cause, waits: &[u64]| {
+            let mut run = run(stack, cause, waits);
+            judge(&mut run, &Overrides::default());
+            run.findings.into_iter().map(|of| (of.rule, of.severity, of.title)).collect::<Vec<_>>()
+        };
+        let found = of("clone;transfer;pthread_mutex_lock", WaitCause::Lock, &[5_000_000_000, 4_000_000_000]);
+        assert_eq!((found[0].0, found[0].1), (RULE.name, Severity::Warning));
+        assert!(found[0].2.contains("each of 2 threads") && found[0].2.contains("transfer"), "{found:?}");
+        let gil = of("clone;eval;take_gil;pthread_cond_timedwait", WaitCause::Park, &[7_000_000_000]);
+        assert!(gil[0].2.contains("GIL") && gil[0].1 == Severity::Critical, "{gil:?}");
+        assert!(of("clone;run;Condvar::wait", WaitCause::Lock, &[9_000_000_000]).is_empty(), "idle");
+    }
+}
