@@ -233,7 +233,9 @@ mod tests {
         (old.unwind_by_tables, old.syscalls, old.requests) = (true, Syscalls::On, Requests::On);
         assert_eq!(old.clone().fit(true, true), Vec::<String>::new());
         assert_eq!(old.fit(false, true).len(), 4);
-        assert!(!old.unwind_by_tables && !old.watches_calls() && !old.watches_waits() && !old.watches_requests());
+        assert!(
+            !old.unwind_by_tables && !old.watches_calls() && !old.watches_waits() && !old.watches_requests()
+        );
         assert!(old.watches_memory());
     }
 }
