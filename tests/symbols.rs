@@ -59,7 +59,7 @@ fn symbols(program: &Path) -> String {
     String::from_utf8(said.stdout).unwrap()
 }
 
-const SPLIT: &str = "objcopy --only-keep-debug p p.debug; ";
+const SPLIT: &str = "objcopy --only-keep-debug p p.debug";
 const LINK: &str = "; strip p; objcopy --add-gnu-debuglink=p.debug p";
 
 #[test]
@@ -68,7 +68,7 @@ fn names_are_found_in_debug_files_and_in_mini_debug_information() {
         return;
     }
     let linked = format!("{SPLIT}{LINK}");
-    let shared = format!("{SPLIT}cp p.debug q.debug; dwz -r -m shared.debug p.debug q.debug{LINK}");
+    let shared = format!("{SPLIT}; cp p.debug q.debug; dwz -r -m shared.debug p.debug q.debug{LINK}");
     let mini = "nm p --format=posix --defined-only | cut -d' ' -f1 > keep; objcopy -S --remove-section .comment \
                 --keep-symbols=keep p m; xz m; strip p; objcopy --add-section .gnu_debugdata=m.xz p";
     let ways = [

@@ -616,13 +616,13 @@ peer.close()";
 }
 
 #[test]
-fn without_being_asked_nothing_is_watched() {
+fn what_is_turned_off_is_not_watched() {
     if !kernel_ready(&[]) {
         return;
     }
-    assert!(profile(&["--", "true"]).0["syscalls"].is_null());
+    assert!(profile(&["--syscalls=off", "--", "true"]).0["syscalls"].is_null());
     let refused = Command::new(common::PROFILER)
-        .args(["-q", "-o", "syscalls:-", "--", "true"])
+        .args(["-q", "--syscalls=off", "-o", "syscalls:-", "--", "true"])
         .stdin(Stdio::null())
         .output()
         .unwrap();

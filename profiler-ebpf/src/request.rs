@@ -4,6 +4,8 @@
 //!
 //! Nothing is looked at but the first bytes of each request and answer. Connections are known by the address of their
 //! `struct sock`, so that it does not matter who accepted them.
+//!
+//! Longer than 600 lines because the hooks, the exchanges and their books share one state of a connection.
 
 use aya_ebpf::{
     EbpfContext as _, Global,

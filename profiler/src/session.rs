@@ -78,13 +78,14 @@ async fn profile(mut options: Options) -> Result<u8> {
         pids.push(held.pid());
     }
 
+    if let Err(error) = privileges::give_up() {
+        say!("profiler: rights that are no longer needed could not be given up: {error}");
+    }
+
     let name = options.command.first().map(|program| launch::name(program));
     let mut collector = Collector::start(&options.settings, &pids, name, Path::new(PROC))?;
     results.start_recordings(&collector.meta);
     let mut command = held.map(launch::Held::start).transpose()?;
-    if let Err(error) = privileges::give_up() {
-        say!("profiler: rights that are no longer needed could not be given up: {error}");
-    }
 
     // Whatever happens from here on, what was measured until then is reported.
     let mut live = Live::default();

@@ -1,11 +1,11 @@
-//! The profiler's own rights. Programs are attached, outputs are open: from then on, most of what root may do is given up,
-//! so that damage in what comes from the target cannot be used for it.
+//! The profiler's own rights. Once outputs are open and the command is there, most of what root may do is given up, before
+//! anything of the target is read: damage in what comes from it cannot be used for that.
 
 use caps::{CapSet, Capability, CapsHashSet};
 
 /// What a run needs to the end, and for what.
 const NEEDED: [Capability; 9] = [
-    // Maps and programs of processes that come later.
+    // Kernel programs and their maps.
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
     // Memory, mappings, files of processes of other users,

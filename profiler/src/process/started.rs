@@ -111,6 +111,10 @@ mod tests {
         let mut command = Command::new(program);
         let child = Killed(command.current_dir(directory).stdin(Stdio::piped()).spawn().unwrap());
         let proc_root = Path::new("/proc");
+        // A program has been executed, as far as its parent can tell, a moment before it is known how it was called.
+        while fs::read(format!("/proc/{}/auxv", child.0.id())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         let file = fs::read_link(format!("/proc/{}/exe", child.0.id())).unwrap();
         started_as(proc_root, child.0.id(), file.to_str().unwrap())
     }

@@ -39,6 +39,7 @@ pub const MAGIC: &[u8; 8] = b"PRECORD\x0a";
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
 
 /// One entry of a recording.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// Facts about the run; comes first.

@@ -1,6 +1,6 @@
 //! AMQP 0-9-1: <https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf>, 2.3.5.
 
-use super::{Head, Operation, Protocol, be16, be32};
+use super::head::{Head, Operation, Protocol, be16, be32};
 
 pub static PROTOCOL: Protocol = Protocol { name: "AMQP", ports: &[5672], distinct: false, read };
 

@@ -1,6 +1,6 @@
 //! DNS: RFC 1035, 4.1.
 
-use super::{Head, Operation, Protocol, be16};
+use super::head::{Head, Operation, Protocol, be16};
 
 pub static PROTOCOL: Protocol = Protocol { name: "DNS", ports: &[53], distinct: false, read };
 

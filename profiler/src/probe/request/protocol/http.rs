@@ -1,6 +1,7 @@
 //! HTTP/1: RFC 9112.
 
-use super::{Head, Operation, Protocol};
+use super::head::{Head, Operation, Protocol};
+use crate::text;
 
 pub static PROTOCOL: Protocol =
     Protocol { name: "HTTP", ports: &[80, 8000, 8080, 3000], distinct: true, read };
@@ -72,7 +73,7 @@ fn part(part: &[u8]) -> String {
     {
         ":id".to_owned()
     } else if harmless {
-        String::from_utf8_lossy(part).into_owned()
+        text::to_parse(part).into_owned()
     } else {
         ":text".to_owned()
     }

@@ -1,6 +1,6 @@
 //! Kafka: <https://kafka.apache.org/protocol.html>.
 
-use super::{Head, Operation, Protocol, be16, be32};
+use super::head::{Head, Operation, Protocol, be16, be32};
 
 pub static PROTOCOL: Protocol = Protocol { name: "Kafka", ports: &[9092], distinct: false, read };
 
@@ -21,7 +21,7 @@ fn read(head: &Head<'_>) -> Option<Operation> {
         12 => "Heartbeat",
         14 => "SyncGroup",
         18 => "ApiVersions",
-        0..=100 => "request",
+        key if key <= 100 => "request",
         _ => return None,
     };
     Some(Operation { name: name.into(), setup: name == "ApiVersions", ..Operation::default() })

@@ -1,6 +1,6 @@
 //! memcached's text protocol: doc/protocol.txt of its sources.
 
-use super::{Head, Operation, Protocol};
+use super::head::{Head, Operation, Protocol};
 
 pub static PROTOCOL: Protocol = Protocol { name: "memcached", ports: &[11211], distinct: false, read };
 

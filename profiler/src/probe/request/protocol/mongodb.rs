@@ -1,6 +1,6 @@
 //! MongoDB: OP_MSG of <https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/>.
 
-use super::{Head, Operation, Protocol, le32};
+use super::head::{Head, Operation, Protocol, le32};
 
 pub static PROTOCOL: Protocol = Protocol { name: "MongoDB", ports: &[27017], distinct: true, read };
 

@@ -1,6 +1,6 @@
 //! MySQL and MariaDB: <https://dev.mysql.com/doc/dev/mysql-server/latest/PAGE_PROTOCOL.html>.
 
-use super::{Head, Operation, Protocol, le32, statement};
+use super::head::{Head, Operation, Protocol, le32, statement};
 
 pub static PROTOCOL: Protocol = Protocol { name: "MySQL", ports: &[3306, 33060], distinct: false, read };
 

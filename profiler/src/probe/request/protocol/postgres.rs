@@ -1,6 +1,7 @@
 //! PostgreSQL: <https://www.postgresql.org/docs/current/protocol-message-formats.html>.
 
-use super::{Head, Operation, Protocol, be32, statement};
+use super::head::{Head, Operation, Protocol, be32, statement};
+use crate::text;
 
 pub static PROTOCOL: Protocol = Protocol { name: "PostgreSQL", ports: &[5432, 6432], distinct: true, read };
 
@@ -57,7 +58,7 @@ fn error(answer: &[u8]) -> Option<String> {
     let mut fields = answer[5..].split(|&byte| byte == 0);
     let code = fields.find_map(|field| field.strip_prefix(b"C")).filter(|code| code.len() == 5);
     let plain = code.filter(|code| code.iter().all(u8::is_ascii_alphanumeric));
-    Some(plain.map_or_else(|| "error".to_owned(), |code| String::from_utf8_lossy(code).into_owned()))
+    Some(plain.map_or_else(|| "error".to_owned(), |code| text::to_parse(code).into_owned()))
 }
 
 #[cfg(test)]

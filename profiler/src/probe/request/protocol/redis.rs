@@ -1,6 +1,7 @@
 //! Redis: RESP, <https://redis.io/docs/latest/develop/reference/protocol-spec/>.
 
-use super::{Head, Operation, Protocol};
+use super::head::{Head, Operation, Protocol};
+use crate::text::to_parse;
 
 pub static PROTOCOL: Protocol = Protocol { name: "redis", ports: &[6379], distinct: true, read };
 
@@ -19,9 +20,9 @@ fn read(head: &Head<'_>) -> Option<Operation> {
     }
     let error = head.answer.strip_prefix(b"-").map(|text| {
         let end = text.iter().position(|byte| !byte.is_ascii_uppercase()).unwrap_or(text.len());
-        if end == 0 { "error".to_owned() } else { String::from_utf8_lossy(&text[..end.min(24)]).into_owned() }
+        if end == 0 { "error".to_owned() } else { to_parse(&text[..end.min(24)]).into_owned() }
     });
-    let name = String::from_utf8_lossy(name).to_ascii_uppercase();
+    let name = to_parse(name).to_ascii_uppercase();
     let setup = matches!(&*name, "AUTH" | "HELLO" | "CLIENT" | "SELECT" | "INFO");
     Some(Operation { name: name.into(), error, batch: is_batch(head, count, after), setup })
 }
