@@ -188,18 +188,20 @@ fn without_probe(names: &Names, mut frames: Vec<usize>) -> Vec<usize> {
     frames
 }
 
-/// A stack in which the profiler's own code is one frame: what it calls, and the hooks that call it, are part of it.
+/// A stack in which the profiler's own code is one frame: what it calls, and the hooks that call it, are part of it. The
+/// stack of who woke the thread stands before, the other way round, and is left to [`without_probe`].
 fn outside_profiler(names: &Names, mut frames: Vec<usize>) -> Vec<usize> {
     const HOOKS: [&str; 4] = ["bpf_trace_run", "__bpf_trace_", "__traceiter_", "bpf_overflow_handler"];
     let own = |&frame: &usize| names.frames[frame].functions.iter().any(Function::is_profiler_itself);
-    let Some(at) = frames.iter().rposition(own) else { return frames };
+    let begin = names.waker_at(&frames).map_or(0, |waker| waker + 1);
+    let Some(at) = frames[begin..].iter().rposition(own).map(|at| begin + at) else { return frames };
     let is_hook = |frame: &usize| {
         let frame = &names.frames[*frame];
         names.is_kernel(frame) && HOOKS.iter().any(|hook| frame.functions[0].name.starts_with(hook))
     };
     let hooks = frames[at + 1..].iter().take_while(|frame| is_hook(frame)).count();
     frames.drain(at + 1..at + 1 + hooks);
-    frames.drain(..at);
+    frames.drain(begin..at);
     frames
 }
 
@@ -211,7 +213,7 @@ mod tests {
     #[test]
     fn the_profilers_own_code_is_one_frame() {
         let frame = |(address, (kernel, name)): (usize, &(bool, &str))| NamedFrame {
-            module: usize::from(!kernel),
+            module: if *name == "[woken by]" { 2 } else { usize::from(!kernel) },
             address: address as u64,
             functions: vec![Function { name: (*name).to_owned(), ..Function::default() }],
         };
@@ -224,16 +226,20 @@ mod tests {
             (true, "__bpf_trace_sys_exit"),
             (true, "do_syscall_64"),
             (false, "bpf_trace_run2"),
+            (false, "[woken by]"),
         ];
         let names = Names {
             modules: vec![
                 Module::special(ModuleKind::Kernel),
                 Module { path: "/bin/app".into(), ..Module::special(ModuleKind::File) },
+                Module::special(ModuleKind::Waker),
             ],
             frames: functions.iter().enumerate().map(frame).collect(),
             ..Names::default()
         };
         assert_eq!(outside_profiler(&names, (0..8).collect()), [3, 6, 7]);
         assert_eq!(outside_profiler(&names, vec![0, 2, 4, 7]), [0, 2, 4, 7], "another's");
+        let woken = outside_profiler(&names, vec![7, 4, 1, 8, 0, 3, 4, 6, 7]);
+        assert_eq!(woken, [7, 4, 1, 8, 3, 6, 7], "who woke it is left");
     }
 }

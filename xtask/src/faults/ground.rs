@@ -69,7 +69,7 @@ impl Ground {
 
     /// The same, started by a program that takes a command.
     pub fn under(&self, starter: &[&str], args: &[&str]) -> Command {
-        let mut words = starter.iter().map(|word| Path::new(word)).chain([&*self.profiler]);
+        let mut words = starter.iter().map(Path::new).chain([&*self.profiler]);
         let mut command = Command::new(words.next().unwrap_or(&self.profiler));
         command.args(words).args(args).env("TMPDIR", self.dir()).current_dir(self.dir());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
