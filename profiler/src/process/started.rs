@@ -111,8 +111,11 @@ mod tests {
         let mut command = Command::new(program);
         let child = Killed(command.current_dir(directory).stdin(Stdio::piped()).spawn().unwrap());
         let proc_root = Path::new("/proc");
-        // A program has been executed, as far as its parent can tell, a moment before it is known how it was called.
-        while fs::read(format!("/proc/{}/auxv", child.0.id())).unwrap().is_empty() {
+        // For its parent, a program runs a moment before it is what its process is, and is known how it was called.
+        let own = std::env::current_exe().unwrap();
+        let of = |name: &str| Path::new("/proc").join(child.0.id().to_string()).join(name);
+        // An auxiliary vector that is not there yet is read as its end: one pair.
+        while fs::read_link(of("exe")).unwrap() == own || fs::read(of("auxv")).unwrap().len() <= 16 {
             std::thread::yield_now();
         }
         let file = fs::read_link(format!("/proc/{}/exe", child.0.id())).unwrap();
