@@ -95,7 +95,10 @@ fn read_only(ground: &Ground, _full: bool) -> Result<Seen> {
 }
 
 fn slow(ground: &Ground, _full: bool) -> Result<Seen> {
-    let disk = Mount::ext4(ground.path("slow"))?;
+    let disk = match Mount::ext4(ground.path("slow")) {
+        Ok(disk) => disk,
+        Err(why) => return Ok(Seen::NotHere(format!("no file system in a file: {why:#}"))),
+    };
     let target = ground.steady(&[])?;
     let args = ["--pid", &target.arg(), "-d6s", "-i100ms", "-o", "slow/x.prec", "-o", "x.json"];
     let run = Run::start(&mut ground.profiler(&args))?;

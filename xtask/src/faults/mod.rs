@@ -58,7 +58,7 @@ const FAULTS: &[&[Fault]] = &[disks::FAULTS, kernel::FAULTS, targets::FAULTS, cr
 
 /// Tries them.
 pub fn run(args: &Args) -> Result<()> {
-    debian_packages(&["gcc", "libc6-dev", "strace", "e2fsprogs", "util-linux", "gdb", "mount"])?;
+    debian_packages(&["gcc", "libc6-dev", "strace", "e2fsprogs", "util-linux", "mount"])?;
     let profiler = match &args.profiler {
         Some(built) => fs::canonicalize(built).with_context(|| built.display().to_string())?,
         None => {
