@@ -303,16 +303,7 @@ fn leave(registers: Registers, returned: u64, at_exit: bool, ids: &Ids) {
         replace(&key, now, control);
         return;
     }
-    // SAFETY: any number is a valid key.
-    let stack = stack_cache::take(registers, ids, now, |id| unsafe { ALLOC_STACKS.get(&id) }.is_some());
-    if stack == 0 {
-        count(Loss::AllocClash);
-        return;
-    }
-    let Some(totals) = totals(stack) else {
-        count(Loss::AllocStacksFull);
-        return;
-    };
+    let Some((stack, totals)) = site(registers, ids, now) else { return };
     let weight = control.weight;
     let object = Object { size: call.size, stack, time_ns: now, weight, window: control.window };
     if let Err(error) = OBJECTS.insert(&key, &object, NOEXIST) {
@@ -355,6 +346,22 @@ unsafe fn allocated(totals: *mut StackTotals, object: &Object, now: u64, control
     }
 }
 
+/// The stack that allocates, and its totals; none, which is counted, where there is no room for it.
+#[inline(always)]
+fn site(registers: Registers, ids: &Ids, now: u64) -> Option<(u64, *mut StackTotals)> {
+    // SAFETY: any number is a valid key.
+    let stack = stack_cache::take(registers, ids, now, |id| unsafe { ALLOC_STACKS.get(&id) }.is_some());
+    if stack == 0 {
+        count(Loss::AllocClash);
+        return None;
+    }
+    let totals = totals(stack);
+    if totals.is_none() {
+        count(Loss::AllocStacksFull);
+    }
+    Some((stack, totals?))
+}
+
 /// mmap has returned an address.
 #[inline(always)]
 fn map(registers: Registers, returned: u64, ids: &Ids) {
@@ -373,16 +380,7 @@ fn map(registers: Registers, returned: u64, ids: &Ids) {
     if now >= control.until_ns {
         return;
     }
-    // SAFETY: any number is a valid key.
-    let stack = stack_cache::take(registers, ids, now, |id| unsafe { ALLOC_STACKS.get(&id) }.is_some());
-    if stack == 0 {
-        count(Loss::AllocClash);
-        return;
-    }
-    let Some(totals) = totals(stack) else {
-        count(Loss::AllocStacksFull);
-        return;
-    };
+    let Some((stack, totals)) = site(registers, ids, now) else { return };
     let object =
         Object { size: call.size, stack, time_ns: now, weight: control.weight, window: control.window };
     if MAPPED.insert(&key, &object, 0).is_err() {

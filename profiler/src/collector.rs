@@ -79,12 +79,12 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Loads the kernel programs for `settings` and starts the probes. `name` is what the one target will be called, where
-    /// it is a command that has not been executed yet.
+    /// Loads the kernel programs for `settings` and starts the probes. `held` is a command that has not been executed yet,
+    /// with what it will be called: how long it is held is none of its time.
     pub fn start(
         settings: &Settings,
         pids: &[u32],
-        name: Option<String>,
+        held: Option<(u32, String)>,
         proc_root: &Path,
     ) -> Result<Collector> {
         raise_file_limit();
@@ -112,7 +112,9 @@ impl Collector {
         all.sort_unstable();
         all.dedup();
         let pids = &all[..];
-        for &pid in pids {
+        let (held, name) = held.unzip();
+        let running: Vec<u32> = pids.iter().copied().filter(|&pid| Some(pid) != held).collect();
+        for &pid in &running {
             kernel.add_target(pid)?;
             resolver.track(pid);
         }
@@ -123,8 +125,8 @@ impl Collector {
         let started_ns = resolver.clock.now_ns();
         let mut probes = Vec::new();
         for spec in probe::enabled(settings) {
-            let start =
-                &mut Start { kernel: &mut kernel, settings, resolver: &mut resolver, pids, proc_root };
+            let (kernel, resolver, running) = (&mut kernel, &mut resolver, &running[..]);
+            let start = &mut Start { kernel, settings, resolver, pids, running, proc_root };
             probes.push((spec, (spec.start)(start)?));
         }
         // SAFETY: an OwnedFd is the same descriptor for as long as it lives.
@@ -135,6 +137,14 @@ impl Collector {
         collector.started_ns = started_ns;
         collector.each(&mut NoSink, |probe, cx| probe.poll(cx))?;
         Ok(collector)
+    }
+
+    /// Counts a command that was held, which must be let go now.
+    pub fn begin(&mut self, pid: u32) -> Result<()> {
+        self.resolver.track(pid);
+        self.started_ns = self.resolver.clock.now_ns();
+        self.each(&mut NoSink, |probe, cx| probe.begin(cx))?;
+        self.kernel.add_target(pid)
     }
 
     /// Begins with probes that have been started, whatever the kernel is.

@@ -10,7 +10,7 @@ use crate::{
     collector::Collector,
     detect::{self, rule::Overrides},
     error::Error,
-    kernel::{btf, preflight},
+    kernel::{btf, preflight, sideband},
     model::{sample::Sample, stack::Tables},
     output::{OutputSpec, RenderOptions, live::Live, results::Results},
     probe::{
@@ -78,13 +78,17 @@ async fn profile(mut options: Options) -> Result<u8> {
         pids.push(held.pid());
     }
 
-    if let Err(error) = privileges::give_up() {
+    if let Err(error) = privileges::give_up(sideband::allowed) {
         say!("profiler: rights that are no longer needed could not be given up: {error}");
     }
 
     let name = options.command.first().map(|program| launch::name(program));
-    let mut collector = Collector::start(&options.settings, &pids, name, Path::new(PROC))?;
+    let holding = held.as_ref().map(launch::Held::pid).zip(name);
+    let mut collector = Collector::start(&options.settings, &pids, holding, Path::new(PROC))?;
     results.start_recordings(&collector.meta);
+    if let Some(held) = &held {
+        collector.begin(held.pid())?;
+    }
     let mut command = held.map(launch::Held::start).transpose()?;
 
     // Whatever happens from here on, what was measured until then is reported.

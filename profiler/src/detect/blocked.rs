@@ -3,11 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
+
 use crate::{
-    detect::words::{at, place},
+    detect::words::{SHOWN, at, place},
     model::{
         cause::WaitCause,
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
         report::{ProfileStack, Run},
+        units::time,
         wait::ThreadTime,
     },
 };
@@ -60,6 +64,46 @@ pub fn blocked<'a>(run: &'a Run, is: impl Fn(WaitCause) -> bool) -> Vec<Blocked<
         })
     });
     found.collect()
+}
+
+/// A thread that waits for so much of its time is critical.
+const CRITICAL: f64 = 0.6;
+
+impl Blocked<'_> {
+    /// What a rule says of it: `what` is waited for, at `place`, as words that follow the sentence.
+    pub fn finding(&self, rule: &'static str, what: &str, place: &str) -> Finding {
+        let thread = self.worst;
+        let pid = thread.thread.pid;
+        let who = match self.alike {
+            0 | 1 => format!("thread {}", thread.name),
+            n => format!("each of {n} threads like {}", thread.name),
+        };
+        Finding {
+            rule,
+            severity: if self.share >= CRITICAL { Severity::Critical } else { Severity::Warning },
+            bottleneck: Bottleneck::Unknown,
+            process: ProcessName { pid, name: thread.process.clone() },
+            subject: self.function.clone(),
+            title: format!(
+                "{:.0} % of the time {who} of {} (pid {pid}) waits for {what}, {} in all{place}",
+                100.0 * self.share,
+                thread.process,
+                time(self.total_ns),
+            ),
+            advice: String::new(),
+            cost: Cost { ns: self.total_ns, share_of_wall: self.share.min(1.0), ..Cost::default() },
+            evidence: self
+                .stack
+                .map(|stack| Evidence { label: "waiting at", frames: stack.frames.clone(), shown: SHOWN })
+                .into_iter()
+                .collect(),
+            details: BTreeMap::from([
+                ("tid", json!(thread.thread.tid)),
+                ("threads", json!(self.alike)),
+                ("blocked_ns", json!(self.total_ns)),
+            ]),
+        }
+    }
 }
 
 /// The heaviest stack of the place in the program where most of a process's time is waited.

@@ -7,7 +7,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
-use crate::kernel::btf;
+use crate::kernel::{btf, sideband};
 
 /// Bits of capability sets in /proc/self/status (include/uapi/linux/capability.h).
 const CAPABILITIES: [(u32, &str, &str); 5] = [
@@ -74,6 +74,13 @@ pub fn checks() -> Vec<Check> {
             if matches!(name, "CAP_BPF" | "CAP_PERFMON") { Verdict::No } else { Verdict::Degraded };
         check(name, implied, otherwise, purpose, &format!("missing, needed to {purpose}; run with sudo"));
     }
+    check(
+        "perf events",
+        sideband::allowed(),
+        Verdict::No,
+        "can be opened",
+        "refused: this kernel wants CAP_SYS_ADMIN for them, or sysctl kernel.perf_event_paranoid=2",
+    );
     check(
         "kernel types (BTF)",
         btf::is_available(),

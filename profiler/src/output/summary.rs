@@ -197,7 +197,7 @@ fn functions(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     if profile.total < FEW {
         let few = count(profile.total, "sample");
         writeln!(out)?;
-        return line(&format!("hot functions: it hardly ran, {few} are too few to tell"), style, out);
+        return line(&format!("hot functions: it hardly ran ({few}: too few to tell)"), style, out);
     }
     let hotspots = hotspot::hotspots(profile);
     writeln!(out, "\n{}", style.bold("hot functions, % of CPU samples"))?;

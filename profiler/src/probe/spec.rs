@@ -49,6 +49,8 @@ pub struct Start<'a> {
     pub resolver: &'a mut Resolver,
     /// Targets as of now.
     pub pids: &'a [u32],
+    /// Those that run already: all but a command that is held until the probes are attached.
+    pub running: &'a [u32],
     /// Where `/proc` is.
     pub proc_root: &'a Path,
 }
@@ -93,6 +95,11 @@ pub enum Extent {
 
 /// A probe that runs: it makes samples and sections of a run out of its records and maps.
 pub trait Probe {
+    /// Begins anew: a command that was held is let go, and nothing before counts.
+    fn begin(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes in one record, whose stack has been resolved if it has one and there was room for it.
     fn record(&mut self, _record: &Record, _stack: Option<StackId>, _cx: &mut Context<'_>) -> Result<()> {
         Ok(())

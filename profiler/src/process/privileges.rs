@@ -23,12 +23,19 @@ const NEEDED: [Capability; 9] = [
     Capability::CAP_SYS_RESOURCE,
 ];
 
-/// Gives up all other rights, of this thread and of those that it starts. A failure leaves some of them.
-pub fn give_up() -> Result<(), caps::errors::CapsError> {
+/// Gives up all other rights, of this thread and of those that it starts. `suffices` says whether the rights that are left
+/// do: some distributions' kernels want CAP_SYS_ADMIN for perf events, which is kept there. A failure leaves some rights.
+pub fn give_up(suffices: impl FnOnce() -> bool) -> Result<(), caps::errors::CapsError> {
     let had = caps::read(None, CapSet::Permitted)?;
-    let keep: CapsHashSet = NEEDED.into_iter().filter(|needed| had.contains(needed)).collect();
-    if had.contains(&Capability::CAP_SETPCAP) {
-        for &other in caps::all().difference(&NEEDED.into_iter().collect()) {
+    let mut keep: CapsHashSet = NEEDED.into_iter().filter(|needed| had.contains(needed)).collect();
+    let bounding = had.contains(&Capability::CAP_SETPCAP);
+    let also = bounding.then_some(Capability::CAP_SETPCAP);
+    caps::set(None, CapSet::Effective, &keep.iter().copied().chain(also).collect())?;
+    if had.contains(&Capability::CAP_SYS_ADMIN) && !suffices() {
+        keep.insert(Capability::CAP_SYS_ADMIN);
+    }
+    if bounding {
+        for &other in caps::all().difference(&keep) {
             // One that this kernel does not know cannot be had either.
             let _unknown = caps::drop(None, CapSet::Bounding, other);
         }

@@ -140,6 +140,13 @@ impl VitalsSampler {
         self.due = Instant::now() + INTERVAL.max(begun.elapsed() * PAUSE);
     }
 
+    /// Begins anew with a process that runs another program now.
+    pub fn forget(&mut self, pid: u32) {
+        if self.processes.remove(&pid).is_some() {
+            self.due = Instant::now();
+        }
+    }
+
     /// What was seen so far.
     pub fn vitals(&self) -> Vitals {
         Vitals {

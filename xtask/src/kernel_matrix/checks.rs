@@ -21,7 +21,7 @@ pub struct Check {
 }
 
 /// Every check, in the order they run.
-pub const CHECKS: [Check; 14] = [
+pub const CHECKS: [Check; 15] = [
     Check { name: "doctor", command: "profiler doctor", assert: doctor },
     Check {
         name: "split",
@@ -114,9 +114,19 @@ pub const CHECKS: [Check; 14] = [
     Check {
         name: "alloc",
         command: "mkfifo go; /work/alloc 20 <go >said & exec 9>go; sleep 1
-            profiler -q -d 25s --alloc full -o out.json --pid $! >&2 & sleep 8
-            echo go >&9; wait $!; code=$?; exec 9>&-; wait; [ $code = 0 ] && cat said out.json",
+            profiler -d 25s --interval 1s --alloc full -o out.json --pid $! >&2 2>live & until [ -s live ]; do sleep 0.1; done
+            echo go >&9; wait $!; code=$?; exec 9>&-; wait; cat live >&2; [ $code = 0 ] && cat said out.json",
         assert: alloc,
+    },
+    // A server that forks for each connection.
+    Check {
+        name: "requests",
+        command: "ip link set lo up; mkdir www; echo hello >www/x; httpd -f -p 8080 -h www & server=$!
+            profiler -d 5m --interval 1s --requests on --follow -o out.json --pid $server >&2 2>live &
+            until [ -s live ]; do sleep 0.1; done
+            for i in $(seq 50); do wget -q -O /dev/null http://127.0.0.1:8080/x; done; sleep 1
+            kill $server; wait; cat live >&2; cat out.json",
+        assert: requests,
     },
 ];
 
@@ -194,6 +204,24 @@ fn alloc(output: &str) -> Result<String> {
         watching["attach_ns"].as_u64().unwrap_or(0) / 1_000_000,
         watching["detach_ns"].as_u64().unwrap_or(0) / 1_000_000
     ))
+}
+
+fn requests(output: &str) -> Result<String> {
+    let profile: serde_json::Value = serde_json::from_str(output).context("the profile")?;
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let peers = list(&profile["requests"]["peers"]);
+    let answers = || peers.iter().filter(|peer| peer["side"] == "answers" && peer["peer"] == ":8080");
+    let routes = answers().flat_map(|peer| list(&peer["routes"]));
+    let answered: u64 = routes
+        .filter(|route| route["operation"] == "GET /x")
+        .filter_map(|route| route["first"]["count"].as_u64())
+        .sum();
+    let fine: u64 = answers().filter_map(|peer| peer["statuses"][2].as_u64()).sum();
+    ensure!(
+        (answered, fine) == (50, 50),
+        "of 50 requests {answered} were seen, {fine} of them with status 2xx"
+    );
+    Ok(format!("{answered} requests of {} processes, all with status 2xx", answers().count()))
 }
 
 fn complete(output: &str) -> Result<String> {

@@ -1,21 +1,16 @@
 //! Threads wait for locks for much of their time.
 
-use std::collections::BTreeMap;
-
-use serde_json::json;
-
 use crate::{
     detect::{
         blocked::{Blocked, blocked},
         causes,
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, path},
+        words::path,
     },
     model::{
         cause::WaitCause,
-        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        finding::{Bottleneck, Finding},
         report::Run,
-        units::time,
     },
 };
 
@@ -26,9 +21,6 @@ const SHARE: Param = Param {
     help: "Wall time that a thread waits for locks",
     flag: None,
 };
-
-/// A thread that waits for so much of its time is critical.
-const CRITICAL: f64 = 0.6;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -54,8 +46,6 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 }
 
 fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
-    let thread = of.worst;
-    let pid = thread.thread.pid;
     let functions: Vec<&str> = of
         .stack
         .map(|stack| path(run.names(), &stack.frames).into_iter().map(|of| of.name.as_str()).collect())
@@ -73,42 +63,17 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
     } else {
         ("a lock", "hold it for a shorter time, or divide it; --wakers names who held it")
     };
-    let who = match of.alike {
-        0 | 1 => format!("thread {}", thread.name),
-        n => format!("each of {n} threads like {}", thread.name),
-    };
     let place = if of.place.is_empty() { String::new() } else { format!(", most of it in {}", of.place) };
-    Finding {
-        rule: RULE.name,
-        severity: if of.share >= CRITICAL { Severity::Critical } else { Severity::Warning },
-        bottleneck: Bottleneck::Lock,
-        process: ProcessName { pid, name: thread.process.clone() },
-        subject: of.function.clone(),
-        title: format!(
-            "{:.0} % of the time {who} of {} (pid {pid}) waits for {lock}, {} in all{place}",
-            100.0 * of.share,
-            thread.process,
-            time(of.total_ns),
-        ),
-        advice: advice.to_owned(),
-        cost: Cost { ns: of.total_ns, share_of_wall: of.share.min(1.0), ..Cost::default() },
-        evidence: of
-            .stack
-            .map(|stack| Evidence { label: "waiting at", frames: stack.frames.clone(), shown: SHOWN })
-            .into_iter()
-            .collect(),
-        details: BTreeMap::from([
-            ("tid", json!(thread.thread.tid)),
-            ("threads", json!(of.alike)),
-            ("blocked_ns", json!(of.total_ns)),
-        ]),
-    }
+    Finding { bottleneck: Bottleneck::Lock, advice: advice.to_owned(), ..of.finding(RULE.name, lock, &place) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detect::{blocked::fixtures::run, judge, rule::Overrides};
+    use crate::{
+        detect::{blocked::fixtures::run, judge, rule::Overrides},
+        model::finding::Severity,
+    };
 
     #[test]
     fn short_waits_for_one_lock_add_up() {

@@ -1,21 +1,18 @@
 //! Threads wait for files and disks for much of their time, however short each wait is.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 
 use crate::{
     detect::{
         blocked::{Blocked, blocked},
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, path},
+        words::path,
     },
     model::{
         cause::WaitCause,
-        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        finding::{Bottleneck, Finding},
         report::Run,
         syscall::WaitKind,
-        units::time,
     },
 };
 
@@ -26,9 +23,6 @@ const SHARE: Param = Param {
     help: "Wall time that a thread waits for files and disks",
     flag: None,
 };
-
-/// A thread that waits for so much of its time is critical.
-const CRITICAL: f64 = 0.6;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -53,9 +47,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 }
 
 fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
-    let thread = of.worst;
-    let pid = thread.thread.pid;
-    let file = file(run, pid);
+    let file = file(run, of.worst.thread.pid);
     let call = of.stack.and_then(|stack| path(run.names(), &stack.frames).last().map(|of| of.name.clone()));
     let place = match (of.place.as_str(), call) {
         ("", _) => String::new(),
@@ -63,37 +55,14 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
         (place, _) => format!(", most of it in {place}"),
     };
     let of_file = file.as_deref().map_or_else(String::new, |file| format!(" of {file}"));
-    let others = match of.alike {
-        0 | 1 => format!("thread {}", thread.name),
-        n => format!("each of {n} threads like {}", thread.name),
-    };
-    Finding {
-        rule: RULE.name,
-        severity: if of.share >= CRITICAL { Severity::Critical } else { Severity::Warning },
+    let mut finding = Finding {
         bottleneck: Bottleneck::Io,
-        process: ProcessName { pid, name: thread.process.clone() },
-        subject: of.function.clone(),
-        title: format!(
-            "{:.0} % of the time {others} of {} (pid {pid}) waits for files or disks, {} in all{place}{of_file}",
-            100.0 * of.share,
-            thread.process,
-            time(of.total_ns),
-        ),
         advice: "sync less often and write larger pieces, or put the data on a faster disk (iostat -x 1)"
             .to_owned(),
-        cost: Cost { ns: of.total_ns, share_of_wall: of.share.min(1.0), ..Cost::default() },
-        evidence: of
-            .stack
-            .map(|stack| Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN })
-            .into_iter()
-            .collect(),
-        details: BTreeMap::from([
-            ("tid", json!(thread.thread.tid)),
-            ("threads", json!(of.alike)),
-            ("blocked_ns", json!(of.total_ns)),
-            ("file", json!(file)),
-        ]),
-    }
+        ..of.finding(RULE.name, "files or disks", &format!("{place}{of_file}"))
+    };
+    finding.details.insert("file", json!(file));
+    finding
 }
 
 /// The file that a process waits for most, as far as anything tells it.
@@ -122,7 +91,10 @@ fn file(run: &Run, pid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detect::{blocked::fixtures::run, rule::Overrides};
+    use crate::{
+        detect::{blocked::fixtures::run, rule::Overrides},
+        model::finding::Severity,
+    };
 
     #[test]
     fn many_short_syncs_are_slow_io() {

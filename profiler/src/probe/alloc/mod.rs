@@ -486,6 +486,12 @@ impl Probe for MemoryWatch {
         if matches!(notice.event, Event::Exec { .. } | Event::Exited) {
             self.forget(notice.pid, notice.time_ns);
         }
+        // Its memory is another program's now.
+        if let (Event::Exec { name }, Some(process)) = (&notice.event, self.processes.get_mut(&notice.pid)) {
+            process.name = name.clone();
+            (process.growth, process.heap, process.trend) = Default::default();
+            self.looked = false;
+        }
     }
 
     fn mappings_changed(&mut self, pid: u32) {

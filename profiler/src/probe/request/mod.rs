@@ -76,7 +76,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 
 /// Attaches the kernel programs: where nobody moves bytes on sockets they cost nothing.
 fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
-    let Start { kernel, settings, resolver, pids, proc_root } = begin;
+    let Start { kernel, settings, resolver, pids, proc_root, .. } = begin;
     let maps = Box::new(KernelMaps::take(kernel, proc_root, pids)?);
     let redact = Redact::new(settings.redact_paths);
     let mut collector = RequestCollector::new(maps, proc_root, &resolver.clock, redact);

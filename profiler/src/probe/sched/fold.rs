@@ -501,6 +501,10 @@ impl Scheduler {
 }
 
 impl Probe for Scheduler {
+    fn begin(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        Scheduler::begin(self, cx.resolver.clock.now_ns())
+    }
+
     fn record(&mut self, record: &Record, stack: Option<StackId>, cx: &mut Context<'_>) -> Result<()> {
         match record {
             Record::Cpu(raw) => {

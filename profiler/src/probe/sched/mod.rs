@@ -70,7 +70,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 
 /// Attaches the kernel programs, and hands them what the threads of the targets are doing already.
 fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
-    let Start { kernel, settings, resolver, pids, proc_root } = begin;
+    let Start { kernel, settings, resolver, running, proc_root, .. } = begin;
     maps::set_classes(kernel)?;
     let maps = Box::new(KernelMaps::take(kernel)?);
     if settings.wakers {
@@ -83,11 +83,12 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     ] {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }
-    let mut scheduler = Scheduler::new(maps, proc_root, &resolver.clock, pids, settings.thresholds.clone());
+    let mut scheduler =
+        Scheduler::new(maps, proc_root, &resolver.clock, running, settings.thresholds.clone());
     scheduler.calls_watched = settings.syscalls == Syscalls::On;
     // Stacks first: they take a while, in which threads wake up unseen.
     let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();
-    for &pid in *pids {
+    for &pid in *running {
         for seed in scheduler.seeds(pid) {
             if let Some((ip, sp)) = seed.at
                 && let Some(stack) = resolver.stack_at_rest(pid, ip, sp)
@@ -98,7 +99,7 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     }
     scheduler.attach_loops(*kernel)?;
     scheduler.begin(resolver.clock.now_ns())?;
-    for &pid in *pids {
+    for &pid in *running {
         for seed in scheduler.seeds(pid) {
             let stack = seed.at.and_then(|at| stacks.get(&(seed.state.tid, at)).copied());
             scheduler.seed(seed.state, stack, resolver);

@@ -518,6 +518,11 @@ impl CallCollector {
 }
 
 impl Probe for CallCollector {
+    fn begin(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        self.began_ns = self.clock.now_ns();
+        Ok(())
+    }
+
     fn record(&mut self, record: &Record, _stack: Option<StackId>, cx: &mut Context<'_>) -> Result<()> {
         match record {
             Record::SlowCall(call) => self.slow_call(call, cx.resolver),

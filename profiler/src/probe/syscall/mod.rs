@@ -62,7 +62,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 
 /// Attaches the kernel programs.
 fn start(begin: &mut Start<'_>) -> Result<CallCollector> {
-    let Start { kernel, settings, resolver, pids, proc_root } = begin;
+    let Start { kernel, settings, resolver, pids, proc_root, .. } = begin;
     sched::maps::set_classes(kernel)?;
     let maps = Box::new(KernelMaps::take(kernel)?);
     let storms = Storms::new(settings.error_storm_share, &settings.expected_errors);

@@ -5,7 +5,12 @@ use anyhow::Result;
 use crate::{
     model::report::Totals,
     probe::spec::{Context, Extent, Probe, ProbeSpec},
-    process::{redact::Redact, target::Target, vitals::VitalsSampler},
+    process::{
+        notice::{Event, Notice},
+        redact::Redact,
+        target::Target,
+        vitals::VitalsSampler,
+    },
 };
 
 /// The look from outside. Of the whole machine it would be too much.
@@ -33,6 +38,12 @@ impl Vitals {
 }
 
 impl Probe for Vitals {
+    fn notice(&mut self, notice: &Notice) {
+        if matches!(notice.event, Event::Exec { .. }) {
+            self.0.forget(notice.pid);
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
         if self.0.is_due() {
             self.look(cx);
