@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Profile, Profiling, Running, kernel_ready, which};
+use common::{Profile, Profiling, Running, kernel_ready, programs, which};
 use serde_json::Value;
 
 const MS: f64 = 1e6;
@@ -32,10 +32,14 @@ struct Server {
 
 impl Server {
     fn start(interpreter: &str, script: &str, args: &[String]) -> Server {
-        let program = which(interpreter).unwrap();
-        let mut command = Command::new(program);
-        command.arg(source(script)).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut run = Running::start(&mut command);
+        let mut command = Command::new(which(interpreter).unwrap());
+        command.arg(source(script)).args(args);
+        Server::begin(&mut command)
+    }
+
+    fn begin(command: &mut Command) -> Server {
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut run = Running::start(command);
         let mut out = BufReader::new(run.0.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
@@ -139,7 +143,10 @@ fn is_what_it_logs(interpreter: &'static str, script: &str, connections: usize, 
     if !kernel_ready(&[interpreter]) {
         return;
     }
-    let server = Server::start(interpreter, script, &[]);
+    compares(Server::start(interpreter, script, &[]), connections, requests);
+}
+
+fn compares(server: Server, connections: usize, requests: usize) {
     let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
     let port = server.port;
     let failed = load(&server, connections, requests);
@@ -172,6 +179,159 @@ fn node_with_one_connection() {
 #[test]
 fn node_with_fifty_connections() {
     is_what_it_logs("node", "http.js", 50, 40);
+}
+
+#[test]
+fn node_with_a_thousand_connections() {
+    is_what_it_logs("node", "http.js", 1000, 6);
+}
+
+#[test]
+fn a_go_server() {
+    if !kernel_ready(&["go"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("server");
+    let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(source("http.go")).status();
+    assert!(built.unwrap().success());
+    compares(Server::begin(&mut Command::new(&program)), 50, 40);
+}
+
+/// A port that is free at this moment; who else would want it?
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn redis_under_its_benchmark() {
+    if !kernel_ready(&["redis-server", "redis-benchmark"]) {
+        return;
+    }
+    let port = free_port();
+    let mut server = Command::new("redis-server");
+    server.args(["--save", "", "--port", &port.to_string()]);
+    let server = Running::start(programs::quiet(&mut server));
+    programs::wait_until("redis listens", || listens(port));
+    let profiling = Profiling::start(&["--pid", &server.pid(), "--alloc", "off", "--requests", "on"]);
+    let load = |more: &[&str]| {
+        let mut load = Command::new("redis-benchmark");
+        run(load.args(["-q", "-p", &port.to_string(), "-n", "20000", "-c", "50"]).args(more));
+    };
+    load(&["-t", "get"]);
+    load(&["-t", "set", "-P", "16"]);
+    let _it_ends = Command::new("redis-cli").args(["-p", &port.to_string(), "shutdown", "nosave"]).output();
+    let (profile, _) = profiling.finish();
+    let served = peer(&profile, "answers", port);
+    assert_eq!(served["protocol"], "redis");
+    let got = &route(served, "GET")["first"];
+    let counted = got["count"].as_f64().unwrap();
+    assert!((counted - 20_000.0).abs() <= 20.0, "{counted} of 20,000 GET: {served}");
+    assert!(served["batches"].as_u64().unwrap() > 0, "pipelines are batches: {served}");
+}
+
+#[test]
+fn postgres_under_pgbench() {
+    if !kernel_ready(&["pgbench"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (script, port) = (dir.path().join("sleep.sql"), free_port());
+    std::fs::write(&script, "SELECT pg_sleep(0.003);\n").unwrap();
+    let database = programs::Postgres::start(&["-c", "listen_addresses=127.0.0.1", "-p", &port.to_string()]);
+    let profiling =
+        Profiling::start(&["--pid", &database.pid(), "--follow", "--alloc", "off", "--requests", "on"]);
+    let mut load = database.client("pgbench");
+    load.args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port.to_string(),
+        "-n",
+        "-c",
+        "8",
+        "-t",
+        "200",
+        "-l",
+        "--log-prefix=log",
+        "-f",
+    ]);
+    run(load.arg(&script).arg("postgres").current_dir(&dir));
+    database.stop();
+    let (profile, _) = profiling.finish();
+    let served = peer(&profile, "answers", port);
+    assert_eq!(served["protocol"], "PostgreSQL");
+    let selects = route(served, "SELECT");
+    assert_eq!(selects["first"]["count"], 1600, "{served}");
+    assert!(served["processes"].as_u64().unwrap() >= 8, "a backend for each: {served}");
+    // client, transaction, us, …
+    let logs = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+    let logs = logs.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("log"));
+    let mut log: Vec<f64> = logs
+        .flat_map(|path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            let us = |line: &str| line.split(' ').nth(2).unwrap().parse::<f64>().unwrap();
+            text.lines().map(us).collect::<Vec<_>>()
+        })
+        .map(|us| us * 1e3)
+        .collect();
+    log.sort_by(f64::total_cmp);
+    assert_eq!(log.len(), 1600);
+    assert_near("p50", selects["first"]["p50_ns"].as_f64().unwrap(), percentile(&log, 0.5));
+}
+
+/// What comes in at a proxy goes out at its other side.
+#[test]
+fn nginx_as_a_proxy() {
+    if !kernel_ready(&["node", "nginx"]) {
+        return;
+    }
+    let server = Server::start("node", "http.js", &[]);
+    let (upstream, port) = (server.port, free_port());
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(
+        "daemon off; worker_processes 2; user root; pid pid; error_log stderr crit;
+         events {{ worker_connections 512; }}
+         http {{
+             access_log off; keepalive_requests 1000000;
+             client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
+             upstream app {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 1000000; }}
+             server {{
+                 listen 127.0.0.1:{port};
+                 location / {{ proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ''; }}
+             }}
+         }}"
+    );
+    std::fs::write(dir.path().join("conf"), config).unwrap();
+    let mut proxy = Command::new(which("nginx").unwrap());
+    let mut proxy = Running::start(programs::quiet(proxy.arg("-p").arg(dir.path()).args(["-c", "conf"])));
+    programs::wait_until("nginx listens", || listens(port));
+    let profiling =
+        Profiling::start(&["--pid", &proxy.pid(), "--follow", "--alloc", "off", "--requests", "on"]);
+    let clients = Server { port, ..server };
+    let failed = load(&clients, 40, 25);
+    // SAFETY: a signal to a child that has not been waited for.
+    unsafe { libc::kill(proxy.0.id() as i32, libc::SIGQUIT) };
+    proxy.0.wait().unwrap();
+    let (profile, _) = profiling.finish();
+    let (served, asked) = (peer(&profile, "answers", port), peer(&profile, "asks", upstream));
+    assert_eq!([served, asked].map(|side| side["first"]["count"].as_u64().unwrap()), [1000, 1000]);
+    assert_eq!([served, asked].map(|side| side["statuses"][5].as_u64().unwrap()), [failed, failed]);
+    let mut log: Vec<f64> =
+        Server { port: upstream, ..clients }.quit().into_iter().map(|(_, ns)| ns).collect();
+    log.sort_by(f64::total_cmp);
+    assert_near("the upstream's p50", asked["first"]["p50_ns"].as_f64().unwrap(), percentile(&log, 0.5));
+    assert!(served["first"]["p50_ns"].as_f64() >= asked["first"]["p50_ns"].as_f64());
 }
 
 #[test]

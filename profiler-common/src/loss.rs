@@ -12,7 +12,9 @@ pub enum Effect {
     Lost,
     /// Samples that are in the totals with a part missing.
     Degraded,
-    /// Things other than samples.
+    /// Things other than samples that are in no account at all: there was no room for them.
+    Uncounted,
+    /// Things other than samples that are accounted for, in less detail.
     Other,
 }
 
@@ -26,7 +28,7 @@ table! {
         /// Lost: a record that makes no sense.
         BadRecord = 2, "bad_record", "unreadable record", Effect::Lost;
         /// Lost processes: a new process could not be followed because the target set is full.
-        TargetsFull = 3, "targets_full", "processes not followed, target set full", Effect::Other;
+        TargetsFull = 3, "targets_full", "processes not followed, target set full", Effect::Uncounted;
         /// Degraded: the kernel stack could not be read.
         KernelStackFailed = 4, "kernel_stack_failed", "kernel stack unreadable", Effect::Degraded;
         /// Degraded: the user stack could not be read.
@@ -42,9 +44,9 @@ table! {
         /// Notices of new mappings that the kernel dropped.
         MappingNoticesLost = 10, "mapping_notices_lost", "notices of new mappings dropped", Effect::Other;
         /// Lost threads: their time is in no account because there are too many.
-        ThreadsFull = 11, "threads_full", "threads not accounted for, too many", Effect::Other;
+        ThreadsFull = 11, "threads_full", "threads not accounted for, too many", Effect::Uncounted;
         /// Lost blocks: their time is in no off-CPU profile because it has too many stacks.
-        OffCpuFull = 12, "offcpu_full", "blocks without a place in the off-CPU profile", Effect::Other;
+        OffCpuFull = 12, "offcpu_full", "blocks without a place in the off-CPU profile", Effect::Uncounted;
         /// Blocks whose stack was not taken, to keep the cost down.
         OffCpuStacksSkipped = 13, "offcpu_stacks_skipped", "blocks without a stack, to keep the cost down", Effect::Other;
         /// Long waits that are in all totals but are not listed, because there were too many at once.
@@ -52,17 +54,17 @@ table! {
         /// Lost records other than samples: the ring buffer was full.
         RecordsLost = 15, "records_lost", "records of waits lost", Effect::Other;
         /// Lost objects: not watched, because too many live at once.
-        ObjectsFull = 16, "objects_full", "objects not watched, too many live", Effect::Other;
+        ObjectsFull = 16, "objects_full", "objects not watched, too many live", Effect::Uncounted;
         /// Lost objects: their stack is one too many.
-        AllocStacksFull = 17, "alloc_stacks_full", "objects not watched, too many stacks", Effect::Other;
+        AllocStacksFull = 17, "alloc_stacks_full", "objects not watched, too many stacks", Effect::Uncounted;
         /// Lost objects: another thread's call was in the way, or the stack could not be taken.
         AllocClash = 18, "alloc_clash", "objects not watched, probes in each other's way", Effect::Other;
         /// Objects whose end was not seen, only that their address was given out again.
         FreesImplied = 19, "frees_implied", "frees not seen, known by the address being reused", Effect::Other;
         /// Lost system calls: they are in no count, because there are too many processes, threads or kinds of calls.
-        CallsFull = 20, "calls_full", "system calls not counted, too many kinds", Effect::Other;
+        CallsFull = 20, "calls_full", "system calls not counted, too many kinds", Effect::Uncounted;
         /// Lost descriptors: what was read and written by them is in no account.
-        IoFull = 21, "io_full", "reads and writes without a descriptor of their own, too many", Effect::Other;
+        IoFull = 21, "io_full", "reads and writes without a descriptor of their own, too many", Effect::Uncounted;
         /// Slow system calls that are in all totals but are not listed.
         SlowCallsOmitted = 22, "slow_calls_omitted", "slow system calls not listed, too many at once", Effect::Other;
         /// Frames of a language runtime whose function could not be read.
@@ -71,9 +73,9 @@ table! {
         /// so that they may have the name of either.
         CodeReused = 24, "code_reused", "addresses of JIT code whose memory was reused just then", Effect::Other;
         /// Lost connections: their requests are in no count, because too many are followed.
-        ConnectionsFull = 25, "connections_full", "connections whose requests are not told, too many", Effect::Other;
+        ConnectionsFull = 25, "connections_full", "connections whose requests are not told, too many", Effect::Uncounted;
         /// Lost peers: their requests are in no count, because there are too many.
-        PeersFull = 26, "peers_full", "peers whose requests are not told, too many", Effect::Other;
+        PeersFull = 26, "peers_full", "peers whose requests are not told, too many", Effect::Uncounted;
     }
 }
 
@@ -85,7 +87,12 @@ impl Loss {
 
     /// Whether it counts samples, not other things.
     pub const fn counts_samples(self) -> bool {
-        !matches!(self.effect(), Effect::Other)
+        matches!(self.effect(), Effect::Lost | Effect::Degraded)
+    }
+
+    /// Whether what it counts, other than samples, is in no account.
+    pub const fn hides(self) -> bool {
+        matches!(self.effect(), Effect::Uncounted)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     probe::{
         alloc::{allocators, exits, site},
         record::Record,
+        request::protocol,
         sched::records as sched,
         syscall::records as syscall,
     },
@@ -33,12 +34,14 @@ pub type Feed = fn(&[u8]);
 /// The ways in, by name.
 pub static FOREIGN: &[(&str, Feed)] = &[
     ("btf", btf),
+    ("config", config),
     ("elf", elf),
     ("machine_code", machine_code),
     ("perf_map", perf_map),
     ("proc", proc),
     ("recording", recording),
     ("records", records),
+    ("requests", requests),
     ("sideband", side_band),
 ];
 
@@ -65,6 +68,29 @@ fn records(bytes: &[u8]) {
             record.time_ns();
         }
         None => {}
+    }
+}
+
+/// A daemon's configuration.
+fn config(bytes: &[u8]) {
+    if let Err(problem) = crate::daemon::config::parse(&crate::text::to_parse(bytes)) {
+        assert!(!problem.is_empty(), "an error says what is wrong");
+    }
+}
+
+/// The first bytes of a request and of its answer: port, length of the request, and both.
+fn requests(bytes: &[u8]) {
+    let Some((&[high, low, length], both)) = bytes.split_first_chunk::<3>() else { return };
+    let (request, answer) = both.split_at(usize::from(length).min(both.len()));
+    let (request_bytes, port) = (request.len() as u64, u16::from_be_bytes([high, low]));
+    let head = protocol::Head { request, answer, request_bytes, port };
+    let Some((spoken, _)) = protocol::read(&head, None) else { return };
+    // However little of it is there, it is not taken for something else.
+    for cut in 0..request.len() {
+        let head = protocol::Head { request: &request[..cut], ..head };
+        if let Some((known, _)) = protocol::read(&head, Some(spoken)) {
+            assert_eq!(known.name, spoken.name, "what is cut off is the same thing, or not known");
+        }
     }
 }
 
@@ -223,6 +249,10 @@ mod tests {
                 let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/recording/golden");
                 let golden = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
                 fs::read(golden).unwrap()
+            }
+            "config" => include_bytes!("daemon/profiler.toml").to_vec(),
+            "requests" => {
+                b"\x00\x50\x24GET /users/17 HTTP/1.1\r\nHost: x\r\n\r\nHTTP/1.1 200 OK\r\n".to_vec()
             }
             "perf_map" => b"1000 20 a /x.js:3\n0x1010 10 b\n".to_vec(),
             "proc" => b"7 (a) b) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 2 0 9 0 0\nName:\tx\nNSpid:\t7\n\

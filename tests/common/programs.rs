@@ -135,42 +135,87 @@ pub fn redis() -> Program {
     })
 }
 
+/// A database of its own, without anything in it.
+pub struct Postgres {
+    server: Running,
+    dir: tempfile::TempDir,
+    bin: PathBuf,
+}
+
+impl Postgres {
+    /// Starts it with more arguments; it answers when this returns.
+    pub fn start(more: &[&str]) -> Postgres {
+        let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
+        let bin = versions.map(|entry| entry.unwrap().path().join("bin")).max().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Command::new("chown").arg("nobody:nogroup").arg(dir.path()).status().unwrap().success());
+        let data = dir.path().join("data");
+        let mut initdb = nobody(&bin.join("initdb"));
+        initdb.args(["--auth=trust", "--username=me", "--no-sync", "-D"]).arg(&data);
+        assert!(quiet(&mut initdb).status().unwrap().success());
+        let mut server = nobody(&bin.join("postgres"));
+        server
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"])
+            .arg(dir.path())
+            .arg("-D")
+            .arg(&data);
+        let server = Running::start(quiet(server.args(more)));
+        let postgres = Postgres { server, dir, bin };
+        let port = more.iter().skip_while(|arg| **arg != "-p").nth(1).unwrap_or(&"5432");
+        wait_until("postgres answers", || {
+            quiet(postgres.client("pg_isready").args(["-p", port])).status().unwrap().success()
+        });
+        postgres
+    }
+
+    pub fn pid(&self) -> String {
+        self.server.pid()
+    }
+
+    /// A client program that finds it.
+    pub fn client(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(["-U", "me", "-h"]).arg(self.dir.path());
+        command
+    }
+
+    /// Has it end, whoever is connected.
+    pub fn stop(mut self) {
+        let mut stop = nobody(&self.bin.join("pg_ctl"));
+        stop.args(["stop", "-m", "fast", "-D"]).arg(self.dir.path().join("data"));
+        assert!(quiet(&mut stop).status().unwrap().success());
+        self.server.0.wait().unwrap();
+    }
+}
+
+/// PostgreSQL refuses to run as root.
+fn nobody(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
+    command
+}
+
 /// Its backends under pgbench.
 pub fn postgres() -> Program {
-    // It refuses to run as root.
-    let nobody = |program: &Path| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
-        command
-    };
-    let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
-    let bin = versions.map(|entry| entry.unwrap().path().join("bin")).max().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    assert!(Command::new("chown").arg("nobody:nogroup").arg(dir.path()).status().unwrap().success());
-    let data = dir.path().join("data");
-    let mut initdb = nobody(&bin.join("initdb"));
-    initdb.args(["--auth=trust", "--username=me", "--no-sync", "-D"]).arg(&data);
-    assert!(quiet(&mut initdb).status().unwrap().success());
-    let mut server = nobody(&bin.join("postgres"));
-    server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"]).arg(dir.path()).arg("-D").arg(&data);
-    let server = Running::start(quiet(&mut server));
-    let folder = dir.path().to_owned();
-    let client = move |program: &str| {
-        let mut command = Command::new(program);
-        command.args(["-U", "me", "-h"]).arg(&folder);
-        command
-    };
-    wait_until("postgres answers", || quiet(&mut client("pg_isready")).status().unwrap().success());
-    assert!(quiet(client("pgbench").args(["-i", "-s", "1", "postgres"])).status().unwrap().success());
-    let load = Running::start(quiet(client("pgbench").args(["-c", "2", "-T", "600", "-n", "postgres"])));
+    let database = Postgres::start(&[]);
+    assert!(
+        quiet(database.client("pgbench").args(["-i", "-s", "1", "postgres"])).status().unwrap().success()
+    );
+    let mut load = database.client("pgbench");
+    let load = Running::start(quiet(load.args(["-c", "2", "-T", "600", "-n", "postgres"])));
     let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
     wait_until("pgbench has its backends", || {
-        client("psql").args(["-Atc", count, "postgres"]).output().unwrap().stdout.trim_ascii() == b"2"
+        database.client("psql").args(["-Atc", count, "postgres"]).output().unwrap().stdout.trim_ascii()
+            == b"2"
     });
+    let Postgres { server, dir, .. } = database;
+    let folder = dir.path().to_owned();
     Program::new(["--comm", "postgres"], vec![server, load], Some(dir)).asked(move || {
         // What TPC-B keeps true whatever happens.
         let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches)";
-        client("psql").args(["-Atc", sums, "postgres"]).output().is_ok_and(|out| out.stdout == b"t\n")
+        let mut client = Command::new("psql");
+        client.args(["-U", "me", "-h"]).arg(&folder);
+        client.args(["-Atc", sums, "postgres"]).output().is_ok_and(|out| out.stdout == b"t\n")
     })
 }
 

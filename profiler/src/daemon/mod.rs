@@ -6,7 +6,7 @@
 
 mod api;
 mod client;
-mod config;
+pub(crate) mod config;
 mod engine;
 mod evidence;
 mod export;

@@ -12,7 +12,7 @@ use crate::{
         finding::{Bottleneck, Finding, Severity, Verdict},
         function::PROFILER_ITSELF,
         report::Run,
-        units::{count, time},
+        units::{count, thousands, time},
         wait::ThreadTime,
     },
 };
@@ -333,5 +333,23 @@ fn blind(run: &Run) -> Vec<String> {
     if lost > accounts.samples_taken {
         blind.push(format!("{} were lost", count(accounts.losses.lost(), "sample")));
     }
+    let hidden = accounts.losses.iter().filter(|(loss, _)| loss.hides());
+    blind.extend(hidden.map(|(loss, n)| format!("{} {loss}", thousands(n))));
     blind
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{loss::Loss, report::fixtures};
+
+    #[test]
+    fn what_there_was_no_room_for_is_said_beside_the_verdict() {
+        let mut run = fixtures::run(&[]);
+        let says = |run: &Run, what: &str| verdict(run).blind.iter().any(|of| of.contains(what));
+        run.cpu.accounts.losses.add(Loss::OffCpuStacksSkipped, 9);
+        assert!(!says(&run, "blocks"), "these are accounted for");
+        run.cpu.accounts.losses.add(Loss::ThreadsFull, 1200);
+        assert!(says(&run, "1,200 threads not accounted for"), "{:?}", verdict(&run).blind);
+    }
 }

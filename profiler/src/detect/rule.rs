@@ -17,11 +17,14 @@ pub enum Needs {
     Memory,
     /// What `/proc` says about the targets: off with `--all`.
     Vitals,
+    /// Requests and their answers: `--requests on`.
+    Requests,
 }
 
 impl Needs {
     /// Every part.
-    pub const ALL: [Needs; 5] = [Needs::Cpu, Needs::Waits, Needs::Calls, Needs::Memory, Needs::Vitals];
+    pub const ALL: [Needs; 6] =
+        [Needs::Cpu, Needs::Waits, Needs::Calls, Needs::Memory, Needs::Vitals, Needs::Requests];
 
     /// Name in documents.
     pub fn id(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Needs {
             Needs::Calls => "syscalls",
             Needs::Memory => "memory",
             Needs::Vitals => "vitals",
+            Needs::Requests => "requests",
         }
     }
 
@@ -42,6 +46,7 @@ impl Needs {
             Needs::Calls => run.calls.is_some(),
             Needs::Memory => run.memory.is_some(),
             Needs::Vitals => run.vitals.is_some(),
+            Needs::Requests => run.requests.is_some(),
         }
     }
 }

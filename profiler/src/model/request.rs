@@ -48,13 +48,16 @@ impl Side {
     }
 }
 
-/// All connections of a process to one address, or of all clients of one of its ports.
+/// All connections of a program to one address, or of all clients of one of its ports. Processes that were forked from one
+/// another and have one name are one program.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Exchanges {
-    /// Process id.
+    /// Process id of its first process.
     pub pid: u32,
-    /// Name of the process.
+    /// Name of the program.
     pub process: String,
+    /// Processes of it that did any of this.
+    pub processes: u64,
     /// Who asks.
     pub side: Side,
     /// `ADDRESS:PORT` that is asked, `:PORT` at which the process answers, or the path of a Unix socket.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    calls, names, report,
+    calls, names, report, requests,
     text::{Style, line},
 };
 use crate::{
@@ -68,7 +68,8 @@ impl Live {
     ) -> Result<Vec<u8>> {
         let last = &run.cpu;
         let calls = calls.map(|calls| calls::interval(calls, last.accounts.duration_ns as f64 / 1e9));
-        let found: Vec<String> = calls.into_iter().chain(found(run, elapsed)).collect();
+        let requests = requests::live(run, elapsed);
+        let found: Vec<String> = calls.into_iter().chain(requests).chain(found(run, elapsed)).collect();
         let progress = match total {
             Some(total) => format!("{} of {}", seconds(elapsed), seconds(total)),
             None => format!("{}, Ctrl-C ends", seconds(elapsed)),
@@ -102,7 +103,7 @@ impl Live {
             colour: true,
             width: Some(columns.saturating_sub(1)),
             threads: false,
-            top: ROWS.min(rows.saturating_sub(6 + FINDINGS)),
+            top: ROWS.min(rows.saturating_sub(6 + found.len().max(FINDINGS))),
         };
         let mut text = Vec::new();
         let header =
@@ -159,6 +160,13 @@ mod tests {
         detect::judge(&mut run, &Overrides::default());
         let report: Vec<_> = run.findings.iter().filter(|of| of.severity > Severity::Info).collect();
         assert_eq!(live.len(), report.len().min(FINDINGS));
+        run.requests = Some(crate::model::request::fixtures::requests());
+        let requests = requests::live(&run, Duration::from_secs(100));
+        assert!(
+            requests[0].starts_with("answers at :8080 (HTTP)") && requests[0].contains("10/s"),
+            "{requests:?}"
+        );
+        assert!(requests[1].starts_with("asks 10.0.0.2:5432 (PostgreSQL, db): 20/s"), "{requests:?}");
         assert!(live.iter().zip(report).all(|(line, of)| line.contains(&of.title)), "{live:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! The report's parts about requests: which the process answered, whom it asked, and where their time went.
 
-use std::io::Write;
+use std::{io::Write, time::Duration};
 
 use anyhow::Result;
 
@@ -13,6 +13,8 @@ use crate::model::{
 
 /// Lines on the first page: requests answered, and peers.
 const SHOWN: (usize, usize) = (3, 6);
+/// Lines in the live view, of each side.
+const LIVE: usize = 2;
 /// Lines in each table, and routes of each peer.
 const LISTED: usize = 20;
 const ROUTES: usize = 10;
@@ -50,6 +52,18 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     more(peers.count(), out)
 }
 
+/// Lines of the live view: what was answered and asked since the start, `elapsed` ago.
+pub fn live(run: &Run, elapsed: Duration) -> Vec<String> {
+    let lines = |title: &'static str, side: Side| {
+        let peers = run.requests.iter().flat_map(|requests| &requests.peers);
+        let told = peers.filter(move |peer| peer.side == side && is_told(peer)).take(LIVE);
+        told.map(move |peer| {
+            format!("{title} {}: {}{}", who(run, peer), figures(peer, elapsed.as_secs_f64()), failures(peer))
+        })
+    };
+    lines("answers at", Side::Answers).chain(lines("asks", Side::Asks)).collect()
+}
+
 fn is_told(peer: &Exchanges) -> bool {
     peer.exchanges() > 0 || !peer.failures.is_empty() || peer.multiplexed > 0 || peer.awaited > 0
 }
@@ -66,7 +80,11 @@ fn who(run: &Run, peer: &Exchanges) -> String {
     let of: Vec<&str> = [&*peer.protocol, &*peer.name].into_iter().filter(|word| !word.is_empty()).collect();
     let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
     let others = run.requests.iter().flat_map(|all| &all.peers).any(|other| other.pid != peer.pid);
-    let process = if others { format!(", {} (pid {})", peer.process, peer.pid) } else { String::new() };
+    let process = match peer.processes {
+        0 | 1 if !others => String::new(),
+        0 | 1 => format!(", {} (pid {})", peer.process, peer.pid),
+        n => format!(", {n} processes of {} (pid {})", peer.process, peer.pid),
+    };
     format!("{}{of}{process}", peer.peer)
 }
 

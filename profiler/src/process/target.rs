@@ -137,7 +137,8 @@ fn thread_group(proc_root: &Path, pid: u32) -> Option<u32> {
     status(proc_root, pid, "Tgid:")
 }
 
-fn parent(proc_root: &Path, pid: u32) -> Option<u32> {
+/// The process that it was forked from, or that took it over.
+pub fn parent(proc_root: &Path, pid: u32) -> Option<u32> {
     status(proc_root, pid, "PPid:")
 }
 

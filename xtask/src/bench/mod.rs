@@ -17,6 +17,7 @@ mod alloc;
 mod cpu;
 mod daemon;
 mod leak;
+mod requests;
 mod runtimes;
 mod sched;
 mod syscall;
@@ -37,6 +38,8 @@ pub enum Bench {
     Daemon(daemon::Args),
     /// Leaks and what looks like one, in programs whose answer is known
     Leak(leak::Args),
+    /// What watching requests costs nginx and Node, and memory with many connections
+    Requests(requests::Args),
     /// Functions of language runtimes: their names and callers, their shares, and what copying them costs
     Runtimes(runtimes::Args),
     /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
@@ -56,6 +59,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Cpu(args) => cpu::run(args),
         Bench::Daemon(args) => daemon::run(args),
         Bench::Leak(args) => leak::run(args),
+        Bench::Requests(args) => requests::run(args),
         Bench::Runtimes(args) => runtimes::run(args),
         Bench::Sched(args) => sched::run(args),
         Bench::Unwind(args) => unwind::run(args),

@@ -7,8 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::profile::{
+    MIN_INSIDE, MIN_SAMPLES, Profile, SHARE_TOLERANCE, SPLIT, SyscallCount, ThreadTime, percent,
+};
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
 
 /// A check.
 pub struct Check {
@@ -129,17 +131,6 @@ pub const CHECKS: [Check; 15] = [
         assert: requests,
     },
 ];
-
-/// The functions of tests/workloads/split.c and their shares of its CPU time, %.
-const SPLIT: [(&str, f64); 3] = [("work_sixty", 60.0), ("work_thirty", 30.0), ("work_ten", 10.0)];
-/// How far a measured share may be off, points. Emulation is noisy: both emulated CPUs share the host's with
-/// whatever else runs there, and an emulated timer interrupt is late whenever the emulator is not running.
-const SHARE_TOLERANCE: f64 = 4.0;
-/// How much of its time a workload at least spends in its functions, %. The rest is its start, and reading the
-/// clock: a system call, and the place where a thread loses its CPU to another. 95 to 99 have been measured.
-const MIN_INSIDE: f64 = 90.0;
-/// Fewer samples than this, and the emulated machine was stuck rather than slow.
-const MIN_SAMPLES: u64 = 500;
 
 fn doctor(output: &str) -> Result<String> {
     let count = |mark: &str| output.lines().filter(|line| line.starts_with(mark)).count();
@@ -379,190 +370,6 @@ fn kernel(output: &str) -> Result<String> {
     let named = percent(profile.total_of("vfs_read"), profile.samples);
     ensure!(named >= 40.0, "{named:.1} % of the samples under vfs_read, not 40 or more");
     Ok(format!("{named:.1} % under vfs_read, {}", profile.summary()))
-}
-
-/// The parts of the JSON output that are checked; docs/json.md describes it.
-#[derive(Deserialize)]
-struct Profile {
-    samples_taken: u64,
-    samples: u64,
-    samples_lost: u64,
-    losses: Vec<Loss>,
-    hotspots: Vec<Hotspot>,
-    threads: Vec<Thread>,
-    frames: Vec<Frame>,
-    stacks: Vec<Stack>,
-    user_stacks: BTreeMap<String, u64>,
-    blocking: Option<Blocking>,
-    syscalls: Option<Syscalls>,
-}
-
-#[derive(Deserialize)]
-struct Syscalls {
-    calls: Vec<SyscallCount>,
-}
-
-#[derive(Deserialize)]
-struct SyscallCount {
-    syscall: String,
-    calls: Durations,
-    blocked_ns: u64,
-    failed: u64,
-    unfinished: u64,
-}
-
-#[derive(Deserialize)]
-struct Blocking {
-    threads: Vec<ThreadTime>,
-    loops: Vec<EventLoop>,
-}
-
-#[derive(Deserialize)]
-struct EventLoop {
-    process: String,
-    wait: String,
-    iterations: Durations,
-}
-
-#[derive(Deserialize)]
-struct Durations {
-    count: u64,
-    sum_ns: u64,
-    p50_ns: u64,
-    max_ns: u64,
-}
-
-#[derive(Deserialize)]
-struct ThreadTime {
-    process: String,
-    wall_ns: u64,
-    on_cpu_ns: u64,
-    run_queue_ns: u64,
-    blocked_ns: BTreeMap<String, u64>,
-}
-
-#[derive(Deserialize)]
-struct Loss {
-    reason: String,
-    count: u64,
-}
-
-#[derive(Deserialize)]
-struct Hotspot {
-    function: String,
-    total_samples: u64,
-}
-
-#[derive(Deserialize)]
-struct Thread {
-    pid: u32,
-    tid: u32,
-    process: String,
-    name: String,
-    samples: u64,
-}
-
-#[derive(Deserialize)]
-struct Frame {
-    functions: Vec<Function>,
-}
-
-#[derive(Deserialize)]
-struct Function {
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Stack {
-    tid: u32,
-    samples: u64,
-    end: String,
-    frames: Vec<usize>,
-}
-
-impl Profile {
-    /// Reads a profile and checks what holds for every one: its sums, enough samples, and none lost.
-    fn parse(output: &str) -> Result<Profile> {
-        let profile: Profile = serde_json::from_str(output).context("the profile's JSON")?;
-        let stacks: u64 = profile.stacks.iter().map(|stack| stack.samples).sum();
-        let threads: u64 = profile.threads.iter().map(|thread| thread.samples).sum();
-        let (samples, taken, lost) = (profile.samples, profile.samples_taken, profile.samples_lost);
-        ensure!(stacks == samples, "{samples} samples, but {stacks} in stacks");
-        ensure!(threads == samples, "{samples} samples, but {threads} in threads");
-        ensure!(taken == samples + lost, "{taken} samples taken, {samples} there and {lost} lost");
-        let mut frames = profile.stacks.iter().flat_map(|stack| &stack.frames);
-        ensure!(frames.all(|frame| *frame < profile.frames.len()), "a stack has a frame that is not there");
-        ensure!(lost == 0, "{lost} samples lost: {}", counts(profile.losses.iter()));
-        ensure!(samples >= MIN_SAMPLES, "only {samples} samples");
-        Ok(profile)
-    }
-
-    /// Samples whose user stack ends in this way.
-    fn ending(&self, end: &str) -> u64 {
-        self.user_stacks.get(end).copied().unwrap_or(0)
-    }
-
-    /// Functions of a stack, innermost first.
-    fn names<'a>(&'a self, stack: &'a Stack) -> impl Iterator<Item = &'a str> {
-        let frames = stack.frames.iter().flat_map(|&frame| &self.frames[frame].functions);
-        frames.map(|function| function.name.as_str())
-    }
-
-    /// Samples with `function` in their stack.
-    fn total_of(&self, function: &str) -> u64 {
-        self.hotspots
-            .iter()
-            .filter(|hotspot| hotspot.function == function)
-            .map(|hotspot| hotspot.total_samples)
-            .sum()
-    }
-
-    /// Samples under one of the functions of split.c; an error where these are not (nearly) all.
-    fn inside_split(&self) -> Result<u64> {
-        let inside = SPLIT.iter().map(|(function, _)| self.total_of(function)).sum();
-        let share = percent(inside, self.samples);
-        ensure!(share >= MIN_INSIDE, "only {share:.1} % of the samples in the functions of split.c");
-        Ok(inside)
-    }
-
-    fn contains(&self, stack: &Stack, function: &str) -> bool {
-        let mut names = stack.frames.iter().flat_map(|frame| &self.frames[*frame].functions);
-        names.any(|known| known.name == function)
-    }
-
-    /// How many samples there are and what is missing.
-    fn summary(&self) -> String {
-        // Debian strips its libraries: hardly a stack is without an address in them that has no name.
-        let known = |loss: &&Loss| loss.reason != "symbol_missing";
-        let missing = counts(self.losses.iter().filter(known));
-        let missing = if missing.is_empty() { missing } else { format!(" ({missing})") };
-        format!("{} lost{missing}, {} samples", self.samples_lost, grouped(self.samples))
-    }
-}
-
-fn counts<'a>(losses: impl Iterator<Item = &'a Loss>) -> String {
-    let texts: Vec<String> = losses
-        .filter(|loss| loss.count > 0)
-        .map(|loss| format!("{} {}", grouped(loss.count), loss.reason))
-        .collect();
-    texts.join(", ")
-}
-
-fn percent(part: u64, whole: u64) -> f64 {
-    100.0 * part as f64 / whole.max(1) as f64
-}
-
-/// `2970` as `2,970`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

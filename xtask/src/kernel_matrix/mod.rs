@@ -15,6 +15,7 @@ use kernels::{KERNELS, Kernel};
 mod checks;
 mod guest;
 mod kernels;
+mod profile;
 
 const PACKAGES: [&str; 9] = [
     "busybox-static",

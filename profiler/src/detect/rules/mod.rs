@@ -1,5 +1,6 @@
 //! A file per rule: parameters, judgement, words, advice, documentation, tests.
 
+pub mod answers;
 pub mod busy_poll;
 pub mod chatty_io;
 pub mod children_busy;
@@ -19,6 +20,7 @@ pub mod long_wait;
 pub mod memory_growing;
 pub mod nested_wait;
 pub mod page_faults;
+pub mod routes;
 pub mod slow_io;
 pub mod slow_peer;
 pub mod stopped;

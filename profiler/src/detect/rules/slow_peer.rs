@@ -50,8 +50,8 @@ pub static RULE: Rule = Rule {
     check,
     doc: "\
 The process has sent something to a peer that it connected to, and the answer has not come yet, for a large part of the time. A
-server that waits in epoll for its own upstream looks idle otherwise. With `--syscalls` the times from each request to its answer
-are added up; without, the kernel is asked about once a second which connections last sent and have not received since.
+server that waits in epoll for its own upstream looks idle otherwise. With `--requests on` that time is measured; with `--syscalls`
+the times from each request to its answer are added up; without, the kernel is asked about once a second which connections last sent and have not received since.
 
 The time is spent at the peer or on the way to it: profile the peer. If the answers are needed one after the other, ask for
 them at once; a cache, or a timeout, may help.
@@ -70,6 +70,8 @@ struct Waits {
     /// Time to all answers, and their number: with system calls.
     ns: u64,
     answers: u64,
+    /// Share of the run in which one was awaited, where requests were watched.
+    measured: Option<f64>,
     /// Share of looks that found an answer awaited.
     awaited: f64,
     /// Longest time that one had been awaited for at a look, ns.
@@ -105,6 +107,15 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             waits.ns += of.round_trip_ns;
             waits.answers += of.round_trips;
         }
+    }
+    for of in run.requests.iter().flat_map(|requests| requests.asked()).filter(|of| of.exchanges() > 0) {
+        if processes().any(|vitals| vitals.pid == of.pid && is_itself(vitals, &of.peer)) {
+            continue;
+        }
+        let waits = peers.entry((of.pid, of.peer.clone())).or_default();
+        waits.process.clone_from(&of.process);
+        (waits.ns, waits.answers) = (of.first.sum_ns, of.exchanges());
+        waits.measured = Some(of.awaited_ns as f64 / run.cpu.accounts.duration_ns.max(1) as f64);
     }
     let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
     found.chain(names(run, values)).collect()
@@ -170,8 +181,8 @@ fn is_itself(of: &ProcessVitals, peer: &str) -> bool {
 
 fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) -> Option<Finding> {
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
-    let measured = waits.ns as f64 / calls_watched_ns(run) as f64;
-    let share = measured.max(waits.awaited).min(1.0);
+    let estimated = || (waits.ns as f64 / calls_watched_ns(run) as f64).max(waits.awaited);
+    let share = waits.measured.unwrap_or_else(estimated).min(1.0);
     let mean_ns = waits.ns / waits.answers.max(1);
     if 100.0 * share < values.get(&SHARE) {
         return None;

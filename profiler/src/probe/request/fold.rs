@@ -27,6 +27,7 @@ use crate::{
             counts::{Kept, Told},
             maps::RequestMaps,
             names::{self, Hosts},
+            programs::Programs,
             protocol::{self, Head, Operation},
             spans::{Joined, Span, Spans},
         },
@@ -34,6 +35,7 @@ use crate::{
     },
     process::{
         clock::{Clock, Every},
+        notice::Notice,
         redact::Redact,
     },
 };
@@ -46,6 +48,9 @@ const IDLE_NS: u64 = 60_000_000_000;
 const MAX_SLOW: usize = 50;
 /// Peers found out about; of the others only the kernel's counts are known.
 const MAX_TOLD: usize = 4096;
+
+/// What processes of one program have done, and how many these were.
+type Counted = (Box<PeerStats>, u64);
 
 /// Everything the request probe has told.
 pub struct RequestCollector {
@@ -60,8 +65,10 @@ pub struct RequestCollector {
     numbers: FxHashMap<PeerKey, u32>,
     spans: Spans,
     slow: BTreeMap<(u64, u64), (PeerKey, SlowRequest, Kept)>,
-    /// Counts of processes that have ended.
-    ended: BTreeMap<PeerKey, Box<PeerStats>>,
+    /// Processes are told together by program: peers below have the first process's id.
+    programs: Programs,
+    /// Counts of processes that have ended, and how many these were.
+    ended: BTreeMap<PeerKey, Counted>,
     ended_failures: BTreeMap<FailureKey, u64>,
     hosts: FxHashMap<u32, Hosts>,
     look: Every,
@@ -72,6 +79,7 @@ impl RequestCollector {
     pub fn new(
         maps: Box<dyn RequestMaps>,
         proc_root: &Path,
+        pids: &[u32],
         clock: &Clock,
         redact: Redact,
     ) -> RequestCollector {
@@ -85,6 +93,7 @@ impl RequestCollector {
             numbers: FxHashMap::default(),
             spans: Spans::default(),
             slow: BTreeMap::new(),
+            programs: Programs::new(proc_root, pids),
             ended: BTreeMap::new(),
             ended_failures: BTreeMap::new(),
             hosts: FxHashMap::default(),
@@ -97,9 +106,15 @@ impl RequestCollector {
         self.blind = true;
     }
 
+    /// The peer of a process's whole program.
+    fn of_program(&mut self, peer: PeerKey) -> PeerKey {
+        PeerKey { pid: self.programs.first(peer.pid), ..peer }
+    }
+
     /// An exchange that has ended.
     fn exchange(&mut self, of: &Connection) {
-        let known = self.told.get(&of.peer).and_then(|told| told.protocol);
+        let peer = self.of_program(of.peer);
+        let known = self.told.get(&peer).and_then(|told| told.protocol);
         let encrypted = of.flags & flags::TLS != 0;
         let head = Head {
             request: head(&of.request, of.request_len),
@@ -117,24 +132,24 @@ impl RequestCollector {
             answered_ns: of.answered_ns,
             times: (of.flags & flags::TIMES != 0).then_some(of.times),
         };
-        if self.told.len() < MAX_TOLD || self.told.contains_key(&of.peer) {
-            let told = self.told.entry(of.peer).or_default();
+        if self.told.len() < MAX_TOLD || self.told.contains_key(&peer) {
+            let told = self.told.entry(peer).or_default();
             told.protocol = told.protocol.or(protocol);
             told.encrypted |= encrypted;
             told.add(of, operation.as_ref(), kept);
         }
         let next = self.numbers.len() as u32;
-        let peer = *self.numbers.entry(of.peer).or_insert(next);
+        let number = *self.numbers.entry(peer).or_insert(next);
         let asks = of.peer.role == Role::Asks as u32;
         let Kept { pid, tid, began_ns, answered_ns, .. } = kept;
-        self.spans.add(Span { pid, tid, peer, asks, began_ns, answered_ns });
+        self.spans.add(Span { pid, tid, peer: number, asks, began_ns, answered_ns });
         if !asks {
-            self.slow(of, operation, kept);
+            self.slow(of, peer, operation, kept);
         }
     }
 
     /// Keeps a request if it is among the slowest.
-    fn slow(&mut self, of: &Connection, operation: Option<Operation>, kept: Kept) {
+    fn slow(&mut self, of: &Connection, peer: PeerKey, operation: Option<Operation>, kept: Kept) {
         let whole_ns = of.ended_ns.saturating_sub(of.began_ns);
         let key = (whole_ns, of.began_ns);
         if self.slow.len() >= MAX_SLOW && self.slow.keys().next().is_some_and(|least| *least >= key) {
@@ -155,7 +170,7 @@ impl RequestCollector {
             answer_bytes: of.answer_bytes,
             ..SlowRequest::default()
         };
-        self.slow.insert(key, (of.peer, slow, kept));
+        self.slow.insert(key, (peer, slow, kept));
         if self.slow.len() > MAX_SLOW {
             self.slow.pop_first();
         }
@@ -188,16 +203,15 @@ impl RequestCollector {
         // A connection outlives its process until the other side knows.
         let open: FxHashSet<PeerKey> = self.connections().iter().map(|of| of.peer).collect();
         for (key, stats) in gone.into_iter().filter(|(key, _)| !open.contains(key)) {
-            match self.ended.get_mut(&key) {
-                Some(ended) => add(ended, &stats),
-                None => _ = self.ended.insert(key, stats),
-            }
             self.maps.forget_peer(&key);
+            let key = self.of_program(key);
+            count(&mut self.ended, key, stats);
         }
         for (key, count) in self.maps.failures() {
             if !is_alive(key.peer.pid) {
-                *self.ended_failures.entry(key).or_default() += count;
                 self.maps.forget_failure(&key);
+                let peer = self.of_program(key.peer);
+                *self.ended_failures.entry(FailureKey { peer, ..key }).or_default() += count;
             }
         }
     }
@@ -213,7 +227,8 @@ impl RequestCollector {
         for of in gone {
             self.maps.forget_connection(of.sock);
             if of.phase == Phase::Answered as u32 {
-                let stats = self.ended.entry(of.peer).or_insert_with(|| Box::new(PeerStats::EMPTY));
+                let peer = self.of_program(of.peer);
+                let (stats, _) = self.ended.entry(peer).or_insert_with(|| (Box::new(PeerStats::EMPTY), 0));
                 add_exchange(stats, &of);
                 self.exchange(&Connection { weight: 1, ..of });
             }
@@ -224,35 +239,36 @@ impl RequestCollector {
     /// Everything so far. At the `end` of the run what has been answered is over.
     fn requests(&mut self, cx: &mut Context<'_>, end: bool) -> Requests {
         let open = self.connections();
-        let mut peers: BTreeMap<PeerKey, Box<PeerStats>> = self.ended.clone();
+        let mut peers = self.ended.clone();
         for (key, stats) in self.maps.peers() {
-            match peers.get_mut(&key) {
-                Some(known) => add(known, &stats),
-                None => _ = peers.insert(key, stats),
-            }
+            count(&mut peers, self.of_program(key), stats);
         }
         let mut counts: BTreeMap<PeerKey, (u64, u64)> = BTreeMap::new();
         for of in &open {
-            let (open, awaited) = counts.entry(of.peer).or_default();
+            let peer = self.of_program(of.peer);
+            let (open, awaited) = counts.entry(peer).or_default();
             *open += 1;
             if of.phase == Phase::Asked as u32 {
                 *awaited += 1;
             } else if end && of.phase == Phase::Answered as u32 {
-                let stats = peers.entry(of.peer).or_insert_with(|| Box::new(PeerStats::EMPTY));
+                let (stats, _) = peers.entry(peer).or_insert_with(|| (Box::new(PeerStats::EMPTY), 1));
                 let weight = std::mem::take(&mut stats.unsent) + 1;
                 add_exchange(stats, of);
                 self.exchange(&Connection { weight, ..*of });
             }
         }
         let mut failures: BTreeMap<FailureKey, u64> = self.ended_failures.clone();
-        self.maps.failures().into_iter().for_each(|(key, n)| *failures.entry(key).or_default() += n);
+        for (key, n) in self.maps.failures() {
+            let peer = self.of_program(key.peer);
+            *failures.entry(FailureKey { peer, ..key }).or_default() += n;
+        }
         let joined = self.spans.joined();
         let mut all: Vec<Exchanges> = Vec::new();
-        for (key, stats) in &peers {
+        for (key, (stats, processes)) in &peers {
             let failed = failures.iter().filter(|(of, _)| of.peer == *key);
             let counts = counts.get(key).copied().unwrap_or_default();
             let peer = self.peer(key, stats, counts, failed, end.then_some(&joined), cx);
-            all.extend(peer);
+            all.extend(peer.map(|peer| Exchanges { processes: (*processes).max(1), ..peer }));
         }
         all.sort_by_key(|peer| {
             let weight = if peer.side == Side::Asks { peer.awaited_ns } else { peer.whole.sum_ns };
@@ -321,6 +337,7 @@ impl RequestCollector {
         Some(Exchanges {
             pid: key.pid,
             process: process(cx, key.pid),
+            processes: 1,
             side: if asks { Side::Asks } else { Side::Answers },
             peer: label,
             name,
@@ -398,7 +415,19 @@ fn add_exchange(stats: &mut PeerStats, of: &Connection) {
     stats.statuses[if class < STATUSES { class } else { 0 }] += 1;
 }
 
-/// Adds what another process, or an earlier one with the same number, did.
+/// Counts what one more process of a program did.
+fn count(peers: &mut BTreeMap<PeerKey, Counted>, key: PeerKey, stats: Box<PeerStats>) {
+    let did = stats.opened > 0 || stats.first.sum_ns > 0;
+    match peers.get_mut(&key) {
+        Some((known, processes)) => {
+            add(known, &stats);
+            *processes += u64::from(did);
+        }
+        None => _ = peers.insert(key, (stats, u64::from(did))),
+    }
+}
+
+/// Adds what another process did.
 fn add(to: &mut PeerStats, more: &PeerStats) {
     to.first.add(&more.first);
     to.whole.add(&more.whole);
@@ -419,6 +448,10 @@ fn add(to: &mut PeerStats, more: &PeerStats) {
 }
 
 impl Probe for RequestCollector {
+    fn notice(&mut self, notice: &Notice) {
+        self.programs.notice(notice);
+    }
+
     fn record(&mut self, record: &Record, _stack: Option<StackId>, _cx: &mut Context<'_>) -> Result<()> {
         if let Record::Exchange(of) = record {
             self.exchange(of);
@@ -434,7 +467,7 @@ impl Probe for RequestCollector {
     }
 
     fn report(&mut self, extent: Extent, totals: &mut Totals, cx: &mut Context<'_>) -> Result<()> {
-        if !self.blind && matches!(extent, Extent::Checkpoint | Extent::Run) {
+        if !self.blind && extent != Extent::Snapshot {
             totals.requests = Some(self.requests(cx, extent == Extent::Run));
         }
         Ok(())

@@ -5,6 +5,7 @@ mod counts;
 pub mod fold;
 pub mod maps;
 mod names;
+mod programs;
 pub mod protocol;
 mod spans;
 
@@ -79,7 +80,7 @@ fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
     let Start { kernel, settings, resolver, pids, proc_root, .. } = begin;
     let maps = Box::new(KernelMaps::take(kernel, proc_root, pids)?);
     let redact = Redact::new(settings.redact_paths);
-    let mut collector = RequestCollector::new(maps, proc_root, &resolver.clock, redact);
+    let mut collector = RequestCollector::new(maps, proc_root, pids, &resolver.clock, redact);
     for (program, tracepoint) in TCP {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }

@@ -8,7 +8,10 @@ use profiler_common::{
 };
 
 use super::*;
-use crate::{probe::fixtures::Bench, process::redact::Redact};
+use crate::{
+    probe::fixtures::Bench,
+    process::{notice::Event, redact::Redact},
+};
 
 const MS: u64 = 1_000_000;
 
@@ -103,8 +106,13 @@ impl Test {
     fn new(redact: bool) -> Test {
         let (bench, maps) = (Bench::new(), Fake::default());
         let clock = bench.resolver.clock.clone();
-        let collector =
-            RequestCollector::new(Box::new(maps.clone()), bench.proc.path(), &clock, Redact::new(redact));
+        let collector = RequestCollector::new(
+            Box::new(maps.clone()),
+            bench.proc.path(),
+            &[7],
+            &clock,
+            Redact::new(redact),
+        );
         Test { bench, maps, collector }
     }
 
@@ -208,4 +216,24 @@ fn paths_are_kept_secret_on_request() {
     let requests = test.run(Extent::Run);
     let operation = &requests.peers[0].routes[0].operation;
     assert!(operation.starts_with("GET [") && !operation.contains("secret"), "{operation}");
+}
+
+#[test]
+fn processes_of_one_program_are_told_together() {
+    let mut test = Test::new(false);
+    test.collector.notice(&Notice { time_ns: 0, pid: 70, event: Event::Forked { parent: 7 } });
+    for pid in [7, 70, 70] {
+        test.add(exchange(
+            key(pid, Role::Answers, 80),
+            b"GET /a HTTP/1.1\r\n",
+            b"HTTP/1.1 200 OK\r\n",
+            MS,
+            3 * MS,
+        ));
+    }
+    let requests = test.run(Extent::Run);
+    let [peer] = &requests.peers[..] else { panic!("{:?}", requests.peers) };
+    assert_eq!((peer.pid, peer.processes, peer.exchanges(), peer.statuses[2]), (7, 2, 3, 3));
+    assert_eq!(peer.routes.iter().map(|route| route.first.count).collect::<Vec<_>>(), [3]);
+    assert!(test.collector.told.len() == 1, "what ends leaves nothing of its own behind");
 }

@@ -1,0 +1,276 @@
+//! How requests at a port of the process are answered: with errors, late, or after they have waited to be read.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::{
+    detect::rule::{Needs, Param, Rule, Unit, Values},
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        request::{Exchanges, Route},
+        units::{percent, thousands, time},
+    },
+};
+
+const FAILED: Param = Param {
+    name: "failed",
+    unit: Unit::Percent,
+    default: 5.0,
+    help: "Answers that are errors of the server; twice as many are critical",
+    flag: None,
+};
+const QUEUED: Param = Param {
+    name: "queued",
+    unit: Unit::Seconds,
+    default: 0.05,
+    help: "Time for which one in a hundred requests lies at the socket unread",
+    flag: None,
+};
+const SLOW: Param = Param {
+    name: "slow",
+    unit: Unit::Seconds,
+    default: 1.0,
+    help: "Time that one in ten requests of a kind takes at least; five times as long is critical",
+    flag: None,
+};
+
+/// Fewer answers say little.
+const MIN_ANSWERS: u64 = 20;
+/// Part of the time until the answer that must have gone by before a request was read.
+const QUEUED_SHARE: f64 = 0.3;
+/// Part of a request's time in which nothing is done and nobody is asked, from which on it looks as if it was meant to wait.
+const WAITS_ITSELF: f64 = 0.8;
+
+/// Requests that fail.
+pub static ERRORS: Rule = Rule {
+    name: "request-errors",
+    summary: "requests are answered with errors",
+    needs: &[Needs::Requests],
+    params: &[FAILED],
+    check: errors,
+    doc: "\
+Of the answers that the process gave at one of its ports many are errors that it is to blame for: of HTTP those with a status of 500
+and more, of other protocols what they call an error. Errors of clients (404, 401) are not among them. All answers of HTTP/1.x are
+counted, of other protocols those that were looked at.
+
+The route that fails most is named. Look at the program's log for it, and at the peers it asked: their failures are in the table of
+peers.",
+};
+
+/// Requests that are read late.
+pub static QUEUEING: Rule = Rule {
+    name: "request-queueing",
+    summary: "requests lie unread at the socket before the process takes them",
+    needs: &[Needs::Requests],
+    params: &[QUEUED],
+    check: queueing,
+    doc: "\
+From when the first byte of a request was at the socket until the process read it. No time that the process logs itself has it: it has
+not seen the request yet. All threads that read are busy (an event loop in a long turn, a pool that is used up), or no CPU was free for
+them.
+
+Look at what the loop or the workers do meanwhile: stalls, hot functions, waits. More workers help only where CPUs are free.",
+};
+
+/// Kinds of requests that take long.
+pub static SLOW_ROUTE: Rule = Rule {
+    name: "slow-requests",
+    summary: "requests of one kind take long",
+    needs: &[Needs::Requests],
+    params: &[SLOW],
+    check: slow,
+    doc: "\
+One in ten requests of a kind takes longer than the threshold until the first byte of its answer. Where the time goes is said as far as
+it could be followed: on a CPU, waiting for one, for a lock, for files, for peers.
+
+Requests that take their time without any work and without asking anybody are a note only: a long poll looks like that, a timer too.",
+};
+
+fn errors(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let found = served.filter_map(|peer| {
+        let (failed, of) = peer.broken();
+        let share = percent(failed, of);
+        if of < MIN_ANSWERS || share < values.get(&FAILED) {
+            return None;
+        }
+        let worst = peer.routes.iter().max_by_key(|route| route.failed()).filter(|route| route.failed() > 0);
+        let most = worst.map_or_else(String::new, |route| {
+            let error = route.errors.first().map_or("", |(error, _)| error);
+            format!(", most of them {} ({error})", route.operation)
+        });
+        Some(Finding {
+            severity: if share >= 2.0 * values.get(&FAILED) { Severity::Critical } else { Severity::Warning },
+            title: format!(
+                "{share:.1} % of {} answers of {} (pid {}) at {} are errors{most}",
+                thousands(of),
+                peer.process,
+                peer.pid,
+                peer.peer
+            ),
+            advice: "look at its log for that route, and at the peers that it asked".to_owned(),
+            ..finding(&ERRORS, peer, worst, vec![("failed", json!(failed)), ("answers", json!(of))])
+        })
+    });
+    found.collect()
+}
+
+fn queueing(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let found = served.filter_map(|peer| {
+        let (queued, whole) = (&peer.queued, &peer.whole);
+        let share = queued.sum_ns as f64 / (queued.sum_ns + whole.sum_ns).max(1) as f64;
+        if queued.count < MIN_ANSWERS || queued.p99_ns < values.ns(&QUEUED) || share < QUEUED_SHARE {
+            return None;
+        }
+        Some(Finding {
+            severity: Severity::Warning,
+            title: format!(
+                "requests at {} lie unread for up to {} (p99) before {} (pid {}) takes them: {:.0} % of their time",
+                peer.peer,
+                time(queued.p99_ns),
+                peer.process,
+                peer.pid,
+                100.0 * share
+            ),
+            advice: "see what the threads that read do meanwhile: stalls, hot functions, waits".to_owned(),
+            ..finding(&QUEUEING, peer, None, vec![("queued_p99_ns", json!(queued.p99_ns)), ("share", json!(share))])
+        })
+    });
+    found.collect()
+}
+
+fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let routes = served.flat_map(|peer| peer.routes.iter().map(move |route| (peer, route)));
+    let found = routes.filter_map(|(peer, route)| {
+        let first = &route.first;
+        if first.count < MIN_ANSWERS.min(5) || first.p90_ns < values.ns(&SLOW) {
+            return None;
+        }
+        let goes = route.breakdown.as_ref();
+        let waits = goes.is_none_or(|goes| goes.other_ns as f64 >= WAITS_ITSELF * goes.total_ns as f64);
+        let severity = match () {
+            () if waits => Severity::Info,
+            () if first.p90_ns >= 5 * values.ns(&SLOW) => Severity::Critical,
+            () => Severity::Warning,
+        };
+        let where_to = goes.and_then(|goes| {
+            let asked = goes.asked.first();
+            let parts = [
+                (goes.on_cpu_ns, "on a CPU".to_owned()),
+                (goes.run_queue_ns, "waiting for a CPU".to_owned()),
+                (goes.disk_ns, "for files".to_owned()),
+                (goes.lock_ns, "for locks".to_owned()),
+                (goes.awaiting_ns, asked.map_or_else(String::new, |of| format!("awaiting {}", of.peer))),
+                (goes.other_ns, "without work".to_owned()),
+            ];
+            parts.into_iter().max_by_key(|(ns, _)| *ns)
+        });
+        let most = where_to.map_or_else(String::new, |(ns, what)| format!(", {} of it {what}", time(ns)));
+        Some(Finding {
+            severity,
+            title: format!(
+                "{} of {} (pid {}) takes {} and more for one in ten of {}{most}",
+                if route.operation.is_empty() { "an answer" } else { &route.operation },
+                peer.process,
+                peer.pid,
+                time(first.p90_ns),
+                thousands(first.count),
+            ),
+            advice: "see where its time goes among the slowest requests (--details)".to_owned(),
+            ..finding(
+                &SLOW_ROUTE,
+                peer,
+                Some(route),
+                vec![("p90_ns", json!(first.p90_ns)), ("requests", json!(first.count))],
+            )
+        })
+    });
+    found.collect()
+}
+
+fn finding(
+    rule: &Rule,
+    peer: &Exchanges,
+    route: Option<&Route>,
+    details: Vec<(&'static str, Value)>,
+) -> Finding {
+    let operation = route.map_or("", |route| &route.operation);
+    Finding {
+        rule: rule.name,
+        severity: Severity::Warning,
+        bottleneck: Bottleneck::Network,
+        process: ProcessName { pid: peer.pid, name: peer.process.clone() },
+        subject: format!("{} {operation}", peer.peer).trim().to_owned(),
+        title: String::new(),
+        advice: String::new(),
+        cost: Cost::default(),
+        evidence: Vec::new(),
+        details: BTreeMap::from_iter(details),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{detect::rule::Overrides, model::request::fixtures};
+
+    const MS: u64 = 1_000_000;
+
+    fn found(rule: &Rule, change: impl Fn(&mut Exchanges)) -> Vec<(Severity, String)> {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        let mut requests = fixtures::requests();
+        change(requests.peers.iter_mut().find(|peer| !peer.routes.is_empty()).unwrap());
+        run.requests = Some(requests);
+        (rule.check)(&run, &Overrides::default().of(rule))
+            .into_iter()
+            .map(|of| (of.severity, of.title))
+            .collect()
+    }
+
+    #[test]
+    fn errors_are_told_with_their_route() {
+        assert!(found(&ERRORS, |_| ()).is_empty(), "less than a hundredth");
+        let some = found(&ERRORS, |peer| peer.statuses = [0, 0, 940, 0, 0, 60]);
+        assert_eq!(some[0].0, Severity::Warning);
+        assert!(
+            some[0].1.contains("6.0 % of 1,000 answers") && some[0].1.contains("GET /users/:id (500)"),
+            "{some:?}"
+        );
+        assert_eq!(found(&ERRORS, |peer| peer.statuses = [0, 0, 800, 0, 0, 200])[0].0, Severity::Critical);
+        assert!(
+            found(&ERRORS, |peer| peer.statuses = [0, 0, 500, 0, 500, 0]).is_empty(),
+            "the clients' errors"
+        );
+    }
+
+    #[test]
+    fn requests_that_lie_unread_are_told() {
+        assert!(found(&QUEUEING, |_| ()).is_empty());
+        let late = found(&QUEUEING, |peer| {
+            (peer.queued.p99_ns, peer.queued.sum_ns) = (120 * MS, peer.whole.sum_ns);
+        });
+        assert!(late[0].1.contains("120 ms (p99)") && late[0].1.contains("50 % of their time"), "{late:?}");
+    }
+
+    #[test]
+    fn kinds_of_requests_that_take_long_are_told_with_where_the_time_goes() {
+        assert!(found(&SLOW_ROUTE, |_| ()).is_empty());
+        let slow = |p90_ms: u64, on_cpu_ms: u64| {
+            found(&SLOW_ROUTE, |peer| {
+                let route = &mut peer.routes[0];
+                route.first.p90_ns = p90_ms * MS;
+                let goes = route.breakdown.as_mut().unwrap();
+                (goes.total_ns, goes.on_cpu_ns) = (p90_ms * MS, on_cpu_ms * MS);
+                (goes.awaiting_ns, goes.other_ns) = (0, (p90_ms - on_cpu_ms) * MS);
+            })
+        };
+        assert_eq!(slow(1500, 1200)[0].0, Severity::Warning);
+        assert!(slow(1500, 1200)[0].1.contains("1.2 s of it on a CPU"), "{:?}", slow(1500, 1200));
+        assert_eq!(slow(6000, 5000)[0].0, Severity::Critical);
+        assert_eq!(slow(30_000, 10)[0].0, Severity::Info, "a long poll");
+    }
+}

@@ -1,0 +1,245 @@
+//! What one kind of request does again and again: questions to peers that could be one, or be asked at once.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::{
+    detect::rule::{Needs, Param, Rule, Unit, Values},
+    model::{
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        report::Run,
+        request::{Asked, Breakdown, Exchanges, Route},
+        units::{percent, time},
+    },
+};
+
+const TIMES: Param = Param {
+    name: "times",
+    unit: Unit::Count,
+    default: 10.0,
+    help: "Questions to one peer, one after the other, for each request",
+    flag: None,
+};
+const MOST: Param = Param {
+    name: "questions",
+    unit: Unit::Count,
+    default: 3.0,
+    help: "Questions, one after the other, for each request",
+    flag: None,
+};
+const SHARE: Param = Param {
+    name: "share",
+    unit: Unit::Percent,
+    default: 50.0,
+    help: "Part of a request's time in which answers are awaited; less is no warning",
+    flag: None,
+};
+
+/// Fewer requests that could be followed say nothing.
+const MIN_FOLLOWED: u64 = 5;
+/// Of questions that are counted as asked one after the other, so many must be: who asks ten at once twice does not.
+const MOSTLY: f64 = 0.6;
+/// Requests that are answered sooner need no advice, ns.
+const SOON_NS: u64 = 20_000_000;
+
+/// Many questions for each request.
+pub static N_PLUS_ONE: Rule = Rule {
+    name: "n-plus-one",
+    summary: "for each request the same peer is asked many times, one after the other",
+    needs: &[Needs::Requests],
+    params: &[TIMES, SHARE],
+    check: n_plus_one,
+    doc: "\
+While the process answered one kind of request it asked one peer many times, and mostly waited for each answer before it asked
+again: the list comes first, and then a question for each of its items. The time grows with the list.
+
+Ask once: a join, `WHERE id IN (…)`, `MGET`, a batch or a pipeline; or load what belongs together with the list.
+
+What is asked is joined to requests by the thread that does both: of servers that pass a request from thread to thread it is not
+known. Where a thread answers several requests at once, the questions of others may be among them.",
+};
+
+/// Questions that could be asked at once.
+pub static SEQUENTIAL: Rule = Rule {
+    name: "sequential-waits",
+    summary: "for each request several answers are awaited one after the other",
+    needs: &[Needs::Requests],
+    params: &[MOST, SHARE],
+    check: sequential,
+    doc: "\
+While the process answered one kind of request it awaited several answers, hardly ever two of them at a time, and they make up most of
+the request's time. If one question does not depend on the answer to another, both can be asked at once, and the request takes as long
+as the slower one.
+
+`await Promise.all([…])` instead of an `await` each, `asyncio.gather`, goroutines, a pipeline. If each needs the one before, this is
+how it has to be: see whether the peers can be made faster, or the chain shorter.
+
+How requests and questions are joined, and when that is uncertain, is said at `n-plus-one`.",
+};
+
+fn n_plus_one(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let many = |of: &&Asked| of.times >= values.get(&TIMES) && of.in_sequence >= MOSTLY * of.times;
+    each(run, |peer, route, goes| {
+        let asked = goes.asked.iter().filter(many).max_by_key(|of| of.ns)?;
+        let title = format!(
+            "{} asks {} {:.0} times, mostly one after the other: {} of its {}",
+            what(peer, route),
+            whom(asked),
+            asked.times,
+            time(asked.ns),
+            time(goes.total_ns),
+        );
+        let advice = "ask for all at once: a join, a list of keys, a batch or a pipeline".to_owned();
+        Some(finding(&N_PLUS_ONE, run, (peer, route), asked.ns, values, title, advice))
+    })
+}
+
+fn sequential(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    each(run, |peer, route, goes| {
+        let questions: f64 = goes.asked.iter().map(|of| of.times).sum();
+        let apart: u64 = goes.asked.iter().map(|of| of.ns).sum();
+        let one_by_one = goes.asked.iter().map(|of| of.in_sequence + 1.0).sum::<f64>();
+        // Those to different peers were awaited apart if together they take as long as each for itself.
+        let in_turn = one_by_one >= MOSTLY * questions && goes.awaiting_ns * 10 >= apart * 9;
+        let many = goes.asked.iter().any(|of| of.times >= N_PLUS_ONE.params[0].default);
+        if !in_turn || many || questions < values.get(&MOST) {
+            return None;
+        }
+        let peers: Vec<String> =
+            goes.asked.iter().take(3).map(|of| format!("{} x{:.0}", whom(of), of.times)).collect();
+        let title = format!(
+            "{} awaits {questions:.0} answers one after the other, {} of its {}: {}",
+            what(peer, route),
+            time(goes.awaiting_ns),
+            time(goes.total_ns),
+            peers.join(", "),
+        );
+        let advice = "ask at once what does not need the answer before (Promise.all, gather)".to_owned();
+        Some(finding(&SEQUENTIAL, run, (peer, route), goes.awaiting_ns, values, title, advice))
+    })
+}
+
+/// Every kind of request of which enough could be followed.
+fn each(run: &Run, finding: impl Fn(&Exchanges, &Route, &Breakdown) -> Option<Finding>) -> Vec<Finding> {
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let routes = served.flat_map(|peer| peer.routes.iter().map(move |route| (peer, route)));
+    let followed = routes.filter_map(|(peer, route)| {
+        let goes = route.breakdown.as_ref().filter(|goes| goes.requests >= MIN_FOLLOWED)?;
+        finding(peer, route, goes)
+    });
+    followed.collect()
+}
+
+fn what(peer: &Exchanges, route: &Route) -> String {
+    let what = if route.operation.is_empty() { "each request" } else { &route.operation };
+    format!("{what} of {} (pid {})", peer.process, peer.pid)
+}
+
+fn whom(asked: &Asked) -> String {
+    if asked.protocol.is_empty() {
+        asked.peer.clone()
+    } else {
+        format!("{} at {}", asked.protocol, asked.peer)
+    }
+}
+
+/// One that costs `ns` of each request.
+fn finding(
+    rule: &Rule,
+    run: &Run,
+    (peer, route): (&Exchanges, &Route),
+    ns: u64,
+    values: &Values<'_>,
+    title: String,
+    advice: String,
+) -> Finding {
+    let wall_ns = run.cpu.accounts.duration_ns.max(1);
+    let total_ns = route.breakdown.as_ref().map_or(0, |goes| goes.total_ns);
+    let cost_ns = ns.saturating_mul(route.first.count);
+    let matters = percent(ns, total_ns) >= values.get(&SHARE) && total_ns >= SOON_NS;
+    Finding {
+        rule: rule.name,
+        severity: if matters { Severity::Warning } else { Severity::Info },
+        bottleneck: Bottleneck::Network,
+        process: ProcessName { pid: peer.pid, name: peer.process.clone() },
+        subject: format!("{} {}", peer.peer, route.operation),
+        title,
+        advice,
+        cost: Cost {
+            ns: cost_ns.min(wall_ns),
+            share_of_wall: (cost_ns as f64 / wall_ns as f64).min(1.0),
+            ..Cost::default()
+        },
+        evidence: Vec::new(),
+        details: BTreeMap::from([
+            ("route", json!(route.operation)),
+            ("requests", json!(route.first.count)),
+            ("awaited_ns", json!(ns)),
+            ("request_ns", json!(total_ns)),
+        ]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{detect::rule::Overrides, model::request::fixtures};
+
+    const MS: u64 = 1_000_000;
+
+    /// Peers asked during each request: times, ms, of the times in sequence; and ms of all that.
+    fn run(asked: &[(f64, u64, f64)], awaiting_ms: u64) -> Run {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        let mut requests = fixtures::requests();
+        let served = requests.peers.iter_mut().find(|peer| !peer.routes.is_empty()).unwrap();
+        let goes = served.routes[0].breakdown.as_mut().unwrap();
+        goes.total_ns = 100 * MS;
+        goes.awaiting_ns = awaiting_ms * MS;
+        goes.asked = (1..)
+            .zip(asked)
+            .map(|(n, &(times, ms, in_sequence))| Asked {
+                peer: format!("10.0.0.{n}:5432"),
+                protocol: "PostgreSQL".into(),
+                times,
+                ns: ms * MS,
+                in_sequence,
+            })
+            .collect();
+        run.requests = Some(requests);
+        run
+    }
+
+    fn found(rule: &Rule, run: &Run) -> Vec<(Severity, String)> {
+        (rule.check)(run, &Overrides::default().of(rule))
+            .into_iter()
+            .map(|of| (of.severity, of.title))
+            .collect()
+    }
+
+    #[test]
+    fn a_question_for_each_item_of_a_list_is_told_by_route() {
+        let many = found(&N_PLUS_ONE, &run(&[(51.0, 80, 49.0)], 80));
+        assert_eq!(many[0].0, Severity::Warning);
+        assert!(many[0].1.contains("GET /users/:id") && many[0].1.contains("51 times"), "{many:?}");
+        assert_eq!(found(&N_PLUS_ONE, &run(&[(51.0, 10, 49.0)], 10))[0].0, Severity::Info, "it costs little");
+        assert!(found(&N_PLUS_ONE, &run(&[(51.0, 80, 1.0)], 80)).is_empty(), "asked at once");
+        assert!(found(&N_PLUS_ONE, &run(&[(2.0, 80, 1.0)], 80)).is_empty());
+    }
+
+    #[test]
+    fn answers_that_are_awaited_one_by_one_are_told() {
+        let three = found(&SEQUENTIAL, &run(&[(1.0, 30, 0.0), (1.0, 30, 0.0), (1.0, 20, 0.0)], 80));
+        assert_eq!(three[0].0, Severity::Warning);
+        assert!(
+            three[0].1.contains("awaits 3 answers one after the other, 80 ms of its 100 ms"),
+            "{three:?}"
+        );
+        assert!(
+            found(&SEQUENTIAL, &run(&[(1.0, 60, 0.0), (1.0, 60, 0.0), (1.0, 60, 0.0)], 70)).is_empty(),
+            "at once"
+        );
+        assert!(found(&SEQUENTIAL, &run(&[(1.0, 40, 0.0), (1.0, 40, 0.0)], 80)).is_empty(), "two are few");
+        assert!(found(&SEQUENTIAL, &run(&[(51.0, 80, 49.0)], 80)).is_empty(), "that is the other rule's");
+    }
+}

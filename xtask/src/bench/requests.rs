@@ -1,0 +1,201 @@
+//! What watching requests costs servers that do little else than answer: the requests a second that they keep, and the
+//! profiler's memory with many connections.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::{build_profiler, interrupt, median, programs, spread, wait};
+use crate::shell::{debian_packages, output};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The profiler to try, instead of building it
+    #[arg(long, value_name = "FILE")]
+    profiler: Option<PathBuf>,
+    /// Rounds; in each every server runs alone, and under the profiler in its ways
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Seconds of each run
+    #[arg(long, default_value_t = 6)]
+    seconds: u64,
+    /// Connections of the load
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Connections with which the profiler's memory is measured; none if zero
+    #[arg(long, default_value_t = 10_000)]
+    many: usize,
+}
+
+/// The ways to look, and the profiler's arguments for each.
+const WAYS: [(&str, &[&str]); 4] = [
+    ("as usual", &[]),
+    ("--requests on", &["--requests", "on"]),
+    ("only requests", &["--requests", "on", "--waits", "off", "--syscalls=off", "--alloc", "off"]),
+    ("--max-overhead 1 --requests on", &["--max-overhead", "1", "--requests", "on"]),
+];
+/// Throughput that must be kept, %.
+const KEPT: f64 = 95.0;
+/// Memory that the profiler may take with many connections, MB.
+const MEMORY_MB: f64 = 300.0;
+
+/// A Node server that answers at once.
+const NODE: &str = "
+const server = require('http').createServer((request, response) => response.end('hello'));
+server.listen(0, '127.0.0.1', 65535, () => console.log(server.address().port));
+";
+
+pub fn run(args: &Args) -> Result<()> {
+    debian_packages(&["nginx", "nodejs", "wrk"])?;
+    let profiler = match &args.profiler {
+        Some(profiler) => profiler.clone(),
+        None => build_profiler()?,
+    };
+    let mut missed = 0;
+    let dir = tempfile::tempdir()?;
+    let (nginx, port) = nginx(dir.path())?;
+    missed += cost("nginx", &nginx.pid(), port, &profiler, args)?;
+    drop(nginx);
+    let (_node, pid, port) = node()?;
+    missed += cost("Node http", &pid, port, &profiler, args)?;
+    if args.many > 0 {
+        missed += memory(&pid, port, &profiler, args)?;
+    }
+    if missed > 0 {
+        bail!("{missed} goals missed");
+    }
+    Ok(())
+}
+
+/// Serves one small file. Without a master: killed, it would leave its worker behind.
+fn nginx(dir: &Path) -> Result<(programs::Running, u16)> {
+    // Free at this moment; who else would want it?
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let config = format!(
+        "daemon off; master_process off; user root; pid pid; error_log stderr crit;
+         events {{ worker_connections 1024; }}
+         http {{
+             access_log off; keepalive_requests 1000000000;
+             client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
+             server {{ listen 127.0.0.1:{port}; root .; }}
+         }}"
+    );
+    std::fs::write(dir.join("conf"), config)?;
+    std::fs::write(dir.join("index.html"), "hello")?;
+    let mut command = Command::new("/usr/sbin/nginx");
+    let server = programs::Running::start(programs::quiet(command.arg("-p").arg(dir).args(["-c", "conf"])));
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok((server, port))
+}
+
+fn node() -> Result<(programs::Running, String, u16)> {
+    let mut command = Command::new("node");
+    command.args(["-e", NODE]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut server = programs::Running::start(&mut command);
+    let mut line = String::new();
+    let mut out = BufReader::new(server.0.stdout.take().context("a pipe")?);
+    out.read_line(&mut line)?;
+    let pid = server.pid();
+    Ok((server, pid, line.trim().parse()?))
+}
+
+/// Requests a second that `wrk` gets answered.
+fn load(port: u16, connections: usize, seconds: u64) -> Result<f64> {
+    let text = output(Command::new("wrk").args([
+        "-t1",
+        &format!("-c{connections}"),
+        &format!("-d{seconds}s"),
+        &format!("http://127.0.0.1:{port}/"),
+    ]))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).context("what wrk says")?;
+    Ok(line.trim().parse()?)
+}
+
+/// Starts the profiler on a process and waits until it looks.
+fn profile(profiler: &Path, pid: &str, more: &[&str], json: &Path) -> Result<Child> {
+    let live = json.with_extension("live");
+    let mut command = Command::new(profiler);
+    command.args(["-i500ms", "--follow", "--pid", pid, "-o"]).arg(json).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.stderr(std::fs::File::create(&live)?).spawn()?;
+    while std::fs::metadata(&live)?.len() == 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(child)
+}
+
+/// Throughput kept; returns the goals missed.
+fn cost(name: &str, pid: &str, port: u16, profiler: &Path, args: &Args) -> Result<usize> {
+    let dir = tempfile::tempdir()?;
+    let json = dir.path().join("x.json");
+    let mut kept: Vec<Vec<f64>> = vec![Vec::new(); WAYS.len()];
+    load(port, args.connections, 2)?; // warm
+    for round in 0..args.rounds {
+        for step in 0..WAYS.len() {
+            let way = (round + step) % WAYS.len();
+            // Before and after, as machines drift.
+            let before = load(port, args.connections, args.seconds)?;
+            let child = profile(profiler, pid, WAYS[way].1, &json)?;
+            let during = load(port, args.connections, args.seconds)?;
+            interrupt(&child);
+            wait(&child)?;
+            let after = load(port, args.connections, args.seconds)?;
+            kept[way].push(200.0 * during / (before + after));
+        }
+    }
+    println!(
+        "{name}, {} connections: throughput kept, %, median of {} (range)",
+        args.connections, args.rounds
+    );
+    let mut missed = 0;
+    for ((way, _), kept) in WAYS.iter().zip(&kept) {
+        let median = median(kept);
+        let verdict = match median >= KEPT {
+            true => "met   ",
+            false => "MISSED",
+        };
+        missed += usize::from(median < KEPT);
+        println!("{verdict}  {}  {way}", spread(kept, 1));
+    }
+    Ok(missed)
+}
+
+/// The profiler's memory with many connections; returns the goals missed.
+fn memory(pid: &str, port: u16, profiler: &Path, args: &Args) -> Result<usize> {
+    let dir = tempfile::tempdir()?;
+    let json = dir.path().join("x.json");
+    let child = profile(profiler, pid, &["--requests", "on"], &json)?;
+    let rate = load(port, args.many, 2 * args.seconds)?;
+    interrupt(&child);
+    wait(&child)?;
+    let profile: Value = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
+    let peak_mb = profile["cost"]["agent_peak_rss_bytes"].as_f64().context("the profiler's memory")? / 1e6;
+    let lost = |reason: &str| {
+        let losses = profile["losses"].as_array().cloned().unwrap_or_default();
+        losses
+            .iter()
+            .filter(|loss| loss["reason"] == reason)
+            .filter_map(|loss| loss["count"].as_u64())
+            .sum::<u64>()
+    };
+    let peers = profile["requests"]["peers"].as_array().cloned().unwrap_or_default();
+    let seen: u64 = peers.iter().filter_map(|peer| peer["first"]["count"].as_u64()).sum();
+    let verdict = if peak_mb <= MEMORY_MB { "met   " } else { "MISSED" };
+    println!(
+        "{verdict}  {peak_mb:>6.1} MB  the profiler's peak with {} connections, {rate:.0} requests/s by wrk; {seen} requests seen, \
+         without room: {} connections, {} peers",
+        args.many,
+        lost("connections_full"),
+        lost("peers_full"),
+    );
+    Ok(usize::from(peak_mb > MEMORY_MB))
+}
