@@ -33,7 +33,7 @@ mod format;
 pub mod load;
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x0a";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x0b";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;
