@@ -27,6 +27,10 @@ const ENVELOPE: usize = 64;
 const LEVELS: usize = 8;
 /// Cycles of rise and fall that are needed to tell anything from their troughs.
 const MIN_CYCLES: usize = 4;
+/// Of what is held, so much given back is a collection.
+const COLLECTED: f64 = 0.05;
+/// What is left after a collection must be so much more than was held before, as a part of that.
+const KEPT: f64 = 0.1;
 /// Chance that growth is none: of one series, and the share of all that are found to grow. The rules on shape and age
 /// come after that.
 const FALSE_DISCOVERIES: f64 = 0.01;
@@ -189,11 +193,22 @@ pub fn judge_sites(sites: &[Site], processes: &[Footprint]) -> Vec<SiteTrend> {
 pub fn processes(memory: &Memory) -> Vec<Trend> {
     let judged = memory.processes.iter().map(|process| {
         let held = |growth: &Growth| (growth.time_ns, growth.held_bytes() as f64);
-        judge(&points(&process.growth, held), MIN_GROWTH.1)
+        judge_process(&points(&process.growth, held))
     });
     let mut judged: Vec<Trend> = judged.collect();
     correct(&mut judged);
     judged
+}
+
+/// A process can have a heap whose garbage is collected now and then.
+fn judge_process(points: &[Point]) -> Trend {
+    let mut trend = judge(points, MIN_GROWTH.1);
+    if trend.shape == Shape::Irregular
+        && let Some((slope, confidence)) = keeps(points, MIN_GROWTH.1)
+    {
+        (trend.shape, trend.bytes_per_s, trend.confidence) = (Shape::Persistent, slope, confidence);
+    }
+    trend
 }
 
 /// Times in seconds from the first point on.
@@ -274,6 +289,39 @@ fn envelope(part: &[Point]) -> Option<Vec<Point>> {
         n if n >= 3 * LEVELS / 2 => Some(trend::minima(part, (n * 2 / 3).min(ENVELOPE))),
         _ => Some(troughs.into_iter().map(|(time, rest)| (time, rest + slope * time)).collect()),
     }
+}
+
+/// Whether what is left after something was given back (a collection of garbage) is more than was ever held until a third
+/// of the time before, garbage and all; then how fast it grows, and how sure it is that it does. Too few cycles for an envelope
+/// can be enough for this.
+fn keeps(points: &[Point], min_growth: f64) -> Option<(Slope, f64)> {
+    let (first, last) = (points.first()?, points.last()?);
+    let part = (last.0 - first.0) / 3.0;
+    // The deepest fall of the last third: from the high before it to the low after it.
+    let (mut high, mut fall) = (*first, None::<(f64, Point)>);
+    for &point in points {
+        let depth = high.1 - point.1;
+        if point.0 >= last.0 - part
+            && depth >= COLLECTED * high.1
+            && fall.is_none_or(|(deepest, _)| depth > deepest)
+        {
+            fall = Some((depth, point));
+        }
+        if point.1 > high.1 {
+            high = point;
+        }
+    }
+    let (_, floor) = fall?;
+    let before = points.iter().take_while(|point| point.0 <= floor.0 - part);
+    let held = before.map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
+    if !held.is_finite() || floor.1 - held < min_growth.max(KEPT * held) {
+        return None;
+    }
+    let levels = trend::minima(points, LEVELS);
+    let rough = trend::theil_sen(&levels, 0.0)?;
+    let kendall = trend::mann_kendall(&levels, rough.per_time);
+    let slope = trend::theil_sen(&levels, kendall.variance)?;
+    (kendall.p <= FALSE_DISCOVERIES).then_some((slope, 1.0 - kendall.p))
 }
 
 /// The most that was ever given back.

@@ -421,3 +421,42 @@ fn of_many_sites_only_few_are_wrong() {
         judge_sites(&memory.sites, &[]).iter().filter(|site| site.trend.certainty().is_some()).count();
     assert!(found <= 1, "{found} of 500 random walks");
 }
+
+/// A heap whose garbage is collected twice in the time, MB a second from `live` on.
+fn collected(live: impl Fn(f64) -> f64) -> Vec<Point> {
+    let garbage = |t: f64| if t < 36.0 { t.min(18.0) } else { t - 36.0 };
+    (0..=40).map(|t| (f64::from(t), 1e6 * (live(f64::from(t)) + garbage(f64::from(t))))).collect()
+}
+
+#[test]
+fn what_a_collection_leaves_tells_a_leak_in_few_cycles() {
+    let leak = judge_process(&collected(|t| 21.0 + 2.2 * t));
+    assert_eq!(leak.shape, Shape::Persistent, "{leak:?}");
+    assert!((1.5e6..3.5e6).contains(&leak.bytes_per_s.per_time), "{leak:?}");
+    let garbage = judge_process(&collected(|_| 21.0));
+    assert_ne!(garbage.shape, Shape::Persistent, "{garbage:?}");
+    let cache = judge_process(&collected(|t| 21.0 + 4.0 * t.min(14.0)));
+    assert_ne!(cache.shape, Shape::Persistent, "filled in the first third: {cache:?}");
+}
+
+#[test]
+fn heaps_that_wander_or_are_only_used_are_seldom_called_growing() {
+    let mut rng = Rng::with_seed(11);
+    let mut wrong = 0;
+    for _ in 0..300 {
+        // Garbage grows at a rate of its own up to a limit of its own; what lives wanders within a fifth.
+        let (rate, limit) = (0.5 + 4.0 * rng.f64(), 10.0 + 60.0 * rng.f64());
+        let (mut live, mut garbage) = (30.0, limit * rng.f64());
+        let points: Vec<Point> = (0..60)
+            .map(|t| {
+                live = (live + 2.0 * (rng.f64() - 0.5)).clamp(27.0, 33.0);
+                garbage = if garbage + rate > limit { 0.0 } else { garbage + rate };
+                (f64::from(t), 1e6 * (live + garbage))
+            })
+            .collect();
+        // One whose garbage is never collected in the time looks like a leak to anybody.
+        let grows = judge(&points, MIN_GROWTH.1).shape == Shape::Persistent;
+        wrong += usize::from(!grows && judge_process(&points).shape == Shape::Persistent);
+    }
+    assert!(wrong <= 3, "{wrong} of 300");
+}

@@ -50,7 +50,8 @@ What the thread computes itself costs it more than waiting, where it runs for mo
 note, since a machine that is merely busy hides no hot function. Waiting for half of the time, and half as long again as running, is
 critical.
 
-If the target itself uses nearly all CPUs, it competes with itself: that is a note, not a warning. Otherwise look at what
+If the target itself uses nearly all CPUs, it competes with itself: that is a note, unless it has so many more threads that run
+than there are CPUs that one waits for half as long again as it runs. Otherwise look at what
 else runs (`profiler --all -d 10s`), at CPU quotas (rule `cpu-throttled`), at `taskset -p PID` and at nice values.",
 };
 
@@ -87,7 +88,10 @@ fn finding(thread: &ThreadTime, share: f64, own: bool, blocking: &Blocking) -> F
     let against = thread.run_queue_ns as f64 / thread.on_cpu_ns.max(1) as f64;
     let (severity, bottleneck, advice) = if own {
         let advice = "use fewer threads, or more CPUs: more runs than there are CPUs for";
-        (Severity::Info, Bottleneck::Cpu, advice)
+        match against >= MANY {
+            true => (Severity::Warning, Bottleneck::CpuStarvation, advice),
+            false => (Severity::Info, Bottleneck::Cpu, advice),
+        }
     } else {
         let severity = match against {
             _ if against < OF_RUNNING => Severity::Info,
@@ -177,6 +181,10 @@ mod tests {
         let blocking = run.blocking.as_mut().unwrap();
         let busy = ThreadTime { on_cpu_ns: 1_600_000_000, run_queue_ns: 0, ..blocking.threads[0].clone() };
         blocking.threads.push(busy);
-        assert_eq!((found(&run)[0].severity, found(&run)[0].bottleneck), (Severity::Info, Bottleneck::Cpu));
+        let said = |run: &Run| (found(run)[0].severity, found(run)[0].bottleneck);
+        assert_eq!(said(&run), (Severity::Warning, Bottleneck::CpuStarvation), "far too many threads");
+        let first = &mut run.blocking.as_mut().unwrap().threads[0];
+        (first.on_cpu_ns, first.run_queue_ns) = (490_000_000, 500_000_000);
+        assert_eq!(said(&run), (Severity::Info, Bottleneck::Cpu), "two for each CPU");
     }
 }
