@@ -27,6 +27,8 @@ const ENVELOPE: usize = 64;
 const LEVELS: usize = 8;
 /// Cycles of rise and fall that are needed to tell anything from their troughs.
 const MIN_CYCLES: usize = 4;
+/// A step is at least so small a part of all growth.
+const STEPS: f64 = 12.0;
 /// Of what is held, so much given back is a collection.
 const COLLECTED: f64 = 0.05;
 /// What is left after a collection must be so much more than was held before, as a part of that.
@@ -257,7 +259,7 @@ fn judge(points: &[Point], min_growth: f64) -> Trend {
     if trend.bytes_per_s.per_time * seconds < min_growth {
         return trend;
     }
-    let levels = trend::minima(&envelope, LEVELS);
+    let levels = stairs(part).unwrap_or_else(|| trend::minima(&envelope, LEVELS));
     let Some(drift) = trend::drift(&levels) else { return trend };
     trend.confidence = 1.0 - kendall.p.max(drift.p);
     let slope = &mut trend.bytes_per_s;
@@ -330,6 +332,24 @@ fn deepest_fall(points: &[Point]) -> f64 {
         (high.max(point.1), deepest.max(high.max(point.1) - point.1))
     };
     points.iter().fold((f64::NEG_INFINITY, 0.0), fall).1
+}
+
+/// Where each stair of a series that grows by steps ends, if it does: pieces of equal length would hold two steps, or none. The
+/// end is one more if no step has come for longer than before.
+fn stairs(part: &[Point]) -> Option<Vec<Point>> {
+    let last = part.last()?;
+    let step = (last.1 - part.first()?.1) / STEPS;
+    let ends = part.windows(2).filter(|pair| pair[1].1 - pair[0].1 >= step);
+    let mut stairs: Vec<Point> = ends.map(|pair| pair[0]).collect();
+    if step <= 0.0 || stairs.len() < MIN_CYCLES || stairs.len() * 2 > part.len() || deepest_fall(part) >= step
+    {
+        return None;
+    }
+    let longest = stairs.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max);
+    if last.0 - stairs.last()?.0 > 1.5 * longest {
+        stairs.push(*last);
+    }
+    Some(stairs)
 }
 
 /// Whether growth goes on at the end, and [`Trend::pace`].

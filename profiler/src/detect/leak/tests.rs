@@ -460,3 +460,19 @@ fn heaps_that_wander_or_are_only_used_are_seldom_called_growing() {
     }
     assert!(wrong <= 3, "{wrong} of 300");
 }
+
+#[test]
+fn stairs_grow_as_long_as_steps_come() {
+    // A step of 12 MB each 5 s, as heaps get their memory; `stops` at a time, s.
+    let stairs = |phase: f64, stops: f64| -> Vec<Point> {
+        let level = |t: f64| 20.0 + 12.0 * ((t.min(stops) + phase) / 5.0).floor();
+        (0..=40).map(|t| (f64::from(t), 1e6 * level(f64::from(t)))).collect()
+    };
+    for phase in 0..5 {
+        let grows = judge_process(&stairs(f64::from(phase), 99.0));
+        assert_eq!(grows.shape, Shape::Persistent, "{phase}: {grows:?}");
+        assert!((1.9e6..2.9e6).contains(&grows.bytes_per_s.per_time), "{grows:?}");
+        let stopped = judge_process(&stairs(f64::from(phase), 24.0));
+        assert_ne!(stopped.shape, Shape::Persistent, "{phase}: {stopped:?}");
+    }
+}
