@@ -47,7 +47,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
-        detect::{self, memory_diff, rule::Overrides},
+        detect::{self, compare, rule::Overrides},
         model::{
             cause::WaitCause,
             kind::{CPU, ProfileKind},
@@ -258,9 +258,9 @@ pub(crate) mod tests {
         let back = load(&path, &Overrides::default()).unwrap();
         assert_eq!((back.ending, back.samples.len()), (Ending::Complete, 0));
         assert_eq!(back.run.memory, run.memory);
-        let changed = memory_diff::diff(&run, &back.run);
-        assert_eq!((changed.places.len(), changed.total.0.bytes), (2, 200.0));
-        assert!(changed.places.iter().all(|place| place.growth() == 0.0));
+        let changed = compare::memory::compare(&run, &back.run);
+        assert_eq!((changed.places.len(), changed.total.amount), (2, (200.0, 200.0)));
+        assert!(changed.places.iter().all(|place| place.units.value == 0.0));
     }
 
     #[test]

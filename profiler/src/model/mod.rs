@@ -3,6 +3,7 @@
 
 pub mod abi;
 pub mod cause;
+pub mod comparison;
 pub mod distribution;
 pub mod finding;
 pub mod function;

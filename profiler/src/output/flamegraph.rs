@@ -1,6 +1,6 @@
 //! A flame graph (SVG), drawn by inferno from the folded stacks.
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
@@ -8,7 +8,7 @@ use crate::{
     model::{
         kind::{CPU, ProfileKind, Unit},
         report::Profile,
-        units::{bytes, thousands},
+        units::{bytes, percent, thousands},
     },
     output::{folded, options::RenderOptions},
 };
@@ -17,13 +17,7 @@ use crate::{
 pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
     let kind = profile.kind;
     if profile.total == 0 {
-        writeln!(
-            out,
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"600\" height=\"60\">\
-             <text x=\"20\" y=\"35\" font-family=\"sans-serif\">{}</text></svg>",
-            kind.nothing
-        )?;
-        return Ok(());
+        return empty(&kind, out);
     }
     let lines: Vec<String> = folded::lines(profile, options)
         .into_iter()
@@ -37,6 +31,56 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
     settings.colors = inferno::flamegraph::color::Palette::Multi(
         inferno::flamegraph::color::MultiPalette::Java, // knows the suffixes of folded stacks
     );
+    inferno::flamegraph::from_lines(&mut settings, lines.iter().map(String::as_str), out)?;
+    Ok(())
+}
+
+fn empty(kind: &ProfileKind, out: &mut dyn Write) -> Result<()> {
+    writeln!(
+        out,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"600\" height=\"60\">\
+         <text x=\"20\" y=\"35\" font-family=\"sans-serif\">{}</text></svg>",
+        kind.nothing
+    )?;
+    Ok(())
+}
+
+/// Draws what differs between two profiles of a kind: widths are the second one's, red has grown, blue has shrunk. Samples
+/// are brought to one sum, times to one length of time; memory is as it is.
+pub fn write_difference(
+    before: &Profile,
+    after: &Profile,
+    options: &RenderOptions,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let kind = after.kind;
+    if after.total == 0 {
+        return empty(&kind, out);
+    }
+    let length = |of: &Profile| of.accounts.duration_ns.max(1) as f64;
+    let scale = match kind.unit {
+        Unit::Bytes => 1.0,
+        Unit::Count => after.total as f64 / before.total.max(1) as f64,
+        Unit::Nanoseconds => length(after) / length(before),
+    };
+    let mut lines: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for (stack, weight) in folded::lines(before, options) {
+        lines.entry(stack).or_default().0 = (weight as f64 * scale).round() as u64;
+    }
+    for (stack, weight) in folded::lines(after, options) {
+        lines.entry(stack).or_default().1 = weight;
+    }
+    let gone: u64 = lines.values().filter(|(_, after)| *after == 0).map(|(before, _)| before).sum();
+    let lines: Vec<String> =
+        lines.into_iter().map(|(stack, (before, after))| format!("{stack} {before} {after}")).collect();
+    let mut settings = inferno::flamegraph::Options::default();
+    settings.title = format!("{}: after {}, {}", kind.title, before.meta.target, after.meta.target);
+    settings.subtitle = Some(format!(
+        "widths: after; red has grown, blue has shrunk; stacks that are gone are not here ({:.1} % of before)",
+        percent(gone, (before.total as f64 * scale).round() as u64)
+    ));
+    settings.count_name = count_name(&kind).to_owned();
+    settings.deterministic = true;
     inferno::flamegraph::from_lines(&mut settings, lines.iter().map(String::as_str), out)?;
     Ok(())
 }
@@ -127,6 +171,23 @@ mod tests {
             assert!(draw(&profile).contains(kind.nothing));
             profile.total = 3_145_728;
         }
+    }
+
+    #[test]
+    fn what_differs_is_coloured_and_what_is_gone_is_told() {
+        let (before, after) = (
+            profile(&[("main;a", 50), ("main;b", 40), ("main;gone", 10)]),
+            profile(&[("main;a", 150), ("main;b", 50)]),
+        );
+        let mut svg = Vec::new();
+        write_difference(&before, &after, &RenderOptions::default(), &mut svg).unwrap();
+        let svg = String::from_utf8(svg).unwrap();
+        assert!(svg.contains("a (150 samples, 75.00%; +25.00%)"), "{svg}");
+        assert!(svg.contains("b (50 samples, 25.00%; -15.00%)"), "{svg}");
+        assert!(svg.contains("(10.0 % of before)"), "{svg}");
+        let mut nothing = Vec::new();
+        write_difference(&before, &profile(&[]), &RenderOptions::default(), &mut nothing).unwrap();
+        assert!(String::from_utf8(nothing).unwrap().contains("No samples"));
     }
 
     #[test]
