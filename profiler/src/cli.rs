@@ -262,6 +262,7 @@ impl ProfileArgs {
                 above_bytes: self.snapshots.snapshot_above,
                 dir: self.snapshots.snapshot_dir.clone(),
             },
+            baseline: self.report.baseline.clone(),
             outputs: self.report.outputs.clone(),
             render: self.report.options(),
             overrides: self.report.overrides(),
@@ -467,6 +468,9 @@ pub struct ReportArgs {
     /// Add all tables: functions, waits, system calls, memory, what was lost and what it cost
     #[arg(long)]
     pub details: bool,
+    /// Compare with a recording of what is normal: the first page says what differs significantly
+    #[arg(long, value_name = "FILE.prec")]
+    pub baseline: Option<PathBuf>,
     /// Judge by another value than the default; `profiler rules` lists all (repeatable)
     #[arg(long = "threshold", value_name = "RULE.PARAMETER=NUMBER", value_parser = threshold)]
     pub thresholds: Vec<String>,

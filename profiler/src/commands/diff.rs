@@ -9,10 +9,7 @@ use anyhow::Result;
 
 use crate::{
     cli::DiffArgs,
-    detect::{
-        compare::{Measured, compare},
-        rule::Overrides,
-    },
+    detect::{compare::compare, rule::Overrides},
     error::{self, Error},
     model::{comparison::Comparison, kind::ProfileKind},
     output::{Destination, OutputSpec, RenderOptions, diff as told, flamegraph, results::style},
@@ -31,7 +28,7 @@ pub fn diff(args: &DiffArgs) -> Result<u8> {
     });
     let pictures: Vec<(Destination, ProfileKind)> = pictures.collect::<Result<_, Error>>()?;
     let (before, after) = (read(&args.before)?, read(&args.after)?);
-    let mut found = compare(measured(&before), measured(&after));
+    let mut found = compare(before.measured(), after.measured());
     if !args.kinds.is_empty() {
         found.kinds.retain(|of| args.kinds.contains(&of.kind));
         found.left_out.clear();
@@ -66,10 +63,6 @@ fn read(path: &Path) -> Result<Replayed, Error> {
         say!("profiler: {} was cut off: it is compared as far as it goes", path.display());
     }
     Ok(read)
-}
-
-fn measured(of: &Replayed) -> Measured<'_> {
-    Measured { run: &of.run, samples: &of.samples, tables: &of.tables }
 }
 
 /// The profile that a picture is asked for of.

@@ -11,6 +11,7 @@ use crate::{
     recording::{
         Ending,
         load::{Replayed, load},
+        normal::Normal,
     },
     say,
 };
@@ -18,7 +19,10 @@ use crate::{
 /// Turns a recording into a report and any other output. Returns the exit code.
 pub fn run(args: &ReplayArgs) -> Result<u8> {
     let mut results = Results::open(&args.report.outputs, false)?;
-    let Replayed { run, samples, tables, ending } = load(&args.recording, &args.report.overrides())?;
+    let normal = args.report.baseline.as_deref().map(Normal::load).transpose()?;
+    let mut replayed = load(&args.recording, &args.report.overrides())?;
+    replayed.run.baseline = normal.map(|normal| normal.compare(&replayed.measured()));
+    let Replayed { mut run, samples, tables, ending } = replayed;
     let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
     results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
@@ -37,7 +41,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         results.record(sample, &tables, first);
     }
     let options = args.report.options();
-    results.finish(&run, None, &tables, &options)?;
+    results.finish(&mut run, None, &tables, &options)?;
     Ok(if ending == Ending::CutOff { error::CUT_OFF } else { 0 })
 }
 

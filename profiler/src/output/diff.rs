@@ -11,7 +11,7 @@ use super::{
 };
 use crate::model::{
     comparison::{Change, Comparison, FALSE_DISCOVERIES, Interval, KindComparison, Place, Side},
-    kind::{CPU, Unit},
+    kind::{ALLOC, CPU, OFF_CPU, SYSCALLS, Unit},
     units::{bytes, count, time},
 };
 
@@ -100,24 +100,23 @@ pub fn sentence(kind: &KindComparison, change: &Change) -> String {
             "{} in all {before} -> {after}, {} points of {} ({bounds})",
             kind.kind.title,
             signed(points.value),
-            whole_of_total(kind)
+            if kind.kind.unit == Unit::Bytes { "live memory" } else { "wall time" }
         );
     }
-    format!("{} points of {} in {} ({bounds})", signed(points.value), whole(kind), shown(place, 2))
+    let how = match kind.kind {
+        OFF_CPU => " waiting in",
+        SYSCALLS => " in the system call",
+        ALLOC => " allocated by",
+        _ => " in",
+    };
+    format!("{} points of {}{how} {} ({bounds})", signed(points.value), whole(kind), shown(place, 2))
 }
 
-/// What a hundred points are of.
+/// What a hundred points are of: of all samples, or of all that was held; or of the run's time, which a single thread can
+/// fill.
 pub fn whole(kind: &KindComparison) -> &'static str {
-    match (kind.kind.unit, kind.kind == CPU) {
-        (_, true) => "CPU samples",
-        (Unit::Bytes, _) => "live memory",
-        _ if kind.kind.option.is_some() => "wall time in system calls",
-        _ => "wall time off CPUs",
-    }
-}
-
-fn whole_of_total(kind: &KindComparison) -> &'static str {
     match kind.kind.unit {
+        _ if kind.kind == CPU => "CPU samples",
         Unit::Bytes => "live memory",
         _ => "wall time",
     }
@@ -132,7 +131,7 @@ fn table(kind: &KindComparison, style: &Style, out: &mut dyn Write) -> Result<()
     };
     let bounds = bounds(kind, &total.units).map_or_else(String::new, |bounds| format!(" ({bounds})"));
     let title = format!(
-        "{}, % of {}: in all {} -> {}, {}{bounds}{judged}",
+        "{} (% of {}): in all {} -> {}, {}{bounds}{judged}",
         kind.kind.title,
         whole(kind),
         amount(kind, total.amount.0),
@@ -282,10 +281,7 @@ pub fn to_json(of: &Comparison) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        cause::WaitCause,
-        kind::{ALLOC, OFF_CPU},
-    };
+    use crate::model::cause::WaitCause;
 
     fn change(name: &str, share: (f64, f64), margin: f64, chance: Option<(f64, f64)>) -> Change {
         let by = share.1 - share.0;

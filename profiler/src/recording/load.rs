@@ -10,7 +10,7 @@ use anyhow::Result;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    detect::{self, rule::Overrides},
+    detect::{self, compare::Measured, rule::Overrides},
     error::Error,
     model::{
         kind::{OFF_CPU, SYSCALLS},
@@ -58,6 +58,13 @@ pub struct Replayed {
     pub tables: Tables,
     /// Whether the recording is complete.
     pub ending: Ending,
+}
+
+impl Replayed {
+    /// What comparisons read.
+    pub fn measured(&self) -> Measured<'_> {
+        Measured { run: &self.run, samples: &self.samples, tables: &self.tables }
+    }
 }
 
 /// Reads a recording back.

@@ -118,6 +118,7 @@ fn of_what_is_called_different_one_in_twenty_may_be_the_same() {
 #[test]
 fn a_burst_is_one_observation() {
     let chances = zipf(10);
+    let mut others = 0;
     for trial in 0..20 {
         let random = &mut Rng::with_seed(trial);
         let before = on_cpu(&chances, 30, random);
@@ -127,8 +128,9 @@ fn a_burst_is_one_observation() {
         let found = compared(&before, &run(CPU, 30 * S, &samples));
         let burst = found.kinds[0].places.iter().find(|of| of.place.functions == ["f77"]).unwrap();
         assert!(burst.points.value > 10.0 && burst.is_significant() == Some(false), "{burst:?}");
-        assert!(found.significant().is_empty());
+        others += found.significant().len();
     }
+    assert!(others <= 2, "{others}");
 }
 
 #[test]

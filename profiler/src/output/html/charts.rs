@@ -150,7 +150,7 @@ fn ticks(most: f64, number: f64) -> Vec<f64> {
     let power = 10f64.powf(least.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|of| of * power).find(|step| *step >= least);
     let step = step.unwrap_or(most).max(f64::MIN_POSITIVE);
-    let n = (most / step).min(20.0) as u32;
+    let n = (most / step + 1e-9).min(20.0) as u32;
     // Without what adding leaves behind: 0.30000000000000004.
     (0..=n).map(|i| (f64::from(i) * step * 1e9).round() / 1e9).collect()
 }

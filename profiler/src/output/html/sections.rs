@@ -115,7 +115,7 @@ fn memory(memory: &Memory, start_ns: u64) -> Option<Markup> {
     let limit = first.limit.as_ref().map(|of| {
         // What else counts towards the limit is not the process's.
         let others = of.used_bytes.saturating_sub(held(first));
-        ((of.limit_bytes.saturating_sub(others)) as f64, format!("limit: {}", limit(&of.kind)))
+        ((of.limit_bytes.saturating_sub(others)) as f64, format!("limit: {}", limit_words(&of.kind)))
     });
     let said: Vec<String> = processes
         .iter()
@@ -129,7 +129,7 @@ fn memory(memory: &Memory, start_ns: u64) -> Option<Markup> {
                 bytes(rate.per_time),
                 of.process,
                 bytes(limit_of.limit_bytes as f64),
-                limit(&limit_of.kind),
+                limit_words(&limit_of.kind),
                 after(rate.per_time),
                 after(rate.high),
             ))
@@ -145,7 +145,7 @@ fn memory(memory: &Memory, start_ns: u64) -> Option<Markup> {
     })
 }
 
-fn limit(kind: &LimitKind) -> String {
+fn limit_words(kind: &LimitKind) -> String {
     match kind {
         LimitKind::Cgroup(path) => format!("cgroup {path}"),
         LimitKind::AddressSpace => "the address space".to_owned(),
