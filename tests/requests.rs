@@ -9,7 +9,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{ChildStdout, Command, Stdio},
-    sync::Barrier,
+    sync::{Barrier, Mutex},
     thread,
     time::Duration,
 };
@@ -18,6 +18,9 @@ use common::{Profile, Profiling, Running, kernel_ready, programs, which};
 use serde_json::Value;
 
 const MS: f64 = 1e6;
+
+/// A server's own log has what it waits for a CPU between two of its lines, and where a load runs beside it that is much.
+static LOADED: Mutex<()> = Mutex::new(());
 
 fn source(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "..", "tests", "workloads", "requests", name].iter().collect()
@@ -147,6 +150,7 @@ fn is_what_it_logs(interpreter: &'static str, script: &str, connections: usize, 
 }
 
 fn compares(server: Server, connections: usize, requests: usize) {
+    let _one_load_at_a_time = LOADED.lock();
     let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
     let port = server.port;
     let failed = load(&server, connections, requests);
@@ -159,12 +163,15 @@ fn compares(server: Server, connections: usize, requests: usize) {
     // The one that ended it was answered by some, and not by others.
     assert!((all..=all + 1).contains(&count), "{count} of {all}: {served}");
     assert_eq!(served["statuses"][5].as_u64().unwrap(), failed);
-    assert!(served["looked_at"].as_u64().unwrap() >= all, "{served}");
-    let users = &route(served, "GET /users/:id/orders")["first"];
-    let fails = route(served, "GET /fail/:id");
-    assert_eq!(fails["first"]["count"].as_u64().unwrap(), failed);
-    assert_eq!(fails["errors"][0][0], "503");
-    assert_eq!(users["count"].as_u64().unwrap(), all - failed);
+    let routes = ["GET /users/:id/orders", "GET /fail/:id"].map(|operation| route(served, operation));
+    let [users, fails] = routes.map(|route| route["first"]["count"].as_u64().unwrap());
+    assert_eq!(routes[1]["errors"][0][0], "503");
+    if served["looked_at"].as_u64().unwrap() >= all {
+        assert_eq!([users, fails], [all - failed, failed]);
+    } else {
+        // Where too many came at once some stand for the others.
+        assert!(users.abs_diff(all - failed) * 20 <= all, "{users} of {}: {served}", all - failed);
+    }
     log.sort_by(f64::total_cmp);
     for (p, key) in [(0.5, "p50_ns"), (0.99, "p99_ns")] {
         assert_near(key, served["first"][key].as_f64().unwrap(), percentile(&log, p));
@@ -218,6 +225,7 @@ fn redis_under_its_benchmark() {
     if !kernel_ready(&["redis-server", "redis-benchmark"]) {
         return;
     }
+    let _one_load_at_a_time = LOADED.lock();
     let port = free_port();
     let mut server = Command::new("redis-server");
     server.args(["--save", "", "--port", &port.to_string()]);
@@ -234,9 +242,12 @@ fn redis_under_its_benchmark() {
     let (profile, _) = profiling.finish();
     let served = peer(&profile, "answers", port);
     assert_eq!(served["protocol"], "redis");
-    let got = &route(served, "GET")["first"];
-    let counted = got["count"].as_f64().unwrap();
-    assert!((counted - 20_000.0).abs() <= 20.0, "{counted} of 20,000 GET: {served}");
+    // Each batch of 16 is one exchange; and it asks for some settings first.
+    let all = served["first"]["count"].as_u64().unwrap();
+    assert!((21_250..21_260).contains(&all), "{all}: {served}");
+    // Some stand for the others.
+    let got = route(served, "GET")["first"]["count"].as_f64().unwrap();
+    assert!((got - 20_000.0).abs() <= 1_000.0, "{got} of 20,000 GET: {served}");
     assert!(served["batches"].as_u64().unwrap() > 0, "pipelines are batches: {served}");
 }
 
@@ -245,6 +256,7 @@ fn postgres_under_pgbench() {
     if !kernel_ready(&["pgbench"]) {
         return;
     }
+    let _one_load_at_a_time = LOADED.lock();
     let dir = tempfile::tempdir().unwrap();
     let (script, port) = (dir.path().join("sleep.sql"), free_port());
     std::fs::write(&script, "SELECT pg_sleep(0.003);\n").unwrap();
@@ -296,6 +308,7 @@ fn nginx_as_a_proxy() {
     if !kernel_ready(&["node", "nginx"]) {
         return;
     }
+    let _one_load_at_a_time = LOADED.lock();
     let server = Server::start("node", "http.js", &[]);
     let (upstream, port) = (server.port, free_port());
     let dir = tempfile::tempdir().unwrap();
@@ -303,7 +316,8 @@ fn nginx_as_a_proxy() {
         "daemon off; worker_processes 2; user root; pid pid; error_log stderr crit;
          events {{ worker_connections 512; }}
          http {{
-             access_log off; keepalive_requests 1000000;
+             log_format times '$upstream_header_time $request_time'; access_log log times;
+             keepalive_requests 1000000;
              client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
              upstream app {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 1000000; }}
              server {{
@@ -327,11 +341,18 @@ fn nginx_as_a_proxy() {
     let (served, asked) = (peer(&profile, "answers", port), peer(&profile, "asks", upstream));
     assert_eq!([served, asked].map(|side| side["first"]["count"].as_u64().unwrap()), [1000, 1000]);
     assert_eq!([served, asked].map(|side| side["statuses"][5].as_u64().unwrap()), [failed, failed]);
-    let mut log: Vec<f64> =
-        Server { port: upstream, ..clients }.quit().into_iter().map(|(_, ns)| ns).collect();
-    log.sort_by(f64::total_cmp);
-    assert_near("the upstream's p50", asked["first"]["p50_ns"].as_f64().unwrap(), percentile(&log, 0.5));
-    assert!(served["first"]["p50_ns"].as_f64() >= asked["first"]["p50_ns"].as_f64());
+    // By nginx's own clock, which has a resolution of a millisecond.
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    let near = |side: &Value, column: usize| {
+        let ms = |line: &str| line.split(' ').nth(column).unwrap().parse::<f64>().unwrap() * 1e3;
+        let mut times: Vec<f64> = log.lines().map(ms).collect();
+        times.sort_by(f64::total_cmp);
+        let (known, measured) = (percentile(&times, 0.5), side["first"]["p50_ns"].as_f64().unwrap() / MS);
+        assert!((measured - known).abs() <= 1.2 + 0.05 * known, "{measured} ms, nginx says {known} ms");
+    };
+    near(asked, 0);
+    near(served, 1);
+    Server { port: upstream, ..clients }.quit();
 }
 
 #[test]
@@ -370,6 +391,7 @@ fn is_made_of_its_parts(interpreter: &'static str, script: &str) {
     if !kernel_ready(&[interpreter]) {
         return;
     }
+    let _one_load_at_a_time = LOADED.lock();
     let ports = [echo(Duration::from_millis(7)), echo(Duration::from_millis(11))];
     let server = Server::start(interpreter, script, &ports.map(|port| port.to_string()));
     let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);

@@ -898,6 +898,11 @@ fn copy_head(to: *mut u8, room: u64, buffer: &Bytes) -> u32 {
     if len == 0 {
         return 0;
     }
+    // The verifier of 6.1 forgets what a value was compared with on its way over the stack. So the value is bounded once
+    // more, where the compiler cannot know that this changes nothing.
+    // SAFETY: a variable of this function.
+    let len = unsafe { core::ptr::read_volatile(&raw const len) };
+    let len = (len.wrapping_sub(1) & (room.next_power_of_two() - 1)) + 1;
     // SAFETY: the helper checks the address it reads, and there is room where it writes.
     if unsafe { read_user_bytes(to.cast(), len as u32, buffer.at as *const _) } == 0 { len as u32 } else { 0 }
 }

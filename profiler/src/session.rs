@@ -14,7 +14,7 @@ use crate::{
     collector::Collector,
     detect::{self, rule::Overrides},
     error::Error,
-    kernel::{btf, preflight, sideband},
+    kernel::{btf, perf_event, preflight},
     model::{sample::Sample, stack::Tables},
     output::{OutputSpec, RenderOptions, live::Live, results::Results},
     probe::{
@@ -87,7 +87,7 @@ async fn profile(mut options: Options) -> Result<u8> {
         pids.push(held.pid());
     }
 
-    if let Err(error) = privileges::give_up(sideband::allowed) {
+    if let Err(error) = privileges::give_up(perf_event::allowed) {
         say!("profiler: rights that are no longer needed could not be given up: {error}");
     }
 

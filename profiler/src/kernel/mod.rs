@@ -6,6 +6,7 @@ pub mod costs;
 pub mod function_hooks;
 pub mod load;
 pub mod own;
+pub mod perf_event;
 pub mod port;
 pub mod preflight;
 pub mod sideband;

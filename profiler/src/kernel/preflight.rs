@@ -7,7 +7,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
-use crate::kernel::{btf, sideband};
+use crate::kernel::{btf, perf_event};
 
 /// Bits of capability sets in /proc/self/status (include/uapi/linux/capability.h).
 const CAPABILITIES: [(u32, &str, &str); 5] = [
@@ -76,7 +76,7 @@ pub fn checks() -> Vec<Check> {
     }
     check(
         "perf events",
-        sideband::allowed(),
+        perf_event::allowed(),
         Verdict::No,
         "can be opened",
         "refused: this kernel wants CAP_SYS_ADMIN for them, or sysctl kernel.perf_event_paranoid=2",

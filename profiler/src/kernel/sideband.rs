@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     ptr,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use perf_event_open_sys::bindings as sys;
 
 use crate::{
-    kernel::port::Notices,
+    kernel::{perf_event, port::Notices},
     process::notice::{Event, Notice},
 };
 
@@ -49,11 +49,6 @@ impl Sideband {
     }
 }
 
-/// Whether this thread's rights suffice for events of all processes.
-pub fn allowed() -> bool {
-    !event(0).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-}
-
 /// One CPU's event and its memory-mapped ring.
 struct Ring {
     event: OwnedFd,
@@ -62,50 +57,12 @@ struct Ring {
     data_len: usize,
 }
 
-/// Opens one CPU's event.
-fn event(cpu: u32) -> io::Result<OwnedFd> {
-    let mut attr = sys::perf_event_attr {
-        size: size_of::<sys::perf_event_attr>() as u32,
-        type_: sys::PERF_TYPE_SOFTWARE,
-        config: u64::from(sys::PERF_COUNT_SW_DUMMY),
-        sample_type: u64::from(sys::PERF_SAMPLE_TIME),
-        clockid: libc::CLOCK_MONOTONIC,
-        ..Default::default()
-    };
-    attr.set_mmap(1);
-    attr.set_mmap2(1);
-    attr.set_comm(1);
-    attr.set_comm_exec(1);
-    attr.set_task(1);
-    attr.set_sample_id_all(1);
-    attr.set_use_clockid(1);
-    attr.set_watermark(1);
-    // Nobody sleeps on the ring: it is read on the agent's timer.
-    attr.__bindgen_anon_2.wakeup_watermark = u32::MAX;
-
-    // SAFETY: attr is valid for the call; the result is checked.
-    let fd = unsafe {
-        perf_event_open_sys::perf_event_open(
-            &mut attr,
-            -1,
-            cpu as i32,
-            -1,
-            u64::from(sys::PERF_FLAG_FD_CLOEXEC),
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a fresh descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 // SAFETY: the mapping belongs to this value alone and is not tied to a thread.
 unsafe impl Send for Ring {}
 
 impl Ring {
     fn open(cpu: u32, data_len: usize) -> io::Result<Ring> {
-        let event = event(cpu)?;
+        let event = perf_event::notices(cpu)?;
         // SAFETY: no arguments.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
         let map_len = page + data_len;

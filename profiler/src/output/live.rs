@@ -163,10 +163,10 @@ mod tests {
         run.requests = Some(crate::model::request::fixtures::requests());
         let requests = requests::live(&run, Duration::from_secs(100));
         assert!(
-            requests[0].starts_with("answers at :8080 (HTTP)") && requests[0].contains("10/s"),
+            requests[0].starts_with("answers at :8080 (HTTP)") && requests[0].contains("10.0/s"),
             "{requests:?}"
         );
-        assert!(requests[1].starts_with("asks 10.0.0.2:5432 (PostgreSQL, db): 20/s"), "{requests:?}");
+        assert!(requests[1].starts_with("asks 10.0.0.2:5432 (PostgreSQL, db): 20.0/s"), "{requests:?}");
         assert!(live.iter().zip(report).all(|(line, of)| line.contains(&of.title)), "{live:?}");
     }
 }
