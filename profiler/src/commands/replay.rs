@@ -224,6 +224,8 @@ pub(crate) mod tests {
             prop_assert_eq!(&replayed.run.memory, &live.memory);
             prop_assert_eq!(replayed.samples.len(), samples.len() * 2);
             prop_assert!(render(&replayed.run) == render(&live));
+            let same = compare::compare(replayed.measured(), replayed.measured());
+            prop_assert!(same.significant().is_empty(), "{:?}", same);
             let of_kind = |waiting: bool| -> u64 {
                 samples.iter().filter(|(.., cause)| (*cause > 0) == waiting).map(|(_, _, weight, _)| weight).sum()
             };

@@ -47,7 +47,8 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     write_verdict(run, verdict, style, out)?;
     if let Some(baseline) = &run.baseline {
         let (colour, answer) = diff::answer(&baseline.comparison, diff::ANSWER);
-        paragraph(&format!("compared with {}:", baseline.file), colour, &answer, 2, style, out)?;
+        let label = fit(&format!("compared with {}:", baseline.file), usize::MAX, Keep::Start);
+        paragraph(&label, colour, &answer, 2, style, out)?;
     }
     findings(run, verdict, style, out)?;
     processes(run, style, out)?;

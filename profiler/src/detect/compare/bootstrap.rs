@@ -58,11 +58,12 @@ impl Spread {
 
     /// Chance of a difference as large as this where there is none.
     pub fn chance(&self, difference: f64) -> f64 {
-        if difference == 0.0 {
+        let t = difference.abs() / self.err;
+        if difference == 0.0 || t.is_nan() {
             return 1.0;
         }
         let student = StudentsT::new(0.0, 1.0, self.freedom);
-        student.map_or(1.0, |of| (2.0 * of.cdf(-difference.abs() / self.err)).clamp(0.0, 1.0))
+        student.map_or(1.0, |of| (2.0 * of.cdf(-t)).clamp(0.0, 1.0))
     }
 
     /// How far the 95 % interval reaches.
@@ -200,5 +201,8 @@ mod tests {
         assert!((one.margin() - 3.0 * 2.262).abs() < 1e-2);
         assert_eq!(one.chance(0.0), 1.0);
         assert_eq!(Spread { err: 0.0, freedom: 9.0 }.chance(1.0), 0.0);
+        for (err, difference) in [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, f64::INFINITY)] {
+            assert_eq!(Spread { err, freedom: 9.0 }.chance(difference), 1.0, "nothing is known");
+        }
     }
 }
