@@ -51,7 +51,7 @@ pub struct KindComparison {
     /// Places that hold so little of either run that they are not compared.
     pub too_small: usize,
     /// Of nine in ten places without a significant difference, the 95 % interval reaches at most so far from the difference
-    /// seen: smaller differences may well be there. `None` if there is no such place.
+    /// seen: smaller differences may well be there. Idle waits are left out. `None` if there is no such place.
     pub blind_points: Option<f64>,
 }
 
@@ -84,6 +84,8 @@ pub struct Place {
     pub cause: Option<WaitCause>,
     /// Whether more of it may mean nothing but less to do.
     pub idle: bool,
+    /// Whether what the function calls is part of it.
+    pub with_callees: bool,
 }
 
 /// An estimate and the bounds that hold it in 95 of 100 cases; `NaN` bounds are not known.

@@ -52,9 +52,14 @@ pub fn write(of: &Comparison, names: [&str; 2], style: &Style, out: &mut dyn Wri
 
 /// What differs, in words, with the colour of it: at most so many differences, the largest.
 pub fn answer(of: &Comparison, most: usize) -> (&'static str, String) {
-    let found = of.significant();
+    let (idle, found): (Vec<_>, Vec<_>) =
+        of.significant().into_iter().partition(|(_, change)| change.place.idle);
     if found.is_empty() {
-        return ("1;33", nothing(of));
+        let only = match idle.len() as u64 {
+            0 => String::new(),
+            n => format!("; {} of idleness differ", count(n, "wait")),
+        };
+        return ("1;33", format!("{}{only}", nothing(of)));
     }
     let shown: Vec<String> = found.iter().take(most).map(|(kind, change)| sentence(kind, change)).collect();
     let rest = found.len().saturating_sub(most);
@@ -79,7 +84,9 @@ fn nothing(of: &Comparison) -> String {
     let places: usize = judged.iter().map(|kind| kind.places.len()).sum();
     let blind: Vec<String> = judged
         .iter()
-        .filter_map(|kind| Some(format!("{:.1} points of {}", kind.blind_points?, whole(kind))))
+        .filter_map(|kind| {
+            Some(format!("{} of {} ({})", points(kind.blind_points?), whole(kind), kind.kind.title))
+        })
         .collect();
     let blind = if blind.is_empty() {
         String::new()
@@ -87,6 +94,11 @@ fn nothing(of: &Comparison) -> String {
         format!("; differences up to {} could hide", blind.join(", "))
     };
     format!("no significant difference in {}{blind}", count(places as u64, "place"))
+}
+
+/// How much could hide, in words.
+fn points(of: f64) -> String {
+    if of > 100.0 { "more than 100 points".to_owned() } else { format!("{of:.1} points") }
 }
 
 /// One difference in words.
@@ -159,10 +171,11 @@ fn table(kind: &KindComparison, style: &Style, out: &mut dyn Write) -> Result<()
         return Ok(());
     }
     let of_them = if different.is_empty() { "none is significant" } else { "not significant" };
-    let blind = kind.blind_points.map_or_else(
-        || ": too short, or too few samples, to be judged".to_owned(),
-        |points| format!(": differences of up to {points:.1} points may be there all the same"),
-    );
+    let blind = match kind.blind_points {
+        Some(of) => format!(": differences of up to {} may be there all the same", points(of)),
+        None if kind.is_judged() => String::new(),
+        None => ": too short, or too few samples, to be judged".to_owned(),
+    };
     line(&style.dim(&format!("{of_them}{blind}")), &Style { width: None, ..*style }, out)?;
     let shown = if different.is_empty() { style.top } else { OTHERS.min(style.top) };
     for change in others.iter().take(shown) {
@@ -198,7 +211,8 @@ pub fn shown(place: &Place, functions: usize) -> String {
     let names: Vec<_> = place.functions.iter().take(functions).map(|name| short(name)).collect();
     let names = if names.is_empty() { "?".to_owned() } else { names.join(" < ") };
     let cause = place.cause.map_or_else(String::new, |cause| format!(", {}", cause.words()));
-    format!("{names}{cause} ({})", place.process)
+    let callees = if place.with_callees { " and what it calls" } else { "" };
+    format!("{names}{callees}{cause} ({})", place.process)
 }
 
 fn signed(number: f64) -> String {
@@ -245,6 +259,7 @@ pub fn to_json(of: &Comparison) -> Value {
             "functions": of.place.functions,
             "cause": of.place.cause.map(|cause| cause.id()),
             "idle": of.place.idle,
+            "with_callees": of.place.with_callees,
             "share_percent": { "before": of.share.0, "after": of.share.1 },
             "points": interval(&of.points),
             "amount": { "before": of.amount.0, "after": of.amount.1 },

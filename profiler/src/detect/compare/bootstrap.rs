@@ -79,7 +79,7 @@ pub fn spreads(cells: &Cells, places: &[Place]) -> Option<(Spreads, Vec<Spreads>
         return None;
     }
     let mut totals = vec![0.0; cells.n];
-    for (&cell, weight) in cells.places.values().flatten() {
+    for (&cell, weight) in &cells.all {
         totals[cell as usize] += weight;
     }
     let weights: Vec<Vec<(u32, f64)>> = places
@@ -154,12 +154,14 @@ impl Moments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detect::compare::cells::ByCell;
 
     fn cells(weights: &[f64]) -> (Cells, Place) {
         let place = Place { process: "app".into(), ..Place::default() };
         let n = weights.len();
-        let weights = (0..).zip(weights.iter().copied()).collect();
-        (Cells { duration_s: n as f64, n, grain: None, places: [(place.clone(), weights)].into() }, place)
+        let all: ByCell = (0..).zip(weights.iter().copied()).collect();
+        let places = [(place.clone(), all.clone())].into();
+        (Cells { duration_s: n as f64, n, places, all, ..Cells::default() }, place)
     }
 
     #[test]

@@ -39,7 +39,24 @@ pub struct Cells {
     /// Weight of one sample, if each is one observation.
     pub grain: Option<f64>,
     /// Weight by place and cell, those cells that have any, in order.
-    pub places: BTreeMap<Place, BTreeMap<u32, f64>>,
+    pub places: BTreeMap<Place, ByCell>,
+    /// Weight of all by cell.
+    pub all: ByCell,
+    /// How deep in stacks functions are, at most.
+    depths: BTreeMap<Place, usize>,
+}
+
+/// Weights by cell, in order.
+pub type ByCell = BTreeMap<u32, f64>;
+
+/// What samples of a stack count for.
+struct Counts {
+    /// The place that they are the own ones of.
+    own: Vec<String>,
+    /// Whether it is one of idleness.
+    idle: bool,
+    /// Functions that they are in, each with how deep it is, if callers are told.
+    within: Vec<(usize, String)>,
 }
 
 impl Cells {
@@ -60,24 +77,41 @@ impl Cells {
         let duration_ns = if kind == SYSCALLS { words::calls_watched_ns(of.run) } else { wall_ns };
         let names = of.run.names();
         let frames = naming::frames_by_stack(names, of.tables, kind);
-        let mut known: FxHashMap<StackId, (Vec<String>, bool)> = FxHashMap::default();
-        let mut cells =
-            Cells { duration_s: duration_ns as f64 / 1e9, n: grid.n, grain, places: BTreeMap::new() };
+        let mut known: FxHashMap<StackId, Counts> = FxHashMap::default();
+        let mut cells = Cells { duration_s: duration_ns as f64 / 1e9, n: grid.n, grain, ..Cells::default() };
         for sample in samples {
-            let (functions, idle) = known.entry(sample.stack).or_insert_with(|| {
+            let counts = known.entry(sample.stack).or_insert_with(|| {
                 let frames = frames(sample.stack);
-                (functions(names, &frames, kind), kind == SYSCALLS && is_idle_call(names, &frames))
+                Counts {
+                    own: functions(names, &frames, kind),
+                    idle: kind == SYSCALLS && is_idle_call(names, &frames),
+                    within: if kind == CPU { within(names, &frames) } else { Vec::new() },
+                }
             });
-            let place = Place {
-                process: process(of, sample.thread),
-                functions: functions.clone(),
-                cause: sample.cause,
-                idle: *idle || sample.cause.is_some_and(WaitCause::is_idle),
-            };
+            let cell = grid.cell(sample.time_ns);
             let weight = sample.weight as f64 * grain.unwrap_or(1.0);
-            *cells.places.entry(place).or_default().entry(grid.cell(sample.time_ns)).or_default() += weight;
+            let place = Place { process: process(of, sample.thread), ..Place::default() };
+            let own = Place {
+                functions: counts.own.clone(),
+                cause: sample.cause,
+                idle: counts.idle || sample.cause.is_some_and(WaitCause::is_idle),
+                ..place.clone()
+            };
+            cells.add(own, cell, weight);
+            for (depth, function) in &counts.within {
+                let functions = vec![function.clone()];
+                let within = Place { functions, with_callees: true, ..place.clone() };
+                let deepest = cells.depths.entry(within.clone()).or_default();
+                *deepest = (*depth).max(*deepest);
+                cells.add(within, cell, weight);
+            }
+            *cells.all.entry(cell).or_default() += weight;
         }
         cells
+    }
+
+    fn add(&mut self, place: Place, cell: u32, weight: f64) {
+        *self.places.entry(place).or_default().entry(cell).or_default() += weight;
     }
 
     /// Weight of a place.
@@ -85,9 +119,14 @@ impl Cells {
         self.places.get(place).map_or(0.0, |cells| cells.values().sum())
     }
 
+    /// How deep in stacks a function is, at most.
+    pub fn depth(&self, place: &Place) -> usize {
+        self.depths.get(place).copied().unwrap_or(0)
+    }
+
     /// Weight of all places.
     pub fn total(&self) -> f64 {
-        self.places.values().flat_map(BTreeMap::values).sum()
+        self.all.values().sum()
     }
 }
 
@@ -126,6 +165,14 @@ fn is_idle_call(names: &Names, frames: &[usize]) -> bool {
     ];
     let class = frames.last().map(|&frame| abi::class(names.frames[frame].address as i32));
     IDLE.iter().any(|&idle| Some(idle as u8) == class)
+}
+
+/// Every function of a stack once, and how deep it is. The kernel's are left out: a system call is in whoever makes it.
+fn within(names: &Names, frames: &[usize]) -> Vec<(usize, String)> {
+    let user = names.functions(frames).rev().filter(|(_, frame, _)| !names.is_kernel(frame));
+    let deepest: BTreeMap<String, usize> =
+        user.enumerate().map(|(depth, (function, ..))| (steady(&function.name), depth)).collect();
+    deepest.into_iter().map(|(function, depth)| (depth, function)).collect()
 }
 
 /// A name without the sign of how far a just-in-time compiler has got with the function: `JS:*name` and `JS:~name` are one.

@@ -151,17 +151,34 @@ fn of_cells(kind: ProfileKind, before: &Cells, after: &Cells) -> KindComparison 
 /// Places of both runs, the heaviest first, and how many there are besides.
 fn places(before: &Cells, after: &Cells) -> (Vec<Place>, usize) {
     let all: BTreeSet<&Place> = before.places.keys().chain(after.places.keys()).collect();
-    let number = all.len();
     // By their rates, so that the longer run does not count for more; by their sum, which says nothing of the difference.
     let weight =
         |place: &Place| before.weight(place) / before.duration_s + after.weight(place) / after.duration_s;
     let total = before.total() / before.duration_s + after.total() / after.duration_s;
-    let mut heavy: Vec<(f64, &Place)> = all.into_iter().map(|place| (weight(place), place)).collect();
-    heavy.retain(|(weight, _)| *weight >= LEAST_SHARE * total && *weight > 0.0);
-    heavy.sort_by(|a, b| b.0.total_cmp(&a.0));
-    heavy.truncate(MOST_PLACES);
-    let left = number - heavy.len();
-    (heavy.into_iter().map(|(_, place)| place.clone()).collect(), left)
+    let mut chosen = Vec::new();
+    let mut small = 0;
+    for with_callees in [false, true] {
+        let of_sort = all.iter().filter(|place| place.with_callees == with_callees);
+        let mut heavy: Vec<(f64, &Place)> = of_sort.map(|&place| (weight(place), place)).collect();
+        let number = heavy.len();
+        heavy.retain(|(weight, _)| *weight >= LEAST_SHARE * total && *weight > 0.0);
+        heavy.sort_by(|a, b| b.0.total_cmp(&a.0));
+        heavy.truncate(MOST_PLACES);
+        small += if with_callees { 0 } else { number - heavy.len() };
+        chosen.extend(heavy.into_iter().map(|(_, place)| place));
+    }
+    // What has the same samples in both runs is one place: callers that do nothing else are not told.
+    let mut seen = BTreeSet::new();
+    let samples = |cells: &Cells, place: &Place| {
+        let each = cells.places.get(place).into_iter().flatten();
+        each.map(|(&cell, weight)| (cell, weight.to_bits())).collect::<Vec<_>>()
+    };
+    let depth = |place: &Place| before.depth(place).max(after.depth(place));
+    chosen.sort_by_key(|place| (place.with_callees, std::cmp::Reverse(depth(place))));
+    chosen.retain(|place| {
+        before.grain.is_none() || seen.insert((samples(before, place), samples(after, place)))
+    });
+    (chosen.into_iter().cloned().collect(), small)
 }
 
 /// Corrects chances for the number of places, and brings places in order.
@@ -172,18 +189,14 @@ fn judged(kind: ProfileKind, mut total: Change, mut places: Vec<Change>, too_sma
     for (of, adjusted) in tested.iter_mut().zip(trend::false_discovery(&chances)) {
         of.1 = adjusted;
     }
-    let rank = |of: &Change| match of.is_significant() {
-        Some(true) => 0,
-        None if of.units.value != 0.0 => 1,
-        _ => 2,
-    };
+    let rank = |of: &Change| (of.is_significant() != Some(true), of.place.idle);
     places.sort_by(|a, b| {
         let size = |of: &Change| of.units.value.abs();
         rank(a).cmp(&rank(b)).then(size(b).total_cmp(&size(a))).then_with(|| a.place.cmp(&b.place))
     });
     let blind: Vec<f64> = places
         .iter()
-        .filter(|change| change.is_significant() == Some(false))
+        .filter(|change| change.is_significant() == Some(false) && !change.place.idle)
         .filter_map(|change| change.points.margin())
         .collect();
     KindComparison { kind, total, blind_points: trend::quantile(&blind, 0.9), places, too_small }

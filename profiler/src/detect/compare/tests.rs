@@ -106,6 +106,7 @@ fn of_what_is_called_different_one_in_twenty_may_be_the_same() {
     for trial in 0..TRIALS {
         let random = &mut Rng::with_seed(trial);
         let all = compared(&on_cpu(&before, 40, random), &on_cpu(&after, 40, random));
+        // The function that calls all others is no place of its own.
         for (_, of) in all.significant() {
             let is = |names: &[&str]| of.place.functions.iter().any(|name| names.contains(&name.as_str()));
             if is(&["f0", "f1", "f2", "f3", "f9", "f15"]) { right += 1 } else { wrong += 1 }

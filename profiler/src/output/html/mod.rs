@@ -107,44 +107,59 @@ fn verdict(run: &Run, verdict: &Verdict) -> Markup {
             @if !verdict.advice.is_empty() { p.advice { (verdict.advice) } }
             p.soft { "Based on: " (verdict.certainty) }
             @if !verdict.blind.is_empty() { p.soft { "Not seen: " (verdict.blind.join("; ")) } }
+            @if let Some(finding) = finding { (cost(finding)) (evidence(run.names(), finding)) }
         }
     }
 }
 
+/// What else was found: the verdict's own finding stands there.
 fn findings(run: &Run) -> Markup {
     let main = run.verdict.as_ref().and_then(|verdict| verdict.finding);
+    let others: Vec<&Finding> =
+        run.findings.iter().enumerate().filter(|(i, _)| main != Some(*i)).map(|(_, of)| of).collect();
     html! {
-        @if !run.findings.is_empty() {
-            h2 { "Findings" }
-            @for (i, of) in run.findings.iter().enumerate() { (finding(run.names(), of, main == Some(i))) }
+        @if !others.is_empty() {
+            h2 { @if main.is_some() { "Also found" } @else { "Findings" } }
+            @for of in others { (finding(run.names(), of)) }
         }
     }
 }
 
-fn finding(names: &Names, of: &Finding, main: bool) -> Markup {
+fn finding(names: &Names, of: &Finding) -> Markup {
     let class = severity(of.severity);
     html! {
         div.card.finding.(class) {
             div.title { span.badge.(class) { (class) } (of.title) }
             @if !of.advice.is_empty() { p.advice { (of.advice) } }
-            p.soft {
-                code { (of.rule) }
-                @if main { " · the verdict" }
-                @if of.cost.ns > 0 { " · costs " (time(of.cost.ns)) }
-                @if of.cost.share_of_wall >= 0.0005 { " · " (format!("{:.1} % of wall time", 100.0 * of.cost.share_of_wall)) }
-                @if of.cost.bytes_per_s > 0.0 { " · grows by " (bytes(of.cost.bytes_per_s)) "/s" }
-            }
-            @if !of.evidence.is_empty() || !of.details.is_empty() {
-                details {
-                    summary.soft { "Evidence" }
-                    @for evidence in &of.evidence { (stack(names, evidence, EVIDENCE)) }
-                    @if !of.details.is_empty() {
-                        div.scroll { table {
-                            @for (key, value) in &of.details {
-                                tr { td { code { (key) } } td.name { (value) } }
-                            }
-                        } }
-                    }
+            (cost(of))
+            (evidence(names, of))
+        }
+    }
+}
+
+fn cost(of: &Finding) -> Markup {
+    html! {
+        p.soft {
+            code { (of.rule) }
+            @if of.cost.ns > 0 { " · costs " (time(of.cost.ns)) }
+            @if of.cost.share_of_wall >= 0.0005 { " · " (format!("{:.1} % of wall time", 100.0 * of.cost.share_of_wall)) }
+            @if of.cost.bytes_per_s > 0.0 { " · grows by " (bytes(of.cost.bytes_per_s)) "/s" }
+        }
+    }
+}
+
+fn evidence(names: &Names, of: &Finding) -> Markup {
+    html! {
+        @if !of.evidence.is_empty() || !of.details.is_empty() {
+            details {
+                summary.soft { "Evidence" }
+                @for evidence in &of.evidence { (stack(names, evidence, EVIDENCE)) }
+                @if !of.details.is_empty() {
+                    div.scroll { table {
+                        @for (key, value) in &of.details {
+                            tr { td { code { (key) } } td.name { (value) } }
+                        }
+                    } }
                 }
             }
         }
