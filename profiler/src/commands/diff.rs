@@ -107,3 +107,55 @@ fn judge(found: &Comparison, args: &DiffArgs) -> Result<u8> {
     }
     Ok(if reached.is_empty() { 0 } else { error::DIFFERENT })
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+
+    use super::*;
+    use crate::{commands::replay::tests::record, model::kind::ALLOC};
+
+    /// A recording of twenty seconds, in which the first of two functions has this share.
+    fn recorded(path: &Path, share: f64, seed: u64) {
+        let mut random = Rng::with_seed(seed);
+        let mut one = || (7, if random.f64() < share { 1 } else { 2 }, 1, 0);
+        let samples: Vec<_> = (0..2000).map(|_| one()).collect();
+        record(path, &samples, &[]);
+    }
+
+    #[test]
+    fn what_differs_is_an_exit_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let [normal, same, other] =
+            [("a", 0.5, 1), ("b", 0.5, 2), ("c", 0.7, 3)].map(|(name, share, seed)| {
+                recorded(&at(name), share, seed);
+                at(name)
+            });
+        let args = |after: &Path, limit: &str| DiffArgs {
+            before: normal.clone(),
+            after: after.to_owned(),
+            kinds: Vec::new(),
+            fail_if: Some(limit.parse().unwrap()),
+            outputs: Vec::new(),
+            top: 3,
+            json: false,
+        };
+        assert_eq!(diff(&args(&same, "0%")).unwrap(), 0);
+        assert_eq!(diff(&args(&other, "+5%")).unwrap(), error::DIFFERENT);
+        assert_eq!(diff(&args(&other, "-5%")).unwrap(), error::DIFFERENT, "the other function has shrunk");
+        assert_eq!(diff(&args(&other, "+50%")).unwrap(), 0);
+        assert_eq!(diff(&DiffArgs { fail_if: None, ..args(&other, "0%") }).unwrap(), 0);
+
+        let svg: OutputSpec = at("x.svg").display().to_string().parse().unwrap();
+        diff(&DiffArgs { outputs: vec![svg], json: true, ..args(&same, "0%") }).unwrap();
+        assert!(std::fs::read_to_string(at("x.svg")).unwrap().contains("red has grown"));
+
+        let code = |args: &DiffArgs| diff(args).unwrap_err().downcast::<Error>().unwrap().exit_code();
+        assert_eq!(code(&DiffArgs { kinds: vec![ALLOC], ..args(&same, "0%") }), 7, "neither holds any");
+        let folded: OutputSpec = at("x.folded").display().to_string().parse().unwrap();
+        assert_eq!(code(&DiffArgs { outputs: vec![folded], ..args(&same, "0%") }), 2);
+        record(&at("short"), &[(7, 1, 1, 0); 30], &[]);
+        assert_eq!(code(&args(&at("short"), "5%")), 10, "what cannot be judged is no pass");
+    }
+}

@@ -15,6 +15,24 @@ use crate::{
 
 /// Draws the profile. One with nothing in it becomes a picture that says so.
 pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+    draw(profile, options, inferno::flamegraph::Options::default(), out)
+}
+
+/// As [`write`], on white and with the outermost functions on top, where a page shows a part of it first.
+pub fn write_for_page(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+    let mut settings = inferno::flamegraph::Options::default();
+    settings.direction = inferno::flamegraph::Direction::Inverted;
+    let white = inferno::flamegraph::color::Color { r: 255, g: 255, b: 255 };
+    settings.bgcolors = Some(inferno::flamegraph::color::BackgroundColor::Flat(white));
+    draw(profile, options, settings, out)
+}
+
+fn draw(
+    profile: &Profile,
+    options: &RenderOptions,
+    mut settings: inferno::flamegraph::Options<'_>,
+    out: &mut dyn Write,
+) -> Result<()> {
     let kind = profile.kind;
     if profile.total == 0 {
         return empty(&kind, out);
@@ -23,7 +41,6 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
         .into_iter()
         .map(|(stack, weight)| format!("{stack} {weight}"))
         .collect();
-    let mut settings = inferno::flamegraph::Options::default();
     settings.title = format!("{} {}: {}", profile.meta.target, kind.title, profile.meta.host);
     settings.subtitle = Some(subtitle(profile));
     settings.count_name = count_name(&kind).to_owned();
@@ -117,7 +134,7 @@ mod tests {
         report::fixtures::profile,
     };
 
-    fn draw(profile: &Profile) -> String {
+    fn drawn(profile: &Profile) -> String {
         let mut svg = Vec::new();
         write(profile, &RenderOptions::default(), &mut svg).unwrap();
         String::from_utf8(svg).unwrap()
@@ -125,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_function_is_in_the_picture() {
-        let svg = draw(&profile(&[("main;hot<T>", 3), ("main;cold", 1)]));
+        let svg = drawn(&profile(&[("main;hot<T>", 3), ("main;cold", 1)]));
         assert!(svg.contains("hot&lt;T&gt; (3 samples, 75.00%)"), "{svg}");
         assert!(svg.contains("cold (1 samples, 25.00%)"));
     }
@@ -134,7 +151,7 @@ mod tests {
     fn time_off_cpus_is_in_nanoseconds() {
         let mut profile = profile(&[("main;read", 3_000_000)]);
         profile.kind = OFF_CPU;
-        let svg = draw(&profile);
+        let svg = drawn(&profile);
         assert!(svg.contains("read (3,000,000 ns, 100.00%)") && svg.contains("off-CPU"), "{svg}");
     }
 
@@ -162,13 +179,13 @@ mod tests {
             ),
         ] {
             profile.kind = kind;
-            let svg = draw(&profile);
+            let svg = drawn(&profile);
             for text in [title, subtitle, frame] {
                 assert!(svg.contains(text), "{text} in {svg}");
             }
             assert!(!svg.contains("on-CPU") && !svg.contains("Hz"), "{svg}");
             profile.total = 0;
-            assert!(draw(&profile).contains(kind.nothing));
+            assert!(drawn(&profile).contains(kind.nothing));
             profile.total = 3_145_728;
         }
     }
@@ -192,6 +209,6 @@ mod tests {
 
     #[test]
     fn no_samples_is_no_failure() {
-        assert!(draw(&profile(&[])).contains("No samples"));
+        assert!(drawn(&profile(&[])).contains("No samples"));
     }
 }

@@ -197,7 +197,7 @@ fn flame(profile: &Profile, svg: &str, open: bool) -> Markup {
 /// The picture; it remembers nothing in its address, since it has none.
 fn picture(profile: &Profile, options: &RenderOptions) -> Result<String> {
     let mut svg = Vec::new();
-    flamegraph::write(profile, options, &mut svg)?;
+    flamegraph::write_for_page(profile, options, &mut svg)?;
     Ok(String::from_utf8_lossy(&svg).replace("history.replaceState(", "void ("))
 }
 

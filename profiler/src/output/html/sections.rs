@@ -125,7 +125,7 @@ fn memory(memory: &Memory, start_ns: u64) -> Option<Markup> {
             let after = |rate: f64| long((limit_of.left_bytes() as f64 / rate.max(1e-9) * 1e9) as u64);
             let latest = if rate.low > 0.0 { after(rate.low) } else { "never".to_owned() };
             Some(format!(
-                "At {}/s {} reaches {} of {} {} after the end of the run ({} to {latest}, 95 %).",
+                "At {}/s {} reaches its limit, {} ({}), {} after the end of the run ({} to {latest}, 95 %).",
                 bytes(rate.per_time),
                 of.process,
                 bytes(limit_of.limit_bytes as f64),

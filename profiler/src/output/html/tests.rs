@@ -34,7 +34,7 @@ fn verdict_findings_charts_and_flame_graph_are_in_the_page() {
     let grows = judged(run_that_grows());
     let html = page(&grows);
     assert!(html.contains("Memory held") && html.contains("what is expected"), "{html}");
-    assert!(html.contains("reaches 1.07 GB of cgroup /system.slice/app.service"), "{html}");
+    assert!(html.contains("reaches its limit, 1.07 GB (cgroup /system.slice/app.service)"), "{html}");
 }
 
 #[test]
