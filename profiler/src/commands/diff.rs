@@ -149,7 +149,7 @@ mod tests {
 
         let svg: OutputSpec = at("x.svg").display().to_string().parse().unwrap();
         diff(&DiffArgs { outputs: vec![svg], json: true, ..args(&same, "0%") }).unwrap();
-        assert!(std::fs::read_to_string(at("x.svg")).unwrap().contains("red has grown"));
+        assert!(std::fs::read_to_string(at("x.svg")).unwrap().contains("has grown (red)"));
 
         let code = |args: &DiffArgs| diff(args).unwrap_err().downcast::<Error>().unwrap().exit_code();
         assert_eq!(code(&DiffArgs { kinds: vec![ALLOC], ..args(&same, "0%") }), 7, "neither holds any");

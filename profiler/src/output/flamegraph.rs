@@ -22,9 +22,13 @@ pub fn write(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) ->
 pub fn write_for_page(profile: &Profile, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
     let mut settings = inferno::flamegraph::Options::default();
     settings.direction = inferno::flamegraph::Direction::Inverted;
-    let white = inferno::flamegraph::color::Color { r: 255, g: 255, b: 255 };
-    settings.bgcolors = Some(inferno::flamegraph::color::BackgroundColor::Flat(white));
+    settings.bgcolors = Some(white());
     draw(profile, options, settings, out)
+}
+
+fn white() -> inferno::flamegraph::color::BackgroundColor {
+    let white = inferno::flamegraph::color::Color { r: 255, g: 255, b: 255 };
+    inferno::flamegraph::color::BackgroundColor::Flat(white)
 }
 
 fn draw(
@@ -62,7 +66,8 @@ fn empty(kind: &ProfileKind, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// Draws what differs between two profiles of a kind: widths are the second one's, red has grown, blue has shrunk. Samples
+/// Draws what differs between two profiles of a kind: widths are the second one's; where what a function takes itself
+/// has grown it is red, where it has shrunk blue. Samples
 /// are brought to one sum, times to one length of time; memory is as it is.
 pub fn write_difference(
     before: &Profile,
@@ -91,13 +96,15 @@ pub fn write_difference(
     let lines: Vec<String> =
         lines.into_iter().map(|(stack, (before, after))| format!("{stack} {before} {after}")).collect();
     let mut settings = inferno::flamegraph::Options::default();
-    settings.title = format!("{}: after {}, {}", kind.title, before.meta.target, after.meta.target);
+    settings.title = format!("{}: {}, compared with {}", kind.title, after.meta.target, before.meta.target);
     settings.subtitle = Some(format!(
-        "widths: after; red has grown, blue has shrunk; stacks that are gone are not here ({:.1} % of before)",
+        "widths: the second; what a function takes itself has grown (red) or shrunk (blue); {:.1} % of the first were in \
+         stacks that are gone",
         percent(gone, (before.total as f64 * scale).round() as u64)
     ));
     settings.count_name = count_name(&kind).to_owned();
     settings.deterministic = true;
+    settings.bgcolors = Some(white());
     inferno::flamegraph::from_lines(&mut settings, lines.iter().map(String::as_str), out)?;
     Ok(())
 }
@@ -201,7 +208,7 @@ mod tests {
         let svg = String::from_utf8(svg).unwrap();
         assert!(svg.contains("a (150 samples, 75.00%; +25.00%)"), "{svg}");
         assert!(svg.contains("b (50 samples, 25.00%; -15.00%)"), "{svg}");
-        assert!(svg.contains("(10.0 % of before)"), "{svg}");
+        assert!(svg.contains("10.0 % of the first were in stacks that are gone"), "{svg}");
         let mut nothing = Vec::new();
         write_difference(&before, &profile(&[]), &RenderOptions::default(), &mut nothing).unwrap();
         assert!(String::from_utf8(nothing).unwrap().contains("No samples"));
