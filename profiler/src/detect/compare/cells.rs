@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use indexmap::IndexMap;
 use profiler_common::sched::SyscallClass;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::Measured;
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         kind::{CPU, ProfileKind, SYSCALLS},
         report::Names,
         sample::Sample,
-        stack::{StackId, ThreadKey},
+        stack::StackId,
     },
     naming,
 };
@@ -49,16 +50,6 @@ pub struct Cells {
 /// Weights by cell, in order.
 pub type ByCell = BTreeMap<u32, f64>;
 
-/// What samples of a stack count for.
-struct Counts {
-    /// The place that they are the own ones of.
-    own: Vec<String>,
-    /// Whether it is one of idleness.
-    idle: bool,
-    /// Functions that they are in, each with how deep it is, if callers are told.
-    within: Vec<(usize, String)>,
-}
-
 impl Cells {
     /// Of a run. Weights are in ns.
     pub fn of(of: &Measured<'_>, kind: ProfileKind) -> Cells {
@@ -77,41 +68,34 @@ impl Cells {
         let duration_ns = if kind == SYSCALLS { words::calls_watched_ns(of.run) } else { wall_ns };
         let names = of.run.names();
         let frames = naming::frames_by_stack(names, of.tables, kind);
-        let mut known: FxHashMap<StackId, Counts> = FxHashMap::default();
-        let mut cells = Cells { duration_s: duration_ns as f64 / 1e9, n: grid.n, grain, ..Cells::default() };
+        // Places are named once for each stack, and found by their positions from then on.
+        let mut places: IndexMap<Place, (ByCell, usize), FxBuildHasher> = IndexMap::default();
+        let mut known: FxHashMap<(StackId, u32, Option<WaitCause>), Vec<usize>> = FxHashMap::default();
+        let mut all = ByCell::new();
         for sample in samples {
-            let counts = known.entry(sample.stack).or_insert_with(|| {
-                let frames = frames(sample.stack);
-                Counts {
-                    own: functions(names, &frames, kind),
-                    idle: kind == SYSCALLS && is_idle_call(names, &frames),
-                    within: if kind == CPU { within(names, &frames) } else { Vec::new() },
-                }
+            let key = (sample.stack, sample.thread.pid, sample.cause);
+            let counts = known.entry(key).or_insert_with(|| {
+                let process = of.tables.process_name(sample.thread);
+                let each = counts(names, &frames(sample.stack), process, kind, sample.cause);
+                let position = |(depth, place)| {
+                    let entry = places.entry(place);
+                    let position = entry.index();
+                    let (_, deepest) = entry.or_default();
+                    *deepest = depth.max(*deepest);
+                    position
+                };
+                each.into_iter().map(position).collect()
             });
             let cell = grid.cell(sample.time_ns);
             let weight = sample.weight as f64 * grain.unwrap_or(1.0);
-            let place = Place { process: process(of, sample.thread), ..Place::default() };
-            let own = Place {
-                functions: counts.own.clone(),
-                cause: sample.cause,
-                idle: counts.idle || sample.cause.is_some_and(WaitCause::is_idle),
-                ..place.clone()
-            };
-            cells.add(own, cell, weight);
-            for (depth, function) in &counts.within {
-                let functions = vec![function.clone()];
-                let within = Place { functions, with_callees: true, ..place.clone() };
-                let deepest = cells.depths.entry(within.clone()).or_default();
-                *deepest = (*depth).max(*deepest);
-                cells.add(within, cell, weight);
+            for &position in &*counts {
+                *places[position].0.entry(cell).or_default() += weight;
             }
-            *cells.all.entry(cell).or_default() += weight;
+            *all.entry(cell).or_default() += weight;
         }
-        cells
-    }
-
-    fn add(&mut self, place: Place, cell: u32, weight: f64) {
-        *self.places.entry(place).or_default().entry(cell).or_default() += weight;
+        let depths = places.iter().map(|(place, (_, depth))| (place.clone(), *depth)).collect();
+        let places = places.into_iter().map(|(place, (by_cell, _))| (place, by_cell)).collect();
+        Cells { duration_s: duration_ns as f64 / 1e9, n: grid.n, grain, places, all, depths }
     }
 
     /// Weight of a place.
@@ -130,8 +114,22 @@ impl Cells {
     }
 }
 
-fn process(of: &Measured<'_>, thread: ThreadKey) -> String {
-    of.tables.process_name(thread).to_owned()
+/// The places that samples of a stack count for, each with how deep it is.
+fn counts(
+    names: &Names,
+    frames: &[usize],
+    process: &str,
+    kind: ProfileKind,
+    cause: Option<WaitCause>,
+) -> Vec<(usize, Place)> {
+    let place = Place { process: process.to_owned(), ..Place::default() };
+    let idle = cause.is_some_and(WaitCause::is_idle) || (kind == SYSCALLS && is_idle_call(names, frames));
+    let own = Place { functions: functions(names, frames, kind), cause, idle, ..place.clone() };
+    let within = if kind == CPU { within(names, frames) } else { Vec::new() };
+    let within = within.into_iter().map(|(depth, function)| {
+        (depth, Place { functions: vec![function], with_callees: true, ..place.clone() })
+    });
+    std::iter::once((0, own)).chain(within).collect()
 }
 
 /// What a place is called: on CPUs the function that ran; off them the program's function that waited; in system calls the

@@ -167,7 +167,7 @@ fn places(before: &Cells, after: &Cells) -> (Vec<Place>, usize) {
         small += if with_callees { 0 } else { number - heavy.len() };
         chosen.extend(heavy.into_iter().map(|(_, place)| place));
     }
-    // What has the same samples in both runs is one place: callers that do nothing else are not told.
+    // A caller that does nothing but to call another function has the same samples, and is not told.
     let mut seen = BTreeSet::new();
     let samples = |cells: &Cells, place: &Place| {
         let each = cells.places.get(place).into_iter().flatten();
@@ -175,9 +175,8 @@ fn places(before: &Cells, after: &Cells) -> (Vec<Place>, usize) {
     };
     let depth = |place: &Place| before.depth(place).max(after.depth(place));
     chosen.sort_by_key(|place| (place.with_callees, std::cmp::Reverse(depth(place))));
-    chosen.retain(|place| {
-        before.grain.is_none() || seen.insert((samples(before, place), samples(after, place)))
-    });
+    chosen
+        .retain(|place| seen.insert((samples(before, place), samples(after, place))) || !place.with_callees);
     (chosen.into_iter().cloned().collect(), small)
 }
 

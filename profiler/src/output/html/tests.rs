@@ -2,14 +2,18 @@
 
 use std::rc::Rc;
 
+use fastrand::Rng;
+
 use super::*;
 use crate::{
     detect::{
         self,
+        compare::{compare, fixtures::on_cpu},
         fixtures::{run_that_grows, run_with_findings},
         rule::Overrides,
     },
-    model::report::fixtures,
+    model::{comparison::Baseline, report::fixtures},
+    output::summary,
 };
 
 fn page(run: &Run) -> String {
@@ -90,4 +94,22 @@ fn an_empty_run_is_a_page_too() {
 fn pictures_say_how_high_they_are() {
     assert_eq!(height("<svg version=\"1.1\" width=\"1200\" height=\"342\">"), 350);
     assert_eq!((height("<svg>"), height("<svg height=\"1e9\">")), (608, 1408));
+}
+
+#[test]
+fn what_differs_from_normal_is_on_the_first_page() {
+    let random = &mut Rng::with_seed(1);
+    let (before, after) = (on_cpu(&[0.5, 0.5], 30, random), on_cpu(&[0.7, 0.3], 30, random));
+    let comparison = compare(before.measured(), after.measured());
+    let mut run = judged(run_with_findings());
+    run.baseline = Some(Baseline { file: "normal<b>.prec".into(), comparison });
+    let html = page(&run);
+    assert!(html.contains("Compared with normal&lt;b&gt;.prec"), "{html}");
+    let style = Style { colour: false, width: Some(80), threads: false, top: 7 };
+    let mut text = Vec::new();
+    summary::write(&run, &style, &mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let line = text.split_once("compared with normal<b>.prec: ").unwrap().1;
+    assert!(line.contains("points of CPU samples in f0") && line.contains("in f1"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 }
