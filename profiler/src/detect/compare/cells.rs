@@ -77,7 +77,7 @@ impl Cells {
             let counts = known.entry(key).or_insert_with(|| {
                 let process = of.tables.process_name(sample.thread);
                 let each = counts(names, &frames(sample.stack), process, kind, sample.cause);
-                let position = |(depth, place)| {
+                let position = |(depth, place): (usize, Place)| {
                     let entry = places.entry(place);
                     let position = entry.index();
                     let (_, deepest) = entry.or_default();
