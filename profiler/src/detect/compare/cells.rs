@@ -44,7 +44,7 @@ pub struct Cells {
     /// Weight of all by cell.
     pub all: ByCell,
     /// How deep in stacks functions are, at most.
-    depths: BTreeMap<Place, usize>,
+    pub depths: BTreeMap<Place, usize>,
 }
 
 /// Weights by cell, in order.

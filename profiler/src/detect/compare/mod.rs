@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use self::{
-    bootstrap::{Spread, Spreads, spreads},
+    bootstrap::{Spread, spreads},
     cells::Cells,
 };
 use crate::{
@@ -125,8 +125,8 @@ fn of_cells(kind: ProfileKind, before: &Cells, after: &Cells) -> KindComparison 
         values: (rate.values.0 / 1e9, rate.values.1 / 1e9),
         spread: rate.spread.map(|spread| Spread { err: spread.err / 1e9, ..spread }),
     };
-    let weights = |of: &((Spreads, Vec<Spreads>), (Spreads, Vec<Spreads>))| (of.0.0.weight, of.1.0.weight);
-    let all = rate(&Cells::total, both.as_ref().map(weights));
+    let of_all = both.as_ref().map(|(a, b)| (a.0.weight, b.0.weight));
+    let all = rate(&Cells::total, of_all);
     // How long threads wait in all says little: most of it is idle.
     let together = Place { idle: kind != CPU, ..Place::default() };
     let total_change = change(together, &of_time(&all), &all);

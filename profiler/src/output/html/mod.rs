@@ -198,7 +198,7 @@ fn flame(profile: &Profile, svg: &str, open: bool) -> Markup {
 fn picture(profile: &Profile, options: &RenderOptions) -> Result<String> {
     let mut svg = Vec::new();
     flamegraph::write_for_page(profile, options, &mut svg)?;
-    Ok(String::from_utf8_lossy(&svg).replace("history.replaceState(", "void ("))
+    Ok(String::from_utf8(svg)?.replace("history.replaceState(", "void ("))
 }
 
 /// Height of a picture, as it says itself; at most a screen.
@@ -218,7 +218,7 @@ fn text(run: &Run, options: &RenderOptions) -> Result<String> {
         writeln!(text)?;
     }
     report::write(run, &style, &mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(String::from_utf8(text)?)
 }
 
 #[cfg(test)]
