@@ -211,7 +211,7 @@ pub fn shown(place: &Place, functions: usize) -> String {
     let names: Vec<_> = place.functions.iter().take(functions).map(|name| short(name)).collect();
     let names = if names.is_empty() { "?".to_owned() } else { names.join(" < ") };
     let cause = place.cause.map_or_else(String::new, |cause| format!(", {}", cause.words()));
-    let callees = if place.with_callees { " and what it calls" } else { "" };
+    let callees = if place.with_callees { " with callees" } else { "" };
     format!("{names}{callees}{cause} ({})", place.process)
 }
 
