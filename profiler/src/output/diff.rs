@@ -112,7 +112,7 @@ pub fn sentence(kind: &KindComparison, change: &Change) -> String {
             "{} in all {before} -> {after}, {} points of {} ({bounds})",
             kind.kind.title,
             signed(points.value),
-            if kind.kind.unit == Unit::Bytes { "live memory" } else { "wall time" }
+            whole_of(kind, change)
         );
     }
     let how = match kind.kind {
@@ -124,9 +124,14 @@ pub fn sentence(kind: &KindComparison, change: &Change) -> String {
     format!("{} points of {}{how} {} ({bounds})", signed(points.value), whole(kind), shown(place, 2))
 }
 
+/// What a hundred points of a difference are of.
+pub fn whole_of(kind: &KindComparison, change: &Change) -> &'static str {
+    if change.is_total() && kind.kind.unit != Unit::Bytes { "wall time" } else { whole(kind) }
+}
+
 /// What a hundred points are of: of all samples, or of all that was held; or of the run's time, which a single thread can
 /// fill.
-pub fn whole(kind: &KindComparison) -> &'static str {
+fn whole(kind: &KindComparison) -> &'static str {
     match kind.kind.unit {
         _ if kind.kind == CPU => "CPU samples",
         Unit::Bytes => "live memory",

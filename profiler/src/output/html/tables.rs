@@ -72,7 +72,7 @@ fn difference(kind: &KindComparison, change: &Change) -> Markup {
             td.n { (format!("{:.1} %", change.share.1)) }
             td.n { b { (format!("{:+.1}", points.value)) } }
             td.n { (format!("{:+.1} to {:+.1}", points.low, points.high)) }
-            td { (diff::whole(kind)) }
+            td { (diff::whole_of(kind, change)) }
             td.name { @if change.is_total() { "all together" } @else { (diff::shown(&change.place, FRAMES)) } }
         }
     }
