@@ -188,7 +188,7 @@ fn flame(profile: &Profile, svg: &str, open: bool) -> Markup {
         div.card {
             details open[open] {
                 summary { (profile.kind.title) ": " (profile.kind.shows) }
-                iframe sandbox="allow-scripts" title=(profile.kind.title) src=(source) height=(height(svg)) {}
+                iframe sandbox="allow-scripts" loading="lazy" title=(profile.kind.title) src=(source) height=(height(svg)) {}
             }
         }
     }
