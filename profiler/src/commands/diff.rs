@@ -20,6 +20,9 @@ use crate::{
     say,
 };
 
+/// Differences named on stderr that `--fail-if` fails for.
+const TOLD: usize = 5;
+
 /// Says what differs between two recordings or snapshots. Returns the exit code.
 pub fn diff(args: &DiffArgs) -> Result<u8> {
     let pictures = args.outputs.iter().map(|output| {
@@ -97,13 +100,17 @@ fn judge(found: &Comparison, args: &DiffArgs) -> Result<u8> {
     if !found.kinds.iter().any(|kind| kind.is_judged()) {
         return Err(Error::NotJudged.into());
     }
-    let each = found.kinds.iter().flat_map(|kind| kind.all().map(move |change| (kind, change)));
+    let each = found.significant();
     let reached: Vec<String> = each
+        .into_iter()
         .filter(|(_, change)| limit.is_reached(change))
         .map(|(kind, change)| told::sentence(kind, change))
         .collect();
-    for reached in &reached {
+    for reached in reached.iter().take(TOLD) {
         say!("profiler: --fail-if {limit}: {reached}");
+    }
+    if reached.len() > TOLD {
+        say!("profiler: --fail-if {limit}: and {} more", reached.len() - TOLD);
     }
     Ok(if reached.is_empty() { 0 } else { error::DIFFERENT })
 }

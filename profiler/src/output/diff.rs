@@ -84,21 +84,19 @@ fn nothing(of: &Comparison) -> String {
     let places: usize = judged.iter().map(|kind| kind.places.len()).sum();
     let blind: Vec<String> = judged
         .iter()
-        .filter_map(|kind| {
-            Some(format!("{} of {} ({})", points(kind.blind_points?), whole(kind), kind.kind.title))
-        })
+        .filter_map(|kind| Some(format!("{} in {}", hidden(kind.blind_points?), whole(kind))))
         .collect();
-    let blind = if blind.is_empty() {
-        String::new()
-    } else {
-        format!("; differences up to {} could hide", blind.join(", "))
-    };
+    let blind = if blind.is_empty() { String::new() } else { format!("; {} could hide", blind.join(", ")) };
     format!("no significant difference in {}{blind}", count(places as u64, "place"))
 }
 
 /// How much could hide, in words.
-fn points(of: f64) -> String {
-    if of > 100.0 { "more than 100 points".to_owned() } else { format!("{of:.1} points") }
+fn hidden(points: f64) -> String {
+    if points > 100.0 {
+        "any difference".to_owned()
+    } else {
+        format!("differences of up to {points:.1} points")
+    }
 }
 
 /// One difference in words.
@@ -177,7 +175,7 @@ fn table(kind: &KindComparison, style: &Style, out: &mut dyn Write) -> Result<()
     }
     let of_them = if different.is_empty() { "none is significant" } else { "not significant" };
     let blind = match kind.blind_points {
-        Some(of) => format!(": differences of up to {} may be there all the same", points(of)),
+        Some(of) => format!(": {} may be there all the same", hidden(of)),
         None if kind.is_judged() => String::new(),
         None => ": too short, or too few samples, to be judged".to_owned(),
     };
@@ -373,7 +371,7 @@ mod tests {
         let text = written(&of);
         assert!(
             text.contains(
-                "no significant difference in 1 place; differences up to 1.9 points of CPU samples"
+                "no significant difference in 1 place; differences of up to 1.9 points in CPU samples"
             ),
             "{text}"
         );
