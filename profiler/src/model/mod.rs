@@ -9,6 +9,7 @@ pub mod finding;
 pub mod function;
 pub mod kind;
 pub mod loss;
+pub mod measured;
 pub mod memory;
 pub mod module;
 pub mod part;

@@ -10,10 +10,11 @@ use anyhow::Result;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    detect::{self, compare::Measured, rule::Overrides},
+    detect::{self, rule::Overrides},
     error::Error,
     model::{
         kind::{OFF_CPU, SYSCALLS},
+        measured::Measured,
         memory::Memory,
         report::{Accounts, Meta, Run, Totals},
         request::Requests,

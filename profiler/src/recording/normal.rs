@@ -4,12 +4,9 @@ use std::path::Path;
 
 use super::load::{Replayed, load};
 use crate::{
-    detect::{
-        compare::{Measured, compare},
-        rule::Overrides,
-    },
+    detect::{compare::compare, rule::Overrides},
     error::Error,
-    model::comparison::Baseline,
+    model::{comparison::Baseline, measured::Measured},
 };
 
 /// What is normal.

@@ -6,7 +6,6 @@ use indexmap::IndexMap;
 use profiler_common::sched::SyscallClass;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::Measured;
 use crate::{
     detect::{hotspot, words},
     model::{
@@ -14,6 +13,7 @@ use crate::{
         cause::WaitCause,
         comparison::Place,
         kind::{CPU, ProfileKind, SYSCALLS},
+        measured::Measured,
         report::Names,
         sample::Sample,
         stack::StackId,

@@ -2,12 +2,12 @@
 
 use fastrand::Rng;
 
-use super::Measured;
 use crate::{
     model::{
         cause::WaitCause,
         function::{Detail, Function, Symbolizer},
         kind::{CPU, OFF_CPU, ProfileKind, SYSCALLS},
+        measured::Measured,
         report::{Accounts, Meta, Run, Totals},
         sample::Sample,
         stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, Tables, ThreadKey},

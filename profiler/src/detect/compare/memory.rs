@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{bootstrap::Spread, judged};
+use super::{bootstrap::Spread, judge::judged};
 use crate::model::{
     comparison::{Change, Interval, KindComparison, Place},
     kind::ALLOC,

@@ -3,27 +3,25 @@
 //! Each place (a function on CPUs, a place that waits, a system call, a place that allocates) is one test. How much its
 //! figure varies by itself is found out from each run alone ([`bootstrap`], of memory [`memory`]); the difference is judged
 //! by Student's t, and the chances are corrected for the number of places, so that of all differences that are called
-//! significant one in twenty is expected to be none ([`trend::false_discovery`]).
+//! significant one in twenty is expected to be none ([`judge`]).
 
 use std::collections::BTreeSet;
 
 use self::{
     bootstrap::{Spread, spreads},
     cells::Cells,
+    judge::judged,
 };
-use crate::{
-    detect::trend,
-    model::{
-        comparison::{Change, Comparison, Interval, KindComparison, Place, Side},
-        kind::{CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
-        report::Run,
-        sample::Sample,
-        stack::Tables,
-    },
+use crate::model::{
+    comparison::{Change, Comparison, Interval, KindComparison, Place, Side},
+    kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
+    measured::Measured,
+    report::Run,
 };
 
 pub mod bootstrap;
 pub mod cells;
+pub mod judge;
 pub mod memory;
 
 /// A place must hold this part of both runs together to be compared.
@@ -32,17 +30,6 @@ const LEAST_SHARE: f64 = 0.001;
 const MOST_PLACES: usize = 300;
 /// With fewer samples shares of functions say nothing.
 const FEW: f64 = 20.0;
-
-/// A run and what it is made of.
-#[derive(Clone, Copy)]
-pub struct Measured<'a> {
-    /// The run.
-    pub run: &'a Run,
-    /// Its samples.
-    pub samples: &'a [Sample],
-    /// The values behind their ids.
-    pub tables: &'a Tables,
-}
 
 /// Compares two runs in every kind of profile that both hold.
 pub fn compare(before: Measured<'_>, after: Measured<'_>) -> Comparison {
@@ -62,7 +49,7 @@ pub fn compare(before: Measured<'_>, after: Measured<'_>) -> Comparison {
     match (memory::holds(before.run), memory::holds(after.run)) {
         (true, true) => kinds.push(memory::compare(before.run, after.run)),
         (false, false) => {}
-        (one, _) => left_out.push(only_one(crate::model::kind::ALLOC, one)),
+        (one, _) => left_out.push(only_one(ALLOC, one)),
     }
     let has_faults = |of: Measured<'_>| of.run.faults.as_ref().is_some_and(|faults| faults.total > 0);
     if has_faults(before) && has_faults(after) {
@@ -178,27 +165,6 @@ fn places(before: &Cells, after: &Cells) -> (Vec<Place>, usize) {
     chosen
         .retain(|place| seen.insert((samples(before, place), samples(after, place))) || !place.with_callees);
     (chosen.into_iter().cloned().collect(), small)
-}
-
-/// Corrects chances for the number of places, and brings places in order.
-fn judged(kind: ProfileKind, mut total: Change, mut places: Vec<Change>, too_small: usize) -> KindComparison {
-    let mut tested: Vec<&mut (f64, f64)> =
-        places.iter_mut().chain([&mut total]).filter_map(|change| change.chance.as_mut()).collect();
-    let chances: Vec<f64> = tested.iter().map(|(chance, _)| *chance).collect();
-    for (of, adjusted) in tested.iter_mut().zip(trend::false_discovery(&chances)) {
-        of.1 = adjusted;
-    }
-    let rank = |of: &Change| (of.is_significant() != Some(true), of.place.idle);
-    places.sort_by(|a, b| {
-        let size = |of: &Change| of.units.value.abs();
-        rank(a).cmp(&rank(b)).then(size(b).total_cmp(&size(a))).then_with(|| a.place.cmp(&b.place))
-    });
-    let blind: Vec<f64> = places
-        .iter()
-        .filter(|change| change.is_significant() == Some(false) && !change.place.idle)
-        .filter_map(|change| change.points.margin())
-        .collect();
-    KindComparison { kind, total, blind_points: trend::quantile(&blind, 0.9), places, too_small }
 }
 
 #[cfg(test)]
