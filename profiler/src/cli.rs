@@ -6,7 +6,12 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{
     detect::{RULES, rule::Overrides},
-    model::{cause::WaitCause, threshold::Thresholds},
+    model::{
+        cause::WaitCause,
+        comparison::Limit,
+        kind::{ALLOC, CPU, OFF_CPU, ProfileKind, SYSCALLS},
+        threshold::Thresholds,
+    },
     output::{OutputSpec, RenderOptions},
     probe::alloc::snapshots::SnapshotSettings,
     process::target::Target,
@@ -34,13 +39,14 @@ Examples:
   sudo profiler -o run.prec -- ./batch --input x start a command and record its whole life
   profiler replay run.prec -o run.pb.gz          turn a recording into a pprof profile, later and without root
   sudo profiler --pid 4711 --snapshot 10m        who has allocated what, every ten minutes, for `profiler diff`
+  profiler diff a.prec b.prec --fail-if +5%      what differs between two recordings; exit code 9 if something grew
   profiler doctor                                what this kernel and these rights allow
   sudo profiler daemon --config FILE             watch without end, and tell somebody when something is wrong";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 unforeseen, 2 wrong arguments, 3 no such target, 4 missing rights, 5 kernel lacks a
 feature, 6 output not writable (the others and the report are), 7 bad recording, 8 recording cut off (what it
-holds is shown), 127 command could not be started. With -- COMMAND: the command's own (128 + signal if killed),
+holds is shown), 9 recordings differ by what --fail-if says, 10 they are too short for it to be judged, 127 command could not be started. With -- COMMAND: the command's own (128 + signal if killed),
 unless the profiler failed; the report goes to stderr then, since stdout is the command's.";
 
 /// What follows the options. Formats and kinds come from their tables.
@@ -69,7 +75,7 @@ pub enum Command {
     Symbols(SymbolsArgs),
     /// Turn a recording (.prec) into a report or any other output, without root
     Replay(ReplayArgs),
-    /// Say what memory was allocated and not freed between two snapshots or recordings (.prec), and where
+    /// Say what differs between two recordings or snapshots (.prec), and what of it may be chance
     Diff(DiffArgs),
     /// Say what is looked for, and by which numbers it is judged
     Rules(RulesArgs),
@@ -256,6 +262,7 @@ impl ProfileArgs {
                 above_bytes: self.snapshots.snapshot_above,
                 dir: self.snapshots.snapshot_dir.clone(),
             },
+            baseline: self.report.baseline.clone(),
             outputs: self.report.outputs.clone(),
             render: self.report.options(),
             overrides: self.report.overrides(),
@@ -461,6 +468,9 @@ pub struct ReportArgs {
     /// Add all tables: functions, waits, system calls, memory, what was lost and what it cost
     #[arg(long)]
     pub details: bool,
+    /// Compare with a recording of what is normal: the first page says what differs significantly
+    #[arg(long, value_name = "FILE.prec")]
+    pub baseline: Option<PathBuf>,
     /// Judge by another value than the default; `profiler rules` lists all (repeatable)
     #[arg(long = "threshold", value_name = "RULE.PARAMETER=NUMBER", value_parser = threshold)]
     pub thresholds: Vec<String>,
@@ -515,11 +525,21 @@ pub enum RulesCommand {
 /// Options of `profiler diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The earlier snapshot or recording
+    /// The earlier recording or snapshot
     pub before: PathBuf,
     /// The later one
     pub after: PathBuf,
-    /// Number of places listed
+    /// Compare this kind only: cpu, offcpu, syscalls or alloc (repeatable)
+    #[arg(long = "kind", value_name = "KIND", value_parser = compared_kind)]
+    pub kinds: Vec<ProfileKind>,
+    /// Exit with 9 if something differs significantly by so many percentage points: +5% has grown, -5% has shrunk, 5%
+    /// either; waits that may mean idleness do not count
+    #[arg(long, value_name = "LIMIT", allow_hyphen_values = true)]
+    pub fail_if: Option<Limit>,
+    /// Draw a differential flame graph: FILE.svg, or KIND:FILE.svg for another profile than that of CPUs (repeatable)
+    #[arg(short, long = "output", value_name = "FILE")]
+    pub outputs: Vec<OutputSpec>,
+    /// Number of differences listed of each kind
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     pub top: u16,
     /// Print everything as JSON
@@ -536,6 +556,12 @@ pub struct ReplayArgs {
     /// What to report, and where to.
     #[command(flatten)]
     pub report: ReportArgs,
+}
+
+fn compared_kind(name: &str) -> Result<ProfileKind, String> {
+    let known = [CPU, OFF_CPU, SYSCALLS, ALLOC];
+    let names = known.map(|kind| kind.name).join(", ");
+    known.into_iter().find(|kind| kind.name == name).ok_or_else(|| format!("known are {names}"))
 }
 
 fn errno(name: &str) -> Result<u32, String> {

@@ -36,9 +36,14 @@ pub enum Error {
     Contradiction(&'static str),
     #[error("{0} of the outputs could not be written")]
     OutputsFailed(usize),
+    #[error("too short, or too few samples, to judge --fail-if: record at least ten seconds of each")]
+    NotJudged,
     #[error("cannot read recording {}: {reason}", path.display())]
     BadRecording { path: PathBuf, reason: String },
 }
+
+/// Exit code of `profiler diff` when something differs by as much as `--fail-if` says.
+pub const DIFFERENT: u8 = 9;
 
 /// Exit code of `profiler replay` when the recording was cut off: what it holds has been shown.
 pub const CUT_OFF: u8 = 8;
@@ -53,6 +58,7 @@ impl Error {
             Error::KernelUnsupported(_) => 5,
             Error::OutputNotWritable { .. } | Error::OutputsFailed(_) => 6,
             Error::BadRecording { .. } => 7,
+            Error::NotJudged => 10,
             Error::CommandNotStarted { .. } => 127,
         }
     }

@@ -6,7 +6,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::model::{
     function::{Detail, Function, Symbolizer},
-    kind::{ALLOC, CPU, FAULTS, OFF_CPU, SYSCALLS},
+    kind::{ALLOC, CPU, FAULTS, OFF_CPU, ProfileKind, SYSCALLS},
     loss::Loss,
     memory::{Memory, Site},
     report::{Accounts, Meta, NamedFrame, Names, Profile, ProfileStack, Run, Totals},
@@ -82,7 +82,25 @@ pub fn run(
         requests,
         findings: Vec::new(),
         verdict: None,
+        baseline: None,
         vitals,
+    }
+}
+
+/// The frames of a run's stacks by their ids, innermost first, as its profile of a kind has them.
+pub fn frames_by_stack<'a>(
+    names: &'a Names,
+    tables: &'a Tables,
+    kind: ProfileKind,
+) -> impl Fn(StackId) -> Vec<usize> + 'a {
+    let frame = |(at, of): (usize, &NamedFrame)| {
+        (Frame { module: ModuleId(of.module as u32), address: of.address }, at)
+    };
+    let index: FxHashMap<Frame, usize> = names.frames.iter().enumerate().map(frame).collect();
+    move |stack| {
+        let all = tables.stack(stack).frames.iter().filter_map(|frame| index.get(frame).copied());
+        let frames = outside_profiler(names, all.collect());
+        if kind == CPU { frames } else { without_probe(names, frames) }
     }
 }
 

@@ -1,7 +1,11 @@
 //! A live run on one page: what can be wrong is found out first, then probes are started, records are taken in until the
 //! end, and the report is written.
 
-use std::{ffi::OsString, path::Path, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 use tokio::time::{MissedTickBehavior, interval};
@@ -43,6 +47,8 @@ pub struct Options {
     pub quiet: bool,
     /// When the state of memory is written down.
     pub snapshots: SnapshotSettings,
+    /// The recording of what is normal, to compare the run with.
+    pub baseline: Option<PathBuf>,
     /// What is written at the end.
     pub outputs: Vec<OutputSpec>,
     /// How.
@@ -64,6 +70,9 @@ async fn profile(mut options: Options) -> Result<u8> {
     }
     let mut pids = settings.target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&options.outputs, !options.command.is_empty())?;
+    if let Some(baseline) = &options.baseline {
+        results.compare_with(baseline)?;
+    }
     if !preflight::may_load_programs() {
         return Err(Error::MissingRights { what: "profile" }.into());
     }
@@ -99,7 +108,7 @@ async fn profile(mut options: Options) -> Result<u8> {
     live.clear();
     let (mut run, totals) = collector.run()?;
     detect::judge(&mut run, &options.overrides);
-    let finished = results.finish(&run, Some(&totals), collector.tables(), &options.render);
+    let finished = results.finish(&mut run, Some(&totals), collector.tables(), &options.render);
     let command = command.as_mut().map(|command| {
         say!("{}", command.describe());
         command.exit_code()

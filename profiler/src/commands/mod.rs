@@ -20,7 +20,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     match &cli.command {
         None => session::run(cli.profile.options()),
         Some(Command::Replay(args)) => replay::run(args),
-        Some(Command::Diff(args)) => diff::diff(args).map(|()| 0),
+        Some(Command::Diff(args)) => diff::diff(args),
         Some(Command::Symbols(args)) => symbols::run(args).map(|()| 0),
         Some(Command::Rules(args)) => rules::run(args).map(|()| 0),
         Some(Command::Doctor) => doctor::doctor().map(|()| 0),

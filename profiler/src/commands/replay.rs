@@ -11,6 +11,7 @@ use crate::{
     recording::{
         Ending,
         load::{Replayed, load},
+        normal::Normal,
     },
     say,
 };
@@ -18,7 +19,10 @@ use crate::{
 /// Turns a recording into a report and any other output. Returns the exit code.
 pub fn run(args: &ReplayArgs) -> Result<u8> {
     let mut results = Results::open(&args.report.outputs, false)?;
-    let Replayed { run, samples, tables, ending } = load(&args.recording, &args.report.overrides())?;
+    let normal = args.report.baseline.as_deref().map(Normal::load).transpose()?;
+    let mut replayed = load(&args.recording, &args.report.overrides())?;
+    replayed.run.baseline = normal.map(|normal| normal.compare(&replayed.measured()));
+    let Replayed { mut run, samples, tables, ending } = replayed;
     let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
     results.check(&measured.collect::<Vec<_>>())?;
     if ending == Ending::CutOff {
@@ -37,7 +41,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         results.record(sample, &tables, first);
     }
     let options = args.report.options();
-    results.finish(&run, None, &tables, &options)?;
+    results.finish(&mut run, None, &tables, &options)?;
     Ok(if ending == Ending::CutOff { error::CUT_OFF } else { 0 })
 }
 
@@ -47,7 +51,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
-        detect::{self, memory_diff, rule::Overrides},
+        detect::{self, compare, rule::Overrides},
         model::{
             cause::WaitCause,
             kind::{CPU, ProfileKind},
@@ -220,6 +224,8 @@ pub(crate) mod tests {
             prop_assert_eq!(&replayed.run.memory, &live.memory);
             prop_assert_eq!(replayed.samples.len(), samples.len() * 2);
             prop_assert!(render(&replayed.run) == render(&live));
+            let same = compare::compare(replayed.measured(), replayed.measured());
+            prop_assert!(same.significant().is_empty(), "{:?}", same);
             let of_kind = |waiting: bool| -> u64 {
                 samples.iter().filter(|(.., cause)| (*cause > 0) == waiting).map(|(_, _, weight, _)| weight).sum()
             };
@@ -258,9 +264,9 @@ pub(crate) mod tests {
         let back = load(&path, &Overrides::default()).unwrap();
         assert_eq!((back.ending, back.samples.len()), (Ending::Complete, 0));
         assert_eq!(back.run.memory, run.memory);
-        let changed = memory_diff::diff(&run, &back.run);
-        assert_eq!((changed.places.len(), changed.total.0.bytes), (2, 200.0));
-        assert!(changed.places.iter().all(|place| place.growth() == 0.0));
+        let changed = compare::memory::compare(&run, &back.run);
+        assert_eq!((changed.places.len(), changed.total.amount), (2, (200.0, 200.0)));
+        assert!(changed.places.iter().all(|place| place.units.value == 0.0));
     }
 
     #[test]

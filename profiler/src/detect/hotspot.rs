@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::model::{
-    report::{Profile, ProfileStack},
+    report::{Names, Profile, ProfileStack},
     stack::ThreadKey,
 };
 
@@ -81,8 +81,13 @@ const WITH_COMPILERS: [&str; 6] = [
 /// Which function of a stack its samples are the own ones of: the innermost. But what the compiler has put there out of
 /// its own library (`<i32 as PartialOrd>::lt`) is a piece of the function that it was put into.
 pub fn own(profile: &Profile, stack: &ProfileStack) -> usize {
+    own_of(&profile.names, &stack.frames)
+}
+
+/// As [`own`], of a stack's frames.
+pub fn own_of(names: &Names, frames: &[usize]) -> usize {
     let mut outermost = 0;
-    for (position, (function, _, inlined)) in profile.functions(stack).enumerate() {
+    for (position, (function, _, inlined)) in names.functions(frames).enumerate() {
         outermost = position;
         let of_compiler = |file: &String| WITH_COMPILERS.iter().any(|folder| file.contains(folder));
         if !inlined || !function.file.as_ref().is_some_and(of_compiler) {

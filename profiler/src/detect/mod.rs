@@ -8,11 +8,11 @@ use crate::{
 
 pub mod blocked;
 pub mod causes;
+pub mod compare;
 pub mod diagnosis;
 pub mod groups;
 pub mod hotspot;
 pub mod leak;
-pub mod memory_diff;
 pub mod merge;
 pub mod paths;
 pub mod roles;

@@ -3,11 +3,13 @@
 
 pub mod abi;
 pub mod cause;
+pub mod comparison;
 pub mod distribution;
 pub mod finding;
 pub mod function;
 pub mod kind;
 pub mod loss;
+pub mod measured;
 pub mod memory;
 pub mod module;
 pub mod part;

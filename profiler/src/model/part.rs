@@ -36,6 +36,7 @@ pub fn part(run: &Run, is_in: impl Fn(u32) -> bool) -> Run {
         }),
         findings: Vec::new(),
         verdict: None,
+        baseline: None,
     }
 }
 

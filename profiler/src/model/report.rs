@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     cause::WaitCause,
+    comparison::Baseline,
     finding::{Finding, Verdict},
     function::Function,
     kind::ProfileKind,
@@ -112,6 +113,8 @@ pub struct Run {
     pub findings: Vec<Finding>,
     /// The first answer: filled in by [`crate::detect::judge`].
     pub verdict: Option<Verdict>,
+    /// What it was compared with, if it was.
+    pub baseline: Option<Baseline>,
     /// Requests and answers, if they were watched.
     pub requests: Option<Requests>,
     /// What was seen from outside, if it was looked for.
@@ -381,6 +384,7 @@ pub(crate) mod fixtures {
             faults: None,
             findings: Vec::new(),
             verdict: None,
+            baseline: None,
             requests: None,
             vitals: None,
         }

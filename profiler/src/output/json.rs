@@ -16,6 +16,7 @@ use crate::{
     },
     model::{
         cause::WaitCause,
+        comparison::Baseline,
         distribution::Summary,
         finding::{self, Evidence, Finding, ProcessName, Verdict},
         loss::Loss,
@@ -25,7 +26,7 @@ use crate::{
         vitals::Vitals,
         wait::{self, LongWaitKind, RanInstead, RunQueue},
     },
-    output::options::RenderOptions,
+    output::{diff, options::RenderOptions},
 };
 
 /// Identifies the schema.
@@ -63,6 +64,7 @@ struct Document<'a> {
     findings: Vec<FindingEntry<'a>>,
     groups: Vec<Group>,
     vitals: Option<&'a Vitals>,
+    baseline: Option<serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -484,10 +486,17 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
         findings: run.findings.iter().map(|of| finding(of, run.names())).collect(),
         groups: groups::groups(profile),
         vitals: run.vitals.as_ref(),
+        baseline: run.baseline.as_ref().map(baseline),
     };
     serde_json::to_writer(&mut *out, &document)?;
     writeln!(out)?;
     Ok(())
+}
+
+fn baseline(of: &Baseline) -> serde_json::Value {
+    let mut value = diff::to_json(&of.comparison);
+    value["before"]["file"] = of.file.as_str().into();
+    value
 }
 
 fn off_cpu(profile: &Profile) -> OffCpu<'_> {

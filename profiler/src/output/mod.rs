@@ -26,6 +26,7 @@ pub mod diff;
 pub mod findings;
 pub mod flamegraph;
 pub mod folded;
+pub mod html;
 pub mod json;
 pub mod live;
 pub mod memory;
@@ -58,7 +59,7 @@ pub struct FormatSpec {
 }
 
 /// Every format. What the last one does is a stream, not a rendering.
-pub const FORMATS: [FormatSpec; 5] = [
+pub const FORMATS: [FormatSpec; 6] = [
     FormatSpec {
         extension: ".folded",
         title: "folded stacks, for flame graph tools; `-` is the same on stdout",
@@ -69,6 +70,11 @@ pub const FORMATS: [FormatSpec; 5] = [
         extension: ".pb.gz",
         title: "a pprof profile, for `go tool pprof`",
         format: Format::Profile(pprof::write),
+    },
+    FormatSpec {
+        extension: ".html",
+        title: "one page with everything, for people: verdict, charts, tables, flame graphs",
+        format: Format::Run(html::write),
     },
     FormatSpec { extension: ".json", title: "everything, for programs", format: Format::Run(json::write) },
     FormatSpec {

@@ -8,8 +8,10 @@ use std::{
 };
 
 use anyhow::Result;
+use tempfile::TempPath;
 
 use crate::{
+    detect::rule::Overrides,
     error::Error,
     model::{
         kind::ProfileKind,
@@ -20,7 +22,11 @@ use crate::{
         totals::Snapshot,
     },
     output::{Destination, Format, OutputSpec, RenderOptions, open_in_place, report, summary, text::Style},
-    recording::{Recorder, load::names},
+    recording::{
+        Recorder,
+        load::{load, names},
+        normal::Normal,
+    },
     say,
 };
 
@@ -32,6 +38,8 @@ pub struct Results {
     /// The report goes to stderr: stdout belongs to an output, or to the command that is profiled.
     stdout_taken: bool,
     failed: Vec<Failure>,
+    /// What is normal, and the recording to compare with it, unless there is one anyway.
+    baseline: Option<(Normal, Option<TempPath>)>,
 }
 
 /// An output that could not be written.
@@ -49,6 +57,7 @@ impl Results {
             recorders: Vec::new(),
             stdout_taken,
             failed: Vec::new(),
+            baseline: None,
         };
         for spec in outputs {
             match (spec.format, &spec.path) {
@@ -69,6 +78,36 @@ impl Results {
             }
         }
         Ok(results)
+    }
+
+    /// Has the run compared with a recording. A comparison needs samples with their times, which the run itself does not
+    /// keep: they are recorded, for the time being if not for good.
+    pub fn compare_with(&mut self, baseline: &Path) -> Result<(), Error> {
+        let normal = Normal::load(baseline)?;
+        let own = if self.waiting.is_empty() {
+            let folder = std::env::temp_dir();
+            let file = tempfile::Builder::new().prefix("profiler-").suffix(".prec").tempfile();
+            let file = file.map_err(|reason| Error::OutputNotWritable { path: folder, reason })?;
+            let (file, path) = file.into_parts();
+            self.waiting.push((path.to_path_buf(), file));
+            Some(path)
+        } else {
+            None
+        };
+        self.baseline = Some((normal, own));
+        Ok(())
+    }
+
+    /// Compares what was recorded.
+    fn compare(&mut self, run: &mut Run, recorded: Option<&Path>) {
+        let Some((normal, own)) = self.baseline.take() else { return };
+        let compared = recorded.map(|path| load(path, &Overrides::default()));
+        match compared {
+            Some(Ok(now)) => run.baseline = Some(normal.compare(&now.measured())),
+            Some(Err(error)) => say!("profiler: nothing is compared with the baseline: {error}"),
+            None => say!("profiler: nothing is compared with the baseline: the run could not be recorded"),
+        }
+        drop(own);
     }
 
     /// Fails if an output needs a kind of profile that is not among those there are or will be.
@@ -112,7 +151,7 @@ impl Results {
     /// of, everything is kept as a recording.
     pub fn finish(
         mut self,
-        run: &Run,
+        run: &mut Run,
         totals: Option<&[Snapshot]>,
         tables: &Tables,
         options: &RenderOptions,
@@ -126,6 +165,9 @@ impl Results {
                 Err(error) => self.fail_recording(&path, &error),
             }
         }
+        let own = self.baseline.as_ref().and_then(|(_, own)| own.as_ref()).map(|own| own.to_path_buf());
+        self.compare(run, recorded.as_deref());
+        let recorded = recorded.filter(|path| Some(path) != own.as_ref());
         for (destination, spec) in std::mem::take(&mut self.rendered) {
             let stdout = destination.is_stdout();
             if let Err(error) = destination.finish(|out| spec.write(run, options, out))

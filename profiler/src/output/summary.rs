@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Result;
 
 use super::{
+    diff,
     names::{PLACE, place as shown_place, short},
     requests,
     text::{Keep, Style, fit, line, paragraph, told},
@@ -44,6 +45,11 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     header(run, style, out)?;
     let Some(verdict) = &run.verdict else { return Ok(()) };
     write_verdict(run, verdict, style, out)?;
+    if let Some(baseline) = &run.baseline {
+        let (colour, answer) = diff::answer(&baseline.comparison, diff::ANSWER);
+        let label = fit(&format!("compared with {}:", baseline.file), usize::MAX, Keep::Start);
+        paragraph(&label, colour, &answer, 2, style, out)?;
+    }
     findings(run, verdict, style, out)?;
     processes(run, style, out)?;
     functions(run, style, out)?;
@@ -243,12 +249,23 @@ fn function(of: &Hotspot, total: u64, style: &Style, out: &mut dyn Write) -> Res
     Ok(())
 }
 
-/// Threads by what they are there for, those of one role or name as one.
-fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
-    let Some(blocking) = &run.blocking else { return Ok(()) };
+/// Threads of one process that have one role, or one name.
+pub(super) struct ThreadGroup {
+    /// Their process.
+    pub pid: u32,
+    /// What they are there for, or their name.
+    pub who: String,
+    /// Their times together.
+    pub sum: ThreadTime,
+    /// How many they are.
+    pub number: u64,
+}
+
+/// Threads by what they are there for, those of one role or name as one, the busiest first.
+pub(super) fn thread_groups(run: &Run) -> Vec<ThreadGroup> {
     let roles = roles::roles(run);
     let mut groups: BTreeMap<(u32, &str), (ThreadTime, u64)> = BTreeMap::new();
-    for thread in &blocking.threads {
+    for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
         let main = thread.thread.tid == thread.thread.pid;
         let role = roles.get(&thread.thread).copied().filter(|_| !main || thread.name.is_empty());
         let who = role.unwrap_or(if main { "main thread" } else { &thread.name });
@@ -259,10 +276,17 @@ fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     let mut groups: Vec<_> = groups.into_iter().filter(|(_, (sum, _))| sum.wall_ns > 0).collect();
     groups.sort_by_key(|(who, (sum, _))| (std::cmp::Reverse(sum.not_idle_ns()), *who));
+    let group =
+        |((pid, who), (sum, number)): ((u32, &str), _)| ThreadGroup { pid, who: who.to_owned(), sum, number };
+    groups.into_iter().map(group).collect()
+}
+
+fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let mut groups = thread_groups(run);
     let all = groups.len();
     let idle = |of: &ThreadTime| percent(of.not_idle_ns(), of.wall_ns) < 0.05;
-    if groups.iter().any(|(_, (sum, _))| !idle(sum)) {
-        groups.retain(|(_, (sum, _))| !idle(sum));
+    if groups.iter().any(|of| !idle(&of.sum)) {
+        groups.retain(|of| !idle(&of.sum));
     }
     groups.truncate(THREADS);
     if groups.is_empty() {
@@ -274,7 +298,7 @@ fn threads(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         "{}",
         style.dim(&format!("{:>6}  {:>6}  {:>6}  thread: blocked in", "on CPU", "queue", "blocked"))
     )?;
-    for ((pid, name), (sum, number)) in groups.iter().take(THREADS) {
+    for ThreadGroup { pid, who: name, sum, number } in groups.iter().take(THREADS) {
         let share = |ns| percent(ns, sum.wall_ns);
         let mut causes = sum.blocked.clone();
         causes.retain(|&(_, ns)| share(ns) >= 0.5);

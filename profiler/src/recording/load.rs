@@ -14,6 +14,7 @@ use crate::{
     error::Error,
     model::{
         kind::{OFF_CPU, SYSCALLS},
+        measured::Measured,
         memory::Memory,
         report::{Accounts, Meta, Run, Totals},
         request::Requests,
@@ -58,6 +59,13 @@ pub struct Replayed {
     pub tables: Tables,
     /// Whether the recording is complete.
     pub ending: Ending,
+}
+
+impl Replayed {
+    /// What comparisons read.
+    pub fn measured(&self) -> Measured<'_> {
+        Measured { run: &self.run, samples: &self.samples, tables: &self.tables }
+    }
 }
 
 /// Reads a recording back.

@@ -31,6 +31,7 @@ mod cleaning;
 #[cfg(test)]
 mod format;
 pub mod load;
+pub mod normal;
 
 /// First bytes of a recording; the last one is the version.
 pub const MAGIC: &[u8; 8] = b"PRECORD\x0b";

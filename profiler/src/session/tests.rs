@@ -19,6 +19,7 @@ fn options(outputs: Vec<OutputSpec>) -> Options {
         interval: Duration::from_millis(50),
         quiet: true,
         snapshots: SnapshotSettings { every: None, above_bytes: None, dir: ".".into() },
+        baseline: None,
         outputs,
         render: RenderOptions::default(),
         overrides: Overrides::default(),
@@ -42,10 +43,43 @@ fn a_run_records_until_its_time_is_over_and_replays() {
     let mut live = Live::default();
     block_on(watch(&mut run.collector, &mut results, &mut live, &options, pending())).unwrap();
     run.collector.stop(&mut results).unwrap();
-    let (report, totals) = run.collector.run().unwrap();
-    results.finish(&report, Some(&totals), run.collector.tables(), &options.render).unwrap();
+    let (mut report, totals) = run.collector.run().unwrap();
+    results.finish(&mut report, Some(&totals), run.collector.tables(), &options.render).unwrap();
     let replayed = load(&path, &Overrides::default()).unwrap();
     assert_eq!((replayed.ending, replayed.samples.len(), replayed.run.cpu.total), (Ending::Complete, 5, 5));
+}
+
+#[test]
+fn a_run_is_compared_with_what_is_normal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("normal.prec");
+    let measure = |results: &mut Results, options: &Options| {
+        let mut run = run_of_7();
+        results.start_recordings(&run.collector.meta);
+        assert!(results.is_recording(), "a comparison needs samples");
+        run.kernel.0.borrow_mut().records = (0..5).map(|n| bytes(&raw(7, 7, n, &[0x1800]))).collect();
+        block_on(watch(&mut run.collector, results, &mut Live::default(), options, pending())).unwrap();
+        run.collector.stop(results).unwrap();
+        run
+    };
+    let first = options(vec![path.display().to_string().parse().unwrap()]);
+    let mut results = Results::open(&first.outputs, false).unwrap();
+    let mut run = measure(&mut results, &first);
+    let (mut report, totals) = run.collector.run().unwrap();
+    results.finish(&mut report, Some(&totals), run.collector.tables(), &first.render).unwrap();
+    assert!(report.baseline.is_none());
+
+    let second = options(Vec::new());
+    let mut results = Results::open(&[], false).unwrap();
+    results.compare_with(&path).unwrap();
+    let mut run = measure(&mut results, &second);
+    let (mut report, totals) = run.collector.run().unwrap();
+    results.finish(&mut report, Some(&totals), run.collector.tables(), &second.render).unwrap();
+    let baseline = report.baseline.unwrap();
+    assert_eq!(baseline.file, path.display().to_string());
+    assert_eq!(baseline.comparison.kinds[0].kind, CPU);
+    assert!(!baseline.comparison.kinds[0].is_judged(), "far too short");
+    assert!(Results::open(&[], false).unwrap().compare_with(&dir.path().join("none.prec")).is_err());
 }
 
 #[test]

@@ -1,0 +1,28 @@
+//! A recording of what is normal, which a run is compared with (`--baseline`).
+
+use std::path::Path;
+
+use super::load::{Replayed, load};
+use crate::{
+    detect::{compare::compare, rule::Overrides},
+    error::Error,
+    model::{comparison::Baseline, measured::Measured},
+};
+
+/// What is normal.
+pub struct Normal {
+    file: String,
+    recording: Replayed,
+}
+
+impl Normal {
+    /// Reads it.
+    pub fn load(path: &Path) -> Result<Normal, Error> {
+        Ok(Normal { file: path.display().to_string(), recording: load(path, &Overrides::default())? })
+    }
+
+    /// What differs from it.
+    pub fn compare(&self, now: &Measured<'_>) -> Baseline {
+        Baseline { file: self.file.clone(), comparison: compare(self.recording.measured(), *now) }
+    }
+}
