@@ -13,7 +13,7 @@ use anyhow::Result;
 use profiler_common::{
     MAX_FRAMES,
     mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
-    runtime::{MAX_RUNTIME_OFFSETS, RuntimeOffsets},
+    runtime::{Entry, HOTSPOT, MAX_RUNTIME_OFFSETS, RuntimeOffsets, hotspot},
     unwind::{
         Arch, BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, Registers, Rule, Step, StopReason,
         bucket_offset, bucket_page, decode_bucket, row_page, search_rows,
@@ -195,19 +195,28 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
-    /// Follows a stack as the kernel programs would, by the tables they have: innermost first, and how it ended.
-    /// `None` for a process without tables.
+    /// Follows a stack as the kernel programs would, by the tables they have: its frames, innermost first, what tells frames of
+    /// HotSpot, and how it ended. `None` for a process without tables.
     pub fn walk<A: Arch, M: Memory>(
         &self,
         pid: u32,
         registers: Registers,
         memory: &M,
-    ) -> Option<(Vec<u64>, Step)> {
+    ) -> Option<(Vec<u64>, Vec<Entry>, Step)> {
         let mappings = &self.processes.get(&pid)?.mappings;
-        Some(walk::<A, M>(registers, memory, MAX_FRAMES, |address| {
+        let find = |address| {
             let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address));
             self.find_rule(mapping.ok_or(StopReason::NoTable)?, address).ok_or(StopReason::NoRow)
-        }))
+        };
+        let java = self.runtimes.get(&pid).filter(|known| known.bits & HOTSPOT != 0);
+        let mut entries = Vec::new();
+        let other = |registers: &mut Registers, index: usize, exact: bool| {
+            java?.offsets.hotspot.step(registers, exact.into(), memory, |_, words| {
+                entries.push(Entry { frame: index as u8, ..hotspot::entry(words) });
+            })
+        };
+        let (frames, end) = walk::<A, M>(registers, memory, MAX_FRAMES, find, other);
+        Some((frames, entries, end))
     }
 
     fn find_rule(&self, mapping: &Mapping, address: u64) -> Option<Rule> {
@@ -366,13 +375,22 @@ impl<S: TableSink> Feeder<S> {
         if let Some(index) = self.offsets.iter().position(|known| known == offsets) {
             return Ok((*bits, index as u32));
         }
-        if self.offsets.len() >= MAX_RUNTIME_OFFSETS {
-            return Ok((0, 0));
-        }
-        let index = self.offsets.len() as u32;
-        self.sink.set_runtime_offsets(index, offsets)?;
-        self.offsets.push(*offsets);
-        Ok((*bits, index))
+        let index = if self.offsets.len() < MAX_RUNTIME_OFFSETS {
+            self.offsets.push(*offsets);
+            self.offsets.len() - 1
+        } else {
+            // Those of processes that are gone.
+            let others = self.processes.iter().filter(|(other, _)| **other != pid);
+            let places = others.map(|(_, process)| process.place).filter(|place| place.runtimes != 0);
+            let used: FxHashSet<u32> = places.map(|place| place.offsets).collect();
+            let Some(index) = (0..self.offsets.len()).find(|index| !used.contains(&(*index as u32))) else {
+                return Ok((0, 0));
+            };
+            self.offsets[index] = *offsets;
+            index
+        };
+        self.sink.set_runtime_offsets(index as u32, offsets)?;
+        Ok((*bits, index as u32))
     }
 
     /// Has a table built; returns whether it will be.
@@ -517,8 +535,9 @@ mod tests {
             self.processes.remove(&pid);
         }
         fn set_runtime_offsets(&mut self, index: u32, offsets: &RuntimeOffsets) -> Result<()> {
-            assert_eq!(index as usize, self.offsets.len());
-            self.offsets.push(*offsets);
+            assert!((index as usize) < MAX_RUNTIME_OFFSETS);
+            self.offsets.resize(self.offsets.len().max(index as usize + 1), RuntimeOffsets::default());
+            self.offsets[index as usize] = *offsets;
             Ok(())
         }
         fn page(&self, table: u32, page: u32) -> Option<Page> {
@@ -553,6 +572,29 @@ mod tests {
         feeder.evict_unused().unwrap();
         assert!(feeder.sink.processes.is_empty() && feeder.sink.tables.is_empty());
         assert_eq!(feeder.free_indices.len(), MAX_TABLES);
+    }
+
+    #[test]
+    fn offsets_of_processes_that_are_gone_make_room_for_others() {
+        let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
+        let mut place = |pid: u32, feeder: &mut Feeder<Fake>| {
+            let mut offsets = RuntimeOffsets::default();
+            offsets.hotspot.interpreter = pid.into();
+            feeder.runtimes.insert(pid, InProcess { bits: 1, offsets });
+            let (runtimes, offsets) = feeder.runtimes_of(pid).unwrap();
+            let place = ProcessMappings { runtimes, offsets, ..ProcessMappings::default() };
+            feeder.processes.insert(pid, InKernel { place, modules: Vec::new(), mappings: Vec::new() });
+            (runtimes, offsets)
+        };
+        let most = MAX_RUNTIME_OFFSETS as u32;
+        for pid in 0..most {
+            assert_eq!(place(pid, &mut feeder), (1, pid));
+        }
+        assert_eq!(place(most, &mut feeder), (0, 0), "there is no room");
+        feeder.forget(7);
+        assert_eq!(place(most, &mut feeder), (1, 7));
+        assert_eq!(feeder.sink.offsets[7].hotspot.interpreter, u64::from(most));
+        assert_eq!(place(3, &mut feeder), (1, 3), "it has its own still");
     }
 
     #[test]

@@ -1,0 +1,64 @@
+//! Frames of HotSpot: the steps of the walk through them.
+
+use profiler_common::{
+    mapping::Walk,
+    runtime::{
+        CHAIN_FRAMES,
+        hotspot::{BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step},
+    },
+    unwind::{Memory as _, Step},
+};
+
+use super::builds::RUNTIMES;
+use crate::{hash::mix, memory::UserMemory};
+
+/// It is no frame of HotSpot.
+pub const OTHER: u32 = 0;
+/// The registers are the caller's now.
+pub const STEPPED: u32 = 1;
+/// The stack cannot be followed further: added to a `StopReason`.
+pub const STOPPED: u32 = 2;
+
+/// Steps to the caller's frame, if the current one is HotSpot's. `exact` as in [`Walk`], of the current frame.
+///
+/// A global function in the verifier's sense, as `unwind_frame`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hotspot_step(walk: *mut Walk, exact: u64) -> u32 {
+    // SAFETY: callers pass a valid walk; the verifier, which cannot know, wants to see the check for null.
+    let Some(walk) = (unsafe { walk.as_mut() }) else { return OTHER };
+    let Some(offsets) = RUNTIMES.get(walk.process.offsets) else { return OTHER };
+    let (print, told) = (&mut walk.fingerprint, &mut walk.entry);
+    let step = offsets.hotspot.step(&mut walk.registers, exact, &UserMemory, |fp, words| {
+        add_to_fingerprint(print, fp, words, mix);
+        *told = entry(words).encode();
+    });
+    match step {
+        None => OTHER,
+        Some(Step::Continue) => STEPPED,
+        // None of its frames is a thread's first.
+        Some(Step::End) => STOPPED + profiler_common::unwind::StopReason::NoProgress as u32,
+        Some(Step::Stop(reason)) => STOPPED + reason as u32,
+    }
+}
+
+/// A fingerprint's hash, with the chain of `frames` frames from `first` on added.
+///
+/// A global function in the verifier's sense, as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hotspot_fingerprint(first: u64, frames: u32, hash: u64) -> u64 {
+    let (mut fp, mut hash) = (first, hash);
+    for i in 0..CHAIN_FRAMES {
+        if i >= frames {
+            break;
+        }
+        let mut words: FrameWords = [0; 10];
+        if UserMemory.read_words(fp.wrapping_sub(BELOW), &mut words).is_none() {
+            return 0;
+        }
+        hash = fingerprint_step(hash, &words, mix);
+        fp = words[SAVED];
+    }
+    hash
+}
