@@ -235,6 +235,7 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
     // SAFETY: callers pass a valid walk; the verifier, which cannot know, wants to see the check for null.
     let Some(walk) = (unsafe { walk.as_mut() }) else { return END_STOPPED };
     let address = walk.registers.ip.wrapping_sub(1 ^ walk.exact);
+    let was_mapped = u64::from(walk.mapping.end != 0);
     if address < walk.mapping.start || address >= walk.mapping.end {
         walk.mapping = find_mapping(walk.process, address);
     }
@@ -243,7 +244,7 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
     walk.exact = u64::from(rule.caller_is_exact());
     walk.entry = [0; 2];
     if rule.cfa_kind == CfaKind::NoInfo as u8 && walk.process.runtimes & HOTSPOT != 0 {
-        match runtime::hotspot::hotspot_step(walk, exact) {
+        match runtime::hotspot::hotspot_step(walk, exact, was_mapped) {
             runtime::hotspot::OTHER => {}
             runtime::hotspot::STEPPED => return 0,
             stopped => return END_STOPPED + stopped - runtime::hotspot::STOPPED,

@@ -62,13 +62,15 @@ pub struct HotSpotOffsets {
     pub interpreter: u64,
     /// One past the last.
     pub interpreter_end: u64,
+    /// Where Java returns to when it was called from C++: the only stub that calls it.
+    pub call_stub_return: u64,
     /// Size of what is before a piece of code in its first segment.
     pub block: u32,
     /// In a piece of code: words of its frame, 32 bits; zero if it tells none.
     pub frame_size: u32,
     /// In a piece of code: how far behind its first instruction the frame is complete.
     pub complete: u32,
-    /// Bits of that; all are set if nobody knows.
+    /// Bits of that, of which all are set if nobody knows; none if it is not told at all.
     pub complete_bits: u32,
     /// In a piece of code: its first instruction.
     pub code: u32,
@@ -93,6 +95,17 @@ const SENDER_SP: usize = 7;
 /// Index of the caller's frame pointer.
 pub const SAVED: usize = 8;
 const RETURN: usize = 9;
+
+/// What the instruction pointer of a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// The next instruction.
+    Instruction,
+    /// The return address of code in the heaps.
+    CallOfCode,
+    /// The return address of other code.
+    CallOfOther,
+}
 
 /// How the stack pointer stands to a frame whose code was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,16 +146,16 @@ impl HotSpotOffsets {
     }
 
     /// Steps from a frame of the VM's code to its caller; `None` if the instruction is in no heap for code, and nothing was
-    /// done. `exact` is 1 if the instruction pointer is that of an instruction, 0 if it is a return address. Of an interpreted
-    /// frame, `interpreted` is told its frame pointer and its words.
+    /// done. Of an interpreted frame, `interpreted` is told its frame pointer and its words.
     #[inline(always)]
     pub fn step<M: Memory>(
         &self,
         registers: &mut Registers,
-        exact: u64,
+        at: At,
         memory: &M,
         interpreted: impl FnMut(u64, &FrameWords),
     ) -> Option<Step> {
+        let exact = u64::from(at == At::Instruction);
         let address = registers.ip.wrapping_sub(1 ^ exact);
         let heap = self.heap(address);
         if heap.segments == 0 {
@@ -168,7 +181,7 @@ impl HotSpotOffsets {
             }
         }
         Some(match size {
-            0 => self.step_stub(registers, exact, memory),
+            0 => self.step_stub(registers, at, memory),
             _ => step_by(registers, Shape::Whole, size, memory),
         })
     }
@@ -258,9 +271,13 @@ impl HotSpotOffsets {
     /// Steps from a frame of which no size is known: of a stub, or one that is just being made. The return address is on top of
     /// the stack, or above the frame pointer, or somewhere up the stack: what calls code of the VM's is mostly such code.
     #[inline(always)]
-    fn step_stub<M: Memory>(&self, registers: &mut Registers, exact: u64, memory: &M) -> Step {
+    fn step_stub<M: Memory>(&self, registers: &mut Registers, at: At, memory: &M) -> Step {
         let Registers { ip, sp, fp, .. } = *registers;
-        if exact != 0 {
+        if at == At::CallOfCode && ip != self.call_stub_return {
+            // What a virtual thread returns to where the rest of its frames lies in the heap.
+            return Step::Stop(StopReason::NoRow);
+        }
+        if at == At::Instruction {
             let shape = shape_at(memory, ip, false);
             let Some([first, _]) = memory.read_pair(sp) else {
                 return Step::Stop(StopReason::Unreadable);
@@ -275,17 +292,17 @@ impl HotSpotOffsets {
         if fp & 7 == 0
             && fp.wrapping_sub(sp) < LARGEST_STUB
             && let Some([saved, returns_to]) = memory.read_pair(fp)
-            && (self.is_code(returns_to) || (exact == 0 && returns_to != 0))
+            && (self.is_code(returns_to) || (at != At::Instruction && returns_to != 0))
         {
             // What is saved there is the caller's, who may be compiled and have anything in it.
             *registers = Registers { ip: returns_to, sp: fp.wrapping_add(16), fp: saved, lr: returns_to };
             return Step::Continue;
         }
         for i in 0..MOST_WORDS {
-            let at = sp.wrapping_add(8 * i);
-            let Some(word) = memory.read_u64(at) else { break };
+            let place = sp.wrapping_add(8 * i);
+            let Some(word) = memory.read_u64(place) else { break };
             if self.is_code(word) && follows_call(word, memory) {
-                *registers = Registers { ip: word, sp: at.wrapping_add(8), fp, lr: word };
+                *registers = Registers { ip: word, sp: place.wrapping_add(8), fp, lr: word };
                 return Step::Continue;
             }
         }
@@ -394,7 +411,7 @@ pub fn fingerprint_step(hash: u64, words: &FrameWords, mix: impl Fn(u64) -> u64)
 
 const _: () = {
     assert!(size_of::<CodeHeap>() == 32);
-    assert!(size_of::<HotSpotOffsets>() == 176);
+    assert!(size_of::<HotSpotOffsets>() == 184);
 };
 
 #[cfg(test)]

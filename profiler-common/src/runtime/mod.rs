@@ -38,7 +38,7 @@ pub struct RuntimeOffsets {
 
 const _: () = {
     assert!(2 * crate::MAX_FRAMES <= RUNTIME_WORDS);
-    assert!(size_of::<RuntimeOffsets>() == 224);
+    assert!(size_of::<RuntimeOffsets>() == 232);
     assert!(size_of::<Fingerprint>() == 104);
 };
 

@@ -4,7 +4,7 @@ use profiler_common::{
     mapping::Walk,
     runtime::{
         CHAIN_FRAMES,
-        hotspot::{BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step},
+        hotspot::{At, BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step},
     },
     unwind::{Memory as _, Step},
 };
@@ -19,17 +19,23 @@ pub const STEPPED: u32 = 1;
 /// The stack cannot be followed further: added to a `StopReason`.
 pub const STOPPED: u32 = 2;
 
-/// Steps to the caller's frame, if the current one is HotSpot's. `exact` as in [`Walk`], of the current frame.
+/// Steps to the caller's frame, if the current one is HotSpot's. `exact` as in [`Walk`], of the current frame; `mapped` is not
+/// zero if the frame that it called is in a mapping with a table.
 ///
 /// A global function in the verifier's sense, as `unwind_frame`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn hotspot_step(walk: *mut Walk, exact: u64) -> u32 {
+pub extern "C" fn hotspot_step(walk: *mut Walk, exact: u64, mapped: u64) -> u32 {
     // SAFETY: callers pass a valid walk; the verifier, which cannot know, wants to see the check for null.
     let Some(walk) = (unsafe { walk.as_mut() }) else { return OTHER };
     let Some(offsets) = RUNTIMES.get(walk.process.offsets) else { return OTHER };
     let (print, told) = (&mut walk.fingerprint, &mut walk.entry);
-    let step = offsets.hotspot.step(&mut walk.registers, exact, &UserMemory, |fp, words| {
+    let at = match (exact, mapped) {
+        (1, _) => At::Instruction,
+        (_, 0) => At::CallOfCode,
+        _ => At::CallOfOther,
+    };
+    let step = offsets.hotspot.step(&mut walk.registers, at, &UserMemory, |fp, words| {
         add_to_fingerprint(print, fp, words, mix);
         *told = entry(words).encode();
     });

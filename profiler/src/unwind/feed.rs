@@ -13,7 +13,7 @@ use anyhow::Result;
 use profiler_common::{
     MAX_FRAMES,
     mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
-    runtime::{Entry, HOTSPOT, MAX_RUNTIME_OFFSETS, RuntimeOffsets, hotspot},
+    runtime::{Entry, HOTSPOT, MAX_RUNTIME_OFFSETS, RuntimeOffsets, hotspot, hotspot::At},
     unwind::{
         Arch, BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, Registers, Rule, Step, StopReason,
         bucket_offset, bucket_page, decode_bucket, row_page, search_rows,
@@ -208,10 +208,10 @@ impl<S: TableSink> Feeder<S> {
             let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address));
             self.find_rule(mapping.ok_or(StopReason::NoTable)?, address).ok_or(StopReason::NoRow)
         };
-        let java = self.runtimes.get(&pid).filter(|known| known.bits & HOTSPOT != 0);
+        let java = self.runtimes.get(&pid).filter(|_| self.has_java(pid));
         let mut entries = Vec::new();
-        let other = |registers: &mut Registers, index: usize, exact: bool| {
-            java?.offsets.hotspot.step(registers, exact.into(), memory, |_, words| {
+        let other = |registers: &mut Registers, index: usize, at: At| {
+            java?.offsets.hotspot.step(registers, at, memory, |_, words| {
                 entries.push(Entry { frame: index as u8, ..hotspot::entry(words) });
             })
         };
@@ -320,7 +320,8 @@ impl<S: TableSink> Feeder<S> {
     }
 
     /// Gives the kernel a process's mappings, but not before all their tables are there: a stack that is cut off
-    /// where the next table is missing is worth less than one by frame pointers.
+    /// where the next table is missing is worth less than one by frame pointers. Not so with a HotSpot, whose table takes
+    /// longest: frame pointers do not lead through Java at all, and most of what is around it keeps some.
     fn place(&mut self, pid: u32, processes: &ProcessTable) -> Result<()> {
         let mut modules = Vec::new();
         let mut mappings = Vec::new();
@@ -336,7 +337,7 @@ impl<S: TableSink> Feeder<S> {
                 None => waits |= self.request(code.module, processes),
             }
         }
-        if waits {
+        if waits && !self.has_java(pid) {
             return Ok(()); // `install` comes back to it
         }
         let (runtimes, offsets) = self.runtimes_of(pid)?;
@@ -367,6 +368,11 @@ impl<S: TableSink> Feeder<S> {
             self.slots.retire(old.place);
         }
         Ok(())
+    }
+
+    /// Whether the kernel programs follow frames of HotSpot in a process.
+    fn has_java(&self, pid: u32) -> bool {
+        self.runtimes.get(&pid).is_some_and(|known| known.bits & HOTSPOT != 0)
     }
 
     /// The runtimes of a process, and where the kernel has their offsets; none where it has no room for them.
@@ -572,6 +578,26 @@ mod tests {
         feeder.evict_unused().unwrap();
         assert!(feeder.sink.processes.is_empty() && feeder.sink.tables.is_empty());
         assert_eq!(feeder.free_indices.len(), MAX_TABLES);
+    }
+
+    #[test]
+    fn a_process_waits_for_all_its_tables_unless_java_runs_in_it() {
+        let mut tables = crate::model::stack::Tables::default();
+        let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
+        let me = std::process::id();
+        processes.track(me, &mut tables);
+        let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
+        feeder.want(me);
+        feeder.settle(&processes, ENOUGH).unwrap();
+        let all = feeder.sink.processes[&me].count;
+        let own = processes.mapped_code(me).next().unwrap().module;
+        feeder.tables.insert(own, State::Building);
+        for (bits, missing) in [(0, false), (HOTSPOT, true)] {
+            feeder.set_runtimes(me, InProcess { bits, ..InProcess::default() });
+            feeder.mappings_changed(me);
+            feeder.update(&processes).unwrap();
+            assert_eq!(feeder.sink.processes[&me].count < all, missing, "{bits}");
+        }
     }
 
     #[test]

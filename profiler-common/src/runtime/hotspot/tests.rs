@@ -46,6 +46,7 @@ const OFFSETS: HotSpotOffsets = HotSpotOffsets {
     ],
     interpreter: LOW + 0x8000,
     interpreter_end: LOW + 0x9000,
+    call_stub_return: LOW + 0x4048,
     block: 16,
     frame_size: 28,
     complete: 20,
@@ -83,7 +84,8 @@ fn memory() -> Fake {
 fn step(memory: &Fake, ip: u64, sp: u64, fp: u64, exact: u64) -> (Option<Step>, Registers, Option<Entry>) {
     let mut registers = Registers { ip, sp, fp, lr: 0 };
     let mut told = None;
-    let step = OFFSETS.step(&mut registers, exact, memory, |_, words| told = Some(entry(words)));
+    let at = if exact == 1 { At::Instruction } else { At::CallOfOther };
+    let step = OFFSETS.step(&mut registers, at, memory, |_, words| told = Some(entry(words)));
     (step, registers, told)
 }
 
@@ -193,6 +195,18 @@ fn stubs_keep_a_frame_pointer_or_have_no_frame() {
 }
 
 #[test]
+fn one_stub_calls_java_and_others_are_where_a_virtual_thread_goes_on() {
+    let mut memory = memory();
+    let fp = STACK + 0x60;
+    memory.put_words(fp, &[STACK + 0x100, OUTSIDE]);
+    let step =
+        |ip: u64, how: At| OFFSETS.step(&mut Registers { ip, sp: STACK, fp, lr: 0 }, how, &memory, |_, _| {});
+    assert_eq!(step(OFFSETS.call_stub_return, At::CallOfCode), Some(Step::Continue));
+    assert_eq!(step(STUB, At::CallOfCode), Some(Step::Stop(StopReason::NoRow)));
+    assert_eq!(step(STUB, At::CallOfOther), Some(Step::Continue));
+}
+
+#[test]
 fn a_stub_that_keeps_no_frame_pointer_is_left_by_the_first_return_address() {
     let mut memory = memory();
     memory.put_words(STACK, &[1, COMPILED + 8, 2, COMPILED, 3]);
@@ -267,18 +281,19 @@ impl Memory for Noise {
 
 proptest! {
     #[test]
-    fn no_memory_does_harm(seed: u64, words: [u64; 8], exact in 0u64..2, shift: u32, fields: [u32; 6]) {
+    fn no_memory_does_harm(seed: u64, words: [u64; 8], which in 0usize..3, shift: u32, fields: [u32; 6]) {
         let [low, high, segments, ip, sp, fp, interpreter, interpreter_end] = words;
         let [block, frame_size, complete, complete_bits, code, constant] = fields;
         let heap = CodeHeap { low, high, segments, segment_shift: shift, _reserved: 0 };
         let offsets = HotSpotOffsets {
-            heaps: [heap; MAX_HEAPS], interpreter, interpreter_end, block, frame_size, complete, complete_bits, code,
+            heaps: [heap; MAX_HEAPS], interpreter, interpreter_end, call_stub_return: ip, block, frame_size, complete, complete_bits, code,
             code_is_offset: shift & 1, constant, _reserved: 0,
         };
         let mut registers = Registers { ip, sp, fp, lr: 0 };
         for _ in 0..8 {
             let before = registers;
-            match offsets.step(&mut registers, exact, &Noise(seed), |_, _| {}) {
+            let how = [At::Instruction, At::CallOfCode, At::CallOfOther][which];
+            match offsets.step(&mut registers, how, &Noise(seed), |_, _| {}) {
                 Some(Step::Continue) => prop_assert!(registers.sp > before.sp || registers.ip != 0),
                 _ => break,
             }

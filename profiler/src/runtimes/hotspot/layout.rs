@@ -47,7 +47,7 @@ pub struct Layout {
     pub name: u64,
     /// In a piece of code: words of its frame.
     pub frame_size: u64,
-    /// In a piece of code: from where in it on the frame is complete, and the bits of that.
+    /// In a piece of code: from where in it on the frame is complete, and the bits of that; none if it is not told.
     pub complete: u64,
     /// See `complete`.
     pub complete_bits: u64,
@@ -203,14 +203,12 @@ impl Layout {
             let known = size(name).ok_or_else(|| format!("it does not tell how large {name} is"))?;
             in_range(known, name)
         };
-        let complete_bits =
-            match field("CodeBlob._frame_complete_offset").unwrap_or_default().of_type.as_str() {
-                "int16_t" => 16,
-                "int" => 32,
-                other => {
-                    return Err(format!("it tells where frames are complete by an unknown type '{other}'"));
-                }
-            };
+        let complete = field("CodeBlob._frame_complete_offset").unwrap_or_default();
+        let complete_bits = match complete.of_type.as_str() {
+            "int16_t" => 16,
+            "int" => 32,
+            _ => 0,
+        };
         let code = match near(&["CodeBlob._code_begin"]) {
             Ok(offset) => Code::Address(offset),
             Err(_) => Code::Offset(near(&["CodeBlob._code_offset"])?),
@@ -248,7 +246,7 @@ impl Layout {
             block: of_size("HeapBlock")?,
             name: near(&["CodeBlob._name"])?,
             frame_size: near(&["CodeBlob._frame_size"])?,
-            complete: near(&["CodeBlob._frame_complete_offset"])?,
+            complete: in_range(complete.place, "CodeBlob._frame_complete_offset")?,
             complete_bits,
             code,
             method: near(&["nmethod._method", "CompiledMethod._method"])?,

@@ -172,7 +172,7 @@ fn places<M: ForeignMemory>(memory: &M, layout: &Layout) -> Option<HotSpotOffset
     let begin = memory.u64(interpreter.wrapping_add(layout.interpreter_begin)).filter(|begin| *begin != 0)?;
     let length =
         memory.u32(interpreter.wrapping_add(layout.interpreter_length)).filter(|length| *length > 0)?;
-    memory.u64(layout.call_stub_return).filter(|address| *address != 0)?;
+    let call_stub_return = memory.u64(layout.call_stub_return).filter(|address| *address != 0)?;
     let (code, code_is_offset) = match layout.code {
         Code::Address(at) => (at, 0),
         Code::Offset(at) => (at, 1),
@@ -181,6 +181,7 @@ fn places<M: ForeignMemory>(memory: &M, layout: &Layout) -> Option<HotSpotOffset
         heaps,
         interpreter: begin,
         interpreter_end: begin.wrapping_add(length.into()),
+        call_stub_return,
         block: layout.block as u32,
         frame_size: layout.frame_size as u32,
         complete: layout.complete as u32,

@@ -96,7 +96,8 @@ fn memory() -> FakeMemory {
     memory.put_words(stub, &[0, 0x6100, 0, 0, 0, 0, 0]);
     memory.put(0x6100, b"Interpreter\0\0\0\0\0");
     memory.put_words(stub + 128, &[0, 0x6200, 0, 0, 0, 0, 0]);
-    memory.put(0x6200, b"StubRoutines (1)\0\0\0\0");
+    memory.put(0x6200, &[0; 96]);
+    memory.put(0x6200, b"StubRoutines (1)");
     memory
 }
 
