@@ -88,8 +88,8 @@ pub struct Java<M> {
     bytes: usize,
     /// By address of a method: what is constant of it.
     methods: FxHashMap<u64, Known<1, Rc<Method>>>,
-    /// By address and position, for what is seen of it after the program has ended.
-    seen: FxHashMap<(u64, u64), Vec<Function>>,
+    /// By address and what tells more of it: places come again in every stack, and some after the program has ended.
+    seen: FxHashMap<(u64, u64), (Round, Vec<Function>)>,
     now: Round,
 }
 
@@ -139,12 +139,9 @@ impl<M: ForeignMemory> Attached for Java<M> {
     }
 }
 
-/// The heaps that code is in; `None` if there are none yet.
-fn heaps<M: ForeignMemory>(memory: &M, layout: &Layout) -> Option<[CodeHeap; MAX_HEAPS]> {
-    let list = memory.u64(layout.heaps).filter(|list| *list != 0)?;
-    let length = memory.u32(list.wrapping_add(layout.list_length))?;
-    let data = memory.u64(list.wrapping_add(layout.list_data))?;
-    let heap = |index: u64| {
+/// The heaps that code is in.
+fn heaps<M: ForeignMemory>(memory: &M, layout: &Layout) -> Result<[CodeHeap; MAX_HEAPS], NotAttached> {
+    let heap = |data: u64, index: u64| {
         let heap = memory.u64(data.wrapping_add(8 * index))?;
         let word = |at: u64| memory.u64(heap.wrapping_add(at));
         let low = word(layout.memory.wrapping_add(layout.low))?;
@@ -154,19 +151,30 @@ fn heaps<M: ForeignMemory>(memory: &M, layout: &Layout) -> Option<[CodeHeap; MAX
         let sound = low < high && segments != 0 && (4..=16).contains(&segment_shift);
         sound.then_some(CodeHeap { low, high, segments, segment_shift, _reserved: 0 })
     };
+    let list = || {
+        let list = memory.u64(layout.heaps).filter(|list| *list != 0)?;
+        let length = memory.u32(list.wrapping_add(layout.list_length)).filter(|length| *length != 0)?;
+        Some((length as usize, memory.u64(list.wrapping_add(layout.list_data))?))
+    };
+    let (length, data) = list().ok_or(NotAttached::NotYet)?;
+    if length > MAX_HEAPS {
+        return Err(NotAttached::Refused(format!(
+            "it has {length} heaps for code, {MAX_HEAPS} at most are known"
+        )));
+    }
     let mut heaps = [CodeHeap::default(); MAX_HEAPS];
-    if length == 0 || length as usize > heaps.len() {
-        return None;
+    for (index, place) in heaps.iter_mut().enumerate().take(length) {
+        *place = heap(data, index as u64).ok_or(NotAttached::NotYet)?;
     }
-    for (index, place) in heaps.iter_mut().enumerate().take(length as usize) {
-        *place = heap(index as u64)?;
-    }
-    Some(heaps)
+    Ok(heaps)
 }
 
-/// What the kernel programs must know of the HotSpot with this memory; `None` if it is not there yet.
-fn places<M: ForeignMemory>(memory: &M, layout: &Layout) -> Option<HotSpotOffsets> {
-    let heaps = heaps(memory, layout)?;
+/// What the kernel programs must know of the HotSpot with this memory, whose heaps these are; `None` if it is not there yet.
+fn places<M: ForeignMemory>(
+    memory: &M,
+    layout: &Layout,
+    heaps: [CodeHeap; MAX_HEAPS],
+) -> Option<HotSpotOffsets> {
     // What is made after the heaps.
     let interpreter = memory.u64(layout.interpreter).filter(|code| *code != 0)?;
     let begin = memory.u64(interpreter.wrapping_add(layout.interpreter_begin)).filter(|begin| *begin != 0)?;
@@ -197,8 +205,8 @@ impl<M: ForeignMemory> Java<M> {
     /// The HotSpot of the process with this memory. That what it tells of itself is so is tried on two pieces of code that
     /// every one has.
     pub fn new(memory: M, layout: Layout) -> Result<Java<M>, NotAttached> {
-        let places = places(&memory, &layout).ok_or(NotAttached::NotYet)?;
-        let call_stub = memory.u64(layout.call_stub_return).ok_or(NotAttached::NotYet)?;
+        let heaps = heaps(&memory, &layout)?;
+        let places = places(&memory, &layout, heaps).ok_or(NotAttached::NotYet)?;
         let java = Java {
             memory,
             layout,
@@ -213,7 +221,7 @@ impl<M: ForeignMemory> Java<M> {
             let name = java.memory.u64(java.piece(address)?.wrapping_add(java.layout.name))?;
             layout::text(&java.memory, name)
         };
-        let found = [called(places.interpreter), called(call_stub)];
+        let found = [called(places.interpreter), called(places.call_stub_return)];
         match found.each_ref().map(Option::as_deref) {
             [Some("Interpreter"), Some(stubs)] if stubs.contains("StubRoutines") => Ok(java),
             _ => Err(NotAttached::Refused("its code is not where it tells".to_owned())),
@@ -222,25 +230,33 @@ impl<M: ForeignMemory> Java<M> {
 
     /// The functions of compiled code at an address, innermost first; `next` is that of the next instruction.
     pub fn compiled(&mut self, address: u64, next: u64) -> Option<Vec<Function>> {
-        let functions = self.compiled_now(address, next);
-        self.remember((address, next), functions)
+        self.at((address, next), |java| java.compiled_now(address, next))
     }
 
     /// The function of an interpreted method, at an address of its bytecode.
     pub fn interpreted(&mut self, method: u64, position: u64) -> Option<Vec<Function>> {
-        let function = self.method(method).map(|method| vec![method.at(method.position(position))]);
-        self.remember((method, position), function)
+        self.at((method, position), |java| {
+            let method = java.method(method)?;
+            Some(vec![method.at(method.position(position))])
+        })
     }
 
-    /// What is known now of a place; if the program has ended, what was known last.
-    fn remember(&mut self, place: (u64, u64), functions: Option<Vec<Function>>) -> Option<Vec<Function>> {
-        let Some(functions) = functions else {
-            return self.seen.get(&place).filter(|_| self.memory.has_ended()).cloned();
-        };
+    /// What is known of a place, or found.
+    fn at(
+        &mut self,
+        place: (u64, u64),
+        find: impl FnOnce(&mut Self) -> Option<Vec<Function>>,
+    ) -> Option<Vec<Function>> {
+        if let Some((checked, functions)) = self.seen.get(&place)
+            && self.now.covers(*checked)
+        {
+            return Some(functions.clone());
+        }
+        let functions = find(self)?;
         if self.seen.len() >= MOST_NAMES {
             self.seen.clear();
         }
-        self.seen.insert(place, functions.clone());
+        self.seen.insert(place, (self.now, functions.clone()));
         Some(functions)
     }
 
