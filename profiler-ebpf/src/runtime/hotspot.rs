@@ -6,7 +6,7 @@ use profiler_common::{
         CHAIN_FRAMES,
         hotspot::{At, BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step},
     },
-    unwind::{Memory as _, Step},
+    unwind::{Memory as _, Step, StopReason},
 };
 
 use super::builds::RUNTIMES;
@@ -43,7 +43,7 @@ pub extern "C" fn hotspot_step(walk: *mut Walk, exact: u64, mapped: u64) -> u32 
         None => OTHER,
         Some(Step::Continue) => STEPPED,
         // None of its frames is a thread's first.
-        Some(Step::End) => STOPPED + profiler_common::unwind::StopReason::NoProgress as u32,
+        Some(Step::End) => STOPPED + StopReason::NoProgress as u32,
         Some(Step::Stop(reason)) => STOPPED + reason as u32,
     }
 }

@@ -112,7 +112,7 @@ fn a_process_waits_for_all_its_tables_unless_java_runs_in_it() {
 #[test]
 fn offsets_of_processes_that_are_gone_make_room_for_others() {
     let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
-    let mut place = |pid: u32, feeder: &mut Feeder<Fake>| {
+    let place = |pid: u32, feeder: &mut Feeder<Fake>| {
         let mut offsets = RuntimeOffsets::default();
         offsets.hotspot.interpreter = pid.into();
         feeder.runtimes.insert(pid, InProcess { bits: 1, offsets });
