@@ -177,7 +177,7 @@ fn a_runtime_that_is_not_there_yet_is_waited_for_and_a_strange_one_refused() {
 fn what_was_inlined_is_told_with_its_lines() {
     let mut memory = memory();
     let code = 0x1_0000 + 2 * 128 + 16;
-    // Its first instruction, scopes at 0x3_9000, places at 0x3_9100, methods at 0x3_8ff0: in memory beside it.
+    // Its first instruction; scopes, places and methods are in memory beside it.
     let far = |address: u64| (address.wrapping_sub(code)) as u32;
     memory.put_words(code + 0x18, &[code + 0x100]);
     memory.put_words(code + 0x80, &[0x3_9000]);
@@ -189,7 +189,7 @@ fn what_was_inlined_is_told_with_its_lines() {
     memory.put(0x3_9007, &[0; 0xf9]);
     memory.put(0x3_9100, &[0x20u32, 1, 0, 0, 0x40, 4, 0, 0].map(u32::to_ne_bytes).concat());
     memory.put_words(0x3_8ff0, &[METHOD, 0xb000]);
-    // price: 2 bytes of bytecode... and lines: 40 from 0 on, 42 from 5 on.
+    // price: 8 bytes of bytecode, and behind them the lines: 40 from 0 on, 42 from 5 on.
     memory.put_words(0xb000, &[0, 0xb100]);
     memory.put_words(0xb108, &[0x7200]);
     memory.put(0xb120, &4u16.to_ne_bytes());
