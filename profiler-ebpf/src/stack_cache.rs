@@ -194,12 +194,12 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     scratch.sample.header.runtime_words = told as u16;
     let hash = hash_stack(&raw const scratch.sample, frames, seed);
     let mut id = hash;
-    let fingerprint = scratch.sample.walk.fingerprint;
     if told != 0 {
         append_runtime_words(&raw mut scratch.sample, frames, told);
         id = hash_stack(&raw const scratch.sample, frames + told, seed);
         // Of V8's frames only is what tells them compared in the copy of the stack.
-        usual &= u64::from(!fingerprint.is_partial() && fingerprint.is_only(InterpretedIn::V8));
+        let print = &scratch.sample.walk.fingerprint;
+        usual &= u64::from(!print.is_partial() && print.is_only(InterpretedIn::V8));
     }
     // Without unwind tables, which a new process has not got yet, it may be cut off: not for the rest of the run.
     let has_tables = scratch.sample.walk.process.count != 0;
@@ -209,7 +209,8 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         found.fp = frame_pointer(start.sp, start.fp);
         found.id = id;
         found.hash = hash;
-        found.fingerprint = fingerprint;
+        // Not by a variable: it would take a quarter of the stack that all functions in a call have together.
+        found.fingerprint = scratch.sample.walk.fingerprint;
         found.seed = seed;
         found.count = frames as u32 - 1;
         found.words = words as u32;

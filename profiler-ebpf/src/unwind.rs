@@ -244,7 +244,11 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
     walk.exact = u64::from(rule.caller_is_exact());
     walk.entry = [0; 2];
     if rule.cfa_kind == CfaKind::NoInfo as u8 && walk.process.runtimes & HOTSPOT != 0 {
-        match runtime::hotspot::hotspot_step(walk, exact, was_mapped) {
+        let mut step = runtime::hotspot::hotspot_step(walk, exact, was_mapped);
+        if step == runtime::hotspot::SEARCH {
+            step = runtime::hotspot::hotspot_search(walk);
+        }
+        match step {
             runtime::hotspot::OTHER => {}
             runtime::hotspot::STEPPED => return 0,
             stopped => return END_STOPPED + stopped - runtime::hotspot::STOPPED,

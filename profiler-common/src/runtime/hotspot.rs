@@ -107,6 +107,15 @@ pub enum At {
     CallOfOther,
 }
 
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// It was done, or cannot be.
+    Done(Step),
+    /// Where the caller is is not told: it can be searched for.
+    Nowhere,
+}
+
 /// How the stack pointer stands to a frame whose code was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
@@ -145,16 +154,32 @@ impl HotSpotOffsets {
         found
     }
 
-    /// Steps from a frame of the VM's code to its caller; `None` if the instruction is in no heap for code, and nothing was
-    /// done. Of an interpreted frame, `interpreted` is told its frame pointer and its words.
-    #[inline(always)]
-    pub fn step<M: Memory>(
+    /// Steps from a frame of the VM's code to its caller, as the kernel programs do by [`step`](Self::step) and
+    /// [`search`](Self::search); `None` if the instruction is in no heap for code, and nothing was done.
+    pub fn step_or_search<M: Memory>(
         &self,
         registers: &mut Registers,
         at: At,
         memory: &M,
         interpreted: impl FnMut(u64, &FrameWords),
     ) -> Option<Step> {
+        match self.step(registers, at, memory, &mut [0; 10], interpreted)? {
+            Stepped::Done(step) => Some(step),
+            Stepped::Nowhere => Some(self.search(registers, memory)),
+        }
+    }
+
+    /// Steps from a frame whose caller's place is told; `None` as above. Of an interpreted frame, `interpreted` is told its
+    /// frame pointer and its words, which are read to `words`: the kernel programs have no room for them on their stack.
+    #[inline(always)]
+    pub fn step<M: Memory>(
+        &self,
+        registers: &mut Registers,
+        at: At,
+        memory: &M,
+        words: &mut FrameWords,
+        interpreted: impl FnMut(u64, &FrameWords),
+    ) -> Option<Stepped> {
         let exact = u64::from(at == At::Instruction);
         let address = registers.ip.wrapping_sub(1 ^ exact);
         let heap = self.heap(address);
@@ -163,26 +188,25 @@ impl HotSpotOffsets {
         }
         let mut size = 0;
         if address >= self.interpreter && address < self.interpreter_end {
-            let step = self.step_interpreted(registers, exact, memory, interpreted);
-            if step.is_some() {
-                return step;
+            if let Some(step) = self.step_interpreted(registers, exact, memory, words, interpreted) {
+                return Some(Stepped::Done(step));
             }
         } else {
             let Some(piece) = self.piece(&heap, address, memory) else {
-                return Some(Step::Stop(StopReason::NoRow));
+                return Some(Stepped::Done(Step::Stop(StopReason::NoRow)));
             };
             let told = read_u32(memory, piece.wrapping_add(u64::from(self.frame_size))).unwrap_or(0);
             size = if told > LARGEST_FRAME { 0 } else { u64::from(told) };
             if exact != 0 && size != 0 {
                 match self.shape_of_code(piece, address, memory) {
                     Shape::Unknown => size = 0,
-                    shape => return Some(step_by(registers, shape, size, memory)),
+                    shape => return Some(Stepped::Done(step_by(registers, shape, size, memory))),
                 }
             }
         }
         Some(match size {
             0 => self.step_stub(registers, at, memory),
-            _ => step_by(registers, Shape::Whole, size, memory),
+            _ => Stepped::Done(step_by(registers, Shape::Whole, size, memory)),
         })
     }
 
@@ -244,14 +268,14 @@ impl HotSpotOffsets {
         registers: &mut Registers,
         exact: u64,
         memory: &M,
+        words: &mut FrameWords,
         mut interpreted: impl FnMut(u64, &FrameWords),
     ) -> Option<Step> {
         let fp = registers.fp;
         if fp & 7 != 0 || fp < registers.sp {
             return None;
         }
-        let mut words: FrameWords = [0; 10];
-        memory.read_words(fp.wrapping_sub(BELOW), &mut words)?;
+        memory.read_words(fp.wrapping_sub(BELOW), words)?;
         let [method, sender, returns_to] = [words[METHOD], words[SENDER_SP], words[RETURN]];
         if sender <= fp || method == 0 || method & 7 != 0 || returns_to == 0 {
             return None;
@@ -263,7 +287,7 @@ impl HotSpotOffsets {
                 return None;
             }
         }
-        interpreted(fp, &words);
+        interpreted(fp, words);
         *registers = Registers { ip: returns_to, sp: sender, fp: words[SAVED], lr: returns_to };
         Some(Step::Continue)
     }
@@ -271,22 +295,21 @@ impl HotSpotOffsets {
     /// Steps from a frame of which no size is known: of a stub, or one that is just being made. The return address is on top of
     /// the stack, or above the frame pointer, or somewhere up the stack: what calls code of the VM's is mostly such code.
     #[inline(always)]
-    fn step_stub<M: Memory>(&self, registers: &mut Registers, at: At, memory: &M) -> Step {
+    fn step_stub<M: Memory>(&self, registers: &mut Registers, at: At, memory: &M) -> Stepped {
         let Registers { ip, sp, fp, .. } = *registers;
         if at == At::CallOfCode && ip != self.call_stub_return {
             // What a virtual thread returns to where the rest of its frames lies in the heap.
-            return Step::Stop(StopReason::NoRow);
+            return Stepped::Done(Step::Stop(StopReason::NoRow));
         }
         if at == At::Instruction {
             let shape = shape_at(memory, ip, false);
             let Some([first, _]) = memory.read_pair(sp) else {
-                return Step::Stop(StopReason::Unreadable);
+                return Stepped::Done(Step::Stop(StopReason::Unreadable));
             };
-            if shape == Shape::Pushed {
-                return step_by(registers, Shape::Pushed, 0, memory);
-            }
-            if self.is_code(first) {
-                return step_by(registers, Shape::Bare, 0, memory);
+            let on_top = self.is_code(first);
+            if shape == Shape::Pushed || on_top {
+                let shape = if shape == Shape::Pushed { shape } else { Shape::Bare };
+                return Stepped::Done(step_by(registers, shape, 0, memory));
             }
         }
         if fp & 7 == 0
@@ -296,8 +319,15 @@ impl HotSpotOffsets {
         {
             // What is saved there is the caller's, who may be compiled and have anything in it.
             *registers = Registers { ip: returns_to, sp: fp.wrapping_add(16), fp: saved, lr: returns_to };
-            return Step::Continue;
+            return Stepped::Done(Step::Continue);
         }
+        Stepped::Nowhere
+    }
+
+    /// Steps to what called a frame of the VM's code, by the first address up the stack that can be a return address.
+    #[inline(always)]
+    pub fn search<M: Memory>(&self, registers: &mut Registers, memory: &M) -> Step {
+        let Registers { sp, fp, .. } = *registers;
         for i in 0..MOST_WORDS {
             let place = sp.wrapping_add(8 * i);
             let Some(word) = memory.read_u64(place) else { break };

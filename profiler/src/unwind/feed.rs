@@ -211,7 +211,7 @@ impl<S: TableSink> Feeder<S> {
         let java = self.runtimes.get(&pid).filter(|_| self.has_java(pid));
         let mut entries = Vec::new();
         let other = |registers: &mut Registers, index: usize, at: At| {
-            java?.offsets.hotspot.step(registers, at, memory, |_, words| {
+            java?.offsets.hotspot.step_or_search(registers, at, memory, |_, words| {
                 entries.push(Entry { frame: index as u8, ..hotspot::entry(words) });
             })
         };

@@ -85,7 +85,7 @@ fn step(memory: &Fake, ip: u64, sp: u64, fp: u64, exact: u64) -> (Option<Step>, 
     let mut registers = Registers { ip, sp, fp, lr: 0 };
     let mut told = None;
     let at = if exact == 1 { At::Instruction } else { At::CallOfOther };
-    let step = OFFSETS.step(&mut registers, at, memory, |_, words| told = Some(entry(words)));
+    let step = OFFSETS.step_or_search(&mut registers, at, memory, |_, words| told = Some(entry(words)));
     (step, registers, told)
 }
 
@@ -199,8 +199,9 @@ fn one_stub_calls_java_and_others_are_where_a_virtual_thread_goes_on() {
     let mut memory = memory();
     let fp = STACK + 0x60;
     memory.put_words(fp, &[STACK + 0x100, OUTSIDE]);
-    let step =
-        |ip: u64, how: At| OFFSETS.step(&mut Registers { ip, sp: STACK, fp, lr: 0 }, how, &memory, |_, _| {});
+    let step = |ip: u64, how: At| {
+        OFFSETS.step_or_search(&mut Registers { ip, sp: STACK, fp, lr: 0 }, how, &memory, |_, _| {})
+    };
     assert_eq!(step(OFFSETS.call_stub_return, At::CallOfCode), Some(Step::Continue));
     assert_eq!(step(STUB, At::CallOfCode), Some(Step::Stop(StopReason::NoRow)));
     assert_eq!(step(STUB, At::CallOfOther), Some(Step::Continue));
@@ -293,7 +294,7 @@ proptest! {
         for _ in 0..8 {
             let before = registers;
             let how = [At::Instruction, At::CallOfCode, At::CallOfOther][which];
-            match offsets.step(&mut registers, how, &Noise(seed), |_, _| {}) {
+            match offsets.step_or_search(&mut registers, how, &Noise(seed), |_, _| {}) {
                 Some(Step::Continue) => prop_assert!(registers.sp > before.sp || registers.ip != 0),
                 _ => break,
             }
