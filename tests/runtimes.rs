@@ -124,6 +124,121 @@ fn functions_that_block_are_named() {
     assert!(told.contains("readConfig"), "stalls name it, too");
 }
 
+/// Each method of the workload in Java, and its only caller.
+const JAVA_CALLERS: [(&str, &str); 5] = [
+    ("Calls.scan", "Calls.parse"),
+    ("Calls.parse", "Calls.route"),
+    ("Calls.render", "Calls.route"),
+    ("Calls.route", "Calls.serve"),
+    ("Calls.serve", "Calls.lambda$main$0"),
+];
+
+/// What the compiler must leave alone so that there are the calls that the source tells.
+const NOT_INLINED: &str = "-XX:CompileCommand=dontinline,Calls::*";
+
+/// A program in Java, started without its own compiler's leavings in the process.
+fn java(source: &str, flags: &[&str]) -> Option<Running> {
+    let Some(java) = which("java").filter(|_| which("javac").is_some()) else {
+        eprintln!("skipped: no JDK");
+        return None;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(source);
+    let compiled = Command::new(which("javac").unwrap()).arg("-d").arg(folder.path()).arg(path).status();
+    assert!(compiled.unwrap().success());
+    let mut command = Command::new(java);
+    command.args(["-XX:CompileCommand=quiet"]).args(flags).arg("-cp").arg(folder.path());
+    command.arg(source.trim_end_matches(".java")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = Running::start(&mut command);
+    running.ready();
+    Some(running)
+}
+
+/// Stacks go through the frames of Java, and each method has its only caller above it, up to the start of the thread.
+fn assert_java_is_followed(flags: &[&str]) {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let Some(running) = java("Calls.java", flags) else { return };
+    let profile = common::profile(&["-F", "997", "-d", "5s", "--alloc", "off", "--pid", &running.pid()]);
+    profile.assert_consistent();
+    let (mut right, mut complete, mut of_java, mut by_leaf) = (0, 0, 0, BTreeMap::<&str, u64>::new());
+    let mut wrong: BTreeMap<String, u64> = BTreeMap::new();
+    // Not those of the time before the kernel knew of the process.
+    for stack in profile.list("stacks").iter().filter(|stack| stack["end"] != "frame_pointers") {
+        let functions = profile.functions(stack);
+        let Some(leaf) = functions.iter().position(|name| name.starts_with("Calls.")) else { continue };
+        let samples = stack["samples"].as_u64().unwrap();
+        of_java += samples;
+        let mut at = leaf;
+        while let Some((_, caller)) = JAVA_CALLERS.iter().find(|(function, _)| *function == functions[at])
+            && functions.get(at + 1) == Some(caller)
+        {
+            at += 1;
+        }
+        // The lambda is a method of a class of its own, which calls the one with its text; newer versions have Thread.runWith
+        // between them.
+        let outer = functions.iter().skip(at + 1).take(3).any(|name| *name == "java.lang.Thread.run");
+        if functions[at] == "Calls.lambda$main$0" && outer {
+            right += samples;
+            *by_leaf.entry(functions[leaf]).or_default() += samples;
+        } else {
+            *wrong.entry(format!("{functions:?}")).or_default() += samples;
+        }
+        complete += if stack["end"] == "complete" { samples } else { 0 };
+    }
+    assert!(of_java > 2000 && right * 100 >= 95 * of_java, "{flags:?}: {right} of {of_java}: {wrong:#?}");
+    // In the first half of a second the table of libjvm is being built.
+    assert!(complete * 100 >= 80 * of_java, "{flags:?}: {complete} of {of_java} are complete");
+    // Two thirds of the work are scan's.
+    let share = by_leaf["Calls.scan"] as f64 / (by_leaf["Calls.scan"] + by_leaf["Calls.render"]) as f64;
+    assert!((0.6..0.73).contains(&share), "{flags:?}: {by_leaf:?}");
+}
+
+#[test]
+fn compiled_java_is_followed() {
+    assert_java_is_followed(&[NOT_INLINED]);
+}
+
+/// What the compiler has put into its callers is told as what it was in the source.
+#[test]
+fn inlined_java_is_told() {
+    assert_java_is_followed(&[]);
+}
+
+#[test]
+fn interpreted_java_is_followed() {
+    assert_java_is_followed(&["-Xint"]);
+}
+
+/// Compiled methods are called by interpreted ones, and the other way round.
+#[test]
+fn compiled_and_interpreted_java_is_followed() {
+    let interpreted = ["serve", "parse"].map(|name| format!("-XX:CompileCommand=exclude,Calls::{name}"));
+    assert_java_is_followed(&[NOT_INLINED, &interpreted[0], &interpreted[1]]);
+}
+
+/// A stack that is known again by its addresses is another one if its interpreted methods are others.
+#[test]
+fn interpreted_java_that_blocks_is_told_apart() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let Some(running) = java("Pauses.java", &["-Xint"]) else { return };
+    let outputs = Outputs::new();
+    let (json, folded) = (outputs.path("x.json"), format!("offcpu:{}", outputs.path("x.folded").display()));
+    profiler(&["-q", "-d", "6s", "-p", &running.pid(), "-o", json.to_str().unwrap(), "-o", &folded]);
+    let folded = outputs.text("x.folded");
+    let waited = |method: &str| {
+        let called = format!(";Pauses.serve_[j];Pauses.{method}_[j];Pauses.pause_[j];");
+        let of = folded.lines().filter(|line| line.contains(&called));
+        of.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    let (longer, shorter) = (waited("longer"), waited("shorter"));
+    // A pause takes a little longer than was asked for.
+    assert!(shorter > 0.0 && (2.2..3.2).contains(&(longer / shorter)), "{longer} {shorter}: {folded}");
+}
+
 /// Methods of Java have their names and shares, without a flag and without an agent.
 #[test]
 fn compiled_java_is_named() {

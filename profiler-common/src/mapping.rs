@@ -1,6 +1,9 @@
 //! Where a process has mapped which file's unwind table: what the kernel programs search before the table itself.
 
-use crate::{runtime::Fingerprint, unwind::Registers};
+use crate::{
+    runtime::{Fingerprint, hotspot::FrameWords},
+    unwind::Registers,
+};
 
 /// Most mappings of all processes together.
 pub const MAX_MAPPINGS: usize = 65_536;
@@ -81,6 +84,8 @@ pub struct Walk {
     pub words: u64,
     /// Of the frames so far that addresses do not tell.
     pub fingerprint: Fingerprint,
+    /// An interpreted frame of HotSpot, as it is read: the stack has no room for it.
+    pub frame: FrameWords,
 }
 
 const _: () = {

@@ -179,6 +179,15 @@ pub trait Memory {
         let first = self.read_u64(address)?;
         Some([first, self.read_u64(address.wrapping_add(8))?])
     }
+
+    /// Fills `into`. The kernel reads all of it at once.
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, address: u64, into: &mut [u64; N]) -> Option<()> {
+        for (i, word) in into.iter_mut().enumerate() {
+            *word = self.read_u64(address.wrapping_add(8 * i as u64))?;
+        }
+        Some(())
+    }
 }
 
 /// What differs between the processors.

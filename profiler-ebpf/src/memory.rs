@@ -22,4 +22,12 @@ impl Memory for UserMemory {
         let error = unsafe { bpf_probe_read_user((&raw mut words).cast(), 16, address as *const _) };
         (error == 0).then_some(words)
     }
+
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, address: u64, into: &mut [u64; N]) -> Option<()> {
+        let bytes = size_of::<[u64; N]>() as u32;
+        // SAFETY: as above.
+        let error = unsafe { bpf_probe_read_user(into.as_mut_ptr().cast(), bytes, address as *const _) };
+        (error == 0).then_some(())
+    }
 }

@@ -21,7 +21,7 @@ use profiler_common::{
     loss::Tally,
     record::RecordKind,
     runtime::{
-        CHAIN_FRAMES, RUNTIME_WORDS,
+        CHAIN_FRAMES, InterpretedIn, RUNTIME_WORDS,
         v8::{BELOW, FrameWords, SAVED, fingerprint_step},
     },
     sched::StackHeader,
@@ -133,7 +133,7 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
 /// A fingerprint's hash, with the chain of `frames` frames from `first` on added, in the copy of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fingerprint_in(scratch: *const AllocScratch, first: u64, frames: u64, hash: u64) -> u64 {
+pub extern "C" fn fingerprint_in(scratch: *const AllocScratch, first: u64, frames: u32, hash: u64) -> u64 {
     // SAFETY: as in `find_stack`.
     let Some(scratch) = (unsafe { scratch.as_ref() }) else { return 0 };
     let sp = scratch.sample.walk.registers.sp;
@@ -194,11 +194,12 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     scratch.sample.header.runtime_words = told as u16;
     let hash = hash_stack(&raw const scratch.sample, frames, seed);
     let mut id = hash;
-    let fingerprint = scratch.sample.walk.fingerprint;
     if told != 0 {
         append_runtime_words(&raw mut scratch.sample, frames, told);
         id = hash_stack(&raw const scratch.sample, frames + told, seed);
-        usual &= u64::from(!fingerprint.is_partial());
+        // Of V8's frames only is what tells them compared in the copy of the stack.
+        let print = &scratch.sample.walk.fingerprint;
+        usual &= u64::from(!print.is_partial() && print.is_only(InterpretedIn::V8));
     }
     // Without unwind tables, which a new process has not got yet, it may be cut off: not for the rest of the run.
     let has_tables = scratch.sample.walk.process.count != 0;
@@ -208,7 +209,8 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         found.fp = frame_pointer(start.sp, start.fp);
         found.id = id;
         found.hash = hash;
-        found.fingerprint = fingerprint;
+        // Not by a variable: it would take a quarter of the stack that all functions in a call have together.
+        found.fingerprint = scratch.sample.walk.fingerprint;
         found.seed = seed;
         found.count = frames as u32 - 1;
         found.words = words as u32;

@@ -16,7 +16,7 @@ use profiler_common::{
         GENERATIONS, KERNEL_GENERATION, MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS,
         USER_GENERATION, Walk,
     },
-    runtime::{Fingerprint, RUNTIME_WORDS, V8},
+    runtime::{Fingerprint, HOTSPOT, RUNTIME_WORDS, V8},
     target::MAX_TARGETS,
     unwind::{
         BUCKET_SHIFT, CfaKind, MAX_RULES, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Rule, Step,
@@ -235,12 +235,25 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
     // SAFETY: callers pass a valid walk; the verifier, which cannot know, wants to see the check for null.
     let Some(walk) = (unsafe { walk.as_mut() }) else { return END_STOPPED };
     let address = walk.registers.ip.wrapping_sub(1 ^ walk.exact);
+    let was_mapped = u64::from(walk.mapping.end != 0);
     if address < walk.mapping.start || address >= walk.mapping.end {
         walk.mapping = find_mapping(walk.process, address);
     }
     let Some(rule) = RULES.get(find_rule(&walk.mapping, address)) else { return END_STOPPED };
+    let exact = walk.exact;
     walk.exact = u64::from(rule.caller_is_exact());
     walk.entry = [0; 2];
+    if rule.cfa_kind == CfaKind::NoInfo as u8 && walk.process.runtimes & HOTSPOT != 0 {
+        let mut step = runtime::hotspot::hotspot_step(walk, exact, was_mapped);
+        if step == runtime::hotspot::SEARCH {
+            step = runtime::hotspot::hotspot_search(walk);
+        }
+        match step {
+            runtime::hotspot::OTHER => {}
+            runtime::hotspot::STEPPED => return 0,
+            stopped => return END_STOPPED + stopped - runtime::hotspot::STOPPED,
+        }
+    }
     let outcome = if rule.cfa_kind == CfaKind::NoInfo as u8 {
         // Just-in-time compiled or assembly: such code keeps frame pointers, or the stack ends here.
         let mut known = Known { at: walk.registers.fp, words: None };

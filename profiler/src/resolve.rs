@@ -182,9 +182,8 @@ impl Resolver {
     pub fn stack_at_rest(&mut self, pid: u32, ip: u64, sp: u64) -> Option<StackId> {
         let memory = ProcessMemory::open(&self.proc_root, pid)?;
         let registers = Registers { ip, sp, fp: 0, lr: 0 };
-        let (user, end) = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
-        let mut raw =
-            RawSample { header: SampleHeader::default(), kernel: Vec::new(), user, entries: Vec::new() };
+        let (user, entries, end) = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
+        let mut raw = RawSample { header: SampleHeader::default(), kernel: Vec::new(), user, entries };
         raw.header.pid = pid;
         raw.header.time_ns = self.clock.now_ns();
         let end = match end {

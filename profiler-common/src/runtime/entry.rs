@@ -24,6 +24,8 @@ pub enum EntryKind {
     V8 = 1,
     /// A Python frame, of no address: its code object, and a [`python::Payload`](super::python::Payload).
     Python = 2,
+    /// An interpreted Java frame: its method, and where in the bytecode it is (an address; zero in native methods).
+    HotSpot = 3,
 }
 
 const VALUE_BITS: u32 = 48;

@@ -26,19 +26,62 @@ pub struct Chain {
     /// Frame pointer of the innermost.
     pub first: u64,
     /// How many, [`CHAIN_FRAMES`] at most.
-    pub frames: u64,
+    pub frames: u32,
+    /// Whose they are, an [`InterpretedIn`].
+    pub kind: u32,
+}
+
+/// Whose frames a chain has: where their words are.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterpretedIn {
+    /// V8's.
+    V8 = 0,
+    /// HotSpot's.
+    HotSpot = 1,
 }
 
 /// Most chains of a stack: say, an asynchronous function, what runs those, and a callback.
 pub const CHAINS: u64 = 3;
 
 /// Most frames of a chain.
-pub const CHAIN_FRAMES: u64 = 64;
+pub const CHAIN_FRAMES: u32 = 64;
 
 impl Fingerprint {
     /// Whether there was no room for all of it: then it cannot tell whether two stacks are the same.
     #[inline(always)]
     pub fn is_partial(&self) -> bool {
         self.count > CHAINS
+    }
+
+    /// Adds a frame at `fp`, whose caller's frame pointer is `next`. `step` is a step of the hash.
+    #[inline(always)]
+    pub fn add(&mut self, kind: InterpretedIn, fp: u64, next: u64, step: impl FnOnce(u64) -> u64) {
+        if self.is_partial() {
+            return;
+        }
+        let last = self.chains[self.count.wrapping_sub(1) as usize & CHAINS as usize];
+        if self.count == 0 || self.next != fp || last.kind != kind as u32 {
+            let chain = Chain { first: fp, frames: 0, kind: kind as u32 };
+            self.chains[self.count as usize & CHAINS as usize] = chain;
+            self.count += 1;
+        }
+        let chain = &mut self.chains[self.count.wrapping_sub(1) as usize & CHAINS as usize];
+        chain.frames += 1;
+        if chain.frames > CHAIN_FRAMES {
+            self.count = CHAINS + 1;
+        }
+        self.hash = step(self.hash);
+        self.next = next;
+    }
+
+    /// Whether all of its frames are of one kind.
+    #[inline(always)]
+    pub fn is_only(&self, kind: InterpretedIn) -> bool {
+        let mut other = 0;
+        for (i, chain) in self.chains.iter().enumerate() {
+            other |= u32::from((i as u64) < self.count && chain.kind != kind as u32);
+        }
+        other == 0
     }
 }

@@ -7,19 +7,22 @@
 
 mod entry;
 mod fingerprint;
+pub mod hotspot;
 pub mod python;
 pub mod v8;
 
 pub use entry::{Entry, EntryKind, RUNTIME_WORDS};
-pub use fingerprint::{CHAIN_FRAMES, CHAINS, Chain, Fingerprint};
+pub use fingerprint::{CHAIN_FRAMES, CHAINS, Chain, Fingerprint, InterpretedIn};
 
 /// Bit of [`ProcessMappings::runtimes`](crate::mapping::ProcessMappings::runtimes): V8 runs in the process.
 pub const V8: u32 = 1 << 0;
 /// The same: CPython runs in it.
 pub const PYTHON: u32 = 1 << 1;
+/// The same: HotSpot runs in it.
+pub const HOTSPOT: u32 = 1 << 2;
 
-/// Most sets of offsets at once: one for each build of a runtime.
-pub const MAX_RUNTIME_OFFSETS: usize = 64;
+/// Most sets of offsets at once: one for each build of a runtime, and for each process with a HotSpot.
+pub const MAX_RUNTIME_OFFSETS: usize = 256;
 
 /// What the kernel programs must know of the runtimes in a process. All offsets are in bytes.
 #[repr(C)]
@@ -29,11 +32,13 @@ pub struct RuntimeOffsets {
     pub v8: v8::V8Offsets,
     /// CPython.
     pub python: python::PythonOffsets,
+    /// HotSpot.
+    pub hotspot: hotspot::HotSpotOffsets,
 }
 
 const _: () = {
     assert!(2 * crate::MAX_FRAMES <= RUNTIME_WORDS);
-    assert!(size_of::<RuntimeOffsets>() == 48);
+    assert!(size_of::<RuntimeOffsets>() == 232);
     assert!(size_of::<Fingerprint>() == 104);
 };
 

@@ -4,7 +4,7 @@
 
 use super::{
     entry::{Entry, EntryKind},
-    fingerprint::{CHAIN_FRAMES, CHAINS, Chain, Fingerprint},
+    fingerprint::{Fingerprint, InterpretedIn},
 };
 
 /// What the kernel programs must know of a V8.
@@ -64,20 +64,7 @@ fn position(words: &FrameWords) -> u64 {
 /// Adds the frame at `fp` to a fingerprint. `mix` is a step of a hash.
 #[inline(always)]
 pub fn add_to_fingerprint(print: &mut Fingerprint, fp: u64, words: &FrameWords, mix: impl Fn(u64) -> u64) {
-    if print.is_partial() {
-        return;
-    }
-    if print.count == 0 || print.next != fp {
-        print.chains[print.count as usize & CHAINS as usize] = Chain { first: fp, frames: 0 };
-        print.count += 1;
-    }
-    let chain = &mut print.chains[print.count.wrapping_sub(1) as usize & CHAINS as usize];
-    chain.frames += 1;
-    if chain.frames > CHAIN_FRAMES {
-        print.count = CHAINS + 1;
-    }
-    print.hash = fingerprint_step(print.hash, words, mix);
-    print.next = words[SAVED];
+    print.add(InterpretedIn::V8, fp, words[SAVED], |hash| fingerprint_step(hash, words, mix));
 }
 
 /// One frame's step of a fingerprint's hash.
@@ -93,7 +80,10 @@ pub fn fingerprint_step(hash: u64, words: &FrameWords, mix: impl Fn(u64) -> u64)
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{CHAIN_FRAMES, CHAINS, Chain},
+        *,
+    };
 
     const INTERPRETED: FrameWords = [71 << 32, 0x1_2345_6789, 2 << 32, 0x2001, 0x3001, 0x7000, 0x40_0000];
 
@@ -121,13 +111,15 @@ mod tests {
         let chains = print(0x2001, 71).chains;
         assert_eq!(
             (chains[0], chains[1]),
-            (Chain { first: 0x6000, frames: 2 }, Chain { first: 0x9000, frames: 1 })
+            (Chain { first: 0x6000, frames: 2, kind: 0 }, Chain { first: 0x9000, frames: 1, kind: 0 })
         );
         assert_eq!(print(0x2001, 71).count, 2);
         assert_eq!(print(0x2001, 71), print(0x2001, 71));
-        let deep = |chains: u64, frames: u64| {
+        let deep = |chains: u64, frames: u32| {
             let mut print = Fingerprint::default();
-            for fp in (1..=chains).flat_map(|chain| (0..frames).map(move |frame| chain << 20 | frame << 4)) {
+            for fp in (1..=chains)
+                .flat_map(|chain| (0..u64::from(frames)).map(move |frame| chain << 20 | frame << 4))
+            {
                 let mut words = INTERPRETED;
                 words[SAVED] = fp + 16;
                 add_to_fingerprint(&mut print, fp, &words, mix);

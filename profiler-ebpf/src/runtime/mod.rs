@@ -3,10 +3,11 @@
 
 use profiler_common::{
     cpu::{SAMPLE_FRAME_WORDS, SampleScratch},
-    runtime::{Fingerprint, PYTHON, RUNTIME_WORDS},
+    runtime::{Fingerprint, InterpretedIn, PYTHON, RUNTIME_WORDS},
 };
 
 mod builds;
+pub mod hotspot;
 pub mod python;
 pub mod v8;
 
@@ -36,7 +37,30 @@ pub fn keep_lists(scratch: &mut SampleScratch) {
 /// Whether the stack of the current task that has this fingerprint still has the same functions.
 #[inline(always)]
 pub fn is_same(print: &Fingerprint, scratch: *mut SampleScratch) -> bool {
-    v8::is_same(print) && python::is_same(print, scratch)
+    chains_are_same(print) && python::is_same(print, scratch)
+}
+
+/// Whether what tells the functions of the frames in its chains is what it was.
+#[inline(always)]
+fn chains_are_same(print: &Fingerprint) -> bool {
+    if print.count == 0 {
+        return true;
+    }
+    if print.is_partial() {
+        return false;
+    }
+    let mut hash = 0;
+    for (i, chain) in print.chains.iter().enumerate() {
+        if i as u64 >= print.count {
+            break;
+        }
+        hash = if chain.kind == InterpretedIn::HotSpot as u32 {
+            hotspot::hotspot_fingerprint(chain.first, chain.frames, hash)
+        } else {
+            v8::v8_fingerprint(chain.first, chain.frames, hash)
+        };
+    }
+    hash == print.hash
 }
 
 /// Puts the first `words` words of runtimes behind the addresses, of which there are so many. A global function in the

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::{
     mapping::Walk,
     runtime::{
-        CHAIN_FRAMES, Fingerprint,
+        CHAIN_FRAMES,
         v8::{BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step, function},
     },
 };
@@ -41,31 +41,12 @@ fn read_frame(fp: u64) -> Option<FrameWords> {
     (error == 0).then_some(words)
 }
 
-/// Whether the stack of the current task that has this fingerprint still has the same functions.
-#[inline(always)]
-pub fn is_same(print: &Fingerprint) -> bool {
-    if print.count == 0 {
-        return true;
-    }
-    if print.is_partial() {
-        return false;
-    }
-    let mut hash = 0;
-    for (i, chain) in print.chains.iter().enumerate() {
-        if i as u64 >= print.count {
-            break;
-        }
-        hash = v8_fingerprint(chain.first, chain.frames, hash);
-    }
-    hash == print.hash
-}
-
 /// A fingerprint's hash, with the chain of `frames` frames from `first` on added.
 ///
 /// A global function in the verifier's sense, as `walk_stack`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn v8_fingerprint(first: u64, frames: u64, hash: u64) -> u64 {
+pub extern "C" fn v8_fingerprint(first: u64, frames: u32, hash: u64) -> u64 {
     let (mut fp, mut hash) = (first, hash);
     for i in 0..CHAIN_FRAMES {
         if i >= frames {

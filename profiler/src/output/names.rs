@@ -209,6 +209,7 @@ mod tests {
             ("core::slice::<impl [T]>::sort", "core::slice::<impl [T]>::sort"),
             ("app::serve::{closure#0}", "app::serve::{closure#0}"),
             ("outer(int)::inner::call(int)", "outer::inner::call"),
+            ("shop.Orders.<init>", "shop.Orders.<init>"),
         ];
         for (name, expected) in names {
             assert_eq!(short(name), expected, "{name}");

@@ -13,7 +13,7 @@ use anyhow::Result;
 use profiler_common::{
     MAX_FRAMES,
     mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
-    runtime::{MAX_RUNTIME_OFFSETS, RuntimeOffsets},
+    runtime::{Entry, HOTSPOT, MAX_RUNTIME_OFFSETS, RuntimeOffsets, hotspot, hotspot::At},
     unwind::{
         Arch, BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, Registers, Rule, Step, StopReason,
         bucket_offset, bucket_page, decode_bucket, row_page, search_rows,
@@ -195,19 +195,28 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
-    /// Follows a stack as the kernel programs would, by the tables they have: innermost first, and how it ended.
-    /// `None` for a process without tables.
+    /// Follows a stack as the kernel programs would, by the tables they have: its frames, innermost first, what tells frames of
+    /// HotSpot, and how it ended. `None` for a process without tables.
     pub fn walk<A: Arch, M: Memory>(
         &self,
         pid: u32,
         registers: Registers,
         memory: &M,
-    ) -> Option<(Vec<u64>, Step)> {
+    ) -> Option<(Vec<u64>, Vec<Entry>, Step)> {
         let mappings = &self.processes.get(&pid)?.mappings;
-        Some(walk::<A, M>(registers, memory, MAX_FRAMES, |address| {
+        let find = |address| {
             let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address));
             self.find_rule(mapping.ok_or(StopReason::NoTable)?, address).ok_or(StopReason::NoRow)
-        }))
+        };
+        let java = self.runtimes.get(&pid).filter(|_| self.has_java(pid));
+        let mut entries = Vec::new();
+        let other = |registers: &mut Registers, index: usize, at: At| {
+            java?.offsets.hotspot.step_or_search(registers, at, memory, |_, words| {
+                entries.push(Entry { frame: index as u8, ..hotspot::entry(words) });
+            })
+        };
+        let (frames, end) = walk::<A, M>(registers, memory, MAX_FRAMES, find, other);
+        Some((frames, entries, end))
     }
 
     fn find_rule(&self, mapping: &Mapping, address: u64) -> Option<Rule> {
@@ -311,7 +320,8 @@ impl<S: TableSink> Feeder<S> {
     }
 
     /// Gives the kernel a process's mappings, but not before all their tables are there: a stack that is cut off
-    /// where the next table is missing is worth less than one by frame pointers.
+    /// where the next table is missing is worth less than one by frame pointers. Not so with a HotSpot, whose table takes
+    /// longest: frame pointers do not lead through Java at all, and most of what is around it keeps some.
     fn place(&mut self, pid: u32, processes: &ProcessTable) -> Result<()> {
         let mut modules = Vec::new();
         let mut mappings = Vec::new();
@@ -327,7 +337,7 @@ impl<S: TableSink> Feeder<S> {
                 None => waits |= self.request(code.module, processes),
             }
         }
-        if waits {
+        if waits && !self.has_java(pid) {
             return Ok(()); // `install` comes back to it
         }
         let (runtimes, offsets) = self.runtimes_of(pid)?;
@@ -360,19 +370,33 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
+    /// Whether the kernel programs follow frames of HotSpot in a process.
+    fn has_java(&self, pid: u32) -> bool {
+        self.runtimes.get(&pid).is_some_and(|known| known.bits & HOTSPOT != 0)
+    }
+
     /// The runtimes of a process, and where the kernel has their offsets; none where it has no room for them.
     fn runtimes_of(&mut self, pid: u32) -> Result<(u32, u32)> {
         let Some(InProcess { bits, offsets }) = self.runtimes.get(&pid) else { return Ok((0, 0)) };
         if let Some(index) = self.offsets.iter().position(|known| known == offsets) {
             return Ok((*bits, index as u32));
         }
-        if self.offsets.len() >= MAX_RUNTIME_OFFSETS {
-            return Ok((0, 0));
-        }
-        let index = self.offsets.len() as u32;
-        self.sink.set_runtime_offsets(index, offsets)?;
-        self.offsets.push(*offsets);
-        Ok((*bits, index))
+        let index = if self.offsets.len() < MAX_RUNTIME_OFFSETS {
+            self.offsets.push(*offsets);
+            self.offsets.len() - 1
+        } else {
+            // Those of processes that are gone.
+            let others = self.processes.iter().filter(|(other, _)| **other != pid);
+            let places = others.map(|(_, process)| process.place).filter(|place| place.runtimes != 0);
+            let used: FxHashSet<u32> = places.map(|place| place.offsets).collect();
+            let Some(index) = (0..self.offsets.len()).find(|index| !used.contains(&(*index as u32))) else {
+                return Ok((0, 0));
+            };
+            self.offsets[index] = *offsets;
+            index
+        };
+        self.sink.set_runtime_offsets(index as u32, offsets)?;
+        Ok((*bits, index as u32))
     }
 
     /// Has a table built; returns whether it will be.
@@ -464,108 +488,4 @@ impl Slots {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retired_slots_become_whole_again() {
-        let mut slots = Slots::new(10);
-        let place = |first, count| ProcessMappings { first, count, ..ProcessMappings::default() };
-        assert_eq!((slots.take(3), slots.take(4), slots.take(4)), (Some(0), Some(3), None));
-        slots.retire(place(0, 3));
-        assert_eq!(slots.take(4), None, "not before the next update");
-        slots.reuse_retired();
-        assert_eq!(slots.take(2), Some(0));
-        slots.retire(place(0, 2));
-        slots.retire(place(3, 4));
-        slots.reuse_retired();
-        assert_eq!(slots.free, [(0, 10)]);
-    }
-
-    #[derive(Default)]
-    struct Fake {
-        tables: FxHashMap<u32, Vec<Page>>,
-        mappings: FxHashMap<u32, Mapping>,
-        processes: FxHashMap<u32, ProcessMappings>,
-        rules: Vec<Rule>,
-        offsets: Vec<RuntimeOffsets>,
-    }
-
-    impl TableSink for Fake {
-        fn set_rules(&mut self, first_id: u32, rules: &[Rule]) -> Result<()> {
-            assert_eq!(first_id as usize, self.rules.len());
-            self.rules.extend(rules);
-            Ok(())
-        }
-        fn set_table(&mut self, index: u32, pages: &[Page]) -> Result<()> {
-            assert!(self.tables.insert(index, pages.to_vec()).is_none());
-            Ok(())
-        }
-        fn remove_table(&mut self, index: u32) -> Result<()> {
-            assert!(self.tables.remove(&index).is_some());
-            Ok(())
-        }
-        fn set_mappings(&mut self, first: u32, mappings: &[Mapping]) -> Result<()> {
-            self.mappings.extend((first..).zip(mappings.iter().copied()));
-            Ok(())
-        }
-        fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()> {
-            self.processes.insert(pid, mappings);
-            Ok(())
-        }
-        fn remove_process(&mut self, pid: u32) {
-            self.processes.remove(&pid);
-        }
-        fn set_runtime_offsets(&mut self, index: u32, offsets: &RuntimeOffsets) -> Result<()> {
-            assert_eq!(index as usize, self.offsets.len());
-            self.offsets.push(*offsets);
-            Ok(())
-        }
-        fn page(&self, table: u32, page: u32) -> Option<Page> {
-            self.tables.get(&table)?.get(page as usize).copied()
-        }
-        fn rule(&self, id: u32) -> Option<Rule> {
-            self.rules.get(id as usize).copied()
-        }
-    }
-
-    /// For ever.
-    const ENOUGH: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn this_very_process_gets_tables_and_gives_them_back() {
-        let mut tables = crate::model::stack::Tables::default();
-        let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
-        let me = std::process::id();
-        processes.track(me, &mut tables);
-        let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
-        feeder.want(me);
-        feeder.settle(&processes, ENOUGH).unwrap();
-        let place = feeder.sink.processes[&me];
-        let here = this_very_process_gets_tables_and_gives_them_back as *const () as u64;
-        let mappings: Vec<Mapping> =
-            (place.first..place.first + place.count).map(|i| feeder.sink.mappings[&i]).collect();
-        assert!(mappings.is_sorted_by_key(|mapping| mapping.start));
-        let found = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&here)).unwrap();
-        assert!(here.wrapping_add(found.to_table) >> BUCKET_SHIFT < found.buckets.into());
-
-        feeder.forget(me);
-        feeder.evict_unused().unwrap();
-        assert!(feeder.sink.processes.is_empty() && feeder.sink.tables.is_empty());
-        assert_eq!(feeder.free_indices.len(), MAX_TABLES);
-    }
-
-    #[test]
-    fn a_budget_too_small_is_a_reason() {
-        let mut tables = crate::model::stack::Tables::default();
-        let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
-        let me = std::process::id();
-        processes.track(me, &mut tables);
-        let mut feeder = Feeder::new(Fake::default(), 8192);
-        feeder.want(me);
-        feeder.settle(&processes, ENOUGH).unwrap();
-        let report = feeder.report(|module| tables.module(module).path.clone());
-        assert!(report.table_bytes <= 8192);
-        assert!(report.failed.iter().any(|(_, reason)| reason.contains("memory budget")), "{report:?}");
-    }
-}
+mod tests;

@@ -21,7 +21,7 @@ pub struct Args {
     /// Seconds of each run
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Only this language (python, javascript)
+    /// Only this language (python, javascript, java)
     #[arg(long)]
     only: Option<String>,
     /// Another node to measure, besides that of the path (repeatable)
@@ -37,6 +37,8 @@ struct Workload {
     language: &'static str,
     /// Module of its functions in the profile.
     module: &'static str,
+    /// What goes before its file.
+    flags: &'static [&'static str],
     file: &'static str,
     arguments: &'static [&'static str],
     /// What does the work; it is called by one of `shares`, by `callers` in turn.
@@ -50,6 +52,7 @@ struct Workload {
 const PYTHON: Workload = Workload {
     language: "python",
     module: "[Python]",
+    flags: &[],
     file: "shares.py",
     arguments: &["alone"],
     worker: "spin",
@@ -61,6 +64,7 @@ const PYTHON: Workload = Workload {
 const JAVASCRIPT: Workload = Workload {
     language: "javascript",
     module: "[JavaScript]",
+    flags: &[],
     file: "shares.js",
     arguments: &[],
     worker: "spin",
@@ -68,6 +72,22 @@ const JAVASCRIPT: Workload = Workload {
     callers: ["handle", "serve"],
     answers: true,
 };
+
+/// The compiler is told to put no method into another: what it does is told as one method.
+const JAVA: Workload = Workload {
+    language: "java",
+    module: "[Java]",
+    flags: &["-XX:CompileCommand=quiet", "-XX:CompileCommand=dontinline,Served::*"],
+    file: "Served.java",
+    arguments: &[],
+    worker: "Served.spin",
+    shares: [("Served.workFifty", 50.0), ("Served.workThirty", 30.0), ("Served.workTwenty", 20.0)],
+    callers: ["Served.handle", "Served.serve"],
+    answers: true,
+};
+
+/// The same, all of it interpreted.
+const JAVA_INTERPRETED: Workload = Workload { flags: &["-Xint"], ..JAVA };
 
 /// What a run has shown.
 #[derive(Default)]
@@ -94,6 +114,10 @@ pub fn run(args: &Args) -> Result<()> {
     if wanted(&JAVASCRIPT) {
         programs.extend(nodes(args)?.into_iter().map(|program| (&JAVASCRIPT, program)));
     }
+    if wanted(&JAVA) {
+        let programs_of = |workload| javas().into_iter().map(move |program| (workload, program));
+        programs.extend(programs_of(&JAVA).chain(programs_of(&JAVA_INTERPRETED)));
+    }
     ensure!(!programs.is_empty(), "no runtime to measure is installed");
     println!("{} s each at 997 Hz, work of known shares", args.seconds);
     println!(
@@ -105,14 +129,15 @@ pub fn run(args: &Args) -> Result<()> {
         let throughput =
             named.throughput.map_or_else(|| "-".to_owned(), |kept| format!("{:.1}", 100.0 * kept));
         println!(
-            "{:>7}  {:>16.2}  {:>23.2}  {:>7}  {:>9.0}  {:>13.0}  {throughput:>13}  {}",
+            "{:>7}  {:>16.2}  {:>23.2}  {:>7}  {:>9.0}  {:>13.0}  {throughput:>13}  {} {}",
             named.samples,
             100.0 * named.right as f64 / named.samples.max(1) as f64,
             named.error(workload),
             named.unnamed,
             named.ns_per_sample,
             without.ns_per_sample,
-            program.display()
+            program.display(),
+            workload.flags.join(" ")
         );
     }
     Ok(())
@@ -128,6 +153,16 @@ fn interpreters() -> Vec<PathBuf> {
     let named =
         folders.iter().flat_map(|dir| (8..=14).map(move |minor| dir.join(format!("python3.{minor}"))));
     let mut found: Vec<PathBuf> = named.filter_map(|path| path.canonicalize().ok()).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Every installed JDK.
+fn javas() -> Vec<PathBuf> {
+    let folders = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        folders.filter_map(|folder| folder.path().join("bin/java").canonicalize().ok()).collect();
     found.sort();
     found.dedup();
     found
@@ -192,7 +227,10 @@ struct Told {
 impl Target {
     fn start(workload: &Workload, program: &Path) -> Result<Target> {
         let mut command = Command::new(program);
-        command.arg(workspace().join("tests/workloads").join(workload.file)).args(workload.arguments);
+        command
+            .args(workload.flags)
+            .arg(workspace().join("tests/workloads").join(workload.file))
+            .args(workload.arguments);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -2,38 +2,47 @@
 //!
 //! ```text
 //! file    -> its tables for debuggers (exported) -> where things are (layout.rs)
-//! address -> heap for code -> map of segments -> piece of code -> method -> class and name
+//! address -> heap for code -> map of segments -> piece of code -> method -> class, name, lines (methods.rs)
+//!                                                      |
+//!                                                      +-> what was inlined there (scopes.rs)
 //! ```
 //!
-//! Code is named by the method that was compiled; what was inlined into it counts as that method. Stacks end at the first
-//! compiled frame, since compiled code keeps no frame pointer.
+//! The kernel programs walk through its frames by what is found here of a process (`profiler_common::runtime::hotspot`), and
+//! copy the method and the position of those that are interpreted.
 
 use std::{fs::File, rc::Rc};
 
-use profiler_common::runtime::RuntimeOffsets;
+use profiler_common::{
+    runtime::{
+        Entry, EntryKind, HOTSPOT, RuntimeOffsets,
+        hotspot::{CodeHeap, HotSpotOffsets, MAX_HEAPS},
+    },
+    unwind::Memory,
+};
 use rustc_hash::FxHashMap;
 
 use crate::{
     model::{function::Function, stack::Language},
     runtimes::{
         exported::Exported,
-        hotspot::layout::{Layout, WANTED},
+        hotspot::{
+            layout::{Code, Layout, WANTED},
+            methods::Method,
+            scopes::{Scope, Scopes},
+        },
         memory::{ForeignMemory, Round},
         runtime::{Attached, Build, Naming, NotAttached, Place, Replacement, Runtime, UserStack},
     },
 };
 
 pub mod layout;
+pub mod methods;
+pub mod scopes;
 
-/// Heaps for code, and steps through a map of segments.
-const MOST_HEAPS: u32 = 16;
-const MOST_STEPS: usize = 4096;
-/// The map says so of a segment that is free.
-const FREE: u8 = 0xff;
-/// Pieces of code whose names are remembered.
-const MOST_PIECES: usize = 65_536;
-/// Characters of a name.
-const LONGEST: u16 = 1024;
+/// Names of pieces of code, of methods, and of addresses that are remembered.
+const MOST_NAMES: usize = 65_536;
+/// Bytes of all tables of compiled code that are remembered.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// Java programs.
 pub struct HotSpot;
@@ -55,30 +64,16 @@ impl Runtime for HotSpot {
 
 impl Build for Rc<Exported> {
     fn bit(&self) -> u32 {
-        0 // The kernel programs copy nothing of it.
+        // How the interpreter's frames and the code of stubs look is known of this processor only.
+        if cfg!(target_arch = "x86_64") { HOTSPOT } else { 0 }
     }
 
-    fn attach(&self, place: Place, _offsets: &mut RuntimeOffsets) -> Result<Box<dyn Attached>, NotAttached> {
+    fn attach(&self, place: Place, offsets: &mut RuntimeOffsets) -> Result<Box<dyn Attached>, NotAttached> {
         let layout = Layout::read(&place.memory, self, place.bias).map_err(NotAttached::Refused)?;
-        let heaps = heaps(&place.memory, &layout).ok_or(NotAttached::NotYet)?;
-        Ok(Box::new(Java {
-            memory: place.memory,
-            layout,
-            heaps,
-            pieces: FxHashMap::default(),
-            seen: FxHashMap::default(),
-            now: Round::default(),
-        }))
+        let java = Java::new(place.memory, layout)?;
+        offsets.hotspot = java.places;
+        Ok(Box::new(java))
     }
-}
-
-/// Memory for code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heap {
-    low: u64,
-    high: u64,
-    segments: u64,
-    log2_segment: u32,
 }
 
 /// One process's HotSpot.
@@ -86,44 +81,57 @@ pub struct Heap {
 pub struct Java<M> {
     memory: M,
     layout: Layout,
-    heaps: Vec<Heap>,
+    places: HotSpotOffsets,
     /// By where a piece of code begins.
-    pieces: FxHashMap<u64, Piece>,
-    /// By address, for what is seen of it after the program has ended.
-    seen: FxHashMap<u64, Rc<str>>,
+    pieces: FxHashMap<u64, Known<3, Rc<Piece>>>,
+    /// Bytes of their tables.
+    bytes: usize,
+    /// By address of a method: what is constant of it.
+    methods: FxHashMap<u64, Known<1, Rc<Method>>>,
+    /// By address and what tells more of it: places come again in every stack, and some after the program has ended.
+    seen: FxHashMap<(u64, u64), (Round, Vec<Function>)>,
     now: Round,
+}
+
+/// What is known of something.
+#[derive(Debug)]
+struct Known<const N: usize, T> {
+    /// What it was made of, to be compared.
+    words: [u64; N],
+    checked: Round,
+    value: T,
 }
 
 /// A piece of code.
 #[derive(Debug)]
-struct Piece {
-    /// What its name was made of, to be compared: its own name, its method, and what is constant of that.
-    words: [u64; 3],
-    checked: Round,
-    name: Option<Rc<str>>,
+enum Piece {
+    /// A compiled method.
+    Method { method: u64, scopes: Option<Scopes> },
+    /// Something else, and what it is called.
+    Other(String),
 }
 
 impl<M: ForeignMemory> Attached for Java<M> {
     fn new_round(&mut self) {
         self.now.next(&self.memory);
-        // They grow.
-        if let Some(heaps) = heaps(&self.memory, &self.layout) {
-            self.heaps = heaps;
-        }
     }
 
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming) {
+        let interpreted = |entry: &&Entry| entry.kind == EntryKind::HotSpot as u8;
+        let interpreted: FxHashMap<usize, &Entry> =
+            stack.entries.iter().filter(interpreted).map(|entry| (entry.frame.into(), entry)).collect();
         for (index, user) in stack.frames.iter().enumerate().filter(|(_, user)| user.made_at_run_time) {
-            if !self.heaps.iter().any(|heap| (heap.low..heap.high).contains(&user.address)) {
+            if !self.places.is_code(user.address) {
                 continue;
             }
-            match self.function(user.address) {
-                Some(name) => {
-                    let function = Function { name: (*name).to_owned(), ..Function::default() };
-                    naming.replace(
-                        index,
-                        Replacement { frames: vec![vec![function]], ..Replacement::default() },
-                    );
+            let functions = match interpreted.get(&index) {
+                Some(entry) => self.interpreted(entry.value, entry.payload),
+                // Of callers the address is that of the last byte of the call.
+                None => self.compiled(user.address, user.address.wrapping_add(u64::from(index > 0))),
+            };
+            match functions {
+                Some(functions) => {
+                    naming.replace(index, Replacement { frames: vec![functions], ..Replacement::default() });
                 }
                 None => naming.unnamed += 1,
             }
@@ -131,107 +139,220 @@ impl<M: ForeignMemory> Attached for Java<M> {
     }
 }
 
-/// The heaps that code is in; `None` if there are none yet.
-fn heaps<M: ForeignMemory>(memory: &M, layout: &Layout) -> Option<Vec<Heap>> {
-    let list = memory.u64(layout.heaps).filter(|list| *list != 0)?;
-    let length = memory.u32(list.wrapping_add(layout.list_length)).filter(|length| *length <= MOST_HEAPS)?;
-    let data = memory.u64(list.wrapping_add(layout.list_data))?;
-    let heap = |index: u64| {
+/// The heaps that code is in.
+fn heaps<M: ForeignMemory>(memory: &M, layout: &Layout) -> Result<[CodeHeap; MAX_HEAPS], NotAttached> {
+    let heap = |data: u64, index: u64| {
         let heap = memory.u64(data.wrapping_add(8 * index))?;
         let word = |at: u64| memory.u64(heap.wrapping_add(at));
         let low = word(layout.memory.wrapping_add(layout.low))?;
         let high = word(layout.memory.wrapping_add(layout.high))?;
         let segments = word(layout.segments.wrapping_add(layout.low))?;
-        let log2_segment = memory.u32(heap.wrapping_add(layout.log2_segment))?;
-        let sound = low < high && (4..=16).contains(&log2_segment);
-        sound.then_some(Heap { low, high, segments, log2_segment })
+        let segment_shift = memory.u32(heap.wrapping_add(layout.log2_segment))?;
+        let sound = low < high && segments != 0 && (4..=16).contains(&segment_shift);
+        sound.then_some(CodeHeap { low, high, segments, segment_shift, _reserved: 0 })
     };
-    let heaps: Vec<Heap> = (0..u64::from(length)).filter_map(heap).collect();
-    (!heaps.is_empty()).then_some(heaps)
+    let list = || {
+        let list = memory.u64(layout.heaps).filter(|list| *list != 0)?;
+        let length = memory.u32(list.wrapping_add(layout.list_length)).filter(|length| *length != 0)?;
+        Some((length as usize, memory.u64(list.wrapping_add(layout.list_data))?))
+    };
+    let (length, data) = list().ok_or(NotAttached::NotYet)?;
+    if length > MAX_HEAPS {
+        return Err(NotAttached::Refused(format!(
+            "it has {length} heaps for code, {MAX_HEAPS} at most are known"
+        )));
+    }
+    let mut heaps = [CodeHeap::default(); MAX_HEAPS];
+    for (index, place) in heaps.iter_mut().enumerate().take(length) {
+        *place = heap(data, index as u64).ok_or(NotAttached::NotYet)?;
+    }
+    Ok(heaps)
+}
+
+/// What the kernel programs must know of the HotSpot with this memory, whose heaps these are; `None` if it is not there yet.
+fn places<M: ForeignMemory>(
+    memory: &M,
+    layout: &Layout,
+    heaps: [CodeHeap; MAX_HEAPS],
+) -> Option<HotSpotOffsets> {
+    // What is made after the heaps.
+    let interpreter = memory.u64(layout.interpreter).filter(|code| *code != 0)?;
+    let begin = memory.u64(interpreter.wrapping_add(layout.interpreter_begin)).filter(|begin| *begin != 0)?;
+    let length =
+        memory.u32(interpreter.wrapping_add(layout.interpreter_length)).filter(|length| *length > 0)?;
+    let call_stub_return = memory.u64(layout.call_stub_return).filter(|address| *address != 0)?;
+    let (code, code_is_offset) = match layout.code {
+        Code::Address(at) => (at, 0),
+        Code::Offset(at) => (at, 1),
+    };
+    Some(HotSpotOffsets {
+        heaps,
+        interpreter: begin,
+        interpreter_end: begin.wrapping_add(length.into()),
+        call_stub_return,
+        block: layout.block as u32,
+        frame_size: layout.frame_size as u32,
+        complete: layout.complete as u32,
+        complete_bits: layout.complete_bits as u32,
+        code: code as u32,
+        code_is_offset,
+        constant: layout.constant as u32,
+        _reserved: 0,
+    })
 }
 
 impl<M: ForeignMemory> Java<M> {
-    /// What the code at an address is called.
-    pub fn function(&mut self, address: u64) -> Option<Rc<str>> {
-        let Some(name) = self.now_at(address) else {
-            return self.seen.get(&address).filter(|_| self.memory.has_ended()).cloned();
+    /// The HotSpot of the process with this memory. That what it tells of itself is so is tried on two pieces of code that
+    /// every one has.
+    pub fn new(memory: M, layout: Layout) -> Result<Java<M>, NotAttached> {
+        let heaps = heaps(&memory, &layout)?;
+        let places = places(&memory, &layout, heaps).ok_or(NotAttached::NotYet)?;
+        let java = Java {
+            memory,
+            layout,
+            places,
+            pieces: FxHashMap::default(),
+            bytes: 0,
+            methods: FxHashMap::default(),
+            seen: FxHashMap::default(),
+            now: Round::default(),
         };
-        if self.seen.len() >= MOST_PIECES {
-            self.seen.clear();
+        let called = |address: u64| {
+            let name = java.memory.u64(java.piece(address)?.wrapping_add(java.layout.name))?;
+            layout::text(&java.memory, name)
+        };
+        let found = [called(places.interpreter), called(places.call_stub_return)];
+        match found.each_ref().map(Option::as_deref) {
+            [Some("Interpreter"), Some(stubs)] if stubs.contains("StubRoutines") => Ok(java),
+            _ => Err(NotAttached::Refused("its code is not where it tells".to_owned())),
         }
-        self.seen.insert(address, Rc::clone(&name));
-        Some(name)
     }
 
-    fn now_at(&mut self, address: u64) -> Option<Rc<str>> {
+    /// The functions of compiled code at an address, innermost first; `next` is that of the next instruction.
+    pub fn compiled(&mut self, address: u64, next: u64) -> Option<Vec<Function>> {
+        self.at((address, next), |java| java.compiled_now(address, next))
+    }
+
+    /// The function of an interpreted method, at an address of its bytecode.
+    pub fn interpreted(&mut self, method: u64, position: u64) -> Option<Vec<Function>> {
+        self.at((method, position), |java| {
+            let method = java.method(method)?;
+            Some(vec![method.at(method.position(position))])
+        })
+    }
+
+    /// What is known of a place, or found.
+    fn at(
+        &mut self,
+        place: (u64, u64),
+        find: impl FnOnce(&mut Self) -> Option<Vec<Function>>,
+    ) -> Option<Vec<Function>> {
+        if let Some((checked, functions)) = self.seen.get(&place)
+            && self.now.covers(*checked)
+        {
+            return Some(functions.clone());
+        }
+        let functions = find(self)?;
+        if self.seen.len() >= MOST_NAMES {
+            self.seen.clear();
+        }
+        self.seen.insert(place, (self.now, functions.clone()));
+        Some(functions)
+    }
+
+    fn compiled_now(&mut self, address: u64, next: u64) -> Option<Vec<Function>> {
         let piece = self.piece(address)?;
+        let piece = self.code(piece)?;
+        let (method, scopes) = match &*piece {
+            Piece::Other(name) => return Some(vec![Function { name: name.clone(), ..Function::default() }]),
+            Piece::Method { method, scopes } => (*method, scopes),
+        };
+        let running = scopes.as_ref().and_then(|scopes| scopes.at(next, method, self.layout.packing));
+        let running = running.unwrap_or_else(|| vec![Scope { method, position: -1 }]);
+        running.iter().map(|scope| Some(self.method(scope.method)?.at(scope.position))).collect()
+    }
+
+    /// What is known of the piece of code that begins at an address.
+    fn code(&mut self, piece: u64) -> Option<Rc<Piece>> {
         let known = self.pieces.get(&piece);
         if let Some(known) = known.filter(|known| self.now.covers(known.checked)) {
-            return known.name.clone();
+            return Some(Rc::clone(&known.value));
         }
-        let words = self.words(piece)?;
+        let layout = &self.layout;
+        let kind = self.memory.u64(piece.wrapping_add(layout.name))?;
+        // Only compiled methods have one; elsewhere it is some other word.
+        let method = self.memory.u64(piece.wrapping_add(layout.method)).unwrap_or(0);
+        let compilation = self.memory.u32(piece.wrapping_add(layout.compilation)).unwrap_or(0);
+        let words = [kind, method, compilation.into()];
         if let Some(known) = self.pieces.get_mut(&piece).filter(|known| known.words == words) {
             known.checked = self.now;
-            return known.name.clone();
+            return Some(Rc::clone(&known.value));
         }
-        let name = self.describe(words).map(Rc::from);
-        if self.pieces.len() >= MOST_PIECES {
+        let value = Rc::new(match layout::text(&self.memory, kind)?.as_str() {
+            "nmethod" | "native nmethod" => {
+                Piece::Method { method, scopes: Scopes::read(&self.memory, layout, piece) }
+            }
+            "Interpreter" => Piece::Other("(interpreter)".to_owned()),
+            stub => {
+                let inside = stub.strip_prefix('(').and_then(|stub| stub.strip_suffix(')'));
+                Piece::Other(format!("({})", inside.unwrap_or(stub)))
+            }
+        });
+        self.bytes += value.bytes();
+        if self.pieces.len() >= MOST_NAMES || self.bytes > MOST_BYTES {
             self.pieces.clear();
+            self.bytes = value.bytes();
         }
-        self.pieces.insert(piece, Piece { words, checked: self.now, name: name.clone() });
-        name
+        if let Some(before) =
+            self.pieces.insert(piece, Known { words, checked: self.now, value: Rc::clone(&value) })
+        {
+            self.bytes -= before.value.bytes();
+        }
+        Some(value)
+    }
+
+    /// What is known of a method.
+    fn method(&mut self, method: u64) -> Option<Rc<Method>> {
+        let known = self.methods.get(&method);
+        if let Some(known) = known.filter(|known| self.now.covers(known.checked)) {
+            return Some(Rc::clone(&known.value));
+        }
+        let words = [self.memory.u64(method.wrapping_add(self.layout.constant))?];
+        if let Some(known) = self.methods.get_mut(&method).filter(|known| known.words == words) {
+            known.checked = self.now;
+            return Some(Rc::clone(&known.value));
+        }
+        let value = Rc::new(Method::read(&self.memory, &self.layout, words[0])?);
+        if self.methods.len() >= MOST_NAMES {
+            self.methods.clear();
+        }
+        self.methods.insert(method, Known { words, checked: self.now, value: Rc::clone(&value) });
+        Some(value)
     }
 
     /// Where the piece of code begins that an address is in. The map has a byte for each segment, which says how many
     /// segments to go back; zero is where a piece begins.
     fn piece(&self, address: u64) -> Option<u64> {
-        let heap = self.heaps.iter().find(|heap| (heap.low..heap.high).contains(&address))?;
-        let mut segment = (address - heap.low) >> heap.log2_segment;
-        for _ in 0..MOST_STEPS {
-            let mut back = [0];
-            self.memory.read(heap.segments.wrapping_add(segment), &mut back)?;
-            match back[0] {
-                0 => return Some(heap.low + (segment << heap.log2_segment) + self.layout.block),
-                FREE => return None,
-                back => segment = segment.checked_sub(back.into())?,
-            }
+        self.places.piece_at(address, &Words(&self.memory))
+    }
+}
+
+impl Piece {
+    /// Bytes of its tables.
+    fn bytes(&self) -> usize {
+        match self {
+            Piece::Method { scopes: Some(scopes), .. } => scopes.bytes(),
+            _ => 0,
         }
-        None
     }
+}
 
-    fn words(&self, piece: u64) -> Option<[u64; 3]> {
-        let name = self.memory.u64(piece.wrapping_add(self.layout.name))?;
-        // Only compiled methods have one; elsewhere it is some other word.
-        let method = self.memory.u64(piece.wrapping_add(self.layout.method)).unwrap_or(0);
-        let constant = self.memory.u64(method.wrapping_add(self.layout.constant)).unwrap_or(0);
-        Some([name, method, constant])
-    }
+/// Foreign memory as the kernel programs' code reads it.
+struct Words<'a, M>(&'a M);
 
-    fn describe(&self, [name, _, constant]: [u64; 3]) -> Option<String> {
-        let (memory, layout) = (&self.memory, &self.layout);
-        let what = layout::text(memory, name)?;
-        match what.as_str() {
-            "nmethod" | "native nmethod" => {}
-            "Interpreter" => return Some("(interpreter)".to_owned()),
-            _ => return Some(format!("({})", what.trim_matches(['(', ')']))),
-        }
-        let constants = memory.u64(constant.wrapping_add(layout.constants))?;
-        let index = memory.u16(constant.wrapping_add(layout.name_index))?;
-        let class = memory.u64(constants.wrapping_add(layout.holder))?;
-        let class = self.symbol(memory.u64(class.wrapping_add(layout.class_name))?)?;
-        let slot = constants.wrapping_add(layout.constants_size).wrapping_add(8 * u64::from(index));
-        let method = self.symbol(memory.u64(slot)?)?;
-        Some(format!("{}.{method}", class.replace('/', ".")))
-    }
-
-    fn symbol(&self, symbol: u64) -> Option<String> {
-        let length = self.memory.u16(symbol.wrapping_add(self.layout.symbol_length))?;
-        let known = (1..=LONGEST).contains(&length) && symbol != 0;
-        let bytes = self
-            .memory
-            .bytes(symbol.wrapping_add(self.layout.symbol_text), length.into())
-            .filter(|_| known)?;
-        Some(crate::text::clean(&bytes))
+impl<M: ForeignMemory> Memory for Words<'_, M> {
+    fn read_u64(&self, address: u64) -> Option<u64> {
+        self.0.u64(address)
     }
 }
 

@@ -53,12 +53,13 @@ impl Tables {
 
     fn walk(&self, pid: u32, registers: Registers) -> Stack {
         let memory = ProcessMemory::open(Path::new("/proc"), pid).unwrap();
-        let (frames, step) = walk::<X86_64, _>(registers, &memory, 127, |address| {
+        let find = |address: u64| {
             let module = self.modules.iter().find(|(start, end, ..)| (start..end).contains(&&address));
             let (_, _, bias, table) = module.ok_or(StopReason::NoTable)?;
             let id = table.find(address.wrapping_sub(*bias)).unwrap_or(RULE_NO_INFO);
             self.rules.get(id).copied().ok_or(StopReason::NoRow)
-        });
+        };
+        let (frames, step) = walk::<X86_64, _>(registers, &memory, 127, find, |_, _, _| None);
         (step, frames)
     }
 }
