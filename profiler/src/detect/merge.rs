@@ -15,6 +15,9 @@ const EXPLAIN: [&str; 2] = ["gc-pressure", "nested-wait"];
 /// Rules that say how CPU time is spent: where a finding of another rule shows the same function, they are about the same work.
 const HOW: [&str; 3] = ["page-fault-storm", "cpu-bound", "busy-poll"];
 
+/// Rules that say why a CPU is lacking: where that costs at least half of it, they stand for the lack.
+const WHY: [&str; 1] = ["cpu-throttled"];
+
 /// Merges what is one defect. The worst stands for it; in its details, `also` has the ids of the others, and `alike` how many
 /// processes or threads it happened to.
 pub fn defects(found: Vec<Finding>, names: &Names) -> Vec<Finding> {
@@ -63,7 +66,10 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
         });
         match first {
             // Whichever costs more, the one that explains stands for both.
-            Some(first) if first.subject == finding.subject && says_more(&finding) > says_more(first) => {
+            Some(first)
+                if explains(&finding, first)
+                    || first.subject == finding.subject && says_more(&finding) > says_more(first) =>
+            {
                 let other = std::mem::replace(first, finding);
                 stand_for(first, &other);
             }
@@ -72,6 +78,10 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
         }
     }
     kept
+}
+
+fn explains(why: &Finding, lack: &Finding) -> bool {
+    WHY.contains(&why.rule) && !WHY.contains(&lack.rule) && 2 * why.cost.ns >= lack.cost.ns
 }
 
 /// How a process spends its CPU time is no defect besides another one of its CPU time that shows the same function.
@@ -160,6 +170,19 @@ mod tests {
             (2, 14, &json!(2))
         );
         assert_eq!((merged[1].rule, &merged[1].details["also"]), ("starved", &json!(["stall-queue:app"])));
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_says_why_there_is_no_cpu() {
+        let first = |starved: u64, throttled: u64| {
+            let lack = finding("cpu-starvation", 1, Bottleneck::CpuStarvation, starved);
+            let why = finding("cpu-throttled", 1, Bottleneck::CpuStarvation, throttled);
+            let merged = defects(vec![lack, why], &Names::default());
+            assert_eq!(merged.len(), 1);
+            merged[0].rule
+        };
+        assert_eq!(first(65, 64), "cpu-throttled");
+        assert_eq!(first(65, 7), "cpu-starvation", "others have the CPUs");
     }
 
     #[test]
