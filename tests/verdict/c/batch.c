@@ -10,5 +10,7 @@ __attribute__((noinline)) static double integrate(int steps) {
 int main(void) {
     puts("ready");
     fflush(stdout);
-    for (volatile double sum = 0;;) sum += integrate(10000000);
+    volatile double sum = 0;
+    // Volatile, or the sum is computed once and then added up.
+    for (volatile int steps = 10000000;;) sum += integrate(steps);
 }

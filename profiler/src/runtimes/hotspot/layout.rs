@@ -3,7 +3,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::runtimes::{exported::Exported, hotspot::scopes::Packing, memory::ForeignMemory};
+use crate::runtimes::{exported::Exported, hotspot::packing::Packing, memory::ForeignMemory};
 
 /// Entries of a table that are looked at.
 const MOST_ENTRIES: u64 = 20_000;

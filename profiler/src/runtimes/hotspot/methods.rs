@@ -3,7 +3,7 @@
 use crate::{
     model::function::Function,
     runtimes::{
-        hotspot::{layout::Layout, scopes::Packing},
+        hotspot::{layout::Layout, packing::Packing},
         memory::ForeignMemory,
     },
 };
