@@ -37,6 +37,7 @@ use crate::{
 
 pub mod layout;
 pub mod methods;
+pub mod packing;
 pub mod scopes;
 
 /// Names of pieces of code, of methods, and of addresses that are remembered.

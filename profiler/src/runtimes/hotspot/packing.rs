@@ -4,7 +4,7 @@
 /// is zero: `excluded` is 1, and added to each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packing {
-    excluded: u8,
+    pub(super) excluded: u8,
 }
 
 impl Packing {

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::{
     layout::{Field, Tables},
-    scopes::Packing,
+    packing::Packing,
     *,
 };
 use crate::{
