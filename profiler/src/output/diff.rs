@@ -84,14 +84,14 @@ fn nothing(of: &Comparison) -> String {
     let places: usize = judged.iter().map(|kind| kind.places.len()).sum();
     let blind: Vec<String> = judged
         .iter()
-        .filter_map(|kind| Some(format!("{} in {}", hidden(kind.blind_points?), whole(kind))))
+        .filter_map(|kind| Some(format!("{} in {}", may_hide(kind.blind_points?), whole(kind))))
         .collect();
     let blind = if blind.is_empty() { String::new() } else { format!("; {} could hide", blind.join(", ")) };
     format!("no significant difference in {}{blind}", count(places as u64, "place"))
 }
 
 /// How much could hide, in words.
-fn hidden(points: f64) -> String {
+fn may_hide(points: f64) -> String {
     if points > 100.0 {
         "any difference".to_owned()
     } else {
@@ -175,7 +175,7 @@ fn table(kind: &KindComparison, style: &Style, out: &mut dyn Write) -> Result<()
     }
     let of_them = if different.is_empty() { "none is significant" } else { "not significant" };
     let blind = match kind.blind_points {
-        Some(of) => format!(": {} may be there all the same", hidden(of)),
+        Some(of) => format!(": {} may be there all the same", may_hide(of)),
         None if kind.is_judged() => String::new(),
         None => ": too short, or too few samples, to be judged".to_owned(),
     };
