@@ -120,7 +120,10 @@ mod tests {
     use fastrand::Rng;
 
     use super::*;
-    use crate::{commands::replay::tests::record, model::kind::ALLOC};
+    use crate::{
+        commands::replay::tests::record,
+        model::kind::{ALLOC, CPU},
+    };
 
     /// A recording of twenty seconds, in which the first of two functions has this share.
     fn recorded(path: &Path, share: f64, seed: u64) {
@@ -142,7 +145,7 @@ mod tests {
         let args = |after: &Path, limit: &str| DiffArgs {
             before: normal.clone(),
             after: after.to_owned(),
-            kinds: Vec::new(),
+            kinds: vec![CPU],
             fail_if: Some(limit.parse().unwrap()),
             outputs: Vec::new(),
             top: 3,
