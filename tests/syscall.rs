@@ -124,13 +124,14 @@ fn lengths_are_right() {
         let is_its = |of: &&Value| of["syscall"] == "read" && of["pid"] == sleeps["pid"];
         let reads = list(&profile, "calls").iter().find(is_its).unwrap();
         let slowest = list(&profile, "slow").iter().find(is_its).unwrap();
-        for (what, ours, its) in [
-            ("asleep", &sleeps["calls"]["sum_ns"], slept),
-            ("reading", &reads["calls"]["sum_ns"], waited),
-            ("in the longest read", &slowest["duration_ns"], longest),
+        // Between the end of a call and its look at the clock the program can lose its CPU: of one call that can be much.
+        for (what, ours, its, less) in [
+            ("asleep", &sleeps["calls"]["sum_ns"], slept, 0.02),
+            ("reading", &reads["calls"]["sum_ns"], waited, 0.02),
+            ("in the longest read", &slowest["duration_ns"], longest, 0.1),
         ] {
-            let ours = ours.as_f64().unwrap();
-            assert!((ours / its - 1.0).abs() <= 0.02, "{times} times {ms} ms: {ours} ns {what}, not {its}");
+            let off = ours.as_f64().unwrap() / its - 1.0;
+            assert!((-less..=0.02).contains(&off), "{times} times {ms} ms: {ours} ns {what}, not {its}");
         }
         let off_cpu = sleeps["blocked_ns"].as_f64().unwrap() + sleeps["run_queue_ns"].as_f64().unwrap();
         assert!(off_cpu > 0.9 * slept, "{off_cpu} of {slept}");
