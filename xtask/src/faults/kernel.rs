@@ -15,7 +15,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "bpf() refused at any call",
         promise: "a report with what is missing named, or an exit code and one line of cause; never a crash",
         full: false,
-        happen: |ground, full| refused(ground, "bpf", if full { 1 } else { 60 }),
+        happen: |ground, full| refused(ground, "bpf", if full { 1 } else { 150 }),
     },
     Fault {
         name: "perf_event_open() refused at any call",
