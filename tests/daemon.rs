@@ -127,7 +127,7 @@ struct Daemon {
 impl Daemon {
     fn start(target: &str, more: &str) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = common::programs::free_port();
         let (state, config) = (dir.path().display(), dir.path().join("profiler.toml"));
         let text = format!(
             "[daemon]\nwindow = \"5s\"\nstate_dir = \"{state}\"\nlisten = \"127.0.0.1:{port}\"\nmax_overhead = 100.0\n\

@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -131,7 +131,7 @@ fn names_come_from_a_debuginfod_server_if_it_may_be_asked() {
     let build_id =
         profiler::process::elf::ElfInfo::read(&std::fs::File::open(&program).unwrap()).unwrap().build_id;
     let id: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = common::programs::free_port();
     let mut server = Command::new("debuginfod");
     server.args(["-d", ":memory:", "-p", &port.to_string(), "-F"]).arg(folder.path().join("kept"));
     let _server = Running::start(server.stdout(Stdio::null()).stderr(Stdio::null()));
@@ -148,7 +148,7 @@ fn names_come_from_a_debuginfod_server_if_it_may_be_asked() {
     assert!(cache.join(&id).join("debuginfo").exists(), "kept where elfutils looks for it");
     // A server that is not there costs names, and nothing else.
     let other = tempfile::tempdir().unwrap();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = common::programs::free_port();
     let option = format!("--debuginfod=http://127.0.0.1:{nobody}");
     assert_eq!(named(&profiled(&program, "2", &[&option], other.path())), (false, false));
 }

@@ -13,7 +13,8 @@ use aya_ebpf::{
     helpers::{
         bpf_probe_read_user,
         generated::{
-            bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user as read_user_bytes,
+            bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_probe_read_kernel,
+            bpf_probe_read_user as read_user_bytes,
         },
     },
     macros::{btf_map, fexit, raw_tracepoint},
@@ -109,15 +110,24 @@ struct Arrival {
     at_us: u64,
 }
 
+/// How many exchanges a CPU tells of one by one.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Sent {
     slice: u64,
+    /// Exchanges that ended in this slice.
+    ended: u64,
+    /// Of these, told.
     exchanges: u64,
+    /// One of so many is told.
+    one_of: u64,
 }
 
-/// Records of exchanges that a CPU sends in a slice of 8.4 ms: 7,600 a second. What is more is in all counts.
+/// Exchanges that a CPU is to tell of in a slice of 8.4 ms: 7,600 a second. Of more it tells of some, each as likely as any
+/// other, so that the routes stay in proportion. All are in the counts of the peer.
 const EXCHANGES_PER_SLICE: u64 = 64;
+/// Where more come than in the slice before: no more than this.
+const MAX_PER_SLICE: u64 = 2 * EXCHANGES_PER_SLICE;
 
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
@@ -560,11 +570,21 @@ fn may_send(now: u64) -> bool {
     let Some(sent) = EXCHANGES_SENT.get_ptr_mut(0) else { return false };
     // SAFETY: this CPU's own slot.
     let sent = unsafe { &mut *sent };
-    if sent.slice != now >> SLICE_SHIFT {
-        *sent = Sent { slice: now >> SLICE_SHIFT, exchanges: 0 };
+    let elapsed = (now >> SLICE_SHIFT).wrapping_sub(sent.slice);
+    if elapsed != 0 {
+        // As many are expected as in the slice before; after a pause fewer.
+        let expected = sent.ended >> (elapsed - 1).min(63);
+        *sent =
+            Sent { slice: now >> SLICE_SHIFT, ended: 0, exchanges: 0, one_of: expected / EXCHANGES_PER_SLICE + 1 };
+    }
+    sent.ended += 1;
+    // SAFETY: takes no arguments.
+    let random = || u64::from(unsafe { bpf_get_prandom_u32() });
+    if sent.exchanges >= MAX_PER_SLICE || (sent.one_of > 1 && random() % sent.one_of != 0) {
+        return false;
     }
     sent.exchanges += 1;
-    sent.exchanges <= EXCHANGES_PER_SLICE
+    true
 }
 
 /// Adds a duration, so that none is lost when two CPUs do so at once. A global function for the reason that

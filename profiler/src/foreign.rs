@@ -11,7 +11,7 @@ use std::{
 use flate2::{Compression, write::GzEncoder};
 
 use crate::{
-    detect::rule::Overrides,
+    detect::{compare::compare, rule::Overrides},
     kernel::{btf::Btf, sideband},
     output::{FORMATS, OutputSpec, RenderOptions, report, text},
     probe::{
@@ -226,6 +226,7 @@ fn replay(bytes: &[u8]) {
             let _any_result = spec.write(&replayed.run, &options, &mut std::io::sink());
         }
     }
+    compare(replayed.measured(), replayed.measured());
     let style = text::Style { colour: false, width: Some(80), threads: true, top: 10 };
     let _any_result = report::write(&replayed.run, &style, &mut std::io::sink());
 }

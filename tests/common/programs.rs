@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::Mutex,
@@ -219,25 +220,53 @@ pub fn postgres() -> Program {
     })
 }
 
+/// A port that is free at this moment; who else would want it?
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Whether somebody answers at a port.
+pub fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// nginx in a folder of its own, listening at `port` when this returns. `main` and `http` go into its configuration.
+pub fn nginx_with(dir: &Path, main: &str, port: u16, http: &str) -> Running {
+    let config = format!(
+        "daemon off; {main} user root; pid pid; error_log stderr crit; events {{ worker_connections 1024; }}
+         http {{
+             client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
+             {http}
+         }}"
+    );
+    fs::write(dir.join("conf"), config).unwrap();
+    let mut server = Command::new("/usr/sbin/nginx");
+    let server = Running::start(quiet(server.arg("-p").arg(dir).args(["-c", "conf"])));
+    wait_until("nginx listens", || listens(port));
+    server
+}
+
+/// A script of Node's that prints the port at which it listens; and that port.
+pub fn node(script: &str, args: &[&Path]) -> (Running, u16) {
+    let mut server = Command::new("/usr/bin/node");
+    let mut server =
+        Running::start(server.args(["-e", script]).args(args).stdin(Stdio::null()).stdout(Stdio::piped()));
+    let mut port = String::new();
+    BufReader::new(server.0.stdout.take().expect("a pipe")).read_line(&mut port).unwrap();
+    (server, port.trim().parse().unwrap())
+}
+
 /// Compressing what wrk asks for. Without a master: killed, it would leave its worker behind.
 pub fn nginx() -> Program {
     let dir = tempfile::tempdir().unwrap();
-    // Free at this moment; who else would want it?
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let config = format!(
-        "daemon off; master_process off; user root; pid pid; error_log stderr crit;
-         events {{ worker_connections 64; }}
-         http {{
-             access_log off; gzip on; gzip_types *;
-             client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
-             server {{ listen 127.0.0.1:{port}; root .; }}
-         }}"
-    );
-    fs::write(dir.path().join("conf"), config).unwrap();
+    let port = free_port();
     fs::write(dir.path().join("index.html"), "Why is that process slow? ".repeat(2000)).unwrap();
-    let mut server = Command::new("/usr/sbin/nginx");
-    let server = Running::start(quiet(server.arg("-p").arg(dir.path()).args(["-c", "conf"])));
-    wait_until("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let server = nginx_with(
+        dir.path(),
+        "master_process off;",
+        port,
+        &format!("access_log off; gzip on; gzip_types *; server {{ listen 127.0.0.1:{port}; root .; }}"),
+    );
     let mut load = Command::new("wrk");
     load.args(["-t1", "-c8", "-d600s", "-H", "Accept-Encoding: gzip"]);
     let load = Running::start(quiet(load.arg(format!("http://127.0.0.1:{port}/"))));
@@ -257,12 +286,7 @@ require('http').createServer((request, response) => {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().canonicalize().unwrap();
     (0..4).for_each(|i| fs::write(folder.join(format!("file{i}")), vec![b'x'; 1 << 20]).unwrap());
-    let mut server = Command::new("/usr/bin/node");
-    let server = server.args(["-e", SERVER]).arg(&folder).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut server = Running::start(server);
-    let mut port = String::new();
-    BufReader::new(server.0.stdout.take().expect("a pipe")).read_line(&mut port).unwrap();
-    let port = port.trim().parse().unwrap();
+    let (server, port) = node(SERVER, &[&folder]);
     let mut load = Command::new("wrk");
     let load =
         Running::start(quiet(load.args(["-t1", "-c4", "-d600s"]).arg(format!("http://127.0.0.1:{port}/"))));

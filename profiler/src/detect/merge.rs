@@ -14,7 +14,6 @@ use crate::model::{
 const EXPLAIN: [&str; 2] = ["gc-pressure", "nested-wait"];
 /// Rules that say how CPU time is spent: where a finding of another rule shows the same function, they are about the same work.
 const HOW: [&str; 3] = ["page-fault-storm", "cpu-bound", "busy-poll"];
-
 /// Rules that say why a CPU is lacking: where that costs at least half of it, they stand for the lack.
 const WHY: [&str; 1] = ["cpu-throttled"];
 
@@ -51,9 +50,8 @@ fn alike(found: Vec<Finding>) -> Vec<Finding> {
     merged.collect()
 }
 
-/// What a process lacks a CPU, a lock or a disk for is one defect, whichever rule saw it; so is a lack of the same kind with the same
-/// subject; and a loop that is held up by what another
-/// rule explains is explained by that.
+/// What a process lacks a CPU, a lock or a disk for is one defect, whichever rule saw it; so is a lack of the same kind with
+/// the same subject; and a loop that is held up by what another rule explains is explained by that.
 fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
     const ONE: [Bottleneck; 3] = [Bottleneck::CpuStarvation, Bottleneck::Lock, Bottleneck::Io];
     found.sort_by_key(|of| Reverse(rank(of)));

@@ -1,4 +1,4 @@
-//! Events of perf that programs are not attached to.
+//! Events of perf.
 
 use std::{
     io,
@@ -33,16 +33,14 @@ pub fn notices(cpu: u32) -> io::Result<OwnedFd> {
     // Nobody sleeps on the ring: it is read on the agent's timer.
     attr.__bindgen_anon_2.wakeup_watermark = u32::MAX;
 
+    open(&mut attr, -1, cpu as i32)
+}
+
+/// Opens an event of a process (-1: of all) on a CPU (-1: on any). What `attr` refers to must live until this returns.
+pub fn open(attr: &mut sys::perf_event_attr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
+    let flags = u64::from(sys::PERF_FLAG_FD_CLOEXEC);
     // SAFETY: attr is valid for the call; the result is checked.
-    let fd = unsafe {
-        perf_event_open_sys::perf_event_open(
-            &mut attr,
-            -1,
-            cpu as i32,
-            -1,
-            u64::from(sys::PERF_FLAG_FD_CLOEXEC),
-        )
-    };
+    let fd = unsafe { perf_event_open_sys::perf_event_open(attr, pid, cpu, -1, flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

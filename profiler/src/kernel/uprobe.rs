@@ -25,7 +25,7 @@ use aya::{
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
 use perf_event_open_sys::bindings as sys;
 
-use crate::kernel::preflight;
+use crate::kernel::{perf_event, preflight};
 
 /// A kernel program that breakpoints run.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -169,21 +169,7 @@ impl Programs {
         };
         attr.__bindgen_anon_3.config1 = path.as_ptr() as u64;
         attr.__bindgen_anon_4.config2 = breakpoint.file_offset;
-        // SAFETY: attr and the path are valid for the call; the result is checked.
-        let fd = unsafe {
-            perf_event_open_sys::perf_event_open(
-                &mut attr,
-                pid as i32,
-                -1,
-                -1,
-                u64::from(sys::PERF_FLAG_FD_CLOEXEC),
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a fresh descriptor that nothing else owns.
-        let event = unsafe { OwnedFd::from_raw_fd(fd) };
+        let event = perf_event::open(&mut attr, pid as i32, -1)?;
         // SAFETY: plain old data.
         let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
         attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;

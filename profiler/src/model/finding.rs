@@ -164,6 +164,27 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// A warning that has no words and no figures yet.
+    pub fn warning(
+        rule: &'static str,
+        bottleneck: Bottleneck,
+        process: ProcessName,
+        subject: String,
+    ) -> Finding {
+        Finding {
+            rule,
+            severity: Severity::Warning,
+            bottleneck,
+            process,
+            subject,
+            title: String::new(),
+            advice: String::new(),
+            cost: Cost::default(),
+            evidence: Vec::new(),
+            details: BTreeMap::new(),
+        }
+    }
+
     /// The same for the same defect in every run: rule, name of the process, subject.
     pub fn id(&self) -> String {
         [self.rule, &self.process.name, &self.subject]

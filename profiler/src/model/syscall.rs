@@ -44,6 +44,12 @@ impl Calls {
         let chatty = self.chatty.iter().filter_map(|chatty| chatty.stack);
         waits.chain(slow).chain(chatty)
     }
+
+    /// Attempts of a process to connect, by peer where that is known: of those that took long enough to be told.
+    pub fn connects_by_peer(&self, pid: u32) -> impl Iterator<Item = &KindWaits> {
+        let connects = move |of: &&KindWaits| of.pid == pid && of.kind == WaitKind::Connect;
+        self.waits.iter().filter(connects).filter(|of| !of.peer.is_empty())
+    }
 }
 
 /// What happened since the live view was last shown.

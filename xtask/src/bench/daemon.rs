@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{build_profiler, programs::Running};
+use super::{
+    build_profiler,
+    programs::{Running, free_port},
+};
 use crate::shell::{debian_packages, output};
 
 #[derive(clap::Args)]
@@ -111,7 +114,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(profiler: &Path, dir: &Path, targets: &str, window: &str) -> Result<Daemon> {
-        let port = free_port()?;
+        let port = free_port();
         fs::create_dir_all(dir)?;
         let config = format!(
             "[daemon]\nstate_dir = \"{0}/state\"\nlisten = \"127.0.0.1:{port}\"\nwindow = \"{window}\"\n{targets}\
@@ -168,10 +171,6 @@ fn get(port: u16, path: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
-fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 fn wait_for(what: &str, patience: Duration, mut is_there: impl FnMut() -> bool) -> Result<()> {
     let begun = Instant::now();
     while !is_there() {
@@ -186,7 +185,7 @@ fn wait_for(what: &str, patience: Duration, mut is_there: impl FnMut() -> bool) 
 fn trial(profiler: &Path, args: &Args) -> Result<u32> {
     let dir = tempfile::tempdir()?;
     let path = |name: &str| dir.path().join(name);
-    let port = free_port()?;
+    let port = free_port();
     fs::write(path("server.js"), SERVER)?;
     fs::write(path("load.js"), LOAD)?;
     let quiet = |command: &mut Command| -> Result<Running> {

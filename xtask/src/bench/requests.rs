@@ -2,8 +2,6 @@
 //! profiler's memory with many connections.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -60,52 +58,28 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut missed = 0;
     let dir = tempfile::tempdir()?;
-    let (nginx, port) = nginx(dir.path())?;
+    std::fs::write(dir.path().join("index.html"), "hello")?;
+    let port = programs::free_port();
+    // Without a master: killed, it would leave its worker behind.
+    let nginx = programs::nginx_with(
+        dir.path(),
+        "master_process off;",
+        port,
+        &format!(
+            "access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.1:{port}; root .; }}"
+        ),
+    );
     missed += cost("nginx", &nginx.pid(), port, &profiler, args)?;
     drop(nginx);
-    let (_node, pid, port) = node()?;
-    missed += cost("Node http", &pid, port, &profiler, args)?;
+    let (node, port) = programs::node(NODE, &[]);
+    missed += cost("Node http", &node.pid(), port, &profiler, args)?;
     if args.many > 0 {
-        missed += memory(&pid, port, &profiler, args)?;
+        missed += memory(&node.pid(), port, &profiler, args)?;
     }
     if missed > 0 {
         bail!("{missed} goals missed");
     }
     Ok(())
-}
-
-/// Serves one small file. Without a master: killed, it would leave its worker behind.
-fn nginx(dir: &Path) -> Result<(programs::Running, u16)> {
-    // Free at this moment; who else would want it?
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let config = format!(
-        "daemon off; master_process off; user root; pid pid; error_log stderr crit;
-         events {{ worker_connections 1024; }}
-         http {{
-             access_log off; keepalive_requests 1000000000;
-             client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;
-             server {{ listen 127.0.0.1:{port}; root .; }}
-         }}"
-    );
-    std::fs::write(dir.join("conf"), config)?;
-    std::fs::write(dir.join("index.html"), "hello")?;
-    let mut command = Command::new("/usr/sbin/nginx");
-    let server = programs::Running::start(programs::quiet(command.arg("-p").arg(dir).args(["-c", "conf"])));
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok((server, port))
-}
-
-fn node() -> Result<(programs::Running, String, u16)> {
-    let mut command = Command::new("node");
-    command.args(["-e", NODE]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut server = programs::Running::start(&mut command);
-    let mut line = String::new();
-    let mut out = BufReader::new(server.0.stdout.take().context("a pipe")?);
-    out.read_line(&mut line)?;
-    let pid = server.pid();
-    Ok((server, pid, line.trim().parse()?))
 }
 
 /// Requests a second that `wrk` gets answered.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     detect::rule::{Needs, Param, Rule, Unit, Values},
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        finding::{Bottleneck, Finding, ProcessName, Severity},
         report::Run,
         request::{Exchanges, Route},
         units::{percent, thousands, time},
@@ -199,17 +199,11 @@ fn finding(
     details: Vec<(&'static str, Value)>,
 ) -> Finding {
     let operation = route.map_or("", |route| &route.operation);
+    let process = ProcessName { pid: peer.pid, name: peer.process.clone() };
+    let subject = format!("{} {operation}", peer.peer).trim().to_owned();
     Finding {
-        rule: rule.name,
-        severity: Severity::Warning,
-        bottleneck: Bottleneck::Network,
-        process: ProcessName { pid: peer.pid, name: peer.process.clone() },
-        subject: format!("{} {operation}", peer.peer).trim().to_owned(),
-        title: String::new(),
-        advice: String::new(),
-        cost: Cost::default(),
-        evidence: Vec::new(),
         details: BTreeMap::from_iter(details),
+        ..Finding::warning(rule.name, Bottleneck::Network, process, subject)
     }
 }
 

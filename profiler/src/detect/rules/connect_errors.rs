@@ -10,9 +10,9 @@ use crate::{
         words::calls_watched_ns,
     },
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        finding::{Bottleneck, Finding, ProcessName, Severity},
         report::Run,
-        syscall::{CallCount, Calls, WaitKind},
+        syscall::{CallCount, Calls},
         units::{per_second, thousands},
     },
 };
@@ -81,34 +81,29 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
         "EACCES" | "EPERM" => "look at firewall rules and at the process's rights",
         _ => "look whether that peer runs and is reachable (nc -vz HOST PORT); wait longer between attempts",
     };
+    let title = format!(
+        "{} of {} attempts of {process} (pid {pid}) to connect{to} failed with {error}, {} a second",
+        thousands(failed),
+        thousands(tried),
+        per_second(failed as f64 / seconds),
+    );
+    let (process, subject) = (ProcessName { pid, name: process }, peer.unwrap_or_else(|| error.to_owned()));
     Some(Finding {
-        rule: RULE.name,
         severity: if share < least { Severity::Info } else { Severity::Warning },
-        bottleneck: Bottleneck::Network,
-        title: format!(
-            "{} of {} attempts of {process} (pid {pid}) to connect{to} failed with {error}, {} a second",
-            thousands(failed),
-            thousands(tried),
-            per_second(failed as f64 / seconds),
-        ),
-        process: ProcessName { pid, name: process },
-        subject: peer.unwrap_or_else(|| error.to_owned()),
+        title,
         advice: advice.to_owned(),
-        cost: Cost::default(),
-        evidence: Vec::new(),
         details: BTreeMap::from([
             ("failed", json!(failed)),
             ("attempts", json!(tried)),
             ("errors", json!(errors)),
         ]),
+        ..Finding::warning(RULE.name, Bottleneck::Network, process, subject)
     })
 }
 
 /// The peer that was tried most often.
 fn peer(calls: &Calls, pid: u32) -> Option<String> {
-    let tried =
-        calls.waits.iter().filter(|of| of.pid == pid && of.kind == WaitKind::Connect && !of.peer.is_empty());
-    tried.max_by_key(|of| of.lengths.count).map(|of| of.peer.clone())
+    calls.connects_by_peer(pid).max_by_key(|of| of.lengths.count).map(|of| of.peer.clone())
 }
 
 #[cfg(test)]
@@ -116,7 +111,11 @@ mod tests {
     use super::*;
     use crate::{
         detect::rule::Overrides,
-        model::{distribution::Summary, stack::ThreadKey, syscall::KindWaits},
+        model::{
+            distribution::Summary,
+            stack::ThreadKey,
+            syscall::{KindWaits, WaitKind},
+        },
     };
 
     #[test]

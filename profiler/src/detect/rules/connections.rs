@@ -10,9 +10,9 @@ use crate::{
         words::calls_watched_ns,
     },
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        finding::{Bottleneck, Finding, ProcessName},
         report::Run,
-        syscall::{CallCount, KindWaits, WaitKind},
+        syscall::{CallCount, KindWaits},
         units::per_second,
         vitals::{Peer, ProcessVitals},
     },
@@ -97,9 +97,7 @@ fn connects(run: &Run, pid: u32) -> BTreeMap<&str, impl Fn(u64) -> f64 + use<>> 
     let calls = run.calls.iter().flat_map(|calls| &calls.calls);
     let calls = calls.filter(|of| of.thread.pid == pid && of.syscall == "connect");
     let made: f64 = calls.map(|of| of.lengths.count as f64 - refused(of) as f64).sum();
-    let waits = run.calls.iter().flat_map(|calls| &calls.waits);
-    let waits: Vec<_> =
-        waits.filter(|of| of.pid == pid && of.kind == WaitKind::Connect && !of.peer.is_empty()).collect();
+    let waits: Vec<_> = run.calls.iter().flat_map(|calls| calls.connects_by_peer(pid)).collect();
     let all: f64 = waits.iter().map(|of| of.lengths.count as f64).sum();
     let seconds = calls_watched_ns(run) as f64 / 1e9;
     let of_peer = move |of: &KindWaits| made * of.lengths.count as f64 / all.max(1.0);
@@ -157,17 +155,10 @@ fn network(
     peer: &Peer,
     details: Vec<(&'static str, Value)>,
 ) -> Finding {
+    let process = ProcessName { pid: of.pid, name: of.process.clone() };
     Finding {
-        rule: rule.name,
-        severity: Severity::Warning,
-        bottleneck: Bottleneck::Network,
-        process: ProcessName { pid: of.pid, name: of.process.clone() },
-        subject: peer.peer.clone(),
-        title: String::new(),
-        advice: String::new(),
-        cost: Cost::default(),
-        evidence: Vec::new(),
         details: BTreeMap::from_iter(details),
+        ..Finding::warning(rule.name, Bottleneck::Network, process, peer.peer.clone())
     }
 }
 
@@ -176,7 +167,11 @@ mod tests {
     use super::*;
     use crate::{
         detect::rule::Overrides,
-        model::{distribution::Summary, syscall::Calls, vitals::Vitals},
+        model::{
+            distribution::Summary,
+            syscall::{Calls, WaitKind},
+            vitals::Vitals,
+        },
     };
 
     fn run(peer: Peer) -> Run {

@@ -158,12 +158,10 @@ fn finding(
     let total_ns = route.breakdown.as_ref().map_or(0, |goes| goes.total_ns);
     let cost_ns = ns.saturating_mul(route.first.count);
     let matters = percent(ns, total_ns) >= values.get(&SHARE) && total_ns >= SOON_NS;
+    let process = ProcessName { pid: peer.pid, name: peer.process.clone() };
+    let subject = format!("{} {}", peer.peer, route.operation);
     Finding {
-        rule: rule.name,
         severity: if matters { Severity::Warning } else { Severity::Info },
-        bottleneck: Bottleneck::Network,
-        process: ProcessName { pid: peer.pid, name: peer.process.clone() },
-        subject: format!("{} {}", peer.peer, route.operation),
         title,
         advice,
         cost: Cost {
@@ -171,13 +169,13 @@ fn finding(
             share_of_wall: (cost_ns as f64 / wall_ns as f64).min(1.0),
             ..Cost::default()
         },
-        evidence: Vec::new(),
         details: BTreeMap::from([
             ("route", json!(route.operation)),
             ("requests", json!(route.first.count)),
             ("awaited_ns", json!(ns)),
             ("request_ns", json!(total_ns)),
         ]),
+        ..Finding::warning(rule.name, Bottleneck::Network, process, subject)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     detect::leak,
     model::{
         finding::Severity,
-        memory::{Footprint, LimitKind, Memory},
+        memory::{Footprint, Growth, Heap, LimitKind, Memory},
         report::Run,
         units::{bytes, count, long, time},
         wait::Blocking,
@@ -87,15 +87,8 @@ fn memory(memory: &Memory, start_ns: u64) -> Option<Markup> {
     processes.sort_by_key(|(of, _)| std::cmp::Reverse(held(of)));
     processes.truncate(LINES);
     let (first, _) = processes.first()?;
-    let line = |of: &Footprint| Line {
-        name: format!("{} (pid {})", of.process, of.pid),
-        points: of
-            .growth
-            .points()
-            .iter()
-            .map(|point| (seconds(point.time_ns, start_ns), point.held_bytes() as f64))
-            .collect(),
-    };
+    let held_at = |point: &Growth| (seconds(point.time_ns, start_ns), point.held_bytes() as f64);
+    let line = |of: &Footprint| line(of, of.growth.points(), held_at);
     let lines: Vec<Line> = processes.iter().map(|(of, _)| line(of)).collect();
     let growing = |trend: &leak::Trend| trend.certainty().is_some() && trend.bytes_per_s.per_time > 0.0;
     let forecasts: Vec<Option<Forecast>> = processes
@@ -153,18 +146,16 @@ fn limit_words(kind: &LimitKind) -> String {
     }
 }
 
+/// A process's line in a chart.
+fn line<T>(of: &Footprint, points: &[T], at: impl Fn(&T) -> (f64, f64)) -> Line {
+    Line { name: format!("{} (pid {})", of.process, of.pid), points: points.iter().map(at).collect() }
+}
+
 /// Watched allocations that are live, of each process.
 fn live(memory: &Memory, start_ns: u64) -> Option<Markup> {
     let processes = memory.processes.iter().filter(|of| of.heap.points().len() > 1).take(LINES);
-    let line = |of: &Footprint| Line {
-        name: format!("{} (pid {})", of.process, of.pid),
-        points: of
-            .heap
-            .points()
-            .iter()
-            .map(|point| (seconds(point.time_ns, start_ns), point.live_bytes.max(0.0)))
-            .collect(),
-    };
+    let live_at = |point: &Heap| (seconds(point.time_ns, start_ns), point.live_bytes.max(0.0));
+    let line = |of: &Footprint| line(of, of.heap.points(), live_at);
     let lines: Vec<Line> = processes.map(line).collect();
     if lines.is_empty() {
         return None;

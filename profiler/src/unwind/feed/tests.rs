@@ -66,8 +66,8 @@ impl TableSink for Fake {
 /// For ever.
 const ENOUGH: Duration = Duration::from_secs(60);
 
-#[test]
-fn this_very_process_gets_tables_and_gives_them_back() {
+/// This very process, and a feeder that has its tables.
+fn fed() -> (u32, ProcessTable, Feeder<Fake>) {
     let mut tables = crate::model::stack::Tables::default();
     let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
     let me = std::process::id();
@@ -75,6 +75,12 @@ fn this_very_process_gets_tables_and_gives_them_back() {
     let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
     feeder.want(me);
     feeder.settle(&processes, ENOUGH).unwrap();
+    (me, processes, feeder)
+}
+
+#[test]
+fn this_very_process_gets_tables_and_gives_them_back() {
+    let (me, _, mut feeder) = fed();
     let place = feeder.sink.processes[&me];
     let here = this_very_process_gets_tables_and_gives_them_back as *const () as u64;
     let mappings: Vec<Mapping> =
@@ -91,13 +97,7 @@ fn this_very_process_gets_tables_and_gives_them_back() {
 
 #[test]
 fn a_process_waits_for_all_its_tables_unless_java_runs_in_it() {
-    let mut tables = crate::model::stack::Tables::default();
-    let mut processes = ProcessTable::new(std::path::Path::new("/proc"), false);
-    let me = std::process::id();
-    processes.track(me, &mut tables);
-    let mut feeder = Feeder::new(Fake::default(), DEFAULT_BUDGET_BYTES);
-    feeder.want(me);
-    feeder.settle(&processes, ENOUGH).unwrap();
+    let (me, processes, mut feeder) = fed();
     let all = feeder.sink.processes[&me].count;
     let own = processes.mapped_code(me).next().unwrap().module;
     feeder.tables.insert(own, State::Building);
