@@ -19,7 +19,7 @@ fn shares_of_cpu_time_are_right() {
         return;
     }
     let split = workload("split", FRAME_POINTERS);
-    for run in 1..=5 {
+    for run in 1..=3 {
         // About 4,000 samples. Chunks of 3.5 ms on average are sampled every millisecond: the standard error of the
         // 60 % is about 0.3 points.
         let profile = profile(&["-F", "997", "--", split.to_str().unwrap(), "4"]);

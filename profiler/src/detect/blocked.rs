@@ -35,6 +35,8 @@ pub struct Blocked<'a> {
     pub place: String,
     /// The heaviest stack there.
     pub stack: Option<&'a ProfileStack>,
+    /// Part of the time whose place is known, from 0 to 1: where threads wait often, few of their stacks are taken.
+    pub known: f64,
 }
 
 /// By process, those that wait at all.
@@ -51,7 +53,7 @@ pub fn blocked<'a>(run: &'a Run, is: impl Fn(WaitCause) -> bool) -> Vec<Blocked<
     let found = processes.into_values().filter_map(|threads| {
         let share = |of: &ThreadTime| wait_ns(of) as f64 / of.wall_ns.max(whole).max(1) as f64;
         let worst = threads.iter().copied().max_by(|a, b| share(a).total_cmp(&share(b)))?;
-        let stack = heaviest(run, worst.thread.pid, &is);
+        let (stack, known) = heaviest(run, worst.thread.pid, &is);
         let function = stack.and_then(|stack| place(run.names(), &stack.frames));
         Some(Blocked {
             worst,
@@ -61,6 +63,7 @@ pub fn blocked<'a>(run: &'a Run, is: impl Fn(WaitCause) -> bool) -> Vec<Blocked<
             function: function.map_or_else(String::new, |function| function.name.clone()),
             place: function.map(at).unwrap_or_default(),
             stack,
+            known,
         })
     });
     found.collect()
@@ -68,8 +71,21 @@ pub fn blocked<'a>(run: &'a Run, is: impl Fn(WaitCause) -> bool) -> Vec<Blocked<
 
 /// A thread that waits for so much of its time is critical.
 const CRITICAL: f64 = 0.6;
+/// Where the place of so much is known, the largest known place is the largest.
+const MOST: f64 = 0.5;
 
 impl Blocked<'_> {
+    /// Where it is waited, as words that follow a sentence: `place`, or nothing if that is empty.
+    pub fn mostly_in(&self, place: &str) -> String {
+        match (place, self.known) {
+            ("", _) => String::new(),
+            (place, MOST..) => format!(", most of it in {place}"),
+            (place, known) => {
+                format!(", most of the {:.0} % whose stacks were taken in {place}", 100.0 * known)
+            }
+        }
+    }
+
     /// What a rule says of it: `what` is waited for, at `place`, as words that follow the sentence.
     pub fn finding(&self, rule: &'static str, what: &str, place: &str) -> Finding {
         let thread = self.worst;
@@ -106,20 +122,25 @@ impl Blocked<'_> {
     }
 }
 
-/// The heaviest stack of the place in the program where most of a process's time is waited.
-fn heaviest<'a>(run: &'a Run, pid: u32, is: &impl Fn(WaitCause) -> bool) -> Option<&'a ProfileStack> {
+/// The heaviest stack of the place in the program where most of a process's time is waited, of the known ones; and how much
+/// of it is known, from 0 to 1.
+fn heaviest<'a>(run: &'a Run, pid: u32, is: &impl Fn(WaitCause) -> bool) -> (Option<&'a ProfileStack>, f64) {
     let mut places: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
+    let (mut all_ns, mut known_ns) = (0, 0);
     for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {
         if stack.thread.pid == pid && stack.cause.is_some_and(is) {
-            let name = place(run.names(), &stack.frames).map_or("", |function| &function.name);
-            let of = places.entry(name).or_insert((0, stack));
+            all_ns += stack.weight;
+            let Some(function) = place(run.names(), &stack.frames) else { continue };
+            known_ns += stack.weight;
+            let of = places.entry(&function.name).or_insert((0, stack));
             of.0 += stack.weight;
             if stack.weight > of.1.weight {
                 of.1 = stack;
             }
         }
     }
-    places.into_values().max_by_key(|(ns, _)| *ns).map(|(_, stack)| stack)
+    let stack = places.into_values().max_by_key(|(ns, _)| *ns).map(|(_, stack)| stack);
+    (stack, known_ns as f64 / all_ns.max(1) as f64)
 }
 
 #[cfg(test)]
@@ -131,9 +152,15 @@ pub(crate) mod fixtures {
 
     /// A run of 10 s whose threads, 10 and up, wait for so long, ns, at the stack given as folded text.
     pub fn run(stack: &str, cause: WaitCause, waits: &[u64]) -> Run {
+        let stacks: Vec<(&str, u64)> = waits.iter().map(|&ns| (stack, ns)).collect();
+        run_at(&stacks, cause)
+    }
+
+    /// The same, each at a stack of its own.
+    pub fn run_at(stacks: &[(&str, u64)], cause: WaitCause) -> Run {
         let mut run = fixtures::run(&[]);
         run.cpu.accounts.duration_ns = 10_000_000_000;
-        let threads = (10..).zip(waits).map(|(tid, &ns)| ThreadTime {
+        let threads = (10..).zip(stacks).map(|(tid, &(_, ns))| ThreadTime {
             thread: ThreadKey { pid: 7, tid },
             process: "app".into(),
             name: "worker".into(),
@@ -142,8 +169,7 @@ pub(crate) mod fixtures {
             ..ThreadTime::default()
         });
         run.blocking = Some(Blocking { threads: threads.collect(), ..Blocking::default() });
-        let stacks: Vec<(&str, u64)> = waits.iter().map(|&ns| (stack, ns)).collect();
-        let mut off_cpu = fixtures::profile(&stacks);
+        let mut off_cpu = fixtures::profile(stacks);
         off_cpu.kind = OFF_CPU;
         for (tid, of) in (10..).zip(&mut off_cpu.stacks) {
             of.cause = Some(cause);

@@ -35,7 +35,8 @@ pub fn functions(names: &Names, stack: Option<StackId>) -> Vec<&str> {
 pub fn path<'a>(names: &'a Names, frames: &'a [usize]) -> Vec<&'a Function> {
     let functions = |kernel: bool| {
         let all = names.functions(frames).rev();
-        all.filter(move |(_, frame, _)| names.is_kernel(frame) == kernel).map(|(function, ..)| function)
+        let taken = all.filter(|(_, frame, _)| names.module_of(frame).kind != ModuleKind::NotTaken);
+        taken.filter(move |(_, frame, _)| names.is_kernel(frame) == kernel).map(|(function, ..)| function)
     };
     let user: Vec<_> = functions(false).collect();
     if user.is_empty() { functions(true).collect() } else { user }

@@ -352,16 +352,21 @@ pub(crate) mod fixtures {
         profile
     }
 
-    /// Indices of a folded stack's frames, new or known, innermost first.
+    /// Indices of a folded stack's frames, new or known, innermost first. What stands for stacks that were not taken has
+    /// its name.
     pub fn frames(names: &mut Names, folded: &str) -> Vec<usize> {
+        let not_taken = Module::special(ModuleKind::NotTaken);
         let each = folded.rsplit(';').map(|name| {
             let kernel = name.starts_with("k:");
+            if name == not_taken.path && names.modules.len() == 2 {
+                names.modules.push(not_taken.clone());
+            }
             let function =
                 Function { name: name.into(), file: Some("app.c".into()), line: Some(7), start: None };
             let existing = names.frames.iter().position(|frame| frame.functions[0] == function);
             existing.unwrap_or_else(|| {
                 names.frames.push(NamedFrame {
-                    module: usize::from(!kernel),
+                    module: if name == not_taken.path { 2 } else { usize::from(!kernel) },
                     address: 0x1000 + names.frames.len() as u64,
                     functions: vec![function],
                 });

@@ -63,7 +63,7 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
     } else {
         ("a lock", "hold it for a shorter time, or divide it; --wakers names who held it")
     };
-    let place = if of.place.is_empty() { String::new() } else { format!(", most of it in {}", of.place) };
+    let place = of.mostly_in(&of.place);
     Finding { bottleneck: Bottleneck::Lock, advice: advice.to_owned(), ..of.finding(RULE.name, lock, &place) }
 }
 

@@ -51,8 +51,8 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
     let call = of.stack.and_then(|stack| path(run.names(), &stack.frames).last().map(|of| of.name.clone()));
     let place = match (of.place.as_str(), call) {
         ("", _) => String::new(),
-        (place, Some(call)) if !place.starts_with(&call) => format!(", most of it in {place}: {call}"),
-        (place, _) => format!(", most of it in {place}"),
+        (place, Some(call)) if !place.starts_with(&call) => of.mostly_in(&format!("{place}: {call}")),
+        (place, _) => of.mostly_in(place),
     };
     let of_file = file.as_deref().map_or_else(String::new, |file| format!(" of {file}"));
     let mut finding = Finding {
@@ -92,7 +92,10 @@ fn file(run: &Run, pid: u32) -> Option<String> {
 mod tests {
     use super::*;
     use crate::{
-        detect::{blocked::fixtures::run, rule::Overrides},
+        detect::{
+            blocked::fixtures::{run, run_at},
+            rule::Overrides,
+        },
         model::finding::Severity,
     };
 
@@ -107,5 +110,24 @@ mod tests {
         assert!(often[0].title.contains("50 % of the time each of 2 threads"), "{}", often[0].title);
         assert_eq!(found(&[7_000_000_000])[0].severity, Severity::Critical);
         assert!(found(&[1_000_000_000]).is_empty());
+    }
+    /// Where threads wait often, most of their stacks are not taken. What is known is said, and of how much it is most.
+    #[test]
+    fn stacks_that_were_not_taken_are_no_place() {
+        let found = |waits: &[(&str, u64)]| {
+            check(&run_at(waits, WaitCause::Disk), &Overrides::default().of(&RULE)).remove(0)
+        };
+        let (taken, not) = ("main;commit;__fdatasync;k:ext4_sync_file", "[stack not taken]");
+        let some = found(&[(not, 6_000_000_000), (taken, 2_000_000_000)]);
+        assert_eq!(some.subject, "commit");
+        assert!(
+            some.title
+                .ends_with(", most of the 25 % whose stacks were taken in commit (app.c:7): __fdatasync"),
+            "{}",
+            some.title
+        );
+        let none = found(&[(not, 6_000_000_000)]);
+        assert_eq!((none.subject.as_str(), none.evidence.len()), ("", 0));
+        assert!(none.title.ends_with("6 s in all"), "{}", none.title);
     }
 }
