@@ -2,7 +2,7 @@
 
 use crate::{
     detect::{
-        hotspot,
+        hotspot, leak,
         rule::Needs,
         rules,
         words::{bottleneck, calls_watched_ns, path},
@@ -11,8 +11,9 @@ use crate::{
         cause::WaitCause,
         finding::{Bottleneck, Finding, Severity, Verdict},
         function::PROFILER_ITSELF,
+        memory::{Footprint, Growth},
         report::Run,
-        units::{count, thousands, time},
+        units::{bytes, count, thousands, time},
         wait::ThreadTime,
     },
 };
@@ -303,6 +304,10 @@ fn watched(run: &Run) -> f64 {
     (calls_watched_ns(run) as f64 / run.cpu.accounts.duration_ns.max(1) as f64).min(1.0)
 }
 
+/// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
+const MUCH_BYTES: u64 = 64 << 20;
+const MUCH_OF: u64 = 4;
+
 /// What a run did not look at, or could not see.
 fn blind(run: &Run) -> Vec<String> {
     let accounts = &run.cpu.accounts;
@@ -329,6 +334,7 @@ fn blind(run: &Run) -> Vec<String> {
     } else if accounts.duration_ns < GROWTH_NS {
         blind.push(format!("growth of memory shows in {} and more", time(GROWTH_NS)));
     }
+    blind.extend(grew(run));
     let lost = 100 * accounts.losses.lost();
     if lost > accounts.samples_taken {
         blind.push(format!("{} were lost", count(accounts.losses.lost(), "sample")));
@@ -338,10 +344,36 @@ fn blind(run: &Run) -> Vec<String> {
     blind
 }
 
+/// Processes that hold much more than at first, and of which no finding tells: it may be that they are only warming up, and may
+/// be that they leak unevenly.
+fn grew(run: &Run) -> impl Iterator<Item = String> {
+    let told = |pid: u32| {
+        let about_memory = |of: &&Finding| of.bottleneck == Bottleneck::Memory && of.cost.bytes_per_s > 0.0;
+        run.findings.iter().filter(about_memory).any(|of| of.process.pid == pid)
+    };
+    let much = move |of: &&Footprint| {
+        let held = |growth: Option<&Growth>| growth.map_or(0, Growth::held_bytes);
+        let (first, last) = (held(of.growth.points().first()), held(of.growth.last()));
+        let growth = last.saturating_sub(first);
+        growth >= MUCH_BYTES.max(first / MUCH_OF) && !told(of.pid)
+    };
+    let memory = run.memory.iter();
+    let trends = memory.flat_map(|memory| memory.processes.iter().zip(leak::processes(memory)));
+    trends.filter(move |(of, _)| much(of)).map(|(of, trend)| {
+        format!(
+            "{} (pid {}) holds {} at the end; whether it goes on growing is not known ({})",
+            of.process,
+            of.pid,
+            bytes(of.growth.last().map_or(0, Growth::held_bytes) as f64),
+            trend.shape.words()
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{loss::Loss, report::fixtures};
+    use crate::model::{loss::Loss, memory::Memory, report::fixtures};
 
     #[test]
     fn what_there_was_no_room_for_is_said_beside_the_verdict() {
@@ -351,5 +383,24 @@ mod tests {
         assert!(!says(&run, "blocks"), "these are accounted for");
         run.cpu.accounts.losses.add(Loss::ThreadsFull, 1200);
         assert!(says(&run, "1,200 threads not accounted for"), "{:?}", verdict(&run).blind);
+    }
+
+    #[test]
+    fn much_growth_is_never_passed_over() {
+        let grown = |end: u64| {
+            let mut run = fixtures::run(&[]);
+            let mut process = Footprint { pid: 7, process: "java".into(), ..Footprint::default() };
+            // Unevenly, so that no rule tells of it: all of it comes at once.
+            for second in 0..40 {
+                let held = if second < 30 { 80 << 20 } else { end };
+                let point = Growth { time_ns: second * 1_000_000_000, anon_bytes: held, ..Growth::default() };
+                process.growth.push(point);
+            }
+            run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
+            verdict(&run).blind.into_iter().find(|of| of.contains("java (pid 7) holds"))
+        };
+        let told = grown(600 << 20).expect("told");
+        assert!(told.contains("629 MB") && told.contains("not known"), "{told}");
+        assert_eq!(grown(90 << 20), None);
     }
 }

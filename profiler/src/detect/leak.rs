@@ -29,6 +29,8 @@ const LEVELS: usize = 8;
 const MIN_CYCLES: usize = 4;
 /// A step is at least so small a part of all growth.
 const STEPS: f64 = 12.0;
+/// Steps that make up less of all growth than this are no stairs, only a part of what comes in lumps of any size.
+const IN_STEPS: f64 = 0.8;
 /// Of what is held, so much given back is a collection.
 const COLLECTED: f64 = 0.05;
 /// What is left after a collection must be so much more than was held before, as a part of that.
@@ -338,11 +340,13 @@ fn deepest_fall(points: &[Point]) -> f64 {
 /// end is one more if no step has come for longer than before.
 fn stairs(part: &[Point]) -> Option<Vec<Point>> {
     let last = part.last()?;
-    let step = (last.1 - part.first()?.1) / STEPS;
-    let ends = part.windows(2).filter(|pair| pair[1].1 - pair[0].1 >= step);
-    let mut stairs: Vec<Point> = ends.map(|pair| pair[0]).collect();
-    if step <= 0.0 || stairs.len() < MIN_CYCLES || stairs.len() * 2 > part.len() || deepest_fall(part) >= step
-    {
+    let growth = last.1 - part.first()?.1;
+    let step = growth / STEPS;
+    let steps = part.windows(2).filter(|pair| pair[1].1 - pair[0].1 >= step);
+    let in_steps: f64 = steps.clone().map(|pair| pair[1].1 - pair[0].1).sum();
+    let mut stairs: Vec<Point> = steps.map(|pair| pair[0]).collect();
+    let even = in_steps >= IN_STEPS * growth && stairs.len() >= MIN_CYCLES && stairs.len() * 2 <= part.len();
+    if step <= 0.0 || !even || deepest_fall(part) >= step {
         return None;
     }
     let longest = stairs.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max);

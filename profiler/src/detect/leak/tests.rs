@@ -476,3 +476,21 @@ fn stairs_grow_as_long_as_steps_come() {
         assert_ne!(stopped.shape, Shape::Persistent, "{phase}: {stopped:?}");
     }
 }
+
+/// A heap that gets memory in lumps of many sizes, as often as not none in a second: neither even, nor stairs.
+#[test]
+fn what_comes_in_lumps_of_any_size_grows() {
+    let found = (0..200).filter(|&seed| {
+        let mut rng = Rng::with_seed(seed);
+        let mut held = 75.0;
+        let points: Vec<Point> = (0..40)
+            .map(|second| {
+                held += if rng.f64() < 0.65 { between(&mut rng, 10.0, 55.0) } else { 0.0 };
+                (f64::from(second), held * 1e6)
+            })
+            .collect();
+        judge_process(&points).shape == Shape::Persistent
+    });
+    let found = found.count();
+    assert!(found >= 140, "{found} of 200");
+}
