@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use super::{
-    metric::{Kind, Metric, Unit, Values},
+    metric::{Kind, Metric, OWN, Unit, Values},
     read::METRICS,
 };
 
@@ -88,7 +88,8 @@ impl Samples {
 
     /// Forgets targets that are no more.
     pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
-        self.samples.retain(|sample, _| sample.target == OTHER || is_there(&sample.target));
+        self.samples
+            .retain(|sample, _| [OTHER, OWN].contains(&sample.target.as_str()) || is_there(&sample.target));
     }
 
     /// Values that are exported.

@@ -14,6 +14,8 @@ pub struct Summary {
     pub p50_ns: u64,
     /// 90th percentile.
     pub p90_ns: u64,
+    /// 95th percentile.
+    pub p95_ns: u64,
     /// 99th percentile.
     pub p99_ns: u64,
     /// 99.9th percentile.
@@ -46,6 +48,7 @@ impl Summary {
             sum_ns,
             p50_ns: at(0.5),
             p90_ns: at(0.9),
+            p95_ns: at(0.95),
             p99_ns: at(0.99),
             p999_ns: at(0.999),
             max_ns,
