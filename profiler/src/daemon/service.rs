@@ -1,7 +1,7 @@
 //! The daemon at work: a window, what it means, what the API shows of it, and the next one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     api::{self, Shared, Snapshot, TargetStatus},
@@ -363,16 +363,13 @@ impl Daemon {
     fn publish(&self, facts: &[TargetFacts]) {
         let config = self.engine.config();
         let mut targets: Vec<TargetStatus> = Vec::new();
+        let mut values: BTreeMap<&str, BTreeMap<String, Value>> = BTreeMap::new();
+        for (metric, target, label, value) in self.engine.samples.iter() {
+            let name =
+                if label.is_empty() { metric.name.to_owned() } else { format!("{}.{label}", metric.name) };
+            values.entry(target).or_default().insert(name, json!(value));
+        }
         for ((target, facts), judged) in config.targets.iter().zip(facts).zip(&self.engine.judged) {
-            let values = self.engine.samples.iter().filter(|(_, of, ..)| *of == target.name);
-            let metrics = values.map(|(metric, _, label, value)| {
-                let name = if label.is_empty() {
-                    metric.name.to_owned()
-                } else {
-                    format!("{}.{label}", metric.name)
-                };
-                (name, json!(value))
-            });
             let findings = judged.findings.iter().map(|finding| {
                 json!({
                     "rule": finding.rule, "severity": finding.severity.id(), "title": finding.title,
@@ -383,7 +380,7 @@ impl Daemon {
                 name: target.name.clone(),
                 pids: facts.pids.iter().copied().collect(),
                 verdict: judged.verdict.as_ref().map_or_else(String::new, |verdict| verdict.sentence.clone()),
-                metrics: metrics.collect(),
+                metrics: values.remove(target.name.as_str()).unwrap_or_default().into_iter().collect(),
                 findings: findings.collect(),
             });
         }

@@ -164,8 +164,9 @@ struct Export {
 impl Collector for Export {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         for (index, metric) in METRICS.iter().enumerate() {
-            let mut values =
-                self.samples.samples.iter().filter(|(sample, _)| sample.metric == index).peekable();
+            let first = Sample { metric: index, target: String::new(), label: String::new() };
+            let from_there = self.samples.samples.range(first..);
+            let mut values = from_there.take_while(|(sample, _)| sample.metric == index).peekable();
             if values.peek().is_none() {
                 continue;
             }

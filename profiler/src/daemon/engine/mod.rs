@@ -244,8 +244,10 @@ impl Engine {
         errors.extend(self.end_silences(now).err());
         errors.extend(self.forget_removed(now, keeper).err());
         let functions = self.config.daemon.functions.clone();
+        let rules = self.config.rules.clone();
+        let mut hot_now: Vec<FxHashMap<String, f64>> = Vec::new();
         for (index, target) in self.config.targets.clone().iter().enumerate() {
-            let Some(facts) = facts.get(index) else { continue };
+            let Some(facts) = facts.get(index) else { break };
             let name = target.name.as_str();
             // Each target is judged as if it were alone.
             let run = run.filter(|_| !facts.pids.is_empty()).map(|run| {
@@ -288,24 +290,14 @@ impl Engine {
             });
             let hot = run.map(hot_functions).unwrap_or_default();
             let asked = Asked { index, target: name, facts, view, hot: &hot, now };
-            for rule in self.config.rules.clone() {
+            for rule in &rules {
                 if rule.enabled && rule.is_for(name) && !metrics::is_own(&rule.metric) {
-                    errors.extend(self.ask(&rule, &asked, keeper).err());
+                    errors.extend(self.ask(rule, &asked, keeper).err());
                 }
             }
-            let quiet = !self
-                .states
-                .iter()
-                .any(|((_, of), standing)| of == name && standing.state.phase() != Phase::Ok);
-            // What is normal is learned while nothing is wrong.
-            if quiet && !hot.is_empty() {
-                let windows = &mut self.hot[index];
-                windows.push_back(hot);
-                if windows.len() > BASELINE {
-                    windows.pop_front();
-                }
-            }
+            hot_now.push(hot);
         }
+        self.learn(hot_now);
         if let (Some(run), Some((budget, age))) = (run, own) {
             errors.extend(self.judge_self(run, &budget, age, now, keeper).err());
         }
@@ -316,6 +308,25 @@ impl Engine {
         errors.extend(self.history.flush().err());
         // Those that follow have the same reason as a rule.
         errors.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Remembers where each target's CPU time goes. What is normal is learned while nothing is wrong.
+    fn learn(&mut self, hot: Vec<FxHashMap<String, f64>>) {
+        let uneasy: BTreeSet<&str> = self
+            .states
+            .iter()
+            .filter(|(_, standing)| standing.state.phase() != Phase::Ok)
+            .map(|((_, target), _)| target.as_str())
+            .collect();
+        for ((target, windows), hot) in self.config.targets.iter().zip(&mut self.hot).zip(hot) {
+            if hot.is_empty() || uneasy.contains(target.name.as_str()) {
+                continue;
+            }
+            windows.push_back(hot);
+            if windows.len() > BASELINE {
+                windows.pop_front();
+            }
+        }
     }
 
     /// Asks the rules about the daemon itself.
