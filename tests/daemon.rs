@@ -126,7 +126,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(target: &str, more: &str) -> Daemon {
-        Daemon::start_with("", target, more)
+        Daemon::start_with("requests = false", target, more)
     }
 
     /// With lines of `[daemon]` before the target.
