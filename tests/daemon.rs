@@ -126,12 +126,17 @@ struct Daemon {
 
 impl Daemon {
     fn start(target: &str, more: &str) -> Daemon {
+        Daemon::start_with("requests = false", target, more)
+    }
+
+    /// With lines of `[daemon]` before the target.
+    fn start_with(own: &str, target: &str, more: &str) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
         let port = common::programs::free_port();
         let (state, config) = (dir.path().display(), dir.path().join("profiler.toml"));
         let text = format!(
             "[daemon]\nwindow = \"5s\"\nstate_dir = \"{state}\"\nlisten = \"127.0.0.1:{port}\"\nmax_overhead = 100.0\n\
-             token_file = \"{state}/tokens\"\n[[targets]]\nname = \"t\"\n{target}\n[[receivers]]\nname = \"file\"\n\
+             token_file = \"{state}/tokens\"\n{own}\n[[targets]]\nname = \"t\"\n{target}\n[[receivers]]\nname = \"file\"\n\
              type = \"file\"\npath = \"{state}/alerts.jsonl\"\n{more}"
         );
         fs::write(&config, text).unwrap();
@@ -252,6 +257,111 @@ fn each_fault_gives_its_alert_once_and_its_end() {
     }
 }
 
+/// A server that asks another one, or answers with an error, once it is told to.
+const SHOP: &str = "
+const http = require('http'), agent = new http.Agent({ keepAlive: true }); let slow = false, failing = false;
+http.createServer((request, response) => {
+  if (request.url === '/be/slow') slow = true;
+  if (request.url === '/be/failing') failing = true;
+  if (request.url === '/be/well') slow = failing = false;
+  if (request.url.startsWith('/orders/') && failing) { response.statusCode = 500; return response.end('no'); }
+  if (request.url.startsWith('/orders/') && slow)
+    return http.get({ port: process.argv[2], path: '/stock', agent }, stock => stock.resume().on('end', () => response.end('ok')));
+  response.end('ok');
+}).listen(0, '127.0.0.1', function () { console.log(this.address().port); });
+";
+
+/// A server that takes its time.
+const STOCK: &str = "
+require('http').createServer((request, response) => setTimeout(() => response.end('7'), 1300))
+  .listen(0, '127.0.0.1', function () { console.log(this.address().port); });
+";
+
+/// A Node server, and its port.
+fn serve(dir: &std::path::Path, name: &str, script: &str, args: &[String]) -> (Running, u16) {
+    let path = dir.join(name);
+    fs::write(&path, script).unwrap();
+    let mut command = Command::new(common::which("node").unwrap());
+    let mut run = Running::start(command.arg(path).args(args).stdout(Stdio::piped()));
+    let mut line = String::new();
+    BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (run, line.trim().parse().unwrap())
+}
+
+#[test]
+fn slow_answers_and_errors_are_told_with_the_route_and_end() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (_stock, stock_port) = serve(dir.path(), "stock.js", STOCK, &[]);
+    let (_shop, port) = serve(dir.path(), "shop.js", SHOP, &[stock_port.to_string()]);
+    let mut rules =
+        "[rules.event-loop-delay]\nenabled = false\n[rules.cpu-starvation]\nenabled = false\n".to_owned();
+    for rule in ["response-time", "error-rate"] {
+        rules += &format!("[rules.{rule}]\nfor = \"0s\"\nwarmup = \"0s\"\nkeep_firing_for = \"0s\"\n");
+    }
+    let target = format!("argument = \"{}\"", dir.path().join("shop.js").display());
+    let daemon = Daemon::start_with("requests = true", &target, &rules);
+    let ask = move |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let is_done = || done.load(std::sync::atomic::Ordering::Relaxed);
+    // A failed expectation ends the load, too.
+    struct Ends<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    std::thread::scope(|scope| {
+        let _ends = Ends(&done);
+        for customer in 0..8 {
+            scope.spawn(move || {
+                for order in (0..).take_while(|_| !is_done()) {
+                    ask(&format!("/orders/{customer}{order}"));
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        }
+        let seen = || daemon.data("/api/v1/latency")[0]["metrics"].clone();
+        wait_for("requests are seen", || seen()["requests_per_second"].as_f64().unwrap() > 5.0);
+        let seen = seen();
+        assert!(seen["response_seconds.p95"].as_f64().unwrap() < 1.0, "{seen}");
+        for (fault, rule, finding) in
+            [("/be/slow", "response-time", "slow-requests"), ("/be/failing", "error-rate", "request-errors")]
+        {
+            assert_eq!(daemon.told(rule), Vec::<Value>::new(), "before {fault}");
+            ask(fault);
+            wait_for(rule, || !daemon.told(rule).is_empty());
+            ask("/be/well");
+            wait_for("its end", || daemon.told(rule).iter().any(|message| message["change"] == "resolved"));
+            let told = daemon.told(rule);
+            let of = |change: &str| told.iter().filter(|message| message["change"] == change).count();
+            assert_eq!((of("fired"), of("resolved")), (1, 1), "{told:?}");
+            let message = &told[0];
+            let mut routes = message["routes"].as_array().unwrap().iter();
+            let route = routes.find(|route| route["operation"] == "GET /orders/:id");
+            let route = route.unwrap_or_else(|| panic!("the route is named: {message}"));
+            assert_eq!(route["at"], format!(":{port}"));
+            let found = message["findings"].as_array().unwrap();
+            assert!(found.iter().any(|found| found["rule"] == finding), "{message}");
+            match rule {
+                "response-time" => {
+                    let goes = route["goes"][0][0].as_str().unwrap();
+                    assert!(goes.contains(&format!("awaiting 127.0.0.1:{stock_port}")), "{message}");
+                    assert!(message["number"].as_f64().unwrap() > 1.0, "{message}");
+                }
+                _ => assert_eq!(route["error"], "500", "{message}"),
+            }
+        }
+    });
+}
+
 #[test]
 fn what_the_daemon_knows_can_be_asked_and_changed() {
     if !kernel_ready(&[]) {
@@ -283,7 +393,8 @@ fn what_the_daemon_knows_can_be_asked_and_changed() {
         assert!(status == 200 && body.starts_with(begins) && !body.is_empty(), "{format}: {status}");
     }
     let diff = daemon.data(&format!("/api/v1/diff?a={a}&b={b}&target=t"));
-    assert!(diff["samples"]["a"].as_u64().unwrap() > 10, "{diff}");
+    assert_eq!((&diff["kinds"][0]["kind"], &diff["false_discovery_rate"]), (&"cpu".into(), &0.05.into()));
+    assert!(diff["kinds"][0]["total"]["amount"]["before"].as_f64().unwrap() > 1e8, "it is busy: {diff}");
     let (status, report) = daemon.ask("GET", "/api/v1/report?target=t", "");
     assert!(status == 200 && report.len() > 100);
     assert_eq!(daemon.ask("GET", "/api/v1/latency", "").0, 404);

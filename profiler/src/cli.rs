@@ -223,7 +223,7 @@ pub struct ProfileArgs {
     )]
     pub syscalls: Syscalls,
     /// Whether to tell requests and their answers: by peer and route, how many, how long, which failed
-    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Requests::Off)]
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Requests::DEFAULT)]
     pub requests: Requests,
     /// Keep paths and addresses of peers out of all outputs: numbers stand for them
     #[arg(long)]

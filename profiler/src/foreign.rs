@@ -203,7 +203,7 @@ fn read_proc(root: &Path) {
     target::comm(root, 7);
     objects::descriptor(root, 7, 3);
     objects::serves(root, 7, "tcp 127.0.0.1:1 -> 127.0.0.1:2");
-    objects::listens(root, 7);
+    objects::listens(root, &[7]);
     sched::seed(root, 7, 7, 1);
     sched::SchedStat::read(root, 7, 7);
 }

@@ -75,6 +75,11 @@ pub enum Requests {
     Off,
 }
 
+impl Requests {
+    /// Where nothing is said of them, on the command line and in the daemon's configuration.
+    pub const DEFAULT: Requests = Requests::Off;
+}
+
 /// Whether to watch system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Syscalls {
@@ -108,7 +113,7 @@ impl Settings {
         }
     }
 
-    /// Whether requests are watched: only if asked for.
+    /// Whether requests are watched.
     pub fn watches_requests(&self) -> bool {
         self.requests == Requests::On
     }
@@ -194,7 +199,7 @@ pub(crate) mod fixtures {
             waits: Waits::Auto,
             wakers: false,
             syscalls: Syscalls::Off,
-            requests: Requests::Off,
+            requests: Requests::DEFAULT,
             alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
             by_thread: false,
             redact_paths: false,

@@ -188,6 +188,12 @@ impl Rule {
     }
 }
 
+/// A rule about the profiler itself. It first sees less by itself, step by step: only what that does not mend is told.
+fn own(id: &str, metric: &str, summary: &str) -> Rule {
+    let for_s = 300;
+    Rule { capture: false, ..Rule::of_metric(id, metric, 1.0, 2.0, for_s, summary) }
+}
+
 /// Every rule that is there without configuration. One that explains others comes before them, so that it is known when
 /// they are asked.
 pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
@@ -276,6 +282,31 @@ pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             60,
             "system calls of the target fail at a high rate",
         ),
-        finding("slow-peer", "slow-peer", 60, "most of the target's time goes by waiting for the same peer"),
+        metric(
+            "response-time",
+            "response_seconds.p95",
+            1.0,
+            5.0,
+            30,
+            "one in twenty requests that the target answers takes so long or longer",
+        )
+        .unless(&["cpu-starvation"]),
+        metric(
+            "error-rate",
+            "request_error_ratio",
+            0.05,
+            0.10,
+            60,
+            "the target answers requests with errors",
+        ),
+        // What it is asked is slow as well: the alert that says so names the peer.
+        finding("slow-peer", "slow-peer", 60, "most of the target's time goes by waiting for the same peer")
+            .unless(&["response-time"]),
+        own(
+            "own-cpu",
+            "own_budget_ratio.cpu",
+            "the profiler uses more CPU time than it may, although it sees less already",
+        ),
+        own("own-memory", "own_budget_ratio.memory", "the profiler uses more memory than it may"),
     ]
 });

@@ -90,6 +90,7 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
+    command.arg("--requests").arg(if window.requests { "on" } else { "off" });
     command.arg(if window.syscalls { "--syscalls" } else { "--syscalls=off" });
     // SAFETY: prctl is safe to call between fork and exec, and reads nothing.
     unsafe {

@@ -48,6 +48,9 @@ pub struct Message {
     /// take.
     #[serde(default)]
     pub path: Vec<String>,
+    /// Of the requests that the target answered those that took longest, and those that failed most; if they were watched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Told>,
     /// The windows before and at the alert, as recordings.
     pub evidence: Vec<String>,
     /// What shows more.
@@ -91,6 +94,43 @@ pub struct Found {
     pub advice: String,
     /// The stack, innermost first, as far as it helps.
     pub stack: Vec<String>,
+}
+
+/// A kind of request in a message.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// What was asked; empty where that cannot be read.
+    pub operation: String,
+    /// Where: `:PORT`, or the path of a Unix socket.
+    pub at: String,
+    /// How often, in the window.
+    pub requests: u64,
+    /// To the first byte of the answer, 95th percentile, ns.
+    pub p95_ns: u64,
+    /// Answers that were errors.
+    pub failed: u64,
+    /// The error that most of these were.
+    pub error: String,
+    /// Where the time of those that were followed went, as a mean, most first: what, and ns.
+    pub goes: Vec<(String, u64)>,
+}
+
+impl Told {
+    /// In words.
+    fn text(&self) -> String {
+        use crate::model::units::{count, time};
+        let what = if self.operation.is_empty() { "requests" } else { &self.operation };
+        let mut text =
+            format!("{what} at {}: {}, p95 {}", self.at, count(self.requests, "request"), time(self.p95_ns));
+        if self.failed > 0 {
+            text.push_str(&format!(", {} failed ({})", self.failed, self.error));
+        }
+        let goes: Vec<String> = self.goes.iter().map(|(what, ns)| format!("{} {what}", time(*ns))).collect();
+        if !goes.is_empty() {
+            text.push_str(&format!("; on average {}", goes.join(", ")));
+        }
+        text
+    }
 }
 
 /// A function in a message.
@@ -161,6 +201,7 @@ impl Message {
                 lines.push(format!("  {}", found.advice));
             }
         }
+        lines.extend(self.routes.iter().map(|route| format!("- {}", route.text())));
         if !self.hot.is_empty() {
             lines.push("CPU time went to:".to_owned());
         }
@@ -213,6 +254,15 @@ pub mod fixtures {
             }],
             hot: vec![Hot { function: "renderReport".into(), percent: 81.0, before_percent: Some(2.5) }],
             path: vec!["onRequest".into(), "renderReport".into()],
+            routes: vec![Told {
+                operation: "GET /reports/:id".into(),
+                at: ":8080".into(),
+                requests: 120,
+                p95_ns: 2_100_000_000,
+                failed: 12,
+                error: "500".into(),
+                goes: vec![("on a CPU".into(), 1_200_000_000), ("awaiting 10.0.0.2:5432".into(), 40_000_000)],
+            }],
             evidence: vec!["/var/lib/profiler/evidence/a1/1.prec".into()],
             command: "profiler replay /var/lib/profiler/evidence/a1/1.prec".into(),
             lost: vec![("ring buffer full".into(), 3)],

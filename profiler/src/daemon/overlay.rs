@@ -98,12 +98,8 @@ impl Overlay {
         for (name, thresholds) in asked {
             let alias = ALIASES.iter().find(|(alias, ..)| alias == name);
             let (id, scale) = alias.map_or((name.as_str(), 1.0), |(_, id, scale, _)| (id, *scale));
-            let rule = configured.iter().find(|rule| rule.id == id).ok_or_else(|| match alias {
-                Some(_) => {
-                    format!("{name} is the rule {id}, which needs requests to be seen: there is no such rule")
-                }
-                None => format!("there is no rule {name}"),
-            })?;
+            let rule = configured.iter().find(|rule| rule.id == id);
+            let rule = rule.ok_or_else(|| format!("there is no rule {name}"))?;
             let metric = metrics::find(&rule.metric).ok_or_else(|| format!("{id} has no thresholds"))?;
             let thresholds = thresholds
                 .as_object()
@@ -163,7 +159,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let asked = json!({
             "eventLoopDelay": { "warning": 20, "critical": "100ms" }, "cpuUsage": { "warning": 60 },
-            "descriptors": { "warning": 0.5 },
+            "descriptors": { "warning": 0.5 }, "responseTime": { "warning": 800 }, "errorRate": { "critical": 20 },
         });
         let overlay = Overlay::load(dir.path()).changed(&asked, &BUILT_IN).unwrap();
         overlay.store(dir.path()).unwrap();
@@ -177,6 +173,8 @@ mod tests {
         assert_eq!(of("event-loop-delay"), (Some(0.020), Some(0.100)));
         assert_eq!(of("cpu-quota"), (Some(0.60), Some(0.90)));
         assert_eq!(of("descriptors"), (Some(0.50), Some(0.90)));
+        assert_eq!(of("response-time"), (Some(0.8), Some(5.0)));
+        assert_eq!(of("error-rate"), (Some(0.05), Some(0.20)));
         let back = overlay.changed(&json!({ "cpuUsage": { "warning": null } }), &BUILT_IN).unwrap();
         assert!(!back.0.contains_key("cpu-quota") && back.0.contains_key("descriptors"));
         assert_ne!(back.tag(), overlay.tag());
@@ -187,7 +185,6 @@ mod tests {
         for (asked, why) in [
             (json!([]), "object"),
             (json!({ "nothing": {} }), "no rule nothing"),
-            (json!({ "errorRate": { "warning": 5 } }), "requests"),
             (json!({ "leak": { "warning": 5 } }), "no thresholds"),
             (json!({ "cpuUsage": { "warning": 95 } }), "worse"),
             (json!({ "cpuUsage": { "warn": 95 } }), "neither"),

@@ -64,6 +64,11 @@ impl Own {
         process_ns + probes_ns
     }
 
+    /// How long the daemon has run.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// As metrics.
     pub fn metrics(
         &self,
@@ -151,7 +156,7 @@ impl Own {
             one("agent_windows", "Windows that have ended", Unit::Count, Kind::Counter, self.windows as f64),
             one(
                 "agent_shed_level",
-                "How much is left out to keep the cost down: 0 nothing, 4 most",
+                "How much is left out to keep the cost down: 0 nothing, 5 most",
                 Unit::Count,
                 Kind::Gauge,
                 f64::from(shed.level),

@@ -1,7 +1,7 @@
 //! The daemon at work: a window, what it means, what the API shows of it, and the next one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     api::{self, Shared, Snapshot, TargetStatus},
@@ -30,6 +30,7 @@ use super::{
     window::{Measure, Window},
 };
 use crate::{
+    metrics::Budget,
     model::{part::part, report::Run},
     process::{clock, usage::Usage},
 };
@@ -135,6 +136,8 @@ struct Daemon {
     shared: Arc<Shared>,
     shed: Shed,
     own: Own,
+    /// What the last window has cost.
+    budget: Option<Budget>,
     /// When the last window ended, ms since 1970 (UTC).
     window_ended: Arc<AtomicI64>,
     /// Somebody asked to see everything in this window.
@@ -167,6 +170,7 @@ impl Daemon {
             shared,
             shed: Shed::default(),
             own: Own::default(),
+            budget: None,
             window_ended,
             capturing: false,
             problems: Vec::new(),
@@ -229,7 +233,8 @@ impl Daemon {
         let facts: Vec<TargetFacts> = found.into_iter().map(|pids| facts(Path::new(PROC), pids)).collect();
         let now = now();
         let mut keeper = Pins { evidence: &self.evidence, unix_ms: now.unix_ms, errors: Vec::new() };
-        let taken = self.engine.window(run.as_ref(), &facts, now, &mut keeper);
+        let own = self.budget.take().map(|budget| (budget, self.own.age()));
+        let taken = self.engine.window(run.as_ref(), &facts, own, now, &mut keeper);
         let mut errors = keeper.errors;
         errors.extend(taken.err().map(|error| format!("{error:#}")));
         errors.extend(self.evidence.clean(now.unix_ms).err().map(|error| error.to_string()));
@@ -256,10 +261,15 @@ impl Daemon {
             asked.wait(LOOK);
             return Some(None);
         }
-        let wanted = Detail { syscalls: settings.syscalls, allocations: true, frequency: settings.frequency };
+        let wanted = Detail {
+            syscalls: settings.syscalls,
+            requests: settings.requests,
+            allocations: true,
+            frequency: settings.frequency,
+        };
         let detail = match (self.capturing, self.engine.wants_capture()) {
             // Somebody asked for it, and knows that it costs.
-            (true, _) => Detail { syscalls: true, ..wanted },
+            (true, _) => Detail { syscalls: true, requests: true, ..wanted },
             (false, captures) => self.shed.detail(Detail { syscalls: wanted.syscalls || captures, ..wanted }),
         };
         let window = Window {
@@ -267,16 +277,25 @@ impl Daemon {
             length: settings.window,
             recording: self.evidence.window_path(clock::unix_ms()),
             syscalls: detail.syscalls,
+            requests: detail.requests,
             allocations: detail.allocations,
             frequency: detail.frequency,
         };
         let (begun, before) = (Instant::now(), Usage::now().cpu_ns);
         match measure(&window, &|| asked.stop()) {
             Ok(Some(run)) => {
-                let spent_ns = self.own.window(&run.cpu.accounts) + Usage::now().cpu_ns - before;
-                let cost = spent_ns as f64 / begun.elapsed().as_nanos().max(1) as f64;
+                let usage = Usage::now();
+                let spent_ns = self.own.window(&run.cpu.accounts) + usage.cpu_ns - before;
+                let mut budget = Budget {
+                    cpu: spent_ns as f64 / begun.elapsed().as_nanos().max(1) as f64,
+                    most_cpu: settings.max_overhead / 100.0,
+                    memory_bytes: (Usage::rss_bytes() + run.cpu.accounts.agent_peak_rss_bytes) as f64,
+                    most_memory_bytes: settings.max_memory as f64,
+                    shed: (self.shed.level, shed::LEVELS),
+                };
                 if !self.capturing {
-                    self.shed(cost, settings.max_overhead);
+                    self.shed(&mut budget);
+                    self.budget = Some(budget);
                 }
                 Some(Some((window.recording, run)))
             }
@@ -298,17 +317,13 @@ impl Daemon {
         }
     }
 
-    /// Compares what a window has cost, a part of a CPU, with what it may, percent.
-    fn shed(&mut self, cost: f64, max_overhead: f64) {
+    /// Sees less from now on, if a window has cost more than it may.
+    fn shed(&mut self, budget: &mut Budget) {
         let level = self.shed.level;
-        self.shed.window(cost, max_overhead / 100.0);
+        self.shed.window(budget);
+        budget.shed.0 = self.shed.level;
         if self.shed.level > level {
-            crate::say!(
-                "profiler: the last window cost {:.1} % of a CPU, {max_overhead:.1} % are allowed: less is seen (level {} of {})",
-                100.0 * cost,
-                self.shed.level,
-                shed::LEVELS
-            );
+            crate::say!("profiler: too dear, less is seen: {}", budget.words());
         }
     }
 
@@ -348,16 +363,13 @@ impl Daemon {
     fn publish(&self, facts: &[TargetFacts]) {
         let config = self.engine.config();
         let mut targets: Vec<TargetStatus> = Vec::new();
+        let mut values: BTreeMap<&str, BTreeMap<String, Value>> = BTreeMap::new();
+        for (metric, target, label, value) in self.engine.samples.iter() {
+            let name =
+                if label.is_empty() { metric.name.to_owned() } else { format!("{}.{label}", metric.name) };
+            values.entry(target).or_default().insert(name, json!(value));
+        }
         for ((target, facts), judged) in config.targets.iter().zip(facts).zip(&self.engine.judged) {
-            let values = self.engine.samples.iter().filter(|(_, of, ..)| *of == target.name);
-            let metrics = values.map(|(metric, _, label, value)| {
-                let name = if label.is_empty() {
-                    metric.name.to_owned()
-                } else {
-                    format!("{}.{label}", metric.name)
-                };
-                (name, json!(value))
-            });
             let findings = judged.findings.iter().map(|finding| {
                 json!({
                     "rule": finding.rule, "severity": finding.severity.id(), "title": finding.title,
@@ -368,7 +380,7 @@ impl Daemon {
                 name: target.name.clone(),
                 pids: facts.pids.iter().copied().collect(),
                 verdict: judged.verdict.as_ref().map_or_else(String::new, |verdict| verdict.sentence.clone()),
-                metrics: metrics.collect(),
+                metrics: values.remove(target.name.as_str()).unwrap_or_default().into_iter().collect(),
                 findings: findings.collect(),
             });
         }

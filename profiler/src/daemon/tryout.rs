@@ -70,7 +70,7 @@ fn tried(mut config: Config, runs: &[Run]) -> Result<String> {
     let mut text = String::new();
     for run in runs {
         let end = run.cpu.meta.start_unix_ns + run.cpu.accounts.duration_ns;
-        engine.window(Some(run), &[facts(run)], at(end), &mut Nothing)?;
+        engine.window(Some(run), &[facts(run)], None, at(end), &mut Nothing)?;
         for message in engine.changes() {
             let stamp = std::time::UNIX_EPOCH + Duration::from_nanos(end);
             let _infallible = writeln!(

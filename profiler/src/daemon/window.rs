@@ -17,6 +17,8 @@ pub struct Window {
     pub recording: PathBuf,
     /// Count system calls.
     pub syscalls: bool,
+    /// Watch requests.
+    pub requests: bool,
     /// Watch who allocates, when a process grows.
     pub allocations: bool,
     /// Samples per second and CPU.

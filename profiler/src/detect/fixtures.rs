@@ -120,6 +120,7 @@ pub fn run_with_findings() -> Run {
         sum_ns: 12 * S,
         p50_ns: 12_000,
         p90_ns: 90_000,
+        p95_ns: 400_000,
         p99_ns: 1_200_000,
         p999_ns: 9 * MS,
         max_ns,

@@ -59,7 +59,8 @@ impl Unit {
             Unit::Bytes => crate::model::units::bytes(value),
             Unit::Ratio => format!("{:.1} %", 100.0 * value),
             Unit::BytesPerSecond => format!("{}/s", crate::model::units::bytes(value)),
-            Unit::Count => format!("{value}"),
+            Unit::Count if value.fract() == 0.0 => format!("{value}"),
+            Unit::Count => format!("{value:.2}"),
         }
     }
 }
@@ -105,6 +106,52 @@ pub struct View<'a> {
     pub functions: &'a [String],
     /// Its oldest process is younger than the one of the window before.
     pub restarted: bool,
+    /// What the profiler costs, where it is its own target.
+    pub budget: Option<&'a Budget>,
+}
+
+/// Name under which the daemon is a target of itself: rules and history have it, and no target of a configuration.
+pub const OWN: &str = "~profiler";
+
+/// What the profiler cost in a window, and what it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Budget {
+    /// Its CPU time and that of its kernel programs, as a part of one CPU.
+    pub cpu: f64,
+    /// What that may be.
+    pub most_cpu: f64,
+    /// Resident memory of the daemon and of the window's process, bytes.
+    pub memory_bytes: f64,
+    /// What that may be.
+    pub most_memory_bytes: f64,
+    /// How much it leaves out to cost less, and how much it can.
+    pub shed: (u32, u32),
+}
+
+impl Budget {
+    /// CPU time as a part of what may be used.
+    pub fn cpu_ratio(&self) -> f64 {
+        self.cpu / self.most_cpu
+    }
+
+    /// Memory as a part of what may be used.
+    pub fn memory_ratio(&self) -> f64 {
+        self.memory_bytes / self.most_memory_bytes
+    }
+
+    /// In words.
+    pub fn words(&self) -> String {
+        format!(
+            "the profiler used {:.1} % of a CPU ({:.1} % allowed) and {} of memory ({} allowed); of {} steps to see less it has \
+             taken {}",
+            100.0 * self.cpu,
+            100.0 * self.most_cpu,
+            Unit::Bytes.words(self.memory_bytes),
+            Unit::Bytes.words(self.most_memory_bytes),
+            self.shed.1,
+            self.shed.0,
+        )
+    }
 }
 
 /// What is known of a target besides what was measured in a window.

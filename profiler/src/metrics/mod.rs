@@ -4,8 +4,9 @@
 mod metric;
 mod openmetrics;
 mod read;
+mod requests;
 
-pub use metric::{Kind, MemoryTrend, Metric, Outside, Unit, Values, View};
+pub use metric::{Budget, Kind, MemoryTrend, Metric, OWN, Outside, Unit, Values, View};
 pub use openmetrics::{OwnMetric, Samples, classic};
 pub use read::METRICS;
 
@@ -13,6 +14,11 @@ pub use read::METRICS;
 pub fn find(name: &str) -> Option<&'static Metric> {
     let name = name.split_once('.').map_or(name, |(name, _)| name);
     METRICS.iter().find(|metric| metric.name == name)
+}
+
+/// Whether the metric is one of the daemon itself.
+pub fn is_own(name: &str) -> bool {
+    name.split('.').next() == Some("own_budget_ratio")
 }
 
 /// All names that [`find`] knows.

@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use super::{
-    metric::{Kind, Metric, Unit, Values},
+    metric::{Kind, Metric, OWN, Unit, Values},
     read::METRICS,
 };
 
@@ -88,7 +88,8 @@ impl Samples {
 
     /// Forgets targets that are no more.
     pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
-        self.samples.retain(|sample, _| sample.target == OTHER || is_there(&sample.target));
+        self.samples
+            .retain(|sample, _| [OTHER, OWN].contains(&sample.target.as_str()) || is_there(&sample.target));
     }
 
     /// Values that are exported.
@@ -163,8 +164,9 @@ struct Export {
 impl Collector for Export {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         for (index, metric) in METRICS.iter().enumerate() {
-            let mut values =
-                self.samples.samples.iter().filter(|(sample, _)| sample.metric == index).peekable();
+            let first = Sample { metric: index, target: String::new(), label: String::new() };
+            let from_there = self.samples.samples.range(first..);
+            let mut values = from_there.take_while(|(sample, _)| sample.metric == index).peekable();
             if values.peek().is_none() {
                 continue;
             }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::metric::{Metric, Unit, Values, View};
+use super::{
+    metric::{Metric, Unit, Values, View},
+    requests,
+};
 use crate::model::{
     cause::WaitCause,
     memory::Footprint,
@@ -195,6 +198,97 @@ pub static METRICS: &[Metric] = &[
                 *sums.entry(waits.kind.id()).or_default() += waits.lengths.sum_ns;
             }
             sums.into_iter().for_each(|(class, ns)| values.push(class, ns as f64 / 1e9));
+        },
+    ),
+    Metric::counter(
+        "requests",
+        Unit::Count,
+        "outcome",
+        "Requests that the target was sent, if they are watched: answered, answered with an error that it is to blame for (an \
+         estimate but for HTTP/1), answered with what cannot be read, or given up by who asked; without HTTP/2",
+        requests::answered,
+    ),
+    Metric::gauge(
+        "requests_per_second",
+        Unit::Count,
+        "",
+        "Requests that the target answers a second, if they are watched; without HTTP/2",
+        requests::per_second,
+    ),
+    Metric::gauge(
+        "request_error_ratio",
+        Unit::Ratio,
+        "",
+        "Answers that are errors of the target (HTTP 500 and above), as a part of those that can be read; absent below 20",
+        requests::error_ratio,
+    ),
+    Metric::gauge(
+        "response_seconds",
+        Unit::Seconds,
+        "statistic",
+        "Time from a request's first byte to the first byte of its answer, of the port that answers latest; if nothing was \
+         answered, how long the first request has waited at least",
+        requests::response,
+    ),
+    Metric::gauge(
+        "request_queue_seconds",
+        Unit::Seconds,
+        "statistic",
+        "Time for which requests lay at the socket unread, a lower bound, of the port where they lay longest",
+        requests::queueing,
+    ),
+    Metric::gauge(
+        "requests_in_flight",
+        Unit::Count,
+        "statistic",
+        "Requests that awaited their answer at the window's end, and most at once at one port",
+        requests::in_flight,
+    ),
+    Metric::counter(
+        "peer_requests",
+        Unit::Count,
+        "outcome",
+        "Requests that the target asked its peers, if they are watched, by how they ended, as of requests",
+        requests::asked,
+    ),
+    Metric::counter(
+        "peer_wait_seconds",
+        Unit::Seconds,
+        "protocol",
+        "Time in which at least one answer of a peer was awaited, summed over peers, if requests are watched",
+        requests::awaited,
+    ),
+    Metric::gauge(
+        "peer_wait_ratio",
+        Unit::Ratio,
+        "",
+        "Part of the time in which an answer was awaited of the peer that is awaited most",
+        requests::awaited_ratio,
+    ),
+    Metric::gauge(
+        "peer_response_seconds",
+        Unit::Seconds,
+        "statistic",
+        "Time to the answers of the peer that is awaited most",
+        requests::peer_response,
+    ),
+    Metric::counter(
+        "peer_connection_failures",
+        Unit::Count,
+        "phase",
+        "Connections to peers that failed, before or after they were made",
+        requests::connection_failures,
+    ),
+    Metric::gauge(
+        "own_budget_ratio",
+        Unit::Ratio,
+        "resource",
+        "What the profiler costs itself, as a part of what it may: CPU time (max_overhead), memory (max_memory)",
+        |view, values| {
+            if let Some(budget) = view.budget {
+                values.push("cpu", budget.cpu_ratio());
+                values.push("memory", budget.memory_ratio());
+            }
         },
     ),
     Metric::counter(

@@ -88,6 +88,8 @@ pub struct Exchanges {
     pub unanswered: u64,
     /// Requests that had none at the end of the run.
     pub awaited: u64,
+    /// How long the one of them that began first had been awaited then, ns.
+    pub longest_awaited_ns: u64,
     /// Requests that began while another one was awaited.
     pub overlapped: u64,
     /// Most that were awaited at once.
@@ -118,13 +120,15 @@ impl Exchanges {
         self.first.count
     }
 
-    /// Answers that failed, and of how many that is known: all for HTTP/1, else those that were looked at.
+    /// Answers that failed, and of how many that is known: all for HTTP/1, else those that were looked at, each for all that
+    /// it stands for. Of none where what was asked cannot be read.
     pub fn failed(&self) -> (u64, u64) {
         let http: u64 = self.statuses[1..].iter().sum();
         if http > 0 {
             return (self.statuses[4] + self.statuses[5], http);
         }
-        (self.routes.iter().map(|route| route.failed()).sum(), self.looked_at)
+        let read = || self.routes.iter().filter(|route| !route.operation.is_empty());
+        (read().map(|route| route.failed()).sum(), read().map(|route| route.first.count).sum())
     }
 
     /// Answers that the side that answers is to blame for: of HTTP/1 from 500 on; of others any error.
@@ -193,6 +197,27 @@ pub struct Breakdown {
     pub other_ns: u64,
 }
 
+impl Breakdown {
+    /// Where the time went in words, with ns, the largest part first.
+    pub fn parts(&self) -> Vec<(String, u64)> {
+        let own = [
+            ("on a CPU", self.on_cpu_ns),
+            ("waiting for a CPU", self.run_queue_ns),
+            ("on files", self.disk_ns),
+            ("at locks", self.lock_ns),
+            ("on nothing that is seen", self.other_ns),
+        ];
+        let own = own.into_iter().map(|(what, ns)| (what.to_owned(), ns));
+        let asked = self.asked.iter().map(|of| {
+            let spoken = if of.protocol.is_empty() { String::new() } else { format!(" ({})", of.protocol) };
+            (format!("awaiting {}{spoken}", of.peer), of.ns)
+        });
+        let mut parts: Vec<(String, u64)> = own.chain(asked).filter(|(_, ns)| *ns > 0).collect();
+        parts.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+        parts
+    }
+}
+
 /// What one peer was asked during a request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
@@ -251,6 +276,7 @@ pub(crate) mod fixtures {
             sum_ns: count * p50_ns,
             p50_ns,
             p90_ns: 2 * p50_ns,
+            p95_ns: 3 * p50_ns,
             p99_ns: 4 * p50_ns,
             p999_ns: 5 * p50_ns,
             max_ns: 6 * p50_ns,
@@ -339,5 +365,23 @@ pub(crate) mod fixtures {
             breakdown,
         };
         Requests { peers: vec![database, served], slow: vec![slow] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{fixtures::requests, *};
+
+    #[test]
+    fn what_failed_is_of_all_that_was_read() {
+        let peer = |change: &dyn Fn(&mut Exchanges)| {
+            let mut peer = requests().peers.pop().unwrap();
+            peer.statuses = [0; STATUSES];
+            change(&mut peer);
+            peer.failed()
+        };
+        // One in ten was looked at, and stands for ten.
+        assert_eq!(peer(&|peer| peer.looked_at = 100), (7, 1000));
+        assert_eq!(peer(&|peer| peer.routes[0].operation.clear()), (0, 0), "nothing was read");
     }
 }

@@ -260,6 +260,7 @@ pub(crate) mod fixtures {
             sum_ns,
             p50_ns: 20_000,
             p90_ns: 90_000,
+            p95_ns: 400_000,
             p99_ns: MS,
             p999_ns: 2 * MS,
             max_ns,

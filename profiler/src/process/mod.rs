@@ -9,6 +9,7 @@ pub mod life;
 pub mod limits;
 pub mod maps;
 pub mod memory;
+pub mod network;
 pub mod notice;
 pub mod objects;
 pub mod open;

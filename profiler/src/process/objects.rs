@@ -1,9 +1,10 @@
 //! What a descriptor of a process is: a path, a socket with its peer, a pipe.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     net::{Ipv4Addr, Ipv6Addr},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
@@ -104,13 +105,29 @@ pub fn serves(proc_root: &Path, pid: u32, object: &str) -> bool {
     listeners(proc_root, pid).iter().any(|(of, _)| *of == port)
 }
 
-/// Ports that a process itself listens at.
-pub fn listens(proc_root: &Path, pid: u32) -> BTreeSet<u16> {
-    let entries = fs::read_dir(shown(proc_root, pid).join("fd")).into_iter().flatten().flatten();
-    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    let own: HashSet<String> = links.map(|link| text::path(&link)).collect();
-    let listeners = listeners(proc_root, pid).into_iter();
-    listeners.filter(|(_, inode)| own.contains(&format!("socket:[{inode}]"))).map(|(port, _)| port).collect()
+/// Ports that processes listen at themselves. The tables of a network namespace are read once for all of them: the kernel
+/// goes through all of its connections each time.
+pub fn listens(proc_root: &Path, pids: &[u32]) -> BTreeSet<(u32, u16)> {
+    let mut known: BTreeMap<Option<u64>, Vec<(u16, String)>> = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    for &pid in pids {
+        let dir = shown(proc_root, pid);
+        let entries = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+        let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let links = links.map(|link| text::path(&link)).filter(|link| link.starts_with("socket:["));
+        let own: HashSet<String> = links.collect();
+        if own.is_empty() {
+            continue;
+        }
+        let namespace = fs::metadata(dir.join("ns/net")).map(|of| of.ino()).ok();
+        if namespace.is_none() || !known.contains_key(&namespace) {
+            known.insert(namespace, listeners(proc_root, pid));
+        }
+        let all = known.get(&namespace).into_iter().flatten();
+        let its = all.filter(|(_, inode)| own.contains(&format!("socket:[{inode}]")));
+        found.extend(its.map(|(port, _)| (pid, *port)));
+    }
+    found
 }
 
 /// Ports that are listened at in a process's network namespace, and the inodes of their sockets.
@@ -192,9 +209,19 @@ mod tests {
         let fds = root.path().join("7/fd");
         fs::create_dir_all(&fds).unwrap();
         std::os::unix::fs::symlink("socket:[77]", fds.join("3")).unwrap();
-        assert!(listens(root.path(), 7).is_empty(), "a connection");
+        assert!(listens(root.path(), &[7]).is_empty(), "a connection");
         std::os::unix::fs::symlink("socket:[78]", fds.join("4")).unwrap();
-        assert!(listens(root.path(), 7).into_iter().eq([8080]));
+        assert!(listens(root.path(), &[7]).into_iter().eq([(7, 8080)]));
+        // Another one of its namespace, whose own table is not read.
+        let (other, ns) = (root.path().join("8/fd"), root.path().join("net"));
+        fs::create_dir_all(&other).unwrap();
+        fs::write(&ns, "").unwrap();
+        for pid in ["7", "8"] {
+            fs::create_dir_all(root.path().join(pid).join("ns")).unwrap();
+            std::os::unix::fs::symlink(&ns, root.path().join(pid).join("ns/net")).unwrap();
+        }
+        std::os::unix::fs::symlink("socket:[78]", other.join("3")).unwrap();
+        assert!(listens(root.path(), &[7, 8, 9]).into_iter().eq([(7, 8080), (8, 8080)]));
         assert!(!serves("tcp 127.0.0.1:5432 -> 127.0.0.2:8080") && !serves("unix") && !serves("/dev/null"));
         assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
     }

@@ -26,6 +26,16 @@ impl Usage {
     }
 }
 
+impl Usage {
+    /// Resident memory of this process now, bytes; 0 where that is not known.
+    pub fn rss_bytes() -> u64 {
+        let text = crate::text::read_to_parse("/proc/self/statm".as_ref()).unwrap_or_default();
+        let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+        // SAFETY: sysconf reads a number.
+        pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64
+    }
+}
+
 /// CPU time that all threads of a process have used, those that have ended too, ns; `None` if it is gone.
 pub fn cpu_time_of(pid: u32) -> Option<u64> {
     let mut clock = 0;

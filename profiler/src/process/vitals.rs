@@ -5,15 +5,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
 use super::{
+    network::{Network, Networks},
     quota::CpuQuota,
     redact::Redact,
     shown::shown,
     sockdiag::SockDiag,
-    tcp::{TcpState, listens_unix, tcp_sockets},
+    tcp::{TcpState, listens_unix},
 };
 use crate::model::vitals::{Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Throttling, Vitals};
 
@@ -104,6 +106,7 @@ impl VitalsSampler {
     pub fn look(&mut self, pids: &[u32], now_ns: u64) {
         let begun = Instant::now();
         let targets: BTreeSet<u32> = pids.iter().copied().collect();
+        let mut networks = Networks::default();
         for &pid in pids {
             if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
                 self.unlisted.insert(pid);
@@ -122,8 +125,8 @@ impl VitalsSampler {
             seen.vitals.samples += 1;
             seen.vitals.span_ns = now_ns.saturating_sub(seen.first_ns);
             seen.vitals.stopped += u64::from(matches!(stat.state, b'T' | b't'));
-            let awaiting = self.diag.awaiting(&self.proc_root, pid);
-            seen.descriptors(&self.proc_root, &self.redact, &awaiting, now_ns, first);
+            let mut network = |pid| networks.of(&mut self.diag, &self.proc_root, pid);
+            seen.descriptors(&self.proc_root, &self.redact, &mut network, now_ns, first);
             seen.quota(&self.proc_root, &self.redact, pid);
             let known = self.processes.values().map(|seen| seen.children.len()).sum::<usize>();
             if let Some(seen) = self.processes.get_mut(&pid) {
@@ -196,7 +199,7 @@ impl Seen {
         &mut self,
         proc_root: &Path,
         redact: &Redact,
-        awaiting: &BTreeMap<u64, u32>,
+        network: &mut dyn FnMut(u32) -> Rc<Network>,
         now_ns: u64,
         first: bool,
     ) {
@@ -215,15 +218,12 @@ impl Seen {
             .filter_map(|path| Some(crate::text::path(&fs::read_link(path).ok()?)))
             .collect();
         let sockets: BTreeSet<u64> = links.iter().filter_map(|link| inode(link)).collect();
-        let tcp = if sockets.is_empty() { Vec::new() } else { tcp_sockets(proc_root, self.vitals.pid) };
-        let listening: BTreeSet<u16> =
-            tcp.iter().filter(|of| of.state == TcpState::Listen).map(|of| of.local.1).collect();
-        let own_listener = tcp.iter().any(|of| of.state == TcpState::Listen && sockets.contains(&of.inode));
-        self.vitals.listens |= own_listener;
+        let network = if sockets.is_empty() { Rc::default() } else { network(self.vitals.pid) };
+        let listens = |inode: &u64| network.socket(*inode).is_some_and(|of| of.state == TcpState::Listen);
+        self.vitals.listens |= sockets.iter().any(listens);
         if !self.vitals.listens && !sockets.is_empty() {
             self.vitals.listens = listens_unix(proc_root, self.vitals.pid, |inode| sockets.contains(&inode));
         }
-        let by_inode: BTreeMap<u64, _> = tcp.iter().map(|of| (of.inode, of)).collect();
 
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
         // Connections of each, whether they are clients, and the time since the oldest question without an answer, ms.
@@ -231,18 +231,18 @@ impl Seen {
         let mut connections = 0;
         for link in &links {
             let kind = match inode(link) {
-                Some(inode) => match by_inode.get(&inode) {
+                Some(inode) => match network.socket(inode) {
                     Some(of) if of.state == TcpState::Listen => "listening socket".to_owned(),
                     Some(of) => {
                         connections += 1;
-                        let clients = listening.contains(&of.local.1);
+                        let clients = network.listening.contains(&of.local.1);
                         let peer = if clients {
                             format!("clients of :{}", of.local.1)
                         } else {
                             redact.text(&of.remote)
                         };
                         let at = peers.entry(peer.clone()).or_default();
-                        *at = (at.0 + 1, clients, at.2.max(awaiting.get(&inode).copied()));
+                        *at = (at.0 + 1, clients, at.2.max(network.awaiting.get(&inode).copied()));
                         if let Some(seen) = self.peer(&peer, clients) {
                             if seen.inodes.len() < MAX_KINDS * 16 && seen.inodes.insert(inode) {
                                 seen.peer.seen += 1;
@@ -264,7 +264,8 @@ impl Seen {
         }
         self.vitals.most_connections = self.vitals.most_connections.max((connections * step) as u64);
         for (peer, (number, clients, awaited)) in peers {
-            let waiting = tcp
+            let waiting = network
+                .tcp()
                 .iter()
                 .filter(|of| {
                     of.state == TcpState::TimeWait

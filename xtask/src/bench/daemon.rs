@@ -2,7 +2,9 @@
 //!
 //! A redis, a PostgreSQL and a Node server under moderate load are watched by a daemon with a small configuration. First nothing
 //! is wrong; then one fault after another is made in the Node server, and must give its alert once, and nothing else. After
-//! that daemons with more and more targets are measured.
+//! that a daemon is killed again and again ([`kills`]), and daemons with more and more targets are measured.
+
+mod kills;
 
 use std::{
     fs,
@@ -33,7 +35,7 @@ pub struct Args {
     /// Length of a window
     #[arg(long, default_value = "30s")]
     window: String,
-    /// Numbers of targets whose cost is measured
+    /// Numbers of targets whose cost is measured; 0 for none
     #[arg(long, value_delimiter = ',', default_value = "1,20,200")]
     scale: Vec<usize>,
     /// Minutes of each of those
@@ -42,6 +44,9 @@ pub struct Args {
     /// Leave the trial of faults out
     #[arg(long)]
     no_faults: bool,
+    /// How often a daemon with a bad receiver is killed at a random moment
+    #[arg(long, default_value_t = 20)]
+    kills: u32,
 }
 
 /// A server that does what it is told to.
@@ -95,8 +100,11 @@ pub fn run(args: &Args) -> Result<()> {
         Some(profiler) => profiler.clone(),
         None => build_profiler()?,
     };
-    let failed = if args.no_faults { 0 } else { trial(&profiler, args)? };
-    for &targets in &args.scale {
+    let mut failed = if args.no_faults { 0 } else { trial(&profiler, args)? };
+    if args.kills > 0 {
+        failed += kills::trial(&profiler, args.kills)?;
+    }
+    for &targets in args.scale.iter().filter(|targets| **targets > 0) {
         scale(&profiler, targets, args)?;
     }
     if failed > 0 {

@@ -135,11 +135,15 @@ fn advice(target: &TargetStatus) -> Vec<Value> {
         .collect()
 }
 
+/// How names of metrics of requests begin.
+const OF_REQUESTS: [&str; 3] = ["request", "response_", "peer_"];
+
 pub async fn latency(State(shared): State<Arc<Shared>>, Query(of): Query<OfTarget>) -> Response {
     let seen: Vec<Value> = shared.with(|snapshot| {
         let asked = snapshot.targets.iter().filter(|target| of.is(target));
         let each = asked.filter_map(|target| {
-            let of = target.metrics.iter().filter(|(name, _)| name.starts_with("request"));
+            let is_of_requests = |name: &str| OF_REQUESTS.iter().any(|start| name.starts_with(start));
+            let of = target.metrics.iter().filter(|(name, _)| is_of_requests(name));
             let metrics: serde_json::Map<String, Value> =
                 of.map(|(name, value)| (name.clone(), value.clone())).collect();
             (!metrics.is_empty()).then(|| json!({ "target": target.name, "metrics": metrics }))
@@ -147,7 +151,7 @@ pub async fn latency(State(shared): State<Arc<Shared>>, Query(of): Query<OfTarge
         each.collect()
     });
     if seen.is_empty() {
-        let why = "no requests were seen in the last window; times of system calls and event loops are no response times";
+        let why = "requests are not watched (daemon.requests); times of system calls and event loops are no response times";
         return not_found("no_requests", why);
     }
     data(seen)
@@ -248,7 +252,10 @@ pub async fn alert(State(shared): State<Arc<Shared>>, UrlPath(id): UrlPath<Strin
 }
 
 /// What an hour of these shows first.
-const ON_DASHBOARD: [(&str, &str); 5] = [
+const ON_DASHBOARD: [(&str, &str); 8] = [
+    ("response_seconds", "p95"),
+    ("requests_per_second", ""),
+    ("request_error_ratio", ""),
     ("cpu_quota_ratio", ""),
     ("event_loop_delay_seconds", "p99"),
     ("memory_held_bytes", ""),

@@ -202,10 +202,10 @@ pub static ROUTES: &[Route] = &[
     },
     read(
         "/api/v1/diff",
-        "Functions whose share of CPU time is different in two windows",
+        "What differs between two windows (CPU, waits, system calls, memory), and what of it chance does not explain",
         &[("target", Kind::Text, false), ("a", Kind::Time, true), ("b", Kind::Time, true)],
         &[400, 404],
-        || get(windows::diff),
+        || get(windows::difference),
     ),
     read("/api/v1/rules", "Rules, and where each stands", &[], &[], || get(read::rules)),
     read(

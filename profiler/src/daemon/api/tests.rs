@@ -161,7 +161,7 @@ fn thresholds_change_for_those_who_have_seen_them() {
     let rule = &after["data"]["rules"]["event-loop-delay"];
     assert_eq!((&rule["warning"], &rule["warning_from"]), (&0.02.into(), &"api".into()));
     assert_eq!(rule["critical_from"], "built in");
-    let (status, why) = admin.send("PUT", path, &[], "{\"errorRate\": {\"warning\": 5}}");
+    let (status, why) = admin.send("PUT", path, &[], "{\"leak\": {\"warning\": 5}}");
     assert_eq!((status, why["error"]["code"].as_str()), (422, Some("thresholds")));
 }
 

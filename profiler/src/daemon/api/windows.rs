@@ -1,9 +1,6 @@
 //! Windows that are still kept, in any form: lists, profiles, reports, and what is different between two.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use anyhow::Result;
 use axum::{
@@ -13,7 +10,6 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use statrs::distribution::{ContinuousCDF as _, Normal};
 
 use super::{
     answer::{bad, data, failed, not_found},
@@ -21,13 +17,13 @@ use super::{
 };
 use crate::{
     daemon::evidence::{self, Kept},
-    detect::{self, rule::Overrides, words},
-    model::{kind::KINDS, part::part, report::Run},
-    output::{FORMATS, Format, RenderOptions, results::style, summary},
-    recording,
+    detect::{self, compare::compare, rule::Overrides},
+    model::{kind::KINDS, part::part},
+    output::{FORMATS, Format, RenderOptions, diff, results::style, summary},
+    recording::{self, load::Replayed},
 };
 
-/// Functions that a comparison lists.
+/// Places of each kind that a comparison lists.
 const MOST: usize = 50;
 
 /// Which windows, and in which form.
@@ -78,7 +74,9 @@ pub async fn profiles(State(shared): State<Arc<Shared>>, Query(asked): Query<Pro
             // As it is, with all targets that were measured together.
             return Ok(evidence::find(&dir, window).map(|kept| std::fs::read(kept.path)).transpose()?);
         }
-        let Some(run) = load(&dir, window, asked.target.as_deref())? else { return Ok(None) };
+        let Some(Replayed { run, .. }) = load(&dir, window, asked.target.as_deref())? else {
+            return Ok(None);
+        };
         let (mut bytes, options) = (Vec::new(), RenderOptions::default());
         match format.format {
             Format::Profile(write) => match run.profile(&kind) {
@@ -117,7 +115,9 @@ pub async fn report(State(shared): State<Arc<Shared>>, Query(asked): Query<Repor
     let rendered = tokio::task::spawn_blocking(move || -> Result<Option<Vec<u8>>> {
         let last = || evidence::kept(&dir).into_iter().map(|kept| kept.unix_ms).max();
         let Some(window) = asked.window.or_else(last) else { return Ok(None) };
-        let Some(run) = load(&dir, window, asked.target.as_deref())? else { return Ok(None) };
+        let Some(Replayed { run, .. }) = load(&dir, window, asked.target.as_deref())? else {
+            return Ok(None);
+        };
         let mut text = Vec::new();
         summary::write(&run, &style(false, false, 20), &mut text)?;
         Ok(Some(text))
@@ -138,15 +138,15 @@ pub struct DiffQuery {
     b: i64,
 }
 
-/// Where CPU time went in two windows, by function, and whether a difference may be chance.
-pub async fn diff(State(shared): State<Arc<Shared>>, Query(asked): Query<DiffQuery>) -> Response {
+/// What differs between two windows, as `profiler diff` compares recordings, and whether it may be chance.
+pub async fn difference(State(shared): State<Arc<Shared>>, Query(asked): Query<DiffQuery>) -> Response {
     let dir = shared.state_dir.clone();
     let compared = tokio::task::spawn_blocking(move || -> Result<Option<Value>> {
         let target = asked.target.as_deref();
         let (Some(a), Some(b)) = (load(&dir, asked.a, target)?, load(&dir, asked.b, target)?) else {
             return Ok(None);
         };
-        Ok(Some(compare(&a, &b)))
+        Ok(Some(compared(&a, &b)))
     });
     match compared.await {
         Ok(Ok(Some(compared))) => data(compared),
@@ -157,84 +157,57 @@ pub async fn diff(State(shared): State<Arc<Shared>>, Query(asked): Query<DiffQue
 }
 
 /// Reads a window, or the part of a target in it. `None` if there is none.
-fn load(dir: &std::path::Path, window: i64, target: Option<&str>) -> Result<Option<Run>> {
+fn load(dir: &std::path::Path, window: i64, target: Option<&str>) -> Result<Option<Replayed>> {
     let Some(kept) = evidence::find(dir, window) else { return Ok(None) };
-    let run = recording::load::load(&kept.path, &Overrides::default())?.run;
-    let Some(target) = target else { return Ok(Some(run)) };
+    let mut all = recording::load::load(&kept.path, &Overrides::default())?;
+    let Some(target) = target else { return Ok(Some(all)) };
     let Some(pids) = kept.targets.get(target) else { return Ok(None) };
-    let mut part = part(&run, |pid| pids.contains(&pid));
+    let mut part = part(&all.run, |pid| pids.contains(&pid));
     detect::judge(&mut part, &Overrides::default());
-    Ok(Some(part))
+    all.samples.retain(|sample| pids.contains(&sample.thread.pid));
+    Ok(Some(Replayed { run: part, ..all }))
 }
 
-/// Samples by function that is on the stack.
-fn by_function(run: &Run) -> BTreeMap<String, u64> {
-    let mut weights: BTreeMap<String, u64> = BTreeMap::new();
-    let names = run.names();
-    for stack in &run.cpu.stacks {
-        let on_stack: BTreeSet<String> =
-            names.functions(&stack.frames).map(|(function, ..)| words::at(function)).collect();
-        on_stack.into_iter().for_each(|function| *weights.entry(function).or_default() += stack.weight);
-    }
-    weights
-}
-
-fn compare(a: &Run, b: &Run) -> Value {
-    let (of_a, of_b) = (by_function(a), by_function(b));
-    let (all_a, all_b) = (a.cpu.total, b.cpu.total);
-    let mut rows: Vec<(f64, Value)> = Vec::new();
-    for function in of_a.keys().chain(of_b.keys().filter(|function| !of_a.contains_key(*function))) {
-        let n = |of: &BTreeMap<String, u64>| of.get(function).copied().unwrap_or(0);
-        let (in_a, in_b) = (n(&of_a), n(&of_b));
-        let share = |n: u64, all: u64| n as f64 / all.max(1) as f64;
-        let change = share(in_b, all_b) - share(in_a, all_a);
-        rows.push((
-            change.abs(),
-            json!({
-                "function": function, "a": share(in_a, all_a), "b": share(in_b, all_b), "change": change,
-                "p": chance((in_a, all_a), (in_b, all_b)),
-            }),
-        ));
-    }
-    rows.sort_by(|one, other| other.0.total_cmp(&one.0));
-    rows.truncate(MOST);
-    json!({
-        "samples": { "a": all_a, "b": all_b },
-        "cpu_seconds": {
-            "a": a.cpu.estimated_ns(all_a) as f64 / 1e9, "b": b.cpu.estimated_ns(all_b) as f64 / 1e9,
-        },
-        "functions": rows.into_iter().map(|(_, row)| row).collect::<Vec<_>>(),
-    })
-}
-
-/// Probability that two shares differ so much by chance (two-sided z-test); `None` where samples are too few to tell.
-fn chance((in_a, all_a): (u64, u64), (in_b, all_b): (u64, u64)) -> Option<f64> {
-    let (n, m) = (all_a as f64, all_b as f64);
-    let pooled = (in_a + in_b) as f64 / (n + m);
-    let few = [n, m].iter().any(|n| n * pooled < 5.0 || n * (1.0 - pooled) < 5.0);
-    if few || !pooled.is_finite() {
-        return None;
-    }
-    let z = (in_a as f64 / n - in_b as f64 / m) / (pooled * (1.0 - pooled) * (1.0 / n + 1.0 / m)).sqrt();
-    Some(2.0 * (1.0 - Normal::standard().cdf(z.abs())))
+/// What differs, for programs: of each kind the places that differ most.
+fn compared(before: &Replayed, after: &Replayed) -> Value {
+    let mut found = compare(before.measured(), after.measured());
+    found.kinds.iter_mut().for_each(|kind| kind.places.truncate(MOST));
+    diff::to_json(&found)
 }
 
 #[cfg(test)]
 mod tests {
+    use fastrand::Rng;
+
     use super::*;
-    use crate::model::report::fixtures;
+    use crate::commands::replay::tests::record;
 
     #[test]
-    fn what_has_become_hot_comes_first_with_its_chance() {
-        let before = fixtures::run(&[("main;a", 900), ("main;b", 100)]);
-        let after = fixtures::run(&[("main;a", 500), ("main;b", 500)]);
-        let found = compare(&before, &after);
-        let first = &found["functions"][0];
-        assert!((first["change"].as_f64().unwrap().abs() - 0.4).abs() < 1e-9, "{found}");
-        assert!(first["p"].as_f64().unwrap() < 1e-6);
-        let main = found["functions"].as_array().unwrap().last().unwrap();
-        assert_eq!((&main["change"], &main["p"]), (&json!(0.0), &json!(null)), "{found}");
-        assert!(chance((50, 100), (51, 100)).unwrap() > 0.5);
-        assert_eq!(chance((0, 0), (0, 0)), None);
+    fn what_has_become_hot_comes_first_and_chance_is_no_difference() {
+        let dir = tempfile::tempdir().unwrap();
+        let windows = dir.path().join("windows");
+        std::fs::create_dir(&windows).unwrap();
+        // Twenty seconds, in which the first of two functions has this share.
+        for (unix_ms, share) in [(1000, 0.5), (2000, 0.5), (3000, 0.7)] {
+            let mut random = Rng::with_seed(unix_ms);
+            let mut one = || (7, if random.f64() < share { 1 } else { 2 }, 1, 0);
+            let samples: Vec<_> = (0..2000).map(|_| one()).collect();
+            let path = windows.join(format!("{unix_ms}.prec"));
+            record(&path, &samples, &[]);
+            let targets = r#"{"api": [7], "other": [8]}"#;
+            std::fs::write(path.with_extension("targets.json"), targets).unwrap();
+        }
+        let diff = |a: i64, b: i64, target: &str| {
+            let [a, b] = [a, b].map(|window| load(dir.path(), window, Some(target)).unwrap().unwrap());
+            compared(&a, &b)
+        };
+        let significant = |found: &Value| found["kinds"][0]["places"][0]["significant"].clone();
+        assert_eq!(significant(&diff(1000, 2000, "api")), false);
+        let hot = diff(1000, 3000, "api");
+        assert_eq!(significant(&hot), true, "{hot}");
+        let points = hot["kinds"][0]["places"][0]["points"]["value"].as_f64().unwrap();
+        assert!((15.0..25.0).contains(&points.abs()), "{hot}");
+        let none = diff(1000, 3000, "other");
+        assert_eq!(none["kinds"], json!([]), "what another target did is no part of it");
     }
 }

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 
 use super::units::{bytes, duration};
+use crate::settings::Requests;
 
 /// How the daemon itself runs.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -17,10 +18,16 @@ pub struct Daemon {
     pub frequency: u32,
     /// Count system calls too.
     pub syscalls: bool,
+    /// Watch requests and their answers: `true`, `false`, or `"auto"`, as a run does that is not told.
+    #[serde(deserialize_with = "requests")]
+    pub requests: bool,
     /// Names of functions whose CPU time is a metric of its own.
     pub functions: Vec<String>,
     /// What all of the profiler may cost the machine, percent of one CPU: beyond, it sees less, in a stated order.
     pub max_overhead: f64,
+    /// How much memory all of the profiler may take, bytes: beyond, it sees less, too.
+    #[serde(deserialize_with = "bytes")]
+    pub max_memory: u64,
     /// Where alerts, history and evidence are kept.
     pub state_dir: PathBuf,
     /// Where the API listens: `ADDRESS:PORT`, or a path for a Unix socket; empty for nowhere.
@@ -45,14 +52,32 @@ pub struct Daemon {
 /// Functions whose CPU time is a metric of its own: so many at most.
 const MAX_FUNCTIONS: usize = 50;
 
+/// Whether requests are watched.
+fn requests<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Switch {
+        Set(bool),
+        Word(String),
+    }
+    const WRONG: &str = "write true, false or \"auto\"";
+    match Switch::deserialize(deserializer) {
+        Ok(Switch::Set(on)) => Ok(on),
+        Ok(Switch::Word(word)) if word == "auto" => Ok(Requests::DEFAULT == Requests::On),
+        _ => Err(serde::de::Error::custom(WRONG)),
+    }
+}
+
 impl Default for Daemon {
     fn default() -> Daemon {
         Daemon {
             window: Duration::from_secs(30),
             frequency: 99,
             syscalls: true,
+            requests: Requests::DEFAULT == Requests::On,
             functions: Vec::new(),
             max_overhead: 10.0,
+            max_memory: 500_000_000,
             state_dir: "/var/lib/profiler".into(),
             listen: "127.0.0.1:9464".to_owned(),
             token_file: None,
@@ -77,6 +102,9 @@ impl Daemon {
         }
         if !(self.max_overhead > 0.0 && self.max_overhead <= 100.0) {
             return wrong("daemon.max_overhead must be above 0 and at most 100, in percent of one CPU");
+        }
+        if self.max_memory == 0 {
+            return wrong("daemon.max_memory must be above 0");
         }
         if self.functions.len() > MAX_FUNCTIONS {
             return Err(format!("daemon.functions may name {MAX_FUNCTIONS} functions at most"));

@@ -34,6 +34,9 @@ impl TargetConfig {
                 "target `{name}` needs at least one of comm, exe, cgroup, unit, container, argument"
             ));
         }
+        if name.starts_with('~') {
+            return Err(format!("target `{name}`: names that begin with ~ are the profiler's own"));
+        }
         if texts.into_iter().flatten().any(|text| text.is_empty()) {
             return Err(format!("target `{name}`: an empty text would match every process"));
         }

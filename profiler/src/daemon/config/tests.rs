@@ -18,6 +18,14 @@ fn six_lines_are_enough() {
 }
 
 #[test]
+fn requests_are_watched_as_a_run_does_that_is_not_told() {
+    let of = |text: &str| parse(&format!("{SMALL}[daemon]\n{text}\n")).unwrap().daemon.requests;
+    assert_eq!([of("requests = true"), of("requests = false")], [true, false]);
+    let default = crate::settings::Requests::DEFAULT == crate::settings::Requests::On;
+    assert_eq!([of(""), of("requests = \"auto\"")], [default, default]);
+}
+
+#[test]
 fn rules_are_overridden_field_by_field() {
     let text =
         format!("{SMALL}[rules.event-loop-delay]\nwarning = \"20ms\"\nfor = \"2m\"\nreceivers = [\"ops\"]\n");
@@ -53,6 +61,9 @@ fn what_is_wrong_is_said_with_its_place_and_what_was_meant() {
             "[[receivers]]\nname = \"x\"\ntype = \"stderr\"\npath = \"/x\"\n",
             "[daemon]\nwindow = \"1 parsec\"\n",
             "[daemon]\nwindow = \"1s\"\n",
+            "[daemon]\nrequests = \"often\"\n",
+            "[daemon]\nmax_memory = \"0B\"\n",
+            "[[targets]]\nname = \"~b\"\ncomm = \"b\"\n",
             "[daemon]\ntls_key = \"/x\"\n",
             "[[receivers]]\nname = \"x\"\ntype = \"email\"\nserver = \"h:x\"\n",
             "[[receivers]]\nname = \"x\"\ntype = \"email\"\nserver = \"h\"\nfrom = \"a\"\nto = [\"b@c\"]\n",

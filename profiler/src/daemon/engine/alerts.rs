@@ -1,6 +1,6 @@
 //! Rules are asked, and what changes of alerts is stored together with its messages.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use anyhow::Result;
 
@@ -101,7 +101,8 @@ impl Engine {
             ..Message::default()
         };
         if let (Some(view), false) = (&asked.view, change == "resolved") {
-            diagnose(&mut message, view, asked.hot, &self.hot[asked.index]);
+            let before = self.hot.get(asked.index);
+            diagnose(&mut message, view, asked.hot, before.unwrap_or(&VecDeque::new()));
         }
         let changed = self.change(message, rule, severity, alert);
         if changed.is_err()
@@ -251,7 +252,7 @@ impl Engine {
         let config = &self.config;
         let is_there = |rule: &str, target: &str| {
             config.rules.iter().any(|known| known.id == rule && known.enabled && known.is_for(target))
-                && config.targets.iter().any(|known| known.name == target)
+                && (target == metrics::OWN || config.targets.iter().any(|known| known.name == target))
         };
         let gone: Vec<(String, String)> =
             self.states.keys().filter(|(rule, target)| !is_there(rule, target)).cloned().collect();

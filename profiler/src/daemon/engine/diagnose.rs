@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    daemon::message::{Found, Hot, Message},
+    daemon::message::{Found, Hot, Message, Told},
     detect::paths::paths,
     metrics::View,
     model::{
         finding::{Finding, Severity},
         report::Run,
+        request::{Exchanges, Route},
     },
 };
 
@@ -20,6 +21,11 @@ const HOT: usize = 50;
 const IN_MESSAGE: (usize, usize, usize) = (5, 5, 6);
 /// Functions of the main path in a message.
 const MOST_PATH: usize = 12;
+
+/// Kinds of requests in a message: the slowest, and those that fail most.
+const MOST_ROUTES: usize = 3;
+/// Parts of a request's time in a message.
+const MOST_PARTS: usize = 3;
 
 /// Where CPU time went: share of the samples by function, percent.
 pub fn hot_functions(run: &Run) -> FxHashMap<String, f64> {
@@ -60,6 +66,30 @@ fn main_path(run: &Run, most: usize) -> Vec<String> {
     }
     path.drain(..path.len().saturating_sub(most));
     path
+}
+
+/// The kinds of requests that took longest, then those that failed most.
+fn routes(run: &Run) -> Vec<Told> {
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let mut all: Vec<(&Exchanges, &Route)> =
+        served.flat_map(|peer| peer.routes.iter().map(move |route| (peer, route))).collect();
+    all.sort_by_key(|(_, route)| std::cmp::Reverse(route.first.p95_ns));
+    let (slow, others) = all.split_at(all.len().min(MOST_ROUTES));
+    let mut failing: Vec<_> = others.iter().filter(|(_, route)| route.failed() > 0).collect();
+    failing.sort_by_key(|(_, route)| std::cmp::Reverse(route.failed()));
+    let told = slow.iter().chain(failing.into_iter().take(MOST_ROUTES)).map(|(peer, route)| {
+        let goes = route.breakdown.as_ref().map(|breakdown| breakdown.parts()).unwrap_or_default();
+        Told {
+            operation: route.operation.clone(),
+            at: peer.peer.clone(),
+            requests: route.first.count,
+            p95_ns: route.first.p95_ns,
+            failed: route.failed(),
+            error: route.errors.first().map_or_else(String::new, |(error, _)| error.clone()),
+            goes: goes.into_iter().take(MOST_PARTS).collect(),
+        }
+    });
+    told.collect()
 }
 
 /// Says in a message what the window shows.
@@ -105,6 +135,13 @@ pub fn diagnose(
         })
         .collect();
     message.path = main_path(view.run, MOST_PATH);
+    message.routes = routes(view.run);
+    if let Some(budget) = view.budget {
+        message.verdict = budget.words();
+        message.advice =
+            "allow it more (max_overhead, max_memory), watch fewer processes, or make windows longer"
+                .to_owned();
+    }
     let losses = &view.run.cpu.accounts.losses;
     message.lost = losses.iter().filter(|(_, n)| *n > 0).map(|(loss, n)| (loss.id().to_owned(), n)).collect();
 }
@@ -112,7 +149,42 @@ pub fn diagnose(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::report::fixtures;
+    use crate::model::{distribution::Summary, report::fixtures};
+
+    #[test]
+    fn slow_and_failing_kinds_of_requests_are_told_with_where_their_time_goes() {
+        let mut run = fixtures::run(&[]);
+        assert_eq!(routes(&run), []);
+        let mut requests = crate::model::request::fixtures::requests();
+        let peer = requests.peers.iter_mut().find(|peer| !peer.routes.is_empty()).unwrap();
+        let slow = peer.routes[0].clone();
+        let route = |name: &str, p95_ms: u64, failed: u64| Route {
+            operation: name.into(),
+            first: Summary { count: 5, p95_ns: p95_ms * 1_000_000, ..Summary::default() },
+            errors: vec![("503".into(), failed)],
+            ..Route::default()
+        };
+        peer.routes.extend([
+            route("a", 9, 0),
+            route("b", 8, 0),
+            route("c", 7, 0),
+            route("d", 1, 4),
+            route("e", 2, 5),
+        ]);
+        run.requests = Some(requests);
+        let told = routes(&run);
+        let names: Vec<&str> = told.iter().map(|of| &*of.operation).collect();
+        assert_eq!(names, [&*slow.operation, "a", "b", "e", "d"]);
+        assert_eq!((&*told[3].error, told[3].failed, told[0].requests), ("503", 5, 1000));
+        let goes: Vec<(&str, u64)> = told[0].goes.iter().map(|(what, ns)| (&**what, *ns)).collect();
+        let ms = 1_000_000;
+        let expected = [
+            ("on a CPU", 20 * ms),
+            ("on nothing that is seen", 5 * ms),
+            ("awaiting 10.0.0.2:5432 (PostgreSQL)", 4 * ms),
+        ];
+        assert_eq!(goes, expected);
+    }
 
     #[test]
     fn the_main_path_ends_where_samples_divide() {

@@ -6,7 +6,10 @@ mod diagnose;
 mod grown;
 mod trend;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use anyhow::Result;
 use rustc_hash::FxHashMap;
@@ -21,7 +24,7 @@ use super::{
 use crate::{
     alerting::{Firing, Phase, Recent, State},
     detect::{self, rule::Overrides},
-    metrics::{METRICS, Outside, Samples, View},
+    metrics::{self, Budget, METRICS, Metric, OWN, Outside, Samples, View},
     model::{
         finding::{Finding, Severity, Verdict},
         part::part,
@@ -38,7 +41,7 @@ const MAX_SERIES: usize = 4096;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Now {
     /// CLOCK_MONOTONIC: it stands still while the machine sleeps, and so do rules.
-    pub monotonic: std::time::Duration,
+    pub monotonic: Duration,
     /// Ms since 1970 (UTC), for people.
     pub unix_ms: i64,
 }
@@ -222,11 +225,12 @@ impl Engine {
         each.collect()
     }
 
-    /// Takes in a window.
+    /// Takes in a window; `own` is what it has cost, and how long the daemon has run.
     pub fn window(
         &mut self,
         run: Option<&Run>,
         facts: &[TargetFacts],
+        own: Option<(Budget, Duration)>,
         now: Now,
         keeper: &mut dyn Keeper,
     ) -> Result<()> {
@@ -240,8 +244,10 @@ impl Engine {
         errors.extend(self.end_silences(now).err());
         errors.extend(self.forget_removed(now, keeper).err());
         let functions = self.config.daemon.functions.clone();
+        let rules = self.config.rules.clone();
+        let mut hot_now: Vec<FxHashMap<String, f64>> = Vec::new();
         for (index, target) in self.config.targets.clone().iter().enumerate() {
-            let Some(facts) = facts.get(index) else { continue };
+            let Some(facts) = facts.get(index) else { break };
             let name = target.name.as_str();
             // Each target is judged as if it were alone.
             let run = run.filter(|_| !facts.pids.is_empty()).map(|run| {
@@ -269,9 +275,10 @@ impl Engine {
                 memory_trend: trend,
                 functions: &functions,
                 restarted,
+                budget: None,
             });
             match &view {
-                Some(view) => errors.extend(self.keep(name, view, now).err()),
+                Some(view) => errors.extend(self.keep(name, METRICS.iter(), view, now).err()),
                 None => {
                     self.samples.end(name);
                     self.growth.retain(|(of, _), _| *of != index);
@@ -283,23 +290,16 @@ impl Engine {
             });
             let hot = run.map(hot_functions).unwrap_or_default();
             let asked = Asked { index, target: name, facts, view, hot: &hot, now };
-            for rule in self.config.rules.clone() {
-                if rule.enabled && rule.is_for(name) {
-                    errors.extend(self.ask(&rule, &asked, keeper).err());
+            for rule in &rules {
+                if rule.enabled && rule.is_for(name) && !metrics::is_own(&rule.metric) {
+                    errors.extend(self.ask(rule, &asked, keeper).err());
                 }
             }
-            let quiet = !self
-                .states
-                .iter()
-                .any(|((_, of), standing)| of == name && standing.state.phase() != Phase::Ok);
-            // What is normal is learned while nothing is wrong.
-            if quiet && !hot.is_empty() {
-                let windows = &mut self.hot[index];
-                windows.push_back(hot);
-                if windows.len() > BASELINE {
-                    windows.pop_front();
-                }
-            }
+            hot_now.push(hot);
+        }
+        self.learn(hot_now);
+        if let (Some(run), Some((budget, age))) = (run, own) {
+            errors.extend(self.judge_self(run, &budget, age, now, keeper).err());
         }
         match self.store.clean(now.unix_ms) {
             Ok(dropped) => self.unsent_dropped += dropped,
@@ -310,10 +310,72 @@ impl Engine {
         errors.into_iter().next().map_or(Ok(()), Err)
     }
 
+    /// Remembers where each target's CPU time goes. What is normal is learned while nothing is wrong.
+    fn learn(&mut self, hot: Vec<FxHashMap<String, f64>>) {
+        let uneasy: BTreeSet<&str> = self
+            .states
+            .iter()
+            .filter(|(_, standing)| standing.state.phase() != Phase::Ok)
+            .map(|((_, target), _)| target.as_str())
+            .collect();
+        for ((target, windows), hot) in self.config.targets.iter().zip(&mut self.hot).zip(hot) {
+            if hot.is_empty() || uneasy.contains(target.name.as_str()) {
+                continue;
+            }
+            windows.push_back(hot);
+            if windows.len() > BASELINE {
+                windows.pop_front();
+            }
+        }
+    }
+
+    /// Asks the rules about the daemon itself.
+    fn judge_self(
+        &mut self,
+        run: &Run,
+        budget: &Budget,
+        age: Duration,
+        now: Now,
+        keeper: &mut dyn Keeper,
+    ) -> Result<()> {
+        let none = part(run, |_| false);
+        let facts = TargetFacts {
+            pids: [std::process::id()].into(),
+            age_s: age.as_secs_f64(),
+            outside: Outside::default(),
+        };
+        let view = View {
+            run: &none,
+            pids: &facts.pids,
+            outside: &facts.outside,
+            memory_trend: None,
+            functions: &[],
+            restarted: false,
+            budget: Some(budget),
+        };
+        let own = METRICS.iter().filter(|metric| metrics::is_own(metric.name));
+        let mut done = self.keep(OWN, own, &view, now);
+        let hot = FxHashMap::default();
+        let index = self.config.targets.len();
+        let asked = Asked { index, target: OWN, facts: &facts, view: Some(view), hot: &hot, now };
+        for rule in self.config.rules.clone() {
+            if rule.enabled && metrics::is_own(&rule.metric) {
+                done = done.and(self.ask(&rule, &asked, keeper));
+            }
+        }
+        done
+    }
+
     /// Takes down what was measured of a target.
-    fn keep(&mut self, target: &str, view: &View<'_>, now: Now) -> Result<()> {
+    fn keep(
+        &mut self,
+        target: &str,
+        metrics: impl Iterator<Item = &'static Metric>,
+        view: &View<'_>,
+        now: Now,
+    ) -> Result<()> {
         let mut kept = Ok(());
-        for metric in METRICS {
+        for metric in metrics {
             let values = metric.read(view);
             for (label, value) in values.iter() {
                 let key = Key {

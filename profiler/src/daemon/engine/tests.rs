@@ -88,7 +88,7 @@ fn an_alert_is_told_once_when_it_begins_and_once_when_it_ends_with_its_reasons()
     let mut asked = Asked::default();
     for (i, delay_ms) in [1, 1, 100, 100, 100, 1, 1, 1, 1, 1].into_iter().enumerate() {
         let run = window(delay_ms * 1_000_000);
-        engine.window(Some(&run), &facts(), at(i as u32), &mut asked).unwrap();
+        engine.window(Some(&run), &facts(), None, at(i as u32), &mut asked).unwrap();
     }
     let name = "event-loop-delay--api";
     let told = messages(dir.path());
@@ -117,14 +117,14 @@ fn a_restart_tells_nothing_twice() {
         let mut engine = engine(dir.path());
         for j in 0..2 {
             let run = window(100_000_000);
-            engine.window(Some(&run), &facts(), at(2 * i + j), &mut asked).unwrap();
+            engine.window(Some(&run), &facts(), None, at(2 * i + j), &mut asked).unwrap();
         }
     }
     let told = messages(dir.path());
     assert_eq!(told.len(), 1, "{told:?}");
     let mut engine = engine(dir.path());
     for i in 20..26 {
-        engine.window(Some(&window(1_000_000)), &facts(), at(i), &mut asked).unwrap();
+        engine.window(Some(&window(1_000_000)), &facts(), None, at(i), &mut asked).unwrap();
     }
     let over = messages(dir.path());
     assert_eq!((over.len(), over[0].change.as_str()), (1, "resolved"));
@@ -137,7 +137,7 @@ fn a_target_that_has_ended_ends_its_alert_and_its_gauges() {
     let mut engine = engine(dir.path());
     let mut asked = Asked::default();
     for i in 0..4 {
-        engine.window(Some(&window(100_000_000)), &facts(), at(i), &mut asked).unwrap();
+        engine.window(Some(&window(100_000_000)), &facts(), None, at(i), &mut asked).unwrap();
     }
     let text = engine.samples.text(Vec::new());
     assert!(
@@ -145,7 +145,7 @@ fn a_target_that_has_ended_ends_its_alert_and_its_gauges() {
         "{text}"
     );
     assert!(text.contains("profiler_target_cpu_seconds_total{target=\"api\"} 12"), "{text}");
-    engine.window(None, &[TargetFacts::default()], at(4), &mut asked).unwrap();
+    engine.window(None, &[TargetFacts::default()], None, at(4), &mut asked).unwrap();
     assert_eq!(messages(dir.path()).last().unwrap().reason, "the target has ended");
     let text = engine.samples.text(Vec::new());
     assert!(!text.contains("event_loop_delay"), "{text}");
@@ -158,11 +158,11 @@ fn a_rule_that_is_removed_ends_its_alert() {
     let mut engine = engine(dir.path());
     let mut asked = Asked::default();
     for i in 0..4 {
-        engine.window(Some(&window(100_000_000)), &facts(), at(i), &mut asked).unwrap();
+        engine.window(Some(&window(100_000_000)), &facts(), None, at(i), &mut asked).unwrap();
     }
     let config = crate::daemon::config::parse(&format!("{CONFIG}\nenabled = false")).unwrap();
     engine.reconfigure(config);
-    engine.window(Some(&window(100_000_000)), &facts(), at(4), &mut asked).unwrap();
+    engine.window(Some(&window(100_000_000)), &facts(), None, at(4), &mut asked).unwrap();
     assert_eq!(messages(dir.path()).last().unwrap().reason, "the configuration has it no more");
 }
 
@@ -171,7 +171,7 @@ fn what_was_measured_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut engine = engine(dir.path());
     for i in 0..4 {
-        engine.window(Some(&window(1_000_000)), &facts(), at(i), &mut Asked::default()).unwrap();
+        engine.window(Some(&window(1_000_000)), &facts(), None, at(i), &mut Asked::default()).unwrap();
     }
     let key = Key { target: "api".into(), metric: "cpu_quota_ratio".into(), label: String::new() };
     let points =
@@ -189,7 +189,9 @@ fn told_of(config: &str, windows: impl Iterator<Item = (u64, f64, Now)>) -> Vec<
         Engine::new(config, "host".into(), Store::open(dir.path()).unwrap(), history, at(0)).unwrap();
     for (delay_ms, age_s, now) in windows {
         let facts = TargetFacts { age_s, ..facts().remove(0) };
-        engine.window(Some(&window(delay_ms * 1_000_000)), &[facts], now, &mut Asked::default()).unwrap();
+        engine
+            .window(Some(&window(delay_ms * 1_000_000)), &[facts], None, now, &mut Asked::default())
+            .unwrap();
     }
     messages(dir.path())
 }
@@ -260,7 +262,7 @@ fn what_could_not_be_stored_is_told_as_soon_as_it_can() {
     other.execute_batch("ALTER TABLE outbox RENAME TO away").unwrap();
     let run = window(100_000_000);
     let bad = |engine: &mut Engine, i| {
-        engine.window(Some(&run), &facts(), at(i), &mut Asked::default()).map_err(drop)
+        engine.window(Some(&run), &facts(), None, at(i), &mut Asked::default()).map_err(drop)
     };
     let results: Vec<bool> = (0..4).map(|i| bad(&mut engine, i).is_ok()).collect();
     assert!(!results[2], "{results:?}");
@@ -282,7 +284,7 @@ fn restarts_are_counted_over_the_time_in_which_nothing_ran() {
             0.0 => TargetFacts::default(),
             age_s => TargetFacts { age_s, ..facts().remove(0) },
         };
-        engine.window(Some(&run), &[facts], at(i), &mut Asked::default()).unwrap();
+        engine.window(Some(&run), &[facts], None, at(i), &mut Asked::default()).unwrap();
     }
     let text = engine.samples.text(Vec::new());
     assert!(text.contains("profiler_target_restarts_total{target=\"api\"} 2"), "{text}");
@@ -309,4 +311,59 @@ fn a_baseline_is_the_same_hour_of_the_day_before() {
     assert!(told[0].value.contains("times as high as 1day before"), "{}", told[0].value);
     // Its last windows are still mixed when it is said.
     assert!((1.5..2.1).contains(&told[0].number.unwrap()), "{told:?}");
+}
+
+#[test]
+fn slow_answers_are_told_with_the_route_and_where_its_time_goes() {
+    let config = format!("{CONFIG}[rules.response-time]\nwarmup = \"0s\"\n");
+    let dir = tempfile::tempdir().unwrap();
+    let history = History::open(dir.path(), u64::MAX, at(0).unix_ms);
+    let config = crate::daemon::config::parse(&config).unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut engine = Engine::new(config, "host".into(), store, history, at(0)).unwrap();
+    for (p95_s, i) in [0, 2, 2, 6, 6, 0, 0, 0, 0].into_iter().zip(0..) {
+        let mut run = window(1_000_000);
+        let mut requests = crate::model::request::fixtures::requests();
+        let served = requests.peers.iter_mut().filter(|peer| !peer.routes.is_empty());
+        for peer in served {
+            peer.first.p95_ns = p95_s * 1_000_000_000;
+        }
+        run.requests = Some(requests);
+        engine.window(Some(&run), &facts(), None, at(i), &mut Asked::default()).unwrap();
+    }
+    let told = messages(dir.path());
+    let changes: Vec<(&str, &str, &str)> =
+        told.iter().map(|of| (&*of.rule, &*of.change, &*of.value)).collect();
+    let rule = "response-time";
+    assert_eq!(changes, [(rule, "fired", "2 s"), (rule, "escalated", "6 s"), (rule, "resolved", "0 ns")]);
+    let route = &told[0].routes[0];
+    assert_eq!((&*route.operation, &*route.at), ("GET /users/:id", ":8080"));
+    assert_eq!(route.goes[0], ("on a CPU".to_owned(), 20_000_000));
+}
+
+#[test]
+fn a_profiler_that_costs_too_much_says_so_of_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    for i in 0..40 {
+        let cpu = if (5..25).contains(&i) { 0.15 } else { 0.025 };
+        let own = Budget { cpu, most_cpu: 0.1, memory_bytes: 9e7, most_memory_bytes: 5e8, shed: (5, 5) };
+        let own = Some((own, Duration::from_secs(1000)));
+        engine.window(Some(&window(1_000_000)), &facts(), own, at(i), &mut Asked::default()).unwrap();
+        if i == 10 {
+            assert_eq!(messages(dir.path()), [], "it is given the time to see less");
+        }
+    }
+    let told = messages(dir.path());
+    let changes: Vec<(&str, &str, &str)> =
+        told.iter().map(|of| (&*of.rule, &*of.target, &*of.change)).collect();
+    assert_eq!(changes, [("own-cpu", OWN, "fired"), ("own-cpu", OWN, "resolved")]);
+    assert!(told[0].verdict.contains("15.0 % of a CPU (10.0 % allowed)"), "{}", told[0].verdict);
+    let text = engine.samples.text(Vec::new());
+    let line = "profiler_target_own_budget_ratio{target=\"~profiler\",resource=\"cpu\"} 0.25";
+    assert!(text.contains(line), "{text}");
+    assert!(!text.contains("own_budget_ratio{target=\"api\""), "{text}");
+    let of_itself = engine.standings().into_iter().filter(|of| of.target == OWN);
+    let rules: Vec<String> = of_itself.map(|of| of.rule).collect();
+    assert_eq!(rules, ["own-cpu", "own-memory"], "no other rule is asked of it");
 }

@@ -52,6 +52,16 @@ const MAX_TOLD: usize = 4096;
 /// What processes of one program have done, and how many these were.
 type Counted = (Box<PeerStats>, u64);
 
+/// What is open at one moment.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    connections: u64,
+    /// Requests that have no answer yet.
+    awaited: u64,
+    /// How long the one that began first has had none, ns.
+    longest_ns: u64,
+}
+
 /// Everything the request probe has told.
 pub struct RequestCollector {
     maps: Box<dyn RequestMaps>,
@@ -243,13 +253,15 @@ impl RequestCollector {
         for (key, stats) in self.maps.peers() {
             count(&mut peers, self.of_program(key), stats);
         }
-        let mut counts: BTreeMap<PeerKey, (u64, u64)> = BTreeMap::new();
+        let now = self.clock.now_ns();
+        let mut counts: BTreeMap<PeerKey, Open> = BTreeMap::new();
         for of in &open {
             let peer = self.of_program(of.peer);
-            let (open, awaited) = counts.entry(peer).or_default();
-            *open += 1;
+            let counts = counts.entry(peer).or_default();
+            counts.connections += 1;
             if of.phase == Phase::Asked as u32 {
-                *awaited += 1;
+                counts.awaited += 1;
+                counts.longest_ns = counts.longest_ns.max(now.saturating_sub(of.began_ns));
             } else if end && of.phase == Phase::Answered as u32 {
                 let (stats, _) = peers.entry(peer).or_insert_with(|| (Box::new(PeerStats::EMPTY), 1));
                 let weight = std::mem::take(&mut stats.unsent) + 1;
@@ -291,7 +303,7 @@ impl RequestCollector {
         &mut self,
         key: &PeerKey,
         stats: &PeerStats,
-        (open, awaited): (u64, u64),
+        open: Open,
         failures: impl Iterator<Item = (&'a FailureKey, &'a u64)>,
         joined: Option<&Joined>,
         cx: &mut Context<'_>,
@@ -306,7 +318,7 @@ impl RequestCollector {
                 count,
             })
             .collect();
-        if open == 0 && stats.opened == 0 && stats.first.sum_ns == 0 && failures.is_empty() {
+        if open.connections == 0 && stats.opened == 0 && stats.first.sum_ns == 0 && failures.is_empty() {
             return None;
         }
         let told = self.told.get(key);
@@ -346,13 +358,14 @@ impl RequestCollector {
             whole: Summary::of(&stats.whole),
             queued: Summary::of(&stats.queued),
             connect: Summary::of(&stats.connect),
-            open,
+            open: open.connections,
             opened: stats.opened,
             closed: stats.closed,
             read_bytes: stats.read_bytes,
             written_bytes: stats.written_bytes,
             unanswered: stats.unanswered,
-            awaited,
+            awaited: open.awaited,
+            longest_awaited_ns: open.longest_ns,
             overlapped: stats.overlapped,
             most_awaited: stats.most_awaited.into(),
             awaited_ns: stats.awaited_ns,

@@ -114,9 +114,7 @@ impl CallCollector {
         storms: Storms,
     ) -> Result<CallCollector> {
         maps.set_slow(SLOW_NS.0)?;
-        for &pid in pids {
-            objects::listens(proc_root, pid).into_iter().for_each(|port| maps.listens(pid, port));
-        }
+        objects::listens(proc_root, pids).into_iter().for_each(|(pid, port)| maps.listens(pid, port));
         Ok(CallCollector {
             maps,
             proc_root: proc_root.to_owned(),
