@@ -31,24 +31,21 @@ impl Summary {
         Summary::from_buckets(counts, kernel.sum_ns, kernel.max_ns)
     }
 
-    /// Of counts by bucket, the lowest first, and of their exact sum and maximum. A value is taken to be in the middle of its
-    /// bucket.
+    /// Of counts by bucket, and of their exact sum and maximum, by way of an hdrhistogram that is finer than the buckets. A value
+    /// is taken to be in the middle of its bucket.
     pub fn from_buckets(counts: impl IntoIterator<Item = (usize, u64)>, sum_ns: u64, max_ns: u64) -> Summary {
-        let counts: Vec<(usize, u64)> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
-        let all = counts.iter().fold(0u64, |sum, (_, count)| sum.saturating_add(*count));
-        let at = |quantile: f64| {
-            let mut left = ((quantile * all as f64).ceil() as u64).max(1);
-            for &(bucket, count) in &counts {
-                if left <= count {
-                    let (first, width) = histogram::bounds(bucket);
-                    return (first + width / 2).min(max_ns);
-                }
-                left -= count;
-            }
-            if all > 0 { max_ns } else { 0 }
+        // No larger than it must be: a window of many targets has thousands of these.
+        let longest = max_ns.clamp(2, histogram::bounds(histogram::BUCKETS - 1).0 * 2);
+        let Ok(mut merged) = hdrhistogram::Histogram::<u64>::new_with_max(longest, 3) else {
+            return Summary::default();
         };
+        for (bucket, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            let (first, width) = histogram::bounds(bucket);
+            merged.saturating_record_n(first + width / 2, count);
+        }
+        let at = |quantile: f64| merged.value_at_quantile(quantile).min(max_ns);
         Summary {
-            count: all,
+            count: merged.len(),
             sum_ns,
             p50_ns: at(0.5),
             p90_ns: at(0.9),
