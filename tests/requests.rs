@@ -505,10 +505,14 @@ while True:
         "{served}"
     );
     for operation in ["GET /slow", "GET /half", "PUT /big"] {
-        let [first, whole] = ["first", "whole"].map(|of| route(served, operation)[of]["max_ns"].as_f64().unwrap());
+        let [first, whole] =
+            ["first", "whole"].map(|of| route(served, operation)[of]["max_ns"].as_f64().unwrap());
         let path = operation.split_once(' ').unwrap().1;
         let [least, most, streams] = ["least", "most", "streams"].map(|of| log[&format!("{path} {of}")]);
         assert!((least..=most).contains(&first), "{operation}: {first} of {least} to {most}: {served}");
-        assert!(whole - first >= streams, "{operation}: {whole} less {first}, streams for {streams}: {served}");
+        assert!(
+            whole - first >= streams,
+            "{operation}: {whole} less {first}, streams for {streams}: {served}"
+        );
     }
 }
