@@ -68,6 +68,9 @@ async fn profile(mut options: Options) -> Result<u8> {
     if settings.wakers && settings.waits == Waits::Off {
         return Err(Error::Contradiction("who ends a wait (--wakers) is not known with --waits off").into());
     }
+    if settings.tls && !settings.watches_requests() {
+        return Err(Error::Contradiction("--tls looks into requests: it takes --requests on").into());
+    }
     let mut pids = settings.target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&options.outputs, !options.command.is_empty())?;
     if let Some(baseline) = &options.baseline {

@@ -22,6 +22,9 @@ use crate::{
 /// Processes that are watched at once: each takes some descriptors.
 const MAX_PROCESSES: usize = 1024;
 
+/// Processes without a library that are remembered.
+const MAX_WITHOUT: usize = 4096;
+
 /// The processes whose TLS libraries are watched.
 pub struct TlsWatch {
     proc_root: PathBuf,
@@ -29,6 +32,8 @@ pub struct TlsWatch {
     programs: Option<Result<Programs, String>>,
     processes: BTreeMap<u32, Process>,
     known: Known,
+    /// Those without a library that is known, also when they have ended; and whether they are written in Go.
+    without: BTreeMap<u32, bool>,
     libraries: BTreeSet<String>,
     /// What could not be watched, and why.
     problems: BTreeSet<String>,
@@ -42,7 +47,6 @@ struct Process {
     stale: bool,
     libraries: Vec<String>,
     attached: Attached,
-    go: bool,
 }
 
 impl TlsWatch {
@@ -53,6 +57,7 @@ impl TlsWatch {
             programs: None,
             processes: BTreeMap::new(),
             known: Known::new(),
+            without: BTreeMap::new(),
             libraries: BTreeSet::new(),
             problems: BTreeSet::new(),
             stale: false,
@@ -102,7 +107,12 @@ impl TlsWatch {
                 continue;
             }
             let found = library::find(&self.proc_root, pid, &mut self.known);
-            process.go = found.go;
+            if found.libraries.is_empty() && process.libraries.is_empty() && self.without.len() < MAX_WITHOUT
+            {
+                self.without.insert(pid, found.go);
+            } else {
+                self.without.remove(&pid);
+            }
             for (name, breakpoints) in found.libraries {
                 if process.libraries.contains(&name) {
                     continue;
@@ -136,12 +146,12 @@ impl TlsWatch {
         let mut not_seen: BTreeSet<String> = self.problems.clone();
         for peer in peers.iter().filter(|peer| peer.encrypted) {
             let who = format!("{} (pid {})", peer.process, peer.pid);
-            not_seen.insert(match self.processes.get(&peer.pid) {
-                Some(process) if process.go => format!("{who}: the TLS of Go is not looked into"),
-                Some(process) if process.libraries.is_empty() => format!(
+            not_seen.insert(match self.without.get(&peer.pid) {
+                Some(true) => format!("{who}: the TLS of Go is not looked into"),
+                Some(false) => format!(
                     "{who}: no OpenSSL or BoringSSL with symbols found; other libraries (rustls, Java) are not looked into"
                 ),
-                _ => format!("{who}: some exchanges whose connection, or library, could not be told"),
+                None => format!("{who}: some exchanges whose connection, or library, could not be told"),
             });
         }
         Tls { libraries: self.libraries.iter().cloned().collect(), not_seen: not_seen.into_iter().collect() }
