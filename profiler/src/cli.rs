@@ -226,7 +226,7 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Requests::Off)]
     pub requests: Requests,
     /// Look into encrypted connections too, with `--requests on`: breakpoints in the functions of OpenSSL or BoringSSL that
-    /// read and write (Node.js has its own), first bytes only. Costs each such call of the target 1 to 3 us
+    /// read and write (Node.js has its own), first bytes only. Each such call of the target takes longer for it
     #[arg(long)]
     pub tls: bool,
     /// Keep paths and addresses of peers out of all outputs: numbers stand for them

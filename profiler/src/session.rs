@@ -82,7 +82,7 @@ async fn profile(mut options: Options) -> Result<u8> {
     for left_out in settings.fit(preflight::can_unwind(), btf::is_available()) {
         say!("profiler: {left_out}");
     }
-    results.check(&probe::kinds(settings))?;
+    results.check(&probe::kinds(settings), settings.watches_requests())?;
     let mut signals = quit::Signals::new()?;
     let held = if options.command.is_empty() { None } else { Some(launch::hold(&options.command)?) };
     if let (Some(held), Target::Pids { pids: targets, .. }) = (&held, &mut settings.target) {
