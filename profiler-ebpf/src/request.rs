@@ -443,9 +443,9 @@ fn encrypted(connection: &mut Connection, sock: u64, moved: &mut Moved, wrote: u
 /// From here on a TLS library's object tells what is said on a connection.
 #[inline(always)]
 fn attach(connection: &mut Connection, key: TlsKey, sock: u64, by_order: bool, now: u64) -> bool {
-    if connection.inside > FREED && connection.inside != key.ssl {
+    if connection.inside != 0 && connection.inside != key.ssl {
         if by_order {
-            return false; // it has one
+            return false; // it has, or had, one
         }
         tls::forget(&TlsKey { ssl: connection.inside, ..key });
     }
