@@ -58,9 +58,14 @@ impl Server {
     }
 
     /// Ends it; what it logged: path and ns.
-    fn quit(mut self) -> Vec<(String, f64)> {
+    fn quit(self) -> Vec<(String, f64)> {
         let mut stream = self.connect();
         stream.get_mut().write_all(b"GET /quit HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        self.logged()
+    }
+
+    /// What it logged when it was ended.
+    fn logged(mut self) -> Vec<(String, f64)> {
         let mut text = String::new();
         self.out.read_to_string(&mut text).unwrap();
         self.run.0.wait().unwrap();
@@ -515,4 +520,216 @@ while True:
             "{operation}: {whole} less {first}, streams for {streams}: {served}"
         );
     }
+}
+
+/// A key and a certificate for this machine, made for one test.
+fn certificate(dir: &Path) -> [PathBuf; 2] {
+    let [key, cert] = ["key", "cert"].map(|name| dir.join(name));
+    let mut make = Command::new("openssl");
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    run(make.args(["-subj", "/CN=localhost", "-keyout"]).arg(&key).arg("-out").arg(&cert));
+    [key, cert]
+}
+
+/// The load of `load`, encrypted, by so many threads of Python's; how many answers failed.
+fn encrypted_load(port: u16, connections: usize, requests: usize) -> u64 {
+    let script = source("tls_load.py");
+    let mut load = Command::new(which("python3").unwrap());
+    let said = run(load.arg(script).args([port.to_string(), connections.to_string(), requests.to_string()]));
+    said.trim().parse().unwrap()
+}
+
+/// What was lost for a reason.
+fn lost(profile: &Profile, reason: &str) -> u64 {
+    let losses = profile.0["losses"].as_array().unwrap();
+    losses.iter().find(|loss| loss["reason"] == reason).unwrap()["count"].as_u64().unwrap()
+}
+
+/// What a server logs of requests inside TLS is what is told of them: counts, statuses, routes and times.
+fn is_seen_inside(interpreter: &'static str, script: &str) {
+    if !kernel_ready(&[interpreter, "openssl", "python3"]) {
+        return;
+    }
+    let _one_load_at_a_time = LOADED.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let files = certificate(dir.path()).map(|path| path.to_str().unwrap().to_owned());
+    let server = Server::start(interpreter, script, &files);
+    let profiling =
+        Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on", "--tls"]);
+    let (port, connections, requests) = (server.port, 10, 60);
+    let failed = encrypted_load(port, connections, requests);
+    let mut log: Vec<f64> = server.logged().into_iter().map(|(_, ns)| ns).collect();
+    let (profile, _) = profiling.finish();
+    let all = (connections * requests) as u64;
+    assert_eq!(log.len() as u64, all);
+    let served = peer(&profile, "answers", port);
+    // The one that ended it was answered by some, and not by others. No handshake is a request.
+    let count = served["first"]["count"].as_u64().unwrap();
+    assert!((all..=all + 1).contains(&count), "{count} of {all}: {served}");
+    assert_eq!((served["decrypted"].as_u64(), served["encrypted"].as_bool()), (Some(count), Some(false)));
+    assert_eq!((served["protocol"].as_str(), served["statuses"][5].as_u64()), (Some("HTTP"), Some(failed)));
+    let routes = ["GET /users/:id/orders", "GET /fail/:id"].map(|operation| route(served, operation));
+    assert_eq!(routes.map(|route| route["first"]["count"].as_u64().unwrap()), [all - failed, failed]);
+    assert_eq!(routes[1]["errors"][0][0], "503");
+    assert_eq!(["tls_unmatched", "tls_full"].map(|reason| lost(&profile, reason)), [0, 0]);
+    assert_eq!(profile.0["requests"]["tls"]["not_seen"].as_array().unwrap().len(), 0);
+    log.sort_by(f64::total_cmp);
+    for (p, key) in [(0.5, "p50_ns"), (0.99, "p99_ns")] {
+        assert_near(key, served["first"][key].as_f64().unwrap(), percentile(&log, p));
+    }
+}
+
+#[test]
+fn node_inside_tls() {
+    is_seen_inside("node", "http.js");
+}
+
+#[test]
+fn python_threads_inside_tls() {
+    is_seen_inside("python3", "threads.py");
+}
+
+#[test]
+fn an_asyncio_server_inside_tls() {
+    is_seen_inside("python3", "loop.py");
+}
+
+/// A proxy answers inside TLS and asks inside TLS; Node asks, too: as many as are answered.
+#[test]
+fn who_asks_inside_tls() {
+    if !kernel_ready(&["node", "nginx", "openssl", "python3"]) {
+        return;
+    }
+    let _one_load_at_a_time = LOADED.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let [key, cert] = certificate(dir.path());
+    let [asked, port] = [programs::free_port(), programs::free_port()];
+    let http = format!(
+        "access_log off; keepalive_requests 1000000; ssl_certificate {}; ssl_certificate_key {};
+         server {{
+             listen 127.0.0.1:{asked} ssl;
+             location / {{ return 200 'hello'; }}
+             location /fail {{ return 503; }}
+         }}
+         upstream app {{ server 127.0.0.1:{asked}; keepalive 16; }}
+         server {{
+             listen 127.0.0.1:{port} ssl;
+             location / {{ proxy_pass https://app; proxy_http_version 1.1; proxy_set_header Connection ''; }}
+         }}",
+        cert.display(),
+        key.display(),
+    );
+    let mut proxy = programs::nginx_with(dir.path(), "worker_processes 1;", port, &http);
+    let proxied =
+        Profiling::start(&["--pid", &proxy.pid(), "--follow", "--alloc", "off", "--requests", "on", "--tls"]);
+    let mut client =
+        Server::begin(Command::new(which("node").unwrap()).arg(source("tls_ask.js")).arg(port.to_string()));
+    let asking =
+        Profiling::start(&["--pid", &client.run.pid(), "--alloc", "off", "--requests", "on", "--tls"]);
+    let mut ask = TcpStream::connect(("127.0.0.1", client.port)).unwrap();
+    ask.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let (mut said, all) = (String::new(), 400);
+    client.out.read_to_string(&mut said).unwrap();
+    client.run.0.wait().unwrap();
+    let failed: u64 = said.trim().parse().unwrap();
+    assert_eq!(failed, all / 10);
+    // SAFETY: a signal to a child that has not been waited for.
+    unsafe { libc::kill(proxy.0.id() as i32, libc::SIGQUIT) };
+    proxy.0.wait().unwrap();
+    let [(of_node, _), (of_proxy, _)] = [asking.finish(), proxied.finish()];
+    let sides = [
+        peer(&of_node, "asks", port),
+        peer(&of_proxy, "answers", port),
+        peer(&of_proxy, "asks", asked),
+        peer(&of_proxy, "answers", asked),
+    ];
+    for side in sides {
+        let count = side["first"]["count"].as_u64();
+        assert_eq!((count, side["statuses"][5].as_u64()), (Some(all), Some(failed)), "{side}");
+        // Where too many come at once some stand for the others.
+        assert_eq!(
+            (&side["decrypted"], &side["encrypted"]),
+            (&side["looked_at"], &Value::Bool(false)),
+            "{side}"
+        );
+        let fails = route(side, "GET /fail/:id");
+        assert!(fails["first"]["count"].as_u64().unwrap().abs_diff(failed) <= failed / 4, "{side}");
+        assert_eq!(fails["errors"][0][0], "503");
+    }
+    for profile in [of_node, of_proxy] {
+        assert_eq!(lost(&profile, "tls_unmatched"), 0);
+    }
+}
+
+/// What was connected before is told too, paths are hidden where they are to be, and what cannot be seen is said.
+#[test]
+fn what_is_hidden_or_not_seen_inside_tls() {
+    if !kernel_ready(&["python3", "openssl", "go"]) {
+        return;
+    }
+    let _one_load_at_a_time = LOADED.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let files = certificate(dir.path()).map(|path| path.to_str().unwrap().to_owned());
+    let options = ["--alloc", "off", "--requests", "on", "--tls"];
+    let server = Server::start("python3", "loop.py", &files);
+    let mut client = Command::new("openssl");
+    client.args(["s_client", "-quiet", "-connect", &format!("127.0.0.1:{}", server.port)]);
+    let mut client =
+        Running::start(client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()));
+    let mut answers = BufReader::new(client.0.stdout.take().unwrap());
+    let mut ask = |path: &str| {
+        write!(client.0.stdin.as_mut().unwrap(), "GET {path} HTTP/1.1\r\n\r\n").unwrap();
+        let mut line = String::new();
+        answers.read_line(&mut line).unwrap();
+        assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+        let mut length = String::new();
+        answers.read_line(&mut length).unwrap();
+        let length: usize = length.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        answers.read_exact(&mut vec![0; length + 2]).unwrap();
+    };
+    ask("/before");
+    let mut args = vec!["--redact-paths", "--pid"];
+    let pid = server.run.pid();
+    args.extend([&*pid].iter().chain(&options));
+    let profiling = Profiling::start(&args);
+    (0..5).for_each(|_| ask("/secret"));
+    let port = server.port;
+    client.0.stdin.as_mut().unwrap().write_all(b"GET /quit HTTP/1.1\r\n\r\n").unwrap();
+    server.logged();
+    let (profile, _) = profiling.finish();
+    let served = peer(&profile, "answers", port);
+    let gets = served["routes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|route| route["operation"].as_str().unwrap().starts_with("GET ["));
+    let counts: Vec<u64> = gets.map(|route| route["first"]["count"].as_u64().unwrap()).collect();
+    assert!(counts.contains(&5) && !profile.0.to_string().contains("secret"), "{served}");
+
+    let program = dir.path().join("server");
+    let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(source("http.go")).status();
+    assert!(built.unwrap().success());
+    let server = Server::begin(Command::new(&program).args(&files));
+    let pid = server.run.pid();
+    let profiling = Profiling::start(&[&["--pid", &*pid][..], &options[..]].concat());
+    let port = server.port;
+    assert_eq!(encrypted_load(port, 2, 20), 4);
+    server.logged();
+    let (profile, _) = profiling.finish();
+    let (served, not_seen) = (peer(&profile, "answers", port), &profile.0["requests"]["tls"]["not_seen"]);
+    assert_eq!((served["encrypted"].as_bool(), served["decrypted"].as_u64()), (Some(true), Some(0)));
+    assert!(
+        not_seen.as_array().unwrap().iter().any(|why| why.as_str().unwrap().contains("Go")),
+        "{not_seen}"
+    );
 }

@@ -38,6 +38,8 @@ table! {
         Free = 9, "free", "frees";
         /// Sends and receives on sockets.
         Request = 10, "request", "request";
+        /// Calls of TLS libraries, and their ends.
+        Tls = 11, "tls", "TLS";
     }
 }
 

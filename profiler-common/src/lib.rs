@@ -18,6 +18,7 @@ pub mod sched;
 pub mod syscall;
 mod table;
 pub mod target;
+pub mod tls;
 pub mod unwind;
 
 /// Most frames kept of one stack, for kernel and user stacks each. It is the kernel's own default limit

@@ -76,6 +76,11 @@ table! {
         ConnectionsFull = 25, "connections_full", "connections whose requests are not told, too many", Effect::Uncounted;
         /// Lost peers: their requests are in no count, because there are too many.
         PeersFull = 26, "peers_full", "peers whose requests are not told, too many", Effect::Uncounted;
+        /// What a TLS library was read or answered with, of a connection that could not be told: order or sizes contradicted, or
+        /// the request had been sent before. Its exchange has no operation.
+        TlsUnmatched = 27, "tls_unmatched", "reads of a TLS library whose connection could not be told", Effect::Other;
+        /// Encrypted connections that are one too many: their exchanges have no operation.
+        TlsFull = 28, "tls_full", "encrypted connections not looked into, too many", Effect::Other;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::{histogram::Histogram, sched::Times};
 
-/// Most connections followed at once: 448 bytes each, taken as they come.
+/// Most connections followed at once: 456 bytes each, taken as they come.
 pub const MAX_CONNECTIONS: usize = 32_768;
 /// Most peers, a process each: 9.7 kB each.
 pub const MAX_PEERS: usize = 512;
@@ -64,8 +64,10 @@ pub mod flags {
     pub const OPENED: u32 = 128;
     /// The request began while another one to the same peer was awaited.
     pub const OVERLAPS: u32 = 256;
+    /// The TLS library told of the exchange: its first bytes are plain text.
+    pub const INSIDE: u32 = 512;
     /// What is about one exchange, not about the connection.
-    pub const OF_EXCHANGE: u32 = OTHER_THREAD | TIMES | OVERLAPS;
+    pub const OF_EXCHANGE: u32 = OTHER_THREAD | TIMES | OVERLAPS | INSIDE;
 }
 
 /// Where a system call has the bytes that it moves: value of the map `SOCKET_BUFFERS`, by number.
@@ -123,6 +125,8 @@ pub struct Connection {
     pub tid: u32,
     /// Number of the socket's inode where nothing tells of its end; else zero.
     pub identity: u64,
+    /// The TLS library's object whose plain text it carries, see [`tls`](crate::tls); zero for none.
+    pub inside: u64,
     /// When it was made, or first seen: CLOCK_MONOTONIC, ns.
     pub opened_ns: u64,
     /// Exchanges on it that have ended.
@@ -307,6 +311,12 @@ impl FirstBytes {
         if known { Some(kind != 23) } else { None }
     }
 
+    /// How long the record of TLS is that begins here, without its header: RFC 8446, 5.1.
+    #[inline(always)]
+    pub fn tls_length(self) -> u32 {
+        (self.0 >> 24) as u32 & 0xffff
+    }
+
     /// Whether an answer is one of HTTP/1.
     #[inline(always)]
     pub fn is_http_answer(self) -> bool {
@@ -326,7 +336,7 @@ pub const STATUS_AT: usize = 9;
 
 const _: () = {
     assert!(size_of::<PeerKey>() == 32);
-    assert!(size_of::<Connection>() == 256 + REQUEST_HEAD + ANSWER_HEAD);
+    assert!(size_of::<Connection>() == 264 + REQUEST_HEAD + ANSWER_HEAD);
     assert!(size_of::<FailureKey>() == 40);
 };
 
@@ -365,6 +375,7 @@ mod tests {
         assert_eq!(first(&[22, 3, 1, 0, 5]).tls(), Some(true));
         assert_eq!(first(&[23, 3, 3, 0, 5]).tls(), Some(false));
         assert_eq!((first(&[23]).tls(), first(b"GET ").tls()), (None, None));
+        assert_eq!(first(&[23, 3, 3, 1, 5, 9, 9, 9]).tls_length(), 0x105);
         assert!(first(b"HTTP/1.1 200 OK").is_http_answer() && !first(b"HTTP/2 200").is_http_answer());
     }
 

@@ -9,8 +9,8 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::bpf_user_pt_regs_t,
-    btf_maps::{Array, HashMap, ProgramArray},
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_get_attach_cookie},
+    btf_maps::{Array, HashMap},
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
     macros::{btf_map, uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
@@ -31,6 +31,7 @@ use crate::{
     stack_cache,
     target::{Ids, current_target},
     task::registers,
+    user_probe::{cookie, nothing},
 };
 
 /// What userspace wants now.
@@ -62,10 +63,6 @@ static UNKNOWN_FREES: HashMap<u32, u64, { MAX_ALLOC_PROCESSES as usize }> = Hash
 #[btf_map]
 static NO_TOTALS: Array<StackTotals, 1> = Array::new();
 
-/// Never filled, see [`nothing`].
-#[btf_map]
-static NOWHERE: ProgramArray<1> = ProgramArray::new();
-
 /// How many calls inside of one, or of another thread that wants its place, are believed.
 const MAX_NESTED: u32 = 64;
 
@@ -80,19 +77,6 @@ const PAGE: u64 = 4096;
 const RETURN_TAKES: u64 = 8;
 #[cfg(bpf_target_arch = "aarch64")]
 const RETURN_TAKES: u64 = 0;
-
-/// Does nothing, by a tail call to nowhere, which keeps the program's stack where it belongs.
-///
-/// From 6.13 on, the stack of a program with much on it is memory of the CPU ("private stack", arch/x86/net/bpf_jit_comp.c).
-/// That takes for granted that no other task runs the program on the same CPU before it is done, which nobody makes sure
-/// of for user probes: where the kernel can be preempted, one task overwrites the other's stack, and the kernel crashes
-/// (seen on 7.3). A program that has a tail call never has a private stack.
-#[inline(always)]
-fn nothing(ctx: &impl EbpfContext) -> u32 {
-    // SAFETY: the context of this program. There is nothing in the array, so it goes on here.
-    unsafe { NOWHERE.tail_call(ctx, 0) };
-    0
-}
 
 /// An allocator's function begins. Its cookie says what it does, see [`Call`].
 #[uprobe]
@@ -174,12 +158,6 @@ pub fn alloc_unmap(ctx: ProbeContext) -> u32 {
     end_mapping(&ObjectKey { address, pid: ids.pid, _padding: 0 }, length, now_ns());
     finish(Probe::Free, began);
     0
-}
-
-#[inline(always)]
-fn cookie(ctx: &ProbeContext) -> u8 {
-    // SAFETY: the context of this program.
-    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) as u8 }
 }
 
 /// The current thread's place, and its id.

@@ -1,6 +1,7 @@
 //! The kernel side. Probes: `cpu`, `fault`, `sched` with `loops`, `loop_hooks` and `waker`, `syscall` with `caller` and `descriptor_io`,
-//! `alloc` with `stack_cache`, `request`. What they share: `target` and `life` say whose it is, `task` and `descriptor` read the
-//! kernel, `stack` and `unwind` take stacks, `runtime` what tells frames of language runtimes, `output` and `emit` lead out.
+//! `alloc` with `stack_cache`, `request` with `asked`, `tls` and `tls_calls`. What they share: `target` and `life` say whose it is, `task` and `descriptor` read the
+//! kernel, `stack` and `unwind` take stacks, `runtime` what tells frames of language runtimes, `output` and `emit` lead out; `user_probe` is for
+//! programs in user code.
 #![no_std]
 #![no_main]
 // The target has no compare-and-swap, so `core` leaves out all atomic arithmetic, which the kernel does have.
@@ -32,7 +33,10 @@ mod stack_cache;
 mod syscall;
 mod target;
 mod task;
+mod tls;
+mod tls_calls;
 mod unwind;
+mod user_probe;
 mod waker;
 
 // Helpers that only GPL-compatible programs may call (bpf_probe_read_*, bpf_get_stack) are used throughout.

@@ -11,7 +11,7 @@ use aya_ebpf::{
     EbpfContext as _, Global,
     btf_maps::{Array, HashMap, PerCpuArray, Queue},
     helpers::{
-        bpf_probe_read_user,
+        bpf_probe_read_kernel as read_kernel, bpf_probe_read_user,
         generated::{
             bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_probe_read_kernel,
             bpf_probe_read_user as read_user_bytes,
@@ -32,6 +32,7 @@ use profiler_common::{
     },
     sched::{MAX_SYSCALLS, Times, WaitCause},
     syscall::DNS_PORT,
+    tls::{FREED, TlsKey, fits},
 };
 
 use crate::{
@@ -48,6 +49,7 @@ use crate::{
     sched::{THREADS, settle_state},
     target::current_target,
     task::{current_task, read, syscall_entry},
+    tls::{self, TLS_WATCHED},
 };
 
 /// Whether the scheduler is watched, so that what a thread did in the meantime is known.
@@ -342,12 +344,181 @@ pub extern "C" fn move_bytes(sock: u64, bytes: u64, wrote: u32, pid: u32, tid: u
     if connection.flags & flags::MULTIPLEXED != 0 {
         return 0;
     }
+    let arrived_ns = if wrote != 0 { 0 } else { arrival(sock, now) };
+    let mut moved = Moved { bytes, plain: 0, inside: Inside::No, arrived_ns };
+    if TLS_WATCHED.load() != 0 {
+        moved.inside = encrypted(connection, sock, &mut moved, wrote, now);
+        if matches!(moved.inside, Inside::Told) {
+            return 0;
+        }
+    }
     if (wrote != 0) == asks {
-        request(connection, sock, bytes, asks, tid, now);
+        request(connection, sock, &moved, asks, tid, now);
     } else {
-        answer(connection, sock, bytes, asks, tid, now);
+        answer(connection, sock, &moved, asks, tid, now);
     }
     0
+}
+
+/// Bytes that were moved.
+struct Moved {
+    /// How many.
+    bytes: u64,
+    /// Where their plain text is, if not where the system call has them.
+    plain: u64,
+    inside: Inside,
+    /// When the first of what is received had come, or zero.
+    arrived_ns: u64,
+}
+
+/// What a TLS library has to do with bytes.
+#[derive(Clone, Copy)]
+enum Inside {
+    /// Nothing, or it is not known.
+    No,
+    /// It tells of them by itself, or has done so: as encrypted bytes they say nothing.
+    Told,
+    /// It tells of them now.
+    Tells,
+    /// It has told of them before: `plain` is in the kernel.
+    Kept,
+}
+
+impl Moved {
+    #[inline(always)]
+    fn buffer(&self) -> Bytes {
+        if self.plain == 0 {
+            buffer_of(self.bytes)
+        } else {
+            Bytes { at: self.plain, len: self.bytes, kernel: matches!(self.inside, Inside::Kept) }
+        }
+    }
+}
+
+/// Bytes of a socket while calls of TLS libraries are watched: whether one has to do with them.
+#[inline(always)]
+fn encrypted(connection: &mut Connection, sock: u64, moved: &mut Moved, wrote: u32, now: u64) -> Inside {
+    let Some(thread) = tls::thread() else { return Inside::No };
+    let buffer = buffer_of(moved.bytes);
+    let first = first_bytes(&buffer);
+    let record = first.tls();
+    let is_encrypted = record.is_some() || connection.flags & flags::TLS != 0;
+    let pid = connection.peer.pid;
+    if thread.ssl != 0 {
+        if is_encrypted {
+            thread.nested = sock;
+            if connection.inside != thread.ssl {
+                attach(connection, TlsKey { ssl: thread.ssl, pid, _padding: 0 }, sock, false, now);
+            }
+            if wrote == 0 {
+                thread.last = sock;
+                thread.taken_by = thread.ssl;
+                if thread.arrived_ns == 0 {
+                    thread.arrived_ns = moved.arrived_ns;
+                }
+            }
+        }
+    } else if wrote == 0 {
+        let begins = record == Some(false) && buffer.len >= 8;
+        thread.last = if is_encrypted { sock } else { 0 };
+        thread.last_length = if begins { first.tls_length().into() } else { 0 };
+        thread.taken_by = 0;
+        thread.arrived_ns = moved.arrived_ns;
+    } else if thread.pending != 0
+        && record == Some(false)
+        && connection.inside <= FREED
+        && fits(first.tls_length().into(), thread.pending_size, true)
+    {
+        let key = TlsKey { ssl: thread.pending, pid, _padding: 0 };
+        thread.pending = 0;
+        if attach(connection, key, sock, true, now) {
+            moved.plain = thread.head.as_ptr() as u64;
+            moved.bytes = thread.pending_size;
+            return Inside::Kept;
+        }
+    }
+    if connection.inside != 0 { Inside::Told } else { Inside::No }
+}
+
+/// From here on a TLS library's object tells what is said on a connection.
+#[inline(always)]
+fn attach(connection: &mut Connection, key: TlsKey, sock: u64, by_order: bool, now: u64) -> bool {
+    if connection.inside != 0 && connection.inside != key.ssl {
+        if by_order {
+            return false; // it has, or had, one
+        }
+        tls::forget(&TlsKey { ssl: connection.inside, ..key });
+    }
+    if !tls::remember(&key, sock, by_order) {
+        count(Loss::TlsFull);
+        return false;
+    }
+    if connection.phase == Phase::Asked as u32 {
+        // What seemed to be a request was its bytes before they were decrypted, or the handshake.
+        stop_awaiting(connection, now);
+        connection.phase = Phase::Idle as u32;
+    } else if connection.phase == Phase::Answered as u32 {
+        finish_exchange(connection, now);
+    }
+    connection.flags |= flags::TLS;
+    connection.inside = key.ssl;
+    true
+}
+
+/// The same, if the socket is followed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn attach_library(sock: u64, ssl: u64, pid: u32, by_order: u32) -> u32 {
+    let Some(connection) = CONNECTIONS.get_ptr_mut(&sock) else { return 0 };
+    // SAFETY: as in `move_bytes`.
+    let connection = unsafe { &mut *connection };
+    attach(connection, TlsKey { ssl, pid, _padding: 0 }, sock, by_order != 0, now_ns()).into()
+}
+
+/// An object tells no more of a connection: it is freed, or it is not known any more whether it is this connection's.
+/// Returns whether it did.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn detach_library(sock: u64, ssl: u64, freed: u32) -> u32 {
+    let Some(connection) = CONNECTIONS.get_ptr_mut(&sock) else { return 0 };
+    // SAFETY: as in `move_bytes`.
+    let connection = unsafe { &mut *connection };
+    if connection.inside != ssl {
+        return 0;
+    }
+    connection.inside = if freed != 0 { FREED } else { 0 };
+    1
+}
+
+/// With the thread id in the last argument of [`move_inside`]: something was written.
+pub const WROTE: u64 = 1 << 32;
+
+/// A TLS library's object has given, or takes, so many bytes of plain text. Returns whether the connection is its.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn move_inside(sock: u64, ssl: u64, at: u64, bytes: u64, how: u64) -> u32 {
+    let Some(connection) = CONNECTIONS.get_ptr_mut(&sock) else { return 0 };
+    // SAFETY: as in `move_bytes`.
+    let connection = unsafe { &mut *connection };
+    if connection.inside != ssl {
+        return 0;
+    }
+    if connection.flags & flags::MULTIPLEXED != 0 {
+        return 1;
+    }
+    let (now, tid, wrote) = (now_ns(), how as u32, how & WROTE != 0);
+    let asks = connection.peer.role == Role::Asks as u32;
+    let arrived_ns = match tls::thread() {
+        Some(thread) if !wrote && thread.last == sock => thread.arrived_ns,
+        _ => 0,
+    };
+    let moved = Moved { bytes, plain: at, inside: Inside::Tells, arrived_ns };
+    if wrote == asks {
+        request(connection, sock, &moved, asks, tid, now);
+    } else {
+        answer(connection, sock, &moved, asks, tid, now);
+    }
+    1
 }
 
 /// Whether an entry is about the socket that now has its address.
@@ -365,16 +536,17 @@ fn identity_of(sock: u64) -> u64 {
 
 /// Bytes of a request.
 #[inline(always)]
-fn request(connection: &mut Connection, sock: u64, bytes: u64, asks: bool, tid: u32, now: u64) {
+fn request(connection: &mut Connection, sock: u64, moved: &Moved, asks: bool, tid: u32, now: u64) {
+    let bytes = moved.bytes;
     if connection.phase == Phase::Asked as u32 {
         connection.request_bytes += bytes;
         connection.asked_ns = now;
         if connection.request_len < SHORT_HEAD as u32 {
-            connection.request_len = more_of_request(connection, bytes);
+            connection.request_len = more_of_request(connection, moved);
         }
         return;
     }
-    let buffer = buffer_of(bytes);
+    let buffer = moved.buffer();
     let first = first_bytes(&buffer);
     if connection.phase == Phase::Answered as u32 {
         if connection.flags & flags::HTTP != 0 && buffer.len > 3 && !first.is_http() {
@@ -391,18 +563,22 @@ fn request(connection: &mut Connection, sock: u64, bytes: u64, asks: bool, tid: 
         }
         return;
     }
-    if let Some(handshake) = first.tls() {
+    let is_plain = matches!(moved.inside, Inside::Tells | Inside::Kept);
+    if !is_plain && let Some(handshake) = first.tls() {
         connection.flags |= flags::TLS;
         if handshake {
             return;
         }
     }
     connection.flags &= !(flags::OF_EXCHANGE | flags::HTTP);
+    if is_plain {
+        connection.flags |= flags::INSIDE;
+    }
     if first.is_http() {
         connection.flags |= flags::HTTP;
     }
-    connection.arrived_ns = if asks { 0 } else { arrival(sock, now) };
-    connection.began_ns = if asks { sent_at(connection, sock, now) } else { now };
+    connection.arrived_ns = if asks { 0 } else { moved.arrived_ns };
+    connection.began_ns = if asks { sent_at(connection, sock, moved, now) } else { now };
     connection.asked_ns = now;
     connection.request_bytes = bytes;
     connection.answer_bytes = 0;
@@ -433,16 +609,20 @@ fn request(connection: &mut Connection, sock: u64, bytes: u64, asks: bool, tid: 
 
 /// Bytes of an answer.
 #[inline(always)]
-fn answer(connection: &mut Connection, sock: u64, bytes: u64, asks: bool, tid: u32, now: u64) {
+fn answer(connection: &mut Connection, sock: u64, moved: &Moved, asks: bool, tid: u32, now: u64) {
+    let bytes = moved.bytes;
     if connection.phase == Phase::Answered as u32 {
         connection.answer_bytes += bytes;
         connection.ended_ns = now;
         return;
     }
     if connection.phase != Phase::Asked as u32 {
+        if matches!(moved.inside, Inside::Tells) && first_bytes(&moved.buffer()).is_http_answer() {
+            count(Loss::TlsUnmatched); // its request was not seen
+        }
         return; // a greeting, or news that nobody asked for
     }
-    let buffer = buffer_of(bytes);
+    let buffer = moved.buffer();
     let first = first_bytes(&buffer);
     connection.answer_len = head_of_answer(connection, &buffer);
     if first.is_http_answer() {
@@ -464,9 +644,9 @@ fn answer(connection: &mut Connection, sock: u64, bytes: u64, asks: bool, tid: u
     }
     connection.answered_ns = now;
     if asks {
-        connection.arrived_ns = arrival(sock, now);
+        connection.arrived_ns = moved.arrived_ns;
     } else {
-        connection.answered_ns = sent_at(connection, sock, now);
+        connection.answered_ns = sent_at(connection, sock, moved, now);
     }
     connection.ended_ns = connection.answered_ns;
     connection.answer_bytes = bytes;
@@ -495,9 +675,13 @@ fn stop_awaiting(connection: &Connection, now: u64) {
     }
 }
 
-/// When the packet was given to the network that the call sent which ends now: the receiver may have read it since.
+/// When the packet was given to the network that the call sent which ends now: the receiver may have read it since. What a
+/// TLS library takes is sent after that.
 #[inline(always)]
-fn sent_at(connection: &Connection, sock: u64, now: u64) -> u64 {
+fn sent_at(connection: &Connection, sock: u64, moved: &Moved, now: u64) -> u64 {
+    if matches!(moved.inside, Inside::Tells) {
+        return now;
+    }
     let before =
         if connection.phase == Phase::Asked as u32 { connection.asked_ns } else { connection.ended_ns };
     if connection.flags & flags::TCP != 0
@@ -835,24 +1019,31 @@ pub extern "C" fn end_connection(sock: u64) -> u32 {
             output::add(&raw mut (*stats).closed, 1);
         }
     }
+    if connection.inside > FREED {
+        tls::forget(&TlsKey { ssl: connection.inside, pid: connection.peer.pid, _padding: 0 });
+    }
     let _was_there = CONNECTIONS.remove(&sock);
     0
 }
 
-/// Where the current system call has the bytes that it has moved.
-struct Bytes {
-    at: u64,
-    len: u64,
+/// Where bytes are that have been moved.
+pub struct Bytes {
+    pub at: u64,
+    pub len: u64,
+    /// In the kernel's memory, not in the user's.
+    pub kernel: bool,
 }
 
+/// Where the current system call has the bytes that it has moved.
 #[inline(always)]
 fn buffer_of(moved: u64) -> Bytes {
-    let nowhere = Bytes { at: 0, len: 0 };
+    let user = |at: u64, len: u64| Bytes { at, len, kernel: false };
+    let nowhere = user(0, 0);
     let entry = syscall_entry(current_task());
     let Some(&kind) = SOCKET_BUFFERS.get(entry.number as u32) else { return nowhere };
     let at = entry.args[1];
     if kind == Buffer::Plain as u8 {
-        return Bytes { at, len: moved };
+        return user(at, moved);
     }
     let vector = if kind == Buffer::Vector as u8 {
         at
@@ -869,7 +1060,7 @@ fn buffer_of(moved: u64) -> Bytes {
     };
     // SAFETY: the helper checks the address. Address and length: struct iovec.
     match unsafe { bpf_probe_read_user(vector as *const [u64; 2]) } {
-        Ok([at, len]) => Bytes { at, len: if len < moved { len } else { moved } },
+        Ok([at, len]) => user(at, if len < moved { len } else { moved }),
         Err(_) => nowhere,
     }
 }
@@ -878,7 +1069,12 @@ fn buffer_of(moved: u64) -> Bytes {
 #[inline(always)]
 fn first_bytes(buffer: &Bytes) -> FirstBytes {
     let mut eight = [0u8; 8];
-    if buffer.len >= 8 {
+    if buffer.kernel {
+        if buffer.len >= 8 {
+            // SAFETY: the helper checks the address.
+            eight = unsafe { read_kernel(buffer.at as *const [u8; 8]) }.unwrap_or([0; 8]);
+        }
+    } else if buffer.len >= 8 {
         // SAFETY: the helper checks the address.
         eight = unsafe { bpf_probe_read_user(buffer.at as *const [u8; 8]) }.unwrap_or([0; 8]);
     } else if buffer.len >= 4 {
@@ -903,16 +1099,17 @@ fn head_of_answer(connection: &mut Connection, buffer: &Bytes) -> u32 {
 
 /// Continues the first bytes of a request; returns how many there are then.
 #[inline(always)]
-fn more_of_request(connection: &mut Connection, moved: u64) -> u32 {
+fn more_of_request(connection: &mut Connection, moved: &Moved) -> u32 {
     let have = connection.request_len as u64 & (SHORT_HEAD as u64 - 1);
-    let buffer = buffer_of(moved);
+    let buffer = moved.buffer();
     // SAFETY: inside of the array, and there is room for so much behind it.
     let to = unsafe { connection.request.as_mut_ptr().add(have as usize) };
     have as u32 + copy_head(to, (REQUEST_HEAD - SHORT_HEAD) as u64, &buffer)
 }
 
+/// Copies first bytes to where there is so much room; returns how many.
 #[inline(always)]
-fn copy_head(to: *mut u8, room: u64, buffer: &Bytes) -> u32 {
+pub fn copy_head(to: *mut u8, room: u64, buffer: &Bytes) -> u32 {
     let len = buffer.len;
     let len = if len > room { room } else { len };
     if len == 0 {
@@ -923,8 +1120,14 @@ fn copy_head(to: *mut u8, room: u64, buffer: &Bytes) -> u32 {
     // SAFETY: a variable of this function.
     let len = unsafe { core::ptr::read_volatile(&raw const len) };
     let len = (len.wrapping_sub(1) & (room.next_power_of_two() - 1)) + 1;
-    // SAFETY: the helper checks the address it reads, and there is room where it writes.
-    if unsafe { read_user_bytes(to.cast(), len as u32, buffer.at as *const _) } == 0 { len as u32 } else { 0 }
+    // SAFETY: the helpers check the address they read, and there is room where they write.
+    let failed = unsafe {
+        match buffer.kernel {
+            true => bpf_probe_read_kernel(to.cast(), len as u32, buffer.at as *const _),
+            false => read_user_bytes(to.cast(), len as u32, buffer.at as *const _),
+        }
+    };
+    if failed == 0 { len as u32 } else { 0 }
 }
 
 /// Writes to `into` what the current thread has done so far, or with `since` what it has done since it was there. Returns

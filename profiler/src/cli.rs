@@ -225,6 +225,10 @@ pub struct ProfileArgs {
     /// Whether to tell requests and their answers: by peer and route, how many, how long, which failed
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Requests::DEFAULT)]
     pub requests: Requests,
+    /// Look into encrypted connections too, with `--requests on`: breakpoints in the functions of OpenSSL or BoringSSL that
+    /// read and write (Node.js has its own), first bytes only. Each such call of the target takes longer for it
+    #[arg(long)]
+    pub tls: bool,
     /// Keep paths and addresses of peers out of all outputs: numbers stand for them
     #[arg(long)]
     pub redact_paths: bool,
@@ -283,6 +287,7 @@ impl ProfileArgs {
             wakers: self.wakers,
             syscalls: self.syscalls,
             requests: self.requests,
+            tls: self.tls,
             alloc: AllocSettings {
                 mode: self.alloc.alloc,
                 libraries: self.alloc.alloc_lib.clone(),

@@ -68,6 +68,9 @@ async fn profile(mut options: Options) -> Result<u8> {
     if settings.wakers && settings.waits == Waits::Off {
         return Err(Error::Contradiction("who ends a wait (--wakers) is not known with --waits off").into());
     }
+    if settings.tls && !settings.watches_requests() {
+        return Err(Error::Contradiction("--tls looks into requests: it takes --requests on").into());
+    }
     let mut pids = settings.target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&options.outputs, !options.command.is_empty())?;
     if let Some(baseline) = &options.baseline {
@@ -79,7 +82,7 @@ async fn profile(mut options: Options) -> Result<u8> {
     for left_out in settings.fit(preflight::can_unwind(), btf::is_available()) {
         say!("profiler: {left_out}");
     }
-    results.check(&probe::kinds(settings))?;
+    results.check(&probe::kinds(settings), settings.watches_requests())?;
     let mut signals = quit::Signals::new()?;
     let held = if options.command.is_empty() { None } else { Some(launch::hold(&options.command)?) };
     if let (Some(held), Target::Pids { pids: targets, .. }) = (&held, &mut settings.target) {

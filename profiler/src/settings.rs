@@ -28,6 +28,8 @@ pub struct Settings {
     pub syscalls: Syscalls,
     /// Whether to watch requests.
     pub requests: Requests,
+    /// Look into encrypted connections where requests are watched.
+    pub tls: bool,
     /// How memory is watched.
     pub alloc: AllocSettings,
     /// Keep system calls and waits for a CPU apart by thread.
@@ -200,6 +202,7 @@ pub(crate) mod fixtures {
             wakers: false,
             syscalls: Syscalls::Off,
             requests: Requests::DEFAULT,
+            tls: false,
             alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
             by_thread: false,
             redact_paths: false,

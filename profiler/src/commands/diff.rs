@@ -71,10 +71,12 @@ fn read(path: &Path) -> Result<Replayed, Error> {
 /// The profile that a picture is asked for of.
 fn picture(output: &OutputSpec) -> Result<ProfileKind, Error> {
     let is_svg = output.path.as_ref().is_some_and(|path| path.extension().is_some_and(|of| of == "svg"));
-    if is_svg {
+    if is_svg && !output.of_requests {
         Ok(output.kind)
     } else {
-        Err(Error::Contradiction("profiler diff -o writes .svg only; --json prints everything for programs"))
+        Err(Error::Contradiction(
+            "profiler diff -o writes .svg of profiles only; --json prints everything for programs",
+        ))
     }
 }
 

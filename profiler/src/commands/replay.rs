@@ -24,7 +24,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
     replayed.run.baseline = normal.map(|normal| normal.compare(&replayed.measured()));
     let Replayed { mut run, samples, tables, ending } = replayed;
     let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
-    results.check(&measured.collect::<Vec<_>>())?;
+    results.check(&measured.collect::<Vec<_>>(), run.requests.is_some())?;
     if ending == Ending::CutOff {
         say!(
             "profiler: {} was cut off: it holds {:.1} s of the run and {} CPU samples, shown here; later ones and \
@@ -274,10 +274,11 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let check = |name: &str, kinds: &[ProfileKind]| {
             let outputs = vec![dir.path().join(name).display().to_string().parse().unwrap()];
-            Results::open(&outputs, false).unwrap().check(kinds)
+            Results::open(&outputs, false).unwrap().check(kinds, false)
         };
         assert!(check("offcpu.svg", &[CPU]).is_err());
         assert!(check("offcpu.svg", &KINDS).is_ok());
         assert!(check("offcpu.json", &[CPU]).is_ok(), "holds what there is");
+        assert!(check("requests.svg", &KINDS).is_err());
     }
 }

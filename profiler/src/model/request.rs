@@ -13,6 +13,17 @@ pub struct Requests {
     pub peers: Vec<Exchanges>,
     /// The slowest requests that the targets answered, slowest first.
     pub slow: Vec<SlowRequest>,
+    /// What was done to see into encrypted connections, if that was asked for.
+    pub tls: Option<Tls>,
+}
+
+/// How encrypted connections were looked into.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// Libraries whose functions were watched.
+    pub libraries: Vec<String>,
+    /// What could not be seen, and why: a sentence each.
+    pub not_seen: Vec<String>,
 }
 
 impl Requests {
@@ -100,8 +111,10 @@ pub struct Exchanges {
     pub retransmits: u64,
     /// Connections on which requests overlap (HTTP/2 and what was upgraded): their requests are in no count.
     pub multiplexed: u64,
-    /// Whether connections are encrypted: what is asked is not known.
+    /// Whether connections are encrypted and what is asked on some is not known.
     pub encrypted: bool,
+    /// Exchanges on encrypted connections that were looked at and whose plain text the TLS library told.
+    pub decrypted: u64,
     /// HTTP/1 answers by the first digit of their status; at zero all others.
     pub statuses: [u64; STATUSES],
     /// Connections that failed.
@@ -364,7 +377,7 @@ pub(crate) mod fixtures {
             answer_bytes: 9000,
             breakdown,
         };
-        Requests { peers: vec![database, served], slow: vec![slow] }
+        Requests { peers: vec![database, served], slow: vec![slow], tls: None }
     }
 }
 

@@ -39,7 +39,7 @@ fn draw(
 ) -> Result<()> {
     let kind = profile.kind;
     if profile.total == 0 {
-        return empty(&kind, out);
+        return empty(kind.nothing, out);
     }
     let lines: Vec<String> = folded::lines(profile, options)
         .into_iter()
@@ -56,12 +56,12 @@ fn draw(
     Ok(())
 }
 
-fn empty(kind: &ProfileKind, out: &mut dyn Write) -> Result<()> {
+/// A picture that says that there is nothing.
+pub(super) fn empty(nothing: &str, out: &mut dyn Write) -> Result<()> {
     writeln!(
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"600\" height=\"60\">\
-         <text x=\"20\" y=\"35\" font-family=\"sans-serif\">{}</text></svg>",
-        kind.nothing
+         <text x=\"20\" y=\"35\" font-family=\"sans-serif\">{nothing}</text></svg>"
     )?;
     Ok(())
 }
@@ -77,7 +77,7 @@ pub fn write_difference(
 ) -> Result<()> {
     let kind = after.kind;
     if after.total == 0 {
-        return empty(&kind, out);
+        return empty(kind.nothing, out);
     }
     let length = |of: &Profile| of.accounts.duration_ns.max(1) as f64;
     let scale = match kind.unit {

@@ -51,7 +51,7 @@ fn fold(profile: &Profile, stack: &ProfileStack, options: &RenderOptions) -> Str
 }
 
 /// Names hold anything; the format's own separators and control characters must not.
-fn clean(name: &str) -> String {
+pub(super) fn clean(name: &str) -> String {
     name.chars()
         .map(|c| {
             if c == ';' {

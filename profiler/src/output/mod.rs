@@ -16,7 +16,7 @@ use tempfile::NamedTempFile;
 use crate::{
     error::Error,
     model::{
-        kind::{KINDS, ProfileKind},
+        kind::{CPU, KINDS, ProfileKind},
         report::{Profile, Run},
     },
 };
@@ -36,6 +36,7 @@ pub mod pprof;
 pub mod report;
 pub mod requests;
 pub mod results;
+pub mod routes;
 pub mod summary;
 pub mod text;
 pub mod waiting;
@@ -101,9 +102,13 @@ pub fn help() -> String {
     let kinds: String = kinds.collect();
     format!(
         "Output formats (-o FILE, by extension; '-' is stdout):\n{formats}\
-         Those that hold one profile (.folded .svg .pb.gz) hold that of CPUs, unless another is asked for:\n{kinds}"
+         Those that hold one profile (.folded .svg .pb.gz) hold that of CPUs, unless another is asked for:\n{kinds}  \
+         {REQUESTS}:FILE  time of requests, by route and part (--requests on; .folded .svg), or a FILE called {REQUESTS}…\n"
     )
 }
+
+/// What asks for the time of requests instead of a profile: before a colon, or as the beginning of a file's name.
+const REQUESTS: &str = "requests";
 
 /// How a format comes about.
 #[derive(Clone, Copy, Debug)]
@@ -125,11 +130,16 @@ pub struct OutputSpec {
     pub format: Format,
     /// Which profile, where the format holds only one.
     pub kind: ProfileKind,
+    /// It is the time of requests that is asked for, no profile.
+    pub of_requests: bool,
 }
 
 impl OutputSpec {
     /// Writes what this asks for.
     pub fn write(&self, run: &Run, options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+        if self.of_requests && run.requests.is_none() {
+            return Err(Error::NotMeasured { kind: REQUESTS, output: self.to_string() }.into());
+        }
         match self.format {
             Format::Profile(write) => match run.profile(&self.kind) {
                 Some(profile) => write(profile, options, out),
@@ -160,17 +170,43 @@ fn split_kind(text: &str) -> (ProfileKind, &str) {
     (ProfileKind::of_file(text.rsplit('/').next().unwrap_or(text)), text)
 }
 
+/// What `-o text` says if it asks for the time of requests.
+fn of_requests(text: &str) -> Option<Result<OutputSpec, String>> {
+    let asked = text.strip_prefix(REQUESTS).and_then(|rest| rest.strip_prefix(':'));
+    let path = asked.unwrap_or(text);
+    let called = path.rsplit('/').next().unwrap_or(path).starts_with(REQUESTS);
+    let write: WriteRun = match path.rsplit_once('.') {
+        Some((_, "svg")) => routes::write_svg,
+        Some((_, "folded")) => routes::write_folded,
+        _ if path == "-" => routes::write_folded,
+        _ => return asked.map(|_| Err("requests are told by .folded and .svg".to_owned())),
+    };
+    let path = (path != "-").then(|| path.into());
+    let spec = OutputSpec { path, format: Format::Run(write), kind: CPU, of_requests: true };
+    (asked.is_some() || called).then_some(Ok(spec))
+}
+
 impl FromStr for OutputSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(spec) = of_requests(text) {
+            return spec;
+        }
         let (kind, text) = split_kind(text);
         if text == "-" {
-            return Ok(OutputSpec { path: None, format: Format::Profile(folded::write), kind });
+            return Ok(OutputSpec {
+                path: None,
+                format: Format::Profile(folded::write),
+                kind,
+                of_requests: false,
+            });
         }
         let is_it = |of: &FormatSpec| text.ends_with(of.extension) && text != of.extension;
         match FORMATS.into_iter().find(is_it) {
-            Some(FormatSpec { format, .. }) => Ok(OutputSpec { path: Some(text.into()), format, kind }),
+            Some(FormatSpec { format, .. }) => {
+                Ok(OutputSpec { path: Some(text.into()), format, kind, of_requests: false })
+            }
             None => {
                 let known: Vec<&str> = FORMATS.iter().map(|of| of.extension).collect();
                 Err(format!("the extension says the format; known are {} and '-'", known.join(" ")))
@@ -318,6 +354,18 @@ mod tests {
         assert_eq!(parse("syscalls:x.svg"), ("syscalls", "x.svg".into()));
         assert_eq!(parse("cpu:offcpu.folded"), ("cpu", "offcpu.folded".into()));
         assert_eq!(parse("offcpu/x.svg"), ("cpu", "offcpu/x.svg".into()));
+        let asks = |text: &str| text.parse::<OutputSpec>().unwrap().of_requests;
+        assert!(
+            asks("requests.svg")
+                && asks("requests:-")
+                && asks("requests:x.folded")
+                && asks("dir/requests-1.folded")
+        );
+        assert!(
+            !asks("requests.json")
+                && !asks("requests/x.svg")
+                && "requests:x.json".parse::<OutputSpec>().is_err()
+        );
         assert_eq!(parse("heap:x.svg"), ("cpu", "heap:x.svg".into()), "any file may have a colon");
     }
 
@@ -327,6 +375,8 @@ mod tests {
         let spec: OutputSpec = "offcpu:x.svg".parse().unwrap();
         let error = spec.write(&run, &RenderOptions::default(), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().starts_with("no offcpu profile was measured, so x.svg"), "{error}");
+        let spec: OutputSpec = "requests.svg".parse().unwrap();
+        assert!(spec.write(&run, &RenderOptions::default(), &mut Vec::new()).is_err());
     }
 
     #[test]

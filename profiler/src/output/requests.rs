@@ -49,7 +49,22 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
             format!("  {}: {}, awaited {awaited:.0} % of the time", who(run, peer), figures(peer, seconds));
         line(&format!("{text}{}", failures(peer)), style, out)?;
     }
-    more(peers.count(), out)
+    more(peers.count(), out)?;
+    not_seen(requests, style, out)
+}
+
+/// What of encrypted connections could not be seen.
+fn not_seen(requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<()> {
+    match &requests.tls {
+        Some(tls) => tls
+            .not_seen
+            .iter()
+            .try_for_each(|what| line(&format!("  not seen inside TLS: {what}"), style, out)),
+        None if requests.peers.iter().any(|peer| peer.encrypted) => {
+            line("  encrypted requests have no routes: --tls looks inside", style, out)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Lines of the live view: what was answered and asked since the start, `elapsed` ago.
@@ -77,7 +92,9 @@ fn more(n: usize, out: &mut dyn Write) -> Result<()> {
 
 /// The peer with its protocol and name; and the process, where there are several.
 fn who(run: &Run, peer: &Exchanges) -> String {
-    let of: Vec<&str> = [&*peer.protocol, &*peer.name].into_iter().filter(|word| !word.is_empty()).collect();
+    let tls = if peer.encrypted || peer.decrypted > 0 { "TLS" } else { "" };
+    let of: Vec<&str> =
+        [&*peer.protocol, tls, &*peer.name].into_iter().filter(|word| !word.is_empty()).collect();
     let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
     let others = run.requests.iter().flat_map(|all| &all.peers).any(|other| other.pid != peer.pid);
     let process = match peer.processes {
@@ -167,6 +184,10 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         }
         more(peers.len().saturating_sub(LISTED), out)?;
     }
+    if let Some(tls) = requests.tls.as_ref().filter(|tls| !tls.libraries.is_empty()) {
+        line(&format!("TLS libraries watched: {}", tls.libraries.join(", ")), style, out)?;
+    }
+    not_seen(requests, style, out)?;
     slow(requests, style, out)
 }
 
@@ -211,7 +232,9 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
         notes.push(format!("{} never answered", thousands(peer.unanswered)));
     }
     if peer.encrypted {
-        notes.push("encrypted".to_owned());
+        let seen =
+            if peer.decrypted > 0 { "encrypted, some not seen inside" } else { "encrypted, not seen inside" };
+        notes.push(seen.to_owned());
     }
     if peer.batches > 0 {
         notes.push(format!("{} of {} were batches", thousands(peer.batches), thousands(peer.looked_at)));

@@ -110,11 +110,16 @@ impl Results {
         drop(own);
     }
 
-    /// Fails if an output needs a kind of profile that is not among those there are or will be.
-    pub fn check(&self, kinds: &[ProfileKind]) -> Result<(), Error> {
+    /// Fails if an output needs a kind of profile that is not among those there are or will be, or requests where there are none.
+    pub fn check(&self, kinds: &[ProfileKind], requests: bool) -> Result<(), Error> {
         for (_, spec) in &self.rendered {
-            if matches!(spec.format, Format::Profile(_)) && !kinds.contains(&spec.kind) {
-                return Err(Error::NotMeasured { kind: spec.kind.name, output: spec.to_string() });
+            let missing = match spec.format {
+                Format::Profile(_) => (!kinds.contains(&spec.kind)).then_some(spec.kind.name),
+                Format::Run(_) => (spec.of_requests && !requests).then_some("requests"),
+                Format::Recording => None,
+            };
+            if let Some(kind) = missing {
+                return Err(Error::NotMeasured { kind, output: spec.to_string() });
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ pub mod jit;
 pub mod launch;
 pub mod life;
 pub mod limits;
+pub mod mapped;
 pub mod maps;
 pub mod memory;
 pub mod network;

@@ -36,7 +36,7 @@ fn a_run_records_until_its_time_is_over_and_replays() {
     let path = dir.path().join("x.prec");
     let options = options(vec![path.display().to_string().parse().unwrap()]);
     let mut results = Results::open(&options.outputs, false).unwrap();
-    results.check(&[CPU]).unwrap();
+    results.check(&[CPU], false).unwrap();
     let mut run = run_of_7();
     results.start_recordings(&run.collector.meta);
     run.kernel.0.borrow_mut().records = (0..5).map(|n| bytes(&raw(7, 7, n, &[0x1800]))).collect();

@@ -1,9 +1,11 @@
-// Answers after a while that it chooses, and logs how long each answer took by its own clock. `/quit` prints the log.
-const http = require('http');
+// Answers after a while that it chooses, and logs how long each answer took by its own clock. `/quit` prints the log. With a key
+// and a certificate it is encrypted.
+const [key, cert] = process.argv.slice(2).map((path) => require('fs').readFileSync(path));
+const create = key ? (answer) => require('https').createServer({ key, cert }, answer) : require('http').createServer;
 const log = [];
 let seed = 7;
 const random = () => (seed = (seed * 1103515245 + 12345) % 2147483648) / 2147483648;
-const server = http.createServer((request, response) => {
+const server = create((request, response) => {
   const began = process.hrtime.bigint();
   if (request.url === '/quit') {
     response.end('bye');

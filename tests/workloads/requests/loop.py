@@ -1,5 +1,6 @@
-"""An asyncio server. Logs how long each answer took by its own clock; `/quit` prints the log."""
-import asyncio, json, os, random, time
+"""An asyncio server. Logs how long each answer took by its own clock; `/quit` prints the log. With a key and a certificate it is
+encrypted."""
+import asyncio, json, os, random, ssl, sys, time
 
 log = []
 
@@ -24,7 +25,11 @@ async def serve(reader, writer):
         await writer.drain()
 
 async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=2048)
+    context = None
+    if len(sys.argv) > 2:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[2], sys.argv[1])
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=2048, ssl=context)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -1,5 +1,6 @@
-"""A thread for each connection. Logs how long each answer took by its own clock; `/quit` prints the log."""
-import json, os, random, sys, time
+"""A thread for each connection. Logs how long each answer took by its own clock; `/quit` prints the log. With a key and a
+certificate it is encrypted."""
+import json, os, random, ssl, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 log = []
@@ -32,5 +33,10 @@ class Server(ThreadingHTTPServer):
 
 random.seed(7)
 server = Server(("127.0.0.1", 0), Handler)
+if len(sys.argv) > 2:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[2], sys.argv[1])
+    # The handshake is the thread's that reads.
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 print(server.server_address[1], flush=True)
 server.serve_forever()

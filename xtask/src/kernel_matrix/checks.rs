@@ -23,7 +23,7 @@ pub struct Check {
 }
 
 /// Every check, in the order they run.
-pub const CHECKS: [Check; 15] = [
+pub const CHECKS: [Check; 16] = [
     Check { name: "doctor", command: "profiler doctor", assert: doctor },
     Check {
         name: "split",
@@ -130,6 +130,15 @@ pub const CHECKS: [Check; 15] = [
             kill $server; wait; cat live >&2; cat out.json",
         assert: requests,
     },
+    // A library by the names of its functions: it is the kernel that is tried here.
+    Check {
+        name: "tls",
+        command: "ip link set lo up; mkfifo tls; /work/tls <tls & exec 9>tls; sleep 1
+            profiler -d 5m --interval 1s --requests on --tls -o out.json --pid $! >&2 2>live &
+            until [ -s live ]; do sleep 0.1; done
+            echo 20 >&9; wait $!; code=$?; exec 9>&-; wait; cat live >&2; [ $code = 0 ] && cat out.json",
+        assert: inside_tls,
+    },
 ];
 
 fn doctor(output: &str) -> Result<String> {
@@ -214,6 +223,23 @@ fn requests(output: &str) -> Result<String> {
         "of 50 requests {answered} were seen, {fine} of them with status 2xx"
     );
     Ok(format!("{answered} requests of {processes} processes, all with status 2xx"))
+}
+
+fn inside_tls(output: &str) -> Result<String> {
+    let profile: serde_json::Value = serde_json::from_str(output).context("the profile")?;
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let peers = list(&profile["requests"]["peers"]);
+    let served = peers.iter().find(|peer| peer["peer"] == ":8443").context("nobody is answered")?;
+    let routes = list(&served["routes"]).into_iter().map(|route| {
+        (route["operation"].as_str().unwrap_or_default().to_owned(), route["first"]["count"].as_u64())
+    });
+    let mut routes: Vec<_> = routes.collect();
+    routes.sort_unstable();
+    let expected = ["GET /memory", "GET /socket"].map(|operation| (operation.to_owned(), Some(20)));
+    ensure!(routes == expected, "{routes:?}, not seen: {}", profile["requests"]["tls"]["not_seen"]);
+    let statuses = (served["statuses"][2].as_u64(), served["statuses"][5].as_u64());
+    ensure!(statuses == (Some(36), Some(4)), "{statuses:?} answers with 2xx and 5xx");
+    Ok("40 requests, by socket and by memory".to_owned())
 }
 
 fn complete(output: &str) -> Result<String> {

@@ -21,11 +21,7 @@ use crate::{
         exits::{self, Exits, Slot},
         site,
     },
-    process::{
-        maps::{self, MapsEntry},
-        open,
-        shown::shown,
-    },
+    process::{mapped, maps},
 };
 
 /// What allocators call their functions, without what comes before all their names.
@@ -157,14 +153,12 @@ pub fn find(proc_root: &Path, pid: u32, also: &[PathBuf], known: &mut Known) -> 
         let key = (entry.device, entry.inode, entry.path.clone());
         let asked = also.iter().any(|path| path.as_path() == Path::new(&entry.path));
         let found = known.entry(key).or_insert_with(|| {
-            let file = open::regular(&by_mapping(proc_root, pid, &entry))
-                .or_else(|_| open::in_root(&shown(proc_root, pid).join("root"), Path::new(&entry.path)));
-            file.map_or_else(|_| Found::default(), |file| functions(&file, asked).unwrap_or_default())
+            mapped::open(proc_root, pid, &entry)
+                .map_or_else(|_| Found::default(), |file| functions(&file, asked).unwrap_or_default())
         });
         let name = entry.path.clone();
         if !found.functions.is_empty() && !libraries.iter().any(|library: &Library| library.name == name) {
-            let named = by_name(proc_root, pid, &entry);
-            let path = if is_same(&named, &entry) { named } else { by_mapping(proc_root, pid, &entry) };
+            let path = mapped::path(proc_root, pid, &entry);
             let Found { functions, unseen } = found.clone();
             libraries.push(Library { path, name, functions, unseen });
         }
@@ -188,19 +182,6 @@ pub type Known = BTreeMap<((u32, u32), u64, String), Found>;
 pub struct Found {
     functions: Vec<Function>,
     unseen: Vec<&'static str>,
-}
-
-fn by_mapping(proc_root: &Path, pid: u32, entry: &MapsEntry) -> PathBuf {
-    shown(proc_root, pid).join(format!("map_files/{:x}-{:x}", entry.start, entry.end))
-}
-
-fn by_name(proc_root: &Path, pid: u32, entry: &MapsEntry) -> PathBuf {
-    shown(proc_root, pid).join("root").join(entry.path.trim_start_matches('/'))
-}
-
-fn is_same(path: &Path, entry: &MapsEntry) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    path.metadata().is_ok_and(|metadata| metadata.ino() == entry.inode)
 }
 
 /// The allocator's functions in an ELF file of this machine; none if it has no allocator, which takes something that

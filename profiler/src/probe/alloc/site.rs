@@ -19,8 +19,8 @@ pub struct Site {
 /// Instructions looked at: beyond, no allocator's arguments are where they were.
 const AT_MOST: usize = 16;
 
-/// The registers of the first three arguments.
-const ARGUMENTS: [Register; 3] = [Register::RDI, Register::RSI, Register::RDX];
+/// The registers of the first four arguments.
+const ARGUMENTS: [Register; 4] = [Register::RDI, Register::RSI, Register::RDX, Register::RCX];
 
 /// The place in a function of these bytes where its first `arguments` arguments still are in their registers and that
 /// every call passes exactly once; with `returns` also the stack pointer is still where the return address lies, which a
@@ -50,7 +50,7 @@ pub fn find(code: &[u8], arguments: usize, returns: bool) -> Site {
             );
             let register = used.register().full_register();
             written
-                && (ARGUMENTS[..arguments.min(3)].contains(&register)
+                && (ARGUMENTS[..arguments.min(ARGUMENTS.len())].contains(&register)
                     || (returns && register == Register::RSP))
         });
         if lost {

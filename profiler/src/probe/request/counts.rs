@@ -69,6 +69,7 @@ pub struct Told {
     pub looked_at: u64,
     pub batches: u64,
     pub encrypted: bool,
+    pub decrypted: u64,
     pub routes: BTreeMap<String, RouteCount>,
     random: u64,
 }

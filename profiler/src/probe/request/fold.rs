@@ -30,6 +30,7 @@ use crate::{
             programs::Programs,
             protocol::{self, Head, Operation},
             spans::{Joined, Span, Spans},
+            tls::TlsWatch,
         },
         spec::{Context, Extent, Probe},
     },
@@ -82,6 +83,8 @@ pub struct RequestCollector {
     ended_failures: BTreeMap<FailureKey, u64>,
     hosts: FxHashMap<u32, Hosts>,
     look: Every,
+    /// Where encrypted connections are looked into.
+    tls: Option<TlsWatch>,
 }
 
 impl RequestCollector {
@@ -108,7 +111,13 @@ impl RequestCollector {
             ended_failures: BTreeMap::new(),
             hosts: FxHashMap::default(),
             look: Every::new(clock, LOOK_INTERVAL),
+            tls: None,
         }
+    }
+
+    /// Encrypted connections are looked into.
+    pub fn look_into(&mut self, tls: TlsWatch) {
+        self.tls = Some(tls);
     }
 
     /// Nothing will be told.
@@ -125,7 +134,8 @@ impl RequestCollector {
     fn exchange(&mut self, of: &Connection) {
         let peer = self.of_program(of.peer);
         let known = self.told.get(&peer).and_then(|told| told.protocol);
-        let encrypted = of.flags & flags::TLS != 0;
+        let inside = of.flags & flags::INSIDE != 0;
+        let encrypted = of.flags & flags::TLS != 0 && !inside;
         let head = Head {
             request: head(&of.request, of.request_len),
             answer: head(&of.answer, of.answer_len),
@@ -146,6 +156,7 @@ impl RequestCollector {
             let told = self.told.entry(peer).or_default();
             told.protocol = told.protocol.or(protocol);
             told.encrypted |= encrypted;
+            told.decrypted += u64::from(inside);
             told.add(of, operation.as_ref(), kept);
         }
         let next = self.numbers.len() as u32;
@@ -295,7 +306,9 @@ impl RequestCollector {
                 ..slow.clone()
             }
         });
-        Requests { peers: all, slow: slow.collect() }
+        let slow = slow.collect();
+        let tls = self.tls.as_ref().map(|tls| tls.told(&all));
+        Requests { peers: all, slow, tls }
     }
 
     /// A peer with what has been found out about it; `None` if nothing has happened there.
@@ -372,6 +385,7 @@ impl RequestCollector {
             retransmits: stats.retransmits,
             multiplexed: stats.multiplexed,
             encrypted: told.is_some_and(|told| told.encrypted),
+            decrypted: told.map_or(0, |told| told.decrypted),
             statuses: stats.statuses,
             failures,
             looked_at: told.map_or(0, |told| told.looked_at),
@@ -463,6 +477,15 @@ fn add(to: &mut PeerStats, more: &PeerStats) {
 impl Probe for RequestCollector {
     fn notice(&mut self, notice: &Notice) {
         self.programs.notice(notice);
+        if let Some(tls) = &mut self.tls {
+            tls.notice(notice);
+        }
+    }
+
+    fn mappings_changed(&mut self, pid: u32) {
+        if let Some(tls) = &mut self.tls {
+            tls.mappings_changed(pid);
+        }
     }
 
     fn record(&mut self, record: &Record, _stack: Option<StackId>, _cx: &mut Context<'_>) -> Result<()> {
@@ -472,9 +495,15 @@ impl Probe for RequestCollector {
         Ok(())
     }
 
-    fn poll(&mut self, _cx: &mut Context<'_>) -> Result<()> {
-        if self.look.is_due() {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        let due = self.look.is_due();
+        if due {
             self.take();
+        }
+        if let Some(tls) = &mut self.tls
+            && (due || tls.is_stale())
+        {
+            tls.look(&cx.targets.pids(), cx.kernel);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod names;
 mod programs;
 pub mod protocol;
 mod spans;
+mod tls;
 
 use anyhow::Result;
 use profiler_common::{offsets, request::MAX_PEERS_OF_ONE};
@@ -19,7 +20,7 @@ use crate::{
         port::{Hook, Port as _},
     },
     probe::{
-        request::{fold::RequestCollector, maps::KernelMaps},
+        request::{fold::RequestCollector, maps::KernelMaps, tls::TlsWatch},
         sched,
         spec::{Probe, ProbeSpec, Start},
     },
@@ -33,7 +34,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "request",
     about: "requests and answers on sockets: peers, times to answer, errors",
     enabled: Settings::watches_requests,
-    large_maps: &["PEER_STATS", "LISTENERS", "CONNECTIONS"],
+    large_maps: &["PEER_STATS", "LISTENERS", "CONNECTIONS", "TLS_THREADS", "TLS_SOCKETS"],
     prepare,
     start,
     kinds: &[],
@@ -72,6 +73,10 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     if matches!(&settings.target, Target::Pids { pids, follow: false } if pids.len() < 2) {
         plan.map_size("PEER_STATS", MAX_PEERS_OF_ONE);
     }
+    plan.global("TLS_WATCHED", u32::from(settings.tls));
+    if !settings.tls {
+        ["TLS_THREADS", "TLS_SOCKETS"].into_iter().for_each(|map| plan.map_size(map, 1));
+    }
     Ok(())
 }
 
@@ -95,6 +100,11 @@ fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
             }
             hooks => kernel.attach(Hook::Returns(&hooks))?,
         }
+    }
+    if settings.tls {
+        let mut tls = TlsWatch::new(proc_root);
+        tls.look(pids, *kernel);
+        collector.look_into(tls);
     }
     Ok(Box::new(collector))
 }

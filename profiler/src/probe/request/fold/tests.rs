@@ -79,6 +79,7 @@ fn exchange(peer: PeerKey, request: &[u8], answer: &[u8], began_ns: u64, answere
         flags: flags::TCP | flags::HTTP,
         tid: 8,
         identity: 0,
+        inside: 0,
         opened_ns: 0,
         exchanges: 1,
         arrived_ns: 0,

@@ -1,0 +1,167 @@
+//! The time of requests by route and what it went to, as folded lines and as a flame graph:
+//! `process;port;route;part nanoseconds`. The widths of a route add up to the time from the first byte of each of its requests to the
+//! last byte of the answer.
+
+use std::{collections::BTreeMap, io::Write};
+
+use anyhow::Result;
+
+use crate::{
+    model::{
+        report::Run,
+        request::{Breakdown, Exchanges, Route},
+    },
+    output::{flamegraph, folded, options::RenderOptions},
+};
+
+/// What is said of a run without requests.
+const NOTHING: &str = "No requests: the target answered none, or they were not seen.";
+
+/// Writes a line for each part of each route.
+pub fn write_folded(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+    for (stack, ns) in lines(run) {
+        writeln!(out, "{stack} {ns}")?;
+    }
+    Ok(())
+}
+
+/// Draws them.
+pub fn write_svg(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result<()> {
+    let lines = lines(run);
+    let sum_ns: u64 = lines.values().sum();
+    if sum_ns == 0 {
+        return flamegraph::empty(NOTHING, out);
+    }
+    let lines: Vec<String> = lines.into_iter().map(|(stack, ns)| format!("{stack} {ns}")).collect();
+    let mut settings = inferno::flamegraph::Options::default();
+    settings.title = format!("{} requests by route: {}", run.cpu.meta.target, run.cpu.meta.host);
+    settings.subtitle = Some(format!(
+        "{:.1} s of all requests, in {:.1} s; ns; parts of a route are shares of its mean, from requests that were followed",
+        sum_ns as f64 / 1e9,
+        run.cpu.accounts.duration_ns as f64 / 1e9
+    ));
+    settings.count_name = "ns".to_owned();
+    settings.deterministic = true;
+    inferno::flamegraph::from_lines(&mut settings, lines.iter().map(String::as_str), out)?;
+    Ok(())
+}
+
+fn lines(run: &Run) -> BTreeMap<String, u64> {
+    let mut lines = BTreeMap::new();
+    for peer in run.requests.iter().flat_map(|requests| requests.served()) {
+        for route in &peer.routes {
+            let name = if route.operation.is_empty() { "(not known what)" } else { &route.operation };
+            let stack = [&peer.process, &place(peer), name].map(folded::clean).join(";");
+            for (part, ns) in parts(route) {
+                *lines.entry(format!("{stack};{}", folded::clean(&part))).or_default() += ns;
+            }
+        }
+    }
+    lines.retain(|_, ns| *ns > 0);
+    lines
+}
+
+fn place(peer: &Exchanges) -> String {
+    if peer.protocol.is_empty() { peer.peer.clone() } else { format!("{} ({})", peer.peer, peer.protocol) }
+}
+
+/// What the time of a route's requests went to, ns: before the answer in the proportions of its breakdown, then the rest of the
+/// answer.
+fn parts(route: &Route) -> Vec<(String, u64)> {
+    let before_ns = route.first.sum_ns;
+    let mut parts = match &route.breakdown {
+        Some(breakdown) => shared(breakdown, before_ns),
+        None => vec![("not followed".to_owned(), before_ns)],
+    };
+    parts.push(("rest of the answer".to_owned(), route.whole.sum_ns.saturating_sub(before_ns)));
+    parts
+}
+
+/// Shares out a time in the proportions of a breakdown. Parts can overlap: a thread computes while an answer is awaited, and several
+/// answers can be awaited at once. So all are brought down alike where they are more than the whole.
+fn shared(of: &Breakdown, sum_ns: u64) -> Vec<(String, u64)> {
+    let asked_ns: u64 = of.asked.iter().map(|asked| asked.ns).sum();
+    // What was awaited at once is shared out among the peers.
+    let each = of.awaiting_ns as f64 / asked_ns.max(1) as f64;
+    let mut parts: Vec<(String, f64)> = vec![
+        ("on CPU".to_owned(), of.on_cpu_ns as f64),
+        ("waiting for a CPU".to_owned(), of.run_queue_ns as f64),
+        ("disk".to_owned(), of.disk_ns as f64),
+        ("locks".to_owned(), of.lock_ns as f64),
+        ("other".to_owned(), of.other_ns as f64),
+    ];
+    parts.extend(of.asked.iter().map(|asked| {
+        let what = if asked.protocol.is_empty() { String::new() } else { format!(" ({})", asked.protocol) };
+        (format!("awaiting {}{what}", asked.peer), asked.ns as f64 * each)
+    }));
+    let known: f64 = parts.iter().map(|(_, ns)| ns).sum();
+    if known <= 0.0 {
+        return vec![("other".to_owned(), sum_ns)];
+    }
+    // Rounded so that they add up.
+    let (mut so_far, mut given) = (0.0, 0);
+    let round = |(part, ns): (String, f64)| {
+        so_far += ns;
+        let until = (sum_ns as f64 * (so_far / known).min(1.0)).round() as u64;
+        let ns = until.saturating_sub(given);
+        given = until.max(given);
+        (part, ns)
+    };
+    parts.into_iter().map(round).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{
+        report::fixtures,
+        request::{Asked, fixtures::requests},
+    };
+
+    fn run() -> Run {
+        let mut run = fixtures::run(&[]);
+        run.requests = Some(requests());
+        run
+    }
+
+    #[test]
+    fn routes_are_made_of_their_parts() {
+        let mut text = Vec::new();
+        write_folded(&run(), &RenderOptions::default(), &mut text).unwrap();
+        // 30 s to the first bytes, of which 20 in 30 ms on a CPU; 1 s from there to the last ones.
+        insta::assert_snapshot!(String::from_utf8(text).unwrap(), @r"
+        app;:8080 (HTTP);GET /users/:id;awaiting 10.0.0.2:5432 (PostgreSQL) 4000000000
+        app;:8080 (HTTP);GET /users/:id;on CPU 20000000000
+        app;:8080 (HTTP);GET /users/:id;other 5000000000
+        app;:8080 (HTTP);GET /users/:id;rest of the answer 1000000000
+        app;:8080 (HTTP);GET /users/:id;waiting for a CPU 1000000000
+        ");
+    }
+
+    #[test]
+    fn a_picture_has_them_or_says_that_there_is_nothing() {
+        let drawn = |run: &Run| {
+            let mut svg = Vec::new();
+            write_svg(run, &RenderOptions::default(), &mut svg).unwrap();
+            String::from_utf8(svg).unwrap()
+        };
+        let svg = drawn(&run());
+        assert!(svg.contains("on CPU (20,000,000,000 ns, 64.52%)") && svg.contains("31.0 s of all"), "{svg}");
+        assert!(drawn(&fixtures::run(&[])).contains(NOTHING));
+    }
+
+    proptest! {
+        #[test]
+        fn parts_add_up(sum_ns in 0..u64::MAX >> 12, times in prop::array::uniform6(0..1u64 << 40), awaiting_ns in 0..1u64 << 40) {
+            let [on_cpu_ns, run_queue_ns, disk_ns, lock_ns, other_ns, ns] = times;
+            let asked = vec![Asked { peer: "x".into(), ns, ..Asked::default() }; 2];
+            let breakdown =
+                Breakdown { on_cpu_ns, run_queue_ns, disk_ns, lock_ns, other_ns, awaiting_ns, asked, ..Breakdown::default() };
+            let parts = shared(&breakdown, sum_ns);
+            let sum: u64 = parts.iter().map(|(_, ns)| ns).sum();
+            prop_assert!(sum.abs_diff(sum_ns) <= sum_ns >> 40, "{sum} of {sum_ns}: {parts:?}");
+        }
+    }
+}
