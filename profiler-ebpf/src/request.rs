@@ -758,8 +758,12 @@ fn may_send(now: u64) -> bool {
     if elapsed != 0 {
         // As many are expected as in the slice before; after a pause fewer.
         let expected = sent.ended >> (elapsed - 1).min(63);
-        *sent =
-            Sent { slice: now >> SLICE_SHIFT, ended: 0, exchanges: 0, one_of: expected / EXCHANGES_PER_SLICE + 1 };
+        *sent = Sent {
+            slice: now >> SLICE_SHIFT,
+            ended: 0,
+            exchanges: 0,
+            one_of: expected / EXCHANGES_PER_SLICE + 1,
+        };
     }
     sent.ended += 1;
     // SAFETY: takes no arguments.

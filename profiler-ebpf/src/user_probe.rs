@@ -1,10 +1,7 @@
 //! What programs on breakpoints in user code have in common.
 
 use aya_ebpf::{
-    EbpfContext,
-    btf_maps::ProgramArray,
-    helpers::generated::bpf_get_attach_cookie,
-    macros::btf_map,
+    EbpfContext, btf_maps::ProgramArray, helpers::generated::bpf_get_attach_cookie, macros::btf_map,
 };
 
 /// Never filled, see [`nothing`].

@@ -24,6 +24,9 @@ pub struct Args {
     /// Seconds of each run
     #[arg(long, default_value_t = 6)]
     seconds: u64,
+    /// Seconds of load before the profiler's cost is measured: it begins with what it does once, and learns what it costs
+    #[arg(long, default_value_t = 4)]
+    settle: u64,
     /// Connections of the load
     #[arg(long, default_value_t = 16)]
     connections: usize,
