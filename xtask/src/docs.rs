@@ -1,6 +1,6 @@
 //! Writes docs/rules from the table of rules, or checks that it is what the table says.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Result, bail};
 
@@ -12,14 +12,23 @@ pub struct Args {
     /// Change nothing; fail where a page is not what its rule says
     #[arg(long)]
     check: bool,
+    /// This build of the profiler instead of one that is built now
+    #[arg(long, value_name = "FILE")]
+    profiler: Option<PathBuf>,
 }
 
 /// Writes or checks the pages.
 pub fn run(args: &Args) -> Result<()> {
     let rules = |name: Option<&str>| {
-        let mut command = Command::new(env!("CARGO"));
-        command.current_dir(workspace()).args(["run", "-q", "-p", "profiler", "--", "rules"]).args(name);
-        output(&mut command)
+        let mut command = match &args.profiler {
+            Some(built) => Command::new(built),
+            None => {
+                let mut command = Command::new(env!("CARGO"));
+                command.current_dir(workspace()).args(["run", "-q", "-p", "profiler", "--"]);
+                command
+            }
+        };
+        output(command.arg("rules").args(name))
     };
     let table = rules(None)?;
     let names: Vec<&str> = table
