@@ -1,6 +1,6 @@
 //! What is checked in every kernel: a shell command run in the guest, and what its output must be.
 //!
-//! To add a check, append it to [`CHECKS`]. The command runs as root under busybox's `sh` in `/tmp`, with
+//! To add a check, append it to [`CHECKS`]. The command runs as root under busybox's `sh` in a folder of its own, with
 //! `profiler` on the PATH and the workloads of `tests/workloads` in `/work` (each also without frame pointers, as
 //! `/work/NAME-nofp`); it may take a minute, must end with code 0 and should leave nothing running. What it
 //! prints to stdout goes to the function, which returns a few words about what it measured.

@@ -118,9 +118,9 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 ip link set lo up
 stty -F /dev/ttyS1 raw -echo
 exec </dev/null 3>/dev/ttyS1
-cd /tmp
 check() {{
     echo "check $1"
+    mkdir "/tmp/$1" && cd "/tmp/$1"
     timeout -s KILL {CHECK_TIMEOUT} sh -c "$2" >/tmp/stdout 2>/tmp/stderr
     echo "$1:$?:$(base64 -w 0 /tmp/stdout):$(base64 -w 0 /tmp/stderr)" >&3
 }}
