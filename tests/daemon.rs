@@ -181,6 +181,20 @@ impl Daemon {
         all.filter(|message: &Value| message["rule"] == rule).collect()
     }
 
+    /// What was told of a rule by one alert that `begin` begins and `end` ends: that it fired, and that it was resolved, once each.
+    fn one_alert(&self, rule: &str, begin: impl FnOnce(), end: impl FnOnce()) -> Vec<Value> {
+        assert_eq!(self.told(rule), Vec::<Value>::new(), "before {rule}");
+        begin();
+        wait_for(rule, || !self.told(rule).is_empty());
+        end();
+        wait_for("its end", || self.told(rule).iter().any(|message| message["change"] == "resolved"));
+        let told = self.told(rule);
+        let of = |change: &str| told.iter().filter(|message| message["change"] == change).count();
+        assert_eq!((of("fired"), of("resolved")), (1, 1), "{told:?}");
+        assert!(told.iter().all(|message| message["alert"] == told[0]["alert"]));
+        told
+    }
+
     fn windows(&self) -> u64 {
         let metrics = String::from_utf8(self.ask("GET", "/metrics", "").1).unwrap();
         let value = metrics.lines().find_map(|line| line.strip_prefix("profiler_agent_windows_total "));
@@ -233,15 +247,7 @@ fn each_fault_gives_its_alert_once_and_its_end() {
     for (fault, rule) in
         [("/burn", "event-loop-busy"), ("/storm", "syscall-errors"), ("/descriptors", "descriptors")]
     {
-        assert_eq!(daemon.told(rule), Vec::<Value>::new(), "before {fault}");
-        ask(fault);
-        wait_for(rule, || !daemon.told(rule).is_empty());
-        ask("/stop");
-        wait_for("its end", || daemon.told(rule).iter().any(|message| message["change"] == "resolved"));
-        let told = daemon.told(rule);
-        let of = |change: &str| told.iter().filter(|message| message["change"] == change).count();
-        assert_eq!((of("fired"), of("resolved")), (1, 1), "{told:?}");
-        assert!(told.iter().all(|message| message["alert"] == told[0]["alert"]));
+        let told = daemon.one_alert(rule, || ask(fault), || ask("/stop"));
         match rule {
             "event-loop-busy" => {
                 let path = told[0]["path"].as_array().unwrap();
@@ -335,14 +341,7 @@ fn slow_answers_and_errors_are_told_with_the_route_and_end() {
         for (fault, rule, finding) in
             [("/be/slow", "response-time", "slow-requests"), ("/be/failing", "error-rate", "request-errors")]
         {
-            assert_eq!(daemon.told(rule), Vec::<Value>::new(), "before {fault}");
-            ask(fault);
-            wait_for(rule, || !daemon.told(rule).is_empty());
-            ask("/be/well");
-            wait_for("its end", || daemon.told(rule).iter().any(|message| message["change"] == "resolved"));
-            let told = daemon.told(rule);
-            let of = |change: &str| told.iter().filter(|message| message["change"] == change).count();
-            assert_eq!((of("fired"), of("resolved")), (1, 1), "{told:?}");
+            let told = daemon.one_alert(rule, || ask(fault), || ask("/be/well"));
             let message = &told[0];
             let mut routes = message["routes"].as_array().unwrap().iter();
             let route = routes.find(|route| route["operation"] == "GET /orders/:id");

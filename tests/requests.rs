@@ -147,6 +147,21 @@ fn percentile(log: &[f64], p: f64) -> f64 {
     log[((log.len() - 1) as f64 * p).round() as usize]
 }
 
+/// How often a server answered: `all`, and the request that ended it, which was answered by some and not by others.
+fn answered(served: &Value, all: u64) -> u64 {
+    let count = served["first"]["count"].as_u64().unwrap();
+    assert!((all..=all + 1).contains(&count), "{count} of {all}: {served}");
+    count
+}
+
+/// Times to the first byte, in all, are those that the server logs, ns.
+fn assert_times(served: &Value, mut log: Vec<f64>) {
+    log.sort_by(f64::total_cmp);
+    for (p, key) in [(0.5, "p50_ns"), (0.99, "p99_ns")] {
+        assert_near(key, served["first"][key].as_f64().unwrap(), percentile(&log, p));
+    }
+}
+
 /// Counts, errors and times of a server are those that it logs.
 fn is_what_it_logs(interpreter: &'static str, script: &str, connections: usize, requests: usize) {
     if !kernel_ready(&[interpreter]) {
@@ -160,14 +175,12 @@ fn compares(server: Server, connections: usize, requests: usize) {
     let profiling = Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on"]);
     let port = server.port;
     let failed = load(&server, connections, requests);
-    let mut log: Vec<f64> = server.quit().into_iter().map(|(_, ns)| ns).collect();
+    let log: Vec<f64> = server.quit().into_iter().map(|(_, ns)| ns).collect();
     let (profile, _) = profiling.finish();
     let all = (connections * requests) as u64;
     assert_eq!(log.len() as u64, all);
     let served = peer(&profile, "answers", port);
-    let count = served["first"]["count"].as_u64().unwrap();
-    // The one that ended it was answered by some, and not by others.
-    assert!((all..=all + 1).contains(&count), "{count} of {all}: {served}");
+    answered(served, all);
     assert_eq!(served["statuses"][5].as_u64().unwrap(), failed);
     let routes = ["GET /users/:id/orders", "GET /fail/:id"].map(|operation| route(served, operation));
     let [users, fails] = routes.map(|route| route["first"]["count"].as_u64().unwrap());
@@ -178,10 +191,7 @@ fn compares(server: Server, connections: usize, requests: usize) {
         // Where too many came at once some stand for the others.
         assert!(users.abs_diff(all - failed) * 20 <= all, "{users} of {}: {served}", all - failed);
     }
-    log.sort_by(f64::total_cmp);
-    for (p, key) in [(0.5, "p50_ns"), (0.99, "p99_ns")] {
-        assert_near(key, served["first"][key].as_f64().unwrap(), percentile(&log, p));
-    }
+    assert_times(served, log);
 }
 
 #[test]
@@ -568,14 +578,13 @@ fn is_seen_inside(interpreter: &'static str, script: &str) {
         Profiling::start(&["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on", "--tls"]);
     let (port, connections, requests) = (server.port, 10, 60);
     let failed = encrypted_load(port, connections, requests);
-    let mut log: Vec<f64> = server.logged().into_iter().map(|(_, ns)| ns).collect();
+    let log: Vec<f64> = server.logged().into_iter().map(|(_, ns)| ns).collect();
     let (profile, _) = profiling.finish();
     let all = (connections * requests) as u64;
     assert_eq!(log.len() as u64, all);
     let served = peer(&profile, "answers", port);
-    // The one that ended it was answered by some, and not by others. No handshake is a request.
-    let count = served["first"]["count"].as_u64().unwrap();
-    assert!((all..=all + 1).contains(&count), "{count} of {all}: {served}");
+    // No handshake is a request.
+    let count = answered(served, all);
     assert_eq!((served["decrypted"].as_u64(), served["encrypted"].as_bool()), (Some(count), Some(false)));
     assert_eq!((served["protocol"].as_str(), served["statuses"][5].as_u64()), (Some("HTTP"), Some(failed)));
     let routes = ["GET /users/:id/orders", "GET /fail/:id"].map(|operation| route(served, operation));
@@ -583,10 +592,7 @@ fn is_seen_inside(interpreter: &'static str, script: &str) {
     assert_eq!(routes[1]["errors"][0][0], "503");
     assert_eq!(["tls_unmatched", "tls_full"].map(|reason| lost(&profile, reason)), [0, 0]);
     assert_eq!(profile.0["requests"]["tls"]["not_seen"].as_array().unwrap().len(), 0);
-    log.sort_by(f64::total_cmp);
-    for (p, key) in [(0.5, "p50_ns"), (0.99, "p99_ns")] {
-        assert_near(key, served["first"][key].as_f64().unwrap(), percentile(&log, p));
-    }
+    assert_times(served, log);
 }
 
 #[test]

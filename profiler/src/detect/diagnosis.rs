@@ -357,7 +357,8 @@ fn grew(run: &Run) -> impl Iterator<Item = String> {
         let growth = last.saturating_sub(first);
         growth >= MUCH_BYTES.max(first / MUCH_OF) && !told(of.pid)
     };
-    let memory = run.memory.iter();
+    // What a trend is judged by is work, and seldom needed.
+    let memory = run.memory.iter().filter(move |memory| memory.processes.iter().any(|of| much(&of)));
     let trends = memory.flat_map(|memory| memory.processes.iter().zip(leak::processes(memory)));
     trends.filter(move |(of, _)| much(of)).map(|(of, trend)| {
         format!(
