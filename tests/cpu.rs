@@ -197,6 +197,9 @@ fn a_cgroup_is_a_target() {
     let removed = std::fs::remove_dir(&inner).and_then(|()| std::fs::remove_dir(&outer));
     assert_eq!(pids, [inside_pid]);
     assert!(profile.total_percent("work_sixty") > 30.0);
+    // What is read of processes is read of members.
+    let watched = profile.0["vitals"]["processes"].as_array().unwrap();
+    assert!(watched.iter().any(|process| process["pid"] == inside_pid), "{watched:?}");
     removed.unwrap();
 }
 

@@ -265,18 +265,29 @@ pub struct CachedStack {
     pub fp: u64,
     /// Its id: hash of process, end, all addresses and all words of runtimes.
     pub id: u64,
-    /// The same without words of runtimes.
-    pub hash: u64,
+    /// What [`check`](Self::check) makes of the id and the hash of process, end and all addresses.
+    pub check: u64,
     /// The process, and how the stack ends: what the hash begins with.
     pub seed: u64,
     /// Frames but the innermost.
     pub count: u32,
     /// Words of stack memory up to the outermost return address, and that one.
     pub words: u32,
+    /// Where the mappings were by which it was walked, see `ProcessMappings`: by others it may go further.
+    pub mappings: u64,
     /// Tells it from stacks with the same addresses.
     pub fingerprint: Fingerprint,
     /// Where the return addresses are, in words from the stack pointer.
     pub offsets: [u16; 128],
+}
+
+impl CachedStack {
+    /// Ties an id to the addresses it stands for: an entry that two CPUs write at once may have one's id and the other's
+    /// addresses.
+    #[inline(always)]
+    pub fn check(id: u64, hash: u64) -> u64 {
+        hash.rotate_left(32) ^ id
+    }
 }
 
 /// Where a stack is compared or walked, see [`CachedStack`].

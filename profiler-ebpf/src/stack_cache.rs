@@ -7,7 +7,8 @@
 //! address in the frame below it, as long as frames have a fixed size (and the innermost is known by its frame pointer);
 //! a frame of variable size could in theory move while everything else stays, and leave its old return address behind.
 //!
-//! Entries are shared by all CPUs without a lock: one that is being written gives another hash.
+//! Entries are shared by all CPUs without a lock: one that is being written gives another hash, or an id that does not
+//! belong to it, which is noticed. One that was walked before a file's table was there is walked anew after that.
 
 use aya_ebpf::{
     btf_maps::{Array, PerCpuArray},
@@ -68,10 +69,9 @@ pub fn take(registers: Registers, ids: &Ids, now: u64, known: impl Fn(u64) -> bo
     let Some(mine) = mine else { return 0 };
     // SAFETY: nobody else uses it now.
     let scratch = unsafe { &mut *mine };
-    scratch.sample.walk.registers = registers;
+    begin_in(&mut scratch.sample.walk, ids.pid, registers, 0);
     let mut id = find_stack(scratch, ids.pid);
     if id == 0 {
-        begin_in(&mut scratch.sample.walk, ids.pid, registers, 0);
         id = walk_new_stack(scratch, ids.pid);
         tally(Tally::AllocWalks);
         if !known(id) && !emit_new_stack(scratch, ids, id, now) {
@@ -98,7 +98,10 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     {
         return 0;
     }
-    if words == 0 || words > CACHE_WORDS as u64 {
+    if words == 0
+        || words > CACHE_WORDS as u64
+        || slot.mappings != u64::from(scratch.sample.walk.process.first)
+    {
         return 0;
     }
     // SAFETY: the helper checks the address and does not fault; `memory` has room for CACHE_WORDS.
@@ -107,7 +110,7 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     if error != 0 {
         return 0;
     }
-    let (id, addresses, frames) = (slot.id, slot.hash, slot.count);
+    let (id, check, frames) = (slot.id, slot.check, slot.count);
     let mut hash = mix(mix(slot.seed) ^ ip);
     for i in 0..MAX_FRAMES {
         if i as u32 >= frames {
@@ -116,7 +119,7 @@ pub extern "C" fn find_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         let offset = slot.offsets[i] as usize & (CACHE_WORDS - 1);
         hash = mix(hash ^ scratch.memory[offset]);
     }
-    if hash != addresses {
+    if CachedStack::check(id, hash) != check {
         return 0;
     }
     let print = slot.fingerprint;
@@ -208,7 +211,8 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         found.sp = start.sp;
         found.fp = frame_pointer(start.sp, start.fp);
         found.id = id;
-        found.hash = hash;
+        found.check = CachedStack::check(id, hash);
+        found.mappings = u64::from(scratch.sample.walk.process.first);
         // Not by a variable: it would take a quarter of the stack that all functions in a call have together.
         found.fingerprint = scratch.sample.walk.fingerprint;
         found.seed = seed;

@@ -54,8 +54,9 @@ const SIDEBAND_BYTES: usize = 64 * 1024;
 /// The same where all processes do.
 const SIDEBAND_BYTES_FOR_ALL: usize = 512 * 1024;
 
-/// How long sampling waits for the targets' unwind tables; after that it begins with frame pointers.
-const TABLES_PATIENCE: Duration = Duration::from_millis(150);
+/// How long a run's beginning waits for the targets' unwind tables; after that it begins with frame pointers. A JVM's take
+/// up to a second, anything's take longer where the CPUs are busy.
+const TABLES_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A probe that runs.
 type Running = (&'static ProbeSpec, Box<dyn Probe>);
@@ -114,8 +115,12 @@ impl Collector {
         let pids = &all[..];
         let (held, name) = held.unzip();
         let running: Vec<u32> = pids.iter().copied().filter(|&pid| Some(pid) != held).collect();
+        // Members of a cgroup are told by the kernel, which has no list of them that could become full.
+        let listed = !matches!(target, Target::Cgroup(_));
         for &pid in &running {
-            kernel.add_target(pid)?;
+            if listed {
+                kernel.add_target(pid)?;
+            }
             resolver.track(pid);
         }
         if let Some(unwinder) = &mut resolver.unwinder {
@@ -231,7 +236,7 @@ impl Collector {
         }
 
         let mut notices = notices.into_iter().peekable();
-        let mut exits = false;
+        let mut exits = dropped > 0;
         for record in records {
             while let Some(notice) = notices.next_if(|notice| notice.time_ns <= record.time_ns()) {
                 exits |= self.apply(&notice);

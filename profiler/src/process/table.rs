@@ -73,6 +73,10 @@ struct Process {
     mappings: Rc<BTreeMap<u64, Mapping>>,
     /// Has been read from /proc, or is known from its exec on.
     known: bool,
+    /// Notices were lost since: what it has mapped may have changed.
+    distrusted: bool,
+    /// Its exit may have been among lost notices.
+    may_have_exited: bool,
     kernel_thread: bool,
     last_read_ns: u64,
     exited: bool,
@@ -157,7 +161,7 @@ impl ProcessTable {
 
     /// Whether the process is the kernel's own (it has no memory of its own, hence no user stacks).
     pub fn is_kernel_thread(&mut self, pid: u32, tables: &mut Tables) -> bool {
-        if !self.processes.contains_key(&pid) {
+        if self.processes.get(&pid).is_none_or(|process| process.distrusted) {
             self.read(pid, 0, tables);
         }
         self.processes.get(&pid).is_some_and(|process| process.kernel_thread)
@@ -204,7 +208,8 @@ impl ProcessTable {
             }
             Event::Forked { parent } => {
                 if let Some(parent) = self.processes.get(parent) {
-                    let child = Process { exited: false, last_read_ns: 0, ..parent.clone() };
+                    let child =
+                        Process { exited: false, may_have_exited: false, last_read_ns: 0, ..parent.clone() };
                     self.processes.insert(pid, child);
                     self.changed.insert(pid);
                 } else {
@@ -224,7 +229,10 @@ impl ProcessTable {
     /// on without its main thread; then its mappings can be read no more and must be kept.
     /// Returns the processes that are forgotten.
     pub fn sweep(&mut self, still_alive: impl Fn(u32) -> bool) -> Vec<u32> {
-        let gone = self.processes.extract_if(|&pid, process| process.exited && !still_alive(pid));
+        let gone = self.processes.extract_if(|&pid, process| {
+            let looked_for = process.exited || std::mem::take(&mut process.may_have_exited);
+            looked_for && !still_alive(pid)
+        });
         gone.map(|(pid, _)| pid).collect()
     }
 
@@ -246,9 +254,12 @@ impl ProcessTable {
         )
     }
 
-    /// Forgets every mapping: after lost notices none can be trusted. They are read again on demand.
+    /// After lost notices no mapping can be trusted: each process's are read again before the next address of it is looked
+    /// up. Until then its unwind tables stay as they are.
     pub fn distrust_all(&mut self) {
-        self.processes.clear();
+        for process in self.processes.values_mut() {
+            (process.distrusted, process.may_have_exited) = (true, true);
+        }
     }
 
     /// Turns a user address of a process into a frame.
@@ -264,7 +275,9 @@ impl ProcessTable {
     }
 
     fn place(&mut self, pid: u32, address: u64, now_ns: u64, tables: &mut Tables) -> (Frame, Resolution) {
-        if let Some(frame) = self.lookup(pid, address) {
+        if self.processes.get(&pid).is_some_and(|process| process.distrusted) {
+            self.read(pid, now_ns, tables);
+        } else if let Some(frame) = self.lookup(pid, address) {
             return (frame, Resolution::Mapped);
         }
         let readable = match self.processes.get(&pid) {
@@ -351,6 +364,8 @@ impl ProcessTable {
     fn read(&mut self, pid: u32, now_ns: u64, tables: &mut Tables) -> bool {
         let Ok(mut entries) = maps::read_all(&self.proc_root, pid) else {
             let process = self.processes.entry(pid).or_default();
+            // It is gone, and what it had mapped when it was last seen is the best there is.
+            process.distrusted = false;
             process.last_read_ns = now_ns;
             return process.known;
         };
@@ -379,6 +394,7 @@ impl ProcessTable {
             self.changed.insert(pid);
         }
         process.known = true;
+        process.distrusted = false;
         process.last_read_ns = now_ns;
         true
     }

@@ -66,7 +66,7 @@ impl Target {
             Target::Cgroup(path) => {
                 // Only cgroup v2 directories have this file.
                 if path.join("cgroup.controllers").exists() {
-                    Ok(Vec::new())
+                    Ok(self.pids_now(proc_root))
                 } else {
                     Err(Error::NoSuchCgroup(path.clone()))
                 }
@@ -77,7 +77,8 @@ impl Target {
 }
 
 impl Target {
-    /// Processes that are targets by their id, as of now: those asked for, and with `follow` what descends from them.
+    /// Processes that are targets now, as far as they can be listed: with `follow` what descends from those asked for, too.
+    /// None of [`Target::All`], which everything is.
     pub fn pids_now(&self, proc_root: &Path) -> Vec<u32> {
         match self {
             Target::Pids { pids, follow: false } => pids.clone(),
@@ -100,9 +101,28 @@ impl Target {
                 let named = |pid: &u32| comm(proc_root, *pid).as_deref() == Some(kernel_name(name));
                 running(proc_root).filter(named).collect()
             }
-            Target::Cgroup(_) | Target::All => Vec::new(),
+            Target::Cgroup(path) => members(path),
+            Target::All => Vec::new(),
         }
     }
+}
+
+/// Processes of a cgroup and of those below it, as far as they can be seen from this PID namespace. Cgroups that are
+/// removed meanwhile have none.
+fn members(cgroup: &Path) -> Vec<u32> {
+    let mut pids = Vec::new();
+    let mut left = vec![cgroup.to_owned()];
+    while let Some(path) = left.pop() {
+        let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        // What is in another namespace is told as zero.
+        pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|&pid| pid != 0));
+        // Directories only, and no links: that is what cgroups are.
+        let below = fs::read_dir(&path).into_iter().flatten().flatten();
+        left.extend(
+            below.filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir())).map(|entry| entry.path()),
+        );
+    }
+    pids
 }
 
 impl fmt::Display for Target {
@@ -211,5 +231,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = Target::Cgroup(dir.path().to_owned());
         assert!(matches!(target.initial_pids(Path::new("/proc")), Err(Error::NoSuchCgroup(_))));
+    }
+
+    #[test]
+    fn a_cgroup_has_its_members_and_those_of_the_ones_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("a/b");
+        fs::create_dir_all(&below).unwrap();
+        fs::create_dir(dir.path().join("threaded")).unwrap(); // its processes cannot be read
+        fs::write(dir.path().join("cgroup.controllers"), "cpu\n").unwrap();
+        fs::write(dir.path().join("cgroup.procs"), "7\n0\n8\n").unwrap();
+        fs::write(below.join("cgroup.procs"), "9\n").unwrap();
+        let mut pids = Target::Cgroup(dir.path().to_owned()).initial_pids(Path::new("/proc")).unwrap();
+        pids.sort_unstable();
+        assert_eq!(pids, [7, 8, 9]);
     }
 }

@@ -89,3 +89,24 @@ fn notices_change_mappings_and_exits_keep_them_until_swept() {
     assert!(table.lookup(7, 0x1800).is_none());
     assert!(table.lookup(8, 0x1800).is_some());
 }
+
+#[test]
+fn after_lost_notices_mappings_are_read_again_and_kept_until_then() {
+    let (root, mut table, mut tables) = fake_process("1000-2000 r-xp 0 08:01 99 /bin/old\n");
+    table.track(7, &mut tables);
+    table.apply(&notice(8, Event::Forked { parent: 7 }), &mut tables);
+    table.take_changed();
+    table.distrust_all();
+    assert!(table.lookup(7, 0x1800).is_some(), "unwind tables stay in place");
+    assert!(table.take_changed().is_empty());
+    let path = |table: &mut ProcessTable, tables: &mut Tables, pid| {
+        let (frame, _) = table.resolve(pid, 0x1800, 0, tables);
+        tables.module(frame.module).path.clone()
+    };
+    fs::write(root.path().join("7/maps"), "1000-2000 r-xp 0 08:01 100 /bin/new\n").unwrap();
+    assert_eq!(path(&mut table, &mut tables, 7), "/bin/new", "an exec was lost");
+    assert!(table.take_changed().contains(&7));
+    assert_eq!(path(&mut table, &mut tables, 8), "/bin/old", "what is gone cannot be read again");
+    assert_eq!(table.sweep(|pid| pid == 7), [8], "an exit was lost");
+    assert!(table.sweep(|_| false).is_empty(), "looked for once");
+}
