@@ -162,6 +162,18 @@ fn assert_times(served: &Value, mut log: Vec<f64>) {
     }
 }
 
+/// What a request's thread did adds up to no more than the request took.
+fn assert_parts_fit(profile: &Profile) {
+    let peers = profile.0["requests"]["peers"].as_array().unwrap();
+    let routes = peers.iter().flat_map(|peer| peer["routes"].as_array().unwrap());
+    for goes in routes.map(|route| &route["breakdown"]).filter(|goes| !goes.is_null()) {
+        let parts =
+            ["on_cpu_ns", "run_queue_ns", "disk_ns", "lock_ns"].map(|part| goes[part].as_f64().unwrap());
+        let total = goes["total_ns"].as_f64().unwrap();
+        assert!(parts.iter().sum::<f64>() <= 1.01 * total + 100.0, "{goes}");
+    }
+}
+
 /// Counts, errors and times of a server are those that it logs.
 fn is_what_it_logs(interpreter: &'static str, script: &str, connections: usize, requests: usize) {
     if !kernel_ready(&[interpreter]) {
@@ -179,6 +191,7 @@ fn compares(server: Server, connections: usize, requests: usize) {
     let (profile, _) = profiling.finish();
     let all = (connections * requests) as u64;
     assert_eq!(log.len() as u64, all);
+    assert_parts_fit(&profile);
     let served = peer(&profile, "answers", port);
     answered(served, all);
     assert_eq!(served["statuses"][5].as_u64().unwrap(), failed);

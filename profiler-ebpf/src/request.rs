@@ -585,7 +585,7 @@ fn request(connection: &mut Connection, sock: u64, moved: &Moved, asks: bool, ti
     connection.answer_len = 0;
     connection.tid = tid;
     connection.request_len = head_of_request(connection, &buffer);
-    if REQUEST_TIMES.load() != 0 && take_times(&raw mut connection.times, now, 0) != 0 {
+    if REQUEST_TIMES.load() != 0 && take_times(&raw mut connection.times, now, now, 0) != 0 {
         connection.flags |= flags::TIMES;
     }
     connection.phase = Phase::Asked as u32;
@@ -653,8 +653,11 @@ fn answer(connection: &mut Connection, sock: u64, moved: &Moved, asks: bool, tid
     if connection.tid != tid {
         connection.flags |= flags::OTHER_THREAD;
         connection.flags &= !flags::TIMES;
-    } else if connection.flags & flags::TIMES != 0 && take_times(&raw mut connection.times, now, 1) == 0 {
-        connection.flags &= !flags::TIMES;
+    } else if connection.flags & flags::TIMES != 0 {
+        let answered = connection.answered_ns;
+        if take_times(&raw mut connection.times, now, answered, 1) == 0 {
+            connection.flags &= !flags::TIMES;
+        }
     }
     connection.phase = Phase::Answered as u32;
     stop_awaiting(connection, now);
@@ -1134,11 +1137,11 @@ pub fn copy_head(to: *mut u8, room: u64, buffer: &Bytes) -> u32 {
     if failed == 0 { len as u32 } else { 0 }
 }
 
-/// Writes to `into` what the current thread has done so far, or with `since` what it has done since it was there. Returns
-/// whether that is known.
+/// Writes to `into` what the current thread has done until a moment before `now` in which it has not left its CPU since, or
+/// with `since` what it has done from the moment on that is there. Returns whether that is known.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn take_times(into: *mut Times, now: u64, since: u32) -> u32 {
+pub extern "C" fn take_times(into: *mut Times, now: u64, until: u64, since: u32) -> u32 {
     // SAFETY: as in `finish_exchange`.
     let Some(into) = (unsafe { into.as_mut() }) else { return 0 };
     // SAFETY: no arguments.
@@ -1147,7 +1150,7 @@ pub extern "C" fn take_times(into: *mut Times, now: u64, since: u32) -> u32 {
     // SAFETY: the entry is this thread's, and the thread is here.
     let state = unsafe { &mut *state };
     settle_state(state, now);
-    let running = now.saturating_sub(state.since_ns);
+    let running = until.saturating_sub(state.since_ns);
     let keep = if since != 0 { u64::MAX } else { 0 };
     into.on_cpu_ns = (state.times.on_cpu_ns + running).wrapping_sub(into.on_cpu_ns & keep);
     into.run_queue_ns = state.times.run_queue_ns.wrapping_sub(into.run_queue_ns & keep);

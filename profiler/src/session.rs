@@ -24,7 +24,7 @@ use crate::{
     },
     process::{launch, privileges, target::Target, targets::Targets},
     quit, say,
-    settings::{Settings, Waits},
+    settings::{Requests, Settings, Waits},
 };
 
 /// How often records are fetched from the kernel when nothing else happens.
@@ -68,8 +68,12 @@ async fn profile(mut options: Options) -> Result<u8> {
     if settings.wakers && settings.waits == Waits::Off {
         return Err(Error::Contradiction("who ends a wait (--wakers) is not known with --waits off").into());
     }
-    if settings.tls && !settings.watches_requests() {
-        return Err(Error::Contradiction("--tls looks into requests: it takes --requests on").into());
+    if settings.tls {
+        if settings.requests == Requests::Off {
+            return Err(Error::Contradiction("--tls looks into requests: not with --requests off").into());
+        }
+        // Whoever asks for that wants them all.
+        settings.requests = Requests::On;
     }
     let mut pids = settings.target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&options.outputs, !options.command.is_empty())?;

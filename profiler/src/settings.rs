@@ -6,6 +6,8 @@ use crate::{model::threshold::Thresholds, process::target::Target};
 
 /// What all probes together may cost a target, percent of its CPU time, where nothing else is asked for.
 pub const MAX_OVERHEAD_PERCENT: f64 = 5.0;
+/// The part of that which requests may cost where they are not asked for.
+const REQUESTS_PART: f64 = 0.2;
 
 /// What to measure, and of whom.
 #[derive(Clone, Debug)]
@@ -71,15 +73,17 @@ pub enum Waits {
 /// Whether to watch requests and their answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Requests {
-    /// On.
+    /// As far as its cost is within a part of the budget, all the time or in windows; not of the whole machine.
+    Auto,
+    /// All the time.
     On,
-    /// Off.
+    /// Not at all.
     Off,
 }
 
 impl Requests {
     /// Where nothing is said of them, on the command line and in the daemon's configuration.
-    pub const DEFAULT: Requests = Requests::Off;
+    pub const DEFAULT: Requests = Requests::Auto;
 }
 
 /// Whether to watch system calls.
@@ -115,9 +119,19 @@ impl Settings {
         }
     }
 
-    /// Whether requests are watched.
+    /// Whether requests are watched, by the same rule.
     pub fn watches_requests(&self) -> bool {
-        self.requests == Requests::On
+        match self.requests {
+            Requests::Auto => self.target != Target::All && self.watches_waits(),
+            Requests::On => true,
+            Requests::Off => false,
+        }
+    }
+
+    /// How much of the target's CPU time watching requests may cost, from 0 to 1; `None` for no limit.
+    pub fn requests_budget(&self) -> Option<f64> {
+        let percent = self.alloc.max_overhead_percent.unwrap_or(MAX_OVERHEAD_PERCENT);
+        (self.requests == Requests::Auto).then_some(percent / 100.0 * REQUESTS_PART)
     }
 
     /// Whether system calls are watched, by the same rule. Their waits are known from the scheduler.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::{ValueEnum as _, builder::PossibleValue};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -90,7 +91,8 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    command.arg("--requests").arg(if window.requests { "on" } else { "off" });
+    let requests = window.requests.to_possible_value();
+    command.arg("--requests").args(requests.as_ref().map(PossibleValue::get_name));
     command.arg(if window.syscalls { "--syscalls" } else { "--syscalls=off" });
     // SAFETY: prctl is safe to call between fork and exec, and reads nothing.
     unsafe {

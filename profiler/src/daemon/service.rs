@@ -33,6 +33,7 @@ use crate::{
     metrics::Budget,
     model::{part::part, report::Run},
     process::{clock, usage::Usage},
+    settings::Requests,
 };
 
 /// Where processes are looked for.
@@ -269,7 +270,7 @@ impl Daemon {
         };
         let detail = match (self.capturing, self.engine.wants_capture()) {
             // Somebody asked for it, and knows that it costs.
-            (true, _) => Detail { syscalls: true, requests: true, ..wanted },
+            (true, _) => Detail { syscalls: true, requests: Requests::On, ..wanted },
             (false, captures) => self.shed.detail(Detail { syscalls: wanted.syscalls || captures, ..wanted }),
         };
         let window = Window {

@@ -1,7 +1,7 @@
 //! What is left out when the profiler costs more than it may. Each level leaves out what the one before does, and more;
 //! losses and alerts go on at every level, and metrics too, but for those of requests at the last one.
 
-use crate::metrics::Budget;
+use crate::{metrics::Budget, settings::Requests};
 
 /// What a window sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub struct Detail {
     /// System calls.
     pub syscalls: bool,
     /// Requests.
-    pub requests: bool,
+    pub requests: Requests,
     /// Who allocates, when a process grows.
     pub allocations: bool,
     /// Samples per second and CPU.
@@ -66,7 +66,7 @@ impl Shed {
             3 => Detail { syscalls: false, allocations: false, frequency: most(49), ..wanted },
             4 => Detail { syscalls: false, allocations: false, frequency: most(19), ..wanted },
             // What alerts read goes last.
-            _ => Detail { syscalls: false, allocations: false, frequency: most(19), requests: false },
+            _ => Detail { syscalls: false, allocations: false, frequency: most(19), requests: Requests::Off },
         }
     }
 }
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_costs_too_much_is_left_out_step_by_step_and_comes_back_slowly() {
-        let wanted = Detail { syscalls: true, requests: true, allocations: true, frequency: 99 };
+        let wanted = Detail { syscalls: true, requests: Requests::On, allocations: true, frequency: 99 };
         let cost = |cpu: f64, memory_bytes: f64| Budget {
             cpu,
             most_cpu: 0.05,
@@ -94,14 +94,14 @@ mod tests {
             })
             .collect();
         assert_eq!((levels, shed.times), (vec![1, 2, 3, 4, 5, 5, 5], 5));
-        let least = Detail { syscalls: false, requests: false, allocations: false, frequency: 19 };
+        let least = Detail { syscalls: false, requests: Requests::Off, allocations: false, frequency: 19 };
         assert_eq!(shed.detail(wanted), least);
         shed.window(&cost(0.04, 50.0));
         assert_eq!(shed.level, 5, "neither dear nor cheap");
         for _ in 0..PATIENCE {
             shed.window(&cost(0.01, 50.0));
         }
-        assert_eq!((shed.level, shed.detail(wanted).requests), (4, true));
+        assert_eq!((shed.level, shed.detail(wanted).requests), (4, Requests::On));
         shed.window(&cost(0.01, 101.0));
         assert_eq!(shed.level, 5, "memory counts, too");
         assert_eq!(

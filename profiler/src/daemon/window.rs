@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 
-use crate::model::report::Run;
+use crate::{model::report::Run, settings::Requests};
 
 /// What a window is measured with.
 #[derive(Clone, Debug)]
@@ -17,8 +17,8 @@ pub struct Window {
     pub recording: PathBuf,
     /// Count system calls.
     pub syscalls: bool,
-    /// Watch requests.
-    pub requests: bool,
+    /// When requests are watched.
+    pub requests: Requests,
     /// Watch who allocates, when a process grows.
     pub allocations: bool,
     /// Samples per second and CPU.

@@ -16,6 +16,7 @@ use aya::{
     maps::{Array, CgroupArray, HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
         FEntry, FExit, PerfEvent, RawTracePoint,
+        fexit::FExitLinkId,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         raw_trace_point::RawTracePointLinkId,
     },
@@ -102,6 +103,8 @@ pub struct Kernel {
     uprobes: uprobe::Unloaded,
     /// Programs on tracepoints, by name.
     tracepoints: BTreeMap<String, RawTracePointLinkId>,
+    /// Programs on functions that return, by name.
+    returns: BTreeMap<String, FExitLinkId>,
     only: u32,
 }
 
@@ -176,6 +179,7 @@ impl Kernel {
             unwind: Some(unwind_maps),
             uprobes,
             tracepoints: BTreeMap::new(),
+            returns: BTreeMap::new(),
             only,
             ebpf: Some(ebpf),
         })
@@ -274,8 +278,12 @@ impl Kernel {
         let btf = aya::Btf::from_sys_fs().context("reading the kernel's types")?;
         for (name, function) in hooks {
             let program: &mut FExit = program(self.ebpf.as_mut(), name)?;
-            program.load(function, &btf).map_err(explain_program)?;
-            program.attach().map_err(explain_program)?;
+            // It stays loaded while it is paused.
+            if program.fd().is_err() {
+                program.load(function, &btf).map_err(explain_program)?;
+            }
+            let link = program.attach().map_err(explain_program)?;
+            self.returns.insert((*name).to_owned(), link);
         }
         Ok(())
     }
@@ -316,6 +324,10 @@ impl Port for Kernel {
     fn pause(&mut self, program_name: &str) -> Result<()> {
         if let Some(link) = self.tracepoints.remove(program_name) {
             let program: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
+            program.detach(link)?;
+        }
+        if let Some(link) = self.returns.remove(program_name) {
+            let program: &mut FExit = program(self.ebpf.as_mut(), program_name)?;
             program.detach(link)?;
         }
         Ok(())

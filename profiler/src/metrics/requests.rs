@@ -25,29 +25,35 @@ fn sum(peers: &[&Exchanges], of: impl Fn(&Exchanges) -> u64) -> f64 {
     peers.iter().map(|peer| of(peer)).sum::<u64>() as f64
 }
 
-fn window_ns(view: &View<'_>) -> f64 {
-    view.run.cpu.accounts.duration_ns.max(1) as f64
+/// For how long requests were watched, ns.
+fn watched_ns(view: &View<'_>) -> f64 {
+    view.run.requests_watched_ns() as f64
+}
+
+/// What counts are multiplied by, to stand for the whole window, where for their cost requests were watched for some of it only.
+fn scale(view: &View<'_>) -> f64 {
+    (view.run.cpu.accounts.duration_ns as f64 / watched_ns(view)).max(1.0)
 }
 
 /// How requests ended.
-fn outcomes(peers: &[&Exchanges], values: &mut Values) {
+fn outcomes(peers: &[&Exchanges], scale: f64, values: &mut Values) {
     let failed = sum(peers, |peer| peer.broken().0);
     let known = sum(peers, |peer| peer.broken().1);
-    values.push("ok", (known - failed).max(0.0));
-    values.push("error", failed);
-    values.push("unknown", (sum(peers, Exchanges::exchanges) - known).max(0.0));
-    values.push("unanswered", sum(peers, |peer| peer.unanswered));
+    values.push("ok", (known - failed).max(0.0) * scale);
+    values.push("error", failed * scale);
+    values.push("unknown", (sum(peers, Exchanges::exchanges) - known).max(0.0) * scale);
+    values.push("unanswered", sum(peers, |peer| peer.unanswered) * scale);
 }
 
 pub fn answered(view: &View<'_>, values: &mut Values) {
     if let Some(peers) = exchanges(view, Side::Answers) {
-        outcomes(&peers, values);
+        outcomes(&peers, scale(view), values);
     }
 }
 
 pub fn per_second(view: &View<'_>, values: &mut Values) {
     let peers = exchanges(view, Side::Answers);
-    values.one(peers.map(|peers| sum(&peers, Exchanges::exchanges) / (window_ns(view) / 1e9)));
+    values.one(peers.map(|peers| sum(&peers, Exchanges::exchanges) / (watched_ns(view) / 1e9)));
 }
 
 pub fn error_ratio(view: &View<'_>, values: &mut Values) {
@@ -88,13 +94,16 @@ pub fn queueing(view: &View<'_>, values: &mut Values) {
 
 pub fn in_flight(view: &View<'_>, values: &mut Values) {
     let Some(peers) = exchanges(view, Side::Answers) else { return };
-    values.push("end", sum(&peers, |peer| peer.awaited));
+    // Between windows nobody knows.
+    if view.run.requests.as_ref().is_some_and(|requests| requests.windows.is_none()) {
+        values.push("end", sum(&peers, |peer| peer.awaited));
+    }
     values.push("max", peers.iter().map(|peer| peer.most_awaited).max().unwrap_or(0) as f64);
 }
 
 pub fn asked(view: &View<'_>, values: &mut Values) {
     if let Some(peers) = exchanges(view, Side::Asks) {
-        outcomes(&peers, values);
+        outcomes(&peers, scale(view), values);
     }
 }
 
@@ -105,13 +114,14 @@ pub fn awaited(view: &View<'_>, values: &mut Values) {
         let protocol = if peer.protocol.is_empty() { "unknown" } else { &peer.protocol };
         *sums.entry(protocol).or_default() += peer.awaited_ns;
     }
-    sums.into_iter().for_each(|(protocol, ns)| values.push(protocol.to_owned(), ns as f64 / 1e9));
+    sums.into_iter()
+        .for_each(|(protocol, ns)| values.push(protocol.to_owned(), ns as f64 / 1e9 * scale(view)));
 }
 
 pub fn awaited_ratio(view: &View<'_>, values: &mut Values) {
     let Some(peers) = exchanges(view, Side::Asks) else { return };
     let most = peers.iter().map(|peer| peer.awaited_ns).max();
-    values.one(most.map(|ns| (ns as f64 / window_ns(view)).min(1.0)));
+    values.one(most.map(|ns| (ns as f64 / watched_ns(view)).min(1.0)));
 }
 
 pub fn peer_response(view: &View<'_>, values: &mut Values) {
@@ -194,6 +204,35 @@ mod tests {
             let found = as_they_are(name).unwrap();
             assert!((found - expected).abs() < 1e-9, "{name}: {found}");
         }
+    }
+
+    #[test]
+    fn what_was_watched_in_windows_stands_for_the_whole() {
+        let of = |name| {
+            let mut run = run(&[]);
+            run.cpu.accounts.duration_ns = 10_000_000_000;
+            run.requests = Some(crate::model::request::Requests {
+                watched_ns: 2_000_000_000,
+                windows: Some(3),
+                ..requests()
+            });
+            let (pids, outside) = ([7].into(), Outside::default());
+            let view = View {
+                run: &run,
+                pids: &pids,
+                outside: &outside,
+                memory_trend: None,
+                functions: &[],
+                restarted: false,
+                budget: None,
+            };
+            value(name, &view)
+        };
+        assert_eq!(of("requests.ok"), Some(5.0 * 993.0));
+        assert_eq!(of("requests_per_second"), Some(500.0));
+        assert_eq!(of("peer_wait_ratio"), Some(0.2));
+        assert_eq!(of("requests_in_flight.end"), None, "it may not be looked at the end");
+        assert_eq!(of("requests_in_flight.max"), Some(8.0));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub fn part(run: &Run, is_in: impl Fn(u32) -> bool) -> Run {
         requests: run.requests.as_ref().map(|of| Requests {
             peers: only(&of.peers, |peer| is_in(peer.pid)),
             slow: only(&of.slow, |slow| is_in(slow.thread.pid)),
+            watched_ns: of.watched_ns,
+            windows: of.windows,
             tls: of.tls.clone(),
         }),
         findings: Vec::new(),

@@ -222,6 +222,12 @@ impl Run {
         std::iter::once(&self.cpu).chain(others.into_iter().flatten()).find(|profile| profile.kind == *kind)
     }
 
+    /// For how long requests were watched, ns; at least 1.
+    pub fn requests_watched_ns(&self) -> u64 {
+        let watched_ns = self.requests.as_ref().map_or(0, |requests| requests.watched_ns);
+        if watched_ns > 0 { watched_ns } else { self.cpu.accounts.duration_ns.max(1) }
+    }
+
     /// What is known besides samples, for a recording.
     pub fn sections(&self) -> Sections<'_> {
         Sections {

@@ -13,6 +13,10 @@ pub struct Requests {
     pub peers: Vec<Exchanges>,
     /// The slowest requests that the targets answered, slowest first.
     pub slow: Vec<SlowRequest>,
+    /// For how long they were watched, ns: less than the run where that was in windows. Zero where nobody has written that down.
+    pub watched_ns: u64,
+    /// How many times they were watched again, where watching all the time had become too dear.
+    pub windows: Option<u64>,
     /// What was done to see into encrypted connections, if that was asked for.
     pub tls: Option<Tls>,
 }
@@ -377,7 +381,7 @@ pub(crate) mod fixtures {
             answer_bytes: 9000,
             breakdown,
         };
-        Requests { peers: vec![database, served], slow: vec![slow], tls: None }
+        Requests { peers: vec![database, served], slow: vec![slow], ..Requests::default() }
     }
 }
 

@@ -68,7 +68,7 @@ impl Live {
     ) -> Result<Vec<u8>> {
         let last = &run.cpu;
         let calls = calls.map(|calls| calls::interval(calls, last.accounts.duration_ns as f64 / 1e9));
-        let requests = requests::live(run, elapsed);
+        let requests = requests::live(run);
         let found: Vec<String> = calls.into_iter().chain(requests).chain(found(run, elapsed)).collect();
         let progress = match total {
             Some(total) => format!("{} of {}", seconds(elapsed), seconds(total)),
@@ -161,7 +161,7 @@ mod tests {
         let report: Vec<_> = run.findings.iter().filter(|of| of.severity > Severity::Info).collect();
         assert_eq!(live.len(), report.len().min(FINDINGS));
         run.requests = Some(crate::model::request::fixtures::requests());
-        let requests = requests::live(&run, Duration::from_secs(100));
+        let requests = requests::live(&run);
         assert!(
             requests[0].starts_with("answers at :8080 (HTTP)") && requests[0].contains("10.0/s"),
             "{requests:?}"

@@ -1,6 +1,6 @@
 //! The report's parts about requests: which the process answered, whom it asked, and where their time went.
 
-use std::{io::Write, time::Duration};
+use std::io::Write;
 
 use anyhow::Result;
 
@@ -26,7 +26,7 @@ const ASKED: usize = 4;
 /// Writes what the first page says.
 pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(requests) = &run.requests else { return Ok(()) };
-    let seconds = run.cpu.accounts.duration_ns as f64 / 1e9;
+    let seconds = run.requests_watched_ns() as f64 / 1e9;
     let mut served = requests.served().filter(|peer| peer.exchanges() > 0 || peer.multiplexed > 0).peekable();
     if served.peek().is_some() {
         writeln!(out, "\n{}", style.bold("requests answered"))?;
@@ -42,15 +42,26 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     if peers.peek().is_some() {
         writeln!(out, "\n{}", style.bold("peers asked"))?;
     }
-    let wall_ns = run.cpu.accounts.duration_ns;
     for peer in peers.by_ref().take(SHOWN.1 - 1) {
-        let awaited = percent(peer.awaited_ns, wall_ns).min(100.0);
+        let awaited = percent(peer.awaited_ns, run.requests_watched_ns()).min(100.0);
         let text =
             format!("  {}: {}, awaited {awaited:.0} % of the time", who(run, peer), figures(peer, seconds));
         line(&format!("{text}{}", failures(peer)), style, out)?;
     }
     more(peers.count(), out)?;
+    windows(requests, style, out)?;
     not_seen(requests, style, out)
+}
+
+/// For how long requests were watched, where that was not all the time.
+fn windows(requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(again) = requests.windows else { return Ok(()) };
+    let text = format!(
+        "  watched for {} in {}, for its cost: counts are those of that time (--requests on: all)",
+        time(requests.watched_ns),
+        count(again + 1, "window"),
+    );
+    line(&text, style, out)
 }
 
 /// What of encrypted connections could not be seen.
@@ -67,13 +78,14 @@ fn not_seen(requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<(
     }
 }
 
-/// Lines of the live view: what was answered and asked since the start, `elapsed` ago.
-pub fn live(run: &Run, elapsed: Duration) -> Vec<String> {
+/// Lines of the live view: what was answered and asked since the start.
+pub fn live(run: &Run) -> Vec<String> {
+    let seconds = run.requests_watched_ns() as f64 / 1e9;
     let lines = |title: &'static str, side: Side| {
         let peers = run.requests.iter().flat_map(|requests| &requests.peers);
         let told = peers.filter(move |peer| peer.side == side && is_told(peer)).take(LIVE);
         told.map(move |peer| {
-            format!("{title} {}: {}{}", who(run, peer), figures(peer, elapsed.as_secs_f64()), failures(peer))
+            format!("{title} {}: {}{}", who(run, peer), figures(peer, seconds), failures(peer))
         })
     };
     lines("answers at", Side::Answers).chain(lines("asks", Side::Asks)).collect()
@@ -187,12 +199,13 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     if let Some(tls) = requests.tls.as_ref().filter(|tls| !tls.libraries.is_empty()) {
         line(&format!("TLS libraries watched: {}", tls.libraries.join(", ")), style, out)?;
     }
+    windows(requests, style, out)?;
     not_seen(requests, style, out)?;
     slow(requests, style, out)
 }
 
 fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Result<()> {
-    let seconds = run.cpu.accounts.duration_ns as f64 / 1e9;
+    let seconds = run.requests_watched_ns() as f64 / 1e9;
     let (failed, of) = peer.failed();
     let first = &peer.first;
     let text = format!(

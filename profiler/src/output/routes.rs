@@ -38,7 +38,7 @@ pub fn write_svg(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Re
     settings.subtitle = Some(format!(
         "{:.1} s of all requests, in {:.1} s; ns; parts of a route are shares of its mean, from requests that were followed",
         sum_ns as f64 / 1e9,
-        run.cpu.accounts.duration_ns as f64 / 1e9
+        run.requests_watched_ns() as f64 / 1e9
     ));
     settings.count_name = "ns".to_owned();
     settings.deterministic = true;

@@ -9,6 +9,7 @@ use crate::{kernel::load::Plan, model::kind::ProfileKind, settings::Settings};
 pub(crate) mod fixtures;
 
 pub mod alloc;
+pub mod budget;
 pub mod cpu;
 pub mod fault;
 pub mod record;

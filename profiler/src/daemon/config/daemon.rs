@@ -20,7 +20,7 @@ pub struct Daemon {
     pub syscalls: bool,
     /// Watch requests and their answers: `true`, `false`, or `"auto"`, as a run does that is not told.
     #[serde(deserialize_with = "requests")]
-    pub requests: bool,
+    pub requests: Requests,
     /// Names of functions whose CPU time is a metric of its own.
     pub functions: Vec<String>,
     /// What all of the profiler may cost the machine, percent of one CPU: beyond, it sees less, in a stated order.
@@ -52,8 +52,8 @@ pub struct Daemon {
 /// Functions whose CPU time is a metric of its own: so many at most.
 const MAX_FUNCTIONS: usize = 50;
 
-/// Whether requests are watched.
-fn requests<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+/// When requests are watched.
+fn requests<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Requests, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Switch {
@@ -62,8 +62,9 @@ fn requests<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D
     }
     const WRONG: &str = "write true, false or \"auto\"";
     match Switch::deserialize(deserializer) {
-        Ok(Switch::Set(on)) => Ok(on),
-        Ok(Switch::Word(word)) if word == "auto" => Ok(Requests::DEFAULT == Requests::On),
+        Ok(Switch::Set(true)) => Ok(Requests::On),
+        Ok(Switch::Set(false)) => Ok(Requests::Off),
+        Ok(Switch::Word(word)) if word == "auto" => Ok(Requests::Auto),
         _ => Err(serde::de::Error::custom(WRONG)),
     }
 }
@@ -74,7 +75,7 @@ impl Default for Daemon {
             window: Duration::from_secs(30),
             frequency: 99,
             syscalls: true,
-            requests: Requests::DEFAULT == Requests::On,
+            requests: Requests::DEFAULT,
             functions: Vec::new(),
             max_overhead: 10.0,
             max_memory: 500_000_000,

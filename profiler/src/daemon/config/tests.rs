@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::settings::Requests;
 
 const SMALL: &str =
     "[[targets]]\nname = \"api\"\ncomm = \"node\"\n\n[[receivers]]\nname = \"ops\"\ntype = \"stderr\"\n";
@@ -20,9 +21,8 @@ fn six_lines_are_enough() {
 #[test]
 fn requests_are_watched_as_a_run_does_that_is_not_told() {
     let of = |text: &str| parse(&format!("{SMALL}[daemon]\n{text}\n")).unwrap().daemon.requests;
-    assert_eq!([of("requests = true"), of("requests = false")], [true, false]);
-    let default = crate::settings::Requests::DEFAULT == crate::settings::Requests::On;
-    assert_eq!([of(""), of("requests = \"auto\"")], [default, default]);
+    assert_eq!([of("requests = true"), of("requests = false")], [Requests::On, Requests::Off]);
+    assert_eq!([of(""), of("requests = \"auto\"")], [Requests::DEFAULT, Requests::Auto]);
 }
 
 #[test]

@@ -156,7 +156,9 @@ fn finding(
 ) -> Finding {
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
     let total_ns = route.breakdown.as_ref().map_or(0, |goes| goes.total_ns);
-    let cost_ns = ns.saturating_mul(route.first.count);
+    // Where only some of the requests were seen the rest went like these.
+    let seen = run.requests_watched_ns() as f64 / wall_ns as f64;
+    let cost_ns = (ns.saturating_mul(route.first.count) as f64 / seen.min(1.0)) as u64;
     let matters = percent(ns, total_ns) >= values.get(&SHARE) && total_ns >= SOON_NS;
     let process = ProcessName { pid: peer.pid, name: peer.process.clone() };
     let subject = format!("{} {}", peer.peer, route.operation);

@@ -115,7 +115,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let waits = peers.entry((of.pid, of.peer.clone())).or_default();
         waits.process.clone_from(&of.process);
         (waits.ns, waits.answers) = (of.first.sum_ns, of.exchanges());
-        waits.measured = Some(of.awaited_ns as f64 / run.cpu.accounts.duration_ns.max(1) as f64);
+        waits.measured = Some(of.awaited_ns as f64 / run.requests_watched_ns() as f64);
     }
     let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
     found.chain(names(run, values)).collect()

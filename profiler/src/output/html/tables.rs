@@ -252,6 +252,9 @@ fn peers(run: &Run) -> Markup {
     html! {
         @if !peers.is_empty() {
             h2 { "Requests" }
+            @if let Some(of) = run.requests.as_ref().filter(|of| of.windows.is_some()) {
+                p.soft { "Watched for " (time(of.watched_ns)) " in windows, for their cost: counts are those of that time." }
+            }
             div.card { div.scroll { table {
                 tr { th { "" } th { "peer" } th.n { "answers" } th.n { "p50" } th.n { "p99" } th.n { "max" } th.n { "unanswered" } }
                 @for of in peers.into_iter().take(ROWS) {

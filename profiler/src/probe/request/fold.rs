@@ -31,6 +31,7 @@ use crate::{
             protocol::{self, Head, Operation},
             spans::{Joined, Span, Spans},
             tls::TlsWatch,
+            windows::Windows,
         },
         spec::{Context, Extent, Probe},
     },
@@ -85,6 +86,8 @@ pub struct RequestCollector {
     look: Every,
     /// Where encrypted connections are looked into.
     tls: Option<TlsWatch>,
+    /// When anything is watched; all the time if nothing is said.
+    windows: Option<Windows>,
 }
 
 impl RequestCollector {
@@ -112,12 +115,18 @@ impl RequestCollector {
             hosts: FxHashMap::default(),
             look: Every::new(clock, LOOK_INTERVAL),
             tls: None,
+            windows: None,
         }
     }
 
     /// Encrypted connections are looked into.
     pub fn look_into(&mut self, tls: TlsWatch) {
         self.tls = Some(tls);
+    }
+
+    /// It is watched then.
+    pub fn watch_in(&mut self, windows: Windows) {
+        self.windows = Some(windows);
     }
 
     /// Nothing will be told.
@@ -308,7 +317,14 @@ impl RequestCollector {
         });
         let slow = slow.collect();
         let tls = self.tls.as_ref().map(|tls| tls.told(&all));
-        Requests { peers: all, slow, tls }
+        let windows = self.windows.as_ref();
+        Requests {
+            peers: all,
+            slow,
+            watched_ns: windows.map_or(0, Windows::watched_ns),
+            windows: windows.and_then(Windows::again),
+            tls,
+        }
     }
 
     /// A peer with what has been found out about it; `None` if nothing has happened there.
@@ -496,6 +512,12 @@ impl Probe for RequestCollector {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if let Some(windows) = &mut self.windows {
+            let maps = &mut self.maps;
+            // What happens on a connection meanwhile nobody sees: the next window gets to know it anew.
+            let forget_all = || maps.connections().iter().for_each(|of| maps.forget_connection(of.sock));
+            windows.keep_within_budget(cx, forget_all)?;
+        }
         let due = self.look.is_due();
         if due {
             self.take();
@@ -504,6 +526,13 @@ impl Probe for RequestCollector {
             && (due || tls.is_stale())
         {
             tls.look(&cx.targets.pids(), cx.kernel);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        if let Some(windows) = &mut self.windows {
+            windows.end();
         }
         Ok(())
     }

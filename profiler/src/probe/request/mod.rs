@@ -9,24 +9,30 @@ mod programs;
 pub mod protocol;
 mod spans;
 mod tls;
+mod windows;
 
 use anyhow::Result;
 use profiler_common::{offsets, request::MAX_PEERS_OF_ONE};
 
 use crate::{
     kernel::{
-        function_hooks,
         load::Plan,
         port::{Hook, Port as _},
     },
     probe::{
-        request::{fold::RequestCollector, maps::KernelMaps, tls::TlsWatch},
+        budget::Budget,
+        request::{
+            fold::RequestCollector,
+            maps::KernelMaps,
+            tls::TlsWatch,
+            windows::{Hooks, Windows},
+        },
         sched,
         spec::{Probe, ProbeSpec, Start},
     },
     process::{redact::Redact, target::Target},
     say,
-    settings::Settings,
+    settings::{Requests, Settings},
 };
 
 /// The request probe.
@@ -41,27 +47,12 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     checks: Vec::new,
 };
 
-/// Where Linux 6.3 and newer tell of bytes moved on any socket.
-const MOVED: [(&str, &str); 2] =
-    [("socket_received", "sock_recv_length"), ("socket_sent", "sock_send_length")];
-
 /// Where TCP tells of the rest, on all kernels.
 const TCP: [(&str, &str); 4] = [
     ("socket_gone", "tcp_destroy_sock"),
     ("socket_state", "inet_sock_set_state"),
     ("segment_resent", "tcp_retransmit_skb"),
     ("data_received", "tcp_rcv_space_adjust"),
-];
-
-/// Functions that move bytes, for older kernels.
-const FUNCTIONS: [function_hooks::Hook; 7] = [
-    ("sent_inet", "inet_sendmsg"),
-    ("sent_inet6", "inet6_sendmsg"),
-    ("sent_unix", "unix_stream_sendmsg"),
-    ("sent_page", "inet_sendpage"),
-    ("received_inet", "inet_recvmsg"),
-    ("received_inet6", "inet6_recvmsg"),
-    ("received_unix", "unix_stream_recvmsg"),
 ];
 
 fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
@@ -89,18 +80,16 @@ fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
     for (program, tracepoint) in TCP {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }
-    if MOVED
-        .into_iter()
-        .any(|(program, tracepoint)| kernel.attach(Hook::Tracepoint { program, tracepoint }).is_err())
-    {
-        match function_hooks::allowed(&FUNCTIONS) {
-            hooks if hooks.is_empty() => {
-                say!("profiler: this kernel (before 6.3, without fentry) does not tell of requests");
-                collector.see_nothing();
-            }
-            hooks => kernel.attach(Hook::Returns(&hooks))?,
+    let hooks = Hooks::find(*kernel)?;
+    if hooks == Hooks::None {
+        if settings.requests == Requests::On {
+            say!("profiler: this kernel (before 6.3, without fentry) does not tell of requests");
         }
+        collector.see_nothing();
     }
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+    let budget = settings.requests_budget().map(|share| Budget::new(share, cpus, resolver.clock.now_ns()));
+    collector.watch_in(Windows::new(hooks, budget, &resolver.clock));
     if settings.tls {
         let mut tls = TlsWatch::new(proc_root);
         tls.look(pids, *kernel);

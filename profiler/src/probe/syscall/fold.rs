@@ -25,10 +25,10 @@ use crate::{
         totals::{Aggregator, intern_stack},
     },
     probe::{
+        budget::{self, Budget, Order},
         record::Record,
         spec::{Context, Extent, Probe},
         syscall::{
-            budget::{Budget, Order, account},
             chatty::{self, FdActivity},
             counts::{Count, Waits},
             io::{Named, Object, add_io, median_bytes},
@@ -47,8 +47,6 @@ use crate::{
 
 /// How often the kernel's counts are taken: far more often than a 32-bit count can overflow.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often what watching costs is compared with what it may cost.
-const BUDGET_INTERVAL: Duration = Duration::from_millis(100);
 /// Slow calls kept.
 const MAX_SLOW: usize = 200;
 /// From which length on calls are reported one by one at first, and at least, ns.
@@ -142,7 +140,7 @@ impl CallCollector {
             ended_ns: None,
             budget: None,
             open: true,
-            look_at_budget: Every::new(clock, BUDGET_INTERVAL),
+            look_at_budget: Every::new(clock, budget::LOOK_INTERVAL),
         })
     }
 
@@ -157,7 +155,7 @@ impl CallCollector {
             return Ok(());
         }
         self.look_at_budget.restart();
-        let account = account(cx);
+        let account = budget::of_calls(cx);
         let now_ns = self.clock.now_ns();
         match self.budget.as_mut().map_or(Order::Keep, |budget| budget.look(now_ns, account)) {
             Order::Keep => {}

@@ -1,6 +1,5 @@
 //! The system-call probe: how many, how long, which failed, what they waited for, and what descriptors are used for.
 
-pub mod budget;
 pub mod chatty;
 mod counts;
 pub mod fold;
@@ -19,10 +18,10 @@ use crate::{
     },
     model::kind::SYSCALLS,
     probe::{
+        budget::Budget,
         sched,
         spec::{ProbeSpec, Start},
         syscall::{
-            budget::Budget,
             fold::CallCollector,
             maps::{CALLS, KernelMaps, STEPS},
             storm::Storms,

@@ -1,14 +1,18 @@
-//! Holds what watching costs to its price. It is told what has been earned and spent, and says whether system calls are to
-//! be watched from now on.
+//! Holds what watching system calls, or requests, costs to its price. It is told what has been earned and spent, and says
+//! whether they are to be watched from now on.
 //!
-//! Of each nanosecond that the target runs, a share is earned; what all probes cost it is spent. While there is credit, system
-//! calls are watched. Once it is used up they are watched in windows, at such distances that what they cost on average is
-//! earned. The distances are drawn by lot, so that windows do not keep step with what the target does.
+//! Of each nanosecond that the target runs, a share is earned; what probes cost it is spent. While there is credit, they are
+//! watched. Once it is used up they are watched in windows, at such distances that what they cost on average is earned. The
+//! distances are drawn by lot, so that windows do not keep step with what the target does.
+
+use std::time::Duration;
 
 use profiler_common::{cost, loss::Tally};
 
 use crate::{probe::spec::Context, process::usage::cpu_time_of};
 
+/// How often what watching costs is compared with what it may cost.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a window is at least, ns.
 pub const WINDOW_NS: u64 = 200_000_000;
 /// Credit at the start, and the most that is kept, ns of CPU time.
@@ -24,6 +28,9 @@ const CALL_NS: f64 = 250.0;
 const OTHERS_CALL_NS: f64 = 130.0;
 /// What a breakpoint costs besides, ns.
 const TRAP_NS: f64 = 1_500.0;
+/// What bytes that are moved on a socket cost besides, ns: the ways into and out of the program, and the look at what TCP
+/// receives. `bench requests` measures it.
+const MOVE_NS: f64 = 100.0;
 /// Most targets whose CPU time is asked for.
 const MAX_ASKED: usize = 64;
 /// What has been earned and spent since the start, ns.
@@ -31,11 +38,11 @@ const MAX_ASKED: usize = 64;
 pub struct Account {
     /// CPU time of the target, what the probes cost it included.
     pub target_ns: u64,
-    /// What all probes cost the target.
+    /// What probes cost the target that live on the same share.
     pub spent_ns: f64,
-    /// Of that, system calls.
-    pub calls_ns: f64,
-    /// What calls of other processes cost them.
+    /// Of that, what is watched in windows.
+    pub windowed_ns: f64,
+    /// What it costs other processes.
     pub others_ns: f64,
 }
 
@@ -90,9 +97,14 @@ impl Budget {
         }
     }
 
-    /// For how long calls have been watched, ns.
+    /// For how long there has been watching, ns.
     pub fn watched_ns(&self, now_ns: u64) -> u64 {
         self.watched_ns + self.opened_ns.map_or(0, |opened| now_ns.saturating_sub(opened))
+    }
+
+    /// Whether watching all the time has become too dear.
+    pub fn was_closed(&self) -> bool {
+        self.watched_ns > 0
     }
 
     /// How many windows there were, once watching all the time had become too dear.
@@ -116,7 +128,7 @@ impl Budget {
                 let now = cost * 1e9 / passed;
                 if price == 0.0 { now } else { 0.8 * price + 0.2 * now }
             };
-            self.price_ns = average(self.price_ns, account.calls_ns - self.known.calls_ns);
+            self.price_ns = average(self.price_ns, account.windowed_ns - self.known.windowed_ns);
             self.others_price_ns = average(self.others_price_ns, others);
             self.known = account;
             self.looked_ns = now_ns;
@@ -164,21 +176,41 @@ impl Budget {
     }
 }
 
-/// What the targets have earned and all probes have spent so far.
-pub fn account(cx: &Context<'_>) -> Account {
-    let pids = cx.targets.pids();
-    let target_ns = pids.iter().take(MAX_ASKED).filter_map(|&pid| cpu_time_of(pid)).sum();
+/// What the targets have earned and all probes have spent so far, for windows of system calls.
+pub fn of_calls(cx: &Context<'_>) -> Account {
     let cost = |probe| cx.kernel.cost(probe);
-    let calls = cost(cost::Probe::Syscall);
-    let calls_ns = calls.ns as f64 + calls.runs as f64 * CALL_NS;
+    let calls_ns = in_all(cx, cost::Probe::Syscall, CALL_NS);
     let traps =
         [cost::Probe::AllocEnter, cost::Probe::AllocReturn, cost::Probe::Free, cost::Probe::AllocLeave];
-    let traps: f64 = traps.map(cost).iter().map(|of| of.ns as f64 + of.runs as f64 * TRAP_NS).sum();
+    let traps: f64 = traps.map(|probe| in_all(cx, probe, TRAP_NS)).iter().sum();
     let rest =
         [cost::Probe::Cpu, cost::Probe::Sched, cost::Probe::Loop, cost::Probe::Waker, cost::Probe::Fault];
     let rest: u64 = rest.map(cost).iter().map(|of| of.ns).sum();
+    let requests_ns = in_all(cx, cost::Probe::Request, MOVE_NS);
     let others = cx.kernel.tallied(Tally::CallsOfOthers) as f64 * OTHERS_CALL_NS;
-    Account { target_ns, spent_ns: calls_ns + traps + rest as f64, calls_ns, others_ns: others }
+    Account {
+        target_ns: earned_by(cx),
+        spent_ns: calls_ns + traps + requests_ns + rest as f64,
+        windowed_ns: calls_ns,
+        others_ns: others,
+    }
+}
+
+/// The same for windows of requests, which have a share of their own. What is moved by others costs these a look at who it is.
+pub fn of_requests(cx: &Context<'_>) -> Account {
+    let ns = in_all(cx, cost::Probe::Request, MOVE_NS);
+    Account { target_ns: earned_by(cx), spent_ns: ns, windowed_ns: ns, others_ns: 0.0 }
+}
+
+/// CPU time of the targets, ns.
+fn earned_by(cx: &Context<'_>) -> u64 {
+    cx.targets.pids().iter().take(MAX_ASKED).filter_map(|&pid| cpu_time_of(pid)).sum()
+}
+
+/// What a probe has cost, if each run costs `besides` ns more than it measures itself; ns.
+fn in_all(cx: &Context<'_>, probe: cost::Probe, besides: f64) -> f64 {
+    let of = cx.kernel.cost(probe);
+    of.ns as f64 + of.runs as f64 * besides
 }
 
 #[cfg(test)]
@@ -197,7 +229,7 @@ mod tests {
             account.target_ns += target as u64;
             account.spent_ns += base * target;
             if open {
-                account.calls_ns += cost * target;
+                account.windowed_ns += cost * target;
                 account.spent_ns += cost * target;
                 account.others_ns += others * LOOK_NS as f64;
             }
@@ -236,7 +268,7 @@ mod tests {
     #[test]
     fn the_budget_holds_from_the_first_second() {
         let mut budget = Budget::new(0.05, 2, 0);
-        let account = Account { target_ns: LOOK_NS, spent_ns: 2e7, calls_ns: 2e7, others_ns: 0.0 };
+        let account = Account { target_ns: LOOK_NS, spent_ns: 2e7, windowed_ns: 2e7, others_ns: 0.0 };
         assert_eq!(budget.look(LOOK_NS, account), Order::Close);
     }
 }
