@@ -271,6 +271,41 @@ fn redis_under_its_benchmark() {
     assert!(served["batches"].as_u64().unwrap() > 0, "pipelines are batches: {served}");
 }
 
+/// What is too dear to be watched all the time is watched in windows, and says so; its rate is that of the whole.
+#[test]
+fn dear_requests_are_watched_in_windows() {
+    if !kernel_ready(&["redis-server", "redis-benchmark"]) {
+        return;
+    }
+    const N: u64 = 600_000;
+    let _one_load_at_a_time = LOADED.lock();
+    let port = programs::free_port();
+    let mut server = Command::new("redis-server");
+    server.args(["--save", "", "--port", &port.to_string()]);
+    let server = Running::start(programs::quiet(&mut server));
+    programs::wait_until("redis listens", || programs::listens(port));
+    let profiling = Profiling::start(&["--pid", &server.pid(), "--alloc", "off", "--max-overhead", "2"]);
+    let mut load = Command::new("redis-benchmark");
+    load.args(["--csv", "-p", &port.to_string(), "-n", &N.to_string(), "-c", "50", "-t", "get"]);
+    let said = String::from_utf8(load.output().unwrap().stdout).unwrap();
+    let per_second: f64 = said.lines().last().unwrap().split('"').nth(3).unwrap().parse().unwrap();
+    let _it_ends = Command::new("redis-cli").args(["-p", &port.to_string(), "shutdown", "nosave"]).output();
+    let (profile, _) = profiling.finish();
+    let requests = &profile.0["requests"];
+    let watched = requests["watched_ns"].as_f64().unwrap();
+    assert!(!requests["windows"].is_null(), "{}", requests["windows"]);
+    assert!(watched < 0.7 * profile.0["duration_ns"].as_f64().unwrap(), "{watched} ns");
+    let seen = peer(&profile, "answers", port)["first"]["count"].as_f64().unwrap();
+    assert!(seen > 1000.0 && seen < 0.7 * N as f64, "{seen} of {N}");
+    // Before and after the load there is none, which windows may fall into.
+    let idle = profile.0["duration_ns"].as_f64().unwrap() / 1e9 - N as f64 / per_second;
+    let (most, least) = (watched / 1e9 * per_second, (watched / 1e9 - idle) * per_second);
+    assert!(
+        seen < 1.3 * most && seen > 0.6 * least,
+        "{seen} in {watched} ns, {idle} s idle, {per_second} a second"
+    );
+}
+
 #[test]
 fn postgres_under_pgbench() {
     if !kernel_ready(&["pgbench"]) {
