@@ -4,7 +4,7 @@ use crate::{
     detect::{
         hotspot, leak,
         rule::Needs,
-        rules,
+        rules, served,
         words::{bottleneck, calls_watched_ns, path},
     },
     model::{
@@ -13,6 +13,7 @@ use crate::{
         function::PROFILER_ITSELF,
         memory::{Footprint, Growth},
         report::Run,
+        request::Exchanges,
         units::{bytes, count, thousands, time},
         wait::ThreadTime,
     },
@@ -29,6 +30,13 @@ const BUSY: f64 = 0.8;
 const WAITS: f64 = 0.2;
 /// A target that is on CPUs for less of one is idle.
 const IDLE: f64 = 0.05;
+
+/// A request that is answered sooner needs no advice, ns.
+const SOON_NS: u64 = 1_000_000;
+/// One that takes longer is slow, however seldom it comes, ns.
+const SLOW_NS: u64 = 100_000_000;
+/// Requests of one kind that are being answered for so much of the time matter, of wall time.
+const SERVES: f64 = 0.1;
 
 /// System calls that were watched for so much of the time have been watched.
 const MOSTLY: f64 = 0.95;
@@ -50,8 +58,8 @@ struct Signals<'a> {
 }
 
 /// The decisions, in their order: the first that fits is the verdict.
-const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 7] =
-    [something_wrong, saturated, waiting, explained, too_short, working, idle];
+const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 8] =
+    [something_wrong, saturated, waiting, explained, too_short, serving, working, idle];
 
 /// Judges a run whose findings are known.
 pub fn verdict(run: &Run) -> Verdict {
@@ -237,13 +245,60 @@ fn too_short(signals: &Signals<'_>) -> Option<Verdict> {
     })
 }
 
+/// No thread lacks anything, and yet requests take their time: what that goes to is all that can make them faster.
+fn serving(signals: &Signals<'_>) -> Option<Verdict> {
+    let (peer, route, goes) = served::followed(signals.run).max_by_key(|(_, route, _)| route.first.sum_ns)?;
+    let part = served::most(goes);
+    let share = served::share_of_wall(signals.run, route);
+    let matters = goes.total_ns >= SLOW_NS || (goes.total_ns >= SOON_NS && share >= SERVES);
+    if !matters || part.lacks == Bottleneck::None || 2 * part.ns < goes.total_ns {
+        return None;
+    }
+    let of_it = 100.0 * part.ns as f64 / goes.total_ns as f64;
+    let computes = part.lacks == Bottleneck::Cpu;
+    let hottest = signals.hottest().filter(|_| computes);
+    let hottest = hottest.map_or_else(String::new, |hottest| {
+        format!("; the target uses {:.0} % of one CPU, {hottest}", 100.0 * signals.cpu)
+    });
+    let advice = if computes {
+        "no thread lacks time: only a cheaper way to answer makes these requests faster"
+    } else {
+        "no thread lacks time: requests get faster with less of that (--details: the slowest ones)"
+    };
+    Some(Verdict {
+        advice: advice.to_owned(),
+        more: more(signals.run, part.lacks),
+        ..signals.verdict(
+            part.lacks,
+            format!(
+                "{} takes {}, {of_it:.0} % of it {}{hottest}",
+                served::what(peer, route),
+                time(goes.total_ns),
+                part.what
+            ),
+            share * part.ns as f64 / goes.total_ns as f64,
+        )
+    })
+}
+
+/// How soon requests are answered at the port with most of them, as the end of a sentence.
+fn answers(run: &Run) -> String {
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let most = served.filter(|peer| peer.exchanges() > 0).max_by_key(|peer| peer.exchanges());
+    most.map_or_else(String::new, |peer| {
+        let Exchanges { first, peer, .. } = peer;
+        format!("; it answers at {peer} in {} (p50), {} (p99)", time(first.p50_ns), time(first.p99_ns))
+    })
+}
+
 /// It works, and has time left.
 fn working(signals: &Signals<'_>) -> Option<Verdict> {
     (signals.cpu >= IDLE).then(|| {
         let hottest = signals.hottest().map_or_else(String::new, |hottest| format!(", {hottest}"));
         let sentence = format!(
-            "no bottleneck was found: the target uses {:.0} % of one CPU{hottest}, and waits the rest of the time{}",
+            "no bottleneck was found: the target uses {:.0} % of one CPU{hottest}, and waits the rest of the time{}{}",
             100.0 * signals.cpu,
+            answers(signals.run),
             others(signals.run)
         );
         Verdict { more: more(signals.run, Bottleneck::None), ..signals.verdict(Bottleneck::None, sentence, signals.cpu) }
@@ -253,8 +308,9 @@ fn working(signals: &Signals<'_>) -> Option<Verdict> {
 /// It does nothing, and waits for nothing that is known.
 fn idle(signals: &Signals<'_>) -> Option<Verdict> {
     let sentence = format!(
-        "the target hardly ran ({:.1} % of one CPU): it waits for work, or for others{}",
+        "the target hardly ran ({:.1} % of one CPU): it waits for work, or for others{}{}",
         100.0 * signals.cpu,
+        answers(signals.run),
         others(signals.run)
     );
     Some(Verdict {
@@ -384,6 +440,39 @@ mod tests {
         assert!(!says(&run, "blocks"), "these are accounted for");
         run.cpu.accounts.losses.add(Loss::ThreadsFull, 1200);
         assert!(says(&run, "1,200 threads not accounted for"), "{:?}", verdict(&run).blind);
+    }
+
+    /// The verdict on a target with time left, whose requests were changed so.
+    fn of_requests(change: impl Fn(&mut Exchanges)) -> Verdict {
+        let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
+        run.cpu.accounts.duration_ns = 100_000_000_000;
+        let mut requests = crate::model::request::fixtures::requests();
+        change(requests.peers.iter_mut().find(|peer| !peer.routes.is_empty()).unwrap());
+        run.requests = Some(requests);
+        verdict(&run)
+    }
+
+    #[test]
+    fn what_requests_take_their_time_for_is_told_though_nothing_lacks_time() {
+        // 1,000 of 30 ms in 100 s, 20 of them on a CPU.
+        let said = of_requests(|_| ());
+        assert_eq!(said.bottleneck, Bottleneck::Cpu, "{said:?}");
+        assert!(
+            said.sentence.contains("GET /users/:id of app (pid 7) takes 30 ms, 67 % of it on a CPU"),
+            "{said:?}"
+        );
+        assert!(said.sentence.contains("60 % of that in sort"), "{said:?}");
+        assert!((said.share_of_wall - 0.2).abs() < 1e-9, "{said:?}");
+        let goes = |change: fn(&mut crate::model::request::Breakdown)| {
+            of_requests(|peer| change(peer.routes[0].breakdown.as_mut().unwrap())).bottleneck
+        };
+        assert_eq!(goes(|goes| (goes.disk_ns, goes.on_cpu_ns) = (20_000_000, 0)), Bottleneck::Io);
+        assert_eq!(goes(|goes| (goes.awaiting_ns, goes.on_cpu_ns) = (20_000_000, 0)), Bottleneck::Network);
+        assert_eq!(goes(|goes| goes.on_cpu_ns = 0), Bottleneck::None, "nothing is most of it");
+        assert_eq!(goes(|goes| goes.total_ns = 900_000), Bottleneck::None, "soon enough");
+        let seldom = of_requests(|peer| peer.routes[0].first.sum_ns /= 10);
+        assert_eq!(seldom.bottleneck, Bottleneck::None);
+        assert!(seldom.sentence.contains("it answers at :8080 in 30 ms (p50)"), "{seldom:?}");
     }
 
     #[test]

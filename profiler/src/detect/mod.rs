@@ -18,6 +18,7 @@ pub mod paths;
 pub mod roles;
 pub mod rule;
 pub mod rules;
+pub mod served;
 pub mod trend;
 pub mod words;
 

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        served,
+    },
     model::{
         finding::{Bottleneck, Finding, ProcessName, Severity},
         report::Run,
@@ -157,19 +160,10 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             () if first.p90_ns >= 5 * values.ns(&SLOW) => Severity::Critical,
             () => Severity::Warning,
         };
-        let where_to = goes.and_then(|goes| {
-            let asked = goes.asked.first();
-            let parts = [
-                (goes.on_cpu_ns, "on a CPU".to_owned()),
-                (goes.run_queue_ns, "waiting for a CPU".to_owned()),
-                (goes.disk_ns, "for files".to_owned()),
-                (goes.lock_ns, "for locks".to_owned()),
-                (goes.awaiting_ns, asked.map_or_else(String::new, |of| format!("awaiting {}", of.peer))),
-                (goes.other_ns, "without work".to_owned()),
-            ];
-            parts.into_iter().max_by_key(|(ns, _)| *ns)
-        });
-        let most = where_to.map_or_else(String::new, |(ns, what)| format!(", {} of it {what}", time(ns)));
+        let where_to = goes.map(served::most).filter(|part| part.ns > 0);
+        let lacks = where_to.as_ref().map_or(Bottleneck::Network, |part| part.lacks);
+        let most =
+            where_to.map_or_else(String::new, |part| format!(", {} of it {}", time(part.ns), part.what));
         Some(Finding {
             severity,
             title: format!(
@@ -180,6 +174,7 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
                 time(first.p90_ns),
                 thousands(first.count),
             ),
+            bottleneck: if lacks == Bottleneck::None { Bottleneck::Network } else { lacks },
             advice: "see where its time goes among the slowest requests (--details)".to_owned(),
             ..finding(
                 &SLOW_ROUTE,

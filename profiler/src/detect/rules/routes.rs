@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        served::{followed, what},
+    },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
@@ -36,8 +39,6 @@ const SHARE: Param = Param {
     flag: None,
 };
 
-/// Fewer requests that could be followed say nothing.
-const MIN_FOLLOWED: u64 = 5;
 /// Of questions that are counted as asked one after the other, so many must be: who asks ten at once twice does not.
 const MOSTLY: f64 = 0.6;
 /// Requests that are answered sooner need no advice, ns.
@@ -120,20 +121,8 @@ fn sequential(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     })
 }
 
-/// Every kind of request of which enough could be followed.
 fn each(run: &Run, finding: impl Fn(&Exchanges, &Route, &Breakdown) -> Option<Finding>) -> Vec<Finding> {
-    let served = run.requests.iter().flat_map(|requests| requests.served());
-    let routes = served.flat_map(|peer| peer.routes.iter().map(move |route| (peer, route)));
-    let followed = routes.filter_map(|(peer, route)| {
-        let goes = route.breakdown.as_ref().filter(|goes| goes.requests >= MIN_FOLLOWED)?;
-        finding(peer, route, goes)
-    });
-    followed.collect()
-}
-
-fn what(peer: &Exchanges, route: &Route) -> String {
-    let what = if route.operation.is_empty() { "each request" } else { &route.operation };
-    format!("{what} of {} (pid {})", peer.process, peer.pid)
+    followed(run).filter_map(|(peer, route, goes)| finding(peer, route, goes)).collect()
 }
 
 fn whom(asked: &Asked) -> String {

@@ -6,13 +6,15 @@ use crate::{
     detect::{
         blocked::{Blocked, blocked},
         rule::{Needs, Param, Rule, Unit, Values},
+        served,
         words::path,
     },
     model::{
         cause::WaitCause,
-        finding::{Bottleneck, Finding},
+        finding::{Bottleneck, Finding, Severity},
         report::Run,
         syscall::WaitKind,
+        units::{percent, time},
     },
 };
 
@@ -24,17 +26,31 @@ const SHARE: Param = Param {
     flag: None,
 };
 
+const OF_REQUESTS: Param = Param {
+    name: "requests",
+    unit: Unit::Percent,
+    default: 50.0,
+    help: "Part of the time of one kind of request in which files and disks are waited for",
+    flag: None,
+};
+
+/// Requests that are answered sooner need no advice, ns.
+const SOON_NS: u64 = 1_000_000;
+
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "slow-io",
     summary: "threads wait for files and disks for much of their time",
     needs: &[Needs::Waits],
-    params: &[SHARE],
+    params: &[SHARE, OF_REQUESTS],
     check,
     doc: "\
 The time that a thread is blocked in reads, writes and syncs of files and in page faults that fetch a page, added up: a
 thousand syncs of a millisecond cost as much as one of a second. The place is the program's own function with most of it; the
 file is known where system calls were watched or a single wait was long.
+
+A server that has time left can do so all the same: where requests were watched, and one kind of them takes a millisecond and more,
+most of which goes to files, that is told.
 
 Sync less often (commit many at once, `appendfsync everysec`), write larger pieces, read ahead or cache, or give the data a faster disk.
 `iostat -x 1` shows whether the disk is busy; if it is not, its latency is what is paid for.",
@@ -42,11 +58,35 @@ Sync less often (commit many at once, `appendfsync everysec`), write larger piec
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let found = blocked(run, |cause| matches!(cause, WaitCause::Disk | WaitCause::PageFault));
-    let enough = |of: &&Blocked<'_>| of.share * 100.0 >= values.get(&SHARE);
-    found.iter().filter(enough).map(|of| finding(run, of)).collect()
+    let told = found.iter().filter_map(|of| {
+        if of.share * 100.0 >= values.get(&SHARE) {
+            return Some(finding(run, of));
+        }
+        of_requests(run, of, values)
+    });
+    told.collect()
 }
 
-fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
+/// What little waiting of a process does to the requests that it answers.
+fn of_requests(run: &Run, of: &Blocked<'_>, values: &Values<'_>) -> Option<Finding> {
+    let routes = served::followed(run).filter(|(peer, _, goes)| {
+        let part = percent(goes.disk_ns, goes.total_ns);
+        peer.pid == of.worst.thread.pid && goes.total_ns >= SOON_NS && part >= values.get(&OF_REQUESTS)
+    });
+    let (peer, route, goes) = routes.max_by_key(|(_, route, _)| route.first.sum_ns)?;
+    let finding = finding(run, of);
+    let title = format!(
+        "{} takes {}, {:.0} % of it waiting for files or disks{}",
+        served::what(peer, route),
+        time(goes.total_ns),
+        percent(goes.disk_ns, goes.total_ns),
+        at(run, of),
+    );
+    Some(Finding { severity: Severity::Warning, title, ..finding })
+}
+
+/// Where most of it is waited, and for which file, as words that follow a sentence.
+fn at(run: &Run, of: &Blocked<'_>) -> String {
     let file = file(run, of.worst.thread.pid);
     let call = of.stack.and_then(|stack| path(run.names(), &stack.frames).last().map(|of| of.name.clone()));
     let place = match (of.place.as_str(), call) {
@@ -54,14 +94,18 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
         (place, Some(call)) if !place.starts_with(&call) => of.mostly_in(&format!("{place}: {call}")),
         (place, _) => of.mostly_in(place),
     };
-    let of_file = file.as_deref().map_or_else(String::new, |file| format!(" of {file}"));
+    let of_file = file.map_or_else(String::new, |file| format!(" of {file}"));
+    format!("{place}{of_file}")
+}
+
+fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
     let mut finding = Finding {
         bottleneck: Bottleneck::Io,
         advice: "sync less often and write larger pieces, or put the data on a faster disk (iostat -x 1)"
             .to_owned(),
-        ..of.finding(RULE.name, "files or disks", &format!("{place}{of_file}"))
+        ..of.finding(RULE.name, "files or disks", &at(run, of))
     };
-    finding.details.insert("file", json!(file));
+    finding.details.insert("file", json!(file(run, of.worst.thread.pid)));
     finding
 }
 
@@ -91,12 +135,9 @@ fn file(run: &Run, pid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        detect::{
-            blocked::fixtures::{run, run_at},
-            rule::Overrides,
-        },
-        model::finding::Severity,
+    use crate::detect::{
+        blocked::fixtures::{run, run_at},
+        rule::Overrides,
     };
 
     #[test]
@@ -129,5 +170,25 @@ mod tests {
         let none = found(&[(not, 6_000_000_000)]);
         assert_eq!((none.subject.as_str(), none.evidence.len()), ("", 0));
         assert!(none.title.ends_with("6 s in all"), "{}", none.title);
+    }
+
+    #[test]
+    fn requests_that_mostly_wait_for_files_are_told_though_their_thread_has_time_left() {
+        let mut run =
+            run("main;handle;commit;__fdatasync;k:ext4_sync_file", WaitCause::Disk, &[1_000_000_000]);
+        let found = |run: &Run| check(run, &Overrides::default().of(&RULE));
+        assert!(found(&run).is_empty(), "a tenth of the time");
+        let mut requests = crate::model::request::fixtures::requests();
+        let served = requests.peers.iter_mut().find(|peer| !peer.routes.is_empty()).unwrap();
+        let goes = served.routes[0].breakdown.as_mut().unwrap();
+        (goes.disk_ns, goes.on_cpu_ns) = (18_000_000, 6_000_000);
+        run.requests = Some(requests);
+        let told = found(&run);
+        assert_eq!(told[0].severity, Severity::Warning);
+        let title = &told[0].title;
+        assert!(title.contains("GET /users/:id of app (pid 7) takes 30 ms, 60 % of it waiting"), "{title}");
+        assert!(title.contains("commit"), "{title}");
+        run.requests.as_mut().unwrap().peers.iter_mut().for_each(|peer| peer.pid = 8);
+        assert!(found(&run).is_empty(), "another process's");
     }
 }

@@ -1,0 +1,56 @@
+//! Requests that the target answers, and what the time of one goes to.
+
+use crate::model::{
+    finding::Bottleneck,
+    report::Run,
+    request::{Breakdown, Exchanges, Route},
+};
+
+/// Fewer requests that could be followed say nothing.
+const MIN_FOLLOWED: u64 = 5;
+
+/// What a part of a request's time is spent on.
+pub struct Part {
+    /// How much, ns.
+    pub ns: u64,
+    /// What it says the request lacks.
+    pub lacks: Bottleneck,
+    /// As words that follow "so much of its time is".
+    pub what: String,
+}
+
+/// Every kind of request of which enough could be followed.
+pub fn followed(run: &Run) -> impl Iterator<Item = (&Exchanges, &Route, &Breakdown)> {
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let routes = served.flat_map(|peer| peer.routes.iter().map(move |route| (peer, route)));
+    routes.filter_map(|(peer, route)| {
+        let goes = route.breakdown.as_ref().filter(|goes| goes.requests >= MIN_FOLLOWED)?;
+        Some((peer, route, goes))
+    })
+}
+
+/// The part that a request spends most of its time on.
+pub fn most(goes: &Breakdown) -> Part {
+    let awaits = goes.asked.first().map_or_else(String::new, |of| format!("awaiting {}", of.peer));
+    let parts = [
+        (goes.on_cpu_ns, Bottleneck::Cpu, "on a CPU".to_owned()),
+        (goes.run_queue_ns, Bottleneck::CpuStarvation, "waiting for a CPU".to_owned()),
+        (goes.disk_ns, Bottleneck::Io, "waiting for files".to_owned()),
+        (goes.lock_ns, Bottleneck::Lock, "waiting for locks".to_owned()),
+        (goes.awaiting_ns, Bottleneck::Network, awaits),
+    ];
+    let rest = Part { ns: goes.other_ns, lacks: Bottleneck::None, what: "without work".to_owned() };
+    let parts = parts.into_iter().map(|(ns, lacks, what)| Part { ns, lacks, what });
+    parts.fold(rest, |most, part| if part.ns >= most.ns { part } else { most })
+}
+
+/// What a kind of request is called.
+pub fn what(peer: &Exchanges, route: &Route) -> String {
+    let what = if route.operation.is_empty() { "each request" } else { &route.operation };
+    format!("{what} of {} (pid {})", peer.process, peer.pid)
+}
+
+/// How much of the run's time there was one of them to answer, from 0; above 1 where there were several at once.
+pub fn share_of_wall(run: &Run, route: &Route) -> f64 {
+    route.first.sum_ns as f64 / run.requests_watched_ns() as f64
+}
