@@ -5,7 +5,7 @@ use crate::{
         hotspot, leak,
         rule::Needs,
         rules, served,
-        words::{bottleneck, calls_watched_ns, path},
+        words::{at, bottleneck, calls_watched_ns, hottest, path},
     },
     model::{
         cause::WaitCause,
@@ -256,9 +256,9 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
     }
     let of_it = 100.0 * part.ns as f64 / goes.total_ns as f64;
     let computes = part.lacks == Bottleneck::Cpu;
-    let hottest = signals.hottest().filter(|_| computes);
-    let hottest = hottest.map_or_else(String::new, |hottest| {
-        format!("; the target uses {:.0} % of one CPU, {hottest}", 100.0 * signals.cpu)
+    let hottest = hottest(signals.run, |of| of.pid == peer.pid).filter(|_| computes);
+    let hottest = hottest.map_or_else(String::new, |(function, share, _)| {
+        format!("; {:.0} % of the CPU time of {} is in {}", 100.0 * share, peer.process, at(function))
     });
     let advice = if computes {
         "no thread lacks time: only a cheaper way to answer makes these requests faster"
@@ -461,7 +461,7 @@ mod tests {
             said.sentence.contains("GET /users/:id of app (pid 7) takes 30 ms, 67 % of it on a CPU"),
             "{said:?}"
         );
-        assert!(said.sentence.contains("60 % of that in sort"), "{said:?}");
+        assert!(said.sentence.contains("60 % of the CPU time of app is in sort"), "{said:?}");
         assert!((said.share_of_wall - 0.2).abs() < 1e-9, "{said:?}");
         let goes = |change: fn(&mut crate::model::request::Breakdown)| {
             of_requests(|peer| change(peer.routes[0].breakdown.as_mut().unwrap())).bottleneck

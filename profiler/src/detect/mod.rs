@@ -3,7 +3,10 @@
 
 use crate::{
     detect::rule::{Overrides, Rule},
-    model::{finding::Finding, report::Run},
+    model::{
+        finding::{Finding, Severity},
+        report::Run,
+    },
 };
 
 pub mod blocked;
@@ -74,7 +77,61 @@ pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
     // What grows until it is killed comes before all that costs time.
     let rank = |of: &Finding| (of.severity, of.cost.bytes_per_s > 0.0, of.cost.ns);
     found.sort_by_key(|finding| std::cmp::Reverse(rank(finding)));
+    causes_first(&mut found);
     found
+}
+
+/// What makes requests late.
+const DELAYS: &[&Rule] = &[
+    &rules::gc_pressure::RULE,
+    &rules::event_loop_stall::RULE,
+    &rules::nested_wait::RULE,
+    &rules::worker_blocked::RULE,
+    &rules::long_wait::RULE,
+    &rules::slow_io::RULE,
+    &rules::lock_contention::RULE,
+    &rules::lock_convoy::RULE,
+    &rules::cpu_bound::RULE,
+    &rules::cpu_starvation::RULE,
+    &rules::cpu_throttled::RULE,
+    &rules::thread_pool::RULE,
+    &rules::slow_peer::RULE,
+    &rules::routes::N_PLUS_ONE,
+    &rules::routes::SEQUENTIAL,
+    &rules::connections::UNANSWERED,
+];
+
+/// What makes them fail.
+const FAILURES: &[&Rule] = &[
+    &rules::connect_errors::RULE,
+    &rules::connections::UNANSWERED,
+    &rules::descriptors_growing::RULE,
+    &rules::error_storm::RULE,
+];
+
+/// What clients of the process notice, and by what that can be explained.
+const SYMPTOMS: [(&Rule, &[&Rule]); 3] = [
+    (&rules::answers::ERRORS, FAILURES),
+    (&rules::answers::SLOW_ROUTE, DELAYS),
+    (&rules::answers::QUEUEING, DELAYS),
+];
+
+/// Puts what clients notice behind the first finding of the same process that warns and can explain it.
+fn causes_first(found: &mut [Finding]) {
+    for (symptom, causes) in SYMPTOMS {
+        let explains = |of: &Finding, pid: u32| {
+            of.process.pid == pid
+                && of.severity >= Severity::Warning
+                && causes.iter().any(|cause| cause.name == of.rule)
+        };
+        // From the last one on, so that those that are moved keep their order.
+        for at in (0..found.len()).rev().filter(|at| found[*at].rule == symptom.name).collect::<Vec<_>>() {
+            let pid = found[at].process.pid;
+            if let Some(after) = found[at + 1..].iter().position(|of| explains(of, pid)) {
+                found[at..=at + 1 + after].rotate_left(1);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +139,42 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::model::finding::{Bottleneck, ProcessName};
+
+    #[test]
+    fn what_clients_notice_comes_behind_what_explains_it() {
+        let order = |rules: &[(&'static str, u32, Severity)]| {
+            let finding = |&(rule, pid, severity)| {
+                let process = ProcessName { pid, name: String::new() };
+                Finding { severity, ..Finding::warning(rule, Bottleneck::None, process, String::new()) }
+            };
+            let mut found: Vec<Finding> = rules.iter().map(finding).collect();
+            causes_first(&mut found);
+            found.iter().map(|of| of.rule).collect::<Vec<_>>()
+        };
+        use Severity::{Critical, Info, Warning};
+        let (errors, late) = ("request-errors", "slow-requests");
+        assert_eq!(
+            order(&[(errors, 7, Critical), (late, 7, Critical), ("connect-errors", 7, Warning)]),
+            [late, "connect-errors", errors]
+        );
+        let stays = [errors, late, "connect-errors", "slow-io"];
+        assert_eq!(
+            order(&[
+                (errors, 7, Critical),
+                (late, 7, Critical),
+                ("connect-errors", 8, Warning),
+                ("slow-io", 7, Info)
+            ]),
+            stays,
+            "another process's, and a note"
+        );
+        assert_eq!(
+            order(&[(late, 7, Critical), (late, 7, Warning), ("slow-io", 7, Warning)]),
+            ["slow-io", late, late]
+        );
+        assert_eq!(order(&[("slow-io", 7, Critical), (late, 7, Warning)]), ["slow-io", late]);
+    }
 
     #[test]
     fn rules_are_documented_and_their_names_unique() {

@@ -6,7 +6,7 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Evidence, ProcessName},
-        report::{NamedFrame, Names, Run},
+        report::{NamedFrame, Names, ProfileStack, Run},
         stack::{ModuleKind, StackId, ThreadKey},
         wait::{Blocking, ThreadTime},
     },
@@ -184,6 +184,28 @@ pub fn bottleneck(cause: WaitCause) -> Bottleneck {
 pub fn share_of_wall(run: &Run, ns: u64, threads: usize) -> f64 {
     let wall = run.cpu.accounts.duration_ns as f64 * threads.max(1) as f64;
     if wall > 0.0 { (ns as f64 / wall).min(1.0) } else { 0.0 }
+}
+
+/// Fewer samples name no function.
+const MIN_SAMPLES: u64 = 20;
+
+/// The program's own function with most samples of the threads that `is` tells, its share, and the heaviest stack there. Nothing where
+/// there are too few samples.
+pub fn hottest(run: &Run, is: impl Fn(&ThreadKey) -> bool) -> Option<(&Function, f64, &ProfileStack)> {
+    let mut functions: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
+    let mut all = 0;
+    for stack in run.cpu.stacks.iter().filter(|of| is(&of.thread)) {
+        all += stack.weight;
+        let Some(function) = place(run.names(), &stack.frames) else { continue };
+        let of = functions.entry(&function.name).or_insert((0, stack));
+        of.0 += stack.weight;
+        if stack.weight > of.1.weight {
+            of.1 = stack;
+        }
+    }
+    let (samples, stack) = functions.into_values().max_by_key(|(samples, _)| *samples)?;
+    let function = place(run.names(), &stack.frames)?;
+    (all >= MIN_SAMPLES).then_some((function, samples as f64 / all as f64, stack))
 }
 
 /// For how long system calls were watched, ns.

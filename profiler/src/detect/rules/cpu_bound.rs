@@ -7,15 +7,13 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, at, place},
+        words::{SHOWN, at, hottest},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
-        report::{ProfileStack, Run},
-        stack::ThreadKey,
+        report::Run,
         wait::ThreadTime,
     },
-    symbolize::Function,
 };
 
 const SHARE: Param = Param {
@@ -25,9 +23,6 @@ const SHARE: Param = Param {
     help: "Wall time that a thread runs or wants to",
     flag: None,
 };
-
-/// Fewer samples name no function.
-const MIN_SAMPLES: u64 = 20;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -64,7 +59,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 
 fn finding(run: &Run, thread: &ThreadTime, wants: f64) -> Option<Finding> {
     let pid = thread.thread.pid;
-    let (function, share, stack) = hottest(run, thread.thread)?;
+    let (function, share, stack) = hottest(run, |of| *of == thread.thread)?;
     let serves = run
         .vitals
         .iter()
@@ -98,24 +93,6 @@ fn finding(run: &Run, thread: &ThreadTime, wants: f64) -> Option<Finding> {
             ("function_share", json!(share)),
         ]),
     })
-}
-
-/// The program's own function with most samples of a thread, its share, and the heaviest stack there.
-fn hottest(run: &Run, thread: ThreadKey) -> Option<(&Function, f64, &ProfileStack)> {
-    let mut functions: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
-    let mut all = 0;
-    for stack in run.cpu.stacks.iter().filter(|of| of.thread == thread) {
-        all += stack.weight;
-        let Some(function) = place(run.names(), &stack.frames) else { continue };
-        let of = functions.entry(&function.name).or_insert((0, stack));
-        of.0 += stack.weight;
-        if stack.weight > of.1.weight {
-            of.1 = stack;
-        }
-    }
-    let (samples, stack) = functions.into_values().max_by_key(|(samples, _)| *samples)?;
-    let function = place(run.names(), &stack.frames)?;
-    (all >= MIN_SAMPLES).then_some((function, samples as f64 / all as f64, stack))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
             names::{self, Hosts},
             programs::Programs,
             protocol::{self, Head, Operation},
-            spans::{Joined, Span, Spans},
+            spans::{self, Joined, Span, Spans},
             tls::TlsWatch,
             windows::Windows,
         },
@@ -270,10 +270,11 @@ impl RequestCollector {
     fn requests(&mut self, cx: &mut Context<'_>, end: bool) -> Requests {
         let open = self.connections();
         let mut peers = self.ended.clone();
-        for (key, stats) in self.maps.peers() {
+        let now = self.clock.now_ns();
+        for (key, mut stats) in self.maps.peers() {
+            await_until(&mut stats, now);
             count(&mut peers, self.of_program(key), stats);
         }
-        let now = self.clock.now_ns();
         let mut counts: BTreeMap<PeerKey, Open> = BTreeMap::new();
         for of in &open {
             let peer = self.of_program(of.peer);
@@ -364,8 +365,9 @@ impl RequestCollector {
                 whole: of.whole.summary(),
                 errors: sorted(&of.errors),
                 breakdown: joined.filter(|_| !asks).and_then(|joined| {
+                    let followed = spans::followed(&of.kept);
                     let each: Vec<Breakdown> =
-                        of.kept.iter().filter_map(|kept| self.breakdown(joined, kept)).collect();
+                        followed.into_iter().filter_map(|kept| self.breakdown(joined, kept)).collect();
                     Breakdown::mean(&each)
                 }),
             })
@@ -458,6 +460,15 @@ fn add_exchange(stats: &mut PeerStats, of: &Connection) {
     stats.statuses[if class < STATUSES { class } else { 0 }] += 1;
 }
 
+/// Counts the time in which at least one answer has been awaited up to now, where one is: the kernel programs count it when there
+/// is none any more.
+pub(super) fn await_until(stats: &mut PeerStats, now_ns: u64) {
+    if stats.awaited > 0 {
+        stats.awaited_ns += now_ns.saturating_sub(stats.awaited_since_ns);
+        stats.awaited_since_ns = now_ns;
+    }
+}
+
 /// Counts what one more process of a program did.
 fn count(peers: &mut BTreeMap<PeerKey, Counted>, key: PeerKey, stats: Box<PeerStats>) {
     let did = stats.opened > 0 || stats.first.sum_ns > 0;
@@ -515,8 +526,7 @@ impl Probe for RequestCollector {
         if let Some(windows) = &mut self.windows {
             let maps = &mut self.maps;
             // What happens on a connection meanwhile nobody sees: the next window gets to know it anew.
-            let forget_all = || maps.connections().iter().for_each(|of| maps.forget_connection(of.sock));
-            windows.keep_within_budget(cx, forget_all)?;
+            windows.keep_within_budget(cx, |now_ns| maps.forget_connections(now_ns))?;
         }
         let due = self.look.is_due();
         if due {

@@ -9,6 +9,7 @@ use profiler_common::request::{Buffer, Connection, FailureKey, ListenerKey, Peer
 use crate::{
     kernel::Kernel,
     model::abi,
+    probe::request::fold::await_until,
     process::{
         life::network_namespace,
         tcp::{TcpState, tcp_sockets},
@@ -53,6 +54,9 @@ pub trait RequestMaps {
 
     /// Makes room: this socket has gone.
     fn forget_connection(&mut self, sock: u64);
+
+    /// Nobody watches any more, from now (CLOCK_MONOTONIC, ns) on: forgets every connection, and that answers are awaited.
+    fn forget_connections(&mut self, now_ns: u64);
 }
 
 /// Maps of `profiler-ebpf/src/request.rs`.
@@ -141,5 +145,20 @@ impl RequestMaps for KernelMaps {
 
     fn forget_connection(&mut self, sock: u64) {
         let _was_there = self.connections.remove(&sock);
+    }
+
+    fn forget_connections(&mut self, now_ns: u64) {
+        for of in self.connections() {
+            self.forget_connection(of.sock);
+        }
+        let places: Vec<u32> = self.index.iter().filter_map(|entry| Some(entry.ok()?.1)).collect();
+        for at in places {
+            let Ok(mut stats) = self.peers.get(&at, 0) else { continue };
+            if stats.awaited > 0 {
+                await_until(&mut stats, now_ns);
+                stats.awaited = 0;
+                let _is_there = self.peers.set(at, stats, 0);
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use profiler_common::sched::WaitCause;
+use profiler_common::sched::{Times, WaitCause};
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -17,6 +17,11 @@ use crate::{
 
 /// Exchanges kept: the latest ones, 48 bytes each.
 const MAX_SPANS: usize = 100_000;
+
+/// One answer in so many by another thread than the reader is chance; of more, tasks wander.
+const WANDER: usize = 20;
+/// One part in so many of a request without anything to do is a pause; more is time in which it was elsewhere.
+const LOST: u64 = 10;
 
 /// One exchange.
 #[derive(Clone, Copy, Debug)]
@@ -174,6 +179,27 @@ impl Joined {
     }
 }
 
+/// Requests whose threads did what they did for them, as far as that is known of any.
+///
+/// Where many are answered by another thread than the one that read them, tasks wander from thread to thread (Go, tokio, virtual
+/// threads of Java): a thread that has nothing to do in the middle of a request has lost it to another, for as long as that was.
+pub fn followed(kept: &[Kept]) -> Vec<&Kept> {
+    let known: Vec<(&Kept, &Times)> =
+        kept.iter().filter_map(|kept| Some((kept, kept.times.as_ref()?))).collect();
+    if known.is_empty() {
+        return kept.iter().collect();
+    }
+    let wander = (kept.len() - known.len()) * WANDER > kept.len();
+    let idle = |times: &Times| {
+        [WaitCause::Park, WaitCause::Poll, WaitCause::Sleep].map(|cause| times.blocked_ns[cause as usize])
+    };
+    let stays = |kept: &Kept, times: &Times| {
+        idle(times).iter().sum::<u64>() * LOST <= kept.answered_ns.saturating_sub(kept.began_ns)
+    };
+    let stayed = known.into_iter().filter(|(kept, times)| !wander || stays(kept, times));
+    stayed.map(|(kept, _)| kept).collect()
+}
+
 impl Breakdown {
     /// What is left goes to the rest. A thread can be on a CPU while an answer is awaited: more than all is not explained.
     fn settle(&mut self) {
@@ -266,6 +292,21 @@ mod tests {
         assert_eq!((second.asked[0].times, second.awaiting_ns, second.other_ns), (1.0, 38, 32));
         let mean = Breakdown::mean(&[first, second]).unwrap();
         assert_eq!((mean.requests, mean.asked[0].times), (2, 1.5));
+    }
+
+    #[test]
+    fn of_tasks_that_wander_those_are_followed_that_stay() {
+        let with = |parked_ns: u64| {
+            let mut times = Times::default();
+            (times.on_cpu_ns, times.blocked_ns[WaitCause::Park as usize]) = (100 - parked_ns, parked_ns);
+            Kept { times: Some(times), ..kept(0, 100) }
+        };
+        let of = |all: &[Kept]| followed(all).len();
+        assert_eq!(of(&[with(0), with(60)]), 2, "a thread that waits for its request");
+        let (stays, elsewhere, unknown) = (with(5), with(60), kept(0, 100));
+        assert_eq!(of(&[stays, elsewhere, unknown]), 1);
+        assert_eq!(of(&[unknown, unknown]), 2, "all that is known is what they asked");
+        assert_eq!(of(&[[with(60); 30].as_slice(), &[unknown]].concat()), 30, "once is chance");
     }
 
     #[test]

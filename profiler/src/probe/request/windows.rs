@@ -99,19 +99,20 @@ impl Windows {
     }
 
     /// Compares what has been spent with what has been earned, and begins or ends a window. `closed` is called between the end
-    /// of one and the beginning of the next.
-    pub fn keep_within_budget(&mut self, cx: &mut Context<'_>, closed: impl FnOnce()) -> Result<()> {
+    /// of one and the beginning of the next, with the time.
+    pub fn keep_within_budget(&mut self, cx: &mut Context<'_>, closed: impl FnOnce(u64)) -> Result<()> {
         let Some(budget) = self.budget.as_mut().filter(|_| self.ended_ns.is_none()) else { return Ok(()) };
         if !self.look.is_due() {
             return Ok(());
         }
         self.look.restart();
-        match budget.look(self.clock.now_ns(), budget::of_requests(cx)) {
+        let now_ns = self.clock.now_ns();
+        match budget.look(now_ns, budget::of_requests(cx)) {
             Order::Keep => Ok(()),
             Order::Open => self.hooks.attach(cx.kernel),
             Order::Close => {
                 self.hooks.pause(cx.kernel)?;
-                closed();
+                closed(now_ns);
                 Ok(())
             }
         }

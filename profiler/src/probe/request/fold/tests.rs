@@ -53,6 +53,15 @@ impl RequestMaps for Fake {
     fn forget_connection(&mut self, sock: u64) {
         self.0.borrow_mut().connections.retain(|known| known.sock != sock);
     }
+
+    fn forget_connections(&mut self, now_ns: u64) {
+        let mut state = self.0.borrow_mut();
+        state.connections.clear();
+        for (_, stats) in &mut state.peers {
+            await_until(stats, now_ns);
+            stats.awaited = 0;
+        }
+    }
 }
 
 fn key(pid: u32, role: Role, port: u16) -> PeerKey {
@@ -237,4 +246,20 @@ fn processes_of_one_program_are_told_together() {
     assert_eq!((peer.pid, peer.processes, peer.exchanges(), peer.statuses[2]), (7, 2, 3, 3));
     assert_eq!(peer.routes.iter().map(|route| route.first.count).collect::<Vec<_>>(), [3]);
     assert!(test.collector.told.len() == 1, "what ends leaves nothing of its own behind");
+}
+
+#[test]
+fn an_answer_that_is_awaited_all_the_time_counts_up_to_now() {
+    let mut test = Test::new(false);
+    let peer = key(7, Role::Asks, 5432);
+    test.add(exchange(peer, b"", b"", MS, 2 * MS));
+    {
+        let stats = &mut test.maps.0.borrow_mut().peers[0].1;
+        (stats.awaited_ns, stats.awaited_since_ns, stats.awaited) = (5 * MS, 10 * MS, 3);
+    }
+    test.bench.hands.set(30 * MS);
+    assert_eq!(test.run(Extent::Run).peers[0].awaited_ns, 25 * MS);
+    test.maps.clone().forget_connections(40 * MS);
+    test.bench.hands.set(90 * MS);
+    assert_eq!(test.run(Extent::Run).peers[0].awaited_ns, 35 * MS, "what is not watched is not awaited");
 }
