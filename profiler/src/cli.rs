@@ -34,7 +34,7 @@ Examples:
                                                  and who ends each of its waits
   sudo profiler --pid 4711 -d 30s --syscalls     its system calls: counts, errors, waits, the slowest
   sudo profiler --comm nginx --threads           every nginx process, split by thread
-  sudo profiler --cgroup /sys/fs/cgroup/system.slice/redis.service -d 1m
+  sudo profiler --cgroup redis.service -d 1m
   sudo profiler --all -d 10s -o - | less         the whole machine, folded stacks to stdout
   sudo profiler -o run.prec -- ./batch --input x start a command and record its whole life
   profiler replay run.prec -o run.pb.gz          turn a recording into a pprof profile, later and without root
@@ -167,8 +167,9 @@ pub struct ProfileArgs {
     /// Profile every process of this name, those started later too
     #[arg(long, value_name = "NAME", group = "target")]
     pub comm: Option<String>,
-    /// Profile the processes of a cgroup (v2) and of those below it
-    #[arg(long, value_name = "PATH", group = "target")]
+    /// Profile the processes of a cgroup (v2) and of those below it: a path, the name of a systemd unit, or the id of a container
+    /// (8 digits and more)
+    #[arg(long, value_name = "CGROUP", group = "target")]
     pub cgroup: Option<PathBuf>,
     /// Profile everything that runs on this machine
     #[arg(short, long, group = "target")]
@@ -225,7 +226,7 @@ pub struct ProfileArgs {
     /// Whether to tell requests and their answers: by peer and route, how many, how long, which failed
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Requests::DEFAULT)]
     pub requests: Requests,
-    /// Look into encrypted connections too, with `--requests on`: breakpoints in the functions of OpenSSL or BoringSSL that
+    /// Look into encrypted connections too, and watch requests all the time: breakpoints in the functions of OpenSSL or BoringSSL that
     /// read and write (Node.js has its own), first bytes only. Each such call of the target takes longer for it
     #[arg(long)]
     pub tls: bool,

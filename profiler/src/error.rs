@@ -13,9 +13,11 @@ pub enum Error {
     #[error("no running process is named '{0}'; `ps -eo comm` lists names (15 characters at most)")]
     NoSuchComm(String),
     #[error(
-        "{0} is no cgroup v2 directory; targets are paths below the cgroup2 mount, such as /sys/fs/cgroup/system.slice/nginx.service"
+        "{0} is no cgroup v2 directory, and no systemd unit or container is called so; `systemd-cgls` lists them"
     )]
     NoSuchCgroup(PathBuf),
+    #[error("several cgroups are called {name}: {}; give the path of one", list(paths))]
+    ManyCgroups { name: String, paths: Vec<PathBuf> },
     #[error("cannot start {command}: {reason}")]
     CommandNotStarted { command: String, reason: std::io::Error },
     #[error(
@@ -48,12 +50,25 @@ pub const DIFFERENT: u8 = 9;
 /// Exit code of `profiler replay` when the recording was cut off: what it holds has been shown.
 pub const CUT_OFF: u8 = 8;
 
+/// Some paths, in a message.
+fn list(paths: &[PathBuf]) -> String {
+    const SHOWN: usize = 5;
+    let mut shown: Vec<String> = paths.iter().take(SHOWN).map(|path| crate::text::path(path)).collect();
+    if paths.len() > SHOWN {
+        shown.push(format!("{} more", paths.len() - SHOWN));
+    }
+    shown.join(", ")
+}
+
 impl Error {
     /// The process exit code. 1 is an unforeseen failure, 2 a wrong command line.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::NotMeasured { .. } | Error::Contradiction(_) | Error::NoSuchRule(_) => 2,
-            Error::NoSuchPid(_) | Error::NoSuchComm(_) | Error::NoSuchCgroup(_) => 3,
+            Error::NoSuchPid(_)
+            | Error::NoSuchComm(_)
+            | Error::NoSuchCgroup(_)
+            | Error::ManyCgroups { .. } => 3,
             Error::MissingRights { .. } => 4,
             Error::KernelUnsupported(_) => 5,
             Error::OutputNotWritable { .. } | Error::OutputsFailed(_) => 6,

@@ -22,7 +22,7 @@ use crate::{
         alloc::snapshots::{SnapshotSettings, Snapshots},
         spec::Sink,
     },
-    process::{launch, privileges, target::Target, targets::Targets},
+    process::{cgroups, launch, limits, privileges, target::Target, targets::Targets},
     quit, say,
     settings::{Requests, Settings, Waits},
 };
@@ -74,6 +74,9 @@ async fn profile(mut options: Options) -> Result<u8> {
         }
         // Whoever asks for that wants them all.
         settings.requests = Requests::On;
+    }
+    if let Target::Cgroup(asked) = &mut settings.target {
+        *asked = cgroups::find(asked, &limits::cgroup2_mounts(&Path::new(PROC).join("self")))?;
     }
     let mut pids = settings.target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&options.outputs, !options.command.is_empty())?;

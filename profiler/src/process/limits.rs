@@ -78,6 +78,12 @@ impl Mount {
     }
 }
 
+/// Where cgroups (v2) are mounted, as the process sees it whose directory in `/proc` is given.
+pub fn cgroup2_mounts(process: &Path) -> Vec<PathBuf> {
+    let mounts = mounts(&fs::read(process.join("mountinfo")).unwrap_or_default());
+    mounts.into_iter().filter(|mount| mount.version == Version::V2).map(|mount| mount.at).collect()
+}
+
 /// Of `/proc/PID/mountinfo`.
 fn mounts(mountinfo: &[u8]) -> Vec<Mount> {
     let each = mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {

@@ -43,7 +43,7 @@ const WAYS: [(&str, &[&str]); 4] = [
     ("as usual", &[]),
     ("--requests on", &["--requests", "on"]),
     ("only requests", &["--requests", "on", "--waits", "off", "--syscalls=off", "--alloc", "off"]),
-    ("--max-overhead 1 --requests on", &["--max-overhead", "1", "--requests", "on"]),
+    ("--requests off", &["--requests", "off"]),
 ];
 /// The ways to look at encrypted ones.
 const TLS_WAYS: [(&str, &[&str]); 3] = [

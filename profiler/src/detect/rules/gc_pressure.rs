@@ -27,7 +27,7 @@ const SHARE: Param = Param {
 pub const GC: &str = "garbage collection";
 /// Fewer samples say nothing.
 const MIN_SAMPLES: u64 = 50;
-/// By how many standard errors the share must be above the threshold: chance alone gets there one time in forty.
+/// By how many standard errors the share must be above half of the threshold: chance alone gets there one time in forty.
 const SURE: f64 = 1.96;
 /// A target that uses less of one CPU has time enough, percent.
 const MIN_CPU: f64 = 10.0;
@@ -68,7 +68,8 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let ns = of.estimated_ns(samples);
         let cpu = 100.0 * of.estimated_ns(of.total) as f64 / wall_ns as f64;
         let error = (share * (100.0 - share) / of.total.max(1) as f64).sqrt();
-        if of.total < MIN_SAMPLES || share - SURE * error < values.get(&SHARE) || cpu < MIN_CPU {
+        let by_chance = share - SURE * error < values.get(&SHARE) / 2.0;
+        if of.total < MIN_SAMPLES || share < values.get(&SHARE) || by_chance || cpu < MIN_CPU {
             return None;
         }
         let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.clone());
@@ -102,6 +103,6 @@ mod tests {
         assert_eq!(found(40, 80), Some(Severity::Warning));
         assert_eq!(found(80, 40), Some(Severity::Critical));
         assert_eq!((found(10, 110), found(20, 20)), (None, None), "little, and few samples");
-        assert_eq!((found(24, 36), found(15, 45)), (Some(Severity::Warning), None), "one is beyond chance");
+        assert_eq!((found(15, 45), found(11, 43)), (Some(Severity::Warning), None), "one is beyond chance");
     }
 }

@@ -10,6 +10,7 @@ use crate::{
         words::{SHOWN, bottleneck, own, path},
     },
     model::{
+        cause::WaitCause,
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
         report::{Names, ProfileStack, Run},
         units::time,
@@ -123,7 +124,12 @@ fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let cause = stack.cause?;
         (share >= values.get(&SHARE)).then(|| Finding {
             rule: RULE.name,
-            severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
+            // A lock that costs much is lock-contention's: it knows all who wait.
+            severity: match cause {
+                WaitCause::Lock => Severity::Warning,
+                _ if share >= CRITICAL => Severity::Critical,
+                _ => Severity::Warning,
+            },
             bottleneck: bottleneck(cause),
             process: ProcessName { pid, name: stack.process.clone() },
             subject: function.to_owned(),
@@ -133,9 +139,11 @@ fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
                 time(task.ns),
                 cause.words()
             ),
-            advice:
-                "use the runtime's own form (tokio::time::sleep, an asynchronous client), or spawn_blocking"
-                    .to_owned(),
+            advice: match cause {
+                WaitCause::Lock => "hold that lock for no slow work, or use the runtime's own (tokio::sync::Mutex)",
+                _ => "use the runtime's own form (tokio::time::sleep, an asynchronous client), or spawn_blocking",
+            }
+            .to_owned(),
             cost: Cost { ns: task.ns, share_of_wall: (share / 100.0).min(1.0), ..Cost::default() },
             evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
             details: BTreeMap::from([("cause", json!(cause.id())), ("blocked_ns", json!(task.ns))]),

@@ -1,0 +1,84 @@
+//! Cgroups (v2) by what people call them: the name of a systemd unit, or the id of a container.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::error::Error;
+
+/// Directories looked at, at most.
+const MAX_LOOKED_AT: usize = 50_000;
+/// Containers are called by the beginning of their id, of so many digits at least.
+const ID_DIGITS: usize = 8;
+/// What systemd appends to names.
+const UNITS: [&str; 3] = [".service", ".scope", ".slice"];
+
+/// The directory of what was asked for: itself if it is a path, else the one cgroup of that name below `mounts`, where cgroups are
+/// mounted.
+pub fn find(asked: &Path, mounts: &[PathBuf]) -> Result<PathBuf, Error> {
+    let name = asked.to_str().filter(|name| !name.is_empty() && !name.contains('/'));
+    let Some(name) = name.filter(|_| !asked.join("cgroup.controllers").exists()) else {
+        return Ok(asked.to_owned());
+    };
+    let mut left = mounts.to_vec();
+    let (mut found, mut looked_at) = (Vec::new(), 0);
+    while let Some(path) = left.pop() {
+        looked_at += 1;
+        if looked_at > MAX_LOOKED_AT {
+            break;
+        }
+        if path.file_name().and_then(|of| of.to_str()).is_some_and(|of| is_called(of, name)) {
+            found.push(path);
+            continue; // what is below is part of it
+        }
+        let below = fs::read_dir(&path).into_iter().flatten().flatten();
+        left.extend(below.filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir())).map(|it| it.path()));
+    }
+    found.sort();
+    match <[PathBuf; 1]>::try_from(found) {
+        Ok([only]) => Ok(only),
+        Err(none) if none.is_empty() => Err(Error::NoSuchCgroup(asked.to_owned())),
+        Err(paths) => Err(Error::ManyCgroups { name: name.to_owned(), paths }),
+    }
+}
+
+/// Whether a cgroup's directory is that of a unit or container called `name`.
+fn is_called(directory: &str, name: &str) -> bool {
+    let plain = UNITS.iter().find_map(|suffix| directory.strip_suffix(suffix)).unwrap_or(directory);
+    // Container runtimes put their own name before the id: docker-ID.scope, cri-containerd-ID.scope.
+    let id = plain.rsplit(['-', ':']).next().unwrap_or(plain);
+    let is_id = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    directory == name
+        || plain == name
+        || (name.len() >= ID_DIGITS && is_id(name) && id.len() == 64 && is_id(id) && id.starts_with(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_and_containers_are_found_by_their_names() {
+        let root = tempfile::tempdir().unwrap();
+        let id = "0123456789abcdef".repeat(4);
+        let unit = root.path().join("system.slice/redis.service");
+        let docker = root.path().join(format!("system.slice/docker-{id}.scope"));
+        let pod = root.path().join("kubepods/besteffort/pod1").join(id.replace("0123", "fedc"));
+        for path in [&unit, &docker, &pod] {
+            fs::create_dir_all(path).unwrap();
+            fs::write(path.join("cgroup.controllers"), "").unwrap();
+        }
+        let found = |name: &str| find(Path::new(name), &[root.path().to_owned()]);
+        assert_eq!([found("redis").unwrap(), found("redis.service").unwrap()], [unit.clone(), unit.clone()]);
+        assert_eq!(found(&id[..12]).unwrap(), docker);
+        assert_eq!(found(&id).unwrap(), docker);
+        assert_eq!(found("fedc456789ab").unwrap(), pod);
+        assert_eq!(found(unit.to_str().unwrap()).unwrap(), unit, "a path is what it is");
+        assert!(matches!(found("0123"), Err(Error::NoSuchCgroup(_))), "too short to be an id");
+        assert!(matches!(found("nobody"), Err(Error::NoSuchCgroup(_))));
+        fs::create_dir_all(root.path().join("user.slice/redis.service")).unwrap();
+        let Err(error) = found("redis") else { panic!("two are called so") };
+        assert!(error.to_string().contains("user.slice/redis.service"), "{error}");
+    }
+}
