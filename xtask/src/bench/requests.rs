@@ -154,6 +154,9 @@ fn cost(name: &str, pid: &str, port: u16, profiler: &Path, args: &Args) -> Resul
             // Before and after, as machines drift.
             let before = load(args.seconds)?;
             let child = profile(profiler, pid, ways[way].1, &json)?;
+            if args.settle > 0 {
+                load(args.settle)?;
+            }
             let during = load(args.seconds)?;
             interrupt(&child);
             wait(&child)?;
