@@ -3,8 +3,14 @@
 //! of code that is no longer needed is given to other code. So both are read as they grow, and what takes the place of
 //! something else is another tenant: an address and its tenant have one name for ever.
 
-use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
 
+use super::{open, shown::shown};
 use crate::text;
 
 /// Most that is read of one file.
@@ -291,6 +297,28 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn long(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// The symbol map that a process's just-in-time compiler writes (`/tmp/perf-PID.map`, as the process sees /tmp and its
+/// own pid).
+pub fn perf_map(proc_root: &Path, pid: u32) -> Option<File> {
+    let inner_pid = text::read_to_parse(&proc_root.join(format!("{pid}/status")))
+        .ok()
+        .and_then(|status| {
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+            ids.split_whitespace().last()?.parse().ok()
+        })
+        .unwrap_or(pid);
+    let name = PathBuf::from(format!("/tmp/perf-{inner_pid}.map"));
+    let root = shown(proc_root, pid).join("root");
+    open::in_root(&root, &name).or_else(|_gone| open::regular(&name)).ok()
+}
+
+/// Whether a file is named as the dump of a just-in-time compiler, `jit-PID.dump`.
+pub fn is_dump(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let pid = name.strip_prefix("jit-").and_then(|rest| rest.strip_suffix(".dump"));
+    pid.is_some_and(|pid| pid.parse::<u32>().is_ok())
 }
 
 #[cfg(test)]

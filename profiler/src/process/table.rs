@@ -15,7 +15,7 @@ use crate::{
     process::{
         clock::monotonic_ns,
         elf::ElfInfo,
-        jit::JitCode,
+        jit::{self, JitCode},
         maps::{self, MapsEntry},
         memory::ProcessMemory,
         notice::{Event, Notice},
@@ -331,7 +331,7 @@ impl ProcessTable {
         }
         let now = monotonic_ns();
         if !code.has_source()
-            && let Some(map) = perf_map(&self.proc_root, pid)
+            && let Some(map) = jit::perf_map(&self.proc_root, pid)
         {
             code.open(map, false);
         }
@@ -479,7 +479,7 @@ impl ProcessTable {
             });
             if let Some(file) = &file
                 && elf.is_none()
-                && is_dump(&entry.path)
+                && jit::is_dump(&entry.path)
                 && let Ok(dump) = file.try_clone()
                 && (self.jit.len() < MAX_JIT_SOURCES || self.jit.contains_key(&pid))
             {
@@ -555,28 +555,6 @@ impl ProcessTable {
         let file = file.or_else(|| open::in_root(&root, path).ok().filter(same));
         file.or_else(|| open::regular(path).ok().filter(same))
     }
-}
-
-/// The symbol map that a process's just-in-time compiler writes (`/tmp/perf-PID.map`, as the process sees /tmp and its
-/// own pid).
-fn perf_map(proc_root: &Path, pid: u32) -> Option<File> {
-    let inner_pid = text::read_to_parse(&proc_root.join(format!("{pid}/status")))
-        .ok()
-        .and_then(|status| {
-            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-            ids.split_whitespace().last()?.parse().ok()
-        })
-        .unwrap_or(pid);
-    let name = PathBuf::from(format!("/tmp/perf-{inner_pid}.map"));
-    let root = super::shown::shown(proc_root, pid).join("root");
-    open::in_root(&root, &name).or_else(|_gone| open::regular(&name)).ok()
-}
-
-/// Whether a file is named as the dump of a just-in-time compiler, `jit-PID.dump`.
-fn is_dump(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let pid = name.strip_prefix("jit-").and_then(|rest| rest.strip_suffix(".dump"));
-    pid.is_some_and(|pid| pid.parse::<u32>().is_ok())
 }
 
 /// The nearest mappings of files before and after the one at `index`.

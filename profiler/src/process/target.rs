@@ -113,7 +113,7 @@ fn members(cgroup: &Path) -> Vec<u32> {
     let mut pids = Vec::new();
     let mut left = vec![cgroup.to_owned()];
     while let Some(path) = left.pop() {
-        let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        let text = text::read_to_parse(&path.join("cgroup.procs")).unwrap_or_default();
         // What is in another namespace is told as zero.
         pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|&pid| pid != 0));
         // Directories only, and no links: that is what cgroups are.

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use profiler_common::{histogram::bucket, request::Connection, sched::Times};
+use profiler_common::{
+    histogram::bucket,
+    request::{Connection, PeerStats},
+    sched::Times,
+};
 
 use crate::{
     model::distribution::Summary,
@@ -106,5 +110,14 @@ impl Told {
         } else if let Some(place) = route.kept.get_mut(((self.random >> 33) % route.seen) as usize) {
             *place = kept;
         }
+    }
+}
+
+/// Counts the time in which at least one answer has been awaited up to now, where one is: the kernel programs count it when there
+/// is none any more.
+pub fn await_until(stats: &mut PeerStats, now_ns: u64) {
+    if stats.awaited > 0 {
+        stats.awaited_ns += now_ns.saturating_sub(stats.awaited_since_ns);
+        stats.awaited_since_ns = now_ns;
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     probe::{
         record::Record,
         request::{
-            counts::{Kept, Told},
+            counts::{Kept, Told, await_until},
             maps::RequestMaps,
             names::{self, Hosts},
             programs::Programs,
@@ -458,15 +458,6 @@ fn add_exchange(stats: &mut PeerStats, of: &Connection) {
     let is_http = of.flags & flags::HTTP != 0;
     let class = usize::from(class_of(is_http, &of.answer, of.answer_len));
     stats.statuses[if class < STATUSES { class } else { 0 }] += 1;
-}
-
-/// Counts the time in which at least one answer has been awaited up to now, where one is: the kernel programs count it when there
-/// is none any more.
-pub(super) fn await_until(stats: &mut PeerStats, now_ns: u64) {
-    if stats.awaited > 0 {
-        stats.awaited_ns += now_ns.saturating_sub(stats.awaited_since_ns);
-        stats.awaited_since_ns = now_ns;
-    }
 }
 
 /// Counts what one more process of a program did.

@@ -9,7 +9,7 @@ use profiler_common::request::{Buffer, Connection, FailureKey, ListenerKey, Peer
 use crate::{
     kernel::Kernel,
     model::abi,
-    probe::request::fold::await_until,
+    probe::request::counts::await_until,
     process::{
         life::network_namespace,
         tcp::{TcpState, tcp_sockets},
