@@ -29,7 +29,7 @@ pub enum Error {
     #[error("cannot write {}: {reason}", path.display())]
     OutputNotWritable { path: PathBuf, reason: std::io::Error },
     #[error(
-        "no {kind} profile was measured, so {output} would be empty; time off CPUs is measured unless the scheduler probe is off or the kernel lacks it (`profiler doctor`), time in system calls with --syscalls, requests with --requests on"
+        "no {kind} profile was measured, so {output} would be empty; time off CPUs is measured unless the scheduler probe is off or the kernel lacks it (`profiler doctor`), time in system calls with --syscalls, requests unless --requests off"
     )]
     NotMeasured { kind: &'static str, output: String },
     #[error("there is no rule '{0}'; `profiler rules` lists them")]

@@ -70,7 +70,7 @@ fn source(needs: Needs) -> &'static str {
         Needs::Calls => "system calls (`--syscalls`)",
         Needs::Memory => "how memory grows (`--alloc`)",
         Needs::Vitals => "what /proc says about the process (not with `--all`)",
-        Needs::Requests => "requests and their answers (`--requests on`)",
+        Needs::Requests => "requests and their answers (not with `--requests off`)",
     }
 }
 

@@ -17,7 +17,7 @@ pub enum Needs {
     Memory,
     /// What `/proc` says about the targets: off with `--all`.
     Vitals,
-    /// Requests and their answers: `--requests on`.
+    /// Requests and their answers: not with `--requests off`.
     Requests,
 }
 

@@ -103,7 +103,7 @@ pub fn help() -> String {
     format!(
         "Output formats (-o FILE, by extension; '-' is stdout):\n{formats}\
          Those that hold one profile (.folded .svg .pb.gz) hold that of CPUs, unless another is asked for:\n{kinds}  \
-         {REQUESTS}:FILE  time of requests, by route and part (--requests on; .folded .svg), or a FILE called {REQUESTS}…\n"
+         {REQUESTS}:FILE  time of requests, by route and part (.folded .svg), or a FILE called {REQUESTS}…\n"
     )
 }
 

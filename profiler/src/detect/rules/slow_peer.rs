@@ -50,7 +50,7 @@ pub static RULE: Rule = Rule {
     check,
     doc: "\
 The process has sent something to a peer that it connected to, and the answer has not come yet, for a large part of the time. A
-server that waits in epoll for its own upstream looks idle otherwise. With `--requests on` that time is measured; with `--syscalls`
+server that waits in epoll for its own upstream looks idle otherwise. Where requests are watched that time is measured; with `--syscalls`
 the times from each request to its answer are added up; without, the kernel is asked about once a second which connections last sent and have not received since.
 
 The time is spent at the peer or on the way to it: profile the peer. If the answers are needed one after the other, ask for
