@@ -31,9 +31,7 @@ const WAITS: f64 = 0.2;
 /// A target that is on CPUs for less of one is idle.
 const IDLE: f64 = 0.05;
 
-/// A request that is answered sooner needs no advice, ns.
-const SOON_NS: u64 = 1_000_000;
-/// One that takes longer is slow, however seldom it comes, ns.
+/// A request that takes longer is slow, however seldom it comes, ns.
 const SLOW_NS: u64 = 100_000_000;
 /// Requests of one kind that are being answered for so much of the time matter, of wall time.
 const SERVES: f64 = 0.1;
@@ -250,7 +248,7 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
     let (peer, route, goes) = served::followed(signals.run).max_by_key(|(_, route, _)| route.first.sum_ns)?;
     let part = served::most(goes);
     let share = served::share_of_wall(signals.run, route);
-    let matters = goes.total_ns >= SLOW_NS || (goes.total_ns >= SOON_NS && share >= SERVES);
+    let matters = goes.total_ns >= SLOW_NS || (goes.total_ns >= served::SOON_NS && share >= SERVES);
     if !matters || part.lacks == Bottleneck::None || 2 * part.ns < goes.total_ns {
         return None;
     }

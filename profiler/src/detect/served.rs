@@ -9,6 +9,9 @@ use crate::model::{
 /// Fewer requests that could be followed say nothing.
 const MIN_FOLLOWED: u64 = 5;
 
+/// Requests that are answered sooner need no advice, ns.
+pub const SOON_NS: u64 = 1_000_000;
+
 /// What a part of a request's time is spent on.
 pub struct Part {
     /// How much, ns.

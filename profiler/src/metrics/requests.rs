@@ -152,18 +152,17 @@ mod tests {
     use super::*;
     use crate::{
         metrics::{METRICS, Outside, find, value},
-        model::{report::fixtures::run, request::fixtures::requests},
+        model::{
+            report::fixtures::run,
+            request::{Requests, fixtures::requests},
+        },
     };
 
-    /// What is read of a window of ten seconds whose requests were changed so; nothing if they were not watched.
-    fn read(name: &str, change: Option<&dyn Fn(&mut Exchanges)>) -> Option<f64> {
+    /// What is read of a window of ten seconds with these requests; nothing if they were not watched.
+    fn read_of(name: &str, requests: Option<Requests>) -> Option<f64> {
         let mut run = run(&[]);
         run.cpu.accounts.duration_ns = 10_000_000_000;
-        run.requests = change.map(|change| {
-            let mut requests = requests();
-            requests.peers.iter_mut().for_each(change);
-            requests
-        });
+        run.requests = requests;
         let (pids, outside) = ([7].into(), Outside::default());
         let view = View {
             run: &run,
@@ -175,6 +174,16 @@ mod tests {
             budget: None,
         };
         value(name, &view)
+    }
+
+    /// The same of requests whose peers were changed so.
+    fn read(name: &str, change: Option<&dyn Fn(&mut Exchanges)>) -> Option<f64> {
+        let changed = change.map(|change| {
+            let mut requests = requests();
+            requests.peers.iter_mut().for_each(change);
+            requests
+        });
+        read_of(name, changed)
     }
 
     fn as_they_are(name: &str) -> Option<f64> {
@@ -209,24 +218,7 @@ mod tests {
     #[test]
     fn what_was_watched_in_windows_stands_for_the_whole() {
         let of = |name| {
-            let mut run = run(&[]);
-            run.cpu.accounts.duration_ns = 10_000_000_000;
-            run.requests = Some(crate::model::request::Requests {
-                watched_ns: 2_000_000_000,
-                windows: Some(3),
-                ..requests()
-            });
-            let (pids, outside) = ([7].into(), Outside::default());
-            let view = View {
-                run: &run,
-                pids: &pids,
-                outside: &outside,
-                memory_trend: None,
-                functions: &[],
-                restarted: false,
-                budget: None,
-            };
-            value(name, &view)
+            read_of(name, Some(Requests { watched_ns: 2_000_000_000, windows: Some(3), ..requests() }))
         };
         assert_eq!(of("requests.ok"), Some(5.0 * 993.0));
         assert_eq!(of("requests_per_second"), Some(500.0));

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use profiler_common::{cost, loss::Tally};
 
-use crate::{probe::spec::Context, process::usage::cpu_time_of};
+use crate::{
+    probe::spec::Context,
+    process::{clock::Clock, usage::cpu_time_of},
+};
 
 /// How often what watching costs is compared with what it may cost.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -95,6 +98,12 @@ impl Budget {
             windows: 0,
             random: now_ns | 1,
         }
+    }
+
+    /// The same with this machine's CPUs.
+    pub fn here(share: f64, clock: &Clock) -> Budget {
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+        Budget::new(share, cpus, clock.now_ns())
     }
 
     /// For how long there has been watching, ns.

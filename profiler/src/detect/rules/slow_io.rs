@@ -34,9 +34,6 @@ const OF_REQUESTS: Param = Param {
     flag: None,
 };
 
-/// Requests that are answered sooner need no advice, ns.
-const SOON_NS: u64 = 1_000_000;
-
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "slow-io",
@@ -60,7 +57,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let found = blocked(run, |cause| matches!(cause, WaitCause::Disk | WaitCause::PageFault));
     let told = found.iter().filter_map(|of| {
         if of.share * 100.0 >= values.get(&SHARE) {
-            return Some(finding(run, of));
+            return Some(finding(run, of).1);
         }
         of_requests(run, of, values)
     });
@@ -71,22 +68,24 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 fn of_requests(run: &Run, of: &Blocked<'_>, values: &Values<'_>) -> Option<Finding> {
     let routes = served::followed(run).filter(|(peer, _, goes)| {
         let part = percent(goes.disk_ns, goes.total_ns);
-        peer.pid == of.worst.thread.pid && goes.total_ns >= SOON_NS && part >= values.get(&OF_REQUESTS)
+        peer.pid == of.worst.thread.pid
+            && goes.total_ns >= served::SOON_NS
+            && part >= values.get(&OF_REQUESTS)
     });
     let (peer, route, goes) = routes.max_by_key(|(_, route, _)| route.first.sum_ns)?;
-    let finding = finding(run, of);
+    let (place, finding) = finding(run, of);
     let title = format!(
         "{} takes {}, {:.0} % of it waiting for files or disks{}",
         served::what(peer, route),
         time(goes.total_ns),
         percent(goes.disk_ns, goes.total_ns),
-        at(run, of),
+        place,
     );
     Some(Finding { severity: Severity::Warning, title, ..finding })
 }
 
-/// Where most of it is waited, and for which file, as words that follow a sentence.
-fn at(run: &Run, of: &Blocked<'_>) -> String {
+/// What is said of a process; and where most of it is waited and for which file, as words that follow a sentence.
+fn finding(run: &Run, of: &Blocked<'_>) -> (String, Finding) {
     let file = file(run, of.worst.thread.pid);
     let call = of.stack.and_then(|stack| path(run.names(), &stack.frames).last().map(|of| of.name.clone()));
     let place = match (of.place.as_str(), call) {
@@ -94,19 +93,16 @@ fn at(run: &Run, of: &Blocked<'_>) -> String {
         (place, Some(call)) if !place.starts_with(&call) => of.mostly_in(&format!("{place}: {call}")),
         (place, _) => of.mostly_in(place),
     };
-    let of_file = file.map_or_else(String::new, |file| format!(" of {file}"));
-    format!("{place}{of_file}")
-}
-
-fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
+    let of_file = file.as_deref().map_or_else(String::new, |file| format!(" of {file}"));
+    let place = format!("{place}{of_file}");
     let mut finding = Finding {
         bottleneck: Bottleneck::Io,
         advice: "sync less often and write larger pieces, or put the data on a faster disk (iostat -x 1)"
             .to_owned(),
-        ..of.finding(RULE.name, "files or disks", &at(run, of))
+        ..of.finding(RULE.name, "files or disks", &place)
     };
-    finding.details.insert("file", json!(file(run, of.worst.thread.pid)));
-    finding
+    finding.details.insert("file", json!(file));
+    (place, finding)
 }
 
 /// The file that a process waits for most, as far as anything tells it.

@@ -125,10 +125,10 @@ fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         (share >= values.get(&SHARE)).then(|| Finding {
             rule: RULE.name,
             // A lock that costs much is lock-contention's: it knows all who wait.
-            severity: match cause {
-                WaitCause::Lock => Severity::Warning,
-                _ if share >= CRITICAL => Severity::Critical,
-                _ => Severity::Warning,
+            severity: if share >= CRITICAL && cause != WaitCause::Lock {
+                Severity::Critical
+            } else {
+                Severity::Warning
             },
             bottleneck: bottleneck(cause),
             process: ProcessName { pid, name: stack.process.clone() },

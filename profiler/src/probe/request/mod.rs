@@ -87,8 +87,7 @@ fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
         }
         collector.see_nothing();
     }
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
-    let budget = settings.requests_budget().map(|share| Budget::new(share, cpus, resolver.clock.now_ns()));
+    let budget = settings.requests_budget().map(|share| Budget::here(share, &resolver.clock));
     collector.watch_in(Windows::new(hooks, budget, &resolver.clock));
     if settings.tls {
         let mut tls = TlsWatch::new(proc_root);

@@ -75,8 +75,7 @@ fn start(begin: &mut Start<'_>) -> Result<CallCollector> {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }
     if let Some(share) = settings.calls_budget() {
-        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
-        calls.keep_to(Budget::new(share, cpus, resolver.clock.now_ns()));
+        calls.keep_to(Budget::here(share, &resolver.clock));
     }
     Ok(calls)
 }
