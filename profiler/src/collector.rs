@@ -360,7 +360,7 @@ impl Collector {
         let now_ns = self.resolver.clock.now_ns();
         accounts.duration_ns = now_ns.saturating_sub(std::mem::replace(&mut self.interval_ns, now_ns));
         let totals = self.totals(Extent::Interval)?;
-        self.resolver.look_at_own_code();
+        self.resolver.look_at_own_code_again();
         Ok((self.resolver.name(&self.meta, accounts, totals, Detail::Names), calls))
     }
 

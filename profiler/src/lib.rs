@@ -29,6 +29,7 @@ pub mod session;
 pub mod settings;
 pub mod symbolize;
 pub mod text;
+pub mod ticks;
 pub mod unwind;
 
 /// Says something on stderr. Unlike `eprintln` it does not panic where stderr is gone: no result is lost for a word.

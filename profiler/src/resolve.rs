@@ -1,6 +1,9 @@
 //! From addresses to interned stacks: everything that a run knows about processes, their code, and its names.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 use profiler_common::{
@@ -19,7 +22,13 @@ use crate::{
     },
     naming,
     probe::cpu::records::RawSample,
-    process::{ProcessTable, clock::Clock, memory::ProcessMemory, table::Resolution, target::comm},
+    process::{
+        ProcessTable,
+        clock::{Clock, Every},
+        memory::ProcessMemory,
+        table::Resolution,
+        target::comm,
+    },
     runtimes::{Runtimes, UserFrame, UserStack},
     symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _, debuginfod::Debuginfod},
     unwind::feed::Feeder,
@@ -29,6 +38,9 @@ use crate::{
 type NativeArch = profiler_common::unwind::Aarch64;
 #[cfg(target_arch = "x86_64")]
 type NativeArch = profiler_common::unwind::X86_64;
+
+/// How often the descriptors of the profiler are read for programs of its own, while it runs.
+const OWN_CODE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Resolves addresses and interns stacks.
 pub struct Resolver {
@@ -50,6 +62,7 @@ pub struct Resolver {
     stacks: FxHashMap<u64, StackId>,
     kernel_module: ModuleId,
     symbols: SymbolCache,
+    own_code_due: Every,
     /// Threads whose names have been recorded with a sample that is none of a CPU.
     named: FxHashSet<ThreadKey>,
 }
@@ -61,6 +74,7 @@ impl Resolver {
         let mut tables = Tables::default();
         let kernel_module = tables.module_id(Module::special(ModuleKind::Kernel));
         Resolver {
+            own_code_due: Every::new(&clock, OWN_CODE_INTERVAL),
             proc_root: proc_root.to_owned(),
             clock,
             tables,
@@ -235,6 +249,14 @@ impl Resolver {
     /// Takes note of which code in the kernel is the profiler's, while it is there.
     pub fn look_at_own_code(&mut self) {
         self.symbols.own_code.look();
+        self.own_code_due.restart();
+    }
+
+    /// The same, unless that was done a short while ago: programs come and go seldom, and all descriptors are read for it.
+    pub fn look_at_own_code_again(&mut self) {
+        if self.symbols.own_code.is_unknown() || self.own_code_due.is_due() {
+            self.look_at_own_code();
+        }
     }
 
     /// Names everything in `totals`.

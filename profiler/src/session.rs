@@ -7,9 +7,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
-use tokio::time::{MissedTickBehavior, interval};
-
 use crate::{
     collector::Collector,
     detect::{self, rule::Overrides},
@@ -22,10 +19,18 @@ use crate::{
         alloc::snapshots::{SnapshotSettings, Snapshots},
         spec::Sink,
     },
-    process::{cgroups, launch, limits, privileges, target::Target, targets::Targets},
+    process::{
+        cgroups,
+        clock::{Clock, Every},
+        launch, limits, privileges,
+        target::Target,
+        targets::Targets,
+    },
     quit, say,
     settings::{Requests, Settings, Waits},
+    ticks::Ticks,
 };
+use anyhow::Result;
 
 /// How often records are fetched from the kernel when nothing else happens.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -136,25 +141,14 @@ async fn watch(
     told: impl Future<Output = ()>,
 ) -> Result<()> {
     let mut snapshots = Snapshots::new(&options.snapshots, collector.meta.start_unix_ns)?;
-    let mut drain = interval(DRAIN_INTERVAL);
-    let mut show = interval(options.interval);
-    drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    show.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    show.tick().await; // the first tick is at once, with nothing to show yet
+    let ticks = Ticks::new(DRAIN_INTERVAL.min(options.interval))?;
+    let mut show = Every::new(&Clock::monotonic(), options.interval);
     let end = tokio::time::sleep(options.duration.unwrap_or(Duration::MAX));
     tokio::pin!(end, told);
     loop {
         tokio::select! {
-            _ = drain.tick() => {}
+            tick = ticks.tick() => tick?,
             wakeup = collector.wakeup() => wakeup?,
-            _ = show.tick() => {
-                collector.drain(results)?;
-                collector.checkpoint(results)?;
-                if !options.quiet {
-                    let (run, calls) = collector.interval_run()?;
-                    live.show(&run, calls.as_ref(), collector.elapsed(), options.duration);
-                }
-            }
             () = snapshots.due() => {
                 collector.drain(results)?;
                 collector.write_snapshot(&mut snapshots)?;
@@ -164,6 +158,14 @@ async fn watch(
         }
         if collector.drain(results)? == Targets::Ended {
             return Ok(());
+        }
+        if show.is_due() {
+            show.restart();
+            collector.checkpoint(results)?;
+            if !options.quiet {
+                let (run, calls) = collector.interval_run()?;
+                live.show(&run, calls.as_ref(), collector.elapsed(), options.duration);
+            }
         }
         if snapshots.crossed(collector.held_bytes()) {
             collector.write_snapshot(&mut snapshots)?;

@@ -12,6 +12,9 @@ pub use crate::model::text::{clean, clean_text};
 /// Texts of /proc are not larger: net/tcp of a server with 400,000 connections has 60 MB.
 const MAX_TEXT_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Most texts of /proc are not: two reads for them, where a buffer that grows takes seven.
+const USUAL_TEXT_BYTES: usize = 4096;
+
 /// A path as text.
 pub fn path(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
@@ -25,7 +28,7 @@ pub fn to_parse(bytes: &[u8]) -> Cow<'_, str> {
 
 /// A text of /proc or /sys to take apart, up to 64 MiB of it. Its names may be no text: that hides nothing else.
 pub fn read_to_parse(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(USUAL_TEXT_BYTES);
     File::open(path)?.take(MAX_TEXT_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -24,6 +24,11 @@ impl OwnCode {
         }
     }
 
+    /// Whether no program has been seen.
+    pub fn is_unknown(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether an address is in one of them.
     pub fn contains(&self, address: u64) -> bool {
         self.0.range(..=(address, u64::MAX)).next_back().is_some_and(|&(_, end)| address < end)

@@ -28,6 +28,9 @@ const MAX_NAME: usize = 1024;
 /// Tenants of one place that are told apart; more are taken for the last of them.
 const MAX_TENANTS: usize = 64;
 
+/// How often a source is looked for: most processes never have one, and each sample of theirs would ask.
+const LOOK_INTERVAL_NS: u64 = 1_000_000_000;
+
 /// First bytes of a dump, in the order of this machine.
 const DUMP_MAGIC: u32 = 0x4a69_5444;
 /// Size of the header's fixed part.
@@ -49,6 +52,8 @@ pub struct JitCode {
     functions: usize,
     /// When the source was last read, CLOCK_MONOTONIC, ns.
     read_ns: u64,
+    /// When a source is looked for again, CLOCK_MONOTONIC, ns.
+    look_ns: u64,
 }
 
 #[derive(Debug)]
@@ -82,9 +87,14 @@ pub struct Tenant {
 }
 
 impl JitCode {
-    /// Whether there is something to read from.
-    pub fn has_source(&self) -> bool {
-        self.source.is_some()
+    /// Whether there may be something to read from that is not known yet, and it is time to look for it, or it is looked
+    /// for now in any case.
+    pub fn wants_source(&mut self, now_ns: u64, in_any_case: bool) -> bool {
+        let due = self.source.is_none() && (in_any_case || now_ns >= self.look_ns);
+        if due {
+            self.look_ns = now_ns + LOOK_INTERVAL_NS;
+        }
+        due
     }
 
     /// Reads from a map's beginning, or a dump's.

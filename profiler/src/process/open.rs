@@ -10,7 +10,10 @@ use std::{
         unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, Sender},
+    },
     time::Duration,
 };
 
@@ -61,13 +64,39 @@ fn reopen(handle: OwnedFd) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(itself)
 }
 
-/// Runs `open` on a thread of its own, which is left behind if it hangs.
+/// Something to do on another thread.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread that waits for the next file to open: to start one for each would wake both CPUs of a small machine.
+static IDLE: Mutex<Option<Sender<Job>>> = Mutex::new(None);
+
+/// Runs `open` on another thread, which is left behind if it hangs.
 fn in_time(open: impl FnOnce() -> io::Result<File> + Send + 'static) -> io::Result<File> {
     let (sender, opened) = mpsc::channel();
-    std::thread::Builder::new().name("open".into()).spawn(move || {
+    let job: Job = Box::new(move || {
         let _too_late = sender.send(open());
-    })?;
-    opened.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    });
+    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let worker = match idle {
+        Some(worker) => worker,
+        None => start_worker()?,
+    };
+    worker.send(job).map_err(|_| io::Error::other("the thread that opens files has ended"))?;
+    match opened.recv_timeout(PATIENCE) {
+        Ok(opened) => {
+            // Of several, one is enough to keep.
+            *IDLE.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker);
+            opened
+        }
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Starts a thread that does what it is sent, until nobody can send it more.
+fn start_worker() -> io::Result<Sender<Job>> {
+    let (sender, jobs) = mpsc::channel::<Job>();
+    std::thread::Builder::new().name("open".into()).spawn(move || jobs.into_iter().for_each(|job| job()))?;
+    Ok(sender)
 }
 
 #[cfg(test)]
@@ -128,5 +157,6 @@ mod tests {
         });
         assert_eq!(never.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(regular(Path::new("/proc/self/exe")).is_ok(), "the next one is asked");
     }
 }

@@ -304,7 +304,7 @@ impl ProcessTable {
     /// Code without a file belongs to whoever had its memory at the time.
     fn tenant(&mut self, frame: Frame, time_ns: u64, tables: &mut Tables) -> Frame {
         let ModuleKind::Jit(pid) = tables.module(frame.module).kind else { return frame };
-        self.read_jit(pid, time_ns);
+        self.read_jit(pid, time_ns, false);
         let Some(code) = self.jit.get(&pid) else { return frame };
         let tenant = code.tenant(frame.address, time_ns);
         self.reused += u64::from(tenant.uncertain);
@@ -320,8 +320,9 @@ impl ProcessTable {
         self.reused
     }
 
-    /// Brings what is known of a process's code without a file up to a moment.
-    fn read_jit(&mut self, pid: u32, time_ns: u64) {
+    /// Brings what is known of a process's code without a file up to a moment; with `look` a file with names that is not
+    /// known yet is looked for, even if it has just been.
+    fn read_jit(&mut self, pid: u32, time_ns: u64, look: bool) {
         if self.jit.len() >= MAX_JIT_SOURCES && !self.jit.contains_key(&pid) {
             return;
         }
@@ -330,7 +331,7 @@ impl ProcessTable {
             return;
         }
         let now = monotonic_ns();
-        if !code.has_source()
+        if code.wants_source(now, look)
             && let Some(map) = jit::perf_map(&self.proc_root, pid)
         {
             code.open(map, false);
@@ -345,7 +346,7 @@ impl ProcessTable {
 
     /// Reads what processes have written down by now.
     pub fn read_jit_now(&mut self, pid: u32) {
-        self.read_jit(pid, monotonic_ns());
+        self.read_jit(pid, monotonic_ns(), true);
     }
 
     /// Where the region of memory starts that an address without a file is in, as far as it was seen.
@@ -444,7 +445,7 @@ impl ProcessTable {
             return copied;
         }
         // Before the process is gone.
-        self.read_jit(pid, monotonic_ns());
+        self.read_jit(pid, monotonic_ns(), true);
         if self.jit_regions.len() < MAX_JIT_PROCESSES || self.jit_regions.contains_key(&pid) {
             self.jit_regions.entry(pid).or_default().add(entry.start, entry.end);
         }
