@@ -211,7 +211,7 @@ pub struct ProfileArgs {
     pub wakers: bool,
     /// Whether to count system calls, with their errors, lengths and waits (by thread with --threads). While that runs,
     /// every system call of every process on the machine takes about 0.13 us longer, those of the target 0.25 to
-    /// 0.32 us: auto watches as long as that is within --max-overhead, and otherwise in windows; not with --all.
+    /// 0.32 us: auto watches as long as that is within a fifth of --max-overhead, and otherwise in windows; not with --all.
     /// Without a value: on
     #[arg(
         long,

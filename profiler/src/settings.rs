@@ -8,6 +8,8 @@ use crate::{model::threshold::Thresholds, process::target::Target};
 pub const MAX_OVERHEAD_PERCENT: f64 = 5.0;
 /// The part of that which requests may cost where they are not asked for.
 const REQUESTS_PART: f64 = 0.2;
+/// The part of that which system calls may cost where they are not asked for.
+const CALLS_PART: f64 = 0.2;
 
 /// What to measure, and of whom.
 #[derive(Clone, Debug)]
@@ -89,7 +91,7 @@ impl Requests {
 /// Whether to watch system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Syscalls {
-    /// As far as its cost is within the budget, all the time or in windows; not of the whole machine.
+    /// As far as its cost is within a part of the budget, all the time or in windows; not of the whole machine.
     Auto,
     /// All the time.
     On,
@@ -143,11 +145,10 @@ impl Settings {
         }
     }
 
-    /// How much of the target's CPU time watching system calls may cost, from 0 to 1, together with all other probes; `None` for
-    /// no limit.
+    /// How much of the target's CPU time watching system calls may cost, from 0 to 1; `None` for no limit.
     pub fn calls_budget(&self) -> Option<f64> {
         let percent = self.alloc.max_overhead_percent.unwrap_or(MAX_OVERHEAD_PERCENT);
-        (self.syscalls == Syscalls::Auto).then_some(percent / 100.0)
+        (self.syscalls == Syscalls::Auto).then_some(percent / 100.0 * CALLS_PART)
     }
 
     /// How allocations are watched: where a budget covers system calls too, half of it is theirs.
@@ -243,7 +244,8 @@ mod tests {
         assert!(Settings { wakers: true, ..all.clone() }.watches_waits());
         let calls = |target: &Settings, syscalls| Settings { syscalls, ..target.clone() };
         assert!(calls(&one, Syscalls::Auto).watches_calls() && !calls(&all, Syscalls::Auto).watches_calls());
-        assert_eq!(calls(&one, Syscalls::Auto).calls_budget(), Some(0.05));
+        let share = calls(&one, Syscalls::Auto).calls_budget().unwrap();
+        assert!((share - 0.01).abs() < 1e-9, "{share}");
         assert!(
             calls(&all, Syscalls::On).watches_calls() && calls(&all, Syscalls::On).calls_budget().is_none()
         );

@@ -1,7 +1,7 @@
 //! Holds what watching system calls, or requests, costs to its price. It is told what has been earned and spent, and says
 //! whether they are to be watched from now on.
 //!
-//! Of each nanosecond that the target runs, a share is earned; what probes cost it is spent. While there is credit, they are
+//! Of each nanosecond that the target runs, a share is earned; what the probe costs it is spent. While there is credit, they are
 //! watched. Once it is used up they are watched in windows, at such distances that what they cost on average is earned. The
 //! distances are drawn by lot, so that windows do not keep step with what the target does.
 
@@ -29,8 +29,6 @@ const OTHERS: f64 = 0.01;
 /// slow way through calls that are traced; and what one of any other process costs. `bench syscall` measures them.
 const CALL_NS: f64 = 250.0;
 const OTHERS_CALL_NS: f64 = 130.0;
-/// What a breakpoint costs besides, ns.
-const TRAP_NS: f64 = 1_500.0;
 /// What bytes that are moved on a socket cost besides, ns: the ways into and out of the program, and the look at what TCP
 /// receives. `bench requests` measures it.
 const MOVE_NS: f64 = 100.0;
@@ -41,10 +39,8 @@ const MAX_ASKED: usize = 64;
 pub struct Account {
     /// CPU time of the target, what the probes cost it included.
     pub target_ns: u64,
-    /// What probes cost the target that live on the same share.
+    /// What watching costs it.
     pub spent_ns: f64,
-    /// Of that, what is watched in windows.
-    pub windowed_ns: f64,
     /// What it costs other processes.
     pub others_ns: f64,
 }
@@ -137,7 +133,7 @@ impl Budget {
                 let now = cost * 1e9 / passed;
                 if price == 0.0 { now } else { 0.8 * price + 0.2 * now }
             };
-            self.price_ns = average(self.price_ns, account.windowed_ns - self.known.windowed_ns);
+            self.price_ns = average(self.price_ns, account.spent_ns - self.known.spent_ns);
             self.others_price_ns = average(self.others_price_ns, others);
             self.known = account;
             self.looked_ns = now_ns;
@@ -185,30 +181,15 @@ impl Budget {
     }
 }
 
-/// What the targets have earned and all probes have spent so far, for windows of system calls.
+/// What the targets have earned and watching system calls has cost so far.
 pub fn of_calls(cx: &Context<'_>) -> Account {
-    let cost = |probe| cx.kernel.cost(probe);
-    let calls_ns = in_all(cx, cost::Probe::Syscall, CALL_NS);
-    let traps =
-        [cost::Probe::AllocEnter, cost::Probe::AllocReturn, cost::Probe::Free, cost::Probe::AllocLeave];
-    let traps: f64 = traps.map(|probe| in_all(cx, probe, TRAP_NS)).iter().sum();
-    let rest =
-        [cost::Probe::Cpu, cost::Probe::Sched, cost::Probe::Loop, cost::Probe::Waker, cost::Probe::Fault];
-    let rest: u64 = rest.map(cost).iter().map(|of| of.ns).sum();
-    let requests_ns = in_all(cx, cost::Probe::Request, MOVE_NS);
-    let others = cx.kernel.tallied(Tally::CallsOfOthers) as f64 * OTHERS_CALL_NS;
-    Account {
-        target_ns: earned_by(cx),
-        spent_ns: calls_ns + traps + requests_ns + rest as f64,
-        windowed_ns: calls_ns,
-        others_ns: others,
-    }
+    let others_ns = cx.kernel.tallied(Tally::CallsOfOthers) as f64 * OTHERS_CALL_NS;
+    Account { target_ns: earned_by(cx), spent_ns: in_all(cx, cost::Probe::Syscall, CALL_NS), others_ns }
 }
 
-/// The same for windows of requests, which have a share of their own. What is moved by others costs these a look at who it is.
+/// The same for requests. What is moved by others costs these a look at who it is.
 pub fn of_requests(cx: &Context<'_>) -> Account {
-    let ns = in_all(cx, cost::Probe::Request, MOVE_NS);
-    Account { target_ns: earned_by(cx), spent_ns: ns, windowed_ns: ns, others_ns: 0.0 }
+    Account { target_ns: earned_by(cx), spent_ns: in_all(cx, cost::Probe::Request, MOVE_NS), others_ns: 0.0 }
 }
 
 /// CPU time of the targets, ns.
@@ -229,16 +210,14 @@ mod tests {
     const LOOK_NS: u64 = 100_000_000;
 
     /// Share of the target's time that is spent, and share of time in which calls are watched, in a minute: of a target that
-    /// uses `cpu` CPUs and whose calls would cost it `cost` of its time if they were always watched.
-    fn minute(cpu: f64, cost: f64, base: f64, others: f64) -> (f64, f64) {
+    /// uses `cpu` CPUs and whose calls would cost it `cost` of its time if they were always watched, and others so many CPUs.
+    fn minute(cpu: f64, cost: f64, others: f64) -> (f64, f64) {
         let mut budget = Budget::new(0.05, 2, 0);
         let (mut account, mut open) = (Account::default(), true);
         for i in 1..=600 {
             let target = cpu * LOOK_NS as f64;
             account.target_ns += target as u64;
-            account.spent_ns += base * target;
             if open {
-                account.windowed_ns += cost * target;
                 account.spent_ns += cost * target;
                 account.others_ns += others * LOOK_NS as f64;
             }
@@ -254,20 +233,20 @@ mod tests {
 
     #[test]
     fn what_is_cheap_is_watched_all_the_time() {
-        assert_eq!(minute(0.5, 0.03, 0.01, 0.001).1, 1.0);
-        assert_eq!(minute(0.001, 0.04, 0.0, 0.0).1, 1.0, "hardly runs");
+        assert_eq!(minute(0.5, 0.04, 0.001).1, 1.0);
+        assert_eq!(minute(0.001, 0.04, 0.0).1, 1.0, "hardly runs");
     }
 
     #[test]
     fn what_is_dear_is_watched_in_windows_within_the_budget() {
-        let (spent, watched) = minute(1.0, 0.2, 0.01, 0.0);
+        let (spent, watched) = minute(1.0, 0.2, 0.0);
         assert!((0.03..0.055).contains(&spent), "{spent}");
-        assert!((0.1..0.3).contains(&watched), "{watched}");
+        assert!((0.15..0.3).contains(&watched), "{watched}");
     }
 
     #[test]
     fn other_processes_pay_little_too() {
-        let watched = minute(0.1, 0.01, 0.0, 0.2).1;
+        let watched = minute(0.1, 0.01, 0.2).1;
         assert!(
             (0.05..0.15).contains(&watched),
             "a fifth of a CPU, where two have one fiftieth of one to spare: {watched}"
@@ -277,7 +256,7 @@ mod tests {
     #[test]
     fn the_budget_holds_from_the_first_second() {
         let mut budget = Budget::new(0.05, 2, 0);
-        let account = Account { target_ns: LOOK_NS, spent_ns: 2e7, windowed_ns: 2e7, others_ns: 0.0 };
+        let account = Account { target_ns: LOOK_NS, spent_ns: 2e7, others_ns: 0.0 };
         assert_eq!(budget.look(LOOK_NS, account), Order::Close);
     }
 }
