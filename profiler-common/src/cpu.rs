@@ -7,7 +7,7 @@ use crate::{
     mapping::Walk,
     runtime::{RUNTIME_WORDS, python::FRAME_WORDS},
     table::table,
-    unwind::StopReason,
+    unwind::{StopReason, cache::Window},
 };
 
 /// The kernel stack could not be read.
@@ -154,6 +154,8 @@ pub struct SampleScratch {
     pub frame: [u64; FRAME_WORDS],
     /// Not sent: where the walk up the user stack stands.
     pub walk: Walk,
+    /// Not sent: a piece of that stack.
+    pub window: Window,
 }
 
 const _: () = {

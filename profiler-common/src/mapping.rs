@@ -58,6 +58,8 @@ pub struct ProcessMappings {
     pub runtimes: u32,
     /// Index of their offsets in `RUNTIMES`.
     pub offsets: u32,
+    /// Of this state of its mappings: no other state, of any process, has the same, but that of a child which has its parent's.
+    pub epoch: u32,
 }
 
 /// Where a walk up a stack stands.
@@ -76,6 +78,8 @@ pub struct Walk {
     pub has_mappings: u32,
     /// Values of `GENERATIONS` when they were looked up: they are good for as long as these stay.
     pub generations: [u64; GENERATIONS as usize],
+    /// Not zero if the last frame was in a mapping with a table.
+    pub was_mapped: u64,
     /// 1 if the instruction pointer is that of an instruction, 0 if it is a return address.
     pub exact: u64,
     /// What the last step found of a runtime's frame: words of an [`Entry`](crate::runtime::Entry); zero if nothing.
@@ -90,7 +94,7 @@ pub struct Walk {
 
 const _: () = {
     assert!(size_of::<Mapping>() == 40);
-    assert!(size_of::<ProcessMappings>() == 16);
+    assert!(size_of::<ProcessMappings>() == 20);
 };
 
 #[cfg(feature = "user")]

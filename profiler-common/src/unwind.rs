@@ -6,6 +6,8 @@
 //! is a list of 4096-byte pages: first one word for each bucket (where its rows are and how many), then the rows.
 //! A row is the offset in its bucket from which it applies, and the id of a [`Rule`]. All files share the rules.
 
+pub mod cache;
+
 /// Logarithm of the code bytes in a bucket.
 pub const BUCKET_SHIFT: u32 = 8;
 /// Code bytes in a bucket.

@@ -26,6 +26,7 @@ mod memory;
 mod offsets;
 mod output;
 mod request;
+mod rule_cache;
 mod runtime;
 mod sched;
 mod stack;

@@ -29,6 +29,7 @@ use crate::{
     memory::UserMemory,
     offsets::{OFF_RETURN_ADDRESS, OFF_RETURN_NEXT, OFF_RETURN_STACK, OFF_TASK_UTASK, OFF_UTASK_RETURNS},
     output::add,
+    rule_cache::{self, Stepped},
     runtime,
     task::{current_task, is_user, read, registers, saved_registers, user_registers},
 };
@@ -120,6 +121,7 @@ pub fn begin(walk: &mut Walk, registers: Registers, exact: u64) {
     walk.registers = registers;
     walk.exact = exact;
     walk.words = 0;
+    walk.was_mapped = exact ^ 1; // what called the profiler's probe is a file's
     walk.fingerprint = Fingerprint::default();
 }
 
@@ -168,8 +170,17 @@ pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
     // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return u64::from(END_STOPPED) << 32 };
     let (mut frames, mut ended) = (MAX_FRAMES as u64, END_STOPPED + StopReason::TooDeep as u32);
+    scratch.window.bytes = 0;
     for i in 0..MAX_FRAMES as u64 {
         scratch.frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = scratch.walk.registers.ip;
+        match rule_cache::step(scratch) {
+            Stepped::ToCaller => continue,
+            Stepped::End => {
+                (frames, ended) = (i + 1, END_COMPLETE);
+                break;
+            }
+            Stepped::Unknown => {}
+        }
         let mut end = unwind_frame(&mut scratch.walk);
         if end == END_STOPPED + StopReason::NoTable as u32 && i > 0 {
             let returns_to = probed_return(scratch.walk.registers.sp.wrapping_sub(8));
@@ -235,11 +246,13 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
     // SAFETY: callers pass a valid walk; the verifier, which cannot know, wants to see the check for null.
     let Some(walk) = (unsafe { walk.as_mut() }) else { return END_STOPPED };
     let address = walk.registers.ip.wrapping_sub(1 ^ walk.exact);
-    let was_mapped = u64::from(walk.mapping.end != 0);
+    let was_mapped = walk.was_mapped;
     if address < walk.mapping.start || address >= walk.mapping.end {
         walk.mapping = find_mapping(walk.process, address);
     }
+    walk.was_mapped = u64::from(walk.mapping.end != 0);
     let Some(rule) = RULES.get(find_rule(&walk.mapping, address)) else { return END_STOPPED };
+    rule_cache::remember(rule, address, walk.process.epoch);
     let exact = walk.exact;
     walk.exact = u64::from(rule.caller_is_exact());
     walk.entry = [0; 2];

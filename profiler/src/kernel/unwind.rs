@@ -97,7 +97,8 @@ impl TableSink for UnwindMaps {
     }
 
     fn set_process(&mut self, pid: u32, mappings: ProcessMappings) -> Result<()> {
-        self.processes.insert(pid, mappings, 0)?;
+        let epoch = self.generation as u32 + 1; // of the change that this is
+        self.processes.insert(pid, ProcessMappings { epoch, ..mappings }, 0)?;
         self.count_change()
     }
 

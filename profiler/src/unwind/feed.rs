@@ -361,7 +361,7 @@ impl<S: TableSink> Feeder<S> {
             }
             return Ok(());
         };
-        let place = ProcessMappings { first, count: mappings.len() as u32, runtimes, offsets };
+        let place = ProcessMappings { first, count: mappings.len() as u32, runtimes, offsets, epoch: 0 }; // the sink knows epochs
         self.sink.set_mappings(first, &mappings)?;
         self.sink.set_process(pid, place)?;
         if let Some(old) = self.processes.insert(pid, InKernel { place, modules, mappings }) {
