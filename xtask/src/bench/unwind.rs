@@ -21,6 +21,9 @@ use crate::shell::{debian_packages, output, run as run_command, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// The profiler to try, instead of building it
+    #[arg(long, value_name = "FILE")]
+    profiler: Option<PathBuf>,
     /// Only these parts, instead of all
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -79,7 +82,10 @@ struct Bench<'a> {
 pub fn run(args: &Args) -> Result<()> {
     debian_packages(PACKAGES)?;
     let bench = Bench {
-        profiler: build_profiler()?,
+        profiler: match &args.profiler {
+            Some(profiler) => profiler.clone(),
+            None => build_profiler()?,
+        },
         compiled: workspace().join("target/bench"),
         dir: tempfile::tempdir()?,
         args,
