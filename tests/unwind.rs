@@ -8,7 +8,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write as _,
+    io::{BufRead as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard},
@@ -180,6 +180,38 @@ fn a_library_is_opened() {
     let library =
         compiled("change.c", &["cc", "-O2", "-g", "-shared", "-fPIC", "-DLIBRARY", "-fomit-frame-pointer"]);
     let profile = change(|_dir| format!("load {}", library.display()));
+    assert!(profile.total_percent("through_library") > 50.0);
+}
+
+/// The same addresses, with frames of another size: what was known of them is forgotten.
+#[test]
+fn a_library_takes_anothers_place() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let library = |room: &str| {
+        let build = ["cc", "-O2", "-g", "-shared", "-fPIC", "-DLIBRARY", room, "-fomit-frame-pointer"];
+        compiled("change.c", &[&build[..], &["-fno-stack-protector"]].concat())
+    };
+    let libraries = [library("-DROOM=1024"), library("-DROOM=2048")];
+    let mut target = Command::new(workload("change", NO_FRAME_POINTERS));
+    let mut target = Running::start(target.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut said = target.ready();
+    let mut input = target.0.stdin.take().unwrap();
+    let mut open = |library: &Path| {
+        writeln!(input, "load {}", library.display()).unwrap();
+        let mut place = String::new();
+        said.read_line(&mut place).unwrap();
+        place
+    };
+    let first = open(&libraries[0]);
+    let profiling = Profiling::start(&["--pid", &target.pid(), "-F", "1999", "-d", "4s"]);
+    let event_ns = now_ns();
+    assert_eq!(open(&libraries[1]), first, "it is at the other's place");
+    let (profile, samples) = profiling.finish();
+    profile.assert_consistent();
+    assert_complete_after(event_ns, &samples);
     assert!(profile.total_percent("through_library") > 50.0);
 }
 

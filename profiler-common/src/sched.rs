@@ -211,7 +211,7 @@ pub struct ThreadState {
     pub tid: u32,
     /// Class of the calls it waits in as an event loop (a [`SyscallClass`]), zero if it is none.
     pub loop_class: u32,
-    /// The epoll descriptor that the loop waits in, if it is one.
+    /// The epoll descriptor that the loop waits in, or the only one that it polls; [`MANY`] if it waits for several otherwise.
     pub loop_descriptor: u32,
     /// Waits elsewhere since the last one there.
     pub elsewhere: u32,
@@ -396,9 +396,12 @@ pub struct LoopSeen {
     pub pid: u32,
     /// Thread id, in the profiler's PID namespace.
     pub tid: u32,
-    /// The call's first argument.
-    pub object: u64,
+    /// As [`ThreadState::loop_descriptor`].
+    pub descriptor: u64,
 }
+
+/// In place of the descriptor that a thread waits for: it is not just one.
+pub const MANY: u32 = u32::MAX;
 
 /// What a histogram counts.
 #[repr(u32)]

@@ -3,14 +3,21 @@
 use aya_ebpf::Global;
 use profiler_common::{
     record::RecordKind,
-    sched::{Iteration, LoopSeen, Span, SyscallClass, ThreadState},
+    sched::{Iteration, LoopSeen, MANY, Span, SyscallClass, ThreadState},
+    unwind::Memory as _,
 };
 
-use crate::{emit::emit, task::Entry};
+use crate::{emit::emit, memory::UserMemory, task::Entry};
 
 /// Iterations longer than this are reported one by one, ns.
 #[unsafe(no_mangle)]
 static STALL_NS: Global<u64> = Global::new(u64::MAX);
+
+/// Numbers of poll and ppoll, where there are such calls.
+#[unsafe(no_mangle)]
+static POLL_NUMBER: Global<u32> = Global::new(u32::MAX);
+#[unsafe(no_mangle)]
+static PPOLL_NUMBER: Global<u32> = Global::new(u32::MAX);
 
 /// The current thread blocks in a call that waits for any of many descriptors: outside of iterations, unless the call is made
 /// in the middle of one.
@@ -78,7 +85,31 @@ const MAX_ELSEWHERE: u32 = 1000;
 #[inline(always)]
 pub fn is_own_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
     state.loop_class == class
-        && (class != SyscallClass::Epoll as u32 || state.loop_descriptor == entry.args[0] as u32)
+        && if class == SyscallClass::Epoll as u32 {
+            state.loop_descriptor == entry.args[0] as u32
+        } else {
+            state.loop_descriptor == MANY || polls_one(entry)
+        }
+}
+
+/// Whether it is a poll of one descriptor.
+#[inline(always)]
+fn polls_one(entry: &Entry) -> bool {
+    let number = entry.number as u32;
+    (number == POLL_NUMBER.load() || number == PPOLL_NUMBER.load()) && entry.args[1] == 1
+}
+
+/// What a call waits for, as [`ThreadState::loop_descriptor`].
+#[inline(always)]
+fn descriptor_of(class: u32, entry: &Entry) -> u32 {
+    if class == SyscallClass::Epoll as u32 {
+        return entry.args[0] as u32;
+    }
+    // struct pollfd begins with it (include/uapi/asm-generic/poll.h); a word has its events, too.
+    match polls_one(entry).then(|| UserMemory.read_u64(entry.args[0])) {
+        Some(Some(polled)) => polled as u32,
+        _ => MANY,
+    }
 }
 
 /// Whether a call of this class that waits elsewhere is made in the middle of an iteration: it is deeper in the stack than the
@@ -98,9 +129,10 @@ pub fn see_loop(state: &mut ThreadState, class: u32, entry: &Entry) {
     if state.loop_class == SyscallClass::Epoll as u32 && class != state.loop_class {
         return;
     }
-    let known = state.loop_class == class;
+    let descriptor = descriptor_of(class, entry);
+    let known = state.loop_class == class && (class == SyscallClass::Epoll as u32 || descriptor != MANY);
     state.loop_class = class;
-    state.loop_descriptor = entry.args[0] as u32;
+    state.loop_descriptor = descriptor;
     state.loop_sp = entry.sp;
     state.elsewhere = 0;
     state.iteration_start_ns = 0;
@@ -112,7 +144,7 @@ pub fn see_loop(state: &mut ThreadState, class: u32, entry: &Entry) {
         syscall: state.syscall,
         pid: state.pid,
         tid: state.tid,
-        object: entry.args[0],
+        descriptor: descriptor.into(),
     };
     emit(&seen);
 }

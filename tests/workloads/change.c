@@ -1,5 +1,6 @@
 // Changes while it runs. Spins until a line on stdin says what to become: "load PATH" opens a library, this same file
-// compiled with -DLIBRARY, and spins in it from then on, called back through it; "exec PATH" is another program.
+// compiled with -DLIBRARY, and spins in it from then on, called back through it; what was opened before is unloaded first.
+// "exec PATH" is another program. Where a library's function is, is said.
 #define _GNU_SOURCE
 #include <stdint.h>
 
@@ -7,6 +8,11 @@
 
 // Not a tail call: what is called back has this frame below it.
 __attribute__((noinline)) uint64_t through_library(uint64_t (*back)(uint64_t), uint64_t x) {
+#ifdef ROOM
+    // The same code but for the frame's size.
+    volatile char room[ROOM];
+    room[x % ROOM] = 1;
+#endif
     for (int i = 0; i < 1000; i++) x = x * 2862933555777941757ull + 3037000493ull;
     return back(x) + 1;
 }
@@ -40,8 +46,12 @@ static int change(void) {
         execl(line + 5, line + 5, (char *)0);
         return 2;
     }
-    void *handle = dlopen(line + 5, RTLD_NOW);
+    static void *handle;
+    if (handle) dlclose(handle);
+    handle = dlopen(line + 5, RTLD_NOW);
     *(void **)&library = handle ? dlsym(handle, "through_library") : 0;
+    printf("%p\n", (void *)library);
+    fflush(stdout);
     return library ? 0 : 3;
 }
 

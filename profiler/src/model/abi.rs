@@ -202,6 +202,15 @@ pub static CLASS_TABLE: LazyLock<[u8; MAX_SYSCALLS]> = LazyLock::new(|| {
     classes
 });
 
+/// Whether it is poll or ppoll: an array of descriptors, and how many.
+pub fn is_poll(number: i32) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let is_older_form = i64::from(number) == libc::SYS_poll;
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_older_form = false;
+    is_older_form || i64::from(number) == libc::SYS_ppoll
+}
+
 /// The class of one.
 pub fn class(number: i32) -> u8 {
     usize::try_from(number)

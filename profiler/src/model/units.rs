@@ -25,13 +25,14 @@ pub fn thousands(number: u64) -> String {
 
 /// An amount of memory with three digits, in powers of ten.
 pub fn bytes(bytes: f64) -> String {
-    let (value, unit) = match bytes {
+    let bytes = bytes + 0.0; // a sum of nothing is minus zero
+    let (value, unit) = match bytes.abs() {
         ..1e3 => return format!("{bytes:.0} B"),
         ..1e6 => (bytes / 1e3, "kB"),
         ..1e9 => (bytes / 1e6, "MB"),
         _ => (bytes / 1e9, "GB"),
     };
-    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    let digits = if value.abs() < 9.995 { 2 } else { usize::from(value.abs() < 99.95) };
     format!("{value:.digits$} {unit}")
 }
 
@@ -78,6 +79,7 @@ mod tests {
     fn amounts_have_three_digits() {
         let text = [0.0, 999.0, 1234.0, 99_940.0, 123_456_789.0, 2e9].map(bytes);
         assert_eq!(text, ["0 B", "999 B", "1.23 kB", "99.9 kB", "123 MB", "2.00 GB"]);
+        assert_eq!([-0.0, -999.0, -1234.0].map(bytes), ["0 B", "-999 B", "-1.23 kB"]);
     }
 
     #[test]

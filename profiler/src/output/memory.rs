@@ -124,6 +124,10 @@ fn watching(of: &Watching, style: &Style, out: &mut dyn Write) -> Result<()> {
 }
 
 fn sites(run: &Run, memory: &Memory, style: &Style, out: &mut dyn Write) -> Result<()> {
+    if memory.sites.is_empty() {
+        writeln!(out, "\n{}", style.bold("allocated since and not freed: nothing was seen"))?;
+        return Ok(());
+    }
     let live = |site: &Site| site.points.last().copied().unwrap_or_default();
     let total: f64 = memory.sites.iter().map(|site| live(site).live_bytes).sum();
     let objects: f64 = memory.sites.iter().map(|site| live(site).live_count).sum();

@@ -356,6 +356,17 @@ mod tests {
     }
 
     #[test]
+    fn a_source_is_looked_for_once_a_second_or_when_it_matters() {
+        let mut code = JitCode::default();
+        assert!(code.wants_source(5, false));
+        assert!(!code.wants_source(6, false));
+        assert!(code.wants_source(7, true));
+        assert!(code.wants_source(7 + LOOK_INTERVAL_NS, false));
+        code.open(tempfile::tempfile().unwrap(), false);
+        assert!(!code.wants_source(u64::MAX, true), "there is one");
+    }
+
+    #[test]
     fn an_address_is_named_by_who_had_it_then() {
         let (file, mut code) = growing(false);
         append(&file, b"100 20 LazyCompile:~a /app/x.js:3\n0x200 10 b\nnonsense\n30");

@@ -54,15 +54,36 @@ pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
     }
     let Some(socket) = sockets.first() else { return false };
     let inode = socket.trim_start_matches("socket:[").trim_end_matches(']');
-    let unix = text::read_to_parse(&shown(proc_root, pid).join("net/unix")).unwrap_or_default();
-    // Num RefCount Protocol Flags Type St Inode Path; state 3 is SS_CONNECTED. Who was connected to has the path.
-    let of_unix = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let of_unix = of_unix.into_iter().find(|fields| fields.get(6) == Some(&inode));
-    match of_unix {
-        Some(fields) => fields[5] == "03" && fields.len() > 7,
+    match unix_socket(proc_root, pid, inode) {
+        Some((state, has_path)) => state == SS_CONNECTED && has_path,
         None => self::socket(proc_root, pid, socket)
             .is_some_and(|object| object.contains(" -> ") && serves(proc_root, pid, &object)),
     }
+}
+
+/// Whether a process's descriptor is a connection, whoever began it, and not a listener or no socket at all.
+pub fn is_connection(proc_root: &Path, pid: u32, descriptor: u32) -> bool {
+    let link = fs::read_link(shown(proc_root, pid).join(format!("fd/{descriptor}"))).unwrap_or_default();
+    let link = text::path(&link);
+    let Some(inode) = link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) else {
+        return false;
+    };
+    match unix_socket(proc_root, pid, inode) {
+        Some((state, _path)) => state == SS_CONNECTED,
+        None => socket(proc_root, pid, &link).is_some_and(|object| object.contains(" -> ")),
+    }
+}
+
+/// State 3 of a Unix socket (include/uapi/linux/net.h).
+const SS_CONNECTED: &str = "03";
+
+/// A Unix socket's state and whether it has a path, which who was connected to has.
+fn unix_socket(proc_root: &Path, pid: u32, inode: &str) -> Option<(String, bool)> {
+    let unix = text::read_to_parse(&shown(proc_root, pid).join("net/unix")).unwrap_or_default();
+    // Num RefCount Protocol Flags Type St Inode Path.
+    let of_unix = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_unix = of_unix.into_iter().find(|fields| fields.get(6) == Some(&inode))?;
+    Some((of_unix[5].to_owned(), of_unix.len() > 7))
 }
 
 /// Describes a socket by its link, `socket:[inode]`, from the tables of the process's network namespace.

@@ -184,7 +184,7 @@ impl Scheduler {
         }
         self.maps.seed(state.tid, &state);
         if state.loop_class != 0 {
-            self.add_loop(ThreadKey { pid: state.pid, tid: state.tid }, state.syscall, state.object);
+            self.add_loop(ThreadKey { pid: state.pid, tid: state.tid }, state.syscall, state.loop_descriptor);
         }
     }
 
@@ -286,13 +286,13 @@ impl Scheduler {
 
     /// A thread waits as event loops do.
     fn loop_seen(&mut self, seen: &LoopSeen) {
-        self.add_loop(ThreadKey { pid: seen.pid, tid: seen.tid }, seen.syscall, seen.object);
+        self.add_loop(ThreadKey { pid: seen.pid, tid: seen.tid }, seen.syscall, seen.descriptor as u32);
     }
 
-    fn add_loop(&mut self, thread: ThreadKey, syscall: i32, object: u64) {
+    fn add_loop(&mut self, thread: ThreadKey, syscall: i32, descriptor: u32) {
         let allowed = self.lookups < MAX_LOOKUPS && !self.loops.serves_one_client(thread.pid);
         self.lookups += u32::from(allowed);
-        self.loops.add(thread, syscall, object, allowed, &self.proc_root);
+        self.loops.add(thread, syscall, descriptor, allowed, &self.proc_root);
         self.maps.add_histogram(HistogramKey { kind: HistogramKind::Iterations as u32, id: thread.tid });
         if self.loops.holds_others_up(thread) {
             self.waits.add_loop(thread);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use profiler_common::sched::SyscallClass;
+use profiler_common::sched::{MANY, SyscallClass};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
@@ -15,14 +15,17 @@ use crate::{
 pub struct Loops {
     loops: FxHashMap<ThreadKey, Loop>,
     /// Threads by process and epoll descriptor they wait in.
-    sharers: FxHashMap<(u32, u64), FxHashSet<u32>>,
+    sharers: FxHashMap<(u32, u32), FxHashSet<u32>>,
     /// Processes that serve one client each, as a database's do: while one works nobody waits but who asked for it.
     one_client: FxHashSet<u32>,
+    /// Threads that wait for one connection each: that of a client, as those of a server with a thread for each of them, or of
+    /// a server whose answer they need. They do one thing at a time, and nobody else waits.
+    one_connection: FxHashSet<ThreadKey>,
 }
 
 struct Loop {
     syscall: i32,
-    object: u64,
+    descriptor: u32,
 }
 
 impl Loops {
@@ -31,11 +34,20 @@ impl Loops {
         self.loops.is_empty()
     }
 
-    /// A thread waits as event loops do. May look into /proc if it is `allowed`.
-    pub fn add(&mut self, thread: ThreadKey, syscall: i32, object: u64, allowed: bool, proc_root: &Path) {
-        self.loops.insert(thread, Loop { syscall, object });
+    /// A thread waits as event loops do, for a descriptor as [`ThreadState::loop_descriptor`]. May look into /proc if it is
+    /// `allowed`.
+    ///
+    /// [`ThreadState::loop_descriptor`]: profiler_common::sched::ThreadState::loop_descriptor
+    pub fn add(&mut self, thread: ThreadKey, syscall: i32, descriptor: u32, allowed: bool, proc_root: &Path) {
+        self.loops.insert(thread, Loop { syscall, descriptor });
         if abi::class(syscall) == SyscallClass::Epoll as u8 {
-            self.sharers.entry((thread.pid, object)).or_default().insert(thread.tid);
+            self.sharers.entry((thread.pid, descriptor)).or_default().insert(thread.tid);
+        } else if descriptor == MANY {
+            self.one_connection.remove(&thread);
+        } else if !allowed || objects::is_connection(proc_root, thread.pid, descriptor) {
+            // Of so many that not each is looked at, most will be.
+            self.one_connection.insert(thread);
+            return;
         }
         if allowed && objects::serves_one_client(proc_root, thread.pid) {
             self.one_client.insert(thread.pid);
@@ -61,19 +73,23 @@ impl Loops {
 
     /// The event loop with this thread id that holds others up, and the system call it waits in.
     pub fn wait_of(&self, tid: u32) -> Option<(ThreadKey, i32)> {
-        let is_it = |thread: &ThreadKey| thread.tid == tid && !self.one_client.contains(&thread.pid);
+        let is_it = |thread: &ThreadKey| thread.tid == tid && !self.is_for_one(*thread);
         self.loops.iter().find(|(thread, _)| is_it(thread)).map(|(thread, of)| (*thread, of.syscall))
     }
 
     /// Whether a thread that is away from its loop holds others up.
     pub fn holds_others_up(&self, thread: ThreadKey) -> bool {
-        !self.is_shared(thread) && !self.one_client.contains(&thread.pid)
+        !self.is_shared(thread) && !self.is_for_one(thread)
+    }
+
+    fn is_for_one(&self, thread: ThreadKey) -> bool {
+        self.one_client.contains(&thread.pid) || self.one_connection.contains(&thread)
     }
 
     /// Whether other threads wait in the same epoll descriptor: the runtime (Go's, multi-threaded tokio's) lets any
     /// thread poll and any other work, so a thread that is long away from it holds nobody up.
     fn is_shared(&self, thread: ThreadKey) -> bool {
-        let sharers = self.loops.get(&thread).and_then(|of| self.sharers.get(&(thread.pid, of.object)));
+        let sharers = self.loops.get(&thread).and_then(|of| self.sharers.get(&(thread.pid, of.descriptor)));
         sharers.is_some_and(|threads| threads.len() > 1)
     }
 }

@@ -59,6 +59,9 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     plan.global("RUN_QUEUE_BY_THREAD", u8::from(settings.by_thread));
     plan.global("KEEP_RAN", 1u8);
     plan.global("STALL_NS", limits.stall_ns);
+    plan.global("PPOLL_NUMBER", libc::SYS_ppoll as u32);
+    #[cfg(target_arch = "x86_64")]
+    plan.global("POLL_NUMBER", libc::SYS_poll as u32);
     plan.global("LOOP_BLOCK_NS", limits.loop_block_ns);
     plan.global("STARVATION_NS", limits.starvation_ns);
     plan.global("BLOCK_NS", limits.block_ns);

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use profiler_common::{
     cpu::SAMPLE_HEADER_LEN,
     record::RecordKind,
-    sched::{Iteration, Phase, SyscallClass, ThreadState, Times},
+    sched::{Iteration, MANY, Phase, SyscallClass, ThreadState, Times},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         wait::ThreadTime,
     },
     probe::cpu::records::{self as cpu, RawSample},
-    process::shown::shown,
+    process::{memory::ProcessMemory, shown::shown},
     text,
 };
 
@@ -85,7 +85,15 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
         thread.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
         if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
             thread.loop_class = class.into();
-            thread.loop_descriptor = arg(0) as u32;
+            let polls_one = class == SyscallClass::Poll as u8 && abi::is_poll(number) && arg(1) == 1;
+            thread.loop_descriptor = match class == SyscallClass::Epoll as u8 {
+                true => arg(0) as u32,
+                // struct pollfd begins with it.
+                false if polls_one => {
+                    ProcessMemory::open(proc_root, pid).and_then(|of| of.read_u32(arg(0))).unwrap_or(MANY)
+                }
+                false => MANY,
+            };
             // The last two words are the stack and the instruction pointer.
             thread.loop_sp = args.iter().nth_back(1).copied().unwrap_or(0);
         }
@@ -265,6 +273,14 @@ mod tests {
         assert_eq!(seed("D", "-1 0x1 0x2\n").unwrap().0.cause, WaitCause::PageFault as u32);
         assert_eq!(seed("Z", ""), None);
         let poll = format!("{} 0x3 0x0\n", libc::SYS_epoll_pwait);
-        assert_eq!(seed("S", &poll).unwrap().0.loop_class, SyscallClass::Epoll as u32);
+        let state = seed("S", &poll).unwrap().0;
+        assert_eq!((state.loop_class, state.loop_descriptor), (SyscallClass::Epoll as u32, 3));
+        // Of one descriptor, and of two.
+        fs::write(root.path().join("7/mem"), 5u64.to_ne_bytes()).unwrap();
+        for (count, descriptor) in [(1, 5), (2, MANY)] {
+            let poll = format!("{} 0x0 {count:#x} 0x0 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_ppoll);
+            let state = seed("S", &poll).unwrap().0;
+            assert_eq!((state.loop_class, state.loop_descriptor), (SyscallClass::Poll as u32, descriptor));
+        }
     }
 }

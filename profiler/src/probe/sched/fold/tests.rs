@@ -4,7 +4,7 @@ use std::{cell::RefCell, fs, rc::Rc};
 
 use profiler_common::{
     histogram::{Histogram, bucket},
-    sched::{KnownStack, OffCpuTime, Times, WaitCause},
+    sched::{KnownStack, MANY, OffCpuTime, Times, WaitCause},
 };
 
 use super::*;
@@ -238,11 +238,11 @@ fn long_waits_are_listed_with_what_they_waited_for() {
 fn iterations_of_an_event_loop_are_its_own() {
     let mut bench = Bench::new();
     let (mut scheduler, maps) = begun(&bench);
-    let seen = |tid, object| LoopSeen {
+    let seen = |tid, descriptor| LoopSeen {
         syscall: libc::SYS_epoll_pwait as i32,
         pid: 7,
         tid,
-        object,
+        descriptor,
         ..LoopSeen::default()
     };
     bench.with(|cx| scheduler.poll(cx));
@@ -269,6 +269,18 @@ fn iterations_of_an_event_loop_are_its_own() {
     bench.record(&mut scheduler, &Record::Loop(seen(9, 4)));
     bench.record(&mut scheduler, &Record::Iteration(iteration(8)));
     assert_eq!(run(&mut bench, &mut scheduler).blocking.unwrap().stalls.len(), 1);
+    // Nor does one that waits for one connection, until it waits for more.
+    let polls = |descriptor| LoopSeen { syscall: libc::SYS_ppoll as i32, ..seen(10, descriptor) };
+    let process = bench.proc.path().join("7");
+    std::fs::create_dir_all(process.join("fd")).unwrap();
+    std::fs::create_dir_all(process.join("net")).unwrap();
+    std::os::unix::fs::symlink("socket:[77]", process.join("fd/5")).unwrap();
+    std::fs::write(process.join("net/unix"), "Num …\n0: 3 0 0 1 03 77\n").unwrap();
+    for (descriptor, stalls) in [(5, 1), (u64::from(MANY), 2)] {
+        bench.record(&mut scheduler, &Record::Loop(polls(descriptor)));
+        bench.record(&mut scheduler, &Record::Iteration(iteration(10)));
+        assert_eq!(run(&mut bench, &mut scheduler).blocking.unwrap().stalls.len(), stalls);
+    }
 }
 
 #[test]
