@@ -14,7 +14,7 @@ use profiler_common::{
 
 use crate::{
     histogram::record,
-    loops::{begin_iteration, emit_iteration, is_nested_wait, is_own_wait, see_loop},
+    loops::{begin_iteration, emit_iteration, is_nested_wait, is_own_wait, is_sleep, see_loop},
     output::{charge, now_ns},
     sched::{SYSCALLS, THREADS, settle_state},
     target::ONLY_TGID,
@@ -67,6 +67,9 @@ pub extern "C" fn ask_for_work(number: u32, class: u32) -> u32 {
     let state = unsafe { &mut *state };
     settle_state(state, now);
     let entry = syscall_entry(current_task());
+    if is_sleep(class, &entry) {
+        return 0;
+    }
     if !is_own_wait(state, class, &entry) && !is_nested_wait(state, class, &entry) {
         state.syscall = number as i32;
         see_loop(state, class, &entry);

@@ -13,16 +13,23 @@ use crate::{emit::emit, memory::UserMemory, task::Entry};
 #[unsafe(no_mangle)]
 static STALL_NS: Global<u64> = Global::new(u64::MAX);
 
-/// Numbers of poll and ppoll, where there are such calls.
+/// Numbers of poll and ppoll, select and pselect6, where there are such calls.
 #[unsafe(no_mangle)]
 static POLL_NUMBER: Global<u32> = Global::new(u32::MAX);
 #[unsafe(no_mangle)]
 static PPOLL_NUMBER: Global<u32> = Global::new(u32::MAX);
+#[unsafe(no_mangle)]
+static SELECT_NUMBER: Global<u32> = Global::new(u32::MAX);
+#[unsafe(no_mangle)]
+static PSELECT_NUMBER: Global<u32> = Global::new(u32::MAX);
 
 /// The current thread blocks in a call that waits for any of many descriptors: outside of iterations, unless the call is made
 /// in the middle of one.
 #[inline(always)]
 pub fn wait_for_work(state: &mut ThreadState, class: u32, entry: &Entry) {
+    if is_sleep(class, entry) {
+        return;
+    }
     if is_nested_wait(state, class, entry) {
         state.elsewhere += 1;
         return;
@@ -92,11 +99,26 @@ pub fn is_own_wait(state: &ThreadState, class: u32, entry: &Entry) -> bool {
         }
 }
 
+/// Whether the call is poll or ppoll.
+#[inline(always)]
+fn is_poll(entry: &Entry) -> bool {
+    let number = entry.number as u32;
+    number == POLL_NUMBER.load() || number == PPOLL_NUMBER.load()
+}
+
 /// Whether it is a poll of one descriptor.
 #[inline(always)]
 fn polls_one(entry: &Entry) -> bool {
+    is_poll(entry) && entry.args[1] == 1
+}
+
+/// Whether a call of this class waits for no descriptor, but for time to pass.
+#[inline(always)]
+pub fn is_sleep(class: u32, entry: &Entry) -> bool {
     let number = entry.number as u32;
-    (number == POLL_NUMBER.load() || number == PPOLL_NUMBER.load()) && entry.args[1] == 1
+    let selects = number == SELECT_NUMBER.load() || number == PSELECT_NUMBER.load();
+    class == SyscallClass::Poll as u32
+        && (is_poll(entry) && entry.args[1] == 0 || selects && entry.args[0] == 0)
 }
 
 /// What a call waits for, as [`ThreadState::loop_descriptor`].

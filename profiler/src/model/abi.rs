@@ -205,10 +205,19 @@ pub static CLASS_TABLE: LazyLock<[u8; MAX_SYSCALLS]> = LazyLock::new(|| {
 /// Whether it is poll or ppoll: an array of descriptors, and how many.
 pub fn is_poll(number: i32) -> bool {
     #[cfg(target_arch = "x86_64")]
-    let is_older_form = i64::from(number) == libc::SYS_poll;
+    let calls = [libc::SYS_poll, libc::SYS_ppoll];
     #[cfg(not(target_arch = "x86_64"))]
-    let is_older_form = false;
-    is_older_form || i64::from(number) == libc::SYS_ppoll
+    let calls = [libc::SYS_ppoll];
+    calls.contains(&number.into())
+}
+
+/// Whether it is select or pselect6: the first argument is above each descriptor.
+pub fn is_select(number: i32) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let calls = [libc::SYS_select, libc::SYS_pselect6];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [libc::SYS_pselect6];
+    calls.contains(&number.into())
 }
 
 /// The class of one.

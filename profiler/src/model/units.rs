@@ -5,6 +5,16 @@ pub fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }
 
+/// A part of a whole in percent, however small.
+pub fn share(part: u64, whole: u64) -> String {
+    match percent(part, whole) {
+        0.0 => "0 %".to_owned(),
+        ..0.001 => "less than 0.001 %".to_owned(),
+        share @ ..0.1 => format!("{share:.3} %"),
+        share => format!("{share:.1} %"),
+    }
+}
+
 /// How often something happens.
 pub fn per_second(rate: f64) -> String {
     if rate < 100.0 { format!("{rate:.1}") } else { thousands(rate as u64) }
@@ -80,6 +90,13 @@ mod tests {
         let text = [0.0, 999.0, 1234.0, 99_940.0, 123_456_789.0, 2e9].map(bytes);
         assert_eq!(text, ["0 B", "999 B", "1.23 kB", "99.9 kB", "123 MB", "2.00 GB"]);
         assert_eq!([-0.0, -999.0, -1234.0].map(bytes), ["0 B", "-999 B", "-1.23 kB"]);
+    }
+
+    #[test]
+    fn a_small_part_is_not_none() {
+        let text =
+            [(0, 9), (1, 1_000_000), (1, 10_000), (1, 8), (9, 9)].map(|(part, whole)| share(part, whole));
+        assert_eq!(text, ["0 %", "less than 0.001 %", "0.010 %", "12.5 %", "100.0 %"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::text::{Style, line};
 use crate::model::{
     report::Run,
     request::{Breakdown, Exchanges, Requests, Route, Side, SlowRequest},
-    units::{bytes, count, per_second, percent, thousands, time},
+    units::{bytes, count, per_second, percent, share, thousands, time},
 };
 
 /// Lines on the first page: requests answered, and peers.
@@ -134,7 +134,7 @@ fn figures(peer: &Exchanges, seconds: f64) -> String {
     }
     let (failed, of) = peer.failed();
     if failed > 0 {
-        parts.push(format!("{:.3} % failed", percent(failed, of)));
+        parts.push(format!("{} failed", share(failed, of)));
     }
     parts.join(", ")
 }

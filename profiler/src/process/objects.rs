@@ -61,16 +61,16 @@ pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
     }
 }
 
-/// Whether a process's descriptor is a connection, whoever began it, and not a listener or no socket at all.
-pub fn is_connection(proc_root: &Path, pid: u32, descriptor: u32) -> bool {
+/// Whether a process's descriptor is a socket on which anybody may come: a listener, or one without connections.
+pub fn takes_from_any(proc_root: &Path, pid: u32, descriptor: u32) -> bool {
     let link = fs::read_link(shown(proc_root, pid).join(format!("fd/{descriptor}"))).unwrap_or_default();
     let link = text::path(&link);
     let Some(inode) = link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) else {
         return false;
     };
     match unix_socket(proc_root, pid, inode) {
-        Some((state, _path)) => state == SS_CONNECTED,
-        None => socket(proc_root, pid, &link).is_some_and(|object| object.contains(" -> ")),
+        Some((state, _path)) => state != SS_CONNECTED,
+        None => socket(proc_root, pid, &link).is_some_and(|object| !object.contains(" -> ")),
     }
 }
 

@@ -18,9 +18,9 @@ pub struct Loops {
     sharers: FxHashMap<(u32, u32), FxHashSet<u32>>,
     /// Processes that serve one client each, as a database's do: while one works nobody waits but who asked for it.
     one_client: FxHashSet<u32>,
-    /// Threads that wait for one connection each: that of a client, as those of a server with a thread for each of them, or of
-    /// a server whose answer they need. They do one thing at a time, and nobody else waits.
-    one_connection: FxHashSet<ThreadKey>,
+    /// Threads that wait for one source each: the connection of a client, as those of a server with a thread for each of them, or
+    /// of a server whose answer they need; or to be woken by another thread. They do one thing at a time, and nobody else waits.
+    one_source: FxHashSet<ThreadKey>,
 }
 
 struct Loop {
@@ -43,10 +43,10 @@ impl Loops {
         if abi::class(syscall) == SyscallClass::Epoll as u8 {
             self.sharers.entry((thread.pid, descriptor)).or_default().insert(thread.tid);
         } else if descriptor == MANY {
-            self.one_connection.remove(&thread);
-        } else if !allowed || objects::is_connection(proc_root, thread.pid, descriptor) {
+            self.one_source.remove(&thread);
+        } else if !allowed || !objects::takes_from_any(proc_root, thread.pid, descriptor) {
             // Of so many that not each is looked at, most will be.
-            self.one_connection.insert(thread);
+            self.one_source.insert(thread);
             return;
         }
         if allowed && objects::serves_one_client(proc_root, thread.pid) {
@@ -83,7 +83,7 @@ impl Loops {
     }
 
     fn is_for_one(&self, thread: ThreadKey) -> bool {
-        self.one_client.contains(&thread.pid) || self.one_connection.contains(&thread)
+        self.one_client.contains(&thread.pid) || self.one_source.contains(&thread)
     }
 
     /// Whether other threads wait in the same epoll descriptor: the runtime (Go's, multi-threaded tokio's) lets any

@@ -60,8 +60,12 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     plan.global("KEEP_RAN", 1u8);
     plan.global("STALL_NS", limits.stall_ns);
     plan.global("PPOLL_NUMBER", libc::SYS_ppoll as u32);
+    plan.global("PSELECT_NUMBER", libc::SYS_pselect6 as u32);
     #[cfg(target_arch = "x86_64")]
-    plan.global("POLL_NUMBER", libc::SYS_poll as u32);
+    {
+        plan.global("POLL_NUMBER", libc::SYS_poll as u32);
+        plan.global("SELECT_NUMBER", libc::SYS_select as u32);
+    }
     plan.global("LOOP_BLOCK_NS", limits.loop_block_ns);
     plan.global("STARVATION_NS", limits.starvation_ns);
     plan.global("BLOCK_NS", limits.block_ns);

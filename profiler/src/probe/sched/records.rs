@@ -83,7 +83,8 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
         thread.object = arg(0);
         let class = abi::class(number);
         thread.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
-        if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 {
+        let sleeps = abi::is_poll(number) && arg(1) == 0 || abi::is_select(number) && arg(0) == 0;
+        if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 && !sleeps {
             thread.loop_class = class.into();
             let polls_one = class == SyscallClass::Poll as u8 && abi::is_poll(number) && arg(1) == 1;
             thread.loop_descriptor = match class == SyscallClass::Epoll as u8 {
@@ -282,5 +283,7 @@ mod tests {
             let state = seed("S", &poll).unwrap().0;
             assert_eq!((state.loop_class, state.loop_descriptor), (SyscallClass::Poll as u32, descriptor));
         }
+        let sleep = format!("{} 0x0 0x0 0x0 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_pselect6);
+        assert_eq!(seed("S", &sleep).unwrap().0.loop_class, 0);
     }
 }
