@@ -1,6 +1,7 @@
 //! Where a process has mapped which file's unwind table: what the kernel programs search before the table itself.
 
 use crate::{
+    cpu::SAMPLE_FRAME_WORDS,
     runtime::{Fingerprint, hotspot::FrameWords},
     unwind::Registers,
 };
@@ -78,6 +79,8 @@ pub struct Walk {
     pub has_mappings: u32,
     /// Values of `GENERATIONS` when they were looked up: they are good for as long as these stay.
     pub generations: [u64; GENERATIONS as usize],
+    /// Where in the record the stack's first frame goes: not on the stack of the program, which has no room left.
+    pub first: u64,
     /// Not zero if the last frame was in a mapping with a table.
     pub was_mapped: u64,
     /// 1 if the instruction pointer is that of an instruction, 0 if it is a return address.
@@ -90,6 +93,14 @@ pub struct Walk {
     pub fingerprint: Fingerprint,
     /// An interpreted frame of HotSpot, as it is read: the stack has no room for it.
     pub frame: FrameWords,
+}
+
+impl Walk {
+    /// Where in the record the address of the stack's frame of index `i` goes. The mask is for the verifier.
+    #[inline(always)]
+    pub fn place(&self, i: u64) -> usize {
+        self.first.wrapping_add(i) as usize & (SAMPLE_FRAME_WORDS - 1)
+    }
 }
 
 const _: () = {

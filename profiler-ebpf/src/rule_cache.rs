@@ -6,6 +6,7 @@
 
 use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_probe_read_user, macros::btf_map};
 use profiler_common::{
+    MAX_FRAMES,
     cpu::SampleScratch,
     unwind::{
         Rule,
@@ -16,8 +17,35 @@ use profiler_common::{
 #[btf_map]
 static RULE_CACHE: Array<CachedRule, { CACHED_RULES as usize }> = Array::new();
 
+/// What [`walk_known`] adds to the number of frames if the stack ends with the last of them.
+pub const WALK_ENDED: u64 = 1 << 32;
+
+/// Walks on from the stack's frame of index `i` for as long as rules are in the cache and nothing about the stack is unusual.
+/// Returns how many frames there are then.
+///
+/// A global function in the verifier's sense, as `walk_stack`, which has not enough room on the stack for this.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk_known(scratch: *mut SampleScratch, i: u64) -> u64 {
+    // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return i };
+    let mut i = i;
+    for _ in 0..MAX_FRAMES {
+        if i >= MAX_FRAMES as u64 {
+            break;
+        }
+        scratch.frames[scratch.walk.place(i)] = scratch.walk.registers.ip;
+        match step(scratch) {
+            Stepped::ToCaller => i += 1,
+            Stepped::End => return (i + 1) | WALK_ENDED,
+            Stepped::Unknown => break,
+        }
+    }
+    i
+}
+
 /// What a step came to.
-pub enum Stepped {
+enum Stepped {
     /// The registers are the caller's now.
     ToCaller,
     /// The frame was the outermost.
@@ -28,7 +56,7 @@ pub enum Stepped {
 
 /// Steps to the caller's frame, if the rule is in the cache and nothing about the stack is unusual.
 #[inline(always)]
-pub fn step(scratch: &mut SampleScratch) -> Stepped {
+fn step(scratch: &mut SampleScratch) -> Stepped {
     let walk = &scratch.walk;
     let address = walk.registers.ip.wrapping_sub(1 ^ walk.exact);
     let Some(entry) = RULE_CACHE.get_ptr(CachedRule::slot(address)) else { return Stepped::Unknown };

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use profiler_common::{
     MAX_FRAMES,
-    cpu::{END_COMPLETE, END_STOPPED, SAMPLE_FRAME_WORDS, SampleScratch},
+    cpu::{END_COMPLETE, END_STOPPED, SampleScratch},
     mapping::{
         GENERATIONS, KERNEL_GENERATION, MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS,
         USER_GENERATION, Walk,
@@ -29,7 +29,7 @@ use crate::{
     memory::UserMemory,
     offsets::{OFF_RETURN_ADDRESS, OFF_RETURN_NEXT, OFF_RETURN_STACK, OFF_TASK_UTASK, OFF_UTASK_RETURNS},
     output::add,
-    rule_cache::{self, Stepped},
+    rule_cache::{self, WALK_ENDED},
     runtime,
     task::{current_task, is_user, read, registers, saved_registers, user_registers},
 };
@@ -169,39 +169,42 @@ pub fn forget(pid: u32) {
 pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
     // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return u64::from(END_STOPPED) << 32 };
-    let (mut frames, mut ended) = (MAX_FRAMES as u64, END_STOPPED + StopReason::TooDeep as u32);
     scratch.window.bytes = 0;
-    for i in 0..MAX_FRAMES as u64 {
-        scratch.frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = scratch.walk.registers.ip;
-        match rule_cache::step(scratch) {
-            Stepped::ToCaller => continue,
-            Stepped::End => {
-                (frames, ended) = (i + 1, END_COMPLETE);
-                break;
-            }
-            Stepped::Unknown => {}
+    scratch.walk.first = first;
+    let (mut i, mut ended) = (0, END_STOPPED + StopReason::TooDeep as u32);
+    for _ in 0..MAX_FRAMES {
+        let known = rule_cache::walk_known(scratch, i);
+        i = known & 0xff;
+        if known & WALK_ENDED != 0 {
+            ended = END_COMPLETE;
+            break;
         }
+        if i >= MAX_FRAMES as u64 {
+            break;
+        }
+        scratch.frames[scratch.walk.place(i)] = scratch.walk.registers.ip;
         let mut end = unwind_frame(&mut scratch.walk);
         if end == END_STOPPED + StopReason::NoTable as u32 && i > 0 {
             let returns_to = probed_return(scratch.walk.registers.sp.wrapping_sub(8));
             if returns_to != 0 {
-                scratch.frames[((first + i) & (SAMPLE_FRAME_WORDS as u64 - 1)) as usize] = returns_to;
+                scratch.frames[scratch.walk.place(i)] = returns_to;
                 scratch.walk.registers.ip = returns_to;
                 end = unwind_frame(&mut scratch.walk);
             }
         }
         runtime::keep(scratch, i);
+        i += 1;
         if end != 0 {
-            (frames, ended) = (i + 1, end);
+            ended = end;
             break;
         }
     }
     runtime::keep_lists(scratch);
     let words = scratch.walk.words & (RUNTIME_WORDS as u64 - 2);
     if words != 0 {
-        runtime::append_runtime_words(scratch, first + frames, words);
+        runtime::append_runtime_words(scratch, scratch.walk.first + i, words);
     }
-    frames | words << WALKED_WORDS | u64::from(ended) << 32
+    i | words << WALKED_WORDS | u64::from(ended) << 32
 }
 
 /// Where the number of words of runtimes is in what [`walk_stack`] returns.
