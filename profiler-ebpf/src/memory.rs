@@ -1,5 +1,7 @@
 //! The memory of the current process, as the unwinder and the walks of runtimes read it.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::unwind::Memory;
 
@@ -17,10 +19,13 @@ impl Memory for UserMemory {
 
     #[inline(always)]
     fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
-        let mut words = [0u64; 2];
-        // SAFETY: as above.
-        let error = unsafe { bpf_probe_read_user((&raw mut words).cast(), 16, address as *const _) };
-        (error == 0).then_some(words)
+        // Not zeroed: that can be a call, which takes 32 bytes of the stack that all functions in a chain of calls have together.
+        let mut words = MaybeUninit::<[u64; 2]>::uninit();
+        // SAFETY: as above; the helper fills all of it, with zeros where it fails.
+        unsafe {
+            let error = bpf_probe_read_user(words.as_mut_ptr().cast(), 16, address as *const _);
+            (error == 0).then_some(words.assume_init())
+        }
     }
 
     #[inline(always)]

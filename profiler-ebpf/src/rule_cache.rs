@@ -8,11 +8,10 @@ use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_probe_read_user, macros:
 use profiler_common::{
     MAX_FRAMES,
     cpu::SampleScratch,
-    unwind::{
-        Rule,
-        cache::{CACHED_RULES, CachedRule, WINDOW_BYTES, WINDOW_WORDS},
-    },
+    unwind::cache::{CACHED_RULES, CachedRule, WINDOW_BYTES, WINDOW_WORDS},
 };
+
+use crate::unwind::RULES;
 
 #[btf_map]
 static RULE_CACHE: Array<CachedRule, { CACHED_RULES as usize }> = Array::new();
@@ -99,14 +98,19 @@ pub extern "C" fn fill_window(scratch: *mut SampleScratch, from: u64) -> u32 {
 }
 
 /// Remembers the rule of an address in mappings of `epoch`, if it is one of the usual kind.
-#[inline(always)]
-pub fn remember(rule: &Rule, address: u64, epoch: u32) {
+///
+/// A global function in the verifier's sense: `unwind_frame` has no room left on the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remember_rule(id: u32, address: u64, epoch: u32) -> u32 {
+    let Some(rule) = RULES.get(id) else { return 0 };
     if cfg!(bpf_target_arch = "aarch64") {
-        return; // it signs return addresses, and keeps the innermost in a register
+        return 0; // it signs return addresses, and keeps the innermost in a register
     }
-    let Some(known) = CachedRule::new(rule, address, epoch) else { return };
+    let Some(known) = CachedRule::new(rule, address, epoch) else { return 0 };
     if let Some(entry) = RULE_CACHE.get_ptr_mut(CachedRule::slot(address)) {
         // SAFETY: a map's value, see the top of this file.
         unsafe { entry.write_volatile(known) };
     }
+    0
 }

@@ -162,8 +162,10 @@ pub extern "C" fn fingerprint_in(scratch: *const AllocScratch, first: u64, frame
 pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     // SAFETY: as in `find_stack`.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
-    let start = scratch.sample.walk.registers;
     let found = &mut scratch.found;
+    // Where it begins is kept there, not on the stack of the program, which has no room for it.
+    let Registers { ip, sp, fp, .. } = scratch.sample.walk.registers;
+    (found.ip, found.sp, found.fp) = (ip, sp, frame_pointer(sp, fp));
     let (mut frames, mut end) = (0u64, END_STOPPED + StopReason::TooDeep as u32);
     let (mut usual, mut words) = (1u64, 0u64);
     for i in 0..MAX_FRAMES as u64 {
@@ -178,7 +180,7 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         }
         // Where the caller's address was read from, in frames of the usual kind: just below the caller's stack.
         let at = scratch.sample.walk.registers.sp.wrapping_sub(8);
-        let offset = at.wrapping_sub(start.sp) >> 3;
+        let offset = at.wrapping_sub(found.sp) >> 3;
         let mut word = 0u64;
         // SAFETY: the helper checks the address and does not fault.
         let error = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, at as *const _) };
@@ -207,9 +209,6 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
     // Without unwind tables, which a new process has not got yet, it may be cut off: not for the rest of the run.
     let has_tables = scratch.sample.walk.process.count != 0;
     if usual != 0 && words != 0 && has_tables {
-        found.ip = start.ip;
-        found.sp = start.sp;
-        found.fp = frame_pointer(start.sp, start.fp);
         found.id = id;
         found.check = CachedStack::check(id, hash);
         found.mappings = u64::from(scratch.sample.walk.process.first);
@@ -219,7 +218,7 @@ pub extern "C" fn walk_new_stack(scratch: *mut AllocScratch, pid: u32) -> u64 {
         found.count = frames as u32 - 1;
         found.words = words as u32;
         // Not by the helper: up to 6.1 it takes no memory that a global function was given.
-        if let Some(slot) = STACK_CACHE.get_ptr_mut(slot_of(pid, start.ip, start.sp)) {
+        if let Some(slot) = STACK_CACHE.get_ptr_mut(slot_of(pid, found.ip, found.sp)) {
             // SAFETY: a map's value; whoever reads it meanwhile gets another hash.
             unsafe { *slot = *found };
         }

@@ -60,7 +60,7 @@ static TABLES: ArrayOfMaps<Array<Page, 1, INNER_MAP>, MAX_TABLES> = ArrayOfMaps:
 
 /// The rules of all tables.
 #[btf_map]
-static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
+pub static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
 
 /// The memory of the current process, but for two words at `at` that have been read already.
 struct Known {
@@ -254,8 +254,9 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
         walk.mapping = find_mapping(walk.process, address);
     }
     walk.was_mapped = u64::from(walk.mapping.end != 0);
-    let Some(rule) = RULES.get(find_rule(&walk.mapping, address)) else { return END_STOPPED };
-    rule_cache::remember(rule, address, walk.process.epoch);
+    let id = find_rule(&walk.mapping, address);
+    rule_cache::remember_rule(id, address, walk.process.epoch);
+    let Some(rule) = RULES.get(id) else { return END_STOPPED };
     let exact = walk.exact;
     walk.exact = u64::from(rule.caller_is_exact());
     walk.entry = [0; 2];

@@ -146,6 +146,8 @@ async fn watch(
     let end = tokio::time::sleep(options.duration.unwrap_or(Duration::MAX));
     tokio::pin!(end, told);
     loop {
+        // Where each tick is there before the last has been dealt with, the runtime would never look at its clock and at signals.
+        tokio::task::yield_now().await;
         tokio::select! {
             tick = ticks.tick() => tick?,
             wakeup = collector.wakeup() => wakeup?,
