@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shell::{debian_packages, output, run as run_command, workspace};
+use crate::{
+    shell::{debian_packages, output, run as run_command, workspace},
+    stack_depth,
+};
 
 #[path = "../../profiler/build/manifest.rs"]
 mod manifest;
@@ -93,7 +96,9 @@ fn build(workspace: &Path, linker: &Path, architecture: &str, object: &Path) -> 
             "{mangled}: a function that is not inlined needs #[no_mangle]; its name depends on where it is built"
         );
     }
-    Ok(())
+    let objdump = format!("{LLVM}/bin/llvm-objdump");
+    let disassembly = output(Command::new(objdump).args(["-dr", "--no-show-raw-insn"]).arg(object))?;
+    stack_depth::check(&disassembly)
 }
 
 /// The linker, built once into `target/tools` unless the right version is on the PATH.

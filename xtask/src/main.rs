@@ -11,6 +11,7 @@ mod faults;
 mod kernel_matrix;
 mod licences;
 mod shell;
+mod stack_depth;
 mod walls;
 
 #[derive(Parser)]
