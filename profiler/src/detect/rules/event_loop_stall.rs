@@ -64,6 +64,8 @@ reason are one finding.
 Move the work to another thread, divide it into pieces, or use the asynchronous form of the call. Threads that share one
 epoll descriptor (Go, multi-threaded tokio) hold nobody up by being away, so their iterations are no stalls. Nor are those of a
 process that waits for one client only, or by a latch (PostgreSQL's processes): its one client waits for the answer anyway.
+Nor are those of a thread that polls a single descriptor, unless anybody may come on it: it serves one connection (MariaDB),
+waits for one answer (clients of databases), or to be woken (Ruby). A poll or select of nothing is a sleep.
 An iteration that would have been late by its own computing alone is blamed on that, even where it had no CPU for longer.
 Critical is what is critical by its length and makes up five times the share.",
 };
