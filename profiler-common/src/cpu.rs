@@ -158,6 +158,14 @@ pub struct SampleScratch {
     pub window: Window,
 }
 
+impl SampleScratch {
+    /// Where in the record the address of the user stack's frame of index `i` goes. The mask is for the verifier.
+    #[inline(always)]
+    pub fn place(&self, i: u64) -> usize {
+        self.walk.first.wrapping_add(i) as usize & (SAMPLE_FRAME_WORDS - 1)
+    }
+}
+
 const _: () = {
     assert!(SAMPLE_HEADER_LEN == 48);
     assert!(core::mem::offset_of!(SampleHeader, time_ns) == 8);

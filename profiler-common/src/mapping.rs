@@ -1,7 +1,6 @@
 //! Where a process has mapped which file's unwind table: what the kernel programs search before the table itself.
 
 use crate::{
-    cpu::SAMPLE_FRAME_WORDS,
     runtime::{Fingerprint, hotspot::FrameWords},
     unwind::Registers,
 };
@@ -93,14 +92,6 @@ pub struct Walk {
     pub fingerprint: Fingerprint,
     /// An interpreted frame of HotSpot, as it is read: the stack has no room for it.
     pub frame: FrameWords,
-}
-
-impl Walk {
-    /// Where in the record the address of the stack's frame of index `i` goes. The mask is for the verifier.
-    #[inline(always)]
-    pub fn place(&self, i: u64) -> usize {
-        self.first.wrapping_add(i) as usize & (SAMPLE_FRAME_WORDS - 1)
-    }
 }
 
 const _: () = {

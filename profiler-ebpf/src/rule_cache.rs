@@ -8,11 +8,17 @@ use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_probe_read_user, macros:
 use profiler_common::{
     MAX_FRAMES,
     cpu::SampleScratch,
-    unwind::cache::{CACHED_RULES, CachedRule, WINDOW_BYTES, WINDOW_WORDS},
+    unwind::{
+        MAX_RULES, Rule,
+        cache::{CACHED_RULES, CachedRule, WINDOW_BYTES, WINDOW_WORDS},
+    },
 };
 
-use crate::unwind::RULES;
+/// The rules of all tables.
+#[btf_map]
+pub static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
 
+/// Those of some addresses.
 #[btf_map]
 static RULE_CACHE: Array<CachedRule, { CACHED_RULES as usize }> = Array::new();
 
@@ -33,7 +39,7 @@ pub extern "C" fn walk_known(scratch: *mut SampleScratch, i: u64) -> u64 {
         if i >= MAX_FRAMES as u64 {
             break;
         }
-        scratch.frames[scratch.walk.place(i)] = scratch.walk.registers.ip;
+        scratch.frames[scratch.place(i)] = scratch.walk.registers.ip;
         match step(scratch) {
             Stepped::ToCaller => i += 1,
             Stepped::End => return (i + 1) | WALK_ENDED,

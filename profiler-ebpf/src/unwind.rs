@@ -19,9 +19,8 @@ use profiler_common::{
     runtime::{Fingerprint, HOTSPOT, RUNTIME_WORDS, V8},
     target::MAX_TARGETS,
     unwind::{
-        BUCKET_SHIFT, CfaKind, MAX_RULES, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Rule, Step,
-        StopReason, bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step,
-        step_frame_pointer,
+        BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Step, StopReason,
+        bucket_offset, bucket_page, decode_bucket, row_page, search_rows, step, step_frame_pointer,
     },
 };
 
@@ -29,7 +28,7 @@ use crate::{
     memory::UserMemory,
     offsets::{OFF_RETURN_ADDRESS, OFF_RETURN_NEXT, OFF_RETURN_STACK, OFF_TASK_UTASK, OFF_UTASK_RETURNS},
     output::add,
-    rule_cache::{self, WALK_ENDED},
+    rule_cache::{self, RULES, WALK_ENDED},
     runtime,
     task::{current_task, is_user, read, registers, saved_registers, user_registers},
 };
@@ -57,10 +56,6 @@ static MAPPINGS: Array<Mapping, MAX_MAPPINGS> = Array::new();
 /// A map of pages per file.
 #[btf_map]
 static TABLES: ArrayOfMaps<Array<Page, 1, INNER_MAP>, MAX_TABLES> = ArrayOfMaps::new();
-
-/// The rules of all tables.
-#[btf_map]
-pub static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
 
 /// The memory of the current process, but for two words at `at` that have been read already.
 struct Known {
@@ -182,12 +177,12 @@ pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
         if i >= MAX_FRAMES as u64 {
             break;
         }
-        scratch.frames[scratch.walk.place(i)] = scratch.walk.registers.ip;
+        scratch.frames[scratch.place(i)] = scratch.walk.registers.ip;
         let mut end = unwind_frame(&mut scratch.walk);
         if end == END_STOPPED + StopReason::NoTable as u32 && i > 0 {
             let returns_to = probed_return(scratch.walk.registers.sp.wrapping_sub(8));
             if returns_to != 0 {
-                scratch.frames[scratch.walk.place(i)] = returns_to;
+                scratch.frames[scratch.place(i)] = returns_to;
                 scratch.walk.registers.ip = returns_to;
                 end = unwind_frame(&mut scratch.walk);
             }

@@ -128,7 +128,7 @@ impl CachedRule {
         if return_address == 0 || cfa <= registers.sp || cfa & 7 != 0 {
             return false;
         }
-        let saves = (self.word / SAVES_FP & 1).wrapping_neg();
+        let saves = ((self.word / SAVES_FP) & 1).wrapping_neg();
         registers.fp = registers.fp.wrapping_add(saved_fp.wrapping_sub(registers.fp) & saves);
         registers.ip = return_address;
         registers.sp = cfa;
