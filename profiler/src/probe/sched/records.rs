@@ -86,14 +86,13 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
         let sleeps = abi::is_poll(number) && arg(1) == 0 || abi::is_select(number) && arg(0) == 0;
         if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 && !sleeps {
             thread.loop_class = class.into();
-            let polls_one = class == SyscallClass::Poll as u8 && abi::is_poll(number) && arg(1) == 1;
-            thread.loop_descriptor = match class == SyscallClass::Epoll as u8 {
-                true => arg(0) as u32,
+            thread.loop_descriptor = if class == SyscallClass::Epoll as u8 {
+                arg(0) as u32
+            } else if abi::is_poll(number) && arg(1) == 1 {
                 // struct pollfd begins with it.
-                false if polls_one => {
-                    ProcessMemory::open(proc_root, pid).and_then(|of| of.read_u32(arg(0))).unwrap_or(MANY)
-                }
-                false => MANY,
+                ProcessMemory::open(proc_root, pid).and_then(|of| of.read_u32(arg(0))).unwrap_or(MANY)
+            } else {
+                MANY
             };
             // The last two words are the stack and the instruction pointer.
             thread.loop_sp = args.iter().nth_back(1).copied().unwrap_or(0);
