@@ -5,7 +5,7 @@ use core::fmt;
 use crate::{
     COMM_LEN, MAX_FRAMES,
     mapping::Walk,
-    runtime::{RUNTIME_WORDS, python::FRAME_WORDS},
+    runtime::{ChainWalk, RUNTIME_WORDS, python::FRAME_WORDS},
     table::table,
     unwind::{StopReason, cache::Window},
 };
@@ -152,6 +152,8 @@ pub struct SampleScratch {
     pub runtime: [u64; RUNTIME_WORDS],
     /// Not sent: a frame of a runtime, as it is read. On the stack it would leave too little room for those who call.
     pub frame: [u64; FRAME_WORDS],
+    /// Not sent: where the way along frames of runtimes stands.
+    pub chain: ChainWalk,
     /// Not sent: where the walk up the user stack stands.
     pub walk: Walk,
     /// Not sent: a piece of that stack.

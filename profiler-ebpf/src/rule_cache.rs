@@ -25,8 +25,14 @@ static RULE_CACHE: Array<CachedRule, { CACHED_RULES as usize }> = Array::new();
 /// What [`walk_known`] adds to the number of frames if the stack ends with the last of them.
 pub const WALK_ENDED: u64 = 1 << 32;
 
-/// Walks on from the stack's frame of index `i` for as long as rules are in the cache and nothing about the stack is unusual.
-/// Returns how many frames there are then.
+/// What [`walk_known`] adds to it if there may be more.
+pub const WALK_GOES_ON: u64 = 1 << 33;
+
+/// Frames that [`walk_known`] goes through at once. The verifier checks its loop anew for each of them.
+const AT_ONCE: usize = 16;
+
+/// Walks on from the stack's frame of index `i` for some frames, for as long as rules are in the cache and nothing about the
+/// stack is unusual. Returns how many frames there are then.
 ///
 /// A global function in the verifier's sense, as `walk_stack`, which has not enough room on the stack for this.
 #[unsafe(no_mangle)]
@@ -35,18 +41,18 @@ pub extern "C" fn walk_known(scratch: *mut SampleScratch, i: u64) -> u64 {
     // SAFETY: callers pass a valid scratch; the verifier, which cannot know, wants to see the check for null.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return i };
     let mut i = i;
-    for _ in 0..MAX_FRAMES {
+    for _ in 0..AT_ONCE {
         if i >= MAX_FRAMES as u64 {
-            break;
+            return i;
         }
         scratch.frames[scratch.place(i)] = scratch.walk.registers.ip;
         match step(scratch) {
             Stepped::ToCaller => i += 1,
             Stepped::End => return (i + 1) | WALK_ENDED,
-            Stepped::Unknown => break,
+            Stepped::Unknown => return i,
         }
     }
-    i
+    i | WALK_GOES_ON
 }
 
 /// What a step came to.

@@ -183,6 +183,8 @@ fn leave(ctx: &RawTracePointContext, tid: u32, ids: &Ids, began: u64, clock_ns: 
     if state.phase != Phase::Running as u32 {
         arrived(state, &info, clock_ns, now);
     }
+    // Where a machine's clock is not steady, those of two CPUs differ by milliseconds: a thread's time never goes back.
+    let now = if now < state.since_ns { state.since_ns } else { now };
     state.times.on_cpu_ns += now.saturating_sub(state.since_ns);
     state.since_ns = now;
     state.left_clock_ns = clock_ns;

@@ -322,10 +322,22 @@ fn follow(call: &mut InCall) {
             count_error(call.pid, tid, CONNECT_NUMBER.load(), error);
         }
     }
-    if done.waited | done.stack_due == 0 {
-        return;
+    if done.waited | done.stack_due != 0 {
+        follow_wait(call, cause.map_or(u32::MAX, |cause| cause as u32));
     }
-    let cause = cause.unwrap_or_else(|| cause_of(call, &done));
+}
+
+/// What a call waited for, or whose stack it is. `cause` is a [`WaitCause`], any other number if it is not known yet.
+///
+/// A global function in the verifier's sense: it would follow this for each kind of call.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn follow_wait(call: *mut InCall, cause: u32) -> u32 {
+    // SAFETY: callers pass a valid call; the verifier, which cannot know, wants to see the check for null.
+    let Some(call) = (unsafe { call.as_mut() }) else { return 0 };
+    let done = call.done;
+    let of = done.traits as u16;
+    let cause = WaitCause::from_number(cause).unwrap_or_else(|| cause_of(call, &done));
     let kind = WaitKind::of(done.class as u8, of, &call.on, cause);
     if done.stack_due != 0 {
         let key = CallTimeKey {
@@ -350,6 +362,7 @@ fn follow(call: &mut InCall) {
     if done.slow != 0 && !kind.is_idle() {
         emit_slow_call(call, kind as u32);
     }
+    0
 }
 
 /// Adds a call to its count; whether there was room.

@@ -16,7 +16,10 @@ use profiler_common::{
         GENERATIONS, KERNEL_GENERATION, MAX_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings, SEARCH_STEPS,
         USER_GENERATION, Walk,
     },
-    runtime::{Fingerprint, HOTSPOT, RUNTIME_WORDS, V8},
+    runtime::{
+        Fingerprint, HOTSPOT, RUNTIME_WORDS, V8,
+        hotspot::{MOST_WORDS, WORDS_AT_ONCE},
+    },
     target::MAX_TARGETS,
     unwind::{
         BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, RULE_NO_INFO, Registers, Step, StopReason,
@@ -177,6 +180,9 @@ pub extern "C" fn walk_stack(scratch: *mut SampleScratch, first: u64) -> u64 {
         if i >= MAX_FRAMES as u64 {
             break;
         }
+        if known & rule_cache::WALK_GOES_ON != 0 {
+            continue;
+        }
         scratch.frames[scratch.place(i)] = scratch.walk.registers.ip;
         let mut end = unwind_frame(&mut scratch.walk);
         if end == END_STOPPED + StopReason::NoTable as u32 && i > 0 {
@@ -257,12 +263,16 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
     walk.entry = [0; 2];
     if rule.cfa_kind == CfaKind::NoInfo as u8 && walk.process.runtimes & HOTSPOT != 0 {
         let mut step = runtime::hotspot::hotspot_step(walk, exact, was_mapped);
-        if step == runtime::hotspot::SEARCH {
-            step = runtime::hotspot::hotspot_search(walk);
+        for i in 0..MOST_WORDS / WORDS_AT_ONCE {
+            if step != runtime::hotspot::SEARCH {
+                break;
+            }
+            step = runtime::hotspot::hotspot_search(walk, i * WORDS_AT_ONCE);
         }
         match step {
             runtime::hotspot::OTHER => {}
             runtime::hotspot::STEPPED => return 0,
+            runtime::hotspot::SEARCH => return END_STOPPED + StopReason::NoRow as u32,
             stopped => return END_STOPPED + stopped - runtime::hotspot::STOPPED,
         }
     }

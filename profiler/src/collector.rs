@@ -129,11 +129,14 @@ impl Collector {
         let meta = meta(settings, describe(target, pids, name, proc_root), cpus.len() as u32);
         let started_ns = resolver.clock.now_ns();
         let mut probes = Vec::new();
-        for spec in probe::enabled(settings) {
+        // From last to first: the sampler, who sends the most, when all else is there and records will soon be taken.
+        let specs: Vec<_> = probe::enabled(settings).collect();
+        for spec in specs.into_iter().rev() {
             let (kernel, resolver, running) = (&mut kernel, &mut resolver, &running[..]);
             let start = &mut Start { kernel, settings, resolver, pids, running, proc_root };
             probes.push((spec, (spec.start)(start)?));
         }
+        probes.reverse();
         // SAFETY: an OwnedFd is the same descriptor for as long as it lives.
         let wakeup = unsafe { AsyncFd::register_with_interest(kernel.records_fd()?, Interest::READABLE) };
         let mut collector =

@@ -20,8 +20,7 @@ enum Task {
     /// Build the kernel programs and their manifest, installing what that needs (Debian, as root)
     BuildEbpf(build_ebpf::Args),
     /// Measure what the profiler costs, against other profilers on the same workload (as root)
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    Bench(bench::Args),
     /// Check what the profiler measures in Debian's kernels, emulated, installing what that needs (Debian, as root)
     KernelMatrix(kernel_matrix::Args),
     /// Make the Debian package, and check the unit in it
@@ -39,7 +38,7 @@ enum Task {
 fn main() -> Result<()> {
     match Task::parse() {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
-        Task::Bench(bench) => bench::run(&bench),
+        Task::Bench(args) => bench::run(&args),
         Task::KernelMatrix(args) => kernel_matrix::run(&args),
         Task::Dist(args) => dist::run(&args),
         Task::Docs(args) => docs::run(&args),

@@ -31,6 +31,18 @@ pub struct Chain {
     pub kind: u32,
 }
 
+/// Where the way along a chain, or along the frames of CPython, stands.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChainWalk {
+    /// The next frame: its frame pointer, or where it is; zero if there is none.
+    pub at: u64,
+    /// How many are left, of a chain.
+    pub left: u64,
+    /// Hash of those that were.
+    pub hash: u64,
+}
+
 /// Whose frames a chain has: where their words are.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,10 @@ const MOST_STEPS: u32 = 32;
 
 /// Words up the stack among which the return address of a stub is looked for: some of cryptography and arithmetic have large
 /// frames, and use the frame pointer for something else.
-const MOST_WORDS: u64 = 160;
+pub const MOST_WORDS: u64 = 160;
+
+/// Those of them that [`HotSpotOffsets::search`] looks at in one go: the verifier checks a loop anew for each round.
+pub const WORDS_AT_ONCE: u64 = 16;
 
 /// Largest frame of a stub that keeps a frame pointer, bytes.
 const LARGEST_STUB: u64 = 1 << 16;
@@ -165,7 +168,7 @@ impl HotSpotOffsets {
     ) -> Option<Step> {
         match self.step(registers, at, memory, &mut [0; 10], interpreted)? {
             Stepped::Done(step) => Some(step),
-            Stepped::Nowhere => Some(self.search(registers, memory)),
+            Stepped::Nowhere => Some(self.search_all(registers, memory)),
         }
     }
 
@@ -324,19 +327,26 @@ impl HotSpotOffsets {
         Stepped::Nowhere
     }
 
-    /// Steps to what called a frame of the VM's code, by the first address up the stack that can be a return address.
+    /// Steps to what called a frame of the VM's code, by the first address up the stack that can be a return address. Looks at
+    /// some words, from the one of index `first` on; `None` if it is none of them.
     #[inline(always)]
-    pub fn search<M: Memory>(&self, registers: &mut Registers, memory: &M) -> Step {
+    pub fn search<M: Memory>(&self, registers: &mut Registers, first: u64, memory: &M) -> Option<Step> {
         let Registers { sp, fp, .. } = *registers;
-        for i in 0..MOST_WORDS {
-            let place = sp.wrapping_add(8 * i);
-            let Some(word) = memory.read_u64(place) else { break };
+        for i in 0..WORDS_AT_ONCE {
+            let place = sp.wrapping_add(8 * (first + i));
+            let Some(word) = memory.read_u64(place) else { return Some(Step::Stop(StopReason::NoRow)) };
             if self.is_code(word) && follows_call(word, memory) {
                 *registers = Registers { ip: word, sp: place.wrapping_add(8), fp, lr: word };
-                return Step::Continue;
+                return Some(Step::Continue);
             }
         }
-        Step::Stop(StopReason::NoRow)
+        None
+    }
+
+    /// The same with all words.
+    fn search_all<M: Memory>(&self, registers: &mut Registers, memory: &M) -> Step {
+        let mut some = (0..MOST_WORDS).step_by(WORDS_AT_ONCE as usize);
+        some.find_map(|first| self.search(registers, first, memory)).unwrap_or(Step::Stop(StopReason::NoRow))
     }
 }
 

@@ -3,13 +3,13 @@
 use profiler_common::{
     mapping::Walk,
     runtime::{
-        CHAIN_FRAMES,
+        ChainWalk,
         hotspot::{At, BELOW, FrameWords, SAVED, Stepped, add_to_fingerprint, entry, fingerprint_step},
     },
     unwind::{Memory as _, Step, StopReason},
 };
 
-use super::builds::RUNTIMES;
+use super::{AT_ONCE, builds::RUNTIMES};
 use crate::{hash::mix, memory::UserMemory};
 
 /// It is no frame of HotSpot.
@@ -48,17 +48,18 @@ pub extern "C" fn hotspot_step(walk: *mut Walk, exact: u64, mapped: u64) -> u32 
     }
 }
 
-/// Steps to the caller of a frame of which [`hotspot_step`] says so.
+/// Steps to the caller of a frame of which [`hotspot_step`] says so, if it is found among some words of the stack from the one of
+/// index `first` on; else [`SEARCH`].
 ///
 /// A global function in the verifier's sense, and not a part of the other: the verifier would follow its loop for each way
 /// that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn hotspot_search(walk: *mut Walk) -> u32 {
+pub extern "C" fn hotspot_search(walk: *mut Walk, first: u64) -> u32 {
     // SAFETY: as in `hotspot_step`.
     let Some(walk) = (unsafe { walk.as_mut() }) else { return OTHER };
     let Some(offsets) = RUNTIMES.get(walk.process.offsets) else { return OTHER };
-    outcome(offsets.hotspot.search(&mut walk.registers, &UserMemory))
+    offsets.hotspot.search(&mut walk.registers, first, &UserMemory).map_or(SEARCH, outcome)
 }
 
 #[inline(always)]
@@ -71,23 +72,25 @@ fn outcome(step: Step) -> u32 {
     }
 }
 
-/// A fingerprint's hash, with the chain of `frames` frames from `first` on added.
+/// Adds some frames of a chain to its hash. Returns whether they could be read.
 ///
 /// A global function in the verifier's sense, as `walk_stack`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn hotspot_fingerprint(first: u64, frames: u32, hash: u64) -> u64 {
-    let (mut fp, mut hash) = (first, hash);
-    for i in 0..CHAIN_FRAMES {
-        if i >= frames {
+pub extern "C" fn hotspot_fingerprint(chain: *mut ChainWalk) -> u32 {
+    // SAFETY: as in `hotspot_step`.
+    let Some(chain) = (unsafe { chain.as_mut() }) else { return 0 };
+    for _ in 0..AT_ONCE {
+        if chain.left == 0 {
             break;
         }
         let mut words: FrameWords = [0; 10];
-        if UserMemory.read_words(fp.wrapping_sub(BELOW), &mut words).is_none() {
+        if UserMemory.read_words(chain.at.wrapping_sub(BELOW), &mut words).is_none() {
             return 0;
         }
-        hash = fingerprint_step(hash, &words, mix);
-        fp = words[SAVED];
+        chain.hash = fingerprint_step(chain.hash, &words, mix);
+        chain.at = words[SAVED];
+        chain.left -= 1;
     }
-    hash
+    1
 }

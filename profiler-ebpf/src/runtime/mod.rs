@@ -3,13 +3,17 @@
 
 use profiler_common::{
     cpu::{SAMPLE_FRAME_WORDS, SampleScratch},
-    runtime::{Fingerprint, InterpretedIn, PYTHON, RUNTIME_WORDS},
+    runtime::{CHAIN_FRAMES, ChainWalk, Fingerprint, InterpretedIn, PYTHON, RUNTIME_WORDS},
 };
 
 mod builds;
 pub mod hotspot;
 pub mod python;
 pub mod v8;
+
+/// Frames that a call of those functions goes through which go along many. The verifier checks a loop anew for each round: of
+/// a function with few rounds, called again and again, it checks few.
+const AT_ONCE: u32 = 8;
 
 /// Keeps the entry that the last step found, if it did, for the stack's frame of that index.
 ///
@@ -37,30 +41,54 @@ pub fn keep_lists(scratch: &mut SampleScratch) {
 /// Whether the stack of the current task that has this fingerprint still has the same functions.
 #[inline(always)]
 pub fn is_same(print: &Fingerprint, scratch: *mut SampleScratch) -> bool {
-    chains_are_same(print) && python::is_same(print, scratch)
+    chains_are_same(print, scratch) && python::is_same(print, scratch)
 }
 
 /// Whether what tells the functions of the frames in its chains is what it was.
 #[inline(always)]
-fn chains_are_same(print: &Fingerprint) -> bool {
+fn chains_are_same(print: &Fingerprint, scratch: *mut SampleScratch) -> bool {
     if print.count == 0 {
         return true;
     }
     if print.is_partial() {
         return false;
     }
-    let mut hash = 0;
+    // SAFETY: a map's value, this CPU's own.
+    let walk = unsafe { &mut (*scratch).chain };
+    walk.hash = 0;
     for (i, chain) in print.chains.iter().enumerate() {
         if i as u64 >= print.count {
             break;
         }
-        hash = if chain.kind == InterpretedIn::HotSpot as u32 {
-            hotspot::hotspot_fingerprint(chain.first, chain.frames, hash)
-        } else {
-            v8::v8_fingerprint(chain.first, chain.frames, hash)
-        };
+        (walk.at, walk.left) = (chain.first, chain.frames.into());
+        if chain_fingerprint(walk, chain.kind) == 0 {
+            return false;
+        }
     }
-    hash == print.hash
+    walk.hash == print.hash
+}
+
+/// Adds all frames of a chain to its hash. Returns whether they could be read. A global function in the verifier's sense, as
+/// `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn chain_fingerprint(chain: *mut ChainWalk, kind: u32) -> u32 {
+    // SAFETY: callers pass a valid chain; the verifier, which cannot know, wants to see the check for null.
+    let Some(chain) = (unsafe { chain.as_mut() }) else { return 0 };
+    for _ in 0..CHAIN_FRAMES / AT_ONCE {
+        if chain.left == 0 {
+            break;
+        }
+        let read = if kind == InterpretedIn::HotSpot as u32 {
+            hotspot::hotspot_fingerprint(chain)
+        } else {
+            v8::v8_fingerprint(chain)
+        };
+        if read == 0 {
+            return 0;
+        }
+    }
+    1
 }
 
 /// Puts the first `words` words of runtimes behind the addresses, of which there are so many. A global function in the

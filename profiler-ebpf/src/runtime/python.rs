@@ -10,7 +10,7 @@ use profiler_common::{
     },
 };
 
-use super::builds::RUNTIMES;
+use super::{AT_ONCE, builds::RUNTIMES};
 use crate::{hash::mix, memory::UserMemory, offsets::OFF_TASK_THREAD_POINTER, task::read};
 
 /// Adds the Python frames of the current thread to the entries that there are.
@@ -24,23 +24,49 @@ pub extern "C" fn python_frames(scratch: *mut SampleScratch) -> u32 {
     let Some(offsets) = RUNTIMES.get(scratch.walk.process.offsets) else { return 0 };
     let offsets = &offsets.python;
     // Their number stays in memory, see `keep`.
-    let (first, mut hash) = (scratch.walk.words, 0u64);
-    let mut at = innermost(offsets);
-    for _ in 0..MAX_FRAMES {
-        if at == 0 {
-            break;
-        }
-        let Some(frame) = read_frame(offsets, at, &mut scratch.frame) else { break };
-        frame.keep(&mut scratch.runtime, first, &mut scratch.walk.words);
-        hash = add_to_hash(hash, &frame);
-        at = frame.caller;
-    }
-    if at != 0 {
+    let first = scratch.walk.words;
+    (scratch.chain.at, scratch.chain.hash) = (innermost(offsets), 0);
+    go_along(scratch, scratch.walk.process.offsets, first, true);
+    if scratch.chain.at != 0 {
         cut_off(&mut scratch.runtime, first, scratch.walk.words);
     }
-    scratch.walk.fingerprint.python = hash;
+    scratch.walk.fingerprint.python = scratch.chain.hash;
     scratch.walk.fingerprint.offsets = u64::from(scratch.walk.process.offsets);
     0
+}
+
+/// Goes along the frames from `scratch.chain` on, to the last that can be read.
+#[inline(always)]
+fn go_along(scratch: &mut SampleScratch, offsets: u32, first: u64, keep: bool) {
+    for _ in 0..(MAX_FRAMES as u32).div_ceil(AT_ONCE) {
+        if scratch.chain.at == 0 || python_some(scratch, offsets, first, keep.into()) == 0 {
+            break;
+        }
+    }
+}
+
+/// Goes along some frames: adds them to the hash and, with `keep`, to the entries from the word of index `first` on. Returns
+/// whether they could be read.
+///
+/// A global function in the verifier's sense, as `walk_stack`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn python_some(scratch: *mut SampleScratch, offsets: u32, first: u64, keep: u32) -> u32 {
+    // SAFETY: as in `python_frames`.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
+    let Some(offsets) = RUNTIMES.get(offsets) else { return 0 };
+    for _ in 0..AT_ONCE {
+        if scratch.chain.at == 0 {
+            break;
+        }
+        let Some(frame) = read_frame(&offsets.python, scratch.chain.at, &mut scratch.frame) else { return 0 };
+        if keep != 0 {
+            frame.keep(&mut scratch.runtime, first, &mut scratch.walk.words);
+        }
+        scratch.chain.hash = add_to_hash(scratch.chain.hash, &frame);
+        scratch.chain.at = frame.caller;
+    }
+    1
 }
 
 /// Whether the current thread still has the same Python frames; they are read to `scratch`.
@@ -58,18 +84,10 @@ pub fn is_same(print: &Fingerprint, scratch: *mut SampleScratch) -> bool {
 pub extern "C" fn python_fingerprint(scratch: *mut SampleScratch, offsets: u32) -> u64 {
     // SAFETY: as in `python_frames`.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
-    let Some(offsets) = RUNTIMES.get(offsets) else { return 0 };
-    let offsets = &offsets.python;
-    let (mut at, mut hash) = (innermost(offsets), 0);
-    for _ in 0..MAX_FRAMES {
-        if at == 0 {
-            break;
-        }
-        let Some(frame) = read_frame(offsets, at, &mut scratch.frame) else { break };
-        hash = add_to_hash(hash, &frame);
-        at = frame.caller;
-    }
-    hash
+    let Some(of) = RUNTIMES.get(offsets) else { return 0 };
+    (scratch.chain.at, scratch.chain.hash) = (innermost(&of.python), 0);
+    go_along(scratch, offsets, 0, false);
+    scratch.chain.hash
 }
 
 /// The innermost frame of the current thread; zero if there is none.

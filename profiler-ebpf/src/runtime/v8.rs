@@ -4,12 +4,12 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::{
     mapping::Walk,
     runtime::{
-        CHAIN_FRAMES,
+        ChainWalk,
         v8::{BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step, function},
     },
 };
 
-use super::builds::RUNTIMES;
+use super::{AT_ONCE, builds::RUNTIMES};
 use crate::hash::mix;
 
 /// Copies what tells the function of the current frame, which is in code without unwind information. Returns the caller's
@@ -41,20 +41,22 @@ fn read_frame(fp: u64) -> Option<FrameWords> {
     (error == 0).then_some(words)
 }
 
-/// A fingerprint's hash, with the chain of `frames` frames from `first` on added.
+/// Adds some frames of a chain to its hash. Returns whether they could be read.
 ///
 /// A global function in the verifier's sense, as `walk_stack`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn v8_fingerprint(first: u64, frames: u32, hash: u64) -> u64 {
-    let (mut fp, mut hash) = (first, hash);
-    for i in 0..CHAIN_FRAMES {
-        if i >= frames {
+pub extern "C" fn v8_fingerprint(chain: *mut ChainWalk) -> u32 {
+    // SAFETY: callers pass a valid chain; the verifier, which cannot know, wants to see the check for null.
+    let Some(chain) = (unsafe { chain.as_mut() }) else { return 0 };
+    for _ in 0..AT_ONCE {
+        if chain.left == 0 {
             break;
         }
-        let Some(words) = read_frame(fp) else { return 0 };
-        hash = fingerprint_step(hash, &words, mix);
-        fp = words[SAVED];
+        let Some(words) = read_frame(chain.at) else { return 0 };
+        chain.hash = fingerprint_step(chain.hash, &words, mix);
+        chain.at = words[SAVED];
+        chain.left -= 1;
     }
-    hash
+    1
 }

@@ -8,6 +8,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
     },
+    sync::Mutex,
 };
 
 use anyhow::{Context as _, Result};
@@ -15,7 +16,7 @@ use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, CgroupArray, HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{
-        FEntry, FExit, PerfEvent, RawTracePoint,
+        FEntry, FExit, PerfEvent, Program, RawTracePoint,
         fexit::FExitLinkId,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         raw_trace_point::RawTracePointLinkId,
@@ -58,6 +59,7 @@ pub struct Plan {
     globals: BTreeMap<&'static str, Vec<u8>>,
     map_sizes: BTreeMap<&'static str, u32>,
     offsets: Vec<&'static Group>,
+    programs: Vec<&'static str>,
     more_records: bool,
 }
 
@@ -82,6 +84,11 @@ impl Plan {
     /// How many entries a map is to have, if it is not to have its usual size.
     pub fn size_of(&self, map: &str) -> Option<u32> {
         self.map_sizes.get(map).copied()
+    }
+
+    /// Programs that will be attached and that take the kernel a while to verify, longest first.
+    pub fn programs(&mut self, programs: &[&'static str]) {
+        self.programs.extend(programs);
     }
 
     /// There will be several times more records than samples.
@@ -166,6 +173,7 @@ impl Kernel {
             let cgroups = ebpf.map_mut("CGROUPS").context("kernel object has no map CGROUPS")?;
             CgroupArray::try_from(cgroups)?.set(0, fs::File::open(path)?, 0)?;
         }
+        load_at_once(&mut ebpf, &plan.programs);
         let uprobes = uprobe::Unloaded::of(&ebpf);
         let unwind_maps = UnwindMaps::take(&mut ebpf)?;
         let mut take =
@@ -225,7 +233,9 @@ impl Kernel {
     /// Runs a program at each `period`th event of every CPU.
     fn sample(&mut self, name: &str, event: SoftwareEvent, period: u64) -> Result<()> {
         let program: &mut PerfEvent = program(self.ebpf.as_mut(), name)?;
-        program.load().map_err(explain_program)?;
+        if program.fd().is_err() {
+            program.load().map_err(explain_program)?;
+        }
         for cpu in cpus()? {
             program
                 .attach(
@@ -255,7 +265,7 @@ impl Kernel {
 
     fn attach_raw(&mut self, program_name: &str, tracepoint: &str) -> Result<()> {
         let program: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
-        // It is loaded already where it has been paused.
+        // It is loaded already where it was planned, or has been paused.
         if program.fd().is_err() {
             program.load().map_err(explain_program)?;
         }
@@ -290,7 +300,9 @@ impl Kernel {
 
     fn add_tail_call(&mut self, program_name: &str, map: &str, index: u32) -> Result<()> {
         let step: &mut RawTracePoint = program(self.ebpf.as_mut(), program_name)?;
-        step.load().map_err(explain_program)?;
+        if step.fd().is_err() {
+            step.load().map_err(explain_program)?;
+        }
         let step = step.fd()?.try_clone()?;
         Ok(ProgramArray::try_from(self.map_mut(map)?)?.set(index, &step, 0)?)
     }
@@ -373,6 +385,35 @@ impl Port for Kernel {
     fn detach(&mut self) {
         self.ebpf = None;
     }
+}
+
+/// Most CPUs that verify programs: no more than four programs take long.
+const VERIFIERS: usize = 4;
+
+/// Has the kernel verify programs on several CPUs at once: that is most of what a start takes. One that it refuses is tried
+/// again where it is attached, and the reason told there.
+fn load_at_once(ebpf: &mut Ebpf, names: &[&str]) {
+    let place = |name: &str| names.iter().position(|wanted| *wanted == name);
+    let mut planned: Vec<_> =
+        ebpf.programs_mut().filter_map(|(name, program)| Some((place(name)?, program))).collect();
+    planned.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cpus.min(VERIFIERS).min(planned.len());
+    let left = Mutex::new(planned);
+    let next = || left.lock().ok()?.pop();
+    let load = || {
+        while let Some((_, program)) = next() {
+            let _told_later = match program {
+                Program::RawTracePoint(program) => program.load(),
+                Program::PerfEvent(program) => program.load(),
+                _ => Ok(()),
+            };
+        }
+    };
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| drop(scope.spawn(load)));
+        load();
+    });
 }
 
 fn program<'a, P>(ebpf: Option<&'a mut Ebpf>, name: &str) -> Result<&'a mut P>

@@ -12,8 +12,9 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    Used, build_profiler, build_workload, interrupt, median, monotonic_ns, spawn_quiet, spread, wait,
-    wait_for_file,
+    Used, build_workload, interrupt, median, monotonic_ns,
+    report::{Better, Report},
+    spawn_quiet, spread, wait, wait_for_file,
 };
 use crate::shell::debian_packages;
 
@@ -25,6 +26,16 @@ pub struct Args {
     /// Seconds of each run
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// Seconds over which the profiler's own CPU time is measured
+    #[arg(long, default_value_t = 30)]
+    steady_seconds: u64,
+}
+
+impl Args {
+    /// As short as it tells anything.
+    pub fn quick() -> Args {
+        Args { rounds: 2, seconds: 3, steady_seconds: 8 }
+    }
 }
 
 #[derive(Default)]
@@ -36,9 +47,8 @@ struct Sampler {
     report_ms: Vec<f64>,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
     debian_packages(&["linux-perf", "gcc"])?;
-    let profiler = build_profiler()?;
     let workload = build_workload("throughput", &["-fno-omit-frame-pointer"])?;
     let dir = tempfile::tempdir()?;
     let (mut ours, mut perf) = (Sampler::default(), Sampler::default());
@@ -49,12 +59,12 @@ pub fn run(args: &Args) -> Result<()> {
         let prec = dir.path().join("x.json");
         let started_ns = monotonic_ns();
         let (score, stopped) = measure(&workload, args.seconds, |pid| {
-            let mut command = Command::new(&profiler);
+            let mut command = Command::new(profiler);
             command.args(["--pid", &pid.to_string(), "-o"]).arg(&prec);
             Ok(Some(spawn_quiet(&mut command)?))
         })?;
-        let (used, report) = stopped.context("the profiler ran")?;
-        ours.add(alone, score, used, args.seconds, report);
+        let (used, ended) = stopped.context("the profiler ran")?;
+        ours.add(alone, score, used, args.seconds, ended);
         let json: serde_json::Value = serde_json::from_slice(&fs::read(&prec)?)?;
         let first = json["first_sample_monotonic_ns"].as_u64().context("the profiler took no sample")?;
         ours.first_sample_ms.push((first - started_ns) as f64 / 1e6);
@@ -70,8 +80,8 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
         let (used, stop) = stopped.context("perf ran")?;
         let start = Instant::now();
-        let report = spawn_quiet(Command::new("perf").args(["report", "--stdio", "-i"]).arg(&data))?;
-        let naming = wait(&report)?;
+        let told = spawn_quiet(Command::new("perf").args(["report", "--stdio", "-i"]).arg(&data))?;
+        let naming = wait(&told)?;
         let used =
             Used { cpu_s: used.cpu_s + naming.cpu_s, peak_rss_mb: used.peak_rss_mb.max(naming.peak_rss_mb) };
         perf.add(alone, score, used, args.seconds, stop + start.elapsed());
@@ -80,16 +90,21 @@ pub fn run(args: &Args) -> Result<()> {
 
     println!("{} rounds of {} s, 99 Hz, median (min to max)", args.rounds, args.seconds);
     println!("{:<44} {:<28} perf record -g + report", "", "profiler");
-    let row = |name: &str, pick: fn(&Sampler) -> &Vec<f64>, digits| {
-        println!("{name:<44} {:<28} {}", spread(pick(&ours), digits), spread(pick(&perf), digits));
+    let mut row = |name: &str, unit: &str, pick: fn(&Sampler) -> &Vec<f64>, digits| {
+        let title = format!("{name}, {unit}");
+        println!("{title:<44} {:<28} {}", spread(pick(&ours), digits), spread(pick(&perf), digits));
+        report.figure(format!("cpu/{name}/profiler"), unit, Better::Lower, pick(&ours));
+        report.figure(format!("cpu/{name}/perf record -g"), unit, Better::Peer, pick(&perf));
     };
-    row("throughput lost by the target, %", |sampler| &sampler.lost_percent, 2);
-    row("CPU time, start and report included, % of one", |sampler| &sampler.cpu_percent, 2);
-    row("peak resident memory, MB", |sampler| &sampler.rss_mb, 1);
-    row("from stop to finished report, ms", |sampler| &sampler.report_ms, 0);
+    row("throughput lost by the target", "%", |sampler| &sampler.lost_percent, 2);
+    row("CPU time with start and report", "% of one CPU", |sampler| &sampler.cpu_percent, 2);
+    row("peak resident memory", "MB", |sampler| &sampler.rss_mb, 1);
+    row("from stop to finished report", "ms", |sampler| &sampler.report_ms, 0);
     println!("{:<44} {:<28}", "from start to first sample, ms", spread(&ours.first_sample_ms, 0));
-    let steady = steady_cpu_percent(&profiler, &workload, dir.path())?;
-    println!("{:<44} {steady:<28.2}", "CPU time while profiling, 30 s, % of one");
+    let steady = steady_cpu_percent(profiler, &workload, dir.path(), args.steady_seconds)?;
+    println!("{:<44} {steady:<28.2}", "CPU time while profiling, % of one");
+    report.figure("cpu/from start to first sample/profiler", "ms", Better::Lower, &ours.first_sample_ms);
+    report.figure("cpu/CPU time while profiling/profiler", "% of one CPU", Better::Lower, &[steady]);
 
     for (goal, met) in [
         (
@@ -101,7 +116,7 @@ pub fn run(args: &Args) -> Result<()> {
         ("first sample within 300 ms", median(&ours.first_sample_ms) < 300.0),
         ("finished report within 1 s of Ctrl-C", median(&ours.report_ms) < 1000.0),
     ] {
-        println!("{}  {goal}", if met { "met   " } else { "MISSED" });
+        report.goal(goal, met);
     }
     Ok(())
 }
@@ -148,13 +163,13 @@ fn measure(
     Ok((score, stopped))
 }
 
-/// The profiler's own statement of its CPU time while it profiled for half a minute.
-fn steady_cpu_percent(profiler: &Path, workload: &Path, dir: &Path) -> Result<f64> {
+/// The profiler's own statement of its CPU time while it profiled for so many seconds.
+fn steady_cpu_percent(profiler: &Path, workload: &Path, dir: &Path, seconds: u64) -> Result<f64> {
     let json = dir.join("steady.json");
     let mut target = spawn_quiet(Command::new(workload).arg("60"))?;
-    let run = spawn_quiet(
-        Command::new(profiler).args(["--pid", &target.id().to_string(), "-d", "30s", "-o"]).arg(&json),
-    )?;
+    let mut command = Command::new(profiler);
+    command.args(["--pid", &target.id().to_string(), "-d", &format!("{seconds}s"), "-o"]).arg(&json);
+    let run = spawn_quiet(&mut command)?;
     wait(&run)?;
     target.kill()?;
     target.wait()?;

@@ -18,17 +18,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{
-    build_profiler,
-    programs::{Running, free_port},
-};
+use super::programs::{Running, free_port};
 use crate::shell::{debian_packages, output};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The profiler to try, instead of building it
-    #[arg(long, value_name = "FILE")]
-    profiler: Option<PathBuf>,
     /// Minutes in which nothing is wrong
     #[arg(long, default_value_t = 30)]
     quiet: u64,
@@ -94,18 +88,14 @@ const FAULTS: [(&str, &str, u32); 5] = [
 /// Alerts that speak of the machine, not of the target: others may be using it.
 const OF_THE_MACHINE: [&str; 1] = ["cpu-starvation"];
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, profiler: &Path) -> Result<()> {
     debian_packages(&["nodejs", "redis-server", "postgresql", "prometheus"])?;
-    let profiler = match &args.profiler {
-        Some(profiler) => profiler.clone(),
-        None => build_profiler()?,
-    };
-    let mut failed = if args.no_faults { 0 } else { trial(&profiler, args)? };
+    let mut failed = if args.no_faults { 0 } else { trial(profiler, args)? };
     if args.kills > 0 {
-        failed += kills::trial(&profiler, args.kills)?;
+        failed += kills::trial(profiler, args.kills)?;
     }
     for &targets in args.scale.iter().filter(|targets| **targets > 0) {
-        scale(&profiler, targets, args)?;
+        scale(profiler, targets, args)?;
     }
     if failed > 0 {
         bail!("{failed} things went wrong");

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{build_profiler, build_workload, spawn_quiet, wait};
+use super::{build_workload, spawn_quiet, wait};
 use crate::shell::{debian_packages, run as run_command, workspace};
 
 #[derive(clap::Args)]
@@ -108,9 +108,8 @@ struct Found {
     certainty: String,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, profiler: &Path) -> Result<()> {
     debian_packages(&["gcc", "g++", "python3", "nodejs"])?;
-    let profiler = build_profiler()?;
     let dir = tempfile::tempdir()?;
     let dir = args.keep.as_deref().unwrap_or(dir.path());
     fs::create_dir_all(dir)?;
@@ -121,8 +120,8 @@ pub fn run(args: &Args) -> Result<()> {
     let order: Vec<String> = workloads.iter().map(|workload| workload.name.clone()).collect();
     let (heavy, light): (Vec<_>, Vec<_>) =
         workloads.into_iter().partition(|workload| HEAVY.contains(&workload.name.as_str()));
-    let mut results = at_once(heavy, 1, &|workload| measure(workload, args, &profiler, dir))?;
-    results.extend(at_once(light, args.jobs, &|workload| measure(workload, args, &profiler, dir))?);
+    let mut results = at_once(heavy, 1, &|workload| measure(workload, args, profiler, dir))?;
+    results.extend(at_once(light, args.jobs, &|workload| measure(workload, args, profiler, dir))?);
     results.sort_by_key(|(name, ..)| order.iter().position(|other| other == name));
     report(&results, args);
     Ok(())

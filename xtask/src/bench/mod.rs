@@ -13,23 +13,41 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{run as run_command, workspace};
 
+mod all;
 mod alloc;
 mod cpu;
 mod daemon;
 mod leak;
+mod report;
 mod requests;
 mod runtimes;
 mod sched;
+mod servers;
+mod start;
 mod syscall;
 mod unwind;
 mod verdict;
 
+use report::Report;
+
 #[path = "../../../tests/common/programs.rs"]
 mod programs;
+
+/// Options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The profiler to try, instead of one that is built for release
+    #[arg(long, value_name = "FILE", global = true)]
+    profiler: Option<PathBuf>,
+    #[command(subcommand)]
+    bench: Bench,
+}
 
 /// What to measure.
 #[derive(clap::Subcommand)]
 pub enum Bench {
+    /// All figures of cost in one table, and what has changed since the last one
+    All(all::Args),
     /// The allocation probe against memleak and heaptrack, and servers that are watched in full under load
     Alloc(alloc::Args),
     /// The on-CPU sampler against `perf record -F 99 -g`
@@ -42,6 +60,10 @@ pub enum Bench {
     Requests(requests::Args),
     /// Functions of language runtimes: their names and callers, their shares, and what copying them costs
     Runtimes(runtimes::Args),
+    /// What redis, nginx, PostgreSQL and Node keep of their throughput, and the tail of their times
+    Servers(servers::Args),
+    /// What the profiler takes for itself: to begin, at rest, for each sample, for its report
+    Start(start::Args),
     /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
     Sched(sched::Args),
     /// Complete stacks: how many, what they cost, and what `perf record --call-graph dwarf` makes of the same program
@@ -53,18 +75,27 @@ pub enum Bench {
     Verdict(verdict::Args),
 }
 
-pub fn run(bench: &Bench) -> Result<()> {
-    match bench {
-        Bench::Alloc(args) => alloc::run(args),
-        Bench::Cpu(args) => cpu::run(args),
-        Bench::Daemon(args) => daemon::run(args),
-        Bench::Leak(args) => leak::run(args),
-        Bench::Requests(args) => requests::run(args),
-        Bench::Runtimes(args) => runtimes::run(args),
-        Bench::Sched(args) => sched::run(args),
-        Bench::Unwind(args) => unwind::run(args),
-        Bench::Syscall(args) => syscall::run(args),
-        Bench::Verdict(args) => verdict::run(args),
+pub fn run(args: &Args) -> Result<()> {
+    let profiler = match &args.profiler {
+        Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
+        None => build_profiler()?,
+    };
+    let mut report = Report::default();
+    let (profiler, report) = (&*profiler, &mut report);
+    match &args.bench {
+        Bench::All(args) => all::run(args, profiler, report),
+        Bench::Alloc(args) => alloc::run(args, profiler, report),
+        Bench::Cpu(args) => cpu::run(args, profiler, report),
+        Bench::Daemon(args) => daemon::run(args, profiler),
+        Bench::Leak(args) => leak::run(args, profiler),
+        Bench::Requests(args) => requests::run(args, profiler, report),
+        Bench::Runtimes(args) => runtimes::run(args, profiler),
+        Bench::Sched(args) => sched::run(args, profiler, report),
+        Bench::Servers(args) => servers::run(args, profiler, report),
+        Bench::Start(args) => start::run(args, profiler, report),
+        Bench::Unwind(args) => unwind::run(args, profiler, report),
+        Bench::Syscall(args) => syscall::run(args, profiler, report),
+        Bench::Verdict(args) => verdict::run(args, profiler),
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{build_profiler, spawn_quiet, wait};
+use super::{spawn_quiet, wait};
 use crate::shell::{run as run_command, workspace};
 
 #[derive(clap::Args)]
@@ -104,8 +104,7 @@ struct Shown {
     throughput: Option<f64>,
 }
 
-pub fn run(args: &Args) -> Result<()> {
-    let profiler = build_profiler()?;
+pub fn run(args: &Args, profiler: &Path) -> Result<()> {
     let wanted = |workload: &Workload| args.only.as_ref().is_none_or(|only| *only == workload.language);
     let mut programs: Vec<(&Workload, PathBuf)> = Vec::new();
     if wanted(&PYTHON) {
@@ -124,8 +123,8 @@ pub fn run(args: &Args) -> Result<()> {
         "samples  right callers, %  error of shares, points  unnamed  ns/sample  without names  throughput, %  program"
     );
     for (workload, program) in programs {
-        let named = measure(&profiler, workload, &program, args.seconds, "auto")?;
-        let without = measure(&profiler, workload, &program, args.seconds, "off")?;
+        let named = measure(profiler, workload, &program, args.seconds, "auto")?;
+        let without = measure(profiler, workload, &program, args.seconds, "off")?;
         let throughput =
             named.throughput.map_or_else(|| "-".to_owned(), |kept| format!("{:.1}", 100.0 * kept));
         println!(

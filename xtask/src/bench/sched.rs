@@ -13,7 +13,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{
-    Used, build_profiler, build_workload, interrupt, median, spawn_quiet, spread, wait, wait_for_file,
+    Used, build_workload, interrupt, median,
+    report::{Better, Report},
+    spawn_quiet, spread, wait, wait_for_file,
 };
 use crate::shell::{debian_packages, output, workspace};
 
@@ -33,28 +35,27 @@ pub struct Args {
     calm_seconds: u64,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+impl Args {
+    /// As short as it tells anything: what switching costs.
+    pub fn quick() -> Args {
+        Args { rounds: 3, seconds: 2, queue_runs: 0, calm_seconds: 0 }
+    }
+}
+
+pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
     debian_packages(&["gcc", "libbpf-tools", "bpftrace", "redis-server", "redis-tools"])?;
-    let profiler = build_profiler()?;
     let dir = tempfile::tempdir()?;
-    let mut goals = Vec::new();
     if args.rounds > 0 {
-        switching(args, &profiler, dir.path(), &mut goals)?;
+        switching(args, profiler, dir.path(), report)?;
     }
     if args.queue_runs > 0 {
-        waits_for_a_cpu(args, &profiler, dir.path(), &mut goals)?;
+        waits_for_a_cpu(args, profiler, dir.path(), report)?;
     }
     if args.calm_seconds > 0 {
-        calm(args, &profiler, dir.path(), &mut goals)?;
-    }
-    println!();
-    for (goal, met) in goals {
-        println!("{}  {goal}", if met { "met   " } else { "MISSED" });
+        calm(args, profiler, dir.path(), report)?;
     }
     Ok(())
 }
-
-type Goals = Vec<(String, bool)>;
 
 /// What a tool left of the throughput, percent, and what it used itself.
 #[derive(Default)]
@@ -75,7 +76,7 @@ impl Kept {
 }
 
 /// Two pairs of threads that pass a byte to and fro, each on a CPU of its own, and only one of them a target.
-fn switching(args: &Args, profiler: &Path, dir: &Path, goals: &mut Goals) -> Result<()> {
+fn switching(args: &Args, profiler: &Path, dir: &Path, report: &mut Report) -> Result<()> {
     let workload = build_workload("pingpong", &["-fno-omit-frame-pointer"])?;
     let (mut ours, mut theirs) = (Kept::default(), Kept::default());
     let mut rates = Vec::new();
@@ -98,26 +99,27 @@ fn switching(args: &Args, profiler: &Path, dir: &Path, goals: &mut Goals) -> Res
     println!("{} rounds of {} s, median (min to max)", args.rounds, args.seconds);
     println!("{:<44} {}", "round trips per second, alone", spread(&rates, 0));
     println!("{:<44} {:<28} offcputime -p", "", "profiler");
-    let row = |name: &str, pick: fn(&Kept) -> &Vec<f64>| {
-        println!("{name:<44} {:<28} {}", spread(pick(&ours), 1), spread(pick(&theirs), 1));
+    let mut row = |name: &str, unit: &str, better, pick: fn(&Kept) -> &Vec<f64>| {
+        let title = format!("{name}, {unit}");
+        println!("{title:<44} {:<28} {}", spread(pick(&ours), 1), spread(pick(&theirs), 1));
+        report.figure(format!("sched/{name}/profiler"), unit, better, pick(&ours));
+        report.figure(format!("sched/{name}/offcputime"), unit, Better::Peer, pick(&theirs));
     };
-    row("throughput kept by the target, %", |kept| &kept.target);
-    row("throughput kept by an unrelated process, %", |kept| &kept.unrelated);
-    row("CPU time, start and report included, % of one", |kept| &kept.cpu_percent);
-    row("peak resident memory, MB", |kept| &kept.rss_mb);
+    row("throughput kept by the target", "%", Better::Higher, |kept| &kept.target);
+    row("throughput kept by an unrelated process", "%", Better::Higher, |kept| &kept.unrelated);
+    row("CPU time with start and report", "% of one CPU", Better::Lower, |kept| &kept.cpu_percent);
+    row("peak resident memory", "MB", Better::Lower, |kept| &kept.rss_mb);
     let profile: Value = serde_json::from_slice(&fs::read(&json)?)?;
     println!("{:<44} {}", "the kernel programs' own account", profile["cost"]);
     let (target, unrelated) = (median(&ours.target), median(&ours.unrelated));
-    goals.extend([
-        ("the target keeps 90 % of its throughput".into(), target >= 90.0),
-        ("an unrelated process keeps 98 % of its throughput".into(), unrelated >= 98.0),
-        ("the target keeps more than under offcputime".into(), target > median(&theirs.target)),
-        // Both are next to nothing: half a point is noise.
-        (
-            "an unrelated process keeps no less than under offcputime (0.5 points of noise)".into(),
-            unrelated > median(&theirs.unrelated) - 0.5,
-        ),
-    ]);
+    report.goal("the target keeps 90 % of its throughput", target >= 90.0);
+    report.goal("an unrelated process keeps 98 % of its throughput", unrelated >= 98.0);
+    report.goal("the target keeps more than under offcputime", target > median(&theirs.target));
+    // Both are next to nothing: half a point is noise.
+    report.goal(
+        "an unrelated process keeps no less than under offcputime (0.5 points of noise)",
+        unrelated > median(&theirs.unrelated) - 0.5,
+    );
     Ok(())
 }
 
@@ -170,7 +172,7 @@ END { clear(@since); }
 "#;
 
 /// Sixteen busy threads on two CPUs, measured by the profiler, by bpftrace and by the threads in the same run.
-fn waits_for_a_cpu(args: &Args, profiler: &Path, dir: &Path, goals: &mut Goals) -> Result<()> {
+fn waits_for_a_cpu(args: &Args, profiler: &Path, dir: &Path, report: &mut Report) -> Result<()> {
     let workload = build_workload("blockers", &["-fno-omit-frame-pointer"])?;
     let (mut worst, json) = (0f64, dir.join("queue.json"));
     println!(
@@ -232,7 +234,7 @@ fn waits_for_a_cpu(args: &Args, profiler: &Path, dir: &Path, goals: &mut Goals) 
         println!("{}   count {} / {count} / {}", words.join("   "), ours["count"], own.len());
     }
     println!("worst difference to bpftrace at p50 and p99: {:.1} %", 100.0 * worst);
-    goals.push(("p50 and p99 of waits for a CPU agree with bpftrace's within 5 %".into(), worst <= 0.05));
+    report.goal("p50 and p99 of waits for a CPU agree with bpftrace's within 5 %", worst <= 0.05);
     Ok(())
 }
 
@@ -256,12 +258,12 @@ fn at(steps: &[(u64, u64)], quantile: f64) -> u64 {
 }
 
 /// Programs under normal load: no stall that they do not see themselves.
-fn calm(args: &Args, profiler: &Path, dir: &Path, goals: &mut Goals) -> Result<()> {
+fn calm(args: &Args, profiler: &Path, dir: &Path, report: &mut Report) -> Result<()> {
     println!("\n{} s of normal load", args.calm_seconds);
     let redis = calm_redis(args, profiler, dir)?;
-    goals.push(("no stall of redis is invented".into(), redis == 0));
+    report.goal("no stall of redis is invented", redis == 0);
     let node = calm_node(args, profiler, dir)?;
-    goals.push(("no stall of Node.js is invented".into(), node == 0));
+    report.goal("no stall of Node.js is invented", node == 0);
     Ok(())
 }
 

@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{build_profiler, build_workload, interrupt, median, spawn_quiet, spread};
+use super::{
+    build_workload, interrupt, median,
+    report::{Better, Report},
+    spawn_quiet, spread,
+};
 use crate::shell::debian_packages;
 
 #[derive(clap::Args)]
@@ -21,6 +25,13 @@ pub struct Args {
     /// Seconds of each run
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+}
+
+impl Args {
+    /// As short as it tells anything.
+    pub fn quick() -> Args {
+        Args { rounds: 1, seconds: 0.5 }
+    }
 }
 
 /// How long a tool is given to attach.
@@ -68,24 +79,25 @@ const TOOLS: [Tool; 6] = [
     },
 ];
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
     debian_packages(&["linux-perf", "strace", "gcc", "libbpf-tools"])?;
-    let profiler = build_profiler()?;
     let workload = build_workload("callrate", &[])?;
     println!("added to a call, ns: median of {} rounds of {} s (min to max)", args.rounds, args.seconds);
     for kind in ["getppid", "pipe"] {
         let mut alone = Vec::new();
         let mut under: Vec<Vec<f64>> = vec![Vec::new(); TOOLS.len()];
         for _ in 0..args.rounds {
-            let base = measure(&workload, kind, args.seconds, &profiler, None)?;
+            let base = measure(&workload, kind, args.seconds, profiler, None)?;
             for (tool, added) in TOOLS.iter().zip(&mut under) {
-                added.push(measure(&workload, kind, args.seconds, &profiler, Some(tool))? - base);
+                added.push(measure(&workload, kind, args.seconds, profiler, Some(tool))? - base);
             }
             alone.push(base);
         }
         println!("\n{kind}: {} ns a call", spread(&alone, 0));
         for (tool, added) in TOOLS.iter().zip(&under) {
             println!("  {:<34} {}", tool.name, spread(added, 0));
+            let better = if tool.name.starts_with("profiler") { Better::Lower } else { Better::Peer };
+            report.figure(format!("syscall/added to {kind}/{}", tool.name), "ns", better, added);
         }
         let [target, unrelated, peers @ ..] =
             &under.iter().map(|added| median(added)).collect::<Vec<_>>()[..]
@@ -101,7 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
             ("those of others at most 100 ns", *unrelated <= 100.0),
             ("less than under each peer", *target < best(true) && *unrelated < best(false)),
         ] {
-            println!("  {}  {goal}", if met { "met   " } else { "MISSED" });
+            report.goal(format!("{kind}: {goal}"), met);
         }
     }
     Ok(())

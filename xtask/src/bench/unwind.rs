@@ -13,17 +13,15 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{
-    build_profiler, interrupt,
+    interrupt,
     programs::{self, Program},
+    report::{Better, Report},
     spawn_quiet, wait, wait_for_file,
 };
 use crate::shell::{debian_packages, output, run as run_command, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The profiler to try, instead of building it
-    #[arg(long, value_name = "FILE")]
-    profiler: Option<PathBuf>,
     /// Only these parts, instead of all
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -73,41 +71,37 @@ const STARTS: [&str; 8] = [
 type Start<'a> = Box<dyn Fn() -> Program + 'a>;
 
 struct Bench<'a> {
-    profiler: PathBuf,
+    profiler: &'a Path,
     compiled: PathBuf,
     dir: tempfile::TempDir,
     args: &'a Args,
 }
 
-pub fn run(args: &Args) -> Result<()> {
-    debian_packages(PACKAGES)?;
-    let bench = Bench {
-        profiler: match &args.profiler {
-            Some(profiler) => profiler.clone(),
-            None => build_profiler()?,
-        },
-        compiled: workspace().join("target/bench"),
-        dir: tempfile::tempdir()?,
-        args,
-    };
-    let asked = |part| args.parts.is_empty() || args.parts.contains(&part);
-    if asked(Part::Complete) {
-        bench.complete()?;
+impl Args {
+    /// As short as it tells anything: what a sample costs.
+    pub fn quick() -> Args {
+        Args { parts: vec![Part::Cost], seconds: 1 }
     }
-    if asked(Part::Cost) {
-        bench.cost()?;
-    }
-    if asked(Part::Tables) {
-        tables()?;
-    }
-    if asked(Part::Perf) {
-        bench.perf()?;
-    }
-    Ok(())
 }
 
-fn goal(what: &str, met: bool) {
-    println!("{}  {what}", if met { "met   " } else { "MISSED" });
+pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
+    debian_packages(PACKAGES)?;
+    let bench =
+        Bench { profiler, compiled: workspace().join("target/bench"), dir: tempfile::tempdir()?, args };
+    let asked = |part| args.parts.is_empty() || args.parts.contains(&part);
+    if asked(Part::Complete) {
+        bench.complete(report)?;
+    }
+    if asked(Part::Cost) {
+        bench.cost(report)?;
+    }
+    if asked(Part::Tables) {
+        tables(report)?;
+    }
+    if asked(Part::Perf) {
+        bench.perf(report)?;
+    }
+    Ok(())
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
@@ -139,13 +133,13 @@ impl Bench<'_> {
     /// Profiles a program for the given time.
     fn profile(&self, target: &[String], options: &[&str]) -> Result<Value> {
         let json = self.dir.path().join("x.json");
-        let mut command = Command::new(&self.profiler);
+        let mut command = Command::new(self.profiler);
         command.args(["-q", "-d", &format!("{}s", self.args.seconds)]).args(options).args(target);
         wait(&spawn_quiet(command.arg("-o").arg(&json))?)?;
         Ok(serde_json::from_slice(&fs::read(json)?)?)
     }
 
-    fn complete(&self) -> Result<()> {
+    fn complete(&self, report: &mut Report) -> Result<()> {
         println!("\nuser stacks that end where their thread started, 499 Hz, %");
         println!(
             "{:<14} {:>9} {:>10} {:>15} {:>15}",
@@ -173,7 +167,7 @@ impl Bench<'_> {
                 }
             }
         }
-        goal("99.5 % of the stacks unwound by tables are complete", all_complete);
+        report.goal("99.5 % of the stacks unwound by tables are complete", all_complete);
         Ok(())
     }
 
@@ -191,7 +185,7 @@ impl Bench<'_> {
     }
 
     /// On each CPU a target, so that (nearly) every run of the program takes a sample.
-    fn cost(&self) -> Result<()> {
+    fn cost(&self, report: &mut Report) -> Result<()> {
         println!("\ntime per sample in the kernel, by the kernel's BPF statistics, us");
         println!(
             "{:<16} {:>6} {:>6} {:>9} {:>9} {:>14} {:>20}",
@@ -214,6 +208,16 @@ impl Bench<'_> {
                     "{how:<16} {depth:>6} {:>6} {:>9.2} {:>9.2} {:>14.2} {least:>20.0}",
                     often.frames, often.us, seldom.us, cold.us
                 );
+                for (rate, cost) in [("999 Hz", &often), ("99 Hz", &seldom), ("99 Hz, cold", &cold)] {
+                    let who = if how == "tables" { "profiler" } else { "frame pointers by the kernel" };
+                    let better = if how == "tables" { Better::Lower } else { Better::Peer };
+                    report.figure(
+                        format!("unwind/sample at depth {depth}, {rate}/{who}"),
+                        "us",
+                        better,
+                        &[cost.us],
+                    );
+                }
                 if how == "tables" && depth == 30 {
                     at_goal = Some(often);
                 }
@@ -225,7 +229,7 @@ impl Bench<'_> {
         println!(
             "    missing. All time is charged to the runs that sampled: with fewer than all, figures are high."
         );
-        goal("at most 3 us at depth 30, 999 Hz", at_goal.is_some_and(|cost| cost.us <= 3.0));
+        report.goal("at most 3 us at depth 30, 999 Hz", at_goal.is_some_and(|cost| cost.us <= 3.0));
         Ok(())
     }
 
@@ -242,7 +246,7 @@ impl Bench<'_> {
         let targets: Vec<Program> = (0..std::thread::available_parallelism()?.get())
             .map(|_| programs::start(Command::new(program).args(&arguments)))
             .collect();
-        let mut command = Command::new(&self.profiler);
+        let mut command = Command::new(self.profiler);
         command.args(["-q", "-F", frequency, "--unwind", how]);
         targets.iter().for_each(|target| {
             command.args(&target.target);
@@ -340,7 +344,7 @@ impl Drop for Statistics {
 }
 
 /// Builds the tables of large files, each in a process of its own.
-fn tables() -> Result<()> {
+fn tables(report: &mut Report) -> Result<()> {
     run_command(
         Command::new("cargo")
             .args(["build", "--release", "--package", "profiler", "--example", "unwind_table"])
@@ -389,7 +393,7 @@ fn tables() -> Result<()> {
             peak_mb - nothing_mb
         );
         if name == "node" {
-            goal(
+            report.goal(
                 "node's tables are built within 1 s and 64 MB",
                 ms <= 1000.0 && peak_mb - nothing_mb <= 64.0,
             );
@@ -414,7 +418,7 @@ fn from_package(package: &str, path: &str) -> Option<PathBuf> {
 type Stacks = BTreeMap<Vec<String>, u64>;
 
 impl Bench<'_> {
-    fn perf(&self) -> Result<()> {
+    fn perf(&self, report: &mut Report) -> Result<()> {
         // Symbols only: perf and the profiler differ in how they name what debug information describes.
         let plain = ["g++", "-O2", "-pthread", "-fomit-frame-pointer"];
         let cpp = programs::compile("compiled.cc", &plain, &self.compiled);
@@ -433,7 +437,7 @@ impl Bench<'_> {
                 println!("perf record --call-graph dwarf,{dump}");
                 compare("ours, not perf's", &first, &perfs);
                 compare("perf's, not ours", &perfs, &first);
-                goal(
+                report.goal(
                     &format!("{name}: as alike as two runs of ours, within 3 points"),
                     shared_percent(&first, &perfs) >= expected - 3.0,
                 );

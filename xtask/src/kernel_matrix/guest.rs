@@ -19,7 +19,7 @@ use super::checks::Check;
 use crate::shell::{output, run};
 
 /// A check that hangs is killed after this, seconds.
-const CHECK_TIMEOUT: u32 = 60;
+const CHECK_TIMEOUT: u32 = 120;
 /// Variants of each workload: suffix of the name, and how its frames are compiled.
 const VARIANTS: [(&str, &[&str]); 2] = [
     ("", &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"]),
@@ -53,7 +53,9 @@ pub fn initramfs(workspace: &Path, cache: &Path, profiler: &Path, checks: &[&Che
         .context("copying busybox")?;
     symlink("busybox", root.join("bin/sh"))?;
     fs::copy(profiler, root.join("bin/profiler")).with_context(|| profiler.display().to_string())?;
-    let mut programs = vec![profiler.to_owned()];
+    // busybox has none.
+    fs::copy("/usr/bin/nice", root.join("bin/nice")).context("copying nice")?;
+    let mut programs = vec![profiler.to_owned(), "/usr/bin/nice".into()];
     programs.extend(workloads(&workspace.join("tests/workloads"), &root.join("work"))?);
     for library in libraries(&programs)? {
         let copy = root.join(library.strip_prefix("/")?);
@@ -123,6 +125,7 @@ check() {{
     mkdir "/tmp/$1" && cd "/tmp/$1"
     timeout -s KILL {CHECK_TIMEOUT} sh -c "$2" >/tmp/stdout 2>/tmp/stderr
     echo "$1:$?:$(base64 -w 0 /tmp/stdout):$(base64 -w 0 /tmp/stderr)" >&3
+    kill -KILL -1 2>/dev/null
 }}
 "#
     );
@@ -137,6 +140,7 @@ check() {{
 /// Boots a kernel and passes on what each check gives as soon as it is there; then waits for the end.
 pub fn boot(
     vmlinux: &Path,
+    accelerator: &str,
     initramfs: &Path,
     logs: &Path,
     timeout: Duration,
@@ -146,7 +150,7 @@ pub fn boot(
     let (console, results) = (logs.join("console.log"), logs.join("results"));
     fs::write(&results, "")?;
     let mut qemu = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-M", "q35", "-smp", "2", "-m", "1024"])
+        .args(["-accel", accelerator, "-cpu", CPU, "-M", "q35", "-smp", "2", "-m", "1024"])
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
         .args(["-serial", &format!("file:{}", console.display())])
         .args(["-serial", &format!("file:{}", results.display())])

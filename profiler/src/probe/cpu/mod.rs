@@ -19,7 +19,12 @@ use crate::{
         record::Record,
         spec::{Context, Extent, Probe, ProbeSpec},
     },
+    settings::Settings,
 };
+
+fn program(settings: &Settings) -> &'static str {
+    if settings.unwind_by_tables { "cpu_sample" } else { "cpu_sample_fp" }
+}
 
 /// The CPU probe.
 pub static SPEC: ProbeSpec = ProbeSpec {
@@ -27,9 +32,12 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     about: "what runs on CPUs, by samples",
     enabled: |_| true,
     large_maps: &[],
-    prepare: |_, _| Ok(()),
+    prepare: |settings, plan| {
+        plan.programs(&[program(settings)]);
+        Ok(())
+    },
     start: |start| {
-        let program = if start.settings.unwind_by_tables { "cpu_sample" } else { "cpu_sample_fp" };
+        let program = program(start.settings);
         let period = records::period_ns(start.settings.frequency_hz);
         start.kernel.attach(Hook::Event { program, event: Event::CpuClock, period })?;
         Ok(Box::new(Cpu::default()))

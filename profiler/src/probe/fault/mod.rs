@@ -18,16 +18,20 @@ const PERIOD: u64 = 61;
 /// Most pairs of process and stack that page faults are counted for.
 const MAX_STACKS: usize = 65_536;
 
+const PROGRAM: &str = "fault_sample";
+
 /// The page-fault probe. Without unwind tables its stacks would say little.
 pub static SPEC: ProbeSpec = ProbeSpec {
     name: "fault",
     about: "where memory is first touched, by samples of page faults",
     enabled: |settings| settings.watches_memory() && settings.unwind_by_tables,
     large_maps: &[],
-    prepare: |_, _| Ok(()),
+    prepare: |_, plan| {
+        plan.programs(&[PROGRAM]);
+        Ok(())
+    },
     start: |start| {
-        let (program, event) = ("fault_sample", Event::PageFaults);
-        start.kernel.attach(Hook::Event { program, event, period: PERIOD })?;
+        start.kernel.attach(Hook::Event { program: PROGRAM, event: Event::PageFaults, period: PERIOD })?;
         Ok(Box::new(Faults::default()))
     },
     kinds: &[FAULTS],

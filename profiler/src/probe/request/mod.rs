@@ -25,7 +25,7 @@ use crate::{
             fold::RequestCollector,
             maps::KernelMaps,
             tls::TlsWatch,
-            windows::{Hooks, Windows},
+            windows::{Hooks, MOVED, Windows},
         },
         sched,
         spec::{Probe, ProbeSpec, Start},
@@ -58,6 +58,7 @@ const TCP: [(&str, &str); 4] = [
 fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     // A busy server answers thousands of requests a second.
     plan.needs_more_records();
+    MOVED.into_iter().chain(TCP).for_each(|(program, _)| plan.programs(&[program]));
     plan.offsets(sched::maps::OFFSETS);
     plan.offsets(&[&offsets::SOCKETS]);
     plan.global("REQUEST_TIMES", u32::from(settings.watches_waits()));

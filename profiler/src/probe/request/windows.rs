@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Where Linux 6.3 and newer tell of bytes moved on any socket.
-const MOVED: [(&str, &str); 2] =
+pub const MOVED: [(&str, &str); 2] =
     [("socket_received", "sock_recv_length"), ("socket_sent", "sock_send_length")];
 
 /// Functions that move bytes, for older kernels.

@@ -403,12 +403,13 @@ impl Scheduler {
         for state in &states {
             let thread = ThreadKey { pid: state.pid, tid: state.tid };
             resolver.name_thread(thread);
-            let wall_ns = now_ns.saturating_sub(state.first_ns.max(self.began_ns));
+            // The kernel may have seen it after `now_ns`, and then its times reach to there.
+            let until_ns = now_ns.max(state.since_ns);
             let stat = records::schedstat(&self.proc_root, state);
             now.threads.push(records::thread_time(
                 thread,
-                &records::times_until(state, &stat, now_ns),
-                wall_ns,
+                &records::times_until(state, &stat, until_ns),
+                until_ns.saturating_sub(state.first_ns.max(self.began_ns)),
                 &resolver.tables,
             ));
             if records::is_blocked(state, &stat) {

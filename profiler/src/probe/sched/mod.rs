@@ -54,6 +54,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
 };
 
 fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
+    plan.programs(&["sched_switch"]);
     plan.offsets(maps::OFFSETS);
     let limits = Limits::of(&settings.thresholds);
     plan.global("RUN_QUEUE_BY_THREAD", u8::from(settings.by_thread));

@@ -82,7 +82,7 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
         thread.syscall = number;
         thread.object = arg(0);
         let class = abi::class(number);
-        thread.cause = cause(proc_root, pid, class, [arg(0), arg(1), arg(2)]) as u32;
+        thread.cause = cause(proc_root, pid, state == 'D', class, [arg(0), arg(1), arg(2)]) as u32;
         let sleeps = abi::is_poll(number) && arg(1) == 0 || abi::is_select(number) && arg(0) == 0;
         if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 && !sleeps {
             thread.loop_class = class.into();
@@ -107,9 +107,10 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
     Some(Seed { state: thread, at })
 }
 
-/// As the kernel program's `waits_for`.
-fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> WaitCause {
+/// As the kernel program's `waits_for`. Who can be interrupted does not wait for a disk, but, say, for the other end of a FIFO.
+fn cause(proc_root: &Path, pid: u32, uninterruptible: bool, class: u8, args: [u64; 3]) -> WaitCause {
     match class {
+        c if c == SyscallClass::Disk as u8 && !uninterruptible => WaitCause::Other,
         c if c == SyscallClass::Descriptor as u8 => {
             let link =
                 fs::read_link(shown(proc_root, pid).join(format!("fd/{}", args[0]))).unwrap_or_default();
@@ -117,7 +118,8 @@ fn cause(proc_root: &Path, pid: u32, class: u8, args: [u64; 3]) -> WaitCause {
                 "socket" if is_internet_socket(proc_root, pid, &link) => WaitCause::Network,
                 "socket" | "pipe" | "anon_inode" => WaitCause::Pipe,
                 path if path.starts_with("/dev/") => WaitCause::Pipe,
-                path if path.starts_with('/') => WaitCause::Disk,
+                path if path.starts_with('/') && uninterruptible => WaitCause::Disk,
+                path if path.starts_with('/') => WaitCause::Pipe, // a FIFO that has a name
                 _ => WaitCause::Other,
             }
         }
@@ -284,5 +286,13 @@ mod tests {
         }
         let sleep = format!("{} 0x0 0x0 0x0 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_pselect6);
         assert_eq!(seed("S", &sleep).unwrap().0.loop_class, 0);
+        // Opening and reading of a disk, and of a FIFO.
+        fs::create_dir_all(root.path().join("7/fd")).unwrap();
+        std::os::unix::fs::symlink("/srv/file", root.path().join("7/fd/3")).unwrap();
+        for (number, of_fifo) in [(libc::SYS_openat, WaitCause::Other), (libc::SYS_read, WaitCause::Pipe)] {
+            let call = format!("{number} 0x3 0x0\n");
+            let causes = ["D", "S"].map(|state| seed(state, &call).unwrap().0.cause);
+            assert_eq!(causes, [WaitCause::Disk, of_fifo].map(|cause| cause as u32));
+        }
     }
 }

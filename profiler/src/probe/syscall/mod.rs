@@ -46,6 +46,8 @@ pub static SPEC: ProbeSpec = ProbeSpec {
 fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
     // A server opens a file per request, and says so.
     plan.needs_more_records();
+    plan.programs(&STEPS);
+    CALLS.into_iter().for_each(|(program, _)| plan.programs(&[program]));
     plan.offsets(sched::maps::OFFSETS);
     plan.global("CALLS_WATCHED", 1u32);
     plan.global("CONNECT_NUMBER", libc::SYS_connect as u32);

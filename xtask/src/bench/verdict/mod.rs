@@ -23,7 +23,6 @@ use corpus::{Entry, Verdict};
 use judge::{Judgement, Said};
 use processes::Reaper;
 
-use super::build_profiler;
 use crate::shell::workspace;
 
 /// Programs that are profiled for longer than this are left out with `--quick`, s.
@@ -44,9 +43,6 @@ pub struct Args {
     /// Print one JSON document instead of the table
     #[arg(long)]
     json: bool,
-    /// Use this profiler and do not build one
-    #[arg(long, value_name = "PATH")]
-    profiler: Option<PathBuf>,
     /// Keep each program's report and JSON here
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -79,7 +75,7 @@ impl Row {
     }
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, profiler: &Path) -> Result<()> {
     let sources = workspace().join("tests/verdict");
     let wanted = |entry: &Entry| {
         let named =
@@ -94,10 +90,6 @@ pub fn run(args: &Args) -> Result<()> {
         }
         return Ok(());
     }
-    let profiler = match &args.profiler {
-        Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
-        None => build_profiler()?,
-    };
     let folders = Folders { sources, build: workspace().join("target/verdict") };
     folders.build_common()?;
     let reaper = Reaper::new();
@@ -107,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
             skipped.push((entry.name.clone(), missing));
             continue;
         }
-        let row = try_one(entry, &folders, &profiler, args.keep.as_deref(), &reaper)?;
+        let row = try_one(entry, &folders, profiler, args.keep.as_deref(), &reaper)?;
         if !args.json {
             print_row(&row);
         }

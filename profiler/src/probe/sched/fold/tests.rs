@@ -174,6 +174,20 @@ fn a_block_that_goes_on_at_the_end_counts_up_to_it() {
 }
 
 #[test]
+fn a_thread_seen_after_the_end_has_the_time_it_accounts_for() {
+    let mut bench = Bench::new();
+    let (mut scheduler, maps) = begun(&bench);
+    bench.hands.set(5 * S);
+    bench.with(|cx| scheduler.stop(cx));
+    // It woke and blocked again before the kernel programs knew of the end.
+    let mut state = blocked(8, 6 * S, WaitCause::Child);
+    state.times.blocked_ns[WaitCause::Child as usize] = 5 * S;
+    maps.0.borrow_mut().threads = vec![state];
+    let blocking = run(&mut bench, &mut scheduler).blocking.unwrap();
+    assert_eq!((blocking.threads[0].wall_ns, blocking.threads[0].accounted_ns()), (5 * S, 5 * S));
+}
+
+#[test]
 fn who_ends_a_wait_continues_its_stack() {
     let mut bench = Bench::new();
     let (mut scheduler, maps) = begun(&bench);
