@@ -10,6 +10,7 @@
 
 mod alloc;
 mod asked;
+mod call_wait;
 mod caller;
 mod cpu;
 mod descriptor;

@@ -8,6 +8,10 @@
 #include <stdlib.h>
 #include <time.h>
 
+#ifndef SHARES
+#define SHARES 0.6, 0.3, 0.1
+#endif
+
 static double seconds;
 
 static uint64_t cpu_ns(void) {
@@ -34,7 +38,7 @@ __attribute__((noinline, noclone)) void mixed(void) {
     unsigned seed = 1;
     uint64_t end = (uint64_t)(seconds * 1e9);
     // Totals are kept, so that the shares are exact whatever the chunks are.
-    double spent[3] = {0, 0, 0}, share[3] = {0.6, 0.3, 0.1};
+    double spent[3] = {0, 0, 0}, share[3] = {SHARES};
     while (cpu_ns() < end) {
         int most_behind = 0;
         for (int i = 1; i < 3; i++)

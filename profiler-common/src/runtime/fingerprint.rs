@@ -59,6 +59,10 @@ pub const CHAINS: u64 = 3;
 /// Most frames of a chain.
 pub const CHAIN_FRAMES: u32 = 64;
 
+/// Frames that those kernel functions go along in one call which go along many. The verifier checks a loop anew for each round: of
+/// a function with few rounds, called again and again, it checks few.
+pub const AT_ONCE: u32 = 8;
+
 impl Fingerprint {
     /// Whether there was no room for all of it: then it cannot tell whether two stacks are the same.
     #[inline(always)]

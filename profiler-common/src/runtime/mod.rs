@@ -12,7 +12,7 @@ pub mod python;
 pub mod v8;
 
 pub use entry::{Entry, EntryKind, RUNTIME_WORDS};
-pub use fingerprint::{CHAIN_FRAMES, CHAINS, Chain, ChainWalk, Fingerprint, InterpretedIn};
+pub use fingerprint::{AT_ONCE, CHAIN_FRAMES, CHAINS, Chain, ChainWalk, Fingerprint, InterpretedIn};
 
 /// Bit of [`ProcessMappings::runtimes`](crate::mapping::ProcessMappings::runtimes): V8 runs in the process.
 pub const V8: u32 = 1 << 0;

@@ -3,13 +3,13 @@
 use profiler_common::{
     mapping::Walk,
     runtime::{
-        ChainWalk,
+        AT_ONCE, ChainWalk,
         hotspot::{At, BELOW, FrameWords, SAVED, Stepped, add_to_fingerprint, entry, fingerprint_step},
     },
     unwind::{Memory as _, Step, StopReason},
 };
 
-use super::{AT_ONCE, builds::RUNTIMES};
+use super::builds::RUNTIMES;
 use crate::{hash::mix, memory::UserMemory};
 
 /// It is no frame of HotSpot.

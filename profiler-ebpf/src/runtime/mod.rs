@@ -3,17 +3,13 @@
 
 use profiler_common::{
     cpu::{SAMPLE_FRAME_WORDS, SampleScratch},
-    runtime::{CHAIN_FRAMES, ChainWalk, Fingerprint, InterpretedIn, PYTHON, RUNTIME_WORDS},
+    runtime::{AT_ONCE, CHAIN_FRAMES, ChainWalk, Fingerprint, InterpretedIn, PYTHON, RUNTIME_WORDS},
 };
 
 mod builds;
 pub mod hotspot;
 pub mod python;
 pub mod v8;
-
-/// Frames that a call of those functions goes through which go along many. The verifier checks a loop anew for each round: of
-/// a function with few rounds, called again and again, it checks few.
-const AT_ONCE: u32 = 8;
 
 /// Keeps the entry that the last step found, if it did, for the stack's frame of that index.
 ///

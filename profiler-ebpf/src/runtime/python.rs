@@ -5,12 +5,12 @@ use profiler_common::{
     MAX_FRAMES,
     cpu::SampleScratch,
     runtime::{
-        Fingerprint,
+        AT_ONCE, Fingerprint,
         python::{FRAME_WORDS, OBJECT_WORDS, PythonFrame, PythonOffsets, SHORT_WORDS, cut_off},
     },
 };
 
-use super::{AT_ONCE, builds::RUNTIMES};
+use super::builds::RUNTIMES;
 use crate::{hash::mix, memory::UserMemory, offsets::OFF_TASK_THREAD_POINTER, task::read};
 
 /// Adds the Python frames of the current thread to the entries that there are.

@@ -4,12 +4,12 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::{
     mapping::Walk,
     runtime::{
-        ChainWalk,
+        AT_ONCE, ChainWalk,
         v8::{BELOW, FrameWords, SAVED, add_to_fingerprint, entry, fingerprint_step, function},
     },
 };
 
-use super::{AT_ONCE, builds::RUNTIMES};
+use super::builds::RUNTIMES;
 use crate::hash::mix;
 
 /// Copies what tells the function of the current frame, which is in code without unwind information. Returns the caller's

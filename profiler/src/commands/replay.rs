@@ -264,7 +264,7 @@ pub(crate) mod tests {
         let back = load(&path, &Overrides::default()).unwrap();
         assert_eq!((back.ending, back.samples.len()), (Ending::Complete, 0));
         assert_eq!(back.run.memory, run.memory);
-        let changed = compare::memory::compare(&run, &back.run);
+        let changed = compare::memory::compare(&run, &back.run, &str::to_owned);
         assert_eq!((changed.places.len(), changed.total.amount), (2, (200.0, 200.0)));
         assert!(changed.places.iter().all(|place| place.units.value == 0.0));
     }

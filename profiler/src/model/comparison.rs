@@ -17,6 +17,8 @@ pub struct Comparison {
     pub kinds: Vec<KindComparison>,
     /// What is not compared, and why.
     pub left_out: Vec<String>,
+    /// What the program is called in the first and in the second, where that is not the same.
+    pub renamed: Option<[String; 2]>,
 }
 
 /// What a run was compared with.

@@ -35,6 +35,10 @@ pub fn write(of: &Comparison, names: [&str; 2], style: &Style, out: &mut dyn Wri
     line(&style.bold(&format!("{before} -> {after}")), &Style { width: None, ..*style }, out)?;
     let (colour, answer) = answer(of, ANSWER);
     paragraph("=>", colour, &answer, 3, style, out)?;
+    if let Some([before, after]) = &of.renamed {
+        let [before, after] = [before, after].map(|name| fit(name, usize::MAX, Keep::Start));
+        line(&format!("{before} and {after} are compared as one program"), style, out)?;
+    }
     for kind in &of.kinds {
         table(kind, style, out)?;
     }
@@ -293,6 +297,7 @@ pub fn to_json(of: &Comparison) -> Value {
         "false_discovery_rate": FALSE_DISCOVERIES,
         "kinds": of.kinds.iter().map(kind).collect::<Vec<_>>(),
         "left_out": of.left_out,
+        "renamed": of.renamed,
     })
 }
 
@@ -348,6 +353,7 @@ mod tests {
             after: Side { target: "pid 9 (app)".into(), duration_ns: 30_000_000_000, ..Side::default() },
             kinds: vec![cpu, off_cpu, memory],
             left_out: vec!["system calls: only the first recording holds any".into()],
+            renamed: Some(["app-1".into(), "app".into()]),
         }
     }
 

@@ -31,6 +31,9 @@ pub struct Args {
     keep: bool,
 }
 
+/// A bench that adds to the table.
+type Measure<'a> = &'a dyn Fn(&mut Report) -> Result<()>;
+
 /// Where the last tables are kept: the whole one and the quick one, which are not alike.
 fn kept(quick: bool) -> PathBuf {
     let name = if quick { "figures-quick.json" } else { "figures.json" };
@@ -40,7 +43,7 @@ fn kept(quick: bool) -> PathBuf {
 pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
     conditions(report)?;
     let begin = Instant::now();
-    let table: [(&str, &dyn Fn(&mut Report) -> Result<()>); 7] = [
+    let table: [(&str, Measure<'_>); 7] = [
         ("cpu", &|report| cpu::run(&asked(args, cpu::Args::quick), profiler, report)),
         ("unwind", &|report| unwind::run(&asked(args, unwind::Args::quick), profiler, report)),
         ("sched", &|report| sched::run(&asked(args, sched::Args::quick), profiler, report)),

@@ -438,7 +438,7 @@ impl Bench<'_> {
                 compare("ours, not perf's", &first, &perfs);
                 compare("perf's, not ours", &perfs, &first);
                 report.goal(
-                    &format!("{name}: as alike as two runs of ours, within 3 points"),
+                    format!("{name}: as alike as two runs of ours, within 3 points"),
                     shared_percent(&first, &perfs) >= expected - 3.0,
                 );
             }

@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
             release.clone_from(&image.release);
             let logs = cache.join("runs").join(kernel.name);
             let timeout = Duration::from_secs(args.timeout);
-            guest::boot(&image.vmlinux, kernel.accelerator, &initramfs, &logs, timeout, |outcome| {
+            guest::boot(&image.vmlinux, &initramfs, &logs, timeout, |outcome| {
                 if let Some(check) = checks.iter().find(|check| check.name == outcome.name) {
                     rows.push(judge(kernel, &image.release, check, &outcome));
                     print(&rows[rows.len() - 1]);

@@ -51,8 +51,8 @@ pub struct Cells {
 pub type ByCell = BTreeMap<u32, f64>;
 
 impl Cells {
-    /// Of a run. Weights are in ns.
-    pub fn of(of: &Measured<'_>, kind: ProfileKind) -> Cells {
+    /// Of a run. Weights are in ns; `called` says by what name a process is compared.
+    pub fn of(of: &Measured<'_>, kind: ProfileKind, called: &dyn Fn(&str) -> String) -> Cells {
         let samples: Vec<&Sample> =
             of.samples.iter().filter(|sample| sample.kind(of.tables) == kind).collect();
         let meta = &of.run.cpu.meta;
@@ -75,8 +75,8 @@ impl Cells {
         for sample in samples {
             let key = (sample.stack, sample.thread.pid, sample.cause);
             let counts = known.entry(key).or_insert_with(|| {
-                let process = of.tables.process_name(sample.thread);
-                let each = counts(names, &frames(sample.stack), process, kind, sample.cause);
+                let process = called(of.tables.process_name(sample.thread));
+                let each = counts(names, &frames(sample.stack), &process, kind, sample.cause);
                 let position = |(depth, place): (usize, Place)| {
                     let entry = places.entry(place);
                     let position = entry.index();

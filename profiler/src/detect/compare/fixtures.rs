@@ -52,12 +52,17 @@ impl Symbolizer for Numbered {
 
 /// A run of samples of one kind: when, function, weight.
 pub fn run(kind: ProfileKind, duration_ns: u64, samples: &[(u64, u64, u64)]) -> Owned {
+    run_of("app", kind, duration_ns, samples)
+}
+
+/// The same of a process with a name.
+pub fn run_of(name: &str, kind: ProfileKind, duration_ns: u64, samples: &[(u64, u64, u64)]) -> Owned {
     let mut tables = Tables::default();
     let file = Module { path: "/bin/app".into(), ..Module::special(ModuleKind::File) };
     let module = tables.module_id(file);
     let call = tables.module_id(Module::special(ModuleKind::Syscall));
     let thread = ThreadKey { pid: 7, tid: 7 };
-    tables.threads.insert(thread, "app".into());
+    tables.threads.insert(thread, name.into());
     let mut totals = Aggregator::default();
     let mut recorded = Vec::new();
     for &(time_ns, function, weight) in samples {

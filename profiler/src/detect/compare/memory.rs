@@ -21,8 +21,9 @@ pub fn holds(run: &Run) -> bool {
     run.memory.as_ref().is_some_and(|memory| !memory.sites.is_empty())
 }
 
-/// Compares the ends of two runs. Points are of all that was live in the first, or if that is nothing, in the second.
-pub fn compare(before: &Run, after: &Run) -> KindComparison {
+/// Compares the ends of two runs. Points are of all that was live in the first, or if that is nothing, in the second. `called` says
+/// by what name a process is compared.
+pub fn compare(before: &Run, after: &Run, called: &dyn Fn(&str) -> String) -> KindComparison {
     let mut places: BTreeMap<Place, [Option<Site>; 2]> = BTreeMap::new();
     let mut total = [None, None];
     for (side, run) in [before, after].into_iter().enumerate() {
@@ -31,7 +32,7 @@ pub fn compare(before: &Run, after: &Run) -> KindComparison {
             let process = memory.processes.iter().find(|process| process.pid == site.pid);
             let frames = run.names().functions(run.names().stack(site.stack));
             let place = Place {
-                process: process.map_or_else(String::new, |process| process.process.clone()),
+                process: process.map_or_else(String::new, |process| called(&process.process)),
                 functions: frames.map(|(function, ..)| function.name.clone()).collect(),
                 ..Place::default()
             };
@@ -119,7 +120,7 @@ mod tests {
     fn places_are_compared_by_their_functions_and_beside_their_own_ups_and_downs() {
         let before = run(["main;serve;leak", "main;serve;cache"], [&wave(1e6, 1e3), &wave(3e6, 1e6)]);
         let after = run(["main;serve;cache", "main;serve;leak"], [&wave(4e6, 1e6), &wave(4e6, 1e3)]);
-        let found = compare(&before, &after);
+        let found = compare(&before, &after, &str::to_owned);
         let rows: Vec<_> = found
             .places
             .iter()
@@ -129,16 +130,17 @@ mod tests {
         let leak = &found.places[0];
         assert!(leak.units.low > 2.9e6 && leak.units.high < 3.1e6, "{leak:?}");
         assert_eq!(found.total.units.value, 4e6);
-        let back = compare(&after, &before);
+        let back = compare(&after, &before, &str::to_owned);
         assert_eq!((back.places[0].units.value, back.places[0].is_significant()), (-3e6, Some(true)));
-        let same = compare(&before, &before);
+        let same = compare(&before, &before, &str::to_owned);
         assert_eq!(same.significant().count(), 0);
     }
 
     #[test]
     fn what_was_seen_too_briefly_is_not_judged() {
         let stacks = ["main;a", "main;b"];
-        let found = compare(&run(stacks, [&[1e6], &[1e6]]), &run(stacks, [&[9e6], &[1e6]]));
+        let [before, after] = [1e6, 9e6].map(|first| run(stacks, [&[first], &[1e6]]));
+        let found = compare(&before, &after, &str::to_owned);
         assert_eq!((found.places[0].units.value, found.places[0].is_significant()), (8e6, None));
         assert!(!found.is_judged());
     }

@@ -35,11 +35,16 @@ const FEW: f64 = 20.0;
 pub fn compare(before: Measured<'_>, after: Measured<'_>) -> Comparison {
     let mut kinds = Vec::new();
     let mut left_out = Vec::new();
+    let renamed = renamed(&before, &after);
+    let called = |process: &str| match &renamed {
+        Some([first, second]) if first == process => second.clone(),
+        _ => process.to_owned(),
+    };
     for kind in [CPU, OFF_CPU, SYSCALLS] {
         let holds = |of: Measured<'_>| of.run.profile(&kind).is_some_and(|profile| profile.total > 0);
         match (holds(before), holds(after)) {
             (true, true) => {
-                let (a, b) = (Cells::of(&before, kind), Cells::of(&after, kind));
+                let (a, b) = (Cells::of(&before, kind, &called), Cells::of(&after, kind, &called));
                 kinds.push(of_cells(kind, &a, &b));
             }
             (false, false) => {}
@@ -47,7 +52,7 @@ pub fn compare(before: Measured<'_>, after: Measured<'_>) -> Comparison {
         }
     }
     match (memory::holds(before.run), memory::holds(after.run)) {
-        (true, true) => kinds.push(memory::compare(before.run, after.run)),
+        (true, true) => kinds.push(memory::compare(before.run, after.run, &called)),
         (false, false) => {}
         (one, _) => left_out.push(only_one(ALLOC, one)),
     }
@@ -55,7 +60,21 @@ pub fn compare(before: Measured<'_>, after: Measured<'_>) -> Comparison {
     if has_faults(before) && has_faults(after) {
         left_out.push(format!("{}: a recording holds their sum only, not when they were", FAULTS.title));
     }
-    Comparison { before: side(before.run), after: side(after.run), kinds, left_out }
+    Comparison { before: side(before.run), after: side(after.run), kinds, left_out, renamed }
+}
+
+/// The names of one program, if each run has one process name that the other lacks: `app-1.2` is compared with `app-1.3`.
+fn renamed(before: &Measured<'_>, after: &Measured<'_>) -> Option<[String; 2]> {
+    let names = |of: &Measured<'_>| -> BTreeSet<String> {
+        let threads: BTreeSet<_> = of.samples.iter().map(|sample| sample.thread).collect();
+        threads.into_iter().map(|thread| of.tables.process_name(thread).to_owned()).collect()
+    };
+    let [before, after] = [names(before), names(after)];
+    let only = |of: &BTreeSet<String>, other: &BTreeSet<String>| {
+        let mut only = of.difference(other);
+        only.next().filter(|_| only.next().is_none()).cloned()
+    };
+    Some([only(&before, &after)?, only(&after, &before)?])
 }
 
 fn only_one(kind: ProfileKind, first: bool) -> String {

@@ -4,7 +4,7 @@ use fastrand::Rng;
 
 use super::{
     compare,
-    fixtures::{HZ, Owned, S, on_cpu, pick, run, waiting, zipf},
+    fixtures::{HZ, Owned, S, on_cpu, pick, run, run_of, waiting, zipf},
 };
 use crate::model::{
     comparison::Comparison,
@@ -155,4 +155,20 @@ fn a_kind_that_one_run_lacks_is_named() {
         found.left_out,
         ["on-CPU: only the first recording holds any", "off-CPU: only the second recording holds any"]
     );
+}
+
+#[test]
+fn a_program_that_is_called_otherwise_is_compared_all_the_same() {
+    let random = &mut Rng::with_seed(1);
+    let samples: Vec<_> = (0..30 * HZ).map(|i| (i * S / HZ, pick(&zipf(5), random), 1)).collect();
+    let of = |name| run_of(name, CPU, 30 * S, &samples);
+    let found = compared(&of("app-1.2"), &of("app-1.3"));
+    assert_eq!(found.renamed, Some(["app-1.2".into(), "app-1.3".into()]));
+    assert!(
+        found.kinds[0]
+            .places
+            .iter()
+            .all(|of| of.place.process == "app-1.3" && of.is_significant() != Some(true))
+    );
+    assert_eq!(compared(&of("app"), &of("app")).renamed, None);
 }
