@@ -65,10 +65,9 @@ pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
         compare(report, &since)?;
     }
     if args.keep {
-        report.write(&kept(args.quick))?;
-        if !args.quick {
-            fs::write(workspace().join("docs/design/figures.md"), page(report))?;
-        }
+        let path = kept(args.quick);
+        report.write(&path)?;
+        fs::write(path.with_extension("md"), page(report, args.quick))?;
     }
     Ok(())
 }
@@ -122,10 +121,11 @@ fn compare(report: &Report, since: &Path) -> Result<()> {
 }
 
 /// The table for readers.
-fn page(report: &Report) -> String {
-    let mut text = String::from(
-        "# Figures\n\nWritten by `cargo xtask bench all --keep`; what each bench does, and why the figures are what they are, is in \
-         [cost.md](cost.md).\nMedian, and the range of so many runs. Lines in italics are other tools, in the same runs.\n\n",
+fn page(report: &Report, quick: bool) -> String {
+    let (title, flag) = if quick { ("Figures in short", " --quick") } else { ("Figures", "") };
+    let mut text = format!(
+        "# {title}\n\nWritten by `cargo xtask bench all{flag} --keep`; what each bench does, and why the figures are what they are, \
+         is in\n[cost.md](cost.md). Median, and the range of so many runs. Lines in italics are other tools, in the same runs.\n\n"
     );
     for (name, value) in &report.conditions {
         text += &format!("- {name}: {value}\n");

@@ -38,7 +38,7 @@ pub struct Args {
 impl Args {
     /// As short as it tells anything: what switching costs.
     pub fn quick() -> Args {
-        Args { rounds: 3, seconds: 2, queue_runs: 0, calm_seconds: 0 }
+        Args { rounds: 2, seconds: 4, queue_runs: 0, calm_seconds: 0 }
     }
 }
 
