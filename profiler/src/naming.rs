@@ -16,6 +16,12 @@ use crate::model::{
     wait::Blocking,
 };
 
+/// Code that V8 has made for a regular expression.
+pub const REGULAR_EXPRESSION: &str = "[regular expression]";
+
+/// What in V8 calls such code.
+const MATCHES: &str = "RegExpMacroAssembler::Execute";
+
 /// A run out of its totals, whose addresses `symbolizer` names.
 pub fn run(
     meta: Meta,
@@ -34,7 +40,9 @@ pub fn run(
         .flatten()
         .flat_map(|snapshot| &snapshot.entries);
     let stacks = sampled.map(|(key, _)| key.stack).chain(listed.iter().copied()).chain(sites.clone());
-    let (mut names, index) = name(stacks, tables, symbolizer, detail);
+    let stacks: FxHashSet<StackId> = stacks.collect();
+    let (mut names, mut index) = name(&stacks, tables, symbolizer, detail);
+    name_regular_expressions(&mut names, &stacks, tables, &mut index);
     let frames = |names: &Names, stack: StackId| -> Vec<usize> {
         let all = tables.stack(stack).frames.iter().map(|frame| index[frame].0);
         outside_profiler(names, all.collect())
@@ -129,7 +137,7 @@ fn snapshot(weights: impl Iterator<Item = (u32, StackId, u64)>) -> Snapshot {
 /// Names all frames of some stacks. The index says of each frame where it is among the names, and whether it has a
 /// name of its own.
 fn name(
-    stacks: impl Iterator<Item = StackId>,
+    stacks: &FxHashSet<StackId>,
     tables: &Tables,
     symbolizer: &mut dyn Symbolizer,
     detail: Detail,
@@ -137,7 +145,7 @@ fn name(
     // Addresses by module, so that each file's symbols are read once.
     let mut wanted: FxHashMap<u32, Vec<u64>> = FxHashMap::default();
     let mut distinct = FxHashSet::default();
-    for stack in stacks.collect::<FxHashSet<_>>() {
+    for &stack in stacks {
         for &frame in &*tables.stack(stack).frames {
             if distinct.insert(frame) {
                 wanted.entry(frame.module.0).or_default().push(frame.address);
@@ -176,6 +184,32 @@ fn name(
     }
     let modules = tables.modules.iter().cloned().collect();
     (Names { modules, frames, stacks: FxHashMap::default() }, index)
+}
+
+/// Names code that nobody names and that nothing calls but what matches regular expressions.
+fn name_regular_expressions(
+    names: &mut Names,
+    stacks: &FxHashSet<StackId>,
+    tables: &Tables,
+    index: &mut FxHashMap<Frame, (usize, bool)>,
+) {
+    let mut only_matches: FxHashMap<usize, bool> = FxHashMap::default();
+    for &stack in stacks {
+        for pair in tables.stack(stack).frames.windows(2) {
+            let (frame, named) = index[&pair[0]];
+            if !named && matches!(tables.module(pair[0].module).kind, ModuleKind::Jit(_)) {
+                let caller = &names.frames[index[&pair[1]].0];
+                let matches = caller.functions.iter().any(|function| function.name.contains(MATCHES));
+                only_matches.entry(frame).and_modify(|all| *all &= matches).or_insert(matches);
+            }
+        }
+    }
+    for (frame, _) in only_matches.into_iter().filter(|(_, all)| *all) {
+        let named = &mut names.frames[frame];
+        named.functions = vec![Function { name: REGULAR_EXPRESSION.to_owned(), ..Function::default() }];
+        let at = Frame { module: ModuleId(named.module as u32), address: named.address };
+        index.insert(at, (frame, true));
+    }
 }
 
 /// A stack without what the scheduler, or the end of a system call, calls to run the probe at a switch, of a wake-up or
@@ -226,7 +260,49 @@ fn outside_profiler(names: &Names, mut frames: Vec<usize>) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{function::PROFILER_ITSELF, stack::Module};
+    use crate::model::{
+        function::PROFILER_ITSELF,
+        stack::{Module, Stack, StackEnd},
+        totals::intern_stack,
+    };
+
+    #[test]
+    fn code_that_only_matchers_call_is_a_regular_expression() {
+        let mut tables = Tables::default();
+        let jit = tables.module_id(Module::special(ModuleKind::Jit(7)));
+        let node = tables.module_id(Module { path: "/bin/node".into(), ..Module::special(ModuleKind::File) });
+        let mut stack = |frames: [(ModuleId, u64); 2]| {
+            let frames = frames.map(|(module, address)| Frame { module, address });
+            let stack = Stack { frames: frames.into(), kernel_frames: 0, end: StackEnd::Complete };
+            intern_stack(&mut tables, stack).unwrap()
+        };
+        // One is called by the matcher, one also by something else.
+        let stacks =
+            [stack([(jit, 1), (node, 10)]), stack([(jit, 2), (node, 10)]), stack([(jit, 2), (node, 20)])];
+        struct Node;
+        impl Symbolizer for Node {
+            fn functions(
+                &mut self,
+                _: ModuleId,
+                of: &Module,
+                at: &[u64],
+                _: Detail,
+            ) -> Vec<Option<Vec<Function>>> {
+                let name = |at: &u64| match at {
+                    10 => "v8::internal::NativeRegExpMacroAssembler::Execute(...)",
+                    _ => "other",
+                };
+                let named = |at| vec![Function { name: name(at).to_owned(), ..Function::default() }];
+                at.iter().map(|at| (of.kind == ModuleKind::File).then(|| named(at))).collect()
+            }
+        }
+        let stacks = FxHashSet::from_iter(stacks);
+        let (mut names, mut index) = name(&stacks, &tables, &mut Node, Detail::Full);
+        name_regular_expressions(&mut names, &stacks, &tables, &mut index);
+        let name = |address| &names.frames[index[&Frame { module: jit, address }].0].functions[0].name;
+        assert_eq!(name(1), REGULAR_EXPRESSION);
+        assert_ne!(name(2), REGULAR_EXPRESSION);
+    }
 
     #[test]
     fn the_profilers_own_code_is_one_frame() {

@@ -6,10 +6,12 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Evidence, ProcessName},
+        module::Language,
         report::{NamedFrame, Names, ProfileStack, Run},
         stack::{ModuleKind, StackId, ThreadKey},
         wait::{Blocking, ThreadTime},
     },
+    naming::REGULAR_EXPRESSION,
     symbolize::Function,
 };
 
@@ -119,6 +121,12 @@ const SYSTEM_FUNCTIONS: [&str; 24] = [
 const SYSTEM_FILES: [&str; 7] =
     ["node:", "/rustc/", "/.cargo/registry/", "/lib/python", "<frozen", "/usr/lib/go", "/usr/share/go"];
 
+/// How names of functions that JavaScript comes with end.
+const BUILTIN: &str = " (builtin)";
+
+/// Functions of Java's own library, by how their names begin, and in parentheses pieces of code of its virtual machine.
+const SYSTEM_JAVA: [&str; 6] = ["(", "java.", "javax.", "jdk.", "sun.", "com.sun."];
+
 /// A function with its frame, and whether the compiler inlined it.
 type InFrame<'a> = (&'a Function, &'a NamedFrame, bool);
 
@@ -139,14 +147,23 @@ pub fn own_within<'a>(names: &'a Names, frames: &'a [usize], depth: usize) -> Op
 }
 
 fn own_of<'a>(names: &Names, functions: &[InFrame<'a>]) -> Option<&'a Function> {
-    let is_system = |of: &Function| {
-        SYSTEM_FUNCTIONS.iter().any(|word| of.name.starts_with(word))
+    let is_system = |of: &Function, frame: &NamedFrame| {
+        let begins = |words: &[&str]| words.iter().any(|word| of.name.starts_with(word));
+        let of_runtime = match names.module_of(frame).kind {
+            ModuleKind::Managed(Language::Java) => begins(&SYSTEM_JAVA),
+            ModuleKind::Managed(Language::JavaScript) => of.name.ends_with(BUILTIN),
+            ModuleKind::Jit(_) => of.name == REGULAR_EXPRESSION,
+            _ => false,
+        };
+        begins(&SYSTEM_FUNCTIONS)
+            || of_runtime
             || of
                 .file
                 .as_ref()
                 .is_some_and(|file| is_of_libc(file) || SYSTEM_FILES.iter().any(|part| file.contains(part)))
     };
-    let is_named = |(of, frame, _): &&InFrame<'a>| !is_system(of) && !of.is_unnamed(names.module_of(frame));
+    let is_named =
+        |(of, frame, _): &&InFrame<'a>| !is_system(of, frame) && !of.is_unnamed(names.module_of(frame));
     let is_managed = |(_, frame, _): &&InFrame<'a>| {
         matches!(names.module_of(frame).kind, ModuleKind::Jit(_) | ModuleKind::Managed(_))
     };
@@ -277,6 +294,38 @@ mod tests {
         }
         let frames = &run.cpu.stacks[0].frames;
         assert_eq!(own(run.names(), frames).map(|function| function.name.as_str()), Some("load"));
+    }
+
+    #[test]
+    fn a_function_of_the_program_comes_before_those_of_javas_library() {
+        let stack = "Pool.main;Pool.reserve;java.util.Map.get;(_complete_monitor_locking_Java);__futex_wait";
+        let mut run = fixtures::run(&[(stack, 1)]);
+        let names = std::rc::Rc::make_mut(&mut run.cpu.names);
+        names.modules.push(Module::special(ModuleKind::Managed(Language::Java)));
+        for frame in names.frames.iter_mut().filter(|frame| !frame.functions[0].name.starts_with("__")) {
+            frame.module = 2;
+        }
+        let frames = &run.cpu.stacks[0].frames;
+        assert_eq!(own(run.names(), frames).map(|function| function.name.as_str()), Some("Pool.reserve"));
+    }
+
+    #[test]
+    fn who_matches_a_regular_expression_comes_before_the_builtin_and_its_code() {
+        let stack =
+            "node::Start;check;test (builtin);v8::internal::RegExpImpl::IrregexpExec;[regular expression]";
+        let mut run = fixtures::run(&[(stack, 1)]);
+        let names = std::rc::Rc::make_mut(&mut run.cpu.names);
+        names.modules.push(Module::special(ModuleKind::Managed(Language::JavaScript)));
+        names.modules.push(Module::special(ModuleKind::Jit(7)));
+        for frame in &mut names.frames {
+            match &*frame.functions[0].name {
+                "check" | "test (builtin)" => frame.module = 2,
+                REGULAR_EXPRESSION => frame.module = 3,
+                _ => {}
+            }
+        }
+        let frames = &run.cpu.stacks[0].frames;
+        assert_eq!(own(run.names(), frames).map(|function| function.name.as_str()), Some("check"));
     }
 
     #[test]

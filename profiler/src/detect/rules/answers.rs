@@ -12,7 +12,7 @@ use crate::{
     model::{
         finding::{Bottleneck, Finding, ProcessName, Severity},
         report::Run,
-        request::{Exchanges, Route},
+        request::{Exchanges, Route, Side},
         units::{percent, thousands, time},
     },
 };
@@ -49,7 +49,7 @@ const WAITS_ITSELF: f64 = 0.8;
 /// Requests that fail.
 pub static ERRORS: Rule = Rule {
     name: "request-errors",
-    summary: "requests are answered with errors",
+    summary: "requests are answered with errors, by the process or by whom it asks",
     needs: &[Needs::Requests],
     params: &[FAILED],
     check: errors,
@@ -58,8 +58,10 @@ Of the answers that the process gave at one of its ports many are errors that it
 and more, of other protocols what they call an error. Errors of clients (404, 401) are not among them. All answers of HTTP/1.x are
 counted, of other protocols those that were looked at.
 
-The route that fails most is named. Look at the program's log for it, and at the peers it asked: their failures are in the table of
-peers.",
+The route that fails most is named. Look at the program's log for it, and at the peers it asked.
+
+Answers that the process gets are judged likewise. Where the protocol does not tell whose fault an error is (all but HTTP), half of
+the answers must be errors; of a name server nearly all, as names are looked for in one domain after the other.",
 };
 
 /// Requests that are read late.
@@ -91,29 +93,54 @@ it could be followed: on a CPU, waiting for one, for a lock, for files, for peer
 Requests that take their time without any work and without asking anybody are a note only: a long poll looks like that, a timer too.",
 };
 
+/// The least part of the answers of who is asked, %, that must be errors to be told: `failed` where it is known that the side that
+/// answers is to blame.
+fn least_failed(peer: &Exchanges, failed: f64) -> f64 {
+    match (peer.side, &*peer.protocol) {
+        (Side::Answers, _) | (_, "HTTP") => failed,
+        (Side::Asks, "DNS") => failed.max(99.0),
+        (Side::Asks, _) => failed.max(50.0),
+    }
+}
+
 fn errors(run: &Run, values: &Values<'_>) -> Vec<Finding> {
-    let served = run.requests.iter().flat_map(|requests| requests.served());
-    let found = served.filter_map(|peer| {
+    let peers = run.requests.iter().flat_map(|requests| &requests.peers);
+    let found = peers.filter_map(|peer| {
         let (failed, of) = peer.broken();
         let share = percent(failed, of);
-        if of < MIN_ANSWERS || share < values.get(&FAILED) {
+        let least = least_failed(peer, values.get(&FAILED));
+        if of < MIN_ANSWERS || share < least {
             return None;
         }
+        let asks = peer.side == Side::Asks;
         let worst = peer.routes.iter().max_by_key(|route| route.failed()).filter(|route| route.failed() > 0);
         let most = worst.map_or_else(String::new, |route| {
             let error = route.errors.first().map_or("", |(error, _)| error);
             format!(", most of them {} ({error})", route.operation)
         });
         Some(Finding {
-            severity: if share >= 2.0 * values.get(&FAILED) { Severity::Critical } else { Severity::Warning },
-            title: format!(
-                "{share:.1} % of {} answers of {} (pid {}) at {} are errors{most}",
-                thousands(of),
-                peer.process,
-                peer.pid,
-                peer.peer
-            ),
-            advice: "look at its log for that route, and at the peers that it asked".to_owned(),
+            severity: if share >= 2.0 * least { Severity::Critical } else { Severity::Warning },
+            title: if asks {
+                let (process, pid) = (&peer.process, peer.pid);
+                format!(
+                    "{share:.1} % of {} answers of {} to {process} (pid {pid}) are errors{most}",
+                    thousands(of),
+                    peer.peer
+                )
+            } else {
+                format!(
+                    "{share:.1} % of {} answers of {} (pid {}) at {} are errors{most}",
+                    thousands(of),
+                    peer.process,
+                    peer.pid,
+                    peer.peer
+                )
+            },
+            advice: if asks {
+                "look at that peer, and at what it is asked for".to_owned()
+            } else {
+                "look at its log for that route, and at the peers that it asked".to_owned()
+            },
             ..finding(&ERRORS, peer, worst, vec![("failed", json!(failed)), ("answers", json!(of))])
         })
     });
@@ -234,6 +261,25 @@ mod tests {
             found(&ERRORS, |peer| peer.statuses = [0, 0, 500, 0, 500, 0]).is_empty(),
             "the clients' errors"
         );
+    }
+
+    #[test]
+    fn errors_of_who_is_asked_are_told_too() {
+        let asked = |protocol: &str, failed: u64| {
+            found(&ERRORS, |peer| {
+                (peer.side, peer.protocol, peer.statuses) = (Side::Asks, protocol.to_owned(), [0; 6]);
+                peer.routes.truncate(1);
+                (peer.routes[0].first.count, peer.routes[0].errors) = (100, vec![("error".into(), failed)]);
+                if protocol == "HTTP" {
+                    peer.statuses = [0, 0, 100 - failed, 0, 0, failed];
+                }
+            })
+        };
+        for (protocol, few, many) in [("HTTP", 4, 6), ("redis", 49, 51), ("DNS", 90, 100)] {
+            assert!(asked(protocol, few).is_empty(), "{protocol}");
+            let many = asked(protocol, many);
+            assert!(many[0].1.contains("of 100 answers of"), "{many:?}");
+        }
     }
 
     #[test]
