@@ -148,7 +148,7 @@ const KINDS: [Kind; 10] = [
         ],
     },
     Kind {
-        name: "regular expressions",
+        name: REGULAR_EXPRESSIONS,
         kernel: false,
         words: &[
             "RegExp",
@@ -205,6 +205,9 @@ const KINDS: [Kind; 10] = [
         ],
     },
 ];
+
+/// The kind of work that matches them.
+pub const REGULAR_EXPRESSIONS: &str = "regular expressions";
 
 /// The CPU time of one kind of work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -108,6 +108,8 @@ struct Work {
     own: Option<Function>,
     /// Most of its samples are in the garbage collector.
     collects: bool,
+    /// Most of its samples match regular expressions.
+    matches: bool,
 }
 
 impl Work {
@@ -352,13 +354,14 @@ fn by_function<'a>(
             let frames = names.stack(stack);
             let function = path(names, frames).get(common.len().checked_sub(1)?).copied()?;
             let own = own_within(names, frames, common.len()).filter(|own| *own != function);
-            let of = |collects: bool| {
-                let samples = stalls.iter().flat_map(|(stall, _)| &stall.samples);
-                let gc = |stack: StackId| groups::is_within(names, names.stack(stack), gc_pressure::GC);
-                samples.filter(|(stack, _)| !collects || gc(*stack)).map(|(_, n)| n).sum::<u64>()
+            let mostly = |kind: &str| {
+                let samples = || stalls.iter().flat_map(|(stall, _)| &stall.samples);
+                let is = |stack: StackId| groups::is_within(names, names.stack(stack), kind);
+                let of_kind: u64 = samples().filter(|(stack, _)| is(*stack)).map(|(_, n)| n).sum();
+                2 * of_kind > samples().map(|(_, n)| n).sum()
             };
-            let collects = 2 * of(true) > of(false);
-            Some(Work { function: function.clone(), own: own.cloned(), collects })
+            let (collects, matches) = (mostly(gc_pressure::GC), mostly(groups::REGULAR_EXPRESSIONS));
+            Some(Work { function: function.clone(), own: own.cloned(), collects, matches })
         });
         (work, stack, stalls)
     };
@@ -429,6 +432,12 @@ fn is_nested(cause: WaitCause, syscall: &str) -> bool {
 /// What to do about it.
 fn advice(reason: &Reason) -> &'static str {
     match reason {
+        Reason::OnCpu(Some(work)) if work.matches => {
+            "rewrite the expression so that it does not try the same text again and again, or limit what it is given"
+        }
+        Reason::OnCpu(Some(work)) if work.collects => {
+            "allocate less there, or keep less alive; then divide the work"
+        }
         Reason::OnCpu(_) => "move this work to a worker thread, or divide it into pieces",
         Reason::RunQueue => "give the process CPUs: see what else runs (profiler --all -d 10s)",
         Reason::Blocked { .. } => "use the asynchronous form of this call, or a worker thread",
@@ -531,6 +540,21 @@ mod tests {
             (&found[3].details["count"], &found[3].details["object"]),
             (&json!(3), &json!("/data/big"))
         );
+    }
+
+    #[test]
+    fn the_advice_is_about_the_kind_of_work() {
+        let advised = |stack: &str| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            name_stacks(&mut run, &[stack]);
+            let mut stall = run_with_findings().blocking.unwrap().stalls[0].clone();
+            stall.samples = vec![(StackId(0), 9)];
+            let (work, ..) = by_function(&[(&stall, 20)], run.names()).remove(0);
+            advice(&Reason::OnCpu(work))
+        };
+        assert!(advised("main;handle;v8::internal::RegExpImpl::IrregexpExec").contains("expression"));
+        assert!(advised("main;handle;v8::internal::Heap::Scavenge").contains("allocate less"));
+        assert!(advised("main;handle;sort").contains("worker thread"));
     }
 
     /// Stalls made of samples: stack and number.
