@@ -221,25 +221,24 @@ impl RequestCollector {
         let proc_root = self.proc_root.clone();
         let mut is_alive =
             |pid: u32| *alive.entry(pid).or_insert_with(|| proc_root.join(pid.to_string()).exists());
-        let (peers, mut gone) = (self.maps.peers(), Vec::new());
-        for (key, stats) in peers {
-            if !is_alive(key.pid) {
-                gone.push((key, stats));
-            }
-        }
+        let keys = self.maps.peers().into_iter().map(|(key, _)| key);
+        let gone: Vec<PeerKey> = keys.filter(|key| !is_alive(key.pid)).collect();
         if gone.is_empty() {
             return;
         }
         // A connection outlives its process until the other side knows.
         let open: FxHashSet<PeerKey> = self.connections().iter().map(|of| of.peer).collect();
-        for (key, stats) in gone.into_iter().filter(|(key, _)| !open.contains(key)) {
-            self.maps.forget_peer(&key);
-            let key = self.of_program(key);
-            count(&mut self.ended, key, stats);
+        // Only now are they read: what the process did last came after it was found there.
+        for key in gone.into_iter().filter(|key| !open.contains(key)) {
+            if let Some(stats) = self.maps.forget_peer(&key) {
+                let key = self.of_program(key);
+                count(&mut self.ended, key, stats);
+            }
         }
-        for (key, count) in self.maps.failures() {
-            if !is_alive(key.peer.pid) {
-                self.maps.forget_failure(&key);
+        for (key, _) in self.maps.failures() {
+            if !is_alive(key.peer.pid)
+                && let Some(count) = self.maps.forget_failure(&key)
+            {
                 let peer = self.of_program(key.peer);
                 *self.ended_failures.entry(FailureKey { peer, ..key }).or_default() += count;
             }

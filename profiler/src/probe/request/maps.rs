@@ -46,11 +46,11 @@ pub trait RequestMaps {
     /// The address of a Unix socket by its hash.
     fn unix_name(&self, hash: u64) -> Option<UnixName>;
 
-    /// Makes room: this peer's process has ended.
-    fn forget_peer(&mut self, key: &PeerKey);
+    /// Makes room: this peer's process has ended. Its counts up to now.
+    fn forget_peer(&mut self, key: &PeerKey) -> Option<Box<PeerStats>>;
 
-    /// Makes room: these failures' process has ended.
-    fn forget_failure(&mut self, key: &FailureKey);
+    /// Makes room: these failures' process has ended. Their number up to now.
+    fn forget_failure(&mut self, key: &FailureKey) -> Option<u64>;
 
     /// Makes room: this socket has gone.
     fn forget_connection(&mut self, sock: u64);
@@ -130,17 +130,21 @@ impl RequestMaps for KernelMaps {
         self.names.get(&hash, 0).ok()
     }
 
-    fn forget_peer(&mut self, key: &PeerKey) {
-        let Ok(at) = self.index.get(key, 0) else { return };
-        // In this order: what is free is empty, and nobody finds it any more.
+    fn forget_peer(&mut self, key: &PeerKey) -> Option<Box<PeerStats>> {
+        let at = self.index.get(key, 0).ok()?;
+        // In this order: nobody finds it any more, it is read, and what is free is empty.
         let _was_there = self.index.remove(key);
+        let stats = self.peers.get(&at, 0).ok().map(Box::new);
         if self.peers.set(at, PeerStats::EMPTY, 0).is_ok() {
             let _has_room = self.free.push(at, 0);
         }
+        stats
     }
 
-    fn forget_failure(&mut self, key: &FailureKey) {
+    fn forget_failure(&mut self, key: &FailureKey) -> Option<u64> {
+        let count = self.failures.get(key, 0).ok();
         let _was_there = self.failures.remove(key);
+        count
     }
 
     fn forget_connection(&mut self, sock: u64) {

@@ -20,6 +20,8 @@ struct State {
     peers: Vec<(PeerKey, PeerStats)>,
     failures: Vec<(FailureKey, u64)>,
     connections: Vec<Connection>,
+    /// The peer that answers once more just after the peers have been read.
+    late: Option<PeerKey>,
 }
 
 #[derive(Clone, Default)]
@@ -27,7 +29,14 @@ struct Fake(Rc<RefCell<State>>);
 
 impl RequestMaps for Fake {
     fn peers(&self) -> Vec<(PeerKey, Box<PeerStats>)> {
-        self.0.borrow().peers.iter().map(|(key, stats)| (*key, Box::new(*stats))).collect()
+        let mut state = self.0.borrow_mut();
+        let all = state.peers.iter().map(|(key, stats)| (*key, Box::new(*stats))).collect();
+        if let Some(late) = state.late.take()
+            && let Some((_, stats)) = state.peers.iter_mut().find(|(key, _)| *key == late)
+        {
+            stats.statuses[2] += 1;
+        }
+        all
     }
 
     fn failures(&self) -> Vec<(FailureKey, u64)> {
@@ -42,12 +51,16 @@ impl RequestMaps for Fake {
         None
     }
 
-    fn forget_peer(&mut self, key: &PeerKey) {
-        self.0.borrow_mut().peers.retain(|(known, _)| known != key);
+    fn forget_peer(&mut self, key: &PeerKey) -> Option<Box<PeerStats>> {
+        let peers = &mut self.0.borrow_mut().peers;
+        let at = peers.iter().position(|(known, _)| known == key)?;
+        Some(Box::new(peers.remove(at).1))
     }
 
-    fn forget_failure(&mut self, key: &FailureKey) {
-        self.0.borrow_mut().failures.retain(|(known, _)| known != key);
+    fn forget_failure(&mut self, key: &FailureKey) -> Option<u64> {
+        let failures = &mut self.0.borrow_mut().failures;
+        let at = failures.iter().position(|(known, _)| known == key)?;
+        Some(failures.remove(at).1)
     }
 
     fn forget_connection(&mut self, sock: u64) {
@@ -210,11 +223,14 @@ fn counts_of_ended_processes_are_kept_and_make_room() {
     let gone = key(99, Role::Answers, 80);
     test.add(exchange(gone, b"GET / HTTP/1.1\r\n", b"HTTP/1.1 200", MS, 2 * MS));
     test.maps.0.borrow_mut().failures = vec![(FailureKey { peer: gone, errno: 111, connecting: 1 }, 3)];
+    let answers = test.maps.0.borrow().peers[0].1.statuses[2];
+    test.maps.0.borrow_mut().late = Some(gone);
     test.bench.hands.set(3_000_000_000);
     test.bench.with(|cx| test.collector.poll(cx));
     assert!(test.maps.0.borrow().peers.is_empty() && test.maps.0.borrow().failures.is_empty());
     let requests = test.run(Extent::Run);
     assert_eq!(requests.peers[0].exchanges(), 1);
+    assert_eq!(requests.peers[0].statuses[2], answers + 1, "the last one, too");
     let failed = &requests.peers[0].failures[0];
     assert_eq!((&*failed.error, failed.count, failed.connecting), ("ECONNREFUSED", 3, true));
 }
