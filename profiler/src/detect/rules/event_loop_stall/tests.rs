@@ -1,0 +1,154 @@
+//! Stalls made by hand, and what is said of them.
+
+use super::*;
+use crate::detect::{
+    findings,
+    fixtures::{name_stacks, run_with_findings},
+    rule::Overrides,
+};
+
+#[test]
+fn a_loop_without_sockets_is_one_and_a_wait_for_a_latch_is_none() {
+    use crate::model::vitals::{ProcessVitals, Vitals};
+    let mut run = run_with_findings();
+    // Neither listens nor has connections: timers wait, too.
+    let of = ProcessVitals { pid: 7, ..ProcessVitals::default() };
+    run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+    let stalls = |run: &Run| check(run, &Overrides::default().of(&RULE)).len();
+    assert_eq!(stalls(&run), 2);
+    name_stacks(&mut run, &["main;PostgresMain;WaitLatch;WaitEventSetWait;epoll_wait"]);
+    let frames = run.names().stack(StackId(0)).to_vec();
+    let off_cpu = run.off_cpu.as_mut().unwrap();
+    let mut like = off_cpu.stacks[0].clone();
+    like.thread = crate::probe::sched::stall::fixtures::LOOP;
+    (like.frames, like.cause) = (frames, Some(WaitCause::Poll));
+    off_cpu.stacks.push(like);
+    assert_eq!(stalls(&run), 0);
+}
+
+#[test]
+fn own_work_that_alone_is_too_long_is_not_blamed_on_the_machine() {
+    let run = run_with_findings();
+    let mut stall = run.blocking.as_ref().unwrap().stalls[0].clone();
+    stall.blocked.clear();
+    let main = |on_cpu_ns: u64, run_queue_ns: u64| {
+        let of = Stall { duration_ns: on_cpu_ns + run_queue_ns, on_cpu_ns, run_queue_ns, ..stall.clone() };
+        main_reason(&of, 10_000_000, run.names()).0 == Main::OnCpu
+    };
+    assert_eq!(
+        [main(60_000_000, 90_000_000), main(5_000_000, 9_000_000), main(20_000_000, 90_000_000)],
+        [true, false, false]
+    );
+}
+
+#[test]
+fn a_wait_for_descriptors_inside_a_callback_is_for_another_process() {
+    let reason = |syscall: &str| Reason::Blocked { cause: WaitCause::Other, syscall: syscall.into() };
+    assert_eq!(lacks(WaitCause::Other, "epoll_pwait"), Bottleneck::Process);
+    assert_eq!(lacks(WaitCause::Disk, "read"), Bottleneck::Io);
+    let mut group = group(&[], reason("epoll_pwait"));
+    (group.count, group.total_ns, group.reason_ns, group.longest_ns) = (2, 200, 190, 110);
+    let title = title(&group, &Namer::new(None));
+    assert!(title.contains("inside a callback") && title.contains("spawnSync"), "{title}");
+}
+
+#[test]
+fn little_time_is_a_note() {
+    let mut run = run_with_findings();
+    let severities = |run: &Run| {
+        check(run, &Overrides::default().of(&RULE)).iter().map(|finding| finding.severity).collect::<Vec<_>>()
+    };
+    run.cpu.accounts.duration_ns = 100_000_000_000;
+    assert_eq!(severities(&run), [Severity::Critical, Severity::Info], "12 s and 0.1 s of 100 s");
+    run.cpu.accounts.duration_ns = 600_000_000_000;
+    assert_eq!(severities(&run), [Severity::Warning, Severity::Info]);
+}
+
+#[test]
+fn what_has_one_reason_is_one_finding() {
+    let found = findings(&run_with_findings(), &Overrides::default());
+    let rules: Vec<_> = found.iter().map(|of| (of.rule, of.severity.id(), of.bottleneck)).collect();
+    assert_eq!(
+        rules,
+        [
+            ("event-loop-stall", "critical", Bottleneck::Cpu),
+            ("long-wait", "warning", Bottleneck::Network),
+            ("long-wait", "warning", Bottleneck::CpuStarvation),
+            ("event-loop-stall", "warning", Bottleneck::Io),
+            ("lock-convoy", "warning", Bottleneck::Lock),
+        ]
+    );
+    assert_eq!((found[0].subject.as_str(), &found[0].details["count"]), ("busyLoop", &json!(60)));
+    assert_eq!(found[0].id(), "event-loop-stall:app:busyLoop");
+    assert_eq!(
+        (&found[1].details["count"], found[1].details["tids"].as_array().unwrap().len()),
+        (&json!(3), 2)
+    );
+    assert_eq!(found[2].details["instead"], json!([["hog", 300_000_000]]));
+    assert_eq!((&found[3].details["count"], &found[3].details["object"]), (&json!(3), &json!("/data/big")));
+}
+
+#[test]
+fn the_advice_is_about_the_kind_of_work() {
+    let advised = |stack: &str| {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        name_stacks(&mut run, &[stack]);
+        let mut stall = run_with_findings().blocking.unwrap().stalls[0].clone();
+        stall.samples = vec![(StackId(0), 9)];
+        let (work, ..) = by_function(&[(&stall, 20)], run.names()).remove(0);
+        advice(&Reason::OnCpu(work))
+    };
+    assert!(advised("main;handle;v8::internal::RegExpImpl::IrregexpExec").contains("expression"));
+    assert!(advised("main;handle;v8::internal::Heap::Scavenge").contains("allocate less"));
+    assert!(advised("main;handle;sort").contains("worker thread"));
+}
+
+/// Stalls made of samples: stack and number.
+fn grouped(stacks: &[&str], stalls: &[&[(u32, u64)]]) -> Vec<(String, usize)> {
+    let mut run = crate::model::report::fixtures::run(&[]);
+    name_stacks(&mut run, stacks);
+    let stall = |samples: &&[(u32, u64)]| Stall {
+        severity: Severity::Warning,
+        thread: ThreadKey::default(),
+        start_ns: 0,
+        duration_ns: 20,
+        on_cpu_ns: 20,
+        run_queue_ns: 0,
+        samples: samples.iter().map(|&(stack, n)| (StackId(stack), n)).collect(),
+        blocked: Vec::new(),
+        blocks: Vec::new(),
+        explained: 1.0,
+    };
+    let stalls: Vec<_> = stalls.iter().map(stall).collect();
+    let stalls: Vec<_> = stalls.iter().map(|stall| (stall, 20)).collect();
+    let groups = by_function(&stalls, run.names()).into_iter();
+    groups.map(|(work, _, of)| (work.map_or_else(String::new, |work| work.function.name), of.len())).collect()
+}
+
+#[test]
+fn two_handlers_of_one_loop_are_two_reasons() {
+    let stacks = ["main;loop;a;x", "main;loop;a;y", "main;loop;b"];
+    let stalls: [&[_]; 5] = [&[(0, 5), (1, 5)], &[(0, 4), (1, 5)], &[(2, 9)], &[(0, 9)], &[(2, 1)]];
+    assert_eq!(grouped(&stacks, &stalls), [("a".into(), 3), ("b".into(), 2)], "x alone is a all the same");
+}
+
+#[test]
+fn many_short_blocks_are_a_reason_too() {
+    let run = run_with_findings();
+    let mut stall = run.blocking.as_ref().unwrap().stalls[60].clone();
+    (stall.duration_ns, stall.on_cpu_ns) = (1000, 100);
+    stall.blocked = vec![(WaitCause::Disk, 800), (WaitCause::Lock, 50)];
+    stall.blocks[0].blocked_ns = 1; // the others are not listed
+    let (main, ns) = main_reason(&stall, 10_000_000, run.names());
+    assert!(matches!(main, Main::Blocked(WaitCause::Disk, "read", _)), "{main:?}");
+    assert_eq!(ns, 800);
+    stall.blocked.clear();
+    assert_eq!(main_reason(&stall, 10_000_000, run.names()), (Main::Unexplained, 900));
+}
+
+#[test]
+fn stalls_with_few_samples_are_looked_at_together() {
+    let stacks = ["main;loop;a;x", "main;loop;a;y", "main;loop;a;k:z"];
+    assert_eq!(grouped(&stacks, &[&[(0, 1)], &[(1, 1)], &[(2, 2)]]), [("a".into(), 3)]);
+    assert_eq!(grouped(&stacks, &[&[], &[(1, 1)]]), [(String::new(), 1), ("y".into(), 1)]);
+}
