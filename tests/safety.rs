@@ -27,15 +27,19 @@ fn busy() -> Running {
 /// The profiler on a process, with `args`, its live view on, and results kept in `dir` where they must be.
 fn profiling(pid: &str, args: &[&str], dir: &Path) -> Command {
     let mut command = Command::new(PROFILER);
-    command.args(["--pid", pid, "-i200ms"]).args(args).env("TMPDIR", dir).current_dir(dir);
+    command.args(["--pid", pid, "-i200ms", "-F", "499"]).args(args).env("TMPDIR", dir).current_dir(dir);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-/// Waits for the first line of the live view: sampling has begun.
+/// Waits until the live view names the function that the program is in most: enough has been measured for a report.
 fn begun(child: &mut Child) -> BufReader<std::process::ChildStderr> {
     let mut live = BufReader::new(child.stderr.take().unwrap());
-    live.read_line(&mut String::new()).unwrap();
+    let mut line = String::new();
+    while !line.contains("work_sixty") {
+        line.clear();
+        assert!(live.read_line(&mut line).unwrap() > 0, "the profiler has ended");
+    }
     live
 }
 
