@@ -221,7 +221,7 @@ impl RequestCollector {
         let proc_root = self.proc_root.clone();
         let mut is_alive =
             |pid: u32| *alive.entry(pid).or_insert_with(|| proc_root.join(pid.to_string()).exists());
-        let keys = self.maps.peers().into_iter().map(|(key, _)| key);
+        let keys = self.maps.peer_keys().into_iter();
         let gone: Vec<PeerKey> = keys.filter(|key| !is_alive(key.pid)).collect();
         if gone.is_empty() {
             return;

@@ -46,6 +46,9 @@ pub trait RequestMaps {
     /// The address of a Unix socket by its hash.
     fn unix_name(&self, hash: u64) -> Option<UnixName>;
 
+    /// Whose exchanges are counted.
+    fn peer_keys(&self) -> Vec<PeerKey>;
+
     /// Makes room: this peer's process has ended. Its counts up to now.
     fn forget_peer(&mut self, key: &PeerKey) -> Option<Box<PeerStats>>;
 
@@ -116,6 +119,10 @@ impl RequestMaps for KernelMaps {
     fn peers(&self) -> Vec<(PeerKey, Box<PeerStats>)> {
         let entries = self.index.iter().filter_map(Result::ok);
         entries.filter_map(|(key, at)| Some((key, Box::new(self.peers.get(&at, 0).ok()?)))).collect()
+    }
+
+    fn peer_keys(&self) -> Vec<PeerKey> {
+        self.index.keys().filter_map(Result::ok).collect()
     }
 
     fn failures(&self) -> Vec<(FailureKey, u64)> {

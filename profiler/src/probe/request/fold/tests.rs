@@ -27,15 +27,22 @@ struct State {
 #[derive(Clone, Default)]
 struct Fake(Rc<RefCell<State>>);
 
-impl RequestMaps for Fake {
-    fn peers(&self) -> Vec<(PeerKey, Box<PeerStats>)> {
+impl Fake {
+    /// The last answer comes just after the kernel has been read.
+    fn answer_late(&self) {
         let mut state = self.0.borrow_mut();
-        let all = state.peers.iter().map(|(key, stats)| (*key, Box::new(*stats))).collect();
         if let Some(late) = state.late.take()
             && let Some((_, stats)) = state.peers.iter_mut().find(|(key, _)| *key == late)
         {
             stats.statuses[2] += 1;
         }
+    }
+}
+
+impl RequestMaps for Fake {
+    fn peers(&self) -> Vec<(PeerKey, Box<PeerStats>)> {
+        let all = self.0.borrow().peers.iter().map(|(key, stats)| (*key, Box::new(*stats))).collect();
+        self.answer_late();
         all
     }
 
@@ -49,6 +56,12 @@ impl RequestMaps for Fake {
 
     fn unix_name(&self, _: u64) -> Option<UnixName> {
         None
+    }
+
+    fn peer_keys(&self) -> Vec<PeerKey> {
+        let all = self.0.borrow().peers.iter().map(|(key, _)| *key).collect();
+        self.answer_late();
+        all
     }
 
     fn forget_peer(&mut self, key: &PeerKey) -> Option<Box<PeerStats>> {
