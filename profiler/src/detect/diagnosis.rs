@@ -1,8 +1,10 @@
 //! The verdict: what kind of bottleneck, in one sentence. One table decides, from findings and figures of the run.
 
+use std::ops::RangeInclusive;
+
 use crate::{
     detect::{
-        hotspot, leak,
+        hotspot,
         rule::Needs,
         rules, served,
         words::{at, bottleneck, calls_watched_ns, hottest, path},
@@ -11,10 +13,9 @@ use crate::{
         cause::WaitCause,
         finding::{Bottleneck, Finding, Severity, Verdict},
         function::PROFILER_ITSELF,
-        memory::{Footprint, Growth},
         report::Run,
         request::Exchanges,
-        units::{bytes, count, thousands, time},
+        units::{count, thousands, time},
         wait::ThreadTime,
     },
 };
@@ -30,6 +31,8 @@ const BUSY: f64 = 0.8;
 const WAITS: f64 = 0.2;
 /// A target that is on CPUs for less of one is idle.
 const IDLE: f64 = 0.05;
+/// Use of one CPU, no less and no more.
+const ONE_CPU: RangeInclusive<f64> = 0.9..=1.05;
 
 /// A request that takes longer is slow, however seldom it comes, ns.
 const SLOW_NS: u64 = 100_000_000;
@@ -56,8 +59,8 @@ struct Signals<'a> {
 }
 
 /// The decisions, in their order: the first that fits is the verdict.
-const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 8] =
-    [something_wrong, saturated, waiting, explained, too_short, serving, working, idle];
+const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 10] =
+    [something_wrong, saturated, waiting, explained, too_short, grown, serving, one_at_a_time, working, idle];
 
 /// Judges a run whose findings are known.
 pub fn verdict(run: &Run) -> Verdict {
@@ -243,6 +246,13 @@ fn too_short(signals: &Signals<'_>) -> Option<Verdict> {
     })
 }
 
+/// No thread lacks anything, and memory has grown, though not so steadily that it must go on.
+fn grown(signals: &Signals<'_>) -> Option<Verdict> {
+    let mut found = signals.run.findings.iter().enumerate();
+    let grown = found.find(|(_, of)| of.rule == rules::memory_growing::RULE.name)?;
+    (signals.wall_ns >= GROWTH_NS).then(|| from_finding(signals, grown))
+}
+
 /// No thread lacks anything, and yet requests take their time: what that goes to is all that can make them faster.
 fn serving(signals: &Signals<'_>) -> Option<Verdict> {
     let (peer, route, goes) = served::followed(signals.run).max_by_key(|(_, route, _)| route.first.sum_ns)?;
@@ -286,6 +296,26 @@ fn answers(run: &Run) -> String {
     most.map_or_else(String::new, |peer| {
         let Exchanges { first, peer, .. } = peer;
         format!("; it answers at {peer} in {} (p50), {} (p99)", time(first.p50_ns), time(first.p99_ns))
+    })
+}
+
+/// Several threads together use one CPU, neither less nor more: that is what a program looks like in which one task at a time
+/// can run, whatever thread it is on (goroutines that queue for a mutex; an interpreter's lock).
+fn one_at_a_time(signals: &Signals<'_>) -> Option<Verdict> {
+    let run = signals.run;
+    if !ONE_CPU.contains(&signals.cpu) || run.cpu.meta.cpus < 2 || run.blocking.is_none() {
+        return None;
+    }
+    let hottest = signals.hottest().map_or_else(String::new, |hottest| format!(", {hottest}"));
+    let sentence = format!(
+        "the target's threads together use {:.0} % of one CPU{hottest}: as much as one task at a time can use",
+        100.0 * signals.cpu
+    );
+    Some(Verdict {
+        advice: "if more should run at once: look for what all tasks queue for (one lock, one task)"
+            .to_owned(),
+        more: more(run, Bottleneck::Cpu),
+        ..signals.verdict(Bottleneck::Cpu, sentence, signals.cpu)
     })
 }
 
@@ -358,10 +388,6 @@ fn watched(run: &Run) -> f64 {
     (calls_watched_ns(run) as f64 / run.cpu.accounts.duration_ns.max(1) as f64).min(1.0)
 }
 
-/// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
-const MUCH_BYTES: u64 = 64 << 20;
-const MUCH_OF: u64 = 4;
-
 /// What a run did not look at, or could not see.
 fn blind(run: &Run) -> Vec<String> {
     let accounts = &run.cpu.accounts;
@@ -388,7 +414,6 @@ fn blind(run: &Run) -> Vec<String> {
     } else if accounts.duration_ns < GROWTH_NS {
         blind.push(format!("growth of memory shows in {} and more", time(GROWTH_NS)));
     }
-    blind.extend(grew(run));
     let lost = 100 * accounts.losses.lost();
     if lost > accounts.samples_taken {
         blind.push(format!("{} were lost", count(accounts.losses.lost(), "sample")));
@@ -398,37 +423,10 @@ fn blind(run: &Run) -> Vec<String> {
     blind
 }
 
-/// Processes that hold much more than at first, and of which no finding tells: it may be that they are only warming up, and may
-/// be that they leak unevenly.
-fn grew(run: &Run) -> impl Iterator<Item = String> {
-    let told = |pid: u32| {
-        let about_memory = |of: &&Finding| of.bottleneck == Bottleneck::Memory && of.cost.bytes_per_s > 0.0;
-        run.findings.iter().filter(about_memory).any(|of| of.process.pid == pid)
-    };
-    let much = move |of: &&Footprint| {
-        let held = |growth: Option<&Growth>| growth.map_or(0, Growth::held_bytes);
-        let (first, last) = (held(of.growth.points().first()), held(of.growth.last()));
-        let growth = last.saturating_sub(first);
-        growth >= MUCH_BYTES.max(first / MUCH_OF) && !told(of.pid)
-    };
-    // What a trend is judged by is work, and seldom needed.
-    let memory = run.memory.iter().filter(move |memory| memory.processes.iter().any(|of| much(&of)));
-    let trends = memory.flat_map(|memory| memory.processes.iter().zip(leak::processes(memory)));
-    trends.filter(move |(of, _)| much(of)).map(|(of, trend)| {
-        format!(
-            "{} (pid {}) holds {} at the end; whether it goes on growing is not known ({})",
-            of.process,
-            of.pid,
-            bytes(of.growth.last().map_or(0, Growth::held_bytes) as f64),
-            trend.shape.words()
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{loss::Loss, memory::Memory, report::fixtures};
+    use crate::model::{loss::Loss, report::fixtures, wait::Blocking};
 
     #[test]
     fn what_there_was_no_room_for_is_said_beside_the_verdict() {
@@ -474,21 +472,18 @@ mod tests {
     }
 
     #[test]
-    fn much_growth_is_never_passed_over() {
-        let grown = |end: u64| {
-            let mut run = fixtures::run(&[]);
-            let mut process = Footprint { pid: 7, process: "java".into(), ..Footprint::default() };
-            // Unevenly, so that no rule tells of it: all of it comes at once.
-            for second in 0..40 {
-                let held = if second < 30 { 80 << 20 } else { end };
-                let point = Growth { time_ns: second * 1_000_000_000, anon_bytes: held, ..Growth::default() };
-                process.growth.push(point);
-            }
-            run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
-            verdict(&run).blind.into_iter().find(|of| of.contains("java (pid 7) holds"))
+    fn threads_that_together_use_one_cpu_may_run_one_at_a_time() {
+        let said = |on_cpu_ns: u64| {
+            let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
+            run.cpu.accounts.duration_ns = 10_000_000_000;
+            run.cpu.meta.cpus = 2;
+            let thread = ThreadTime { wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
+            run.blocking = Some(Blocking { threads: vec![thread; 4], ..Blocking::default() });
+            verdict(&run)
         };
-        let told = grown(600 << 20).expect("told");
-        assert!(told.contains("629 MB") && told.contains("not known"), "{told}");
-        assert_eq!(grown(90 << 20), None);
+        let one = said(2_400_000_000);
+        assert_eq!(one.bottleneck, Bottleneck::Cpu);
+        assert!(one.sentence.contains("96 % of one CPU, as much as one task at a time can use"), "{one:?}");
+        assert_eq!([said(1_200_000_000).bottleneck, said(3_500_000_000).bottleneck], [Bottleneck::None; 2]);
     }
 }

@@ -207,12 +207,23 @@ pub fn processes(memory: &Memory) -> Vec<Trend> {
 /// A process can have a heap whose garbage is collected now and then.
 fn judge_process(points: &[Point]) -> Trend {
     let mut trend = judge(points, MIN_GROWTH.1);
+    if matches!(trend.shape, Shape::Stopped | Shape::Slowing) && goes_on_in_lumps(points) {
+        trend.shape = Shape::Persistent;
+    }
     if trend.shape == Shape::Irregular
         && let Some((slope, confidence)) = keeps(points, MIN_GROWTH.1)
     {
         (trend.shape, trend.bytes_per_s, trend.confidence) = (Shape::Persistent, slope, confidence);
     }
     trend
+}
+
+/// How much more a process holds at the end than ever in the first two thirds of the time, bytes; 0 if it does not.
+pub fn late_rise(process: &Footprint) -> f64 {
+    let points = points(&process.growth, |growth| (growth.time_ns, growth.held_bytes() as f64));
+    let Some(&(end, last)) = points.last() else { return 0.0 };
+    let before = points.iter().take_while(|point| point.0 <= end * 2.0 / 3.0);
+    (last - before.map(|point| point.1).fold(0.0, f64::max)).max(0.0)
 }
 
 /// Times in seconds from the first point on.
@@ -372,6 +383,24 @@ fn course(levels: &[Point]) -> (Shape, f64) {
         () => Shape::Persistent,
     };
     (shape, pace)
+}
+
+/// Whether growth that seems to stop or to slow down may do so by chance only: a heap that takes memory in lumps of any size
+/// is faster and slower in turn. Then it goes on if the end of all that was seen is as steep as the rest, and if its lumps
+/// differ by more than their mean grows smaller.
+fn goes_on_in_lumps(points: &[Point]) -> bool {
+    let slopes = |points: &[Point]| -> Vec<f64> {
+        let levels = trend::minima(points, LEVELS);
+        levels.windows(2).map(|pair| (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0)).collect()
+    };
+    let watched = points.last().map_or(0.0, |last| last.0);
+    let part = slopes(&points[points.partition_point(|point| point.0 < watched / 3.0)..]);
+    let ((first, first_error), (second, second_error)) = {
+        let (first, second) = part.split_at(part.len() / 2);
+        (trend::mean(first), trend::mean(second))
+    };
+    let slower = SLOWING.0 * first - second > trend::Z95 * (SLOWING.0 * first_error).hypot(second_error);
+    !slower && course(&trend::minima(points, LEVELS)).0 == Shape::Persistent
 }
 
 /// Corrects confidences for how many series were looked at, and drops growth that chance explains.

@@ -129,8 +129,7 @@ pub fn drift(levels: &[Point]) -> Option<Drift> {
     if n < 2.0 {
         return None;
     }
-    let mean = slopes.iter().sum::<f64>() / n;
-    let error = (slopes.iter().map(|slope| (slope - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
+    let (mean, error) = mean(&slopes);
     let student = StudentsT::new(0.0, 1.0, n - 1.0).ok()?;
     let p = match mean / error {
         // As even as numbers can be: no test is needed.
@@ -140,6 +139,14 @@ pub fn drift(levels: &[Point]) -> Option<Drift> {
     };
     let half = error * student.inverse_cdf(0.975);
     Some(Drift { p, slope: Slope { per_time: mean, low: mean - half, high: mean + half } })
+}
+
+/// Mean and its standard error.
+pub fn mean(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n.max(1.0);
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    (mean, (squares / (n - 1.0).max(1.0) / n.max(1.0)).sqrt())
 }
 
 /// The lowest point of each of `n` equal pieces of time: the lower envelope. Pieces without a point are left out.

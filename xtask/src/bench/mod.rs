@@ -23,6 +23,7 @@ mod requests;
 mod runtimes;
 mod sched;
 mod servers;
+mod soak;
 mod start;
 mod syscall;
 mod unwind;
@@ -62,6 +63,8 @@ pub enum Bench {
     Runtimes(runtimes::Args),
     /// What redis, nginx, PostgreSQL and Node keep of their throughput, and the tail of their times
     Servers(servers::Args),
+    /// What the profiler holds and loses in hours on a machine that compiles, serves and forks
+    Soak(soak::Args),
     /// What the profiler takes for itself: to begin, at rest, for each sample, for its report
     Start(start::Args),
     /// The scheduler probe against offcputime, bpftrace, and what programs know of themselves
@@ -92,6 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
         Bench::Runtimes(args) => runtimes::run(args, profiler),
         Bench::Sched(args) => sched::run(args, profiler, report),
         Bench::Servers(args) => servers::run(args, profiler, report),
+        Bench::Soak(args) => soak::run(args, profiler, report),
         Bench::Start(args) => start::run(args, profiler, report),
         Bench::Unwind(args) => unwind::run(args, profiler, report),
         Bench::Syscall(args) => syscall::run(args, profiler, report),

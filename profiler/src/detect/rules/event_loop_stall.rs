@@ -11,7 +11,8 @@ use crate::{
         rule::{Needs, Param, Rule, Unit, Values},
         rules::{gc_pressure, nested_wait},
         words::{
-            Namer, at, bottleneck, common_path, evidence, functions, join, own_within, path, share_of_wall,
+            Namer, at, bottleneck, common_path, evidence, functions, join, own, own_within, path,
+            share_of_wall,
         },
     },
     model::{
@@ -97,6 +98,10 @@ struct Group {
     object: Option<String>,
     /// The function that ran a loop within the loop, if that is what it waited in.
     inside: Option<String>,
+    /// The program's own function that it waited in.
+    own: Option<Function>,
+    /// It waited in the garbage collector, for the threads that help it.
+    collects: bool,
 }
 
 /// What a thread was busy with.
@@ -173,6 +178,7 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
             work.as_ref().map_or_else(|| "cpu".to_owned(), |work| work.place().name.clone()),
         ),
         Reason::RunQueue => (Bottleneck::CpuStarvation, "run queue".to_owned()),
+        Reason::Blocked { .. } if group.collects => (Bottleneck::Memory, gc_pressure::GC.to_owned()),
         Reason::Blocked { .. } if group.inside.is_some() => {
             (Bottleneck::Process, group.inside.clone().unwrap_or_default())
         }
@@ -188,7 +194,7 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
         process: name.of(group.thread),
         subject,
         title: title(group, name),
-        advice: advice(&group.reason).to_owned(),
+        advice: advice(group).to_owned(),
         cost: Cost { ns: group.total_ns, share_of_wall: share, ..Cost::default() },
         evidence: evidence(run.names(), "", group.stack),
         details: BTreeMap::from([
@@ -266,8 +272,11 @@ fn stalls(blocking: &Blocking, names: &Names) -> Vec<Group> {
                 // A stack that was cut off says less than that of a shorter block in the same callback.
                 let stack = longest.and_then(|block| block.stack);
                 let stack = if functions(names, stack).len() < 3 { deepest().or(stack) } else { stack };
+                let frames = stack.map_or(&[][..], |stack| names.stack(stack));
                 found.push(Group {
                     stack,
+                    own: own(names, frames).cloned(),
+                    collects: groups::is_within(names, frames, gc_pressure::GC),
                     inside: stack.and_then(|stack| nested_wait::callback(names, names.stack(stack))),
                     object: longest.and_then(|block| block.object.clone()),
                     ..group(&stalls, Reason::Blocked { cause, syscall: syscall.to_owned() })
@@ -293,6 +302,8 @@ fn group(stalls: &[(&Stall, u64)], reason: Reason) -> Group {
         stack: None,
         object: None,
         inside: None,
+        own: None,
+        collects: false,
     }
 }
 
@@ -390,6 +401,10 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
         }
         Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),
         Reason::RunQueue => format!("{mostly}because it had no CPU"),
+        Reason::Blocked { .. } if group.collects => {
+            let place = group.own.as_ref().map_or_else(String::new, |own| format!(", for {}", at(own)));
+            format!("{mostly}by waiting for the threads of its garbage collector{place}")
+        }
         Reason::Blocked { .. } if group.inside.is_some() => {
             let callback = group.inside.as_deref().unwrap_or_default();
             format!("{mostly}by a wait inside a callback, in {callback}")
@@ -400,8 +415,9 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
             )
         }
         Reason::Blocked { cause, syscall } => {
-            let what = join([cause.words(), syscall, group.object.as_deref().unwrap_or_default()]);
-            format!("{mostly}by waiting for {what}")
+            let what = waited_for(*cause, syscall, group.object.as_deref().unwrap_or_default());
+            let place = group.own.as_ref().map_or_else(String::new, |own| format!(", in {}", at(own)));
+            format!("{mostly}by waiting for {what}{place}")
         }
         Reason::Unexplained => format!("{mostly}by what was not seen"),
     };
@@ -429,14 +445,33 @@ fn is_nested(cause: WaitCause, syscall: &str) -> bool {
     matches!(cause, WaitCause::Other | WaitCause::Poll) && syscall.starts_with("epoll")
 }
 
+/// Whether a wait is for another thread of the same program, by a futex.
+fn is_for_threads(cause: WaitCause) -> bool {
+    matches!(cause, WaitCause::Lock | WaitCause::Park)
+}
+
+/// What a loop waited for, in words: a futex's number says nothing to anybody.
+fn waited_for(cause: WaitCause, syscall: &str, object: &str) -> String {
+    match cause {
+        WaitCause::Lock => "a lock that another thread held".to_owned(),
+        WaitCause::Park => "another thread (futex)".to_owned(),
+        _ => join([cause.words(), syscall, object]),
+    }
+}
+
+/// What to do about a collector that takes its time.
+const COLLECT_LESS: &str = "allocate less there, or keep less alive; then divide the work";
+
 /// What to do about it.
-fn advice(reason: &Reason) -> &'static str {
-    match reason {
+fn advice(group: &Group) -> &'static str {
+    match &group.reason {
         Reason::OnCpu(Some(work)) if work.matches => {
             "rewrite the expression so that it does not try the same text again and again, or limit what it is given"
         }
-        Reason::OnCpu(Some(work)) if work.collects => {
-            "allocate less there, or keep less alive; then divide the work"
+        Reason::OnCpu(Some(work)) if work.collects => COLLECT_LESS,
+        Reason::Blocked { .. } if group.collects => COLLECT_LESS,
+        Reason::Blocked { cause, .. } if is_for_threads(*cause) => {
+            "let no callback wait for another thread: send a message, and go on when the answer comes"
         }
         Reason::OnCpu(_) => "move this work to a worker thread, or divide it into pieces",
         Reason::RunQueue => "give the process CPUs: see what else runs (profiler --all -d 10s)",

@@ -5,13 +5,14 @@ use serde_json::json;
 use super::leak::{self, Reaches};
 use crate::{
     detect::{
-        leak::processes,
+        leak::{Shape, Trend, late_rise, processes},
         rule::{Needs, Rule, Values},
     },
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName},
+        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        memory::Footprint,
         report::Run,
-        units::bytes,
+        units::{bytes, long},
     },
 };
 
@@ -25,8 +26,17 @@ pub static RULE: Rule = Rule {
     doc: "\
 The anonymous and shared memory and swap of a process keep growing, and the leaks found by place make up less than half of
 it. Either its allocations were not watched (they are with `--alloc full`, or with `--alloc auto` once it has grown for a
-while), or the memory comes from elsewhere: a garbage-collected heap, an allocator that does not give memory back, or mappings.",
+while), or the memory comes from elsewhere: a garbage-collected heap, an allocator that does not give memory back, or mappings.
+
+A process that grew much and was still growing at the end, but ever more slowly, unevenly or too briefly seen, is told of as
+information: it may be warming up, and may be leaking in lumps. A longer run tells.",
 };
+
+/// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
+const MUCH_BYTES: u64 = 64 << 20;
+const MUCH_OF: u64 = 4;
+/// It still grows if its last third added one part in so many of what it holds.
+const LATE_OF: f64 = 20.0;
 
 fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
     let Some(memory) = &run.memory else { return Vec::new() };
@@ -36,7 +46,11 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
         let rate = trend.bytes_per_s.per_time;
         let own = leaks.iter().filter(|leak| leak.process.pid == process.pid);
         let explained: f64 = own.map(|leak| leak.trend.bytes_per_s.per_time).sum();
-        let (Some(certainty), Some(last)) = (trend.certainty(), process.growth.last()) else { continue };
+        let Some(last) = process.growth.last() else { continue };
+        let Some(certainty) = trend.certainty() else {
+            found.extend(grew(process, &trend));
+            continue;
+        };
         if explained >= rate / 2.0 {
             continue;
         }
@@ -77,4 +91,86 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
         });
     }
     found
+}
+
+/// A process that grew much, by a trend that need not go on.
+fn grew(process: &Footprint, trend: &Trend) -> Option<Finding> {
+    let points = process.growth.points();
+    let (first, last) = (points.first()?, points.last()?);
+    let (from, to) = (first.held_bytes(), last.held_bytes());
+    let (growth, late) = (to.saturating_sub(from), late_rise(process));
+    if growth < MUCH_BYTES.max(from / MUCH_OF) || late * LATE_OF < to as f64 {
+        return None;
+    }
+    let title = format!(
+        "{} (pid {}) grew by {} to {} in {}, by {} in the last third: whether it goes on is not known ({})",
+        process.process,
+        process.pid,
+        bytes(growth as f64),
+        bytes(to as f64),
+        long(trend.watched_ns),
+        bytes(late),
+        if trend.shape == Shape::Steady { "it came in few lumps" } else { trend.shape.words() },
+    );
+    let watched_s = trend.watched_ns as f64 / 1e9;
+    Some(Finding {
+        rule: RULE.name,
+        severity: Severity::Info,
+        bottleneck: Bottleneck::Memory,
+        process: ProcessName { pid: process.pid, name: process.process.clone() },
+        subject: String::new(),
+        title,
+        advice: "look for longer (-d 5m): what warms up levels off, what leaks does not".to_owned(),
+        cost: Cost { bytes_per_s: 3.0 * late / watched_s.max(1.0), ..Cost::default() },
+        evidence: Vec::new(),
+        details: [
+            ("held_bytes", json!(to)),
+            ("grown_bytes", json!(growth)),
+            ("late_bytes", json!(late)),
+            ("shape", json!(trend.shape.id())),
+        ]
+        .into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detect::{diagnosis::verdict, findings, rule::Overrides},
+        model::{
+            memory::{Growth, Memory},
+            report::fixtures,
+        },
+    };
+
+    /// What is said of a process that holds so much, MiB by second.
+    fn said(held: impl Fn(u64) -> u64) -> (Vec<Finding>, Bottleneck) {
+        let mut run = fixtures::run(&[("main;handle", 100)]);
+        run.cpu.accounts.duration_ns = 40_000_000_000;
+        let mut process = Footprint { pid: 7, process: "java".into(), ..Footprint::default() };
+        for second in 0..=40 {
+            let time_ns = second * 1_000_000_000;
+            process.growth.push(Growth { time_ns, anon_bytes: held(second) << 20, ..Growth::default() });
+        }
+        run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
+        run.findings = findings(&run, &Overrides::default());
+        let bottleneck = verdict(&run).bottleneck;
+        (run.findings, bottleneck)
+    }
+
+    #[test]
+    fn much_growth_is_never_passed_over() {
+        // All of it comes at once, shortly before the end: that is no trend.
+        let (found, bottleneck) = said(|second| if second < 30 { 80 } else { 600 });
+        let [lump] = &found[..] else { panic!("{found:#?}") };
+        assert_eq!((lump.rule, lump.severity, bottleneck), (RULE.name, Severity::Info, Bottleneck::Memory));
+        let words =
+            "grew by 545 MB to 629 MB in 40 s, by 545 MB in the last third: whether it goes on is not known";
+        assert!(lump.title.contains(words), "{}", lump.title);
+        // What has stopped, and what is little, is not worth a word.
+        assert_eq!(said(|second| if second < 20 { 80 } else { 600 }), (Vec::new(), Bottleneck::None));
+        assert_eq!(said(|second| if second < 30 { 80 } else { 110 }).0, []);
+        assert_eq!(said(|second| 600 + 50 * u64::from(second > 30)).0, []);
+    }
 }

@@ -53,6 +53,38 @@ fn a_wait_for_descriptors_inside_a_callback_is_for_another_process() {
 }
 
 #[test]
+fn waits_for_threads_are_told_in_words() {
+    let mut run = run_with_findings();
+    name_stacks(
+        &mut run,
+        &["main;onRequest;Heap::CollectGarbage;futex_wait", "main;onRequest;uv_mutex_lock"],
+    );
+    let blocking = run.blocking.as_mut().unwrap();
+    let mut stall = blocking.stalls[60].clone();
+    (stall.duration_ns, stall.on_cpu_ns) = (90_000_000, 100);
+    stall.blocked = vec![(WaitCause::Park, 89_000_000)];
+    stall.blocks.truncate(1);
+    let block = &mut stall.blocks[0];
+    (block.cause, block.syscall) = (WaitCause::Park, "futex".into());
+    (block.stack, block.object) = (Some(StackId(0)), Some("futex 0x7f".into()));
+    let mut waits = |stack: u32, cause: WaitCause| {
+        stall.blocked[0].0 = cause;
+        (stall.blocks[0].cause, stall.blocks[0].stack) = (cause, Some(StackId(stack)));
+        run.blocking.as_mut().unwrap().stalls = vec![stall.clone()];
+        let found = check(&run, &Overrides::default().of(&RULE)).pop().unwrap();
+        (found.bottleneck, found.title.split_once(", by ").unwrap().1.to_owned())
+    };
+    let (lacks, reason) = waits(0, WaitCause::Park);
+    assert_eq!(lacks, Bottleneck::Memory);
+    assert_eq!(reason, "waiting for the threads of its garbage collector, for onRequest");
+    assert_eq!(waits(1, WaitCause::Park).1, "waiting for another thread (futex), in onRequest");
+    assert_eq!(
+        waits(1, WaitCause::Lock),
+        (Bottleneck::Lock, "waiting for a lock that another thread held, in onRequest".into())
+    );
+}
+
+#[test]
 fn little_time_is_a_note() {
     let mut run = run_with_findings();
     let severities = |run: &Run| {
@@ -96,7 +128,7 @@ fn the_advice_is_about_the_kind_of_work() {
         let mut stall = run_with_findings().blocking.unwrap().stalls[0].clone();
         stall.samples = vec![(StackId(0), 9)];
         let (work, ..) = by_function(&[(&stall, 20)], run.names()).remove(0);
-        advice(&Reason::OnCpu(work))
+        advice(&group(&[], Reason::OnCpu(work)))
     };
     assert!(advised("main;handle;v8::internal::RegExpImpl::IrregexpExec").contains("expression"));
     assert!(advised("main;handle;v8::internal::Heap::Scavenge").contains("allocate less"));
