@@ -75,8 +75,9 @@ impl Load {
             workloads.display()
         );
         let redis = free_port();
-        let benchmark =
-            format!("while :; do redis-benchmark -p {redis} -c 8 -n 2000 -t get,set -q; sleep 2; done");
+        let benchmark = format!(
+            "sleep 3; while :; do redis-benchmark -p {redis} -c 8 -n 2000 -t get,set -q; sleep 2; done"
+        );
         let programs = vec![
             shell("while :; do /bin/true; sleep 0.05; done"),
             shell(&compile),

@@ -57,7 +57,7 @@ fn waits_for_threads_are_told_in_words() {
     let mut run = run_with_findings();
     name_stacks(
         &mut run,
-        &["main;onRequest;Heap::CollectGarbage;futex_wait", "main;onRequest;uv_mutex_lock"],
+        &["main;onRequest;runtime.gcAssistAlloc;__futex_wait", "main;onRequest;uv_mutex_lock"],
     );
     let blocking = run.blocking.as_mut().unwrap();
     let mut stall = blocking.stalls[60].clone();
@@ -76,11 +76,11 @@ fn waits_for_threads_are_told_in_words() {
     };
     let (lacks, reason) = waits(0, WaitCause::Park);
     assert_eq!(lacks, Bottleneck::Memory);
-    assert_eq!(reason, "waiting for the threads of its garbage collector, for onRequest");
-    assert_eq!(waits(1, WaitCause::Park).1, "waiting for another thread (futex), in onRequest");
+    assert_eq!(reason, "waiting for the threads of its garbage collector, for onRequest (app.c:7)");
+    assert_eq!(waits(1, WaitCause::Park).1, "waiting for another thread (futex), in onRequest (app.c:7)");
     assert_eq!(
         waits(1, WaitCause::Lock),
-        (Bottleneck::Lock, "waiting for a lock that another thread held, in onRequest".into())
+        (Bottleneck::Lock, "waiting for a lock that another thread held, in onRequest (app.c:7)".into())
     );
 }
 
