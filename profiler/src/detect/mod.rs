@@ -13,6 +13,7 @@ pub mod blocked;
 pub mod causes;
 pub mod compare;
 pub mod diagnosis;
+pub mod flow;
 pub mod groups;
 pub mod hotspot;
 pub mod leak;

@@ -22,6 +22,7 @@ pub mod stack;
 pub mod syscall;
 pub mod text;
 pub mod threshold;
+pub mod timeline;
 pub mod totals;
 pub mod units;
 pub mod vitals;

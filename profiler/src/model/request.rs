@@ -4,7 +4,7 @@
 use profiler_common::request::STATUSES;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{distribution::Summary, stack::ThreadKey};
+use crate::model::{distribution::Summary, stack::ThreadKey, timeline::Timeline};
 
 /// Everything known about the requests of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -111,6 +111,9 @@ pub struct Exchanges {
     pub most_awaited: u64,
     /// Time in which at least one was, ns.
     pub awaited_ns: u64,
+    /// How the time of its requests is spread over the run, to the first byte of each answer: of those that were looked at, each
+    /// for all that it stands for.
+    pub over_time: Timeline,
     /// TCP segments sent again.
     pub retransmits: u64,
     /// Connections on which requests overlap (HTTP/2 and what was upgraded): their requests are in no count.

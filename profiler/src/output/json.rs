@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     detect::{
+        flow,
         groups::{self, Group},
         hotspot::{self, Hotspot},
         leak,
@@ -59,6 +60,7 @@ struct Document<'a> {
     blocking: Option<Blocking<'a>>,
     syscalls: Option<Calls<'a>>,
     requests: Option<&'a crate::model::request::Requests>,
+    flow: Vec<flow::Flow>,
     memory: Option<Memory<'a>>,
     verdict: Option<VerdictEntry<'a>>,
     findings: Vec<FindingEntry<'a>>,
@@ -481,6 +483,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
         syscalls: run.calls.as_ref().map(|of| calls(of, run)),
         requests: run.requests.as_ref(),
+        flow: flow::flows(run),
         memory: run.memory.as_ref().map(|of| memory(of, run)),
         verdict: run.verdict.as_ref().map(|of| verdict(of, run)),
         findings: run.findings.iter().map(|of| finding(of, run.names())).collect(),

@@ -25,6 +25,7 @@ pub mod calls;
 pub mod diff;
 pub mod findings;
 pub mod flamegraph;
+pub mod flow;
 pub mod folded;
 pub mod html;
 pub mod json;

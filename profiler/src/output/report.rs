@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{
-    calls, findings, memory,
+    calls, findings, flow, memory,
     names::{PLACE, place, short},
     requests,
     text::{Keep, Style, fit, width},
@@ -67,6 +67,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     findings::write(run, style, out)?;
     waiting::stacks(run, style, out)?;
     requests::write(run, style, out)?;
+    flow::write(run, style, out)?;
     calls::write(run, style, out)?;
     memory::write(run, style, out)?;
     writeln!(out)?;

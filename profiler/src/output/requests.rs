@@ -13,6 +13,8 @@ use crate::model::{
 
 /// Lines on the first page: requests answered, and peers.
 const SHOWN: (usize, usize) = (3, 6);
+/// Of fewer requests nothing is said of how many go on at once.
+const FEW: u64 = 10;
 /// Lines in the live view, of each side.
 const LIVE: usize = 2;
 /// Lines in each table, and routes of each peer.
@@ -44,8 +46,12 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     for peer in peers.by_ref().take(SHOWN.1 - 1) {
         let awaited = percent(peer.awaited_ns, run.requests_watched_ns()).min(100.0);
-        let text =
-            format!("  {}: {}, awaited {awaited:.0} % of the time", who(run, peer), figures(peer, seconds));
+        let text = format!(
+            "  {}: {}, awaited {awaited:.0} % of the time{}",
+            who(run, peer),
+            figures(peer, seconds),
+            at_once(peer)
+        );
         line(&format!("{text}{}", failures(peer)), style, out)?;
     }
     more(peers.count(), out)?;
@@ -115,6 +121,17 @@ fn who(run: &Run, peer: &Exchanges) -> String {
         n => format!(", {n} processes of {} (pid {})", peer.process, peer.pid),
     };
     format!("{}{of}{process}", peer.peer)
+}
+
+/// How many are awaited at once, on average, where enough is known.
+fn at_once(peer: &Exchanges) -> String {
+    if peer.awaited_ns == 0 || peer.exchanges() < FEW {
+        return String::new();
+    }
+    match peer.first.sum_ns as f64 / peer.awaited_ns as f64 {
+        n if n < 1.05 => ", one at a time".to_owned(),
+        n => format!(", {n:.1} at once"),
+    }
 }
 
 /// How many, how long, how many failed.

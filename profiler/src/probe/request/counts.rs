@@ -9,7 +9,7 @@ use profiler_common::{
 };
 
 use crate::{
-    model::distribution::Summary,
+    model::{distribution::Summary, timeline::Timeline},
     probe::request::protocol::{Operation, Protocol},
 };
 
@@ -75,6 +75,7 @@ pub struct Told {
     pub encrypted: bool,
     pub decrypted: u64,
     pub routes: BTreeMap<String, RouteCount>,
+    pub over_time: Timeline,
     random: u64,
 }
 
@@ -89,8 +90,9 @@ impl Told {
         if !self.routes.contains_key(name) {
             self.routes.insert(name.to_owned(), RouteCount::default());
         }
-        let Some(route) = self.routes.get_mut(name) else { return };
         let weight = u64::from(of.weight);
+        self.over_time.add(of.began_ns, of.answered_ns, weight);
+        let Some(route) = self.routes.get_mut(name) else { return };
         route.first.add(of.answered_ns.saturating_sub(of.began_ns), weight);
         route.whole.add(of.ended_ns.saturating_sub(of.began_ns), weight);
         if let Some(error) = operation.and_then(|operation| operation.error.as_deref()) {

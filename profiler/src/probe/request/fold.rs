@@ -399,6 +399,7 @@ impl RequestCollector {
             overlapped: stats.overlapped,
             most_awaited: stats.most_awaited.into(),
             awaited_ns: stats.awaited_ns,
+            over_time: told.map_or_else(Default::default, |told| told.over_time.clone()),
             retransmits: stats.retransmits,
             multiplexed: stats.multiplexed,
             encrypted: told.is_some_and(|told| told.encrypted),

@@ -57,7 +57,7 @@ fn waits_for_threads_are_told_in_words() {
     let mut run = run_with_findings();
     name_stacks(
         &mut run,
-        &["main;onRequest;runtime.gcAssistAlloc;__futex_wait", "main;onRequest;uv_mutex_lock"],
+        &["main;onRequest;runtime.gcAssistAlloc;__futex_wait", "main;onRequest;pthread_mutex_lock"],
     );
     let blocking = run.blocking.as_mut().unwrap();
     let mut stall = blocking.stalls[60].clone();
