@@ -488,6 +488,56 @@ fn an_event_loops_request_is_made_of_its_parts() {
     is_made_of_its_parts("node", "breakdown.js");
 }
 
+/// One peer is asked again and again, another one four times at once, and the pool has jobs meanwhile.
+#[test]
+fn a_chain_is_told_from_what_goes_on_at_once() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let _one_load_at_a_time = LOADED.lock();
+    let ports = [echo(Duration::from_millis(7)), echo(Duration::from_millis(11))];
+    let script = "
+const net = require('net'), crypto = require('crypto');
+const [chain, ...crowd] = [0, 1, 1, 1, 1].map((i) => net.connect(Number(process.argv[1 + i]), '127.0.0.1'));
+const ask = (peer) => new Promise((answered) => { peer.once('data', answered); peer.write('question\\n'); });
+process.stdin.once('data', async () => {
+  for (let i = 0; i < 20; i++) {
+    crypto.pbkdf2('x', 'y', 20000, 64, 'sha512', () => {});
+    for (let j = 0; j < 3; j++) await ask(chain);
+    await Promise.all(crowd.map(ask));
+  }
+  process.exit(0);
+});
+";
+    let mut command = Command::new(which("node").unwrap());
+    command.args(["-e", script]).args(ports.map(|port| port.to_string())).stdin(Stdio::piped());
+    let mut run = Running::start(&mut command);
+    let profiling = Profiling::start(&["--pid", &run.pid(), "--alloc", "off", "--requests", "on"]);
+    run.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let (profile, _) = profiling.finish();
+    let flow = &profile.0["flow"][0];
+    let under_way = |what: &str| {
+        let all = flow["under_way"].as_array().unwrap().iter();
+        let mut found = all.filter(|of| of["what"].as_str().unwrap().contains(what));
+        found.next().unwrap_or_else(|| panic!("{what}: {flow}"))
+    };
+    let figure = |of: &Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key}: {of}"));
+    let peers = ports.map(|port| under_way(&format!(":{port}")));
+    let figures = |key: &str| peers.map(|of| figure(of, key));
+    assert_eq!((figures("times"), figures("most")), ([60.0, 80.0], [1.0, 4.0]), "{flow}");
+    assert_eq!(figures("in_sequence"), [1.0, 0.25], "{flow}");
+    let [chain, crowd] = figures("at_once");
+    assert!((chain - 1.0).abs() < 0.01 && (3.0..=4.0).contains(&crowd), "{flow}");
+    for of in peers {
+        let spent = of["over_time"]["spent_ns"].as_array().unwrap().iter();
+        assert_eq!(spent.map(|ns| ns.as_f64().unwrap()).sum::<f64>(), figure(of, "sum_ns"), "{of}");
+    }
+    assert!(figure(under_way("jobs of its pool"), "sum_ns") > 20.0 * MS, "{flow}");
+    let parts = ["on_cpu_ns", "run_queue_ns", "blocked_ns", "idle_ns"].map(|key| figure(flow, key));
+    let (sum, wall) = (parts.iter().sum::<f64>(), figure(flow, "wall_ns"));
+    assert!((sum - wall).abs() <= 0.01 * wall, "{flow}");
+}
+
 #[test]
 fn who_cannot_be_reached_is_told_with_the_error() {
     if !kernel_ready(&["python3"]) {
