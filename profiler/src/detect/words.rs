@@ -27,10 +27,19 @@ pub fn evidence(names: &Names, label: &'static str, stack: Option<StackId>) -> V
     vec![Evidence { label, frames: frames.to_vec(), shown: SHOWN }]
 }
 
-/// Names of a stack's functions, as [`path`].
+/// Names of the functions, outermost first, by which a stack is the same as another one: as [`path`], but where functions
+/// of a language runtime are in it, those only. The same function runs in an interpreter first and as compiled code later, with
+/// other functions of the runtime around it.
 pub fn functions(names: &Names, stack: Option<StackId>) -> Vec<&str> {
-    let path = stack.map_or_else(Vec::new, |stack| path(names, names.stack(stack)));
-    path.into_iter().map(|function| function.name.as_str()).collect()
+    let frames = stack.map_or(&[][..], |stack| names.stack(stack));
+    let managed = names.functions(frames).rev().filter(|(function, frame, _)| {
+        matches!(names.module_of(frame).kind, ModuleKind::Managed(_)) && !function.name.ends_with(BUILTIN)
+    });
+    let managed: Vec<&str> = managed.map(|(function, ..)| function.name.as_str()).collect();
+    if managed.is_empty() {
+        return path(names, frames).into_iter().map(|function| function.name.as_str()).collect();
+    }
+    managed
 }
 
 /// Functions of a stack, outermost first: the user's, or the kernel's if there are no others.
@@ -136,6 +145,23 @@ pub fn own<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a Function> {
     let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
     let user = names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
     own_of(names, &user.collect::<Vec<_>>())
+}
+
+/// The function to look at where memory is allocated: the program's own, but neither an allocator's wrapper nor one without a name if
+/// another one called it.
+pub fn allocates<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a Function> {
+    let is_wrapper = |of: &Function| {
+        let name = of.name.to_ascii_lowercase();
+        name.starts_with('[') || ["alloc", "operator new", "strdup"].iter().any(|word| name.contains(word))
+    };
+    let own = own(names, frames);
+    match own {
+        Some(own) if is_wrapper(own) => {
+            let callers = path(names, frames).into_iter().rev().skip_while(|of| *of != own);
+            callers.into_iter().find(|of| !is_wrapper(of)).or(Some(own))
+        }
+        own => own.or_else(|| path(names, frames).pop()),
+    }
 }
 
 /// As [`own`], among the outermost `depth` functions of [`path`].
@@ -267,7 +293,10 @@ impl<'a> Namer<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{report::fixtures, stack::Module};
+    use crate::{
+        detect::fixtures::name_stacks,
+        model::{report::fixtures, stack::Module},
+    };
 
     #[test]
     fn the_programs_own_function_is_found_below_its_libraries() {
@@ -326,6 +355,45 @@ mod tests {
         }
         let frames = &run.cpu.stacks[0].frames;
         assert_eq!(own(run.names(), frames).map(|function| function.name.as_str()), Some("check"));
+    }
+
+    #[test]
+    fn a_function_is_the_same_in_whatever_form_it_runs() {
+        // Interpreted first, compiled later: other functions of the runtime are around it.
+        let stacks = [
+            "node::Start;Builtins_JSEntry;Builtins_InterpreterEntryTrampoline;handle;keys (builtin);Builtins_CEntry;calloc",
+            "node::Start;Builtins_JSEntry;handle;calloc",
+            "node::Start;Builtins_JSEntry;other;calloc",
+            "main;handle;calloc",
+        ];
+        let mut run = fixtures::run(&[]);
+        name_stacks(&mut run, &stacks);
+        let names = std::rc::Rc::make_mut(&mut run.cpu.names);
+        names.modules.push(Module::special(ModuleKind::Managed(Language::JavaScript)));
+        let module = names.modules.len() - 1;
+        for stack in 0..3 {
+            for frame in names.stacks[&StackId(stack)].clone() {
+                if matches!(&*names.frames[frame].functions[0].name, "handle" | "keys (builtin)" | "other") {
+                    names.frames[frame].module = module;
+                }
+            }
+        }
+        let of = |stack: u32| functions(run.names(), Some(StackId(stack)));
+        assert_eq!([of(0), of(1), of(2)], [["handle"], ["handle"], ["other"]]);
+        assert_eq!(functions(run.names(), None), [""; 0]);
+    }
+
+    #[test]
+    fn an_allocators_wrapper_is_not_the_place_that_allocates() {
+        let place = |stack: &str| {
+            let run = fixtures::run(&[(stack, 1)]);
+            let frames = run.cpu.stacks[0].frames.clone();
+            allocates(run.names(), &frames).map(|function| function.name.clone()).unwrap_or_default()
+        };
+        assert_eq!(place("main;serve;keep;malloc"), "keep");
+        assert_eq!(place("main;rb_str_plus;[libruby.so+0x1ec470];[libruby.so+0xd8460]"), "rb_str_plus");
+        assert_eq!(place("main;keep;operator new(unsigned long)"), "keep");
+        assert_eq!(place("xmalloc;my_alloc"), "my_alloc", "nothing better is known");
     }
 
     #[test]

@@ -265,13 +265,12 @@ fn stalls(blocking: &Blocking, names: &Names) -> Vec<Group> {
                 let longest = same.max_by_key(|block| block.blocked_ns);
                 let deepest = || {
                     let blocks = stalls.iter().flat_map(|(stall, _)| &stall.blocks);
-                    blocks
-                        .filter_map(|block| block.stack)
-                        .max_by_key(|stack| functions(names, Some(*stack)).len())
+                    blocks.filter_map(|block| block.stack).max_by_key(|stack| names.stack(*stack).len())
                 };
                 // A stack that was cut off says less than that of a shorter block in the same callback.
                 let stack = longest.and_then(|block| block.stack);
-                let stack = if functions(names, stack).len() < 3 { deepest().or(stack) } else { stack };
+                let depth = stack.map_or(0, |stack| path(names, names.stack(stack)).len());
+                let stack = if depth < 3 { deepest().or(stack) } else { stack };
                 let frames = stack.map_or(&[][..], |stack| names.stack(stack));
                 found.push(Group {
                     stack,

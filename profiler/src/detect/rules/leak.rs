@@ -9,7 +9,7 @@ use crate::{
     detect::{
         leak::{self, Certainty, Trend},
         rule::{Needs, Rule, Values},
-        words::{functions, path},
+        words::{allocates, at, functions},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
@@ -40,8 +40,11 @@ request. `--snapshot` and `profiler diff` show what grew between two points in t
 
 /// A process that reaches its memory limit within this time is critical, ns.
 const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
+/// What to do about a place.
+pub(super) const ADVICE: &str =
+    "look at who keeps what this place returns: a map, a listener, a closure; --snapshot shows what grew";
 /// Functions shown of its stack: allocators and wrappers around them are innermost there.
-const SHOWN: usize = 9;
+pub(super) const SHOWN: usize = 9;
 
 /// A site whose live memory keeps growing.
 pub(super) struct Leak {
@@ -94,8 +97,8 @@ pub(super) fn leaks(memory: &Memory, names: &Names) -> Vec<Leak> {
     sites.into_iter().zip(judged).filter_map(leak).collect()
 }
 
-/// Sites that allocate by the same functions are one to a reader, wherever in them they do; the largest comes first.
-fn by_functions(memory: &Memory, names: &Names) -> Vec<Site> {
+/// Sites that allocate by the same functions are one to a reader, wherever in them they do.
+pub(super) fn by_functions(memory: &Memory, names: &Names) -> Vec<Site> {
     let live = |site: &Site| site.points.last().map_or(0.0, |last| last.live_bytes);
     let mut sites: Vec<&Site> = memory.sites.iter().collect();
     sites.sort_by(|a, b| live(b).total_cmp(&live(a)).then(a.stack.cmp(&b.stack)));
@@ -140,8 +143,11 @@ fn finding(leak: &Leak, names: &Names) -> Finding {
     };
     let estimated = if leak.site.estimated { "; all estimated from a part of the time" } else { "" };
     let ProcessName { pid, name } = &leak.process;
+    let frames = names.stack(leak.site.stack);
+    let place = allocates(names, frames);
+    let within = place.map_or_else(String::new, |place| format!(" what {} allocates,", at(place)));
     let title = format!(
-        "{name} (pid {pid}) leaks {}: {}{error} live in {}{ages}{}{estimated}",
+        "{name} (pid {pid}) leaks{within} {}: {}{error} live in {}{ages}{}{estimated}",
         rate(&leak.trend, leak.certainty),
         bytes(last.live_bytes),
         count(last.live_count.round() as u64, "object"),
@@ -155,15 +161,14 @@ fn finding(leak: &Leak, names: &Names) -> Finding {
         ("estimated", json!(leak.site.estimated)),
         ("ages_ns", json!(leak.site.ages_ns.counts())),
     ]);
-    let frames = names.stack(leak.site.stack);
     Finding {
         rule: RULE.name,
         severity: severity(leak.reaches.as_ref()),
         bottleneck: Bottleneck::Memory,
         process: leak.process.clone(),
-        subject: path(names, frames).last().map_or_else(String::new, |function| function.name.clone()),
+        subject: place.map_or_else(String::new, |place| place.name.clone()),
         title,
-        advice: "look at who keeps what this place returns: a map, a listener, a closure; --snapshot shows what grew".to_owned(),
+        advice: ADVICE.to_owned(),
         cost: Cost { bytes_per_s: leak.trend.bytes_per_s.per_time, ..Cost::default() },
         evidence: vec![Evidence { label: "allocated at", frames: frames.to_vec(), shown: SHOWN }],
         details,

@@ -7,10 +7,11 @@ use crate::{
     detect::{
         leak::{Shape, Trend, late_rise, processes},
         rule::{Needs, Rule, Values},
+        words::{allocates, at},
     },
     model::{
-        finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
-        memory::Footprint,
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        memory::{Footprint, Growth, Site},
         report::Run,
         units::{bytes, long},
     },
@@ -35,6 +36,8 @@ information: it may be warming up, and may be leaking in lumps. A longer run tel
 /// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
 const MUCH_BYTES: u64 = 64 << 20;
 const MUCH_OF: u64 = 4;
+/// A place that holds so much of the growth explains it.
+const EXPLAINS: f64 = 0.25;
 /// It still grows if its last third added one part in so many of what it holds.
 const LATE_OF: f64 = 20.0;
 
@@ -42,10 +45,11 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
     let Some(memory) = &run.memory else { return Vec::new() };
     let leaks = leak::leaks(memory, run.names());
     let mut found: Vec<Finding> = Vec::new();
+    let sites = leak::by_functions(memory, run.names());
     for (process, trend) in memory.processes.iter().zip(processes(memory)) {
         let rate = trend.bytes_per_s.per_time;
-        let own = leaks.iter().filter(|leak| leak.process.pid == process.pid);
-        let explained: f64 = own.map(|leak| leak.trend.bytes_per_s.per_time).sum();
+        let leaking = leaks.iter().filter(|leak| leak.process.pid == process.pid);
+        let explained: f64 = leaking.map(|leak| leak.trend.bytes_per_s.per_time).sum();
         let Some(last) = process.growth.last() else { continue };
         let Some(certainty) = trend.certainty() else {
             found.extend(grew(process, &trend));
@@ -55,11 +59,19 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             continue;
         }
         let watched = memory.sites.iter().any(|site| site.pid == process.pid);
-        let why = if watched {
-            "; what was allocated meanwhile does not explain it: memory from elsewhere, or an allocator that does not give \
-             it back"
-        } else {
-            ""
+        let largest = largest(process, &sites);
+        let place = largest.and_then(|(site, _)| allocates(run.names(), run.names().stack(site.stack)));
+        let why = match (largest, place) {
+            (Some((site, share)), Some(place)) => format!(
+                "; about {:.0} % of that growth is live in what {} allocated{}",
+                100.0 * share,
+                at(place),
+                if site.estimated { " (estimated)" } else { "" }
+            ),
+            _ if watched => "; what was allocated meanwhile does not explain it: memory from elsewhere, or an allocator that does \
+                 not give it back"
+                .to_owned(),
+            _ => String::new(),
         };
         let reaches = Reaches::of(process, rate);
         let title = format!(
@@ -77,20 +89,40 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             severity: leak::severity(reaches.as_ref()),
             bottleneck: Bottleneck::Memory,
             process: ProcessName { pid: process.pid, name: process.process.clone() },
-            subject: String::new(),
+            subject: place.map_or_else(String::new, |place| place.name.clone()),
             title,
-            advice: if watched {
+            advice: if place.is_some() {
+                leak::ADVICE
+            } else if watched {
                 "take snapshots of its heap, or look at its allocator's settings"
             } else {
                 "watch its allocations: --alloc full"
             }
             .to_owned(),
             cost: Cost { bytes_per_s: rate, ..Cost::default() },
-            evidence: Vec::new(),
+            evidence: largest.map_or_else(Vec::new, |(site, _)| {
+                let frames = run.names().stack(site.stack).to_vec();
+                vec![Evidence { label: "allocated at", frames, shown: leak::SHOWN }]
+            }),
             details,
         });
     }
     found
+}
+
+/// The place that holds most, if that is much of what the process grew by, with its share of it: though its own course is
+/// not yet one that proves a leak, it is where to look.
+fn largest<'a>(process: &Footprint, sites: &'a [Site]) -> Option<(&'a Site, f64)> {
+    let points = process.growth.points();
+    let held = |growth: Option<&Growth>| growth.map_or(0, Growth::held_bytes);
+    let growth = held(points.last()).saturating_sub(held(points.first())) as f64;
+    let live = |site: &Site| site.points.last().map_or(0.0, |last| last.live_bytes - last.live_bytes_err);
+    let own = sites.iter().filter(|site| site.pid == process.pid);
+    let largest = own.max_by(|a, b| live(a).total_cmp(&live(b)))?;
+    let last = largest.points.last()?;
+    // What is surely there counts; what is told is the best estimate, and never more than all.
+    (growth > 0.0 && live(largest) >= EXPLAINS * growth)
+        .then(|| (largest, (last.live_bytes / growth).min(1.0)))
 }
 
 /// A process that grew much, by a trend that need not go on.
@@ -137,9 +169,9 @@ fn grew(process: &Footprint, trend: &Trend) -> Option<Finding> {
 mod tests {
     use super::*;
     use crate::{
-        detect::{diagnosis::verdict, findings, rule::Overrides},
+        detect::{diagnosis::verdict, findings, fixtures::name_stacks, rule::Overrides},
         model::{
-            memory::{Growth, Memory},
+            memory::{LivePoint, Memory},
             report::fixtures,
         },
     };
@@ -157,6 +189,42 @@ mod tests {
         run.findings = findings(&run, &Overrides::default());
         let bottleneck = verdict(&run).bottleneck;
         (run.findings, bottleneck)
+    }
+
+    #[test]
+    fn the_place_that_holds_most_of_it_is_named() {
+        let title = |live: f64, error: f64| {
+            let mut run = fixtures::run(&[("main;handle", 100)]);
+            let mut process = Footprint { pid: 7, process: "node".into(), ..Footprint::default() };
+            for second in 0..=40u64 {
+                let time_ns = second * 1_000_000_000;
+                process.growth.push(Growth { time_ns, anon_bytes: second * 5_000_000, ..Growth::default() });
+            }
+            // Watched too briefly for a trend of its own.
+            let mut site = crate::model::memory::fixtures::site(0, (0..9).map(|i| f64::from(i) * live / 8.0));
+            site.estimated = true;
+            let points = site.points.points().iter();
+            site.points = points.map(|of| LivePoint { live_bytes_err: error, ..*of }).collect();
+            run.memory = Some(Memory { processes: vec![process], sites: vec![site], ..Memory::default() });
+            name_stacks(&mut run, &["main;serve;keep;malloc"]);
+            let found = findings(&run, &Overrides::default());
+            let [growing] = &found[..] else { panic!("{found:#?}") };
+            (growing.title.clone(), growing.subject.clone(), growing.evidence.len())
+        };
+        let (said, subject, stacks) = title(120e6, 10e6);
+        assert!(
+            said.ends_with(
+                "; about 60 % of that growth is live in what keep (app.c:7) allocated (estimated)"
+            ),
+            "{said}"
+        );
+        assert_eq!((&*subject, stacks), ("keep", 1));
+        // What may be chance, and what is little, explains nothing.
+        for (live, error) in [(120e6, 100e6), (40e6, 0.0)] {
+            let (said, subject, stacks) = title(live, error);
+            assert!(said.contains("does not explain it"), "{said}");
+            assert_eq!((&*subject, stacks), ("", 0));
+        }
     }
 
     #[test]
