@@ -1,20 +1,24 @@
 //! The verdict: what kind of bottleneck, in one sentence. One table decides, from findings and figures of the run.
 
-use std::ops::RangeInclusive;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use crate::{
     detect::{
         hotspot,
         rule::Needs,
         rules, served,
-        words::{at, bottleneck, calls_watched_ns, hottest, path},
+        words::{at, bottleneck, calls_watched_ns, hottest, own, path},
     },
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Finding, Severity, Verdict},
         function::PROFILER_ITSELF,
-        report::Run,
+        report::{ProfileStack, Run},
         request::Exchanges,
+        stack::ThreadKey,
         units::{count, thousands, time},
         wait::ThreadTime,
     },
@@ -31,6 +35,10 @@ const BUSY: f64 = 0.8;
 const WAITS: f64 = 0.2;
 /// A target that is on CPUs for less of one is idle.
 const IDLE: f64 = 0.05;
+/// One place in which threads sleep for so much of their time is why nothing happens.
+const ASLEEP: f64 = 0.5;
+/// Parts of the names of functions that sleep and try again.
+const RETRIES: [&str; 3] = ["busy", "retry", "backoff"];
 /// Use of one CPU, no less and no more.
 const ONE_CPU: RangeInclusive<f64> = 0.9..=1.05;
 
@@ -59,8 +67,19 @@ struct Signals<'a> {
 }
 
 /// The decisions, in their order: the first that fits is the verdict.
-const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 10] =
-    [something_wrong, saturated, waiting, explained, too_short, grown, serving, one_at_a_time, working, idle];
+const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 11] = [
+    something_wrong,
+    saturated,
+    waiting,
+    explained,
+    too_short,
+    grown,
+    serving,
+    one_at_a_time,
+    working,
+    asleep,
+    idle,
+];
 
 /// Judges a run whose findings are known.
 pub fn verdict(run: &Run) -> Verdict {
@@ -333,6 +352,58 @@ fn working(signals: &Signals<'_>) -> Option<Verdict> {
     })
 }
 
+/// It does nothing because its own functions sleep: they may do so for want of work, and may try for something again and again.
+fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
+    let run = signals.run;
+    let names = run.names();
+    let mut places: BTreeMap<&str, (u64, &ProfileStack, BTreeSet<ThreadKey>)> = BTreeMap::new();
+    for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {
+        let Some(own) = own(names, &stack.frames).filter(|_| stack.cause == Some(WaitCause::Sleep)) else {
+            continue;
+        };
+        let of = places.entry(&own.name).or_insert_with(|| (0, stack, BTreeSet::new()));
+        of.0 += stack.weight;
+        of.2.insert(stack.thread);
+        if stack.weight > of.1.weight {
+            of.1 = stack;
+        }
+    }
+    let (ns, stack, threads) = places.into_values().max_by_key(|(ns, ..)| *ns)?;
+    let share = ns as f64 / (threads.len() as u64 * signals.wall_ns).max(1) as f64;
+    let own = own(names, &stack.frames).filter(|_| share >= ASLEEP)?;
+    // By the name of what it called there one may know why.
+    let called = path(names, &stack.frames).into_iter().skip_while(|of| *of != own).skip(1);
+    let retries = called.into_iter().find(|of| {
+        let name = of.name.to_ascii_lowercase();
+        RETRIES.iter().any(|word| name.contains(word))
+    });
+    let (lacks, why, advice) = match retries {
+        Some(of) => (
+            Bottleneck::Lock,
+            format!(", in {}: it tries again and again for what others hold", of.name),
+            "find out who holds it for so long, and let each hold it for a shorter time",
+        ),
+        None => (
+            Bottleneck::Sleep,
+            String::new(),
+            "if it should be busy: wait for the event itself, not for time to pass",
+        ),
+    };
+    let sentence = format!(
+        "the target hardly ran ({:.1} % of one CPU): {} for {:.0} % of the time in {}{why}{}",
+        100.0 * signals.cpu,
+        if threads.len() == 1 { "it sleeps".to_owned() } else { format!("{} threads sleep", threads.len()) },
+        100.0 * share,
+        at(own),
+        answers(run)
+    );
+    Some(Verdict {
+        advice: advice.to_owned(),
+        more: more(run, lacks),
+        ..signals.verdict(lacks, sentence, share)
+    })
+}
+
 /// It does nothing, and waits for nothing that is known.
 fn idle(signals: &Signals<'_>) -> Option<Verdict> {
     let sentence = format!(
@@ -489,5 +560,34 @@ mod tests {
             "{one:?}"
         );
         assert_eq!([said(1_200_000_000).bottleneck, said(3_500_000_000).bottleneck], [Bottleneck::None; 2]);
+    }
+
+    #[test]
+    fn who_sleeps_is_told_with_the_place_and_what_it_may_be_for() {
+        let said = |stack: &str, share: f64| {
+            let mut run = fixtures::run(&[]);
+            run.cpu.accounts.duration_ns = 10_000_000_000;
+            run.blocking = Some(Blocking::default());
+            let mut off_cpu = fixtures::run(&[(stack, (share * 1e10) as u64)]).cpu;
+            off_cpu.stacks[0].cause = Some(WaitCause::Sleep);
+            run.cpu.names = off_cpu.names.clone();
+            run.off_cpu = Some(off_cpu);
+            verdict(&run)
+        };
+        let waits = said("main;writer;__nanosleep", 0.95);
+        assert_eq!(waits.bottleneck, Bottleneck::Sleep);
+        assert!(waits.sentence.contains("it sleeps for 95 % of the time in writer (app.c:7)"), "{waits:?}");
+        let retries = said("main;handler;__sqlite3InvokeBusyHandler;__nanosleep", 0.95);
+        assert_eq!(retries.bottleneck, Bottleneck::Lock);
+        assert!(
+            retries.sentence.contains("in handler (app.c:7), in __sqlite3InvokeBusyHandler"),
+            "{retries:?}"
+        );
+        assert_eq!(said("main;writer;__nanosleep", 0.3).bottleneck, Bottleneck::None);
+        assert_eq!(
+            said("runtime.sysmon;runtime.usleep", 0.99).bottleneck,
+            Bottleneck::None,
+            "a runtime's own"
+        );
     }
 }
