@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use crate::model::{
     cause::WaitCause,
+    module::{Language, ModuleKind},
     report::{NamedFrame, Names, Run},
     stack::{StackId, ThreadKey},
     wait::{Blocking, LongWaitKind},
@@ -88,6 +89,31 @@ pub fn waits_for_gil(names: &Names, frames: &[usize]) -> bool {
         || callers.next().is_some_and(|(_, frame, _)| of_python(frame))
 }
 
+/// What a lock of CPython's `threading` is waited for: the function that takes one, and where the module's own functions build
+/// conditions, events and queues of it, to wait to be told something.
+const PYTHON_LOCKS: [&str; 2] = ["PyThread_acquire_lock_timed", "_PyMutex_LockTimed"];
+const PYTHON_TOLD: [&str; 5] =
+    ["/threading.py", "/queue.py", "/concurrent/futures/", "/multiprocessing/", "/asyncio/"];
+
+/// Whether a stack waits for such a lock: `Some(true)` for the lock itself, which a function of the program wants;
+/// `Some(false)` for being told something.
+fn waits_for_python_lock(names: &Names, frames: &[usize]) -> Option<bool> {
+    let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
+    let mut user = names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
+    user.by_ref().take(LOOKED_AT).find(|(of, ..)| PYTHON_LOCKS.iter().any(|word| of.name.contains(word)))?;
+    let mut queue = false;
+    for (function, frame, _) in user.take(LOOKED_AT) {
+        let module = names.module_of(frame);
+        if module.kind != ModuleKind::Managed(Language::Python) {
+            queue |= function.name.contains("queue") || module.name().contains("_queue");
+            continue;
+        }
+        let file = function.file.as_deref().unwrap_or_default();
+        return Some(!queue && !PYTHON_TOLD.iter().any(|part| file.contains(part)));
+    }
+    None
+}
+
 /// Corrects causes by the names of functions: of the time off CPUs, of each thread's time, and of all that was told one by
 /// one.
 pub fn settle(run: &mut Run) {
@@ -159,6 +185,8 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
     let any = |words: &[&str]| functions.iter().any(|name| words.iter().any(|word| name.contains(word)));
     if matches!(cause, WaitCause::Poll | WaitCause::Other) && any(&ASKS_NAMES) {
         WaitCause::Network
+    } else if let Some(lock) = waits_for_python_lock(names, frames) {
+        if lock { WaitCause::Lock } else { WaitCause::Park }
     } else if any(&LOCKS) || (cause == WaitCause::Park && waits_for_gil(names, frames)) {
         WaitCause::Lock
     } else if cause == WaitCause::Lock && any(&TOLD) {
@@ -176,6 +204,7 @@ mod tests {
         model::{
             kind::OFF_CPU,
             report::fixtures,
+            stack::Module,
             threshold::Thresholds,
             wait::{Convoy, ThreadTime},
         },
@@ -209,6 +238,35 @@ mod tests {
         assert_eq!(settled("main;strange;futex", Lock), Lock, "nothing better is known");
         assert_eq!(settled("main;take_gil;read", Disk), Disk);
         assert_eq!(settled("worker;uv__getaddrinfo_work;getaddrinfo;send_dg;poll", Poll), WaitCause::Network);
+    }
+
+    #[test]
+    fn a_lock_of_python_is_told_from_what_is_built_of_it() {
+        let cause = |inner: &str, function: &str, file: &str| {
+            let stack = format!("main;{function};{inner}PyThread_acquire_lock_timed;sem_wait");
+            let mut run = fixtures::run(&[(&stack, 1)]);
+            let names = Rc::make_mut(&mut run.cpu.names);
+            names.modules.push(Module::special(ModuleKind::Managed(Language::Python)));
+            let python = names.modules.len() - 1;
+            for frame in names.frames.iter_mut().filter(|frame| frame.functions[0].name == function) {
+                frame.module = python;
+                let mut functions = frame.functions.to_vec();
+                functions[0].file = Some(file.into());
+                frame.functions = functions.into();
+            }
+            by_names(run.names(), &run.cpu.stacks[0].frames, WaitCause::Park)
+        };
+        assert_eq!(cause("lock_acquire;", "handle", "/srv/app.py"), WaitCause::Lock);
+        assert_eq!(
+            cause("lock_acquire;", "Condition.wait", "/usr/lib/python3.11/threading.py"),
+            WaitCause::Park
+        );
+        assert_eq!(cause("simplequeue_get;", "take", "/srv/app.py"), WaitCause::Park);
+        assert_eq!(
+            settled("main;PyThread_acquire_lock_timed;sem_wait", WaitCause::Park),
+            WaitCause::Park,
+            "whose is not known"
+        );
     }
 
     #[test]

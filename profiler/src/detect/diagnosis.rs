@@ -10,12 +10,13 @@ use crate::{
         hotspot,
         rule::Needs,
         rules, served,
-        words::{at, bottleneck, calls_watched_ns, hottest, own, path},
+        words::{at, bottleneck, calls_watched_ns, hottest, is_of_libc, own, path, tail},
     },
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Finding, Severity, Verdict},
         function::PROFILER_ITSELF,
+        names::short,
         report::{ProfileStack, Run},
         request::Exchanges,
         stack::ThreadKey,
@@ -117,13 +118,19 @@ impl<'a> Signals<'a> {
         }
     }
 
-    /// The hottest function, with its share of the samples.
+    /// Where most of the CPU time goes, with its share of the samples: the program's own function, what it calls included, or
+    /// the function that is hottest itself, whichever explains more.
     fn hottest(&self) -> Option<String> {
         let profile = &self.run.cpu;
-        let hottest = hotspot::hotspots(profile).into_iter().find(|of| of.function != PROFILER_ITSELF)?;
-        let share = 100.0 * hottest.self_samples as f64 / profile.total.max(1) as f64;
-        let place = hottest.location.map_or_else(String::new, |location| format!(" ({location})"));
-        Some(format!("{share:.0} % of that in {}{place}", hottest.function))
+        let itself = hotspot::hotspots(profile).into_iter().find(|of| of.function != PROFILER_ITSELF)?;
+        let share = itself.self_samples as f64 / profile.total.max(1) as f64;
+        if let Some((own, of_own, _)) = hottest(self.run, |_| true).filter(|(_, of_own, _)| *of_own >= share)
+        {
+            return Some(format!("{:.0} % of that in {}", 100.0 * of_own, at(own)));
+        }
+        let location = itself.location.filter(|location| !is_of_libc(location));
+        let place = location.map_or_else(String::new, |location| format!(" ({})", tail(&location)));
+        Some(format!("{:.0} % of that in {}{place}", 100.0 * share, short(&itself.function)))
     }
 
     /// How sure shares of CPU time are.
@@ -380,7 +387,7 @@ fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
     let (lacks, why, advice) = match retries {
         Some(of) => (
             Bottleneck::Lock,
-            format!(", in {}: it tries again and again for what others hold", of.name),
+            format!(", in {}: it tries again and again for what others hold", short(&of.name)),
             "find out who holds it for so long, and let each hold it for a shorter time",
         ),
         None => (

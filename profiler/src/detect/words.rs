@@ -7,6 +7,7 @@ use crate::{
         cause::WaitCause,
         finding::{Bottleneck, Evidence, ProcessName},
         module::Language,
+        names::short,
         report::{NamedFrame, Names, ProfileStack, Run},
         stack::{ModuleKind, StackId, ThreadKey},
         wait::{Blocking, ThreadTime},
@@ -76,16 +77,18 @@ pub fn common_path<'a>(names: &'a Names, samples: &[(StackId, u64)]) -> Vec<&'a 
     }
 }
 
-/// A function and where it is, its file by the end of its path. Where the C library's functions are is of no use to anybody.
+/// A function and where it is, without template arguments and parameters, its file by the end of its path. Where the C library's functions are is of no use to anybody.
 pub fn at(function: &Function) -> String {
     match (&function.file, function.line) {
-        (Some(file), Some(line)) if !is_of_libc(file) => format!("{} ({}:{line})", function.name, tail(file)),
-        _ => function.name.clone(),
+        (Some(file), Some(line)) if !is_of_libc(file) => {
+            format!("{} ({}:{line})", short(&function.name), tail(file))
+        }
+        _ => short(&function.name).into_owned(),
     }
 }
 
 /// Whether a source file is one of the C library's, by how distributions build it.
-fn is_of_libc(file: &str) -> bool {
+pub fn is_of_libc(file: &str) -> bool {
     file.contains("sysdeps/")
         || (file.starts_with("./") && file.contains("/../"))
         || file.starts_with("./nptl")

@@ -12,6 +12,7 @@ pub mod loss;
 pub mod measured;
 pub mod memory;
 pub mod module;
+pub mod names;
 pub mod part;
 pub mod report;
 pub mod request;

@@ -4,11 +4,9 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::{
-    names::short,
-    text::{Style, innermost, line},
-};
+use super::text::{Style, innermost, line};
 use crate::model::{
+    names::short,
     report::Run,
     stack::ThreadKey,
     syscall::{CallCount, Calls, Interval, SlowCall},

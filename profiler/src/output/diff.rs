@@ -5,13 +5,11 @@ use std::io::Write;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{
-    names::short,
-    text::{Keep, Style, fit, line, paragraph},
-};
+use super::text::{Keep, Style, fit, line, paragraph};
 use crate::model::{
     comparison::{Change, Comparison, FALSE_DISCOVERIES, Interval, KindComparison, Place, Side},
     kind::{ALLOC, CPU, OFF_CPU, SYSCALLS, Unit},
+    names::short,
     units::{bytes, count, time},
 };
 

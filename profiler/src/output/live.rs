@@ -9,12 +9,12 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    calls, names, report, requests,
+    calls, report, requests,
     text::{Style, line},
 };
 use crate::{
     detect::{self, hotspot, rule::Overrides},
-    model::{finding::Severity, report::Run, syscall::Interval, units::percent},
+    model::{finding::Severity, names::short, report::Run, syscall::Interval, units::percent},
     say,
 };
 
@@ -82,11 +82,7 @@ impl Live {
                 .iter()
                 .take(3)
                 .map(|hotspot| {
-                    format!(
-                        "{} {:.0} %",
-                        names::short(&hotspot.function),
-                        percent(hotspot.self_samples, last.total)
-                    )
+                    format!("{} {:.0} %", short(&hotspot.function), percent(hotspot.self_samples, last.total))
                 })
                 .collect();
             let top = if top.is_empty() { "idle".to_owned() } else { top.join(", ") };

@@ -4,12 +4,10 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{
-    names::short,
-    text::{Style, line, user_functions},
-};
+use super::text::{Style, line, user_functions};
 use crate::model::{
     memory::{Footprint, Memory, Site, WatchMode, Watching},
+    names::short,
     report::{Profile, Run},
     units::{bytes, count, percent, thousands, time},
 };

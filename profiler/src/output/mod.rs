@@ -31,7 +31,6 @@ pub mod html;
 pub mod json;
 pub mod live;
 pub mod memory;
-pub mod names;
 pub mod options;
 pub mod pprof;
 pub mod report;

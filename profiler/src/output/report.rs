@@ -5,15 +5,14 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{
-    calls, findings, flow, memory,
-    names::{PLACE, place, short},
-    requests,
+    calls, findings, flow, memory, requests,
     text::{Keep, Style, fit, width},
     waiting,
 };
 use crate::{
     detect::hotspot::{self, Hotspot},
     model::{
+        names::{PLACE, place, short},
         report::{Profile, Run},
         stack::StackEnd,
         units::{count, percent, thousands},

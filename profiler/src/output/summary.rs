@@ -6,9 +6,7 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Result;
 
 use super::{
-    diff,
-    names::{PLACE, place as shown_place, short},
-    requests,
+    diff, requests,
     text::{Keep, Style, fit, line, paragraph, told},
 };
 use crate::{
@@ -20,6 +18,7 @@ use crate::{
     },
     model::{
         finding::{Bottleneck, Finding, Severity, Verdict},
+        names::{PLACE, place as shown_place, short},
         report::{Names, Run},
         units::{bytes, count, percent, time},
         wait::ThreadTime,

@@ -4,13 +4,11 @@ use std::{borrow::Cow, collections::BTreeMap, io::Write};
 
 use anyhow::Result;
 
-use super::{
-    names::short,
-    text::{Style, line, user_functions},
-};
+use super::text::{Style, line, user_functions};
 use crate::model::{
     cause::WaitCause,
     distribution::Summary,
+    names::short,
     report::{Names, Run},
     units::{count, percent, thousands, time},
     wait::{Blocking, EventLoop, ThreadTime},

@@ -18,6 +18,7 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Cost, Finding, Severity},
+        names::short,
         report::{Names, Run},
         stack::{StackId, ThreadKey},
         units::{percent, thousands, time},
@@ -395,7 +396,8 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
             format!("by {mostly}CPU work in the garbage collector, for {}", at(work.place()))
         }
         Reason::OnCpu(Some(work)) => {
-            let within = work.own.as_ref().map_or_else(String::new, |_| format!(": {}", work.function.name));
+            let within =
+                work.own.as_ref().map_or_else(String::new, |_| format!(": {}", short(&work.function.name)));
             format!("by {mostly}CPU work in {}{within}", at(work.place()))
         }
         Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),

@@ -5,7 +5,6 @@ use maud::{Markup, html};
 use super::{
     super::{
         diff,
-        names::{PLACE, place, short},
         summary::{ThreadGroup, thread_groups},
         text::innermost,
     },
@@ -16,6 +15,7 @@ use crate::{
     model::{
         cause::WaitCause,
         comparison::{Baseline, Change, KindComparison},
+        names::{PLACE, place, short},
         report::Run,
         request::Side,
         units::{bytes, count, percent, thousands, time},
