@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::model::report::{Names, Profile, ProfileStack};
+use crate::model::{
+    report::{Names, Profile, ProfileStack},
+    stack::StackId,
+};
 
 /// A kind of work, and how functions that do it are called: a name that has one of these at the start of a word. Those of
 /// the kernel count in the kernel only.
@@ -248,6 +251,16 @@ pub fn is_within(names: &Names, frames: &[usize], name: &str) -> bool {
     let mut functions = names.functions(frames);
     functions.any(|(function, frame, _)| {
         kind.kernel == names.is_kernel(frame) && kind.words.iter().any(|word| has_word(&function.name, word))
+    })
+}
+
+/// The kind of work of the program that more than half of some samples are within, if there is one: the first of those there are.
+pub fn mostly(names: &Names, samples: &[(StackId, u64)]) -> Option<&'static str> {
+    let all: u64 = samples.iter().map(|(_, n)| n).sum();
+    let kinds = KINDS.iter().filter(|kind| !kind.kernel).map(|kind| kind.name);
+    kinds.into_iter().find(|kind| {
+        let within = samples.iter().filter(|(stack, _)| is_within(names, names.stack(*stack), kind));
+        2 * within.map(|(_, n)| n).sum::<u64>() > all
     })
 }
 

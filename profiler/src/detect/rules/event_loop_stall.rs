@@ -112,13 +112,27 @@ struct Work {
     function: Function,
     /// The program's own function that called it; none where it is one itself, or where there is none.
     own: Option<Function>,
-    /// Most of its samples are in the garbage collector.
-    collects: bool,
-    /// Most of its samples match regular expressions.
-    matches: bool,
+    /// What kind of work most of its samples are.
+    kind: Option<&'static str>,
 }
 
 impl Work {
+    fn collects(&self) -> bool {
+        self.kind == Some(gc_pressure::GC)
+    }
+
+    /// What it did in the function to look at, as the end of a sentence: the kind of work, or the function that it called. That a
+    /// runtime's own code was between says nothing.
+    fn within(&self) -> String {
+        let runtimes = ["Builtins_", "v8::", "node::"];
+        let is_runtimes = runtimes.iter().any(|word| self.function.name.starts_with(word));
+        match (self.kind, &self.own) {
+            (Some(kind), _) => format!(": {kind}"),
+            (None, Some(_)) if !is_runtimes => format!(": {}", short(&self.function.name)),
+            _ => String::new(),
+        }
+    }
+
     /// The function to look at.
     fn place(&self) -> &Function {
         self.own.as_ref().unwrap_or(&self.function)
@@ -173,7 +187,7 @@ fn severity(group: &Group, share: f64, least: f64) -> Severity {
 fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
     let share = share_of_wall(run, group.total_ns, 1);
     let (lacks, subject) = match &group.reason {
-        Reason::OnCpu(Some(work)) if work.collects => (Bottleneck::Memory, gc_pressure::GC.to_owned()),
+        Reason::OnCpu(Some(work)) if work.collects() => (Bottleneck::Memory, gc_pressure::GC.to_owned()),
         Reason::OnCpu(work) => (
             Bottleneck::Cpu,
             work.as_ref().map_or_else(|| "cpu".to_owned(), |work| work.place().name.clone()),
@@ -365,14 +379,13 @@ fn by_function<'a>(
             let frames = names.stack(stack);
             let function = path(names, frames).get(common.len().checked_sub(1)?).copied()?;
             let own = own_within(names, frames, common.len()).filter(|own| *own != function);
-            let mostly = |kind: &str| {
-                let samples = || stalls.iter().flat_map(|(stall, _)| &stall.samples);
-                let is = |stack: StackId| groups::is_within(names, names.stack(stack), kind);
-                let of_kind: u64 = samples().filter(|(stack, _)| is(*stack)).map(|(_, n)| n).sum();
-                2 * of_kind > samples().map(|(_, n)| n).sum()
-            };
-            let (collects, matches) = (mostly(gc_pressure::GC), mostly(groups::REGULAR_EXPRESSIONS));
-            Some(Work { function: function.clone(), own: own.cloned(), collects, matches })
+            let samples: Vec<_> =
+                stalls.iter().flat_map(|(stall, _)| stall.samples.iter().copied()).collect();
+            Some(Work {
+                function: function.clone(),
+                own: own.cloned(),
+                kind: groups::mostly(names, &samples),
+            })
         });
         (work, stack, stalls)
     };
@@ -392,13 +405,11 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
     let share = percent(group.reason_ns, group.total_ns);
     let mostly = if share >= 90.0 { String::new() } else { format!("{share:.0} % ") };
     let reason = match &group.reason {
-        Reason::OnCpu(Some(work)) if work.collects => {
+        Reason::OnCpu(Some(work)) if work.collects() => {
             format!("by {mostly}CPU work in the garbage collector, for {}", at(work.place()))
         }
         Reason::OnCpu(Some(work)) => {
-            let within =
-                work.own.as_ref().map_or_else(String::new, |_| format!(": {}", short(&work.function.name)));
-            format!("by {mostly}CPU work in {}{within}", at(work.place()))
+            format!("by {mostly}CPU work in {}{}", at(work.place()), work.within())
         }
         Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),
         Reason::RunQueue => format!("{mostly}because it had no CPU"),
@@ -466,10 +477,10 @@ const COLLECT_LESS: &str = "allocate less there, or keep less alive; then divide
 /// What to do about it.
 fn advice(group: &Group) -> &'static str {
     match &group.reason {
-        Reason::OnCpu(Some(work)) if work.matches => {
+        Reason::OnCpu(Some(work)) if work.kind == Some(groups::REGULAR_EXPRESSIONS) => {
             "rewrite the expression so that it does not try the same text again and again, or limit what it is given"
         }
-        Reason::OnCpu(Some(work)) if work.collects => COLLECT_LESS,
+        Reason::OnCpu(Some(work)) if work.collects() => COLLECT_LESS,
         Reason::Blocked { .. } if group.collects => COLLECT_LESS,
         Reason::Blocked { cause, .. } if is_for_threads(*cause) => {
             "let no callback wait for another thread: send a message, and go on when the answer comes"

@@ -6,6 +6,10 @@ use crate::detect::{
     fixtures::{name_stacks, run_with_findings},
     rule::Overrides,
 };
+use crate::model::{
+    module::{Language, ModuleKind},
+    stack::Module,
+};
 
 #[test]
 fn a_loop_without_sockets_is_one_and_a_wait_for_a_latch_is_none() {
@@ -133,6 +137,31 @@ fn the_advice_is_about_the_kind_of_work() {
     assert!(advised("main;handle;v8::internal::RegExpImpl::IrregexpExec").contains("expression"));
     assert!(advised("main;handle;v8::internal::Heap::Scavenge").contains("allocate less"));
     assert!(advised("main;handle;sort").contains("worker thread"));
+}
+
+#[test]
+fn what_it_did_is_told_by_its_kind_and_never_by_a_runtimes_glue() {
+    let title = |stacks: [&str; 2]| {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        name_stacks(&mut run, &stacks);
+        let names = std::rc::Rc::make_mut(&mut run.cpu.names);
+        names.modules.push(Module::special(ModuleKind::Managed(Language::JavaScript)));
+        let module = names.modules.len() - 1;
+        for frame in names.frames.iter_mut().filter(|frame| frame.functions[0].name == "handle") {
+            frame.module = module;
+        }
+        let mut stall = run_with_findings().blocking.unwrap().stalls[0].clone();
+        stall.samples = vec![(StackId(0), 5), (StackId(1), 5)];
+        let (work, ..) = by_function(&[(&stall, 20)], run.names()).remove(0);
+        let title = title(&group(&[], Reason::OnCpu(work)), &Namer::new(None));
+        title.split_once("CPU work ").unwrap().1.split(';').next().unwrap().to_owned()
+    };
+    assert_eq!(title(["handle;Builtins_JsonParse;JsonParser<char>::Parse"; 2]), "in handle (app.c:7): JSON");
+    assert_eq!(
+        title(["handle;Builtins_CEntry;v8::internal::A", "handle;Builtins_CEntry;v8::internal::B"]),
+        "in handle (app.c:7)"
+    );
+    assert_eq!(title(["handle;image::resize<int>(char*)"; 2]), "in handle (app.c:7): image::resize");
 }
 
 /// Stalls made of samples: stack and number.
