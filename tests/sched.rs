@@ -18,7 +18,8 @@ use std::{
 };
 
 use common::{
-    FRAME_POINTERS, Outputs, PROFILER, Profile, Running, kernel_ready, programs::wait_until, which, workload,
+    FRAME_POINTERS, Outputs, PROFILER, Profile, Profiling, Running, kernel_ready, programs::wait_until,
+    which, workload,
 };
 use serde_json::Value;
 
@@ -484,6 +485,48 @@ fn rest(from: &mut impl io::Read) -> String {
     let mut text = String::new();
     from.read_to_string(&mut text).unwrap();
     text
+}
+
+/// Threads that wait for each other for ever are found, with who waits for them; who takes turns is not among them.
+#[test]
+fn deadlocks_are_found() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let mut command = Command::new(workload("deadlock", FRAME_POINTERS));
+    let mut target = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut said = String::new();
+    BufReader::new(target.0.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let tids: Vec<u64> = said.split_whitespace().skip(1).map(|tid| tid.parse().unwrap()).collect();
+    let [a, b, c, behind, alone] = tids[..] else { panic!("{said}") };
+    let profiling = Profiling::start(&["--pid", &target.pid(), "-d", "5s", "--alloc", "off"]);
+    let (profile, _) = profiling.finish();
+    let mut deadlocks = profile.0["blocking"]["deadlocks"].as_array().unwrap().clone();
+    deadlocks.sort_by_key(|deadlock| deadlock["threads"].as_array().unwrap().len());
+    let [itself, circle] = &deadlocks[..] else { panic!("{deadlocks:?}") };
+    let threads = |of: &Value, place: &str| -> Vec<u64> {
+        let threads = of["threads"].as_array().unwrap().iter();
+        threads
+            .map(|thread| {
+                assert!(names(&thread["stack"]).contains(&place), "{thread}");
+                number(thread, "tid")
+            })
+            .collect()
+    };
+    assert_eq!((threads(itself, "take_again"), number(itself, "behind")), (vec![alone], 0));
+    // Each waits for the one after it.
+    let mut expected = vec![a, b, c];
+    let lowest = expected.iter().enumerate().min_by_key(|(_, tid)| **tid).unwrap().0;
+    expected.rotate_left(lowest);
+    assert_eq!(
+        (threads(circle, "take_next"), number(circle, "behind")),
+        (expected, 1),
+        "{behind} waits for it"
+    );
+    let finding = &profile.0["findings"][0];
+    assert_eq!((&finding["rule"], &finding["severity"]), (&"deadlock".into(), &"critical".into()));
+    let verdict = profile.0["verdict"]["sentence"].as_str().unwrap();
+    assert!(verdict.contains("for ever") && verdict.contains("take_next"), "{verdict}");
 }
 
 /// Runs the server in one of its ways, and checks that its stalls and only those are found.

@@ -252,7 +252,7 @@ mod tests {
                 frame.module = python;
                 let mut functions = frame.functions.to_vec();
                 functions[0].file = Some(file.into());
-                frame.functions = functions.into();
+                frame.functions = functions;
             }
             by_names(run.names(), &run.cpu.stacks[0].frames, WaitCause::Park)
         };

@@ -58,6 +58,7 @@ fn blocking(of: &Blocking, is_in: &impl Fn(u32) -> bool) -> Blocking {
         long_waits: only(&of.long_waits, |wait| is_in(wait.thread.pid)),
         long_waits_unlisted: of.long_waits_unlisted,
         convoys: only(&of.convoys, |convoy| is_in(convoy.pid)),
+        deadlocks: only(&of.deadlocks, |deadlock| is_in(deadlock.pid)),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Blocking {
     pub long_waits_unlisted: u64,
     /// Locks that many threads wait for.
     pub convoys: Vec<Convoy>,
+    /// Threads that wait for each other, for ever.
+    pub deadlocks: Vec<Deadlock>,
 }
 
 impl Blocking {
@@ -43,7 +45,8 @@ impl Blocking {
         });
         let waits = self.long_waits.iter().filter_map(|wait| wait.block.stack);
         let convoys = self.convoys.iter().flat_map(|convoy| [convoy.holder_stack, convoy.waiter_stack]);
-        stalls.chain(waits).chain(convoys.flatten())
+        let deadlocked = self.deadlocks.iter().flat_map(|of| &of.threads);
+        stalls.chain(waits).chain(convoys.flatten()).chain(deadlocked.filter_map(|of| of.stack))
     }
 }
 
@@ -239,4 +242,28 @@ pub struct Convoy {
     pub holder_stack: Option<StackId>,
     /// Where most waiters wait.
     pub waiter_stack: Option<StackId>,
+}
+
+/// Threads in a circle, each of which waits for a lock that the next one holds; one alone waits for its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadlock {
+    /// Process.
+    pub pid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// The threads, in the order of who waits for whom.
+    pub threads: Vec<Deadlocked>,
+    /// Threads that wait for one of them, or for one that does.
+    pub behind: u64,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadlocked {
+    /// The thread.
+    pub thread: ThreadKey,
+    /// Address of the lock's futex.
+    pub futex: u64,
+    /// Where it waits.
+    pub stack: Option<StackId>,
 }

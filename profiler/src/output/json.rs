@@ -261,6 +261,7 @@ struct Blocking<'a> {
     long_waits: Vec<LongWait<'a>>,
     long_waits_unlisted: u64,
     convoys: Vec<Convoy<'a>>,
+    deadlocks: Vec<DeadlockEntry<'a>>,
 }
 
 #[derive(Serialize)]
@@ -355,6 +356,21 @@ struct Convoy<'a> {
     holder: Option<ThreadKey>,
     holder_stack: Vec<&'a str>,
     waiter_stack: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct DeadlockEntry<'a> {
+    pid: u32,
+    process: &'a str,
+    threads: Vec<DeadlockedEntry<'a>>,
+    behind: u64,
+}
+
+#[derive(Serialize)]
+struct DeadlockedEntry<'a> {
+    tid: u32,
+    futex: u64,
+    stack: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -716,6 +732,16 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
         holder_stack: stack(of.holder_stack),
         waiter_stack: stack(of.waiter_stack),
     };
+    let deadlock = |of: &'a wait::Deadlock| DeadlockEntry {
+        pid: of.pid,
+        process: &of.process,
+        threads: of
+            .threads
+            .iter()
+            .map(|of| DeadlockedEntry { tid: of.thread.tid, futex: of.futex, stack: stack(of.stack) })
+            .collect(),
+        behind: of.behind,
+    };
     let limits = &of.thresholds;
     let block_ns = WaitCause::ALL.into_iter().map(|cause| (cause.id(), limits.block_ns[cause as usize]));
     Blocking {
@@ -733,6 +759,7 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
         long_waits: of.long_waits.iter().map(long_wait).collect(),
         long_waits_unlisted: of.long_waits_unlisted,
         convoys: of.convoys.iter().map(convoy).collect(),
+        deadlocks: of.deadlocks.iter().map(deadlock).collect(),
     }
 }
 

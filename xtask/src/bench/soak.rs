@@ -50,6 +50,9 @@ struct Held {
     descriptors: f64,
 }
 
+/// A figure that must not grow: its name, its unit, how many bytes or pieces that is, and where it stands.
+type Watched = (&'static str, &'static str, f64, fn(&Held) -> f64);
+
 /// Load: what forks, what compiles, what serves.
 struct Load {
     _programs: Vec<Running>,
@@ -120,7 +123,7 @@ pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
         watched_s / 60.0,
         100.0 * used.cpu_s / watched_s
     );
-    let figures: [(&str, &str, f64, fn(&Held) -> f64); 3] = [
+    let figures: [Watched; 3] = [
         ("memory", "MB", 1e6, |held| held.own),
         ("kernel maps and ring buffers", "MB", 1e6, |held| held.kernel),
         ("descriptors", "", 1.0, |held| held.descriptors),

@@ -42,7 +42,12 @@ processes help, or work that releases it. `--wakers` names who ends each wait, w
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let found = blocked(run, |cause| cause == WaitCause::Lock);
     let enough = |of: &&Blocked<'_>| of.share * 100.0 >= values.get(&SHARE);
-    found.iter().filter(enough).map(|of| finding(run, of)).collect()
+    // Who waits for ever is the other rule's.
+    let stuck = |of: &&Blocked<'_>| {
+        let mut deadlocks = run.blocking.iter().flat_map(|blocking| &blocking.deadlocks);
+        deadlocks.any(|deadlock| deadlock.threads.iter().any(|thread| thread.thread == of.worst.thread))
+    };
+    found.iter().filter(enough).filter(|of| !stuck(of)).map(|of| finding(run, of)).collect()
 }
 
 fn finding(run: &Run, of: &Blocked<'_>) -> Finding {

@@ -9,6 +9,7 @@ pub mod connections;
 pub mod cpu_bound;
 pub mod cpu_starvation;
 pub mod cpu_throttled;
+pub mod deadlock;
 pub mod descriptors_growing;
 pub mod error_storm;
 pub mod event_loop_stall;

@@ -1,6 +1,7 @@
 //! The scheduler probe: what threads wait for, and how long event loops are away from their wait.
 
 pub mod convoy;
+pub mod deadlock;
 pub mod fold;
 pub mod hooks;
 pub mod long_wait;

@@ -15,6 +15,7 @@ use crate::{
     },
     probe::sched::{
         convoy::{Convoys, Holder, Waiter},
+        deadlock::Deadlocks,
         long_wait::{Wait, long_waits},
         stall::{explain, length_ns},
     },
@@ -44,6 +45,7 @@ pub struct Waits {
     stalls: Worst<Stall>,
     long_waits: Worst<LongWait>,
     convoys: Convoys,
+    deadlocks: Deadlocks,
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +137,8 @@ impl Waits {
 
     /// One look, about one a second, at who waits for locks; `holder` is asked who holds the lock (process id and
     /// address of the futex) of each convoy there is.
-    pub fn look(&mut self, waiters: &[Waiter], holder: impl FnMut(u32, u64) -> Option<Holder>) {
+    pub fn look(&mut self, waiters: &[Waiter], mut holder: impl FnMut(u32, u64) -> Option<Holder>) {
+        self.deadlocks.look(waiters, &mut holder);
         self.convoys.look(waiters, holder);
     }
 
@@ -209,6 +212,7 @@ impl Waits {
             long_waits_unlisted: waits.dropped,
             long_waits: waits.in_order(|wait| (wait.block.start_ns, wait.thread)),
             convoys: self.convoys.found(process),
+            deadlocks: self.deadlocks.found(process),
             threads,
         }
     }
