@@ -130,8 +130,16 @@ const SYSTEM_FUNCTIONS: [&str; 24] = [
     "block_on",
 ];
 /// Files of the libraries that languages come with, by parts of their paths.
-const SYSTEM_FILES: [&str; 7] =
-    ["node:", "/rustc/", "/.cargo/registry/", "/lib/python", "<frozen", "/usr/lib/go", "/usr/share/go"];
+const SYSTEM_FILES: [&str; 8] = [
+    "/include/c++/",
+    "node:",
+    "/rustc/",
+    "/.cargo/registry/",
+    "/lib/python",
+    "<frozen",
+    "/usr/lib/go",
+    "/usr/share/go",
+];
 
 /// How names of functions that JavaScript comes with end.
 const BUILTIN: &str = " (builtin)";
@@ -177,7 +185,9 @@ pub fn own_within<'a>(names: &'a Names, frames: &'a [usize], depth: usize) -> Op
 
 fn own_of<'a>(names: &Names, functions: &[InFrame<'a>]) -> Option<&'a Function> {
     let is_system = |of: &Function, frame: &NamedFrame| {
-        let begins = |words: &[&str]| words.iter().any(|word| of.name.starts_with(word));
+        // Of C++ the type that a template returns stands before the name.
+        let name = short(&of.name);
+        let begins = |words: &[&str]| words.iter().any(|word| name.starts_with(word));
         let of_runtime = match names.module_of(frame).kind {
             ModuleKind::Managed(Language::Java) => begins(&SYSTEM_JAVA),
             ModuleKind::Managed(Language::JavaScript) => of.name.ends_with(BUILTIN),
@@ -384,6 +394,16 @@ mod tests {
         let of = |stack: u32| functions(run.names(), Some(StackId(stack)));
         assert_eq!([of(0), of(1), of(2)], [["handle"], ["handle"], ["other"]]);
         assert_eq!(functions(run.names(), None), [""; 0]);
+    }
+
+    #[test]
+    fn templates_of_the_standard_library_are_not_the_programs_own() {
+        let run = fixtures::run(&[(
+            "main;total;bool std::__detail::__regex_algo_impl<char*, true>(char*);std::sort<int*>(int*)",
+            1,
+        )]);
+        let frames = run.cpu.stacks[0].frames.clone();
+        assert_eq!(own(run.names(), &frames).map(|function| function.name.as_str()), Some("total"));
     }
 
     #[test]
