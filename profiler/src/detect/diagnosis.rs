@@ -138,6 +138,7 @@ impl<'a> Signals<'a> {
         let samples = self.run.cpu.total;
         let error = 100.0 / (samples.max(1) as f64).sqrt();
         match self.run.blocking {
+            Some(_) if samples == 0 => "times are measured; there was nothing to sample".to_owned(),
             Some(_) => format!(
                 "times are measured, functions sampled ({}, ± {error:.0} %)",
                 count(samples, "sample")

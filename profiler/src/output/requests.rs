@@ -46,12 +46,8 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     for peer in peers.by_ref().take(SHOWN.1 - 1) {
         let awaited = percent(peer.awaited_ns, run.requests_watched_ns()).min(100.0);
-        let text = format!(
-            "  {}: {}, awaited {awaited:.0} % of the time{}",
-            who(run, peer),
-            figures(peer, seconds),
-            at_once(peer)
-        );
+        let awaited = format!("awaited {awaited:.0} % of the time{}", at_once(peer));
+        let text = format!("  {}: {awaited}; {}", who(run, peer), figures(peer, seconds));
         line(&format!("{text}{}", failures(peer)), style, out)?;
     }
     more(peers.count(), out)?;
@@ -111,8 +107,9 @@ fn more(n: usize, out: &mut dyn Write) -> Result<()> {
 /// The peer with its protocol and name; and the process, where there are several.
 fn who(run: &Run, peer: &Exchanges) -> String {
     let tls = if peer.encrypted || peer.decrypted > 0 { "TLS" } else { "" };
-    let of: Vec<&str> =
-        [&*peer.protocol, tls, &*peer.name].into_iter().filter(|word| !word.is_empty()).collect();
+    // That the own machine is called so everybody knows.
+    let name = if peer.name == "localhost" { "" } else { &*peer.name };
+    let of: Vec<&str> = [&*peer.protocol, tls, name].into_iter().filter(|word| !word.is_empty()).collect();
     let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
     let others = run.requests.iter().flat_map(|all| &all.peers).any(|other| other.pid != peer.pid);
     let process = match peer.processes {
@@ -129,7 +126,7 @@ fn at_once(peer: &Exchanges) -> String {
         return String::new();
     }
     match peer.first.sum_ns as f64 / peer.awaited_ns as f64 {
-        n if n < 1.05 => ", one at a time".to_owned(),
+        n if n < 1.05 => ", 1 at once".to_owned(),
         n => format!(", {n:.1} at once"),
     }
 }
