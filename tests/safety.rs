@@ -193,8 +193,8 @@ fn a_run_outlives_its_live_view_and_its_terminal() {
     assert!(text(&replayed.stdout).contains("work_sixty"));
 }
 
-#[test]
-fn a_second_signal_ends_the_profiler_at_once() {
+/// Ends a run whose report is never read, by so many signals after the first one or after its own end.
+fn ends_at_once(args: &[&str], signals: usize) {
     if !kernel_ready(&[]) {
         return;
     }
@@ -203,19 +203,32 @@ fn a_second_signal_ends_the_profiler_at_once() {
     // Nobody reads stdout, and it is full: the report waits for ever.
     let (mut reader, mut full) = std::io::pipe().unwrap();
     full.write_all(&vec![b'x'; 64 * 1024]).unwrap();
-    let mut command = profiling(&target.pid(), &["-o", "x.folded", "-o", "x.prec"], dir.path());
+    let args = [&["-o", "x.folded", "-o", "x.prec"], args].concat();
+    let mut command = profiling(&target.pid(), &args, dir.path());
     let mut run = command.stdout(full).spawn().unwrap();
     drop(command);
-    let _said = begun(&mut run);
-    signal(&run, libc::SIGINT);
+    let mut said = begun(&mut run);
+    if !args.contains(&"-d") {
+        signal(&run, libc::SIGINT);
+    }
     // The report comes last.
     common::programs::wait_until("the outputs", || dir.path().join("x.folded").exists());
     common::programs::wait_until("the report", || {
         let call = fs::read_to_string(format!("/proc/{}/syscall", run.id())).unwrap_or_default();
         call.starts_with(&format!("{} 0x1 ", libc::SYS_write))
     });
-    assert!(run.try_wait().unwrap().is_none());
-    signal(&run, libc::SIGINT);
+    for n in 1..=signals {
+        assert!(run.try_wait().unwrap().is_none());
+        signal(&run, libc::SIGINT);
+        if n < signals {
+            // It says that it goes on.
+            let mut line = String::new();
+            while !line.contains("once more") {
+                line.clear();
+                assert_ne!(said.read_line(&mut line).unwrap(), 0);
+            }
+        }
+    }
     assert_eq!(run.wait().unwrap().code(), Some(128 + libc::SIGINT));
     let mut all = Vec::new();
     reader.read_to_end(&mut all).unwrap();
@@ -224,6 +237,17 @@ fn a_second_signal_ends_the_profiler_at_once() {
         fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["x.folded", "x.prec"], "outputs whole or absent");
+}
+
+#[test]
+fn a_second_signal_ends_the_profiler_at_once() {
+    ends_at_once(&[], 1);
+}
+
+/// Whoever presses Ctrl-C just when the time is over loses nothing.
+#[test]
+fn a_run_that_has_ended_by_itself_is_not_given_up_by_its_first_signal() {
+    ends_at_once(&["-d", "2s"], 2);
 }
 
 #[test]

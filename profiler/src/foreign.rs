@@ -21,7 +21,7 @@ use crate::{
         sched::records as sched,
         syscall::records as syscall,
     },
-    process::{elf::ElfInfo, life, limits, maps, objects, redact::Redact, target},
+    process::{elf::ElfInfo, hsperf, life, limits, maps, objects, redact::Redact, target},
     recording,
     runtimes::exported::Exported,
     symbolize::{facts::Facts, go::GoTable},
@@ -187,6 +187,7 @@ fn proc(bytes: &[u8]) {
         std::os::unix::fs::symlink("socket:[1]", root.path().join("7/fd/3")).ok()?;
         Some(root)
     }
+    hsperf::collections(bytes);
     ROOT.with(|root| {
         let Some(root) = root.as_ref().map(tempfile::TempDir::path) else { return };
         for text in TEXTS {

@@ -1,12 +1,13 @@
 //! How the profiler ends early. The first signal ends the run, and everything is written; the second one, while that is
-//! done, ends the profiler at once, and leaves no half-written file behind.
+//! done, ends the profiler at once, and leaves no half-written file behind. A run that has ended by itself has its first one
+//! still to come.
 
 use std::{
     ffi::{CString, c_char, c_int},
     os::unix::ffi::OsStrExt as _,
     path::Path,
     ptr,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 
 use anyhow::Result;
@@ -18,6 +19,7 @@ pub struct Signals {
     terminate: Signal,
     /// `None` where it is ignored: `nohup profiler …`.
     hangup: Option<Signal>,
+    came: bool,
 }
 
 impl Signals {
@@ -28,6 +30,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup,
+            came: false,
         })
     }
 
@@ -44,6 +47,13 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = hung_up => {}
         }
+        self.came = true;
+    }
+
+    /// From now on a further SIGINT or SIGTERM ends the profiler at once: see [`at_once_from_now_on`].
+    pub fn written_from_now_on(self) {
+        AWAITS_FIRST.store(!self.came, Ordering::Release);
+        at_once_from_now_on();
     }
 }
 
@@ -89,7 +99,16 @@ pub fn at_once_from_now_on() {
     unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
 }
 
+/// No signal has come so far: the first one changes nothing.
+static AWAITS_FIRST: AtomicBool = AtomicBool::new(false);
+
 extern "C" fn end(signal: c_int) {
+    const FIRST: &[u8] = b"profiler: it has ended and is writing everything; once more ends it at once\n";
+    if AWAITS_FIRST.swap(false, Ordering::AcqRel) {
+        // SAFETY: write is async-signal-safe.
+        unsafe { libc::write(libc::STDERR_FILENO, FIRST.as_ptr().cast(), FIRST.len()) };
+        return;
+    }
     const WORDS: &[u8] = b"profiler: ended before everything was written\n";
     let unfinished = UNFINISHED.load(Ordering::Acquire);
     // SAFETY: unlink, write and _exit are async-signal-safe; a pointer that was stored stays valid for ever.

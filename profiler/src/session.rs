@@ -118,7 +118,7 @@ async fn profile(mut options: Options) -> Result<u8> {
     // Whatever happens from here on, what was measured until then is reported.
     let mut live = Live::default();
     let watched = watch(&mut collector, &mut results, &mut live, &options, signals.received()).await;
-    quit::at_once_from_now_on();
+    signals.written_from_now_on();
     let stopped = collector.stop(&mut results);
     live.clear();
     let (mut run, totals) = collector.run()?;

@@ -42,6 +42,8 @@ pub struct ProcessVitals {
     pub children_cpu_ns: u64,
     /// The busiest of these that were seen alive.
     pub children: Vec<Child>,
+    /// How many times its garbage was collected between the first look and the last; of a Java virtual machine, where it tells.
+    pub collections: Option<u64>,
     /// How its cgroup's CPU quota held it up, where there is one.
     pub throttling: Option<Throttling>,
 }

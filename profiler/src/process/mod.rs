@@ -4,6 +4,7 @@
 pub mod cgroups;
 pub mod clock;
 pub mod elf;
+pub mod hsperf;
 pub mod jit;
 pub mod launch;
 pub mod life;

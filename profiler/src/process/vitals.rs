@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    hsperf::PerfData,
     network::{Network, Networks},
     quota::CpuQuota,
     redact::Redact,
@@ -32,6 +33,8 @@ const CHILDREN: usize = 5;
 /// Time between two looks, and how many times as long as a look takes at least.
 const INTERVAL: Duration = Duration::from_secs(1);
 const PAUSE: u32 = 100;
+/// A process that starts is what it is going to be after so many looks.
+const STARTS: u64 = 5;
 
 /// Looks at processes, and remembers what it saw.
 pub struct VitalsSampler {
@@ -56,6 +59,8 @@ struct Seen {
     reaped_ns: u64,
     children: BTreeMap<u32, SeenChild>,
     quota: Option<(CpuQuota, CpuQuota)>,
+    /// Where it counts collections of garbage, if that has been found, and how many there had been before the first look.
+    perf_data: Option<(PerfData, u64)>,
 }
 
 #[derive(Default)]
@@ -128,6 +133,7 @@ impl VitalsSampler {
             let mut network = |pid| networks.of(&mut self.diag, &self.proc_root, pid);
             seen.descriptors(&self.proc_root, &self.redact, &mut network, now_ns, first);
             seen.quota(&self.proc_root, &self.redact, pid);
+            seen.collections(&self.proc_root, pid);
             let known = self.processes.values().map(|seen| seen.children.len()).sum::<usize>();
             if let Some(seen) = self.processes.get_mut(&pid) {
                 seen.children(
@@ -300,6 +306,17 @@ impl Seen {
             ..SeenPeer::default()
         };
         Some(self.peers.entry(peer.to_owned()).or_insert_with(new))
+    }
+
+    fn collections(&mut self, proc_root: &Path, pid: u32) {
+        // A virtual machine has them soon after its start.
+        if self.perf_data.is_none() && self.vitals.samples <= STARTS {
+            self.perf_data = PerfData::find(proc_root, pid)
+                .and_then(|perf_data| Some((perf_data, perf_data.collections(proc_root, pid)?)));
+        }
+        let Some((perf_data, before)) = self.perf_data else { return };
+        let now = perf_data.collections(proc_root, pid);
+        self.vitals.collections = now.map(|now| now.saturating_sub(before)).or(self.vitals.collections);
     }
 
     fn quota(&mut self, proc_root: &Path, redact: &Redact, pid: u32) {

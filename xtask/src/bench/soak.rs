@@ -100,7 +100,7 @@ pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
     let json = dir.path().join("x.json");
     let seconds = 60 * args.minutes;
     let mut child = Command::new(profiler)
-        .args(["-q", "--all", "--syscalls", "--requests", "on", "-d", &format!("{seconds}s"), "-o"])
+        .args(["-q", "--all", "--syscalls", "--requests", "on", "-o"])
         .arg(&json)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -114,15 +114,6 @@ pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
         }
     }
     drop(load);
-    interrupt(&child);
-    let used = wait(&child)?;
-    let profile: Value = serde_json::from_slice(&fs::read(&json).context("no output")?)?;
-    let watched_s = profile["duration_ns"].as_f64().context("a duration")? / 1e9;
-    println!(
-        "{:.0} min with every process of the machine watched; the profiler used {:.1} % of one CPU",
-        watched_s / 60.0,
-        100.0 * used.cpu_s / watched_s
-    );
     let figures: [Watched; 3] = [
         ("memory", "MB", 1e6, |held| held.own),
         ("kernel maps and ring buffers", "MB", 1e6, |held| held.kernel),
@@ -137,6 +128,15 @@ pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
             slope <= T99 * error,
         );
     }
+    interrupt(&child);
+    let used = wait(&child)?;
+    let profile: Value = serde_json::from_slice(&fs::read(&json).context("no output")?)?;
+    let watched_s = profile["duration_ns"].as_f64().context("a duration")? / 1e9;
+    println!(
+        "{:.0} min with every process of the machine watched; the profiler used {:.1} % of one CPU",
+        watched_s / 60.0,
+        100.0 * used.cpu_s / watched_s
+    );
     let taken = profile["samples_taken"].as_u64().unwrap_or(0);
     println!("{taken} samples taken; lost or not seen, by reason:");
     for loss in profile["losses"].as_array().into_iter().flatten() {

@@ -29,6 +29,9 @@ The anonymous and shared memory and swap of a process keep growing, and the leak
 it. Either its allocations were not watched (they are with `--alloc full`, or with `--alloc auto` once it has grown for a
 while), or the memory comes from elsewhere: a garbage-collected heap, an allocator that does not give memory back, or mappings.
 
+A Java virtual machine that has not collected its garbage in the run (its own counters say so) may be growing by garbage alone: that is
+information, too.
+
 A process that grew much and was still growing at the end, but ever more slowly, unevenly or too briefly seen, is told of as
 information: it may be warming up, and may be leaking in lumps. A longer run tells.",
 };
@@ -51,8 +54,10 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
         let leaking = leaks.iter().filter(|leak| leak.process.pid == process.pid);
         let explained: f64 = leaking.map(|leak| leak.trend.bytes_per_s.per_time).sum();
         let Some(last) = process.growth.last() else { continue };
-        let Some(certainty) = trend.certainty() else {
-            found.extend(grew(process, &trend));
+        let uncollected = uncollected(run, process.pid);
+        let Some(certainty) = trend.certainty().filter(|_| !uncollected) else {
+            let of_garbage = "its garbage was not collected in this time";
+            found.extend(grew(process, &trend, uncollected.then_some(of_garbage)));
             continue;
         };
         if explained >= rate / 2.0 {
@@ -110,6 +115,12 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
     found
 }
 
+/// Whether a process grows by garbage that it has not collected in the run, for all that is known.
+fn uncollected(run: &Run, pid: u32) -> bool {
+    let mut processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
+    processes.any(|of| of.pid == pid && of.collections == Some(0))
+}
+
 /// The place that holds most, if that is much of what the process grew by, with its share of it: though its own course is
 /// not yet one that proves a leak, it is where to look.
 fn largest<'a>(process: &Footprint, sites: &'a [Site]) -> Option<(&'a Site, f64)> {
@@ -126,7 +137,7 @@ fn largest<'a>(process: &Footprint, sites: &'a [Site]) -> Option<(&'a Site, f64)
 }
 
 /// A process that grew much, by a trend that need not go on.
-fn grew(process: &Footprint, trend: &Trend) -> Option<Finding> {
+fn grew(process: &Footprint, trend: &Trend, why: Option<&str>) -> Option<Finding> {
     let points = process.growth.points();
     let (first, last) = (points.first()?, points.last()?);
     let (from, to) = (first.held_bytes(), last.held_bytes());
@@ -142,7 +153,11 @@ fn grew(process: &Footprint, trend: &Trend) -> Option<Finding> {
         bytes(to as f64),
         long(trend.watched_ns),
         bytes(late),
-        if trend.shape == Shape::Steady { "it came in few lumps" } else { trend.shape.words() },
+        match (why, trend.shape) {
+            (Some(why), _) => why,
+            (None, Shape::Steady) => "it came in few lumps",
+            (None, shape) => shape.words(),
+        },
     );
     let watched_s = trend.watched_ns as f64 / 1e9;
     Some(Finding {
@@ -152,7 +167,12 @@ fn grew(process: &Footprint, trend: &Trend) -> Option<Finding> {
         process: ProcessName { pid: process.pid, name: process.process.clone() },
         subject: String::new(),
         title,
-        advice: "look for longer (-d 5m): what warms up levels off, what leaks does not".to_owned(),
+        advice: if why.is_some() {
+            "look until it is collected (-d 10m; `jcmd PID GC.run` does it now): what is left then is kept"
+        } else {
+            "look for longer (-d 5m): what warms up levels off, what leaks does not"
+        }
+        .to_owned(),
         cost: Cost { bytes_per_s: 3.0 * late / watched_s.max(1.0), ..Cost::default() },
         evidence: Vec::new(),
         details: [
@@ -173,6 +193,7 @@ mod tests {
         model::{
             memory::{LivePoint, Memory},
             report::fixtures,
+            vitals::{ProcessVitals, Vitals},
         },
     };
 
@@ -189,6 +210,32 @@ mod tests {
         run.findings = findings(&run, &Overrides::default());
         let bottleneck = verdict(&run).bottleneck;
         (run.findings, bottleneck)
+    }
+
+    #[test]
+    fn garbage_that_was_never_collected_is_no_leak() {
+        let severity = |collections: Option<u64>| {
+            let mut run = fixtures::run(&[("main;handle", 100)]);
+            let mut process = Footprint { pid: 7, process: "java".into(), ..Footprint::default() };
+            for second in 0..=40u64 {
+                let time_ns = second * 1_000_000_000;
+                process.growth.push(Growth { time_ns, anon_bytes: second * 5_000_000, ..Growth::default() });
+            }
+            run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
+            let of = ProcessVitals { pid: 7, collections, ..ProcessVitals::default() };
+            run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+            let found = findings(&run, &Overrides::default()).remove(0);
+            assert_eq!(
+                found.title.contains("garbage was not collected"),
+                collections == Some(0),
+                "{found:?}"
+            );
+            found.severity
+        };
+        assert_eq!(
+            [Some(0), Some(1), None].map(severity),
+            [Severity::Info, Severity::Warning, Severity::Warning]
+        );
     }
 
     #[test]
