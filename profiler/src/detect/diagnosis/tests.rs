@@ -1,0 +1,88 @@
+//! Runs made by hand, and the verdict on them.
+
+use super::*;
+use crate::model::{loss::Loss, report::fixtures, wait::Blocking};
+
+#[test]
+fn what_there_was_no_room_for_is_said_beside_the_verdict() {
+    let mut run = fixtures::run(&[]);
+    let says = |run: &Run, what: &str| verdict(run).blind.iter().any(|of| of.contains(what));
+    run.cpu.accounts.losses.add(Loss::OffCpuStacksSkipped, 9);
+    assert!(!says(&run, "blocks"), "these are accounted for");
+    run.cpu.accounts.losses.add(Loss::ThreadsFull, 1200);
+    assert!(says(&run, "1,200 threads not accounted for"), "{:?}", verdict(&run).blind);
+}
+
+/// The verdict on a target with time left, whose requests were changed so.
+fn of_requests(change: impl Fn(&mut Exchanges)) -> Verdict {
+    let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
+    run.cpu.accounts.duration_ns = 100_000_000_000;
+    let mut requests = crate::model::request::fixtures::requests();
+    change(requests.peers.iter_mut().find(|peer| !peer.routes.is_empty()).unwrap());
+    run.requests = Some(requests);
+    verdict(&run)
+}
+
+#[test]
+fn what_requests_take_their_time_for_is_told_though_nothing_lacks_time() {
+    // 1,000 of 30 ms in 100 s, 20 of them on a CPU.
+    let said = of_requests(|_| ());
+    assert_eq!(said.bottleneck, Bottleneck::Cpu, "{said:?}");
+    assert!(
+        said.sentence.contains("GET /users/:id of app (pid 7) takes 30 ms, 67 % of it on a CPU"),
+        "{said:?}"
+    );
+    assert!(said.sentence.contains("60 % of the CPU time of app is in sort"), "{said:?}");
+    assert!((said.share_of_wall - 0.2).abs() < 1e-9, "{said:?}");
+    let goes = |change: fn(&mut crate::model::request::Breakdown)| {
+        of_requests(|peer| change(peer.routes[0].breakdown.as_mut().unwrap())).bottleneck
+    };
+    assert_eq!(goes(|goes| (goes.disk_ns, goes.on_cpu_ns) = (20_000_000, 0)), Bottleneck::Io);
+    assert_eq!(goes(|goes| (goes.awaiting_ns, goes.on_cpu_ns) = (20_000_000, 0)), Bottleneck::Network);
+    assert_eq!(goes(|goes| goes.on_cpu_ns = 0), Bottleneck::None, "nothing is most of it");
+    assert_eq!(goes(|goes| goes.total_ns = 900_000), Bottleneck::None, "soon enough");
+    let seldom = of_requests(|peer| peer.routes[0].first.sum_ns /= 10);
+    assert_eq!(seldom.bottleneck, Bottleneck::None);
+    assert!(seldom.sentence.contains("it answers at :8080 in 30 ms (p50)"), "{seldom:?}");
+}
+
+#[test]
+fn threads_that_together_use_one_cpu_may_run_one_at_a_time() {
+    let said = |on_cpu_ns: u64| {
+        let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        run.cpu.meta.cpus = 2;
+        let thread = ThreadTime { wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
+        run.blocking = Some(Blocking { threads: vec![thread; 4], ..Blocking::default() });
+        verdict(&run)
+    };
+    let one = said(2_400_000_000);
+    assert_eq!(one.bottleneck, Bottleneck::Cpu);
+    assert!(
+        one.sentence.contains("96 % of one CPU, 60 % of that in sort (app.c:7): as much as one task at a"),
+        "{one:?}"
+    );
+    assert_eq!([said(1_200_000_000).bottleneck, said(3_500_000_000).bottleneck], [Bottleneck::None; 2]);
+}
+
+#[test]
+fn who_sleeps_is_told_with_the_place_and_what_it_may_be_for() {
+    let said = |stack: &str, share: f64| {
+        let mut run = fixtures::run(&[]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        run.blocking = Some(Blocking::default());
+        let mut off_cpu = fixtures::run(&[(stack, (share * 1e10) as u64)]).cpu;
+        off_cpu.stacks[0].cause = Some(WaitCause::Sleep);
+        run.cpu.names = off_cpu.names.clone();
+        run.off_cpu = Some(off_cpu);
+        verdict(&run)
+    };
+    let waits = said("main;writer;__nanosleep", 0.95);
+    assert_eq!(waits.bottleneck, Bottleneck::Sleep);
+    assert!(waits.sentence.contains("it sleeps for 95 % of the time in writer (app.c:7)"), "{waits:?}");
+    let retries = said("main;handler;__sqlite3InvokeBusyHandler;__nanosleep", 0.95);
+    assert_eq!(retries.bottleneck, Bottleneck::Lock);
+    assert!(retries.sentence.contains("in handler (app.c:7), in __sqlite3InvokeBusyHandler"), "{retries:?}");
+    assert_eq!(said("main;writer;__nanosleep", 0.3).bottleneck, Bottleneck::None);
+    assert_eq!(said("runtime.sysmon;runtime.usleep", 0.99).bottleneck, Bottleneck::None, "a runtime's own");
+}
