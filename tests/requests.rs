@@ -495,13 +495,14 @@ fn a_chain_is_told_from_what_goes_on_at_once() {
         return;
     }
     let _one_load_at_a_time = LOADED.lock();
-    let ports = [echo(Duration::from_millis(7)), echo(Duration::from_millis(11))];
+    // Long enough that four questions are asked before the first answer, whatever else the machine does.
+    let ports = [echo(Duration::from_millis(20)), echo(Duration::from_millis(60))];
     let script = "
 const net = require('net'), crypto = require('crypto');
 const [chain, ...crowd] = [0, 1, 1, 1, 1].map((i) => net.connect(Number(process.argv[1 + i]), '127.0.0.1'));
 const ask = (peer) => new Promise((answered) => { peer.once('data', answered); peer.write('question\\n'); });
 process.stdin.once('data', async () => {
-  for (let i = 0; i < 20; i++) {
+  for (let i = 0; i < 10; i++) {
     crypto.pbkdf2('x', 'y', 20000, 64, 'sha512', () => {});
     for (let j = 0; j < 3; j++) await ask(chain);
     await Promise.all(crowd.map(ask));
@@ -524,7 +525,7 @@ process.stdin.once('data', async () => {
     let figure = |of: &Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key}: {of}"));
     let peers = ports.map(|port| under_way(&format!(":{port}")));
     let figures = |key: &str| peers.map(|of| figure(of, key));
-    assert_eq!((figures("times"), figures("most")), ([60.0, 80.0], [1.0, 4.0]), "{flow}");
+    assert_eq!((figures("times"), figures("most")), ([30.0, 40.0], [1.0, 4.0]), "{flow}");
     assert_eq!(figures("in_sequence"), [1.0, 0.25], "{flow}");
     let [chain, crowd] = figures("at_once");
     assert!((chain - 1.0).abs() < 0.01 && (3.0..=4.0).contains(&crowd), "{flow}");
@@ -532,7 +533,7 @@ process.stdin.once('data', async () => {
         let spent = of["over_time"]["spent_ns"].as_array().unwrap().iter();
         assert_eq!(spent.map(|ns| ns.as_f64().unwrap()).sum::<f64>(), figure(of, "sum_ns"), "{of}");
     }
-    assert!(figure(under_way("jobs of its pool"), "sum_ns") > 20.0 * MS, "{flow}");
+    assert!(figure(under_way("jobs of its pool"), "sum_ns") > 10.0 * MS, "{flow}");
     let parts = ["on_cpu_ns", "run_queue_ns", "blocked_ns", "idle_ns"].map(|key| figure(flow, key));
     let (sum, wall) = (parts.iter().sum::<f64>(), figure(flow, "wall_ns"));
     assert!((sum - wall).abs() <= 0.01 * wall, "{flow}");

@@ -19,8 +19,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Adds something that lasted from one time to another and stands for `weight` of its kind. What was before the first
-    /// thing began is left out.
+    /// Adds something that lasted from one time to another and stands for `weight` of its kind.
     pub fn add(&mut self, from_ns: u64, to_ns: u64, weight: u64) {
         if to_ns <= from_ns {
             return;
@@ -28,6 +27,7 @@ impl Timeline {
         if self.width_ns == 0 {
             (self.start_ns, self.width_ns) = (from_ns, SHORTEST_NS);
         }
+        self.begin_at(from_ns);
         let (from, to) = (from_ns.saturating_sub(self.start_ns), to_ns.saturating_sub(self.start_ns));
         while to > self.width_ns.saturating_mul(PIECES as u64) {
             self.halve();
@@ -41,6 +41,23 @@ impl Timeline {
             }
             self.spent_ns[piece] = self.spent_ns[piece].saturating_add((end - at).saturating_mul(weight));
             at = end;
+        }
+    }
+
+    /// What ended later may have begun earlier than the first piece does.
+    fn begin_at(&mut self, from_ns: u64) {
+        loop {
+            let missing = self.start_ns.saturating_sub(from_ns).div_ceil(self.width_ns);
+            let all = missing.saturating_add(self.spent_ns.len() as u64);
+            if all <= PIECES as u64 {
+                // Nothing is before zero: what would be stays in the first piece.
+                if let Some(start_ns) = self.start_ns.checked_sub(missing * self.width_ns) {
+                    self.start_ns = start_ns;
+                    self.spent_ns.splice(0..0, std::iter::repeat_n(0, missing as usize));
+                }
+                return;
+            }
+            self.halve();
         }
     }
 
@@ -80,8 +97,11 @@ mod tests {
         line.add(1_005_000_000, 1_025_000_000, 2);
         assert_eq!(line.spent_ns, [20_000_000, 25_000_000, 10_000_000]);
         assert_eq!(line.bars(3), "▇█▄");
-        line.add(500, 1_001_000_000, 1);
-        assert_eq!(line.spent_ns[0], 21_000_000, "what was before is left out");
+        line.add(995_000_000, 1_001_000_000, 1);
+        assert_eq!(
+            (line.start_ns, &*line.spent_ns),
+            (990_000_000, &[5_000_000, 21_000_000, 25_000_000, 10_000_000][..])
+        );
         assert_eq!(Timeline::default().bars(9), "");
     }
 
@@ -89,9 +109,10 @@ mod tests {
         #[test]
         fn nothing_is_lost_and_it_stays_small(spans in prop::collection::vec((0u64..1 << 40, 1u64..1 << 38, 1u64..50), 1..40)) {
             let mut line = Timeline::default();
-            line.add(0, 1, 1);
-            let mut sum = 1;
+            let mut sum = 0;
+            // The first piece need not be the first in time, and no piece is before zero.
             for (from, length, weight) in spans {
+                let from = from + (1 << 50);
                 line.add(from, from + length, weight);
                 sum += length * weight;
             }

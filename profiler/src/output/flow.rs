@@ -16,7 +16,7 @@ use crate::{
 /// Lines of each loop.
 const LISTED: usize = 15;
 /// Columns of a picture over time.
-const COLUMNS: usize = 16;
+pub const COLUMNS: usize = 16;
 
 /// Writes all tables.
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {

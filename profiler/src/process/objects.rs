@@ -177,7 +177,29 @@ pub fn lock_owner(proc_root: &Path, pid: u32, futex: u64) -> Option<u32> {
     let (lock, owner) = (memory.read_u32(futex)?, memory.read_u32(futex.checked_add(8)?)?);
     [owner, lock & FUTEX_TID_MASK]
         .into_iter()
-        .find(|tid| *tid > 0 && proc_root.join(format!("{pid}/task/{tid}")).exists())
+        .filter(|tid| *tid > 0)
+        .find_map(|tid| thread(proc_root, pid, tid))
+}
+
+/// Threads whose ids in the process's own namespace are read.
+const MAX_THREADS: usize = 4096;
+
+/// The id that a thread has here, by the one that its process knows it by: in a PID namespace of its own (a container) they
+/// differ.
+fn thread(proc_root: &Path, pid: u32, inner: u32) -> Option<u32> {
+    let tasks = proc_root.join(pid.to_string()).join("task");
+    let ids = |task: &Path| -> Vec<u32> {
+        let status = text::read_to_parse(&task.join("status")).unwrap_or_default();
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        ids.into_iter().flat_map(str::split_whitespace).filter_map(|id| id.parse().ok()).collect()
+    };
+    if ids(&tasks.join(pid.to_string())).len() < 2 {
+        return tasks.join(inner.to_string()).exists().then_some(inner);
+    }
+    let threads = fs::read_dir(&tasks).ok()?.take(MAX_THREADS).flatten().map(|thread| thread.path());
+    threads
+        .filter(|thread| ids(thread).last() == Some(&inner))
+        .find_map(|thread| thread.file_name()?.to_str()?.parse().ok())
 }
 
 /// `0100007F:1F90`, in the machine's byte order by words, as `127.0.0.1:8080`.
@@ -202,6 +224,25 @@ pub fn address(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_holds_a_lock_is_known_by_the_id_it_has_here() {
+        let root = tempfile::tempdir().unwrap();
+        for (tid, ids) in [(700, "700\t1"), (701, "701\t9"), (9, "9\t2")] {
+            let task = root.path().join(format!("700/task/{tid}"));
+            fs::create_dir_all(&task).unwrap();
+            fs::write(task.join("status"), format!("Name:\tx\nNSpid:\t{ids}\n")).unwrap();
+        }
+        let words = [2u32, 1, 9, 0].map(u32::to_ne_bytes).concat();
+        fs::write(root.path().join("700/mem"), words).unwrap();
+        assert_eq!(
+            lock_owner(root.path(), 700, 0),
+            Some(701),
+            "9 in its container, and not the 9 of this machine"
+        );
+        fs::write(root.path().join("700/task/700/status"), "Name:\tx\nNSpid:\t700\n").unwrap();
+        assert_eq!(lock_owner(root.path(), 700, 0), Some(9), "no namespace of its own");
+    }
 
     #[test]
     fn sockets_are_found_in_the_tables() {

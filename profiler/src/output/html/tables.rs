@@ -5,13 +5,14 @@ use maud::{Markup, html};
 use super::{
     super::{
         diff,
+        flow::COLUMNS,
         summary::{ThreadGroup, thread_groups},
         text::innermost,
     },
     charts::COLOURS,
 };
 use crate::{
-    detect::{groups::groups, hotspot, paths::paths},
+    detect::{flow, groups::groups, hotspot, paths::paths},
     model::{
         cause::WaitCause,
         comparison::{Baseline, Change, KindComparison},
@@ -42,6 +43,7 @@ pub fn all(run: &Run) -> Markup {
         (functions(run))
         (sites(run))
         (peers(run))
+        (under_way(run))
         (calls(run))
     }
 }
@@ -269,6 +271,38 @@ fn peers(run: &Run) -> Markup {
                     }
                 }
             } } }
+        }
+    }
+}
+
+/// What is under way for each event loop, at once or one after the other.
+fn under_way(run: &Run) -> Markup {
+    let flows: Vec<_> = flow::flows(run).into_iter().filter(|flow| !flow.under_way.is_empty()).collect();
+    let share = |ns: u64, of: u64| format!("{:.0} %", percent(ns, of).min(100.0));
+    let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    html! {
+        @for flow in flows {
+            h2 { "Under way for the event loop of " (flow.process) " (tid " (flow.thread.tid) ")" }
+            div.card {
+                p.soft {
+                    "The loop was on a CPU for " (share(flow.on_cpu_ns, flow.wall_ns)) " of the time, blocked for "
+                    (share(flow.blocked_ns, flow.wall_ns)) ", and waited for events for " (share(flow.idle_ns, flow.wall_ns)) "."
+                }
+                div.scroll { table {
+                    tr { th { "what" } th.n { "of the time" } th.n { "at once" } th.n { "most" } th.n { "in sequence" } th.n { "times" } th { "over time" } }
+                    @for of in flow.under_way.iter().take(ROWS) {
+                        tr {
+                            td.name { (of.what) }
+                            td.n { (known(of.any_ns.map(|ns| share(ns, of.watched_ns)))) }
+                            td.n { (known(of.at_once.map(|n| format!("{n:.1}")))) }
+                            td.n { (of.most) }
+                            td.n { (known(of.in_sequence.map(|part| format!("{:.0} %", 100.0 * part)))) }
+                            td.n { (known(of.times.map(thousands))) }
+                            td { (of.over_time.bars(COLUMNS)) }
+                        }
+                    }
+                } }
+            }
         }
     }
 }
