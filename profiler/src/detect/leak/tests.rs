@@ -439,6 +439,20 @@ fn what_a_collection_leaves_tells_a_leak_in_few_cycles() {
     assert_ne!(cache.shape, Shape::Persistent, "filled in the first third: {cache:?}");
 }
 
+/// A Node.js server that never stops its timers: the collector gives something back just before the end.
+#[test]
+fn a_collection_at_the_end_is_no_end_of_growth() {
+    const HELD: [f64; 38] = [
+        22.0, 25.0, 36.0, 36.0, 38.0, 42.0, 51.0, 64.0, 64.0, 64.0, 64.0, 66.0, 78.0, 78.0, 78.0, 78.0, 79.0,
+        90.0, 90.0, 90.0, 90.0, 101.0, 101.0, 101.0, 101.0, 102.0, 113.0, 113.0, 113.0, 116.0, 116.0, 117.0,
+        117.0, 135.0, 135.0, 135.0, 118.0, 119.0,
+    ];
+    let points: Vec<Point> = (0..).zip(HELD).map(|(i, held)| (1.08 * f64::from(i), held * 1e6)).collect();
+    let grows = judge_process(&points);
+    assert_eq!(grows.shape, Shape::Persistent, "{grows:?}");
+    assert!((1.5e6..3.5e6).contains(&grows.bytes_per_s.per_time), "{grows:?}");
+}
+
 #[test]
 fn heaps_that_wander_or_are_only_used_are_seldom_called_growing() {
     let mut rng = Rng::with_seed(11);

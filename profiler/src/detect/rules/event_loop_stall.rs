@@ -116,6 +116,11 @@ struct Work {
     kind: Option<&'static str>,
 }
 
+/// Whether a function is a JavaScript runtime's own: where it waits or computes says nothing of the program.
+fn is_runtimes(function: &Function) -> bool {
+    ["Builtins_", "v8::", "node::"].iter().any(|word| function.name.starts_with(word))
+}
+
 impl Work {
     fn collects(&self) -> bool {
         self.kind == Some(gc_pressure::GC)
@@ -124,11 +129,9 @@ impl Work {
     /// What it did in the function to look at, as the end of a sentence: the kind of work, or the function that it called. That a
     /// runtime's own code was between says nothing.
     fn within(&self) -> String {
-        let runtimes = ["Builtins_", "v8::", "node::"];
-        let is_runtimes = runtimes.iter().any(|word| self.function.name.starts_with(word));
         match (self.kind, &self.own) {
             (Some(kind), _) => format!(": {kind}"),
-            (None, Some(_)) if !is_runtimes => format!(": {}", short(&self.function.name)),
+            (None, Some(_)) if !is_runtimes(&self.function) => format!(": {}", short(&self.function.name)),
             _ => String::new(),
         }
     }
@@ -289,7 +292,7 @@ fn stalls(blocking: &Blocking, names: &Names) -> Vec<Group> {
                 let frames = stack.map_or(&[][..], |stack| names.stack(stack));
                 found.push(Group {
                     stack,
-                    own: own(names, frames).cloned(),
+                    own: own(names, frames).filter(|own| !is_runtimes(own)).cloned(),
                     collects: groups::is_within(names, frames, gc_pressure::GC),
                     inside: stack.and_then(|stack| nested_wait::callback(names, names.stack(stack))),
                     object: longest.and_then(|block| block.object.clone()),
