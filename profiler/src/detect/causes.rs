@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use crate::model::{
     cause::WaitCause,
+    function::Function,
     module::{Language, ModuleKind},
     report::{NamedFrame, Names, Run},
     stack::{StackId, ThreadKey},
@@ -72,11 +73,19 @@ pub fn asks_names(names: &Names, frames: &[usize]) -> bool {
     functions.any(|(function, ..)| ASKS_NAMES.iter().any(|word| function.name.contains(word)))
 }
 
+/// The program's functions in which a thread blocked, the innermost first, without those of who woke it.
+fn blocked_in<'a>(
+    names: &'a Names,
+    frames: &'a [usize],
+) -> impl Iterator<Item = (&'a Function, &'a NamedFrame, bool)> {
+    let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
+    names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame))
+}
+
 /// Whether a stack waits for the lock of CPython's interpreter: it, and nothing else there, waits for a condition with a time
 /// limit. Its function has no name where the interpreter is stripped.
 pub fn waits_for_gil(names: &Names, frames: &[usize]) -> bool {
-    let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
-    let user = || names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
+    let user = || blocked_in(names, frames);
     let timed =
         |name: &str| name.contains("pthread_cond_timedwait") || name.contains("pthread_cond_clockwait");
     let mut callers =
@@ -98,8 +107,7 @@ const PYTHON_TOLD: [&str; 5] =
 /// Whether a stack waits for such a lock: `Some(true)` for the lock itself, which a function of the program wants;
 /// `Some(false)` for being told something.
 fn waits_for_python_lock(names: &Names, frames: &[usize]) -> Option<bool> {
-    let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
-    let mut user = names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
+    let mut user = blocked_in(names, frames);
     user.by_ref().take(LOOKED_AT).find(|(of, ..)| PYTHON_LOCKS.iter().any(|word| of.name.contains(word)))?;
     let mut queue = false;
     for (function, frame, _) in user.take(LOOKED_AT) {
@@ -179,8 +187,7 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
     if !matches!(cause, WaitCause::Lock | WaitCause::Park | WaitCause::Poll | WaitCause::Other) {
         return cause;
     }
-    let blocked = names.waker_at(frames).map_or(0, |at| at + 1);
-    let user = names.functions(&frames[blocked..]).filter(|(_, frame, _)| !names.is_kernel(frame));
+    let user = blocked_in(names, frames);
     let functions: Vec<&str> = user.map(|(function, ..)| function.name.as_str()).take(LOOKED_AT).collect();
     let any = |words: &[&str]| functions.iter().any(|name| words.iter().any(|word| name.contains(word)));
     if matches!(cause, WaitCause::Poll | WaitCause::Other) && any(&ASKS_NAMES) {

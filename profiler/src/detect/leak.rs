@@ -390,12 +390,9 @@ fn course(levels: &[Point]) -> (Shape, f64) {
 /// is faster and slower in turn. Then it goes on if the end of all that was seen is as steep as the rest, and if its lumps
 /// differ by more than their mean grows smaller.
 fn goes_on_in_lumps(points: &[Point]) -> bool {
-    let slopes = |points: &[Point]| -> Vec<f64> {
-        let levels = trend::minima(points, LEVELS);
-        levels.windows(2).map(|pair| (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0)).collect()
-    };
     let watched = points.last().map_or(0.0, |last| last.0);
-    let part = slopes(&points[points.partition_point(|point| point.0 < watched / 3.0)..]);
+    let part = &points[points.partition_point(|point| point.0 < watched / 3.0)..];
+    let part = trend::slopes(&trend::minima(part, LEVELS));
     let ((first, first_error), (second, second_error)) = {
         let (first, second) = part.split_at(part.len() / 2);
         (trend::mean(first), trend::mean(second))

@@ -123,8 +123,7 @@ pub struct Drift {
 /// cannot tell a trend from correlation that lasts as long as the series; and its interval is right for what adds up
 /// events that happen at random. `None` for fewer than two steps.
 pub fn drift(levels: &[Point]) -> Option<Drift> {
-    let slopes = levels.windows(2).map(|pair| (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0));
-    let slopes: Vec<f64> = slopes.collect();
+    let slopes = slopes(levels);
     let n = slopes.len() as f64;
     if n < 2.0 {
         return None;
@@ -139,6 +138,11 @@ pub fn drift(levels: &[Point]) -> Option<Drift> {
     };
     let half = error * student.inverse_cdf(0.975);
     Some(Drift { p, slope: Slope { per_time: mean, low: mean - half, high: mean + half } })
+}
+
+/// From each point to the next.
+pub fn slopes(points: &[Point]) -> Vec<f64> {
+    points.windows(2).map(|pair| (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0)).collect()
 }
 
 /// Mean and its standard error.
