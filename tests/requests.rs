@@ -567,6 +567,28 @@ for _ in range(5):
     assert_eq!((failures[0]["count"].as_u64(), failures[0]["connecting"].as_bool()), (Some(5), Some(true)));
 }
 
+/// Nobody saw the server listen or accept, and no list of targets tells who it is.
+#[test]
+fn with_all_a_server_that_was_there_before_answers() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let _one_load_at_a_time = LOADED.lock();
+    let server = Server::start("node", "http.js", &[]);
+    let pid: u64 = server.run.pid().parse().unwrap();
+    let mut before = server.connect();
+    assert_eq!(get(&mut before, "/users/1/orders"), 200);
+    let profiling = Profiling::start(&["--all", "--requests", "on"]);
+    for i in 0..50 {
+        get(&mut before, &format!("/users/{i}/orders"));
+    }
+    let (profile, _) = profiling.end();
+    let of_server: Vec<&Value> = peers(&profile).iter().filter(|peer| peer["pid"] == pid).collect();
+    let [answers] = of_server[..] else { panic!("{of_server:?}") };
+    assert_eq!(answers["side"], "answers");
+    answered(answers, 50);
+}
+
 #[test]
 fn streams_half_closed_sockets_and_continued_requests() {
     if !kernel_ready(&["python3"]) {

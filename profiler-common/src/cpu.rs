@@ -43,6 +43,8 @@ table! {
         NoProgress = 7, "no_progress", "cut off where the next frame makes no sense";
         /// Cut off after 127 frames.
         TooDeep = 8, "too_deep", "cut off after 127 frames";
+        /// Only the innermost functions were kept: there were too many distinct stacks. No end that the kernel programs see.
+        NotKept = 9, "not_kept", "only the innermost functions kept, too many distinct stacks";
     }
 }
 

@@ -17,7 +17,7 @@ use profiler_common::{
 
 use crate::{
     descriptor::{cause_on, describe_descriptor, identity_of, name_descriptor},
-    emit::{emit_named, may_emit},
+    emit::{emit_named, may_emit_io},
     maps::{NO_PREALLOC, NOEXIST},
     output::count,
 };
@@ -133,7 +133,7 @@ pub extern "C" fn begin_io(call: *mut InCall) -> u32 {
         // SAFETY: as above.
         return unsafe { IO_INDEX.get(&key) }.copied().unwrap_or(FULL);
     }
-    if may_emit(done.now) {
+    if may_emit_io(done.now) {
         record.name.len = 0;
         if record.stats.on.kind != ObjectKind::Net as u32 {
             name_descriptor(key.descriptor, &raw mut record.name);
@@ -227,7 +227,7 @@ pub extern "C" fn close(pid: u32, descriptor: u32, now: u64) -> u32 {
     record.stats = unsafe { *io };
     record.name.len = 0;
     end_io(io, at);
-    if may_emit(now) {
+    if may_emit_io(now) {
         emit_named(record, &record.name);
     } else {
         count(Loss::IoFull);

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use profiler_common::{cost, loss::Tally};
+use rustc_hash::FxHashSet;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -37,7 +38,7 @@ use crate::{
         clock::Clock,
         life,
         notice::{Event, Notice},
-        target::{Target, comm},
+        target::{Target, before_the_run, comm},
         targets::{Followed, Targets},
         usage::{Usage, raise_file_limit},
     },
@@ -126,14 +127,16 @@ impl Collector {
         if let Some(unwinder) = &mut resolver.unwinder {
             unwinder.settle(&resolver.processes, TABLES_PATIENCE)?;
         }
+        let before = before_the_run(target, pids, proc_root);
         let meta = meta(settings, describe(target, pids, name, proc_root), cpus.len() as u32);
         let started_ns = resolver.clock.now_ns();
         let mut probes = Vec::new();
         // From last to first: the sampler, who sends the most, when all else is there and records will soon be taken.
         let specs: Vec<_> = probe::enabled(settings).collect();
         for spec in specs.into_iter().rev() {
-            let (kernel, resolver, running) = (&mut kernel, &mut resolver, &running[..]);
-            let start = &mut Start { kernel, settings, resolver, pids, running, proc_root };
+            let (kernel, resolver) = (&mut kernel, &mut resolver);
+            let (running, before) = (&running[..], &before[..]);
+            let start = &mut Start { kernel, settings, resolver, pids, running, before, proc_root };
             probes.push((spec, (spec.start)(start)?));
         }
         probes.reverse();
@@ -252,8 +255,20 @@ impl Collector {
         }
         self.update_processes(exits)?;
         self.each(sink, |probe, cx| probe.poll(cx))?;
+        self.forget_stacks();
         let kernel = &mut self.kernel;
         Ok(self.targets.sweep(exits, |pid| kernel.remove_target(pid)))
+    }
+
+    /// Where the kernel programs have sent so many stacks that there is hardly room to know more, all begin again: they send
+    /// what occurs again, and here only those are kept that something refers to.
+    fn forget_stacks(&mut self) {
+        let Some(sent) = self.resolver.stacks_to_forget() else { return };
+        // The kernel may refer to what was sent just now.
+        let mut used: FxHashSet<u64> = sent.iter().copied().collect();
+        self.probes.iter_mut().for_each(|(_, probe)| probe.stacks_in_use(&mut used));
+        self.resolver.keep_stacks(&used);
+        self.kernel.send_again(&sent);
     }
 
     /// Takes note of what happened to a process; returns whether it may have ended.
@@ -271,7 +286,12 @@ impl Collector {
     fn resolve(&mut self, record: &Record) -> Option<StackId> {
         match record {
             Record::Cpu(raw) | Record::AllocStack(_, raw) | Record::Fault(raw) => self.resolver.resolve(raw),
+            Record::Waker(id, ..) => {
+                self.resolver.stack_sent(*id);
+                None
+            }
             Record::Stack(id, raw) => {
+                self.resolver.stack_sent(*id);
                 let stack = self.resolver.resolve(raw)?;
                 self.resolver.add_stack(*id, stack);
                 Some(stack)

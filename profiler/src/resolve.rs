@@ -39,6 +39,9 @@ type NativeArch = profiler_common::unwind::Aarch64;
 #[cfg(target_arch = "x86_64")]
 type NativeArch = profiler_common::unwind::X86_64;
 
+/// Stacks that the kernel programs have sent, of 32,768 that they know, from which on they are to forget them.
+const MOST_SENT: usize = 24_576;
+
 /// How often the descriptors of the profiler are read for programs of its own, while it runs.
 const OWN_CODE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -60,6 +63,8 @@ pub struct Resolver {
     pub losses: Losses,
     /// Stacks by the kernel programs' ids.
     stacks: FxHashMap<u64, StackId>,
+    /// Ids that the kernel programs have sent since they were last asked to send all again.
+    sent: Vec<u64>,
     kernel_module: ModuleId,
     symbols: SymbolCache,
     own_code_due: Every,
@@ -83,6 +88,7 @@ impl Resolver {
             runtimes: Runtimes::new(proc_root.to_owned(), name_runtimes),
             losses: Losses::default(),
             stacks: FxHashMap::default(),
+            sent: Vec::new(),
             kernel_module,
             symbols: SymbolCache::default(),
             named: FxHashSet::default(),
@@ -133,9 +139,24 @@ impl Resolver {
         unwinder.update(processes)
     }
 
-    /// Remembers a stack by the kernel programs' id.
+    /// Remembers a stack by an id of the kernel programs.
     pub fn add_stack(&mut self, id: u64, stack: StackId) {
         self.stacks.insert(id, stack);
+    }
+
+    /// The kernel programs have sent a stack, and will not send it again.
+    pub fn stack_sent(&mut self, id: u64) {
+        self.sent.push(id);
+    }
+
+    /// All that were sent, if these are so many that the kernel programs should forget them, to have room for others.
+    pub fn stacks_to_forget(&mut self) -> Option<Vec<u64>> {
+        (self.sent.len() >= MOST_SENT).then(|| std::mem::take(&mut self.sent))
+    }
+
+    /// Forgets stacks but those in use.
+    pub fn keep_stacks(&mut self, used: &FxHashSet<u64>) {
+        self.stacks.retain(|id, _| used.contains(id));
     }
 
     /// The stack behind one of the kernel programs' ids, if it was taken.

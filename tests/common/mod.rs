@@ -110,6 +110,14 @@ impl Profiling {
         Profiling { run, live, outputs }
     }
 
+    /// Ends it, and goes on as [`Profiling::finish`].
+    #[allow(dead_code, reason = "most runs end with their target")]
+    pub fn end(self) -> (Profile, Vec<(u64, StackEnd)>) {
+        // SAFETY: sends a signal to a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.run.0.id() as i32, libc::SIGINT) }, 0);
+        self.finish()
+    }
+
     /// Waits for its end; returns the profile, and each sample's time and the end of its stack.
     pub fn finish(mut self) -> (Profile, Vec<(u64, StackEnd)>) {
         let mut said = String::new();

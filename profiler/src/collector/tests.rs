@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use profiler_common::loss::Tally;
+use profiler_common::{loss::Tally, record::RecordKind, sched::StackHeader};
 
 use super::{fixtures::run_of_7, *};
 use crate::{
@@ -41,6 +41,34 @@ fn records_and_notices_are_taken_in_by_time() {
         .collect();
     assert_eq!(kinds, [ModuleKind::Unmapped(7), ModuleKind::Jit(7)]);
     assert_eq!(run.collector.resolver.losses.get(Loss::BadRecord), 1);
+}
+
+/// The kernel programs have room for so many stacks that they know; a machine that starts programs all day has more.
+#[test]
+fn the_kernel_programs_send_stacks_again_before_they_have_no_room() {
+    let mut run = run_of_7();
+    let stack = |id: u64| {
+        let mut bytes = bytes(&raw(7, 7, 10, &[0x1800 + id]));
+        // A stack's id is where a sample has its name; the kind comes first.
+        let at = std::mem::offset_of!(StackHeader, id);
+        bytes[at..at + 8].copy_from_slice(&id.to_ne_bytes());
+        bytes[..4].copy_from_slice(&(RecordKind::Stack as u32).to_ne_bytes());
+        bytes
+    };
+    for round in 0..3 {
+        let ids = 1 + round * 20_000..1 + (round + 1) * 20_000;
+        run.kernel.0.borrow_mut().records = ids.map(stack).collect();
+        run.collector.drain(&mut run.kept).unwrap();
+    }
+    let sent_again = run.kernel.0.borrow().sent_again.len();
+    assert_eq!(sent_again, 40_000, "all of two rounds, when there were too many");
+    let resolver = &run.collector.resolver;
+    assert!(resolver.stack(60_000).is_some() && resolver.stack(30_000).is_some(), "sent just now, or kept");
+    run.kernel.0.borrow_mut().records = (60_001..=85_000).map(stack).collect();
+    run.collector.drain(&mut run.kept).unwrap();
+    let resolver = &run.collector.resolver;
+    assert!(resolver.stack(85_000).is_some());
+    assert_eq!(resolver.stack(30_000), None, "nothing refers to it");
 }
 
 #[test]

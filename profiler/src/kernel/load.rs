@@ -104,6 +104,7 @@ pub struct Kernel {
     records: RingBuf<MapData>,
     targets: HashMap<MapData, u32, u32>,
     target_cells: Array<MapData, u64>,
+    stacks_sent: HashMap<MapData, u64, u32>,
     counters: PerCpuArray<MapData, u64>,
     costs: PerCpuArray<MapData, ProbeCost>,
     unwind: Option<UnwindMaps>,
@@ -182,6 +183,7 @@ impl Kernel {
             records: RingBuf::try_from(take("RECORDS")?)?,
             targets: HashMap::try_from(take("TARGETS")?)?,
             target_cells: Array::try_from(take("TARGET_CELL")?)?,
+            stacks_sent: HashMap::try_from(take("STACKS_SENT")?)?,
             counters: PerCpuArray::try_from(take("COUNTERS")?)?,
             costs: PerCpuArray::try_from(take("COSTS")?)?,
             unwind: Some(unwind_maps),
@@ -362,6 +364,12 @@ impl Port for Kernel {
 
     fn remove_target(&mut self, pid: u32) {
         let _never_was_one = self.targets.remove(&pid);
+    }
+
+    fn send_again(&mut self, ids: &[u64]) {
+        for id in ids {
+            let _two_cpus_sent_it = self.stacks_sent.remove(id);
+        }
     }
 
     fn drain_records(&mut self, each: &mut dyn FnMut(&[u8])) {

@@ -72,6 +72,9 @@ pub trait Port {
     /// Forgets a process that is gone, so that a later one with its number is no target.
     fn remove_target(&mut self, pid: u32);
 
+    /// Has stacks sent again that were sent before, by their ids.
+    fn send_again(&mut self, ids: &[u64]);
+
     /// Takes all waiting records out of the ring buffer.
     fn drain_records(&mut self, each: &mut dyn FnMut(&[u8]));
 

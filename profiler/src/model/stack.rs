@@ -43,6 +43,11 @@ pub struct ThreadKey {
     pub tid: u32,
 }
 
+impl ThreadKey {
+    /// Stands for threads that are added up. Process 0 is the kernel's own idle loop, which is never sampled.
+    pub const OTHERS: ThreadKey = ThreadKey { pid: 0, tid: 0 };
+}
+
 /// A thread's name as the kernel has it, up to the first NUL.
 pub fn comm(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
@@ -102,7 +107,8 @@ impl Tables {
 
     /// Last known name of a thread.
     pub fn thread_name(&self, thread: ThreadKey) -> &str {
-        self.threads.get(&thread).map_or("?", String::as_str)
+        let unknown = if thread == ThreadKey::OTHERS { "(others)" } else { "?" };
+        self.threads.get(&thread).map_or(unknown, String::as_str)
     }
 
     /// Name of a process: that of its main thread, or else of `thread`.

@@ -1,18 +1,25 @@
-//! Samples add up here. Keys are whole values (a thread and an interned stack), so two different stacks never
-//! merge; what does not fit within the limits is refused, and counted by the caller.
+//! Samples add up here. Keys are whole values (a thread and an interned stack), so two different stacks never merge.
+//! Beyond the limits less is told apart: threads are added up, and of new stacks only the innermost functions are kept.
+//! What does not fit even then is refused, and counted by the caller.
 
 use rustc_hash::FxHashMap;
 
 use crate::model::{
     cause::WaitCause,
     sample::Sample,
-    stack::{Stack, StackId, Tables, ThreadKey},
+    stack::{Stack, StackEnd, StackId, Tables, ThreadKey},
 };
 
 /// Most distinct stacks kept: at 40 frames of 16 bytes each about 40 MB.
 pub const MAX_STACKS: usize = 65_536;
 
-/// Most distinct [`Key`]s kept: about 8 MB.
+/// Most distinct stacks of which the innermost functions are kept, when there are more.
+pub const MAX_CUT: usize = 65_536;
+
+/// User frames that such a stack keeps.
+const CUT_FRAMES: usize = 2;
+
+/// Most distinct [`Key`]s kept: about 8 MB. As many more may be of added up threads.
 pub const MAX_KEYS: usize = 262_144;
 
 /// What samples add up by.
@@ -46,12 +53,15 @@ pub struct Snapshot {
 }
 
 impl Aggregator {
-    /// Adds a sample; `false` if there is no room for its key.
+    /// Adds a sample, to [`ThreadKey::OTHERS`] if there is no room for its key; `false` if there is none there either.
     #[must_use]
     pub fn add(&mut self, sample: &Sample) -> bool {
-        let key = Key { thread: sample.thread, stack: sample.stack, cause: sample.cause };
+        let mut key = Key { thread: sample.thread, stack: sample.stack, cause: sample.cause };
         if self.weights.len() >= MAX_KEYS && !self.weights.contains_key(&key) {
-            return false;
+            key.thread = ThreadKey::OTHERS;
+            if self.weights.len() >= 2 * MAX_KEYS && !self.weights.contains_key(&key) {
+                return false;
+            }
         }
         *self.weights.entry(key).or_default() += sample.weight;
         self.total += sample.weight;
@@ -75,12 +85,30 @@ impl Aggregator {
     }
 }
 
-/// The id of a stack, new or known; `None` if it is new and there is no room.
+/// The id of a stack, new or known. If it is new and there is no room, that of its innermost functions; `None` if there is no
+/// room for these either.
 pub fn intern_stack(tables: &mut Tables, stack: Stack) -> Option<StackId> {
-    if tables.stacks.len() >= MAX_STACKS {
-        return tables.stacks.get_index_of(&stack).map(|index| StackId(index as u32));
+    let id = |index: usize| StackId(index as u32);
+    let mut most = MAX_STACKS;
+    let mut stack = stack;
+    if tables.stacks.len() >= most {
+        if let Some(known) = tables.stacks.get_index_of(&stack) {
+            return Some(id(known));
+        }
+        most += MAX_CUT;
+        stack = cut(&stack);
     }
-    Some(StackId(tables.stacks.insert_full(stack).0 as u32))
+    if tables.stacks.len() >= most {
+        return tables.stacks.get_index_of(&stack).map(id);
+    }
+    Some(id(tables.stacks.insert_full(stack).0))
+}
+
+/// The innermost functions of a stack, in the kernel and in user code.
+fn cut(stack: &Stack) -> Stack {
+    let (kernel, user) = stack.frames.split_at(usize::from(stack.kernel_frames).min(stack.frames.len()));
+    let frames = kernel.iter().take(1).chain(user.iter().take(CUT_FRAMES)).copied().collect();
+    Stack { frames, kernel_frames: stack.kernel_frames.min(1), end: StackEnd::NotKept }
 }
 
 #[cfg(test)]
@@ -114,14 +142,51 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_refuses_new_keys_only() {
+    fn a_full_table_adds_up_threads_before_it_refuses() {
         let mut aggregator = Aggregator::default();
         for stack in 0..MAX_KEYS as u32 {
             assert!(aggregator.add(&sample(1, stack)));
         }
-        assert!(!aggregator.add(&sample(2, 0)));
+        assert!(aggregator.add(&sample(2, 0)) && aggregator.add(&sample(3, 0)));
         assert!(aggregator.add(&sample(1, 0)));
-        assert_eq!(aggregator.snapshot().total, MAX_KEYS as u64 + 1, "what was refused is in no total");
+        let snapshot = aggregator.snapshot();
+        assert_eq!(snapshot.total, MAX_KEYS as u64 + 3, "nothing is lost");
+        let others = Key { thread: ThreadKey::OTHERS, stack: StackId(0), cause: None };
+        assert!(snapshot.entries.contains(&(others, 2)), "of two threads that came too late");
+        for stack in 1..MAX_KEYS as u32 {
+            assert!(aggregator.add(&sample(2, stack)));
+        }
+        assert!(!aggregator.add(&sample(2, MAX_KEYS as u32)));
+        let total = 2 * MAX_KEYS as u64 + 2;
+        assert_eq!(aggregator.snapshot().total, total, "what was refused is in no total");
+    }
+
+    #[test]
+    fn beyond_the_most_stacks_their_innermost_functions_are_kept() {
+        let mut tables = Tables::default();
+        let mut intern = |addresses: &[u64], kernel_frames| {
+            let frames = addresses.iter().map(|&address| Frame { module: ModuleId(0), address }).collect();
+            let id = intern_stack(&mut tables, Stack { frames, kernel_frames, end: StackEnd::Complete });
+            id.map(|id| {
+                let stack = tables.stack(id);
+                (id, stack.end, stack.frames.iter().map(|frame| frame.address).collect::<Vec<_>>())
+            })
+        };
+        for address in 0..MAX_STACKS as u64 {
+            intern(&[address, 1, 2, 3], 0);
+        }
+        let known = intern(&[5, 1, 2, 3], 0).unwrap();
+        assert_eq!((known.1, known.2.len()), (StackEnd::Complete, 4), "what is known stays whole");
+        let (first, end, kept) = intern(&[1 << 40, 7, 8, 9], 0).unwrap();
+        assert_eq!((end, kept), (StackEnd::NotKept, vec![1 << 40, 7]));
+        assert_eq!(intern(&[1 << 40, 7, 10], 0).unwrap().0, first, "other callers make no difference");
+        let (_, _, kept) = intern(&[20, 21, 22, 7, 8, 9], 3).unwrap();
+        assert_eq!(kept, [20, 7, 8]);
+        for address in 0..MAX_CUT as u64 {
+            intern(&[1 << 41 | address], 0);
+        }
+        assert_eq!(intern(&[1 << 42], 0), None, "no room at all");
+        assert_eq!(intern(&[1 << 40, 7, 11], 0).unwrap().0, first);
     }
 
     #[test]

@@ -175,9 +175,11 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     let mut processes: Vec<_> = processes.into_iter().collect();
     processes.sort_by_key(|&(who, (cpu, queue))| (std::cmp::Reverse(cpu + queue), who));
+    let added_up = run.blocking.iter().flat_map(|of| &of.threads).any(|thread| thread.thread.pid == 0);
     let title = format!(
-        "{}, busiest first",
-        count(processes.len() as u64, "process").replace("processs", "processes")
+        "{}{}, busiest first",
+        count(processes.len() as u64, "process").replace("processs", "processes"),
+        if added_up { " (and others that ended)" } else { "" }
     );
     writeln!(out, "\n{}", style.bold(&title))?;
     writeln!(out, "{}", style.dim(&format!("{:>6}  {:>6}  process: most of it in", "% CPU", "queue")))?;

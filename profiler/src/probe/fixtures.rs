@@ -46,6 +46,8 @@ pub struct FakeState {
     pub attached: Vec<String>,
     /// Processes that are targets.
     pub targets: Vec<u32>,
+    /// Stacks that are to be sent again.
+    pub sent_again: Vec<u64>,
     /// What was lost, by reason.
     pub losses: BTreeMap<Loss, u64>,
     /// What else was counted.
@@ -103,6 +105,10 @@ impl Port for FakeKernel {
 
     fn remove_target(&mut self, pid: u32) {
         self.0.borrow_mut().targets.retain(|target| *target != pid);
+    }
+
+    fn send_again(&mut self, ids: &[u64]) {
+        self.0.borrow_mut().sent_again.extend(ids);
     }
 
     fn drain_records(&mut self, each: &mut dyn FnMut(&[u8])) {

@@ -11,6 +11,7 @@ pub(crate) mod fixtures;
 pub mod alloc;
 pub mod budget;
 pub mod cpu;
+pub mod ended;
 pub mod fault;
 pub mod record;
 pub mod request;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use rustc_hash::FxHashSet;
 
 use crate::{
     kernel::{Kernel, load::Plan, port::Port, preflight::Check},
@@ -51,6 +52,8 @@ pub struct Start<'a> {
     pub pids: &'a [u32],
     /// Those that run already: all but a command that is held until the probes are attached.
     pub running: &'a [u32],
+    /// Those that may have sockets already: with `--all` every process, which `pids` does not list.
+    pub before: &'a [u32],
     /// Where `/proc` is.
     pub proc_root: &'a Path,
 }
@@ -121,6 +124,10 @@ pub trait Probe {
     fn flush(&mut self, _wanted: bool, _cx: &mut Context<'_>) -> Result<()> {
         Ok(())
     }
+
+    /// Adds the kernel programs' ids of all stacks that what it has not taken in yet refers to. Others are forgotten, but
+    /// for those that are in `used` already.
+    fn stacks_in_use(&mut self, _used: &mut FxHashSet<u64>) {}
 
     /// Ends: nothing is counted after now. The kernel programs are still attached.
     fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {

@@ -107,6 +107,14 @@ impl Target {
     }
 }
 
+/// Processes whose sockets there are before the run, as far as they may be targets: `pids`, and of [`Target::All`] all that run.
+pub fn before_the_run(target: &Target, pids: &[u32], proc_root: &Path) -> Vec<u32> {
+    match target {
+        Target::All => running(proc_root).collect(),
+        _ => pids.to_vec(),
+    }
+}
+
 /// Processes of a cgroup and of those below it, as far as they can be seen from this PID namespace. Cgroups that are
 /// removed meanwhile have none.
 fn members(cgroup: &Path) -> Vec<u32> {

@@ -74,8 +74,8 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 
 /// Attaches the kernel programs: where nobody moves bytes on sockets they cost nothing.
 fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
-    let Start { kernel, settings, resolver, pids, proc_root, .. } = begin;
-    let maps = Box::new(KernelMaps::take(kernel, proc_root, pids)?);
+    let Start { kernel, settings, resolver, pids, before, proc_root, .. } = begin;
+    let maps = Box::new(KernelMaps::take(kernel, proc_root, before)?);
     let redact = Redact::new(settings.redact_paths);
     let mut collector = RequestCollector::new(maps, proc_root, pids, &resolver.clock, redact);
     for (program, tracepoint) in TCP {

@@ -8,11 +8,12 @@ use std::{
 };
 
 use anyhow::Result;
+use ended::Ended;
 use profiler_common::{
     cpu::Seen,
     sched::{
-        Exit, HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase,
-        Span, SyscallClass, ThreadState,
+        HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase, Span,
+        SyscallClass, ThreadState,
     },
     target::INIT_PIDNS_INUM,
 };
@@ -30,10 +31,10 @@ use crate::{
         loss::Loss,
         report::Totals,
         sample::Sample,
-        stack::{StackId, Tables, ThreadKey, comm},
+        stack::{StackId, ThreadKey, comm},
         threshold::Thresholds,
         totals::Aggregator,
-        wait::{Block, Blocking, EventLoop, RanInstead, RunQueue, ThreadTime},
+        wait::{Block, Blocking, EventLoop, RanInstead, RunQueue},
     },
     probe::{
         cpu::records::RawSample,
@@ -60,9 +61,6 @@ use crate::{
 /// How often the kernel is asked who waits for whom.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Ended threads listed by themselves; more are added up by process.
-const MAX_ENDED: usize = 16_384;
-
 /// Descriptors looked up in /proc between two calls of [`Scheduler::look`]: each may read long tables.
 const MAX_LOOKUPS: u32 = 100;
 
@@ -85,7 +83,7 @@ pub struct Scheduler {
     wakers: FxHashMap<u64, Waker>,
     /// Who ran on each CPU lately, and when that was asked, ns.
     ran: Option<(u64, Vec<Vec<Seen>>)>,
-    ended: Vec<ThreadTime>,
+    ended: Ended,
     loops: Loops,
     /// Off-CPU time that has become samples, ns.
     taken: FxHashMap<OffCpuKey, u64>,
@@ -122,7 +120,7 @@ impl Scheduler {
             waits: Waits::new(thresholds),
             wakers: FxHashMap::default(),
             ran: None,
-            ended: Vec::new(),
+            ended: Ended::new(),
             loops: Loops::default(),
             taken: FxHashMap::default(),
             counted: FxHashSet::default(),
@@ -267,23 +265,6 @@ impl Scheduler {
         }
     }
 
-    /// A thread has ended.
-    fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
-        let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
-        tables.threads.insert(thread, comm(&exit.comm));
-        let mut time =
-            records::thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
-        time.run_queue = self.maps.take_thread_run_queue(thread.tid).map(|histogram| Summary::of(&histogram));
-        if self.ended.len() < MAX_ENDED {
-            self.ended.push(time);
-        } else if let Some(last) = self.ended.last_mut() {
-            last.name = "(and others that ended)".to_owned();
-            last.run_queue = None;
-            last.add(&time);
-        }
-        self.waits.ended(thread);
-    }
-
     /// A thread waits as event loops do.
     fn loop_seen(&mut self, seen: &LoopSeen) {
         self.add_loop(ThreadKey { pid: seen.pid, tid: seen.tid }, seen.syscall, seen.descriptor as u32);
@@ -343,6 +324,7 @@ impl Scheduler {
 
     /// Off-CPU time since this was last asked; at the end that of blocks still going on, too.
     fn off_cpu(&mut self, resolver: &mut Resolver) -> Vec<OffCpuSample> {
+        let ended = self.ended.take_off_cpu();
         // What a thread keeps itself is in the map later, never earlier: so the map first.
         let mut sums: FxHashMap<OffCpuKey, u64> =
             self.maps.off_cpu().into_iter().map(|(key, time)| (key, time.ns)).collect();
@@ -389,6 +371,7 @@ impl Scheduler {
                 });
             }
         }
+        self.forget_off_cpu(&ended);
         for sample in &samples {
             resolver.name_thread(sample.thread);
         }
@@ -399,7 +382,7 @@ impl Scheduler {
     fn blocking(&mut self, resolver: &mut Resolver) -> Blocking {
         let now_ns = self.ended_ns.unwrap_or_else(|| self.clock.now_ns());
         let states = self.maps.threads();
-        let mut now = Now { threads: self.ended.clone(), ..Now::default() };
+        let mut now = Now { threads: self.ended.times.clone(), ..Now::default() };
         for state in &states {
             let thread = ThreadKey { pid: state.pid, tid: state.tid };
             resolver.name_thread(thread);
@@ -419,7 +402,13 @@ impl Scheduler {
             }
         }
         let tables = &resolver.tables;
-        for (key, histogram) in self.maps.histograms() {
+        let mut histograms = self.maps.histograms();
+        let others = HistogramKey { kind: HistogramKind::RunQueue as u32, id: 0 };
+        match histograms.iter_mut().find(|(key, _)| *key == others) {
+            Some((_, histogram)) => histogram.add(&self.ended.run_queue),
+            None => histograms.push((others, *self.ended.run_queue)),
+        }
+        for (key, histogram) in histograms {
             let summary = Summary::of(&histogram);
             if key.kind == HistogramKind::RunQueue as u32 && summary.count > 0 {
                 let process = match key.id {
@@ -441,7 +430,7 @@ impl Scheduler {
                 });
             }
         }
-        let living = self.ended.len();
+        let living = self.ended.times.len();
         for (tid, histogram) in self.maps.thread_run_queues() {
             if let Some(thread) = now.threads[living..].iter_mut().find(|thread| thread.thread.tid == tid) {
                 thread.run_queue = Some(Summary::of(&histogram));
@@ -531,7 +520,7 @@ impl Probe for Scheduler {
 
     /// Brings the time off CPUs into the totals.
     fn flush(&mut self, wanted: bool, cx: &mut Context<'_>) -> Result<()> {
-        if !wanted {
+        if !wanted && !self.ended.is_much() {
             return Ok(());
         }
         let resolver = &mut *cx.resolver;
@@ -556,6 +545,15 @@ impl Probe for Scheduler {
         Ok(())
     }
 
+    fn stacks_in_use(&mut self, used: &mut FxHashSet<u64>) {
+        for state in self.maps.threads() {
+            used.insert(state.stack);
+            used.extend(state.known.iter().flat_map(|known| [known.stack, known.waker]));
+        }
+        used.extend(self.maps.off_cpu().iter().flat_map(|(key, _)| [key.stack, key.waker]));
+        self.wakers.retain(|id, _| used.contains(id));
+    }
+
     fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {
         self.ended_ns = Some(self.clock.now_ns());
         self.maps.start(0)
@@ -572,5 +570,6 @@ impl Probe for Scheduler {
     }
 }
 
+mod ended;
 #[cfg(test)]
 mod tests;

@@ -62,6 +62,12 @@ pub trait SchedMaps {
     /// Time blocked by stack, blocks that have ended.
     fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)>;
 
+    /// The thread has ended: room for others.
+    fn forget_off_cpu(&mut self, key: &OffCpuKey);
+
+    /// The histogram under `key`, which is counted apart no more.
+    fn take_histogram(&mut self, key: &HistogramKey) -> Option<Histogram>;
+
     /// Counts apart from now on what falls under `key`.
     fn add_histogram(&mut self, key: HistogramKey);
 
@@ -122,6 +128,16 @@ impl SchedMaps for KernelMaps {
 
     fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)> {
         self.off_cpu.iter().filter_map(Result::ok).collect()
+    }
+
+    fn forget_off_cpu(&mut self, key: &OffCpuKey) {
+        let _was_the_threads_own = self.off_cpu.remove(key);
+    }
+
+    fn take_histogram(&mut self, key: &HistogramKey) -> Option<Histogram> {
+        let histogram = self.histograms.get(key, 0).ok()?;
+        let _gone = self.histograms.remove(key);
+        Some(histogram)
     }
 
     fn add_histogram(&mut self, key: HistogramKey) {

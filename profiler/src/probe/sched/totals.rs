@@ -56,6 +56,16 @@ struct Loop {
     blocks: VecDeque<Block>,
 }
 
+/// Takes so many samples in user code and in the kernel into the times of a thread. One that has ended has some already.
+fn split(time: &mut ThreadTime, user: u64, kernel: u64) {
+    let before = time.cpu_samples;
+    time.cpu_samples += user + kernel;
+    if before == 0 {
+        let share = u128::from(time.on_cpu_ns) * u128::from(kernel) / u128::from((user + kernel).max(1));
+        time.on_cpu_kernel_ns = share as u64;
+    }
+}
+
 /// What is known at one moment only; the caller has it from the kernel's maps.
 #[derive(Clone, Debug, Default)]
 pub struct Now {
@@ -142,8 +152,12 @@ impl Waits {
         self.convoys.look(waiters, holder);
     }
 
-    /// A thread has ended: nothing more will come of it.
-    pub fn ended(&mut self, thread: ThreadKey) {
+    /// A thread has ended, and these were its times: nothing more will come of it.
+    pub fn ended(&mut self, time: &mut ThreadTime) {
+        let thread = time.thread;
+        if let Some((user, kernel)) = self.cpu.remove(&thread) {
+            split(time, user, kernel);
+        }
         if let Some(of) = self.loops.get_mut(&thread) {
             let (samples, blocks) = of.forget_before(u64::MAX);
             self.kept = (self.kept.0 - samples, self.kept.1 - blocks);
@@ -154,11 +168,9 @@ impl Waits {
     pub fn blocking(&self, now: Now) -> Blocking {
         let mut threads = now.threads;
         for thread in &mut threads {
-            let (user, kernel) = self.cpu.get(&thread.thread).copied().unwrap_or_default();
-            thread.cpu_samples = user + kernel;
-            let share =
-                u128::from(thread.on_cpu_ns) * u128::from(kernel) / u128::from((user + kernel).max(1));
-            thread.on_cpu_kernel_ns = share as u64;
+            if let Some(&(user, kernel)) = self.cpu.get(&thread.thread) {
+                split(thread, user, kernel);
+            }
         }
         threads.sort_by_key(|thread| (std::cmp::Reverse(thread.wall_ns), thread.thread));
         if threads.len() > MAX_THREADS {
@@ -366,7 +378,7 @@ mod tests {
         assert_eq!(waits.kept.1, MAX_KEPT.1);
         waits.cpu_sample(LOOP, KEPT_NS * 2, StackId(0), false);
         assert_eq!(waits.kept, (1, 0), "what is too old makes room");
-        waits.ended(LOOP);
+        waits.ended(&mut ThreadTime { thread: LOOP, ..ThreadTime::default() });
         assert_eq!(waits.kept, (0, 0));
     }
 

@@ -1,10 +1,8 @@
 //! Counts of the kernel programs, which wrap around and begin again, brought to 64 bits.
 
-use std::collections::BTreeMap;
-
 use profiler_common::{
     histogram::Histogram,
-    syscall::{CallStats, Majority},
+    syscall::{CallStats, Majority, WaitsStats},
 };
 
 use crate::model::distribution::Summary;
@@ -12,8 +10,8 @@ use crate::model::distribution::Summary;
 /// Buckets of a kernel histogram, brought to 64 bits.
 #[derive(Clone, Debug, Default)]
 pub struct Lengths {
-    /// By bucket: all, and what the kernel had when last looked at.
-    pub counts: BTreeMap<u16, (u64, u32)>,
+    /// By bucket, in order: all, and what the kernel had when last looked at. Most have few buckets, and there are many.
+    counts: Vec<(u16, (u64, u32))>,
     pub max_ns: u64,
 }
 
@@ -22,7 +20,7 @@ impl Lengths {
     pub fn take(&mut self, kernel: &Histogram) -> u64 {
         let mut new = 0;
         for (bucket, &count) in (0u16..).zip(&kernel.counts).filter(|(_, count)| **count != 0) {
-            let (all, last) = self.counts.entry(bucket).or_default();
+            let (all, last) = self.of(bucket);
             let more = u64::from(count.wrapping_sub(*last));
             (*all, *last) = (*all + more, count);
             new += more;
@@ -31,13 +29,27 @@ impl Lengths {
         new
     }
 
+    fn of(&mut self, bucket: u16) -> &mut (u64, u32) {
+        let at = self.counts.binary_search_by_key(&bucket, |(bucket, _)| *bucket).unwrap_or_else(|at| {
+            self.counts.insert(at, (bucket, (0, 0)));
+            at
+        });
+        &mut self.counts[at].1
+    }
+
     /// The kernel's histogram is gone: a later one with the same key begins at nothing.
     pub fn end(&mut self) {
-        self.counts.values_mut().for_each(|(_, last)| *last = 0);
+        self.counts.iter_mut().for_each(|(_, (_, last))| *last = 0);
+    }
+
+    /// Adds those of another one, whose histogram is gone.
+    fn add(&mut self, ended: &Lengths) {
+        ended.counts.iter().for_each(|&(bucket, (n, _))| self.of(bucket).0 += n);
+        self.max_ns = self.max_ns.max(ended.max_ns);
     }
 
     pub fn summary(&self, sum_ns: u64) -> Summary {
-        let counts = self.counts.iter().map(|(&bucket, &(n, _))| (usize::from(bucket), n));
+        let counts = self.counts.iter().map(|&(bucket, (n, _))| (usize::from(bucket), n));
         Summary::from_buckets(counts, sum_ns, self.max_ns)
     }
 }
@@ -67,6 +79,8 @@ pub struct Count {
     pub lengths: Lengths,
     /// Of processes that have ended, and so far of the one that lives.
     pub sums: (Sums, Sums),
+    /// Nothing of it lives.
+    pub ended: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -74,6 +88,8 @@ pub struct Waits {
     pub lengths: Lengths,
     pub sums: (u64, u64),
     pub most: Majority,
+    /// Nothing of it lives.
+    pub ended: bool,
 }
 
 impl Count {
@@ -85,11 +101,42 @@ impl Count {
             run_queue_ns: stats.run_queue_ns,
             unfinished: stats.unfinished,
         };
+        self.ended = false;
         self.lengths.take(&stats.lengths)
     }
 
     pub fn end(&mut self) {
         self.sums = (self.sums.0.plus(self.sums.1), Sums::default());
         self.lengths.end();
+        self.ended = true;
+    }
+
+    /// Adds another one that has ended.
+    pub fn add(&mut self, ended: &Count) {
+        self.sums.0 = self.sums.0.plus(ended.sums.0);
+        self.lengths.add(&ended.lengths);
+    }
+}
+
+impl Waits {
+    /// Takes in what has been counted since the last time.
+    pub fn take(&mut self, stats: &WaitsStats) {
+        self.lengths.take(&stats.lengths);
+        self.sums.1 = stats.lengths.sum_ns;
+        self.most = stats.most;
+        self.ended = false;
+    }
+
+    pub fn end(&mut self) {
+        self.sums = (self.sums.0 + self.sums.1, 0);
+        self.lengths.end();
+        self.ended = true;
+    }
+
+    /// Adds another one that has ended.
+    pub fn add(&mut self, ended: &Waits) {
+        self.sums.0 += ended.sums.0;
+        self.lengths.add(&ended.lengths);
+        self.most.vote(ended.most.stack, ended.most.lead);
     }
 }

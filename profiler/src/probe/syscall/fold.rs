@@ -26,12 +26,13 @@ use crate::{
     },
     probe::{
         budget::{self, Budget, Order},
+        ended,
         record::Record,
         spec::{Context, Extent, Probe},
         syscall::{
             chatty::{self, FdActivity},
             counts::{Count, Waits},
-            io::{Named, Object, add_io, median_bytes},
+            io::{self, Named, Object, add_io, median_bytes},
             maps::{CALLS, CallMaps},
             records,
             storm::{Rates, Storms},
@@ -55,10 +56,6 @@ const SLOW_NS: (u64, u64) = (1_000_000, 100_000);
 const SLOW_WANTED: u64 = 200;
 /// Names of open descriptors kept, at most; twice what the kernel keeps.
 const MAX_NAMES: usize = 32_768;
-/// Processes and system calls counted by themselves; what ended processes did beyond is added up.
-const MAX_KEYS: usize = 262_144;
-/// Processes, kinds and peers that waits are counted by; of the others they are added up.
-const MAX_WAITS: usize = 65_536;
 /// Descriptors looked up in /proc between two looks: each may read long tables.
 const MAX_LOOKUPS: u32 = 2_000;
 
@@ -282,7 +279,8 @@ impl CallCollector {
         if self.latest.get(&key).is_some_and(|(first_ns, _)| *first_ns == stats.first_ns) {
             self.latest.remove(&key);
         }
-        add_io(&mut self.objects, &mut self.objects_unlisted, key, stats, named.as_ref());
+        add_io(&mut self.objects, key, stats, named.as_ref());
+        self.objects_unlisted += io::add_up(&mut self.objects);
     }
 
     /// Takes the kernel's counts.
@@ -308,18 +306,13 @@ impl CallCollector {
         let ended: FxHashSet<CallKey> =
             calls.iter().filter(|(_, alive)| !alive).map(|(key, _)| *key).collect();
         for (key, stats) in self.maps.calls() {
-            let to = if self.counts.len() >= MAX_KEYS && !self.counts.contains_key(&key) {
-                CallKey { pid: 0, tid: 0, ..key }
-            } else {
-                key
-            };
-            let count = self.counts.entry(to).or_default();
+            let count = self.counts.entry(key).or_default();
             let calls = count.take(&stats);
             self.interval.calls += calls;
             if calls > 0 {
                 rates.insert(key, Rates { calls, failed: Vec::new() });
             }
-            if ended.contains(&key) || to != key {
+            if ended.contains(&key) {
                 count.end();
                 gone.push(key);
             }
@@ -350,18 +343,10 @@ impl CallCollector {
 
         let mut gone = Vec::new();
         for (key, stats) in self.maps.waits() {
-            let to = if self.waits.len() >= MAX_WAITS && !self.waits.contains_key(&key) {
-                WaitsKey { kind: key.kind, ..WaitsKey::default() }
-            } else {
-                key
-            };
-            let waits = self.waits.entry(to).or_default();
-            waits.lengths.take(&stats.lengths);
-            waits.sums.1 = stats.lengths.sum_ns;
-            waits.most = stats.most;
-            if to != key || !is_alive(key.pid) {
-                waits.lengths.end();
-                waits.sums = (waits.sums.0 + waits.sums.1, 0);
+            let waits = self.waits.entry(key).or_default();
+            waits.take(&stats);
+            if !is_alive(key.pid) {
+                waits.end();
                 gone.push(key);
             }
         }
@@ -378,6 +363,7 @@ impl CallCollector {
             self.end_io(key, &stats);
             self.maps.forget_io(&key);
         }
+        self.add_up_ended();
         // As many as one can read, and always the slowest.
         let told = std::mem::take(&mut self.slow_reported);
         if told > SLOW_WANTED {
@@ -386,6 +372,27 @@ impl CallCollector {
             self.slow_ns = (self.slow_ns / 2).max(SLOW_NS.1);
         }
         self.maps.set_slow(self.slow_ns)
+    }
+
+    /// Adds up what ended processes did, but of those that did most. Process 0 stands for them.
+    fn add_up_ended(&mut self) {
+        let ended = self.counts.iter().filter(|(_, count)| count.ended);
+        for key in ended::too_light(ended.map(|(key, count)| (*key, count.sums.0.ns))) {
+            let others = CallKey { pid: 0, tid: 0, ..key };
+            for (errno, n) in self.errors.remove(&key).into_iter().flatten() {
+                *self.errors.entry(others).or_default().entry(errno).or_default() += n;
+            }
+            if let Some(count) = self.counts.remove(&key) {
+                self.counts.entry(others).or_default().add(&count);
+            }
+        }
+        let ended = self.waits.iter().filter(|(_, waits)| waits.ended);
+        for key in ended::too_light(ended.map(|(key, waits)| (*key, waits.sums.0))) {
+            if let Some(waits) = self.waits.remove(&key) {
+                let others = WaitsKey { kind: key.kind, ..WaitsKey::default() };
+                self.waits.entry(others).or_default().add(&waits);
+            }
+        }
     }
 
     /// Time in calls by stack since this was last asked.
@@ -474,10 +481,10 @@ impl CallCollector {
         let always = now_ns.saturating_sub(self.began_ns);
         let watched_ns = self.budget.as_ref().map_or(always, |budget| budget.watched_ns(now_ns));
         // What is still open is added to a copy: it will be asked for again.
-        let (mut objects, mut unlisted) = (self.objects.clone(), self.objects_unlisted);
+        let mut objects = self.objects.clone();
         for (key, stats) in self.maps.io() {
             let named = self.names.get(&(key, stats.first_ns));
-            add_io(&mut objects, &mut unlisted, key, &stats, named);
+            add_io(&mut objects, key, &stats, named);
         }
         let mut activities = Vec::new();
         let mut listed = Vec::new();
@@ -502,7 +509,7 @@ impl CallCollector {
             calls,
             waits,
             objects: listed,
-            objects_unlisted: unlisted,
+            objects_unlisted: self.objects_unlisted,
             slow: self.slow.values().rev().cloned().collect(),
             slow_by_part: self.slow_by_part.clone(),
             chatty: chatty::find(activities),
@@ -531,6 +538,14 @@ impl Probe for CallCollector {
     fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
         self.keep_within_budget(cx)?;
         if self.open && self.look.is_due() { self.take() } else { Ok(()) }
+    }
+
+    fn stacks_in_use(&mut self, used: &mut FxHashSet<u64>) {
+        used.extend(self.maps.time().map(|(key, _)| key.stack));
+        used.extend(self.maps.waits().map(|(_, stats)| stats.most.stack));
+        used.extend(self.maps.io().map(|(_, stats)| stats.most.stack));
+        used.extend(self.waits.values().map(|waits| waits.most.stack));
+        used.extend(self.objects.values().map(|object| object.stats.most.stack));
     }
 
     fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {

@@ -4,13 +4,16 @@ use std::{cell::RefCell, fs, rc::Rc};
 
 use profiler_common::{
     histogram::{Histogram, bucket},
-    sched::{KnownStack, MANY, OffCpuTime, Times, WaitCause},
+    sched::{Exit, KnownStack, MANY, OffCpuTime, Times, WaitCause},
 };
 
 use super::*;
 use crate::{
     model::{stack::ModuleKind, wait::LongWaitKind},
-    probe::fixtures::{Bench, raw},
+    probe::{
+        ended,
+        fixtures::{Bench, raw},
+    },
 };
 
 const S: u64 = 1_000_000_000;
@@ -48,6 +51,16 @@ impl SchedMaps for FakeMaps {
 
     fn off_cpu(&self) -> Vec<(OffCpuKey, OffCpuTime)> {
         self.0.borrow().off_cpu.clone()
+    }
+
+    fn forget_off_cpu(&mut self, key: &OffCpuKey) {
+        self.0.borrow_mut().off_cpu.retain(|(known, _)| known != key);
+    }
+
+    fn take_histogram(&mut self, key: &HistogramKey) -> Option<Histogram> {
+        let histograms = &mut self.0.borrow_mut().histograms;
+        let at = histograms.iter().position(|(known, _)| known == key)?;
+        Some(histograms.remove(at).1)
     }
 
     fn add_histogram(&mut self, key: HistogramKey) {
@@ -151,6 +164,53 @@ fn time_off_cpus_becomes_samples_once() {
     let names: Vec<_> = bench.kept.0.iter().filter_map(|(_, name)| name.clone()).collect();
     assert_eq!(names.len(), 2, "each thread's once");
     assert_eq!(run(&mut bench, &mut scheduler).off_cpu.unwrap().total, 146);
+}
+
+/// The kernel has room for the off-CPU time of a few thousand threads: that of ended ones is taken out in time.
+#[test]
+fn the_kernel_forgets_off_cpu_time_of_ended_threads_once_it_is_taken_in() {
+    let mut bench = Bench::new();
+    let (mut scheduler, maps) = begun(&bench);
+    let time = |ns| OffCpuTime { ns, count: 1, max_ns: ns };
+    let many = 600;
+    maps.0.borrow_mut().off_cpu = (0..many).map(|n| (key(1000 + n, 0, 0), time(MS))).collect();
+    maps.0.borrow_mut().off_cpu.push((key(8, 0, 0), time(S)));
+    for tid in 1000..1000 + many {
+        let exit = Exit { pid: 7, tid, first_ns: S, time_ns: 2 * S, ..Exit::default() };
+        bench.record(&mut scheduler, &Record::Exit(exit));
+    }
+    bench.with(|cx| scheduler.flush(false, cx));
+    assert_eq!(bench.kept.0.len(), 601, "so many have ended that it is not left there");
+    assert_eq!(maps.0.borrow().off_cpu.len(), 1, "of the thread that lives");
+    bench.with(|cx| scheduler.flush(true, cx));
+    let total = run(&mut bench, &mut scheduler).off_cpu.unwrap().total;
+    assert_eq!(total, u64::from(many) * MS + S, "each once");
+}
+
+/// Waits for a CPU of processes that have ended are not lost when the kernel needs the room for others.
+#[test]
+fn histograms_of_many_ended_processes_are_added_up() {
+    let mut bench = Bench::new();
+    let (mut scheduler, maps) = begun(&bench);
+    let many = 3000;
+    maps.0.borrow_mut().threads =
+        (0..many).map(|n| ThreadState { pid: 1000 + n, tid: 1000 + n, ..ThreadState::default() }).collect();
+    bench.hands.set(3 * S);
+    bench.with(|cx| scheduler.poll(cx));
+    for (_, histogram) in &mut maps.0.borrow_mut().histograms {
+        *histogram = self::histogram(&[MS]);
+    }
+    let counted = maps.0.borrow().histograms.len() as u64;
+    maps.0.borrow_mut().threads.clear();
+    for pid in 1000..1000 + many {
+        let exit = Exit { pid, tid: pid, first_ns: S, time_ns: 2 * S, ..Exit::default() };
+        bench.record(&mut scheduler, &Record::Exit(exit));
+    }
+    assert!(maps.0.borrow().histograms.len() < many as usize, "there is room again");
+    let run_queue = run(&mut bench, &mut scheduler).blocking.unwrap().run_queue;
+    let waits: u64 = run_queue.iter().map(|of| of.waits.count).sum();
+    assert_eq!(waits, counted);
+    assert!(run_queue.iter().any(|of| of.pid == 0 && of.process == "(others)"));
 }
 
 #[test]
@@ -329,16 +389,18 @@ fn threads_that_have_ended_keep_their_time() {
         comm: *b"gone\0\0\0\0\0\0\0\0\0\0\0\0",
         ..Exit::default()
     };
-    for tid in 0..=MAX_ENDED as u32 {
+    let many = 2 * ended::KEPT as u32 + 10;
+    let busy = Exit { times: Times { on_cpu_ns: 2 * MS, ..Times::default() }, ..exit(50) };
+    bench.record(&mut scheduler, &Record::Exit(busy));
+    for tid in 1..many {
         bench.record(&mut scheduler, &Record::Exit(exit(100 + tid)));
     }
     let blocking = run(&mut bench, &mut scheduler).blocking.unwrap();
-    assert_eq!(blocking.threads.len(), MAX_ENDED);
-    assert_eq!(
-        blocking.threads.iter().map(|thread| thread.on_cpu_ns).sum::<u64>(),
-        (MAX_ENDED as u64 + 1) * MS
-    );
-    assert!(blocking.threads.iter().any(|thread| thread.name == "(and others that ended)"));
+    assert!((ended::KEPT..=2 * ended::KEPT).contains(&blocking.threads.len()), "{}", blocking.threads.len());
+    let on_cpu_ns: u64 = blocking.threads.iter().map(|thread| thread.on_cpu_ns).sum();
+    assert_eq!(on_cpu_ns, u64::from(many + 1) * MS);
+    assert!(blocking.threads.iter().any(|thread| thread.process == "(others)"));
+    assert!(blocking.threads.iter().any(|thread| thread.thread.tid == 50), "who ran most is still there");
 }
 
 #[test]

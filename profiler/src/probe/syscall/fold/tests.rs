@@ -145,6 +145,44 @@ fn counts_go_on_when_the_kernels_wrap_around_or_begin_again() {
 }
 
 #[test]
+fn what_many_ended_processes_did_is_added_up() {
+    let mut bench = Bench::new();
+    let (mut calls, maps) = begun(&bench);
+    let many = 2 * ended::KEPT as u32 + 10;
+    // Process 7 lives and did least of all; 1001 did most of those that have ended.
+    let length = |pid| if pid == 1001 { 2 * MS } else { MS };
+    let busy = call(7, libc::SYS_read);
+    maps.0.borrow_mut().calls.insert(busy, stats(busy, &[1]));
+    for pid in 1001..1001 + many {
+        let of = call(pid, libc::SYS_read);
+        let mut held = maps.0.borrow_mut();
+        held.calls.insert(of, stats(of, &[length(pid)]));
+        held.errors.insert(ErrorKey { call: of, errno: libc::EIO as u32 }, 1);
+        let wait = WaitsKey { pid, kind: WaitKind::FileRead as u32, ..WaitsKey::default() };
+        let lengths = histogram(&[length(pid)]);
+        held.waits.insert(wait, WaitsStats { lengths, most: Majority::default() });
+        let (key, first_ns) = (IoKey { pid, descriptor: 3 }, 1);
+        held.io.push((key, IoStats { key, first_ns, calls: 1, ns: length(pid), ..IoStats::default() }));
+    }
+    let found = run(&mut bench, &mut calls);
+    let all = (u64::from(many) + 1) * MS;
+    assert_eq!(found.calls.iter().map(|of| of.lengths.sum_ns).sum::<u64>(), all + 1);
+    assert_eq!(found.calls.iter().map(|of| of.lengths.count).sum::<u64>(), u64::from(many) + 1);
+    let errors = found.calls.iter().flat_map(|of| &of.errors).map(|(_, n)| n).sum::<u64>();
+    assert_eq!(errors, u64::from(many));
+    assert_eq!(found.waits.iter().map(|of| of.lengths.sum_ns).sum::<u64>(), all);
+    assert_eq!(found.objects.iter().map(|of| of.ns).sum::<u64>(), all);
+    assert_eq!(found.objects.iter().map(|of| of.calls).sum::<u64>(), u64::from(many));
+    assert!(found.objects_unlisted > 0);
+    for rows in [found.calls.len(), found.waits.len(), found.objects.len()] {
+        assert!((ended::KEPT..=2 * ended::KEPT).contains(&rows), "{rows}");
+    }
+    assert!(found.calls.iter().any(|of| of.thread.pid == 7), "who lives is never added up");
+    assert!(found.calls.iter().any(|of| of.thread.pid == 1001 && of.lengths.sum_ns == 2 * MS));
+    assert!(found.calls.iter().any(|of| of.process == "(others)" && of.lengths.count > 1));
+}
+
+#[test]
 fn half_of_the_sizes_are_no_larger() {
     let mut sizes = [0; SIZES];
     sizes[3] = 5;
