@@ -19,8 +19,8 @@ use crate::model::{
 /// Code that V8 has made for a regular expression.
 pub const REGULAR_EXPRESSION: &str = "[regular expression]";
 
-/// What in V8 calls such code.
-const MATCHES: &str = "RegExpMacroAssembler::Execute";
+/// What in V8 calls such code: its C++, or the builtin of a method of `RegExp` itself.
+const MATCHES: [&str; 2] = ["RegExpMacroAssembler::Execute", "Builtins_RegExp"];
 
 /// A run out of its totals, whose addresses `symbolizer` names.
 pub fn run(
@@ -199,7 +199,8 @@ fn name_regular_expressions(
             let (frame, named) = index[&pair[0]];
             if !named && matches!(tables.module(pair[0].module).kind, ModuleKind::Jit(_)) {
                 let caller = &names.frames[index[&pair[1]].0];
-                let matches = caller.functions.iter().any(|function| function.name.contains(MATCHES));
+                let is_match = |name: &str| MATCHES.iter().any(|of| name.contains(of));
+                let matches = caller.functions.iter().any(|function| is_match(&function.name));
                 only_matches.entry(frame).and_modify(|all| *all &= matches).or_insert(matches);
             }
         }
@@ -276,9 +277,13 @@ mod tests {
             let stack = Stack { frames: frames.into(), kernel_frames: 0, end: StackEnd::Complete };
             intern_stack(&mut tables, stack).unwrap()
         };
-        // One is called by the matcher, one also by something else.
-        let stacks =
-            [stack([(jit, 1), (node, 10)]), stack([(jit, 2), (node, 10)]), stack([(jit, 2), (node, 20)])];
+        // One is called by the matcher, one by a builtin, and one also by something else.
+        let stacks = [
+            stack([(jit, 1), (node, 10)]),
+            stack([(jit, 3), (node, 11)]),
+            stack([(jit, 2), (node, 10)]),
+            stack([(jit, 2), (node, 20)]),
+        ];
         struct Node;
         impl Symbolizer for Node {
             fn functions(
@@ -290,6 +295,7 @@ mod tests {
             ) -> Vec<Option<Vec<Function>>> {
                 let name = |at: &u64| match at {
                     10 => "v8::internal::NativeRegExpMacroAssembler::Execute(...)",
+                    11 => "Builtins_RegExpPrototypeTestFast",
                     _ => "other",
                 };
                 let named = |at| vec![Function { name: name(at).to_owned(), ..Function::default() }];
@@ -300,7 +306,7 @@ mod tests {
         let (mut names, mut index) = name(&stacks, &tables, &mut Node, Detail::Full);
         name_regular_expressions(&mut names, &stacks, &tables, &mut index);
         let name = |address| &names.frames[index[&Frame { module: jit, address }].0].functions[0].name;
-        assert_eq!(name(1), REGULAR_EXPRESSION);
+        assert_eq!([name(1), name(3)], [REGULAR_EXPRESSION; 2]);
         assert_ne!(name(2), REGULAR_EXPRESSION);
     }
 

@@ -7,7 +7,7 @@ use crate::{
         cause::WaitCause,
         finding::{Bottleneck, Evidence, ProcessName},
         module::Language,
-        names::short,
+        names::{is_of_package, short},
         report::{NamedFrame, Names, ProfileStack, Run},
         stack::{ModuleKind, StackId, ThreadKey},
         wait::{Blocking, ThreadTime},
@@ -103,7 +103,7 @@ pub fn tail(path: &str) -> &str {
 const SYSTEM_MODULES: [&str; 9] =
     ["libc.", "libc-", "libpthread", "ld-", "libstdc++", "libgcc", "libm.", "libm-", "linux-vdso"];
 /// Functions of languages and their runtimes, by how their names begin.
-const SYSTEM_FUNCTIONS: [&str; 24] = [
+const SYSTEM_FUNCTIONS: [&str; 25] = [
     "std::",
     "core::",
     "alloc::",
@@ -126,26 +126,22 @@ const SYSTEM_FUNCTIONS: [&str; 24] = [
     "Builtins_",
     "{closure",
     "{async",
+    "{virtual",
     "call_once",
     "block_on",
 ];
 /// Files of the libraries that languages come with, by parts of their paths.
-const SYSTEM_FILES: [&str; 8] = [
-    "/include/c++/",
-    "node:",
-    "/rustc/",
-    "/.cargo/registry/",
-    "/lib/python",
-    "<frozen",
-    "/usr/lib/go",
-    "/usr/share/go",
-];
+const SYSTEM_FILES: [&str; 7] =
+    ["/include/c++/", "node:", "/rustc/", "/lib/python", "<frozen", "/usr/lib/go", "/usr/share/go"];
 
 /// How names of functions that JavaScript comes with end.
 const BUILTIN: &str = " (builtin)";
 
 /// Functions of Java's own library, by how their names begin, and in parentheses pieces of code of its virtual machine.
 const SYSTEM_JAVA: [&str; 6] = ["(", "java.", "javax.", "jdk.", "sun.", "com.sun."];
+
+/// Where programs begin.
+const BEGINS: [&str; 4] = ["main", "Main", "main.main", "<module>"];
 
 /// A function with its frame, and whether the compiler inlined it.
 type InFrame<'a> = (&'a Function, &'a NamedFrame, bool);
@@ -183,6 +179,19 @@ pub fn own_within<'a>(names: &'a Names, frames: &'a [usize], depth: usize) -> Op
     own_of(names, &outer)
 }
 
+/// The [`own`] function of the most of these samples, if that is at least a third of them.
+pub fn own_of_most<'a>(names: &'a Names, samples: &[(StackId, u64)]) -> Option<&'a Function> {
+    let mut weights: BTreeMap<(&str, Option<&str>), (u64, &'a Function)> = BTreeMap::new();
+    for &(stack, n) in samples {
+        if let Some(of) = own(names, names.stack(stack)) {
+            weights.entry((&of.name, of.file.as_deref())).or_insert((0, of)).0 += n;
+        }
+    }
+    let total: u64 = samples.iter().map(|(_, n)| n).sum();
+    let (most, of) = weights.into_values().max_by_key(|(n, _)| *n)?;
+    (3 * most >= total).then_some(of)
+}
+
 fn own_of<'a>(names: &Names, functions: &[InFrame<'a>]) -> Option<&'a Function> {
     let is_system = |of: &Function, frame: &NamedFrame| {
         // Of C++ the type that a template returns stands before the name.
@@ -196,11 +205,18 @@ fn own_of<'a>(names: &Names, functions: &[InFrame<'a>]) -> Option<&'a Function> 
         };
         begins(&SYSTEM_FUNCTIONS)
             || of_runtime
-            || of
-                .file
-                .as_ref()
-                .is_some_and(|file| is_of_libc(file) || SYSTEM_FILES.iter().any(|part| file.contains(part)))
+            || of.file.as_deref().is_some_and(|file| {
+                is_of_libc(file)
+                    || (SYSTEM_FILES.iter().any(|part| file.contains(part)) && !is_of_package(file))
+            })
     };
+    // What a package does is done for the function of the program that called it. But where a framework runs the program, as
+    // most do, its outermost functions called everything: those say nothing.
+    let is_package = |of: &Function| of.file.as_deref().is_some_and(is_of_package);
+    let outermost =
+        functions.iter().rposition(|(of, frame, _)| is_system(of, frame) || is_package(of)).unwrap_or(0);
+    let begins = |name: &str| BEGINS.contains(&name) || name.ends_with("::main");
+    let inner = |at: usize, of: &Function| at < outermost && !begins(&short(&of.name));
     let is_named =
         |(of, frame, _): &&InFrame<'a>| !is_system(of, frame) && !of.is_unnamed(names.module_of(frame));
     let is_managed = |(_, frame, _): &&InFrame<'a>| {
@@ -211,7 +227,15 @@ fn own_of<'a>(names: &Names, functions: &[InFrame<'a>]) -> Option<&'a Function> 
         module.kind == ModuleKind::File && !SYSTEM_MODULES.iter().any(|of| module.name().starts_with(of))
     };
     let named = || functions.iter().filter(is_named);
-    named().find(is_managed).or_else(|| named().find(is_file)).map(|(function, ..)| *function)
+    let is_class: &dyn Fn(&&InFrame<'a>) -> bool =
+        if named().any(|of| is_managed(&of)) { &is_managed } else { &is_file };
+    let of_program = functions.iter().enumerate().find(|(at, function)| {
+        is_named(function) && is_class(function) && !is_package(function.0) && inner(*at, function.0)
+    });
+    of_program
+        .map(|(_, function)| function)
+        .or_else(|| named().find(is_class))
+        .map(|(function, ..)| *function)
 }
 
 /// The place of a stack in the program: [`own`], or else its innermost function.
@@ -404,6 +428,33 @@ mod tests {
         )]);
         let frames = run.cpu.stacks[0].frames.clone();
         assert_eq!(own(run.names(), &frames).map(|function| function.name.as_str()), Some("total"));
+    }
+
+    /// What a package does is done for the function that called it, but not for the one that only began everything.
+    #[test]
+    fn a_function_of_the_program_comes_before_those_of_packages() {
+        let of = |stack: &str| {
+            let mut run = fixtures::run(&[(stack, 1)]);
+            let names = std::rc::Rc::make_mut(&mut run.cpu.names);
+            names.modules.push(Module::special(ModuleKind::Managed(Language::Python)));
+            for frame in names.frames.iter_mut().filter(|frame| frame.functions[0].name != "PyEval") {
+                frame.module = 2;
+                let name = frame.functions[0].name.clone();
+                let folder = match name.split_once('.') {
+                    Some(("django", _)) => "/usr/lib/python3/dist-packages/django",
+                    Some(("threading", _)) => "/usr/lib/python3.11",
+                    _ => "/srv/shop",
+                };
+                frame.functions[0].file = Some(format!("{folder}/x.py"));
+            }
+            own(run.names(), &run.cpu.stacks[0].frames)
+                .map(|function| function.name.clone())
+                .unwrap_or_default()
+        };
+        assert_eq!(of("PyEval;threading.run;django.get_response;orders;django.fetch;PyEval"), "orders");
+        assert_eq!(of("PyEval;<module>;main;django.serve;django.get_response;PyEval"), "django.get_response");
+        assert_eq!(of("PyEval;<module>;main;django.serve;orders;total;PyEval"), "total");
+        assert_eq!(of("PyEval;<module>;main;compute;PyEval"), "compute");
     }
 
     #[test]

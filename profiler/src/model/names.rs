@@ -141,8 +141,10 @@ fn closing(text: &str, open: char, close: char) -> Option<usize> {
 }
 
 /// Folders that packages of others lie in. What is before them tells nobody anything.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 10] = [
     "/node_modules/",
+    "/share/nodejs/",
+    "/lib/nodejs/",
     "/site-packages/",
     "/dist-packages/",
     "/registry/src/",
@@ -154,6 +156,11 @@ const PACKAGES: [&str; 8] = [
 
 /// Those of them in which a folder follows that is named by a hash.
 const HASHED: [&str; 2] = ["/registry/src/", "/rustc/"];
+
+/// Whether a file belongs to a package that others have written.
+pub fn is_of_package(file: &str) -> bool {
+    PACKAGES.iter().any(|folder| file.contains(folder))
+}
 
 /// A place in source code, in `columns` at most: of packages from their name on; of long paths the end, which is the
 /// project's own part.

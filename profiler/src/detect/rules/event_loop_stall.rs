@@ -11,8 +11,8 @@ use crate::{
         rule::{Needs, Param, Rule, Unit, Values},
         rules::{gc_pressure, nested_wait},
         words::{
-            Namer, at, bottleneck, common_path, evidence, functions, join, own, own_within, path,
-            share_of_wall,
+            Namer, at, bottleneck, common_path, evidence, functions, join, own, own_of_most, own_within,
+            path, share_of_wall,
         },
     },
     model::{
@@ -378,17 +378,18 @@ fn by_function<'a>(
                 && path.iter().zip(&common).all(|(function, name)| function.name == **name)
         });
         let stack = through.max_by_key(|&(stack, n)| (n, std::cmp::Reverse(stack))).map(|(stack, _)| stack);
+        let samples: Vec<_> = stalls.iter().flat_map(|(stall, _)| stall.samples.iter().copied()).collect();
         let work = stack.and_then(|stack| {
             let frames = names.stack(stack);
-            let function = path(names, frames).get(common.len().checked_sub(1)?).copied()?;
-            let own = own_within(names, frames, common.len()).filter(|own| *own != function);
-            let samples: Vec<_> =
-                stalls.iter().flat_map(|(stall, _)| stall.samples.iter().copied()).collect();
-            Some(Work {
-                function: function.clone(),
-                own: own.cloned(),
-                kind: groups::mostly(names, &samples),
-            })
+            let kind = groups::mostly(names, &samples);
+            let Some(last) = common.len().checked_sub(1) else {
+                let own = own_of_most(names, &samples)?;
+                return Some(Work { function: own.clone(), own: None, kind });
+            };
+            let function = path(names, frames).get(last).copied()?;
+            let own = own_within(names, frames, common.len()).or_else(|| own_of_most(names, &samples));
+            let own = own.filter(|own| *own != function);
+            Some(Work { function: function.clone(), own: own.cloned(), kind })
         });
         (work, stack, stalls)
     };
