@@ -96,3 +96,39 @@ fn two_snapshots_tell_what_grew() {
     }
     panic!("no growth in a thousand snapshots");
 }
+
+/// What a JavaScript heap holds more of is told from outside: which closures, objects of which class, how many.
+#[test]
+fn what_a_javascript_heap_keeps_is_named_and_counted() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads/js_heap.js");
+    let mut command = Command::new("node");
+    let mut process = Running::start(command.arg(script).args(["8", "150"]).stdout(Stdio::piped()));
+    let profile = profile(&["--pid", &process.pid(), "-d", "16s"]);
+    let mut truth = String::new();
+    BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut truth).unwrap();
+    let truth: Value = serde_json::from_str(&truth).unwrap();
+    let (added, used) = (truth["added"].as_f64().unwrap(), truth["used"].as_f64().unwrap());
+
+    let footprint = &profile.0["memory"]["processes"][0];
+    let last = &footprint["managed_heap"]["last"];
+    let class = |kind: &str, name: &str| {
+        let classes = last["classes"].as_array().unwrap().iter();
+        let mut found = classes.filter(|class| class["kind"] == kind && class["name"] == name);
+        found.next().unwrap_or_else(|| panic!("no {name}: {last:#}"))
+    };
+    let closures = class("closures", "onUpdate");
+    assert_eq!(closures["function"]["line"], 19, "{closures}");
+    for of in [closures, class("objects", "Subscription"), class("variables", "subscribe")] {
+        let (count, error) = (of["count"].as_f64().unwrap(), of["count_err"].as_f64().unwrap());
+        // The error of a count is itself known to a fifth.
+        assert!((count - added).abs() <= 5.0 * error + 0.02 * added, "{count} ± {error} of {added}: {of}");
+        assert!(error < added / 3.0, "{of}");
+    }
+    let bytes = last["bytes"].as_f64().unwrap();
+    assert!((0.7..2.0).contains(&(bytes / used)), "{bytes} of {used}");
+    let limit = footprint["managed_heap"]["limit_bytes"].as_u64().unwrap();
+    assert!(limit >= 128 << 20, "{limit}");
+}

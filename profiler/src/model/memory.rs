@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{distribution::Log2, series::Series, stack::StackId};
+use crate::model::{distribution::Log2, function::Function, series::Series, stack::StackId};
 
 /// Everything known about the memory of a run's processes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -104,6 +104,119 @@ pub struct Footprint {
     pub heap: Series<Heap>,
     /// What will stop its growth first, as known at the end.
     pub limit: Option<Limit>,
+    /// What its garbage-collected heap held, if it grew and has one that can be read.
+    pub managed: Option<ManagedHeap>,
+}
+
+/// The heap of a language runtime, from soon after it was seen to grow to the end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ManagedHeap {
+    /// The first look.
+    pub first: HeapSample,
+    /// The last one.
+    pub last: HeapSample,
+    /// Where the runtime itself ends the program, bytes of heap, as far as that is known.
+    pub limit_bytes: Option<u64>,
+}
+
+/// So many standard errors a difference must be, to be one.
+const SURE: f64 = 3.0;
+
+impl ManagedHeap {
+    /// Which part the heap has of what the process grew by between the two looks; `None` if that was nothing.
+    pub fn share_of(&self, growth: &[Growth]) -> Option<f64> {
+        let at = |time_ns: u64| {
+            growth
+                .iter()
+                .min_by_key(|of| of.time_ns.abs_diff(time_ns))
+                .map_or(0.0, |of| of.held_bytes() as f64)
+        };
+        let grew = at(self.last.time_ns) - at(self.first.time_ns);
+        (grew > 0.0).then(|| ((self.last.bytes - self.first.bytes) / grew).clamp(0.0, 1.0))
+    }
+
+    /// What there is surely more of than at first, most more objects first: count and bytes more.
+    pub fn more(&self) -> Vec<(&HeapClass, f64, f64)> {
+        let same = |of: &HeapClass, class: &HeapClass| {
+            (of.kind, &of.name, &of.function) == (class.kind, &class.name, &class.function)
+        };
+        let mut more: Vec<(&HeapClass, f64, f64)> = self
+            .last
+            .classes
+            .iter()
+            .filter_map(|class| {
+                let before = self.first.classes.iter().find(|of| same(of, class));
+                let (count, bytes) = before.map_or((0.0, 0.0), |of| (of.count, of.bytes));
+                let error = before.map_or(0.0, |of| of.count_err).hypot(class.count_err);
+                let more = class.count - count;
+                (more > SURE * error).then_some((class, more, class.bytes - bytes))
+            })
+            .collect();
+        more.sort_by(|a, b| b.1.total_cmp(&a.1));
+        more
+    }
+}
+
+/// What a sample of a heap's pages says that it holds, garbage that has not been collected included.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeapSample {
+    /// CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// Bytes, estimated.
+    pub bytes: f64,
+    /// Standard error of that.
+    pub bytes_err: f64,
+    /// What it holds, most bytes first; the rest is left out.
+    pub classes: Vec<HeapClass>,
+}
+
+/// Objects of one kind in a heap.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeapClass {
+    /// What they are.
+    pub kind: HeapKind,
+    /// Their class, or their first properties.
+    pub name: String,
+    /// The function that closures are of, or that made objects of a class.
+    pub function: Option<Function>,
+    /// How many, estimated.
+    pub count: f64,
+    /// Standard error of that.
+    pub count_err: f64,
+    /// Bytes, estimated; without what they refer to.
+    pub bytes: f64,
+}
+
+/// Kinds of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeapKind {
+    /// Functions, with what they hold on to.
+    Closures,
+    /// Variables that closures hold on to.
+    Variables,
+    /// Objects of a class, or with some properties.
+    Objects,
+    /// Elements of arrays and tables.
+    Elements,
+    /// Text.
+    Strings,
+    /// The runtime's own.
+    Internal,
+}
+
+impl HeapKind {
+    /// What several are called.
+    pub fn words(self) -> &'static str {
+        match self {
+            HeapKind::Closures => "closures of",
+            HeapKind::Variables => "variables of",
+            HeapKind::Objects => "objects",
+            HeapKind::Elements => "elements of arrays and tables",
+            HeapKind::Strings => "strings",
+            HeapKind::Internal => "the runtime's own",
+        }
+    }
 }
 
 /// Memory a process occupied at one moment, bytes.
@@ -239,6 +352,8 @@ pub enum LimitKind {
     AddressSpace,
     /// The machine's memory, without swap.
     Machine,
+    /// Of the process's own JavaScript heap.
+    Heap,
 }
 
 #[cfg(test)]

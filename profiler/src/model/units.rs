@@ -33,6 +33,13 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+/// An estimated number with two digits and separators.
+pub fn rounded(number: f64) -> String {
+    let number = number.max(0.0);
+    let step = 10f64.powi((number.max(1.0).log10().floor() as i32 - 1).max(0));
+    thousands(((number / step).round() * step) as u64)
+}
+
 /// An amount of memory with three digits, in powers of ten.
 pub fn bytes(bytes: f64) -> String {
     let bytes = bytes + 0.0; // a sum of nothing is minus zero
@@ -102,6 +109,12 @@ mod tests {
     #[test]
     fn numbers_have_separators() {
         assert_eq!([0, 999, 1000, 1234567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn estimates_have_two_digits() {
+        let text = [-1.0, 0.4, 7.0, 94.6, 12_345.0, 1_960_000.0].map(rounded);
+        assert_eq!(text, ["0", "0", "7", "95", "12,000", "2,000,000"]);
     }
 
     #[test]

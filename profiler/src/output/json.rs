@@ -206,6 +206,7 @@ struct Footprint<'a> {
     growth: &'a [Growth],
     heap: &'a [Heap],
     limit: Option<&'a Limit>,
+    managed_heap: Option<&'a memory::ManagedHeap>,
 }
 
 #[derive(Serialize)]
@@ -616,6 +617,7 @@ fn memory<'a>(of: &'a memory::Memory, run: &'a Run) -> Memory<'a> {
         growth: of.growth.points(),
         heap: of.heap.points(),
         limit: of.limit.as_ref(),
+        managed_heap: of.managed.as_ref(),
     };
     let site = |(of, trend): (&'a memory::Site, leak::SiteTrend)| {
         let LivePoint { live_bytes, live_count, live_bytes_err, .. } =

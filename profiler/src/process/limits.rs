@@ -18,6 +18,15 @@ const UNLIMITED: u64 = 1 << 60;
 
 /// The limit that a process is closest to, bytes left. `None` if nothing can be read.
 pub fn nearest(proc_root: &Path, pid: u32) -> Option<Limit> {
+    all(proc_root, pid).into_iter().min_by_key(Limit::left_bytes)
+}
+
+/// The lowest limit of some kinds, bytes.
+pub fn of_kind(proc_root: &Path, pid: u32, kind: impl Fn(&LimitKind) -> bool) -> Option<u64> {
+    all(proc_root, pid).into_iter().filter(|limit| kind(&limit.kind)).map(|limit| limit.limit_bytes).min()
+}
+
+fn all(proc_root: &Path, pid: u32) -> Vec<Limit> {
     let process = shown(proc_root, pid);
     let read = |path: PathBuf| fs::read(path).unwrap_or_default();
     let mut limits = Vec::new();
@@ -29,7 +38,7 @@ pub fn nearest(proc_root: &Path, pid: u32) -> Option<Limit> {
             limits.extend(mount.limits(&path, &read));
         }
     }
-    limits.into_iter().min_by_key(Limit::left_bytes)
+    limits
 }
 
 /// Versions of cgroups.

@@ -1,6 +1,7 @@
 //! What processes have mapped: from /proc when they are first seen, from the kernel's notices afterwards. Turns
 //! raw addresses into [`Frame`](crate::model::stack::Frame)s. The /proc root is injected, so tests need no rights.
 
+pub mod anonymous;
 pub mod cgroups;
 pub mod clock;
 pub mod elf;

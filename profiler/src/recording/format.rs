@@ -12,7 +12,7 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::Severity,
-        memory::{LimitKind, WatchMode},
+        memory::{HeapKind, LimitKind, WatchMode},
         request::Side,
         stack::{Frame, Language, ModuleId, ModuleKind, StackEnd},
         syscall::WaitKind,
@@ -48,6 +48,7 @@ fn format() -> BTreeMap<String, serde_json::Value> {
     tracer.trace_simple_type::<WatchMode>().unwrap();
     tracer.trace_simple_type::<Side>().unwrap();
     tracer.trace_simple_type::<LimitKind>().unwrap();
+    tracer.trace_simple_type::<HeapKind>().unwrap();
     tracer.trace_simple_type::<Severity>().unwrap();
     tracer.trace_simple_type::<Language>().unwrap();
     let types = tracer.registry().unwrap();

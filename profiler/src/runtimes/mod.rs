@@ -22,8 +22,11 @@ use profiler_common::runtime::RuntimeOffsets;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    model::stack::{Frame, Language, Module, ModuleId, ModuleKind, Tables},
-    process::{ProcessTable, memory::ProcessMemory},
+    model::{
+        memory::HeapSample,
+        stack::{Frame, Language, Module, ModuleId, ModuleKind, Tables},
+    },
+    process::{ProcessTable, anonymous::AnonymousMemory, memory::ProcessMemory},
 };
 
 pub mod exported;
@@ -143,6 +146,22 @@ impl Runtimes {
     /// The programs have run on since names were last asked for.
     pub fn new_round(&mut self) {
         self.round += 1;
+    }
+
+    /// Takes a sample of the heap of a process's runtime, if it has one whose heap can be read.
+    pub fn sample_heap(&mut self, pid: u32, time_ns: u64) -> Option<HeapSample> {
+        let process = self.processes.get_mut(&pid)?;
+        let memory = AnonymousMemory::of(&self.proc_root, pid)?;
+        process.attached.iter_mut().find_map(|(_, attached)| {
+            attached.new_round();
+            attached.sample_heap(&memory, time_ns)
+        })
+    }
+
+    /// Bytes of heap at which a process's runtime ends it, where that is known.
+    pub fn heap_limit(&self, pid: u32) -> Option<u64> {
+        let process = self.processes.get(&pid)?;
+        process.attached.iter().find_map(|(_, attached)| attached.heap_limit(&self.proc_root, pid))
     }
 
     /// Writes a stack's frames to `into`, those of runtimes by their functions. Returns how many have no name.

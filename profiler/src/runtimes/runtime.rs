@@ -1,6 +1,6 @@
 //! What a language runtime is to the rest: how it is found in a file, and how it names frames of a process.
 
-use std::fs::File;
+use std::{fs::File, path::Path};
 
 use profiler_common::runtime::{Entry, RuntimeOffsets};
 use rustc_hash::FxHashMap;
@@ -8,9 +8,10 @@ use rustc_hash::FxHashMap;
 use crate::{
     model::{
         function::Function,
+        memory::HeapSample,
         stack::{Frame, Language, ModuleId},
     },
-    process::memory::ProcessMemory,
+    process::{anonymous::AnonymousMemory, memory::ProcessMemory},
 };
 
 /// A language runtime.
@@ -61,6 +62,16 @@ pub trait Attached {
 
     /// Names the frames of a stack that are the runtime's.
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming);
+
+    /// Takes a sample of its heap, which is somewhere in `memory`; `None` where that cannot be read.
+    fn sample_heap(&mut self, _memory: &AnonymousMemory, _time_ns: u64) -> Option<HeapSample> {
+        None
+    }
+
+    /// Bytes of heap at which the runtime ends the program, where that is known.
+    fn heap_limit(&self, _proc_root: &Path, _pid: u32) -> Option<u64> {
+        None
+    }
 }
 
 /// A user stack as the kernel programs sent it.

@@ -60,9 +60,9 @@ pub(super) struct Leak {
 
 /// When a process that keeps growing as it does reaches its limit.
 pub(super) struct Reaches {
-    limit: Limit,
+    pub(super) limit: Limit,
     /// How long after the end of the run, ns.
-    after_ns: u64,
+    pub(super) after_ns: u64,
 }
 
 fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
@@ -217,6 +217,7 @@ pub(super) fn reaches(reaches: Option<&Reaches>) -> String {
     let whose = match kind {
         LimitKind::Cgroup(path) => format!("its cgroup's limit ({path}, {})", bytes(*limit_bytes as f64)),
         LimitKind::AddressSpace => format!("its address space limit ({})", bytes(*limit_bytes as f64)),
+        LimitKind::Heap => format!("the limit of its JavaScript heap ({})", bytes(*limit_bytes as f64)),
         LimitKind::Machine => format!("the machine's memory ({})", bytes(*limit_bytes as f64)),
     };
     format!("; reaches {whose} in {}", long(*after_ns))

@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use super::leak::{self, Reaches};
+use super::{
+    heap,
+    leak::{self, Reaches},
+};
 use crate::{
     detect::{
         leak::{Shape, Trend, late_rise, processes},
@@ -11,7 +14,7 @@ use crate::{
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
-        memory::{Footprint, Growth, Site},
+        memory::{Footprint, Growth, LimitKind, Site},
         report::Run,
         units::{bytes, long},
     },
@@ -33,7 +36,13 @@ A Java virtual machine that has not collected its garbage in the run (its own co
 information, too.
 
 A process that grew much and was still growing at the end, but ever more slowly, unevenly or too briefly seen, is told of as
-information: it may be warming up, and may be leaking in lumps. A longer run tells.",
+information: it may be warming up, and may be leaking in lumps. A longer run tells. A warning it is where a JavaScript heap
+is what grows, holds a quarter of its limit, and would reach that within ten times the run.
+
+Of V8's heap (Node.js 18 and newer) a sample of 32 MB is read from outside, soon after the process is seen to grow, every ten
+seconds, and at the end: what there is surely more of (three standard errors) is told, closures by the function that they are,
+objects by their class or first properties. Garbage that has not been collected counts. The limit of the heap is what
+`--max-old-space-size` says, or else V8's default for the machine and its cgroup.",
 };
 
 /// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
@@ -64,9 +73,11 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             continue;
         }
         let watched = memory.sites.iter().any(|site| site.pid == process.pid);
+        let heap = heap::of(process);
         let largest = largest(process, &sites);
         let place = largest.and_then(|(site, _)| allocates(run.names(), run.names().stack(site.stack)));
         let why = match (largest, place) {
+            _ if heap.is_some() => format!("; {}", heap.as_ref().map_or("", |heap| &heap.words)),
             (Some((site, share)), Some(place)) => format!(
                 "; about {:.0} % of that growth is live in what {} allocated{}",
                 100.0 * share,
@@ -94,9 +105,14 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             severity: leak::severity(reaches.as_ref()),
             bottleneck: Bottleneck::Memory,
             process: ProcessName { pid: process.pid, name: process.process.clone() },
-            subject: place.map_or_else(String::new, |place| place.name.clone()),
+            subject: match &heap {
+                Some(heap) => heap.subject.clone(),
+                None => place.map_or_else(String::new, |place| place.name.clone()),
+            },
             title,
-            advice: if place.is_some() {
+            advice: if heap.is_some() {
+                heap::ADVICE
+            } else if place.is_some() {
                 leak::ADVICE
             } else if watched {
                 "take snapshots of its heap, or look at its allocator's settings"
@@ -136,6 +152,11 @@ fn largest<'a>(process: &Footprint, sites: &'a [Site]) -> Option<(&'a Site, f64)
         .then(|| (largest, (last.live_bytes / growth).min(1.0)))
 }
 
+/// A heap that holds a part of its limit like this, and reaches it within so many times the run at the pace of the last
+/// third, is no matter of warming up.
+const PART_OF_LIMIT: u64 = 4;
+const SOON: u64 = 10;
+
 /// A process that grew much, by a trend that need not go on.
 fn grew(process: &Footprint, trend: &Trend, why: Option<&str>) -> Option<Finding> {
     let points = process.growth.points();
@@ -145,35 +166,53 @@ fn grew(process: &Footprint, trend: &Trend, why: Option<&str>) -> Option<Finding
     if growth < MUCH_BYTES.max(from / MUCH_OF) || late * LATE_OF < to as f64 {
         return None;
     }
+    let heap = heap::of(process);
+    let watched_s = trend.watched_ns as f64 / 1e9;
+    let late_rate = 3.0 * late / watched_s.max(1.0);
+    let reaches = Reaches::of(process, late_rate).filter(|reaches| {
+        heap.is_some()
+            && why.is_none()
+            && reaches.limit.kind == LimitKind::Heap
+            && reaches.limit.used_bytes >= reaches.limit.limit_bytes / PART_OF_LIMIT
+            && reaches.after_ns <= SOON * trend.watched_ns
+    });
+    let unknown = |why: &str| format!(": whether it goes on is not known ({why})");
+    let within = heap.as_ref().map_or_else(String::new, |heap| format!("; {}", heap.words));
     let title = format!(
-        "{} (pid {}) grew by {} to {} in {}, by {} in the last third: whether it goes on is not known ({})",
+        "{} (pid {}) grew by {} to {} in {}, by {} in the last third{}{within}{}",
         process.process,
         process.pid,
         bytes(growth as f64),
         bytes(to as f64),
         long(trend.watched_ns),
         bytes(late),
-        match (why, trend.shape) {
-            (Some(why), _) => why,
-            (None, Shape::Steady) => "it came in few lumps",
-            (None, shape) => shape.words(),
+        match leak::reaches(reaches.as_ref()) {
+            text if text.is_empty() => text,
+            text => format!("{text} if that goes on"),
+        },
+        match (&reaches, why, trend.shape) {
+            (Some(_), ..) => String::new(),
+            (None, Some(why), _) => unknown(why),
+            (None, None, Shape::Steady) => unknown("it came in few lumps"),
+            (None, None, shape) => unknown(shape.words()),
         },
     );
-    let watched_s = trend.watched_ns as f64 / 1e9;
     Some(Finding {
         rule: RULE.name,
-        severity: Severity::Info,
+        severity: if reaches.is_some() { leak::severity(reaches.as_ref()) } else { Severity::Info },
         bottleneck: Bottleneck::Memory,
         process: ProcessName { pid: process.pid, name: process.process.clone() },
-        subject: String::new(),
+        subject: heap.as_ref().map_or_else(String::new, |heap| heap.subject.clone()),
         title,
-        advice: if why.is_some() {
+        advice: if reaches.is_some() {
+            heap::ADVICE
+        } else if why.is_some() {
             "look until it is collected (-d 10m; `jcmd PID GC.run` does it now): what is left then is kept"
         } else {
             "look for longer (-d 5m): what warms up levels off, what leaks does not"
         }
         .to_owned(),
-        cost: Cost { bytes_per_s: 3.0 * late / watched_s.max(1.0), ..Cost::default() },
+        cost: Cost { bytes_per_s: late_rate, ..Cost::default() },
         evidence: Vec::new(),
         details: [
             ("held_bytes", json!(to)),
@@ -191,7 +230,7 @@ mod tests {
     use crate::{
         detect::{diagnosis::verdict, findings, fixtures::name_stacks, rule::Overrides},
         model::{
-            memory::{LivePoint, Memory},
+            memory::{Limit, LivePoint, Memory},
             report::fixtures,
             vitals::{ProcessVitals, Vitals},
         },
@@ -236,6 +275,46 @@ mod tests {
             [Some(0), Some(1), None].map(severity),
             [Severity::Info, Severity::Warning, Severity::Warning]
         );
+    }
+
+    /// What is said of a process whose heap grows, and how bad that is.
+    fn said_of(process: Footprint) -> Finding {
+        let mut run = fixtures::run(&[("main;handle", 100)]);
+        run.cpu.accounts.duration_ns = 40_000_000_000;
+        run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
+        findings(&run, &Overrides::default()).remove(0)
+    }
+
+    #[test]
+    fn a_heap_that_explains_the_growth_says_of_what() {
+        let found = said_of(heap::fixtures::process(1 << 32));
+        assert!(found.title.contains("110,000 closures of (anonymous) (srv/app.js:15)"), "{}", found.title);
+        assert_eq!((found.severity, &*found.subject), (Severity::Warning, "(anonymous)"));
+    }
+
+    /// A heap that fills is no matter of warming up when it is about to reach its limit.
+    #[test]
+    fn a_heap_near_its_limit_is_told_though_its_growth_slows_down() {
+        let slows = |limit_bytes: u64| {
+            let mut process = heap::fixtures::process(limit_bytes);
+            let points: Vec<Growth> = process.growth.points().to_vec();
+            let slower = |at: u64| 50_000_000 + (500e6 * (at as f64 / 40.0).powf(0.4)) as u64;
+            process.growth =
+                (0..).zip(points).map(|(at, of)| Growth { anon_bytes: slower(at), ..of }).collect();
+            let used_bytes = process.managed.as_ref().map_or(0, |heap| heap.last.bytes as u64);
+            process.limit = Some(Limit { kind: LimitKind::Heap, limit_bytes, used_bytes });
+            said_of(process)
+        };
+        let found = slows(800_000_000);
+        assert!(found.title.contains("reaches the limit of its JavaScript heap"), "{}", found.title);
+        assert!(
+            found.title.contains("if that goes on") && found.severity > Severity::Info,
+            "{}",
+            found.title
+        );
+        let found = slows(1 << 40);
+        assert_eq!(found.severity, Severity::Info, "{}", found.title);
+        assert!(found.title.contains("whether it goes on is not known"), "{}", found.title);
     }
 
     #[test]

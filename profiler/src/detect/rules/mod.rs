@@ -14,6 +14,7 @@ pub mod descriptors_growing;
 pub mod error_storm;
 pub mod event_loop_stall;
 pub mod gc_pressure;
+mod heap;
 pub mod leak;
 pub mod lock_contention;
 pub mod lock_convoy;

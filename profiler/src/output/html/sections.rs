@@ -142,6 +142,7 @@ fn limit_words(kind: &LimitKind) -> String {
     match kind {
         LimitKind::Cgroup(path) => format!("cgroup {path}"),
         LimitKind::AddressSpace => "the address space".to_owned(),
+        LimitKind::Heap => "the JavaScript heap".to_owned(),
         LimitKind::Machine => "the machine".to_owned(),
     }
 }

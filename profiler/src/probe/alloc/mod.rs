@@ -6,6 +6,7 @@ pub mod estimate;
 pub mod exits;
 pub mod governor;
 pub mod growth;
+mod managed;
 pub mod mappings;
 pub mod maps;
 pub mod programs;
@@ -21,7 +22,7 @@ use std::{
 
 use anyhow::Result;
 use profiler_common::{
-    alloc::{Call, MAX_ALLOC_PROCESSES, Object, ObjectKey, StackTotals},
+    alloc::{MAX_ALLOC_PROCESSES, Object, ObjectKey, StackTotals},
     loss::Tally,
     offsets,
 };
@@ -49,8 +50,9 @@ use crate::{
             estimate::Estimate,
             governor::{Governor, Status, Watcher},
             growth::{Trend, growth},
+            managed::Looks,
             maps::{AllocMaps, Control, KernelMaps},
-            programs::{ENTER, FREE, LEAVE, MAP, PROGRAMS, RETURN, UNMAP},
+            programs::{PROGRAMS, breakpoints},
         },
         record::Record,
         spec::{Context, Extent, Probe, ProbeSpec},
@@ -61,6 +63,7 @@ use crate::{
         notice::{Event, Notice},
         target::comm,
     },
+    runtimes::Runtimes,
     settings::{Alloc, AllocSettings, MAX_OVERHEAD_PERCENT, Settings},
 };
 
@@ -145,6 +148,7 @@ struct Process {
     growth: Series<Growth>,
     heap: Series<Heap>,
     trend: Trend,
+    managed: Looks,
     gone: bool,
     /// Its allocator's functions, once they are or were watched.
     libraries: Vec<Library>,
@@ -313,6 +317,20 @@ impl MemoryWatch {
         Ok(())
     }
 
+    /// Looks at the heaps of language runtimes in processes that grow.
+    fn look_at_heaps(&mut self, runtimes: &mut Runtimes, at_end: bool) {
+        for (&pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.gone) {
+            let growth = process.growth.last().copied().unwrap_or_default();
+            if !process.managed.is_due(&growth, at_end) {
+                continue;
+            }
+            let began_ns = self.clock.now_ns();
+            let sample = runtimes.sample_heap(pid, growth.time_ns);
+            let took_ns = self.clock.now_ns().saturating_sub(began_ns);
+            process.managed.add(sample, runtimes.heap_limit(pid), growth.time_ns, took_ns);
+        }
+    }
+
     /// Tells the governor what is wanted now.
     fn watch(&mut self, kernel: &mut dyn Port) -> Result<()> {
         if self.governor.is_none() {
@@ -410,7 +428,12 @@ impl MemoryWatch {
             process: process.name.clone(),
             growth: process.growth.clone(),
             heap: process.heap.clone(),
-            limit: if in_full { limits::nearest(&self.proc_root, pid) } else { None },
+            limit: if in_full {
+                process.managed.nearest(limits::nearest(&self.proc_root, pid), process.growth.points())
+            } else {
+                None
+            },
+            managed: process.managed.seen(),
         });
         let sites = self.sites.iter().filter_map(|(id, site)| {
             let ((pid, stack), totals) = (*self.stacks.get(id)?, site.totals.as_deref()?);
@@ -504,11 +527,14 @@ impl Probe for MemoryWatch {
         if self.ended || (self.looked && !self.look.is_due()) {
             return Ok(());
         }
-        self.look(&cx.targets.pids(), cx.kernel)
+        self.look(&cx.targets.pids(), cx.kernel)?;
+        self.look_at_heaps(&mut cx.resolver.runtimes, false);
+        Ok(())
     }
 
-    fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+    fn stop(&mut self, cx: &mut Context<'_>) -> Result<()> {
         self.end();
+        self.look_at_heaps(&mut cx.resolver.runtimes, true);
         Ok(())
     }
 
@@ -549,37 +575,6 @@ fn add_allocators(
         process.libraries.push(library);
     }
     process.breakpoints.len() != before
-}
-
-/// What to put into a library: at the functions that return something, also where they do.
-fn breakpoints(library: &Library) -> Vec<Breakpoint> {
-    let mut breakpoints = Vec::new();
-    for function in &library.functions {
-        let returns = function.call.returns() && function.exits.is_empty();
-        let at = |file_offset, program| Breakpoint {
-            path: library.path.clone(),
-            file_offset,
-            program,
-            cookie: function.call as u64,
-            emulated: function.emulated,
-            frequent: matches!(
-                function.call,
-                Call::Malloc | Call::New | Call::Calloc | Call::Realloc | Call::Free
-            ) && !function.name.contains("valloc"),
-        };
-        if returns {
-            let program = if function.call == Call::Mmap { &MAP } else { &RETURN };
-            breakpoints.push(at(function.file_offset, program));
-        }
-        breakpoints.extend(function.exits.iter().map(|&exit| at(exit, &LEAVE)));
-        let first = match function.call {
-            Call::Free => &FREE,
-            Call::Munmap => &UNMAP,
-            _ => &ENTER,
-        };
-        breakpoints.push(at(function.file_offset, first));
-    }
-    breakpoints
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::Result;
-use ended::Ended;
+use ended::{Ended, MOST_HISTOGRAMS};
 use profiler_common::{
     cpu::Seen,
     sched::{
-        HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase, Span,
-        SyscallClass, ThreadState,
+        Exit, HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase,
+        Span, SyscallClass, ThreadState,
     },
     target::INIT_PIDNS_INUM,
 };
@@ -31,7 +31,7 @@ use crate::{
         loss::Loss,
         report::Totals,
         sample::Sample,
-        stack::{StackId, ThreadKey, comm},
+        stack::{StackId, Tables, ThreadKey, comm},
         threshold::Thresholds,
         totals::Aggregator,
         wait::{Block, Blocking, EventLoop, RanInstead, RunQueue},
@@ -265,6 +265,25 @@ impl Scheduler {
         }
     }
 
+    /// A thread has ended.
+    fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
+        let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
+        tables.threads.insert(thread, comm(&exit.comm));
+        let mut time =
+            records::thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
+        time.run_queue = self.maps.take_thread_run_queue(thread.tid).map(|histogram| Summary::of(&histogram));
+        self.waits.ended(&mut time);
+        self.ended.add(time);
+        let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: exit.pid };
+        if thread.tid == thread.pid
+            && self.counted.len() > MOST_HISTOGRAMS
+            && self.counted.remove(&key)
+            && let Some(histogram) = self.maps.take_histogram(&key)
+        {
+            self.ended.run_queue.add(&histogram);
+        }
+    }
+
     /// A thread waits as event loops do.
     fn loop_seen(&mut self, seen: &LoopSeen) {
         self.add_loop(ThreadKey { pid: seen.pid, tid: seen.tid }, seen.syscall, seen.descriptor as u32);
@@ -371,7 +390,12 @@ impl Scheduler {
                 });
             }
         }
-        self.forget_off_cpu(&ended);
+        // Of threads that had ended before it was taken in, nothing more comes.
+        let gone = self.taken.keys().filter(|key| ended.contains(&ThreadKey { pid: key.pid, tid: key.tid }));
+        for key in gone.copied().collect::<Vec<_>>() {
+            self.taken.remove(&key);
+            self.maps.forget_off_cpu(&key);
+        }
         for sample in &samples {
             resolver.name_thread(sample.thread);
         }

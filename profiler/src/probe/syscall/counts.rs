@@ -1,11 +1,13 @@
 //! Counts of the kernel programs, which wrap around and begin again, brought to 64 bits.
 
+use std::collections::BTreeMap;
+
 use profiler_common::{
     histogram::Histogram,
-    syscall::{CallStats, Majority, WaitsStats},
+    syscall::{CallKey, CallStats, Majority, WaitsKey, WaitsStats},
 };
 
-use crate::model::distribution::Summary;
+use crate::{model::distribution::Summary, probe::ended};
 
 /// Buckets of a kernel histogram, brought to 64 bits.
 #[derive(Clone, Debug, Default)]
@@ -138,5 +140,30 @@ impl Waits {
         self.sums.0 += ended.sums.0;
         self.lengths.add(&ended.lengths);
         self.most.vote(ended.most.stack, ended.most.lead);
+    }
+}
+
+/// Adds up what ended processes did, but of those that did most. Process 0 stands for them.
+pub fn add_up_ended(
+    counts: &mut BTreeMap<CallKey, Count>,
+    errors: &mut BTreeMap<CallKey, BTreeMap<u32, u64>>,
+    waits: &mut BTreeMap<WaitsKey, Waits>,
+) {
+    let ended = counts.iter().filter(|(key, count)| count.ended && key.pid != 0);
+    for key in ended::too_light(ended.map(|(key, count)| (*key, count.sums.0.ns))) {
+        let others = CallKey { pid: 0, tid: 0, ..key };
+        for (errno, n) in errors.remove(&key).into_iter().flatten() {
+            *errors.entry(others).or_default().entry(errno).or_default() += n;
+        }
+        if let Some(count) = counts.remove(&key) {
+            counts.entry(others).or_default().add(&count);
+        }
+    }
+    let ended = waits.iter().filter(|(key, waits)| waits.ended && key.pid != 0);
+    for key in ended::too_light(ended.map(|(key, waits)| (*key, waits.sums.0))) {
+        if let Some(ended) = waits.remove(&key) {
+            let others = WaitsKey { kind: key.kind, ..WaitsKey::default() };
+            waits.entry(others).or_default().add(&ended);
+        }
     }
 }

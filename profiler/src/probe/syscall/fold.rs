@@ -26,12 +26,11 @@ use crate::{
     },
     probe::{
         budget::{self, Budget, Order},
-        ended,
         record::Record,
         spec::{Context, Extent, Probe},
         syscall::{
             chatty::{self, FdActivity},
-            counts::{Count, Waits},
+            counts::{self, Count, Waits},
             io::{self, Named, Object, add_io, median_bytes},
             maps::{CALLS, CallMaps},
             records,
@@ -363,7 +362,7 @@ impl CallCollector {
             self.end_io(key, &stats);
             self.maps.forget_io(&key);
         }
-        self.add_up_ended();
+        counts::add_up_ended(&mut self.counts, &mut self.errors, &mut self.waits);
         // As many as one can read, and always the slowest.
         let told = std::mem::take(&mut self.slow_reported);
         if told > SLOW_WANTED {
@@ -372,27 +371,6 @@ impl CallCollector {
             self.slow_ns = (self.slow_ns / 2).max(SLOW_NS.1);
         }
         self.maps.set_slow(self.slow_ns)
-    }
-
-    /// Adds up what ended processes did, but of those that did most. Process 0 stands for them.
-    fn add_up_ended(&mut self) {
-        let ended = self.counts.iter().filter(|(_, count)| count.ended);
-        for key in ended::too_light(ended.map(|(key, count)| (*key, count.sums.0.ns))) {
-            let others = CallKey { pid: 0, tid: 0, ..key };
-            for (errno, n) in self.errors.remove(&key).into_iter().flatten() {
-                *self.errors.entry(others).or_default().entry(errno).or_default() += n;
-            }
-            if let Some(count) = self.counts.remove(&key) {
-                self.counts.entry(others).or_default().add(&count);
-            }
-        }
-        let ended = self.waits.iter().filter(|(_, waits)| waits.ended);
-        for key in ended::too_light(ended.map(|(key, waits)| (*key, waits.sums.0))) {
-            if let Some(waits) = self.waits.remove(&key) {
-                let others = WaitsKey { kind: key.kind, ..WaitsKey::default() };
-                self.waits.entry(others).or_default().add(&waits);
-            }
-        }
     }
 
     /// Time in calls by stack since this was last asked.

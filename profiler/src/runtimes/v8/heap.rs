@@ -46,6 +46,11 @@ pub fn is_pointer(word: u64) -> bool {
     word & 3 == HEAP_TAG && word < 1 << 47 && word > 4096
 }
 
+/// Whether objects of an instance type are strings.
+pub fn is_string(kind: u16) -> bool {
+    kind & string::NOT_STRING == 0
+}
+
 /// A script.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
@@ -180,12 +185,24 @@ impl<M: ForeignMemory> Heap<'_, M> {
                 let (name, start) = self.scope_info(name)?;
                 Described { name, script, start }
             }
-            _ => Described { name: self.name(name).filter(|name| !name.is_empty()), script, start: None },
+            _ => Described {
+                name: self.name(name).filter(|name| !name.is_empty()),
+                script,
+                start: self.uncompiled_start(shared),
+            },
         })
     }
 
+    /// Where the text of a function begins that has not been compiled yet.
+    fn uncompiled_start(&self, shared: u64) -> Option<u32> {
+        let (types, start) = self.layout.uncompiled;
+        let data = self.field(shared, self.layout.function_data)?;
+        let kind = self.type_of(data)?;
+        types.contains(&kind).then(|| self.memory.u32(data - HEAP_TAG + start))?
+    }
+
     /// The function's name, given or inferred, and where its text begins.
-    fn scope_info(&self, object: u64) -> Option<(Option<String>, Option<u32>)> {
+    pub fn scope_info(&self, object: u64) -> Option<(Option<String>, Option<u32>)> {
         /// Words after the variables that are looked at.
         const TAIL: usize = 16;
         /// With so many locals their names are elsewhere: kScopeInfoMaxInlinedLocalNamesSize.

@@ -24,6 +24,9 @@ pub struct Layout {
     pub script: u64,
     /// SharedFunctionInfo: bytecode, or what leads to it.
     pub function_data: u64,
+    /// Of functions that have not been compiled: instance types of what is in the place of bytecode, and where in it the
+    /// first position in the source is (four bytes).
+    pub uncompiled: ([u16; 4], u64),
     /// Script: source text.
     pub script_source: u64,
     /// Script: name.
@@ -38,6 +41,33 @@ pub struct Layout {
     pub code: CodeLayout,
     /// Deoptimization data of optimised code.
     pub deopt: DeoptLayout,
+    /// What it takes to tell the objects of a heap; `None` where the build does not say.
+    pub objects: Option<ObjectsLayout>,
+}
+
+/// What tells objects of a heap from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectsLayout {
+    /// Instance type of maps.
+    pub map: u16,
+    /// Instance type of functions.
+    pub function: u16,
+    /// Instance type of arrays of words.
+    pub elements: u16,
+    /// Instance type of memory that is free; where it is not told (V8 13.6), that counts as the runtime's own.
+    pub free: Option<u16>,
+    /// First and last instance type of contexts.
+    pub contexts: (u16, u16),
+    /// Map: constructor, or the map that it was made from.
+    pub constructor: u64,
+    /// Map: descriptors of properties.
+    pub descriptors: u64,
+    /// Map: bits with the number of properties (four bytes), their mask and shift.
+    pub own_descriptors: (u64, u32, u32),
+    /// Array of descriptors: the first one, three words each, the name first.
+    pub first_descriptor: u64,
+    /// Context: ScopeInfo.
+    pub context_scope: u64,
 }
 
 /// Instance types: what kind of object a map belongs to.
@@ -102,6 +132,14 @@ pub struct DeoptLayout {
     /// Positions at which functions were inlined.
     pub inlining: usize,
 }
+
+/// Types of what stands for a function's bytecode before it is compiled.
+const UNCOMPILED: [&str; 4] = [
+    "type_UncompiledDataWithoutPreparseData__UNCOMPILED_DATA_WITHOUT_PREPARSE_DATA_TYPE",
+    "type_UncompiledDataWithPreparseData__UNCOMPILED_DATA_WITH_PREPARSE_DATA_TYPE",
+    "type_UncompiledDataWithoutPreparseDataWithJob__UNCOMPILED_DATA_WITHOUT_PREPARSE_DATA_WITH_JOB_TYPE",
+    "type_UncompiledDataWithPreparseDataAndJob__UNCOMPILED_DATA_WITH_PREPARSE_DATA_AND_JOB_TYPE",
+];
 
 impl Layout {
     /// Whether the position table of optimised code has an entry at every call. Since V8 14 it has not: the entry before a
@@ -177,6 +215,10 @@ impl Layout {
                 "class_SharedFunctionInfo__script__Tagged_HeapObject_",
             ])?,
             function_data: offset(&["class_SharedFunctionInfo__function_data__Object"]).unwrap_or(8),
+            uncompiled: (
+                UNCOMPILED.map(|name| constant(name).map_or(u16::MAX, |value| value as u16)),
+                offset(&["class_UncompiledData__start_position__int32_t"]).unwrap_or(16),
+            ),
             script_source: needed(&["class_Script__source__Object"])?,
             script_name: needed(&["class_Script__name__Object"])?,
             scope: ScopeLayout {
@@ -203,6 +245,40 @@ impl Layout {
                 shared_is_wrapped: wrapped.is_some(),
                 inlining: index(constant("DeoptimizationDataInliningPositionsIndex"), 7),
             },
+            objects: ObjectsLayout::new(&constant),
+        })
+    }
+}
+
+impl ObjectsLayout {
+    fn new(constant: &impl Fn(&str) -> Option<i32>) -> Option<ObjectsLayout> {
+        let first = |names: &[&str]| names.iter().find_map(|name| constant(name));
+        let number = |names: &[&str]| u64::try_from(first(names)?).ok().filter(|value| *value < 1 << 16);
+        let kind = |name: &str| Some(number(&[name])? as u16);
+        Some(ObjectsLayout {
+            map: kind("type_Map__MAP_TYPE")?,
+            function: kind("type_JSFunction__JS_FUNCTION_TYPE")?,
+            elements: kind("type_FixedArray__FIXED_ARRAY_TYPE")?,
+            free: kind("type_FreeSpace__FREE_SPACE_TYPE"),
+            contexts: (kind("FirstContextType")?, kind("LastContextType")?),
+            constructor: number(&[
+                "class_Map__constructor_or_back_pointer__Object",
+                "class_Map__constructor_or_back_pointer__Tagged_Object_",
+                "class_Map__constructor_or_back_pointer_or_native_context__Object",
+                "class_Map__constructor_or_back_pointer_or_native_context__Tagged_Object_",
+            ])?,
+            descriptors: number(&[
+                "class_Map__instance_descriptors__DescriptorArray",
+                "class_Map__instance_descriptors__Tagged_DescriptorArray_",
+                "class_Map__instance_descriptors_offset",
+            ])?,
+            own_descriptors: (
+                number(&["class_Map__bit_field3__int", "class_Map__bit_field3__uint32_t"])?,
+                first(&["bit_field3_number_of_own_descriptors_mask"])? as u32,
+                first(&["bit_field3_number_of_own_descriptors_shift"])? as u32 & 31,
+            ),
+            first_descriptor: number(&["class_DescriptorArray__header_size__uintptr_t"]).unwrap_or(24),
+            context_scope: 16 + 8 * number(&["context_idx_scope_info"]).unwrap_or(0),
         })
     }
 }

@@ -9,7 +9,7 @@
 //! What is known of an object is checked once in each round of naming (a drain): its words are read again, and where they
 //! have changed it is another object.
 
-use std::{fs::File, rc::Rc};
+use std::{fs::File, path::Path, rc::Rc};
 
 use profiler_common::runtime::{self, Entry, EntryKind, RuntimeOffsets, v8::V8Offsets};
 
@@ -18,8 +18,10 @@ use rustc_hash::FxHashMap;
 use crate::{
     model::{
         function::{Function, Start},
+        memory::HeapSample,
         stack::Language,
     },
+    process::anonymous::AnonymousMemory,
     runtimes::{
         memory::{ForeignMemory, Round},
         runtime::{Attached, Build, Naming, Native, NotAttached, Place, Replacement, Runtime, UserStack},
@@ -33,9 +35,11 @@ use crate::{
 };
 
 pub mod build;
+mod census;
 pub mod code;
 pub mod heap;
 pub mod inlining;
+pub mod limit;
 pub mod metadata;
 pub mod positions;
 
@@ -81,6 +85,14 @@ impl Build for Rc<Layout> {
 impl<M: ForeignMemory> Attached for V8<M> {
     fn new_round(&mut self) {
         self.now.next(&self.memory);
+    }
+
+    fn sample_heap(&mut self, memory: &AnonymousMemory, time_ns: u64) -> Option<HeapSample> {
+        self.sample(memory, time_ns)
+    }
+
+    fn heap_limit(&self, proc_root: &Path, pid: u32) -> Option<u64> {
+        limit::of(proc_root, pid)
     }
 
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming) {

@@ -10,6 +10,17 @@ pub fn layout(version: metadata::Version) -> Layout {
     Layout::new(version, |name| {
         Some(match name {
             "SmiShiftSize" => 31,
+            "type_Map__MAP_TYPE" => 255,
+            "type_JSFunction__JS_FUNCTION_TYPE" => 2066,
+            "type_FixedArray__FIXED_ARRAY_TYPE" => 175,
+            "type_FreeSpace__FREE_SPACE_TYPE" => 251,
+            "FirstContextType" => 205,
+            "LastContextType" => 214,
+            "class_Map__constructor_or_back_pointer__Object" => 32,
+            "class_Map__instance_descriptors__DescriptorArray" => 40,
+            "class_Map__bit_field3__int" => 16,
+            "bit_field3_number_of_own_descriptors_mask" => 1_047_552,
+            "bit_field3_number_of_own_descriptors_shift" => 10,
             "class_Map__instance_type__uint16_t" => 12,
             "type_SharedFunctionInfo__SHARED_FUNCTION_INFO_TYPE" => 262,
             "type_Script__SCRIPT_TYPE" => 167,

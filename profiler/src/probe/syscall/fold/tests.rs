@@ -9,6 +9,7 @@ use profiler_common::{
 
 use super::*;
 use crate::probe::{
+    ended,
     fixtures::Bench,
     syscall::{counts::Lengths, maps::Entries},
 };
