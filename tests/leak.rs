@@ -105,7 +105,8 @@ fn what_a_javascript_heap_keeps_is_named_and_counted() {
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads/js_heap.js");
     let mut command = Command::new("node");
-    let mut process = Running::start(command.arg(script).args(["8", "150"]).stdout(Stdio::piped()));
+    let mut process =
+        Running::start(command.arg("--expose-gc").arg(script).args(["8", "150"]).stdout(Stdio::piped()));
     let profile = profile(&["--pid", &process.pid(), "-d", "16s"]);
     let mut truth = String::new();
     BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut truth).unwrap();

@@ -5,11 +5,14 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::text::{Style, line, user_functions};
-use crate::model::{
-    memory::{Footprint, Memory, Site, WatchMode, Watching},
-    names::short,
-    report::{Profile, Run},
-    units::{bytes, count, percent, thousands, time},
+use crate::{
+    detect::words::at,
+    model::{
+        memory::{Footprint, Memory, Site, WatchMode, Watching},
+        names::short,
+        report::{Profile, Run},
+        units::{bytes, count, percent, rounded, thousands, time},
+    },
 };
 
 /// Processes and places listed.
@@ -23,6 +26,9 @@ const FAULTS: usize = 5;
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let Some(memory) = &run.memory else { return Ok(()) };
     growth(memory, style, out)?;
+    for of in &memory.processes {
+        heap(of, style, out)?;
+    }
     if memory.watching.mode == WatchMode::Watched {
         watching(&memory.watching, style, out)?;
         sites(run, memory, style, out)?;
@@ -76,6 +82,43 @@ fn growth(memory: &Memory, style: &Style, out: &mut dyn Write) -> Result<()> {
         let text =
             "allocations: not watched, since nothing was seen to grow (--alloc full watches from the start)";
         line(text, style, out)?;
+    }
+    Ok(())
+}
+
+/// What a process's garbage-collected heap holds, and how much of it is new.
+fn heap(of: &Footprint, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let Some(heap) = &of.managed else { return Ok(()) };
+    let limit =
+        heap.limit_bytes.map_or_else(String::new, |limit| format!(" of at most {}", bytes(limit as f64)));
+    let title = format!(
+        "JavaScript heap of {} (pid {}): about {} (± {}){limit}, {} at first; without young objects",
+        of.process,
+        of.pid,
+        bytes(heap.last.bytes),
+        bytes(heap.last.bytes_err),
+        bytes(heap.first.bytes),
+    );
+    writeln!(out)?;
+    line(&style.bold(&title), style, out)?;
+    let head = format!("{:>9}  {:>10}  {:>9}  {:>10}  what", "bytes", "objects", "± error", "more");
+    writeln!(out, "{}", style.dim(&head))?;
+    let more = heap.more();
+    for class in heap.last.classes.iter().take(LISTED.1) {
+        let grew = more.iter().find(|(of, ..)| std::ptr::eq(*of, class)).map_or(0.0, |(_, count, _)| *count);
+        let what = match &class.function {
+            Some(function) => format!("{} {}", class.kind.words(), at(function)),
+            None => format!("{} {}", class.kind.words(), class.name),
+        };
+        let text = format!(
+            "{:>9}  {:>10}  {:>9}  {:>10}  {}",
+            bytes(class.bytes),
+            rounded(class.count),
+            rounded(class.count_err),
+            if grew > 0.0 { format!("+{}", rounded(grew)) } else { String::new() },
+            what.trim_end(),
+        );
+        line(&text, style, out)?;
     }
     Ok(())
 }
@@ -202,12 +245,39 @@ fn faults(profile: &Profile, style: &Style, out: &mut dyn Write) -> Result<()> {
 mod tests {
     use super::*;
     use crate::model::{
-        memory::{Growth, LivePoint},
+        function::Function,
+        memory::{Growth, HeapClass, HeapKind, HeapSample, LivePoint, ManagedHeap},
         report::fixtures,
         stack::StackId,
     };
 
     const PLAIN: Style = Style { colour: false, width: None, threads: false, top: 20 };
+
+    /// A heap with twice as many closures as at first, and strings.
+    fn heap() -> ManagedHeap {
+        let function =
+            Function { name: "onUpdate".into(), file: Some("/srv/app.js".into()), ..Function::default() };
+        let class = |kind, function: Option<&Function>, count: f64| HeapClass {
+            kind,
+            name: function.map_or_else(String::new, |of| of.name.clone()),
+            function: function.cloned(),
+            count,
+            count_err: count / 20.0,
+            bytes: 64.0 * count,
+        };
+        let sample = |time_ns, closures: f64| {
+            let classes = vec![
+                class(HeapKind::Closures, Some(&function), closures),
+                class(HeapKind::Strings, None, 9_000.0),
+            ];
+            HeapSample { time_ns, bytes: 1e6 + 64.0 * closures, bytes_err: 1e5, classes }
+        };
+        ManagedHeap {
+            first: sample(1, 20_000.0),
+            last: sample(2, 41_234.0),
+            limit_bytes: Some(2_000_000_000),
+        }
+    }
 
     fn run() -> Run {
         let mut run = fixtures::run(&[("main", 1)]);
@@ -230,6 +300,7 @@ mod tests {
             pid: 7,
             process: "app".into(),
             growth: growth.into_iter().collect(),
+            managed: Some(heap()),
             ..Footprint::default()
         };
         let watching = Watching {

@@ -74,10 +74,9 @@ fn outside(more: &[(&HeapClass, f64, f64)], heap_bytes: f64) -> Option<Grown> {
     let (class, count, _) = buffers.max_by(|a, b| a.1.total_cmp(&b.1))?;
     Some(Grown {
         words: format!(
-            "it is not in its JavaScript heap ({}), which holds {} {} more",
+            "it is not in its JavaScript heap ({}), which holds {} buffers more",
             bytes(heap_bytes),
             rounded(*count),
-            class.name
         ),
         subject: class.name.clone(),
     })
@@ -201,7 +200,7 @@ mod tests {
         (buffers.name, buffers.count, buffers.count_err) = ("Buffer".into(), 40_000.0, 1_000.0);
         heap.last.classes.push(buffers);
         let words = of(&process).unwrap().words;
-        assert!(words.ends_with("which holds 40,000 Buffer more"), "{words}");
+        assert!(words.ends_with("which holds 40,000 buffers more"), "{words}");
         assert!(words.starts_with("it is not in its JavaScript heap"), "{words}");
     }
 }

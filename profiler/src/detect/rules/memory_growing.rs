@@ -39,9 +39,9 @@ A process that grew much and was still growing at the end, but ever more slowly,
 information: it may be warming up, and may be leaking in lumps. A longer run tells. A warning it is where a JavaScript heap
 is what grows, holds a quarter of its limit, and would reach that within ten times the run.
 
-Of V8's heap (Node.js 18 and newer) a sample of 32 MB is read from outside, soon after the process is seen to grow, every ten
+Of V8's heap (Node.js 18 and newer) at most 96 MB are read from outside, soon after the process is seen to grow, every ten
 seconds, and at the end: what there is surely more of (three standard errors) is told, closures by the function that they are,
-objects by their class or first properties. Garbage that has not been collected counts. The limit of the heap is what
+objects by their class or first properties. Young objects do not count, old garbage that has not been collected does. The limit of the heap is what
 `--max-old-space-size` says, or else V8's default for the machine and its cgroup.",
 };
 
