@@ -9,9 +9,23 @@ use crate::{
     },
 };
 
-/// What to do about it.
-pub const ADVICE: &str =
+/// What to do about it, where nothing more is known.
+const ADVICE: &str =
     "find what keeps them: listeners, timers, closures, caches and lists that nothing is taken out of";
+
+/// Classes that say more: what to do where there are more and more of them.
+const ADVICE_BY_CLASS: [(&[&str], &str); 4] = [
+    (&["Timeout", "Immediate"], "clear timers that are not needed any more (clearInterval, clearTimeout)"),
+    (
+        &["Promise"],
+        "find who never settles these promises: a wait without a time limit, or an event that never comes",
+    ),
+    (
+        &["Socket", "TLSSocket", "ClientRequest"],
+        "end connections that are not needed any more, or use an agent that keeps few",
+    ),
+    (&["ServerResponse"], "end every answer, on errors too: these requests are never done"),
+];
 
 /// The heap explains the growth of its process if so much of that is in it.
 const EXPLAINS: f64 = 0.5;
@@ -32,6 +46,8 @@ pub struct Grown {
     pub words: String,
     /// The function, or class, that there is more of.
     pub subject: String,
+    /// What to do about it.
+    pub advice: &'static str,
 }
 
 /// The heap of a process, if it, or what it refers to, explains the growth.
@@ -63,6 +79,7 @@ pub fn of(process: &Footprint) -> Option<Grown> {
     Some(Grown {
         words: format!("about {:.0} % of that is its JavaScript heap{holds}", 100.0 * share),
         subject: named.first().map_or_else(|| "JavaScript heap".to_owned(), |(class, ..)| class.name.clone()),
+        advice: advice(named.iter().map(|(class, ..)| *class)),
     })
 }
 
@@ -79,7 +96,20 @@ fn outside(more: &[(&HeapClass, f64, f64)], heap_bytes: f64) -> Option<Grown> {
             rounded(*count),
         ),
         subject: class.name.clone(),
+        advice: ADVICE,
     })
+}
+
+/// What to do where there are more and more objects of these classes.
+fn advice<'a>(mut classes: impl Iterator<Item = &'a HeapClass>) -> &'static str {
+    let of = |class: &HeapClass| {
+        let known = class.kind == HeapKind::Objects && class.function.is_none();
+        ADVICE_BY_CLASS
+            .iter()
+            .find(|(names, _)| known && names.contains(&&*class.name))
+            .map(|(_, advice)| *advice)
+    };
+    classes.find_map(of).unwrap_or(ADVICE)
 }
 
 /// Whether a class tells where to look, and whether it names a function of the program's own.
@@ -182,6 +212,7 @@ mod tests {
              Timeout, 110,000 variables of handle, 420 MB of elements of arrays and tables more"
         );
         assert_eq!(grown.subject, "(anonymous)");
+        assert!(grown.advice.starts_with("clear timers"), "{}", grown.advice);
     }
 
     #[test]

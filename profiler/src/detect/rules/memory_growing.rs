@@ -110,8 +110,8 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
                 None => place.map_or_else(String::new, |place| place.name.clone()),
             },
             title,
-            advice: if heap.is_some() {
-                heap::ADVICE
+            advice: if let Some(heap) = &heap {
+                heap.advice
             } else if place.is_some() {
                 leak::ADVICE
             } else if watched {
@@ -204,8 +204,8 @@ fn grew(process: &Footprint, trend: &Trend, why: Option<&str>) -> Option<Finding
         process: ProcessName { pid: process.pid, name: process.process.clone() },
         subject: heap.as_ref().map_or_else(String::new, |heap| heap.subject.clone()),
         title,
-        advice: if reaches.is_some() {
-            heap::ADVICE
+        advice: if let Some(heap) = heap.as_ref().filter(|_| reaches.is_some()) {
+            heap.advice
         } else if why.is_some() {
             "look until it is collected (-d 10m; `jcmd PID GC.run` does it now): what is left then is kept"
         } else {
