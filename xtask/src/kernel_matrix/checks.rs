@@ -280,7 +280,14 @@ fn waits(output: &str) -> Result<String> {
         let thread = thread.with_context(|| format!("no thread of {process}"))?;
         let sum = thread.on_cpu_ns + thread.run_queue_ns + thread.blocked_ns.values().sum::<u64>();
         let accounted = percent(sum, thread.wall_ns);
-        ensure!((accounted - 100.0).abs() < 1.0, "{accounted:.2} % of {process}'s time accounted for");
+        ensure!(
+            (accounted - 100.0).abs() < 1.0,
+            "{accounted:.2} % of {process}'s time accounted for: on CPU {}, queue {}, blocked {:?} ns of {} ns",
+            thread.on_cpu_ns,
+            thread.run_queue_ns,
+            thread.blocked_ns,
+            thread.wall_ns
+        );
         Ok(percent(part(thread), thread.wall_ns))
     };
     let child = share("sh", |thread| thread.blocked_ns.get("child").copied().unwrap_or(0))?;
