@@ -2,8 +2,10 @@
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
 
-use super::shown::shown;
-use crate::text;
+use super::{
+    maps::{self, MapsEntry, Rights},
+    shown::shown,
+};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -24,12 +26,9 @@ impl AnonymousMemory {
         if unsafe { libc::sysconf(libc::_SC_PAGESIZE) } != PAGE as libc::c_long {
             return None;
         }
-        let process = shown(proc_root, pid);
-        let maps = text::read_to_parse(&process.join("maps")).ok()?;
-        Some(AnonymousMemory {
-            pagemap: File::open(process.join("pagemap")).ok()?,
-            mappings: maps.lines().filter_map(mapping).collect(),
-        })
+        let pagemap = File::open(shown(proc_root, pid).join("pagemap")).ok()?;
+        let mappings = maps::read_all(proc_root, pid).ok()?.into_iter().filter_map(mapping).collect();
+        Some(AnonymousMemory { pagemap, mappings })
     }
 
     /// Where pieces of so many bytes, a power of two, begin that lie within a mapping, at multiples of their size.
@@ -51,20 +50,11 @@ impl AnonymousMemory {
     }
 }
 
-/// Begin and end of a line of `/proc/PID/maps`, if it is anonymous memory of the process's own.
-fn mapping(line: &str) -> Option<(u64, u64)> {
-    let mut words = line.split_ascii_whitespace();
-    let (range, rights) = (words.next()?, words.next()?);
-    let named = words.nth(3);
-    if !rights.starts_with("rw")
-        || !rights.ends_with('p')
-        || named.is_some_and(|name| !name.starts_with("[anon"))
-    {
-        return None;
-    }
-    let (start, end) = range.split_once('-')?;
-    let number = |text| u64::from_str_radix(text, 16).ok();
-    Some((number(start)?, number(end)?)).filter(|(start, end)| start < end)
+/// Begin and end of a mapping, if it is anonymous memory of the process's own.
+fn mapping((entry, rights): (MapsEntry, Rights)) -> Option<(u64, u64)> {
+    let anonymous = entry.path.is_empty() || entry.path.starts_with("[anon");
+    let found = rights.write && rights.private && anonymous && entry.start < entry.end;
+    found.then_some((entry.start, entry.end))
 }
 
 #[cfg(test)]
@@ -72,6 +62,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Of a line of `/proc/PID/maps`.
+    fn mapping(line: &str) -> Option<(u64, u64)> {
+        maps::parse_line(line).and_then(super::mapping)
+    }
 
     #[test]
     fn only_anonymous_memory_of_its_own_counts() {

@@ -21,12 +21,8 @@ pub fn nearest(proc_root: &Path, pid: u32) -> Option<Limit> {
     all(proc_root, pid).into_iter().min_by_key(Limit::left_bytes)
 }
 
-/// The lowest limit of some kinds, bytes.
-pub fn of_kind(proc_root: &Path, pid: u32, kind: impl Fn(&LimitKind) -> bool) -> Option<u64> {
-    all(proc_root, pid).into_iter().filter(|limit| kind(&limit.kind)).map(|limit| limit.limit_bytes).min()
-}
-
-fn all(proc_root: &Path, pid: u32) -> Vec<Limit> {
+/// All that are known.
+pub fn all(proc_root: &Path, pid: u32) -> Vec<Limit> {
     let process = shown(proc_root, pid);
     let read = |path: PathBuf| fs::read(path).unwrap_or_default();
     let mut limits = Vec::new();

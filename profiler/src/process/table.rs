@@ -16,7 +16,7 @@ use crate::{
         clock::monotonic_ns,
         elf::ElfInfo,
         jit::{self, JitCode},
-        maps::{self, MapsEntry},
+        maps::{self, MapsEntry, Rights},
         memory::ProcessMemory,
         notice::{Event, Notice},
         open,
@@ -380,7 +380,7 @@ impl ProcessTable {
         for (entry, _) in entries.iter().filter(|(entry, _)| entry.inode != 0) {
             first.entry(FileKey::of(entry)).or_insert(entry);
         }
-        for (index, (entry, _)) in entries.iter().enumerate().filter(|(_, (_, executable))| *executable) {
+        for (index, (entry, _)) in entries.iter().enumerate().filter(|(_, (_, rights))| rights.execute) {
             let near = around(&entries, index).map(|near| first[&FileKey::of(near)]);
             let near: Vec<&MapsEntry> = near.collect();
             let first = first.get(&FileKey::of(entry)).copied();
@@ -559,8 +559,8 @@ impl ProcessTable {
 }
 
 /// The nearest mappings of files before and after the one at `index`.
-fn around(entries: &[(MapsEntry, bool)], index: usize) -> impl Iterator<Item = &MapsEntry> {
-    let file = |(entry, _): &&(MapsEntry, bool)| entry.inode != 0 && entry.path.starts_with('/');
+fn around(entries: &[(MapsEntry, Rights)], index: usize) -> impl Iterator<Item = &MapsEntry> {
+    let file = |(entry, _): &&(MapsEntry, Rights)| entry.inode != 0 && entry.path.starts_with('/');
     let memory = entries[index].0.inode == 0;
     let before = entries[..index].iter().rev().find(file);
     let after = entries[index + 1..].iter().find(file);

@@ -26,7 +26,7 @@ use crate::{
         memory::HeapSample,
         stack::{Frame, Language, Module, ModuleId, ModuleKind, Tables},
     },
-    process::{ProcessTable, anonymous::AnonymousMemory, memory::ProcessMemory},
+    process::{ProcessTable, memory::ProcessMemory},
 };
 
 pub mod exported;
@@ -148,20 +148,11 @@ impl Runtimes {
         self.round += 1;
     }
 
-    /// Takes a sample of the heap of a process's runtime, if it has one whose heap can be read.
-    pub fn sample_heap(&mut self, pid: u32, time_ns: u64) -> Option<HeapSample> {
-        let process = self.processes.get_mut(&pid)?;
-        let memory = AnonymousMemory::of(&self.proc_root, pid)?;
-        process.attached.iter_mut().find_map(|(_, attached)| {
-            attached.new_round();
-            attached.sample_heap(&memory, time_ns)
-        })
-    }
-
-    /// Bytes of heap at which a process's runtime ends it, where that is known.
-    pub fn heap_limit(&self, pid: u32) -> Option<u64> {
-        let process = self.processes.get(&pid)?;
-        process.attached.iter().find_map(|(_, attached)| attached.heap_limit(&self.proc_root, pid))
+    /// Takes a sample of the heap of a process's runtime, with the bytes at which that ends the process, if it has one whose
+    /// heap can be read.
+    pub fn look_at_heap(&mut self, pid: u32, time_ns: u64) -> Option<(HeapSample, Option<u64>)> {
+        let attached = &mut self.processes.get_mut(&pid)?.attached;
+        attached.iter_mut().find_map(|(_, attached)| attached.look_at_heap(&self.proc_root, pid, time_ns))
     }
 
     /// Writes a stack's frames to `into`, those of runtimes by their functions. Returns how many have no name.

@@ -11,7 +11,7 @@ use crate::{
         memory::HeapSample,
         stack::{Frame, Language, ModuleId},
     },
-    process::{anonymous::AnonymousMemory, memory::ProcessMemory},
+    process::memory::ProcessMemory,
 };
 
 /// A language runtime.
@@ -63,13 +63,14 @@ pub trait Attached {
     /// Names the frames of a stack that are the runtime's.
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming);
 
-    /// Takes a sample of its heap, which is somewhere in `memory`; `None` where that cannot be read.
-    fn sample_heap(&mut self, _memory: &AnonymousMemory, _time_ns: u64) -> Option<HeapSample> {
-        None
-    }
-
-    /// Bytes of heap at which the runtime ends the program, where that is known.
-    fn heap_limit(&self, _proc_root: &Path, _pid: u32) -> Option<u64> {
+    /// Takes a sample of its heap, as it is at a time (CLOCK_MONOTONIC, ns), and says at how many bytes of heap the runtime ends
+    /// the program, where that is known; `None` where the heap cannot be read.
+    fn look_at_heap(
+        &mut self,
+        _proc_root: &Path,
+        _pid: u32,
+        _time_ns: u64,
+    ) -> Option<(HeapSample, Option<u64>)> {
         None
     }
 }

@@ -49,19 +49,19 @@ impl Looks {
         let (first, last) = self.first.clone().zip(self.last.clone())?;
         Some(ManagedHeap { first, last, limit_bytes: self.limit_bytes })
     }
+}
 
-    /// Which of two limits is nearer: that of the heap, where it is the heap that grows, or another one.
-    pub fn nearest(&self, other: Option<Limit>, growth: &[Growth]) -> Option<Limit> {
-        let heap = self.seen().filter(|heap| heap.share_of(growth).is_some_and(|share| share >= 0.5));
-        let own = heap.and_then(|heap| {
-            Some(Limit {
-                kind: LimitKind::Heap,
-                limit_bytes: heap.limit_bytes?,
-                used_bytes: heap.last.bytes as u64,
-            })
-        });
-        own.into_iter().chain(other).min_by_key(Limit::left_bytes)
-    }
+/// Which of two limits is nearer: that of a heap, where it is the heap that grows, or another one.
+pub fn nearest(heap: Option<&ManagedHeap>, other: Option<Limit>, growth: &[Growth]) -> Option<Limit> {
+    let heap = heap.filter(|heap| heap.share_of(growth).is_some_and(|share| share >= 0.5));
+    let own = heap.and_then(|heap| {
+        Some(Limit {
+            kind: LimitKind::Heap,
+            limit_bytes: heap.limit_bytes?,
+            used_bytes: heap.last.bytes as u64,
+        })
+    });
+    own.into_iter().chain(other).min_by_key(Limit::left_bytes)
 }
 
 #[cfg(test)]
@@ -102,8 +102,9 @@ mod tests {
         looks.add(sample(1, 40), Some(300 * MB), S, 0);
         looks.add(sample(11, 120), Some(300 * MB), 11 * S, 0);
         let grows = [growth(1, 60), growth(11, 150)];
-        assert_eq!(looks.nearest(Some(machine.clone()), &grows).unwrap().kind, LimitKind::Heap);
+        let heap = looks.seen();
+        assert_eq!(nearest(heap.as_ref(), Some(machine.clone()), &grows).unwrap().kind, LimitKind::Heap);
         let elsewhere = [growth(1, 60), growth(11, 400)];
-        assert_eq!(looks.nearest(Some(machine.clone()), &elsewhere), Some(machine));
+        assert_eq!(nearest(heap.as_ref(), Some(machine.clone()), &elsewhere), Some(machine));
     }
 }

@@ -50,7 +50,7 @@ use crate::{
             estimate::Estimate,
             governor::{Governor, Status, Watcher},
             growth::{Trend, growth},
-            managed::Looks,
+            managed::{Looks, nearest},
             maps::{AllocMaps, Control, KernelMaps},
             programs::{PROGRAMS, breakpoints},
         },
@@ -325,9 +325,9 @@ impl MemoryWatch {
                 continue;
             }
             let began_ns = self.clock.now_ns();
-            let sample = runtimes.sample_heap(pid, growth.time_ns);
+            let (sample, limit_bytes) = runtimes.look_at_heap(pid, growth.time_ns).unzip();
             let took_ns = self.clock.now_ns().saturating_sub(began_ns);
-            process.managed.add(sample, runtimes.heap_limit(pid), growth.time_ns, took_ns);
+            process.managed.add(sample, limit_bytes.flatten(), growth.time_ns, took_ns);
         }
     }
 
@@ -423,17 +423,20 @@ impl MemoryWatch {
             }
         }
         let watching = self.watching(kernel);
-        let processes = self.processes.iter().map(|(&pid, process)| Footprint {
-            pid,
-            process: process.name.clone(),
-            growth: process.growth.clone(),
-            heap: process.heap.clone(),
-            limit: if in_full {
-                process.managed.nearest(limits::nearest(&self.proc_root, pid), process.growth.points())
-            } else {
-                None
-            },
-            managed: process.managed.seen(),
+        let processes = self.processes.iter().map(|(&pid, process)| {
+            let managed = process.managed.seen();
+            let limit = || {
+                let other = limits::nearest(&self.proc_root, pid);
+                nearest(managed.as_ref(), other, process.growth.points())
+            };
+            Footprint {
+                pid,
+                process: process.name.clone(),
+                growth: process.growth.clone(),
+                heap: process.heap.clone(),
+                limit: if in_full { limit() } else { None },
+                managed,
+            }
         });
         let sites = self.sites.iter().filter_map(|(id, site)| {
             let ((pid, stack), totals) = (*self.stacks.get(id)?, site.totals.as_deref()?);

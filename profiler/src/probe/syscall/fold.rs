@@ -466,8 +466,8 @@ impl CallCollector {
         }
         let mut activities = Vec::new();
         let mut listed = Vec::new();
-        for ((pid, _), mut object) in objects {
-            object.io.process = process(pid);
+        for ((pid, name), mut object) in objects {
+            (object.io.pid, object.io.object, object.io.process) = (pid, name, process(pid));
             object.io.descriptors = object.descriptors.len() as u64;
             object.io.median_bytes = median_bytes(&object.sizes);
             activities.push(FdActivity {

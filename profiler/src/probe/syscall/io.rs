@@ -30,40 +30,33 @@ pub fn add_io(
     named: Option<&Named>,
 ) {
     let name = named.map_or_else(|| format!("descriptor {}", key.descriptor), |named| named.object.clone());
-    let object = objects.entry((key.pid, name.clone())).or_default();
-    object.serves |= named.map_or(stats.first_wrote == 0, |named| named.serves);
-    object.descriptors.insert((key.descriptor, stats.first_ns));
-    let io = &mut object.io;
-    (io.pid, io.object) = (key.pid, name);
-    io.calls += stats.calls;
-    io.bytes += stats.bytes;
-    io.ns += stats.ns;
-    io.blocked_ns += stats.blocked_ns;
-    io.round_trips += stats.round_trips;
-    io.round_trip_ns += stats.round_trip_ns;
-    for (sum, &n) in object.sizes.iter_mut().zip(&stats.sizes) {
-        *sum += u64::from(n);
-    }
-    object.takes(stats);
+    let serves = named.map_or(stats.first_wrote == 0, |named| named.serves);
+    objects.entry((key.pid, name)).or_default().add(Object::of(key, stats, serves));
 }
 
 impl Object {
-    /// Takes in when, where and what for.
-    fn takes(&mut self, stats: &IoStats) {
+    /// What was done with one descriptor.
+    fn of(key: IoKey, stats: &IoStats, serves: bool) -> Object {
+        let io = ObjectIo {
+            calls: stats.calls,
+            bytes: stats.bytes,
+            ns: stats.ns,
+            blocked_ns: stats.blocked_ns,
+            round_trips: stats.round_trips,
+            round_trip_ns: stats.round_trip_ns,
+            ..ObjectIo::default()
+        };
+        let descriptors = [(key.descriptor, stats.first_ns)].into();
+        Object { io, descriptors, sizes: stats.sizes.map(u64::from), stats: *stats, serves }
+    }
+
+    /// Adds what was done with another one, or with more descriptors.
+    fn add(&mut self, other: Object) {
+        self.serves |= other.serves;
+        self.descriptors.extend(other.descriptors);
         while self.descriptors.len() > 1_000 {
             self.descriptors.pop_first();
         }
-        let all = &mut self.stats;
-        all.first_ns = if all.first_ns == 0 { stats.first_ns } else { all.first_ns.min(stats.first_ns) };
-        all.last_ns = all.last_ns.max(stats.last_ns);
-        all.most.vote(stats.most.stack, stats.most.lead);
-        all.votes += stats.votes;
-        (all.tid, all.on) = (stats.tid, stats.on);
-    }
-
-    /// Adds another object.
-    fn add(&mut self, mut other: Object) {
-        self.descriptors.append(&mut other.descriptors);
         let (io, more) = (&mut self.io, &other.io);
         io.calls += more.calls;
         io.bytes += more.bytes;
@@ -71,8 +64,13 @@ impl Object {
         io.blocked_ns += more.blocked_ns;
         io.round_trips += more.round_trips;
         io.round_trip_ns += more.round_trip_ns;
-        self.sizes.iter_mut().zip(&other.sizes).for_each(|(sum, n)| *sum += n);
-        self.takes(&other.stats);
+        self.sizes.iter_mut().zip(other.sizes).for_each(|(sum, n)| *sum += n);
+        let (all, stats) = (&mut self.stats, &other.stats);
+        all.first_ns = if all.first_ns == 0 { stats.first_ns } else { all.first_ns.min(stats.first_ns) };
+        all.last_ns = all.last_ns.max(stats.last_ns);
+        all.most.vote(stats.most.stack, stats.most.lead);
+        all.votes += stats.votes;
+        (all.tid, all.on) = (stats.tid, stats.on);
     }
 }
 
@@ -85,10 +83,7 @@ pub fn add_up(objects: &mut BTreeMap<(u32, String), Object>) -> u64 {
     let light = ended::too_light(rows.map(|(key, object)| (key.clone(), object.io.ns)));
     for key in &light {
         if let Some(object) = objects.remove(key) {
-            let others = (0, "(others)".to_owned());
-            let sum = objects.entry(others.clone()).or_default();
-            (sum.io.pid, sum.io.object) = others;
-            sum.add(object);
+            objects.entry((0, "(others)".to_owned())).or_default().add(object);
         }
     }
     light.len() as u64

@@ -4,7 +4,7 @@
 //! an object begins, and it reaches to the next such word. Pages are taken at equal distances out of all the memory that may
 //! hold some; those of young objects, most of which are garbage soon, are left out.
 
-use std::ops::Range;
+use std::{ops::Range, rc::Rc};
 
 use rustc_hash::FxHashMap;
 
@@ -166,7 +166,7 @@ fn count<M: ForeignMemory>(
 impl<M: ForeignMemory> V8<M> {
     /// Takes a sample of the heap; `None` where the build does not say what it takes, or where there is no heap.
     pub fn sample(&mut self, memory: &AnonymousMemory, time_ns: u64) -> Option<HeapSample> {
-        let layout = std::rc::Rc::clone(&self.layout);
+        let layout = Rc::clone(&self.layout);
         let objects = layout.objects?;
         let (pieces, of_so_many) = self.pages(memory);
         let looked_at = pieces.len().min(PIECES);
@@ -300,7 +300,7 @@ impl<M: ForeignMemory> V8<M> {
             return (HeapKind::Elements, String::new(), None);
         }
         let internal = || (HeapKind::Internal, String::new(), None);
-        let layout = std::rc::Rc::clone(&self.layout);
+        let layout = Rc::clone(&self.layout);
         let heap = Heap { memory: &self.memory, layout: &layout };
         let mut made_by = heap.field(map, objects.constructor);
         for _ in 0..TRANSITIONS {

@@ -25,9 +25,9 @@ pub fn of(proc_root: &Path, pid: u32) -> Option<u64> {
     if given.is_some() {
         return given;
     }
-    let machine = limits::of_kind(proc_root, pid, |kind| *kind == LimitKind::Machine)?;
-    let cgroup = limits::of_kind(proc_root, pid, |kind| matches!(kind, LimitKind::Cgroup(_)));
-    Some(default(cgroup.map_or(machine, |cgroup| cgroup.min(machine))))
+    let has = |kind: &LimitKind| matches!(kind, LimitKind::Machine | LimitKind::Cgroup(_));
+    let limits = limits::all(proc_root, pid).into_iter().filter(|limit| has(&limit.kind));
+    Some(default(limits.map(|limit| limit.limit_bytes).min()?))
 }
 
 /// The last `--max-old-space-size` of a command line, in either of the forms that V8 takes.

@@ -87,12 +87,15 @@ impl<M: ForeignMemory> Attached for V8<M> {
         self.now.next(&self.memory);
     }
 
-    fn sample_heap(&mut self, memory: &AnonymousMemory, time_ns: u64) -> Option<HeapSample> {
-        self.sample(memory, time_ns)
-    }
-
-    fn heap_limit(&self, proc_root: &Path, pid: u32) -> Option<u64> {
-        limit::of(proc_root, pid)
+    fn look_at_heap(
+        &mut self,
+        proc_root: &Path,
+        pid: u32,
+        time_ns: u64,
+    ) -> Option<(HeapSample, Option<u64>)> {
+        self.new_round();
+        let sample = self.sample(&AnonymousMemory::of(proc_root, pid)?, time_ns)?;
+        Some((sample, limit::of(proc_root, pid)))
     }
 
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming) {
