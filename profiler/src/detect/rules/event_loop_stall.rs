@@ -382,13 +382,13 @@ fn by_function<'a>(
         let work = stack.and_then(|stack| {
             let frames = names.stack(stack);
             let kind = groups::mostly(names, &samples);
+            let of_most = || own_of_most(names, &samples).filter(|own| !is_runtimes(own));
             let Some(last) = common.len().checked_sub(1) else {
-                let own = own_of_most(names, &samples)?;
-                return Some(Work { function: own.clone(), own: None, kind });
+                return Some(Work { function: of_most()?.clone(), own: None, kind });
             };
             let function = path(names, frames).get(last).copied()?;
-            let own = own_within(names, frames, common.len()).or_else(|| own_of_most(names, &samples));
-            let own = own.filter(|own| *own != function);
+            let own = own_within(names, frames, common.len()).filter(|own| !is_runtimes(own));
+            let own = own.or_else(of_most).filter(|own| *own != function);
             Some(Work { function: function.clone(), own: own.cloned(), kind })
         });
         (work, stack, stalls)

@@ -236,16 +236,27 @@ mod tests {
         },
     };
 
-    /// What is said of a process that holds so much, MiB by second.
-    fn said(held: impl Fn(u64) -> u64) -> (Vec<Finding>, Bottleneck) {
+    /// A process that holds so many bytes, by second, for 40 s.
+    fn growing(held: impl Fn(u64) -> u64) -> Footprint {
+        let point = |s: u64| Growth { time_ns: s * 1_000_000_000, anon_bytes: held(s), ..Growth::default() };
+        Footprint {
+            pid: 7,
+            process: "app".into(),
+            growth: (0..=40).map(point).collect(),
+            ..Footprint::default()
+        }
+    }
+
+    fn run_of(process: Footprint) -> Run {
         let mut run = fixtures::run(&[("main;handle", 100)]);
         run.cpu.accounts.duration_ns = 40_000_000_000;
-        let mut process = Footprint { pid: 7, process: "java".into(), ..Footprint::default() };
-        for second in 0..=40 {
-            let time_ns = second * 1_000_000_000;
-            process.growth.push(Growth { time_ns, anon_bytes: held(second) << 20, ..Growth::default() });
-        }
         run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
+        run
+    }
+
+    /// What is said of a process that holds so much, MiB by second.
+    fn said(held: impl Fn(u64) -> u64) -> (Vec<Finding>, Bottleneck) {
+        let mut run = run_of(growing(|second| held(second) << 20));
         run.findings = findings(&run, &Overrides::default());
         let bottleneck = verdict(&run).bottleneck;
         (run.findings, bottleneck)
@@ -254,13 +265,7 @@ mod tests {
     #[test]
     fn garbage_that_was_never_collected_is_no_leak() {
         let severity = |collections: Option<u64>| {
-            let mut run = fixtures::run(&[("main;handle", 100)]);
-            let mut process = Footprint { pid: 7, process: "java".into(), ..Footprint::default() };
-            for second in 0..=40u64 {
-                let time_ns = second * 1_000_000_000;
-                process.growth.push(Growth { time_ns, anon_bytes: second * 5_000_000, ..Growth::default() });
-            }
-            run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
+            let mut run = run_of(growing(|second| second * 5_000_000));
             let of = ProcessVitals { pid: 7, collections, ..ProcessVitals::default() };
             run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
             let found = findings(&run, &Overrides::default()).remove(0);
@@ -277,12 +282,8 @@ mod tests {
         );
     }
 
-    /// What is said of a process whose heap grows, and how bad that is.
     fn said_of(process: Footprint) -> Finding {
-        let mut run = fixtures::run(&[("main;handle", 100)]);
-        run.cpu.accounts.duration_ns = 40_000_000_000;
-        run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
-        findings(&run, &Overrides::default()).remove(0)
+        findings(&run_of(process), &Overrides::default()).remove(0)
     }
 
     #[test]
@@ -320,18 +321,13 @@ mod tests {
     #[test]
     fn the_place_that_holds_most_of_it_is_named() {
         let title = |live: f64, error: f64| {
-            let mut run = fixtures::run(&[("main;handle", 100)]);
-            let mut process = Footprint { pid: 7, process: "node".into(), ..Footprint::default() };
-            for second in 0..=40u64 {
-                let time_ns = second * 1_000_000_000;
-                process.growth.push(Growth { time_ns, anon_bytes: second * 5_000_000, ..Growth::default() });
-            }
+            let mut run = run_of(growing(|second| second * 5_000_000));
             // Watched too briefly for a trend of its own.
             let mut site = crate::model::memory::fixtures::site(0, (0..9).map(|i| f64::from(i) * live / 8.0));
             site.estimated = true;
             let points = site.points.points().iter();
             site.points = points.map(|of| LivePoint { live_bytes_err: error, ..*of }).collect();
-            run.memory = Some(Memory { processes: vec![process], sites: vec![site], ..Memory::default() });
+            run.memory.as_mut().unwrap().sites.push(site);
             name_stacks(&mut run, &["main;serve;keep;malloc"]);
             let found = findings(&run, &Overrides::default());
             let [growing] = &found[..] else { panic!("{found:#?}") };

@@ -213,3 +213,22 @@ fn stalls_with_few_samples_are_looked_at_together() {
     assert_eq!(grouped(&stacks, &[&[(0, 1)], &[(1, 1)], &[(2, 2)]]), [("a".into(), 3)]);
     assert_eq!(grouped(&stacks, &[&[], &[(1, 1)]]), [(String::new(), 1), ("y".into(), 1)]);
 }
+
+/// Many short callbacks in one turn have nothing in common but the runtime that calls them.
+#[test]
+fn a_turn_of_many_short_callbacks_is_blamed_on_the_function_that_most_are_in() {
+    let of = |first: u64, second: u64, other: u64| {
+        let mut run = run_with_findings();
+        name_stacks(
+            &mut run,
+            &["v8::Invoke;first;again", "v8::Invoke;second;again", "v8::Invoke;third;rarely"],
+        );
+        let mut stall = run.blocking.as_ref().unwrap().stalls[0].clone();
+        stall.samples = (0..).map(StackId).zip([first, second, other]).collect();
+        let (work, _, _) = by_function(&[(&stall, 1)], run.names()).remove(0);
+        let work = work.unwrap();
+        (work.function.name.clone(), work.own.map(|own| own.name))
+    };
+    assert_eq!(of(8, 8, 4), ("v8::Invoke".into(), Some("again".into())));
+    assert_eq!(of(20, 1, 1), ("again".into(), None), "where they have a path in common, its end");
+}
