@@ -63,6 +63,7 @@ mod tests {
         assert_eq!(of("node app.js"), None);
         assert_eq!(of("node --max-old-space-size=300 app.js"), Some(300 * MB));
         assert_eq!(of("node --max_old_space_size=300 --max-old-space-size 512 app.js"), Some(512 * MB));
+        assert_eq!(of("node --max-old-space-size=300 --max-old-space-size=400"), Some(400 * MB));
         assert_eq!(of("node --max-old-space-size=much"), None);
         assert_eq!(of("node --max-old-space-size=0"), None);
     }
