@@ -133,3 +133,27 @@ fn what_a_javascript_heap_keeps_is_named_and_counted() {
     let limit = footprint["managed_heap"]["limit_bytes"].as_u64().unwrap();
     assert!(limit >= 128 << 20, "{limit}");
 }
+
+#[test]
+fn with_all_every_process_is_looked_at_and_no_thread_of_the_kernel() {
+    if !kernel_ready(&["cc"]) {
+        return;
+    }
+    let (process, _) = leaking("callers", "20");
+    let pid: u64 = process.pid().parse().unwrap();
+    let profile = profile(&["--all", "--alloc", "auto", "-d", "8s"]);
+    let of = |section: &str| {
+        let listed = profile.0[section]["processes"].as_array().unwrap();
+        listed.iter().find(|of| of["pid"] == pid).cloned().unwrap_or_default()
+    };
+    let growth = of("memory")["growth"].clone();
+    let held: Vec<u64> =
+        growth.as_array().unwrap().iter().map(|at| at["anon_bytes"].as_u64().unwrap()).collect();
+    assert!(held.len() >= 3 && held.last() > held.first(), "{growth}");
+    assert!(of("vitals")["samples"].as_u64().is_some_and(|looks| looks >= 3), "{}", of("vitals"));
+    let named = |of: &Value| of["process"] == "kthreadd";
+    for section in ["memory", "vitals"] {
+        let listed = profile.0[section]["processes"].as_array().unwrap();
+        assert!(!listed.iter().any(named), "kthreadd has no place among the {section}");
+    }
+}

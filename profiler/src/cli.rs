@@ -413,8 +413,8 @@ pub enum RuntimeNames {
 #[derive(Clone, Debug, Args)]
 pub struct AllocArgs {
     /// Whether to find out who allocates and does not free: auto once a process is seen to grow, and within
-    /// --max-overhead; full from the start, every allocation; off not at all, nor how memory grows. With --all: off,
-    /// unless given
+    /// --max-overhead; full from the start, every allocation; off not at all, nor how memory grows. With --all
+    /// auto tells who grows, not who allocates
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Alloc::Auto, help_heading = MEMORY)]
     pub alloc: Alloc,
     /// A file with an allocator that is not found by itself, as the process sees it: its malloc, free … are watched

@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use profiler_common::{cost, loss::Tally};
-use rustc_hash::FxHashSet;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -32,13 +31,13 @@ use crate::{
         alloc::snapshots::Snapshots,
         cpu::records::period_ns,
         record::Record,
-        spec::{Context, Extent, NoSink, Probe, ProbeSpec, Sink, Start},
+        spec::{Context, Extent, InUse, NoSink, Probe, ProbeSpec, Sink, Start},
     },
     process::{
         clock::Clock,
         life,
         notice::{Event, Notice},
-        target::{Target, before_the_run, comm},
+        target::{Target, comm},
         targets::{Followed, Targets},
         usage::{Usage, raise_file_limit},
     },
@@ -127,7 +126,11 @@ impl Collector {
         if let Some(unwinder) = &mut resolver.unwinder {
             unwinder.settle(&resolver.processes, TABLES_PATIENCE)?;
         }
-        let before = before_the_run(target, pids, proc_root);
+        // Those that may have sockets already; a command that is held is not listed yet.
+        let mut before = target.processes(proc_root);
+        before.extend(pids);
+        before.sort_unstable();
+        before.dedup();
         let meta = meta(settings, describe(target, pids, name, proc_root), cpus.len() as u32);
         let started_ns = resolver.clock.now_ns();
         let mut probes = Vec::new();
@@ -255,20 +258,30 @@ impl Collector {
         }
         self.update_processes(exits)?;
         self.each(sink, |probe, cx| probe.poll(cx))?;
-        self.forget_stacks();
+        self.forget_unused();
         let kernel = &mut self.kernel;
         Ok(self.targets.sweep(exits, |pid| kernel.remove_target(pid)))
     }
 
-    /// Where the kernel programs have sent so many stacks that there is hardly room to know more, all begin again: they send
-    /// what occurs again, and here only those are kept that something refers to.
-    fn forget_stacks(&mut self) {
-        let Some(sent) = self.resolver.stacks_to_forget() else { return };
+    /// Forgets what nothing refers to any more. Where the kernel programs have sent so many stacks that there is hardly room
+    /// to know more, they begin again: they send what occurs again.
+    fn forget_unused(&mut self) {
+        let sent = self.resolver.stacks_to_forget();
+        let names = self.resolver.has_many_names();
+        if sent.is_none() && !names {
+            return;
+        }
         // The kernel may refer to what was sent just now.
-        let mut used: FxHashSet<u64> = sent.iter().copied().collect();
-        self.probes.iter_mut().for_each(|(_, probe)| probe.stacks_in_use(&mut used));
-        self.resolver.keep_stacks(&used);
-        self.kernel.send_again(&sent);
+        let mut used = InUse { stacks: sent.iter().flatten().copied().collect(), ..InUse::default() };
+        self.probes.iter_mut().for_each(|(_, probe)| probe.in_use(&mut used));
+        if let Some(sent) = sent {
+            self.resolver.keep_stacks(&used.stacks);
+            self.kernel.send_again(&sent);
+        }
+        if names {
+            self.targets.pids().iter().for_each(|&pid| used.process(pid));
+            self.resolver.keep_names(&used.threads);
+        }
     }
 
     /// Takes note of what happened to a process; returns whether it may have ended.

@@ -42,6 +42,9 @@ type NativeArch = profiler_common::unwind::X86_64;
 /// Stacks that the kernel programs have sent, of 32,768 that they know, from which on they are to forget them.
 const MOST_SENT: usize = 24_576;
 
+/// Names of threads from which on those are to be forgotten that nothing needs: 4 MB.
+const MOST_NAMES: usize = 65_536;
+
 /// How often the descriptors of the profiler are read for programs of its own, while it runs.
 const OWN_CODE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -70,6 +73,8 @@ pub struct Resolver {
     own_code_due: Every,
     /// Threads whose names have been recorded with a sample that is none of a CPU.
     named: FxHashSet<ThreadKey>,
+    /// With so many names it is time to forget some.
+    most_names: usize,
 }
 
 impl Resolver {
@@ -92,6 +97,7 @@ impl Resolver {
             kernel_module,
             symbols: SymbolCache::default(),
             named: FxHashSet::default(),
+            most_names: MOST_NAMES,
         }
     }
 
@@ -238,6 +244,18 @@ impl Resolver {
         let names = symbolizer.functions(self.kernel_module, &module, kernel, Detail::Names);
         let mut functions = names.iter().flatten().flatten();
         functions.any(|function| ENTRIES.iter().any(|entry| function.name.starts_with(entry)))
+    }
+
+    /// Whether names of threads take up much room: a machine that starts programs all day has ever more.
+    pub fn has_many_names(&self) -> bool {
+        self.tables.threads.len().max(self.named.len()) >= self.most_names
+    }
+
+    /// Forgets the names of all other threads. Those of threads that live are found again.
+    pub fn keep_names(&mut self, used: &FxHashSet<ThreadKey>) {
+        self.tables.threads.retain(|thread, _| used.contains(thread));
+        self.named.retain(|thread| used.contains(thread));
+        self.most_names = MOST_NAMES.max(2 * self.tables.threads.len());
     }
 
     /// Finds out a thread's name, and its process's, where no sample has named them.

@@ -151,21 +151,22 @@ impl Settings {
         (self.syscalls == Syscalls::Auto).then_some(percent / 100.0 * CALLS_PART)
     }
 
-    /// How allocations are watched: where a budget covers system calls too, half of it is theirs.
+    /// How allocations are watched: where a budget covers system calls too, half of it is theirs. By itself not on the whole
+    /// machine, of which only growth is looked at.
     pub fn allocations(&self) -> AllocSettings {
         let percent = self.alloc.max_overhead_percent.unwrap_or(MAX_OVERHEAD_PERCENT);
         let shared = self.alloc.mode == Alloc::Auto && self.watches_calls() && self.calls_budget().is_some();
         let max_overhead_percent = if shared { Some(percent / 2.0) } else { self.alloc.max_overhead_percent };
-        AllocSettings { max_overhead_percent, ..self.alloc.clone() }
+        let mode = match self.alloc.mode {
+            Alloc::Auto if self.target == Target::All => Alloc::Off,
+            mode => mode,
+        };
+        AllocSettings { mode, max_overhead_percent, ..self.alloc.clone() }
     }
 
-    /// Whether memory is watched, by the same rule.
+    /// Whether growth is looked at.
     pub fn watches_memory(&self) -> bool {
-        match self.alloc.mode {
-            Alloc::Auto => self.target != Target::All,
-            Alloc::Full => true,
-            Alloc::Off => false,
-        }
+        self.alloc.mode != Alloc::Off
     }
 
     /// Leaves out what a kernel older than 5.15, or without BTF, cannot do; says so in words.
@@ -238,7 +239,7 @@ mod tests {
         let one = settings(Target::Comm("x".into()));
         assert!(one.watches_waits() && one.watches_memory());
         let all = settings(Target::All);
-        assert!(!all.watches_waits() && !all.watches_memory());
+        assert!(!all.watches_waits() && all.watches_memory() && all.allocations().mode == Alloc::Off);
         let asked = Settings { waits: Waits::On, ..all.clone() };
         assert!(asked.watches_waits());
         assert!(Settings { wakers: true, ..all.clone() }.watches_waits());

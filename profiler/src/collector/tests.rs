@@ -6,7 +6,10 @@ use profiler_common::{loss::Tally, record::RecordKind, sched::StackHeader};
 
 use super::{fixtures::run_of_7, *};
 use crate::{
-    model::{kind::CPU, stack::ModuleKind},
+    model::{
+        kind::CPU,
+        stack::{ModuleKind, ThreadKey},
+    },
     probe::fixtures::{bytes, process, raw},
 };
 
@@ -69,6 +72,20 @@ fn the_kernel_programs_send_stacks_again_before_they_have_no_room() {
     let resolver = &run.collector.resolver;
     assert!(resolver.stack(85_000).is_some());
     assert_eq!(resolver.stack(30_000), None, "nothing refers to it");
+}
+
+/// Names of threads that have ended grow with the run, but for those of samples.
+#[test]
+fn names_that_nothing_refers_to_are_forgotten() {
+    let mut run = run_of_7();
+    run.kernel.0.borrow_mut().records = vec![bytes(&raw(7, 8, 30, &[0x1800]))];
+    run.collector.drain(&mut run.kept).unwrap();
+    let threads = &mut run.collector.resolver.tables.threads;
+    threads.insert(ThreadKey { pid: 7, tid: 7 }, "app".to_owned());
+    threads.extend((0..65_536).map(|tid| (ThreadKey { pid: 9, tid }, "sh".to_owned())));
+    run.collector.drain(&mut run.kept).unwrap();
+    let left: Vec<_> = run.collector.tables().threads.keys().map(|thread| thread.tid).collect();
+    assert_eq!(left, [8, 7], "the sampled one and its process");
 }
 
 #[test]

@@ -493,6 +493,12 @@ fn blind(run: &Run) -> Vec<String> {
     } else if accounts.duration_ns < GROWTH_NS {
         blind.push(format!("growth of memory shows in {} and more", time(GROWTH_NS)));
     }
+    let unlisted = [
+        ("memory", run.memory.as_ref().map_or(0, |memory| memory.watching.unlisted)),
+        ("descriptors and CPU quotas", run.vitals.as_ref().map_or(0, |vitals| vitals.unlisted)),
+    ];
+    let unlisted = unlisted.into_iter().filter(|(_, processes)| *processes > 0);
+    blind.extend(unlisted.map(|(what, of)| format!("{what} of {} were not looked at", count(of, "process"))));
     let lost = 100 * accounts.losses.lost();
     if lost > accounts.samples_taken {
         blind.push(format!("{} were lost", count(accounts.losses.lost(), "sample")));

@@ -21,6 +21,8 @@ pub struct Memory {
 /// How allocations were watched, and what that cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Watching {
+    /// Most processes at once whose growth was not looked at, because there were too many.
+    pub unlisted: u64,
     /// Whether and when.
     pub mode: WatchMode,
     /// Time in which they were to be watched, ns.

@@ -70,6 +70,11 @@ impl Aggregator {
         true
     }
 
+    /// Whose samples there are, each as often as it has keys.
+    pub fn threads(&self) -> impl Iterator<Item = ThreadKey> {
+        self.weights.keys().map(|key| key.thread)
+    }
+
     /// The totals so far.
     pub fn snapshot(&self) -> Snapshot {
         let mut entries: Vec<_> = self.weights.iter().map(|(&key, &weight)| (key, weight)).collect();

@@ -55,7 +55,8 @@ pub fn bytes(bytes: f64) -> String {
 
 /// A number of things.
 pub fn count(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
+    let plural = if noun.ends_with('s') { "es" } else { "s" };
+    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { plural })
 }
 
 /// A duration with three digits.

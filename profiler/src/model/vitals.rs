@@ -7,9 +7,9 @@ use crate::model::series::Series;
 /// Of all targets that were looked at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Vitals {
-    /// Each process, at most 64.
+    /// Each process, at most 512.
     pub processes: Vec<ProcessVitals>,
-    /// Targets that were not looked at, because there are too many.
+    /// Most targets at once that were not looked at, because there were too many.
     pub unlisted: u64,
 }
 

@@ -304,6 +304,7 @@ mod tests {
             ..Footprint::default()
         };
         let watching = Watching {
+            unlisted: 0,
             mode: WatchMode::Watched,
             watched_ns: 10_000_000_000,
             seen_ns: 500_000_000,

@@ -178,7 +178,7 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let added_up = run.blocking.iter().flat_map(|of| &of.threads).any(|thread| thread.thread.pid == 0);
     let title = format!(
         "{}{}, busiest first",
-        count(processes.len() as u64, "process").replace("processs", "processes"),
+        count(processes.len() as u64, "process"),
         if added_up { " (and others that ended)" } else { "" }
     );
     writeln!(out, "\n{}", style.bold(&title))?;

@@ -3,7 +3,11 @@
 
 use anyhow::Result;
 
-use crate::{kernel::load::Plan, model::kind::ProfileKind, settings::Settings};
+use crate::{
+    kernel::load::Plan,
+    model::kind::{ALLOC, ProfileKind},
+    settings::{Alloc, Settings},
+};
 
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -32,9 +36,10 @@ pub fn enabled(settings: &Settings) -> impl Iterator<Item = &'static ProbeSpec> 
     PROBES.into_iter().filter(|spec| (spec.enabled)(settings))
 }
 
-/// The kinds of profiles that a run measures.
+/// The kinds of profiles that a run measures: none of allocations where only growth is looked at.
 pub fn kinds(settings: &Settings) -> Vec<ProfileKind> {
-    enabled(settings).flat_map(|spec| spec.kinds).copied().collect()
+    let kinds = enabled(settings).flat_map(|spec| spec.kinds).copied();
+    kinds.filter(|kind| *kind != ALLOC || settings.allocations().mode != Alloc::Off).collect()
 }
 
 /// What they ask of the kernel object. Maps of probes that do not run need no memory.
@@ -55,7 +60,7 @@ mod tests {
     use crate::{
         model::kind::KINDS,
         process::target::Target,
-        settings::{Alloc, Requests, Syscalls, Waits, fixtures::settings},
+        settings::{Requests, Syscalls, Waits, fixtures::settings},
     };
 
     #[test]
@@ -71,11 +76,11 @@ mod tests {
     fn a_run_has_the_probes_it_is_asked_for() {
         let mut settings = settings(Target::All);
         let names = |settings: &Settings| enabled(settings).map(|spec| spec.name).collect::<Vec<_>>();
-        assert_eq!(names(&settings), ["cpu"]);
+        assert_eq!(names(&settings), ["cpu", "vitals", "alloc"]);
         assert_eq!(kinds(&settings), [crate::model::kind::CPU]);
         (settings.waits, settings.syscalls, settings.alloc.mode) = (Waits::On, Syscalls::On, Alloc::Full);
         settings.requests = Requests::On;
-        assert_eq!(names(&settings), ["cpu", "sched", "syscall", "request", "alloc"]);
+        assert_eq!(names(&settings), ["cpu", "sched", "syscall", "request", "vitals", "alloc"]);
         settings.unwind_by_tables = true;
         settings.target = Target::Comm("x".into());
         assert_eq!(names(&settings), PROBES.map(|spec| spec.name));

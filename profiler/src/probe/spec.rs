@@ -11,7 +11,7 @@ use crate::{
         kind::ProfileKind,
         report::Totals,
         sample::Sample,
-        stack::{StackId, Tables},
+        stack::{StackId, Tables, ThreadKey},
         syscall::Interval,
     },
     probe::record::Record,
@@ -96,6 +96,28 @@ pub enum Extent {
     Run,
 }
 
+/// What is referred to of what grows with a run.
+#[derive(Default)]
+pub struct InUse {
+    /// The kernel programs' ids of stacks, of what has not been taken in yet.
+    pub stacks: FxHashSet<u64>,
+    /// Threads with their own names.
+    pub threads: FxHashSet<ThreadKey>,
+}
+
+impl InUse {
+    /// A thread and its process are still to be named.
+    pub fn thread(&mut self, thread: ThreadKey) {
+        self.threads.insert(thread);
+        self.process(thread.pid);
+    }
+
+    /// A process is.
+    pub fn process(&mut self, pid: u32) {
+        self.threads.insert(ThreadKey { pid, tid: pid });
+    }
+}
+
 /// A probe that runs: it makes samples and sections of a run out of its records and maps.
 pub trait Probe {
     /// Begins anew: a command that was held is let go, and nothing before counts.
@@ -125,9 +147,8 @@ pub trait Probe {
         Ok(())
     }
 
-    /// Adds the kernel programs' ids of all stacks that what it has not taken in yet refers to. Others are forgotten, but
-    /// for those that are in `used` already.
-    fn stacks_in_use(&mut self, _used: &mut FxHashSet<u64>) {}
+    /// Adds what it still refers to. Other stacks, names and ids are forgotten, but for those that are in `used` already.
+    fn in_use(&mut self, _used: &mut InUse) {}
 
     /// Ends: nothing is counted after now. The kernel programs are still attached.
     fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {

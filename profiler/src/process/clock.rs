@@ -51,6 +51,12 @@ impl Every {
         self.last_ns = now_ns;
         passed
     }
+
+    /// Begins the next interval, which is so long.
+    pub fn pause(&mut self, interval: Duration) {
+        self.interval_ns = interval.as_nanos() as u64;
+        self.restart();
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub mod privileges;
 pub mod quota;
 pub mod redact;
 mod regions;
+pub mod room;
 pub mod shown;
 pub mod sockdiag;
 pub mod started;

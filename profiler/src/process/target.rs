@@ -105,13 +105,13 @@ impl Target {
             Target::All => Vec::new(),
         }
     }
-}
 
-/// Processes whose sockets there are before the run, as far as they may be targets: `pids`, and of [`Target::All`] all that run.
-pub fn before_the_run(target: &Target, pids: &[u32], proc_root: &Path) -> Vec<u32> {
-    match target {
-        Target::All => running(proc_root).collect(),
-        _ => pids.to_vec(),
+    /// Its processes as of now, of [`Target::All`] all that run.
+    pub fn processes(&self, proc_root: &Path) -> Vec<u32> {
+        match self {
+            Target::All => running(proc_root).collect(),
+            _ => self.pids_now(proc_root),
+        }
     }
 }
 

@@ -49,7 +49,7 @@ impl Followed {
     pub fn pids(&self) -> Vec<u32> {
         match &self.living {
             Some(living) => living.pids(),
-            None => self.target.pids_now(&self.proc_root),
+            None => self.target.processes(&self.proc_root),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Looks at the targets from outside, about once a second. What it costs is bounded: at most 64 processes, 1,024 links of
-//! each, and a hundredth of a CPU.
+//! Looks at the targets from outside, about once a second. What it costs is bounded: 1,024 links of each process, 64 processes
+//! at once, and a hundredth of a CPU; where they are many, each is looked at less often.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +14,17 @@ use super::{
     network::{Network, Networks},
     quota::CpuQuota,
     redact::Redact,
+    room::make_room,
     shown::shown,
     sockdiag::SockDiag,
     tcp::{TcpState, listens_unix},
 };
 use crate::model::vitals::{Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Throttling, Vitals};
 
-/// Most processes.
-const MAX_PROCESSES: usize = 64;
+/// Most processes. One that has ended gives its place to one that lives.
+const MAX_PROCESSES: usize = 512;
+/// Processes that are looked at without a pause.
+const AT_ONCE: usize = 64;
 /// Most links of a process that are read at each look.
 const MAX_LINKS: usize = 1024;
 /// Most kinds of descriptors, and most peers, of a process.
@@ -42,7 +45,10 @@ pub struct VitalsSampler {
     /// CPU time is counted in these, ns.
     tick_ns: u64,
     processes: BTreeMap<u32, Seen>,
-    unlisted: BTreeSet<u32>,
+    /// Most targets that had no place at one look.
+    unlisted: u64,
+    /// The first of those whose turn it is.
+    next: u32,
     redact: Redact,
     diag: SockDiag,
     due: Instant,
@@ -81,6 +87,7 @@ struct SeenChild {
 struct Stat {
     name: String,
     state: u8,
+    kernel_thread: bool,
     /// In ticks: of its own, and of its children that were waited for.
     cpu: u64,
     reaped: u64,
@@ -95,7 +102,8 @@ impl VitalsSampler {
             proc_root: proc_root.to_owned(),
             tick_ns: 1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1),
             processes: BTreeMap::new(),
-            unlisted: BTreeSet::new(),
+            unlisted: 0,
+            next: 0,
             redact,
             diag: SockDiag::default(),
             due: Instant::now(),
@@ -107,18 +115,36 @@ impl VitalsSampler {
         Instant::now() >= self.due
     }
 
-    /// Looks at the targets now: CLOCK_MONOTONIC, ns.
+    /// Looks at those targets whose turn it is, now: CLOCK_MONOTONIC, ns.
     pub fn look(&mut self, pids: &[u32], now_ns: u64) {
-        let begun = Instant::now();
         let targets: BTreeSet<u32> = pids.iter().copied().collect();
+        let turn: Vec<u32> =
+            targets.range(self.next..).chain(targets.range(..self.next)).take(AT_ONCE).copied().collect();
+        self.next = turn.last().map_or(0, |&pid| pid.saturating_add(1));
+        let took = self.look_at(&turn, &targets, now_ns);
+        let turns = targets.len().div_ceil(AT_ONCE).max(1);
+        self.due = Instant::now() + (INTERVAL / turns as u32).max(took * PAUSE);
+    }
+
+    /// Looks at all targets, for the last time.
+    pub fn last_look(&mut self, pids: &[u32], now_ns: u64) {
+        let targets: BTreeSet<u32> = pids.iter().copied().collect();
+        self.look_at(&targets.iter().copied().collect::<Vec<u32>>(), &targets, now_ns);
+    }
+
+    /// Returns how long it took.
+    fn look_at(&mut self, pids: &[u32], targets: &BTreeSet<u32>, now_ns: u64) -> Duration {
+        let begun = Instant::now();
         let mut networks = Networks::default();
+        let mut without = 0;
         for &pid in pids {
-            if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
-                self.unlisted.insert(pid);
+            let dir = self.proc_root.join(pid.to_string());
+            let Some(stat) = stat(&dir).filter(|stat| !stat.kernel_thread) else { continue };
+            let ended = |pid, seen: &Seen| (!targets.contains(&pid)).then_some(seen.vitals.span_ns);
+            if !make_room(&mut self.processes, MAX_PROCESSES, pid, ended, |_, _| {}) {
+                without += 1;
                 continue;
             }
-            let dir = self.proc_root.join(pid.to_string());
-            let Some(stat) = stat(&dir) else { continue };
             let seen = self.processes.entry(pid).or_default();
             let first = seen.vitals.samples == 0;
             if first {
@@ -140,13 +166,14 @@ impl VitalsSampler {
                     &self.proc_root,
                     &dir,
                     self.tick_ns,
-                    &targets,
+                    targets,
                     MAX_CHILDREN.saturating_sub(known),
                     first,
                 );
             }
         }
-        self.due = Instant::now() + INTERVAL.max(begun.elapsed() * PAUSE);
+        self.unlisted = self.unlisted.max(without);
+        begun.elapsed()
     }
 
     /// Begins anew with a process that runs another program now.
@@ -158,10 +185,7 @@ impl VitalsSampler {
 
     /// What was seen so far.
     pub fn vitals(&self) -> Vitals {
-        Vitals {
-            processes: self.processes.values().map(Seen::vitals).collect(),
-            unlisted: self.unlisted.len() as u64,
-        }
+        Vitals { processes: self.processes.values().map(Seen::vitals).collect(), unlisted: self.unlisted }
     }
 }
 
@@ -387,9 +411,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = rest.split_whitespace().collect();
     // By the numbers of proc(5), which begin at 1 with the pid: the state is the third.
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    // include/linux/sched.h, PF_KTHREAD.
+    const KERNEL_THREAD: u64 = 0x0020_0000;
     Some(Stat {
         name,
         state: *fields.first()?.as_bytes().first()?,
+        kernel_thread: number(9)? & KERNEL_THREAD != 0,
         cpu: number(14)?.saturating_add(number(15)?),
         reaped: number(16)?.saturating_add(number(17)?),
     })
@@ -489,6 +516,33 @@ mod tests {
             of.peers.iter().map(|peer| (peer.clients, peer.seen)).collect::<Vec<_>>(),
             [(false, 1), (true, 1)]
         );
+    }
+
+    #[test]
+    fn many_are_looked_at_in_turn_and_the_living_have_the_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |pid: u32, flags: u32| {
+            let process = dir.path().join(pid.to_string());
+            fs::create_dir_all(&process).unwrap();
+            let stat = format!("{pid} (app) S 1 7 7 0 -1 {flags} 100 0 0 0 11 22 33 44 20 0 1 0 5 0 0");
+            fs::write(process.join("stat"), stat).unwrap();
+        };
+        let mut sampler = VitalsSampler::new(dir.path(), Redact::No);
+        set(1, 0x0020_8040); // a thread of the kernel
+        let pids: Vec<u32> = (1..=1 + MAX_PROCESSES as u32).collect();
+        pids.iter().skip(1).for_each(|&pid| set(pid, 0x0040_0000));
+        let turns = pids.len().div_ceil(AT_ONCE) as u64;
+        (1..=turns).for_each(|turn| sampler.look(&pids, turn));
+        let vitals = sampler.vitals();
+        assert_eq!((vitals.processes.len(), vitals.unlisted), (MAX_PROCESSES, 0));
+        assert!(vitals.processes.iter().all(|of| (1..=2).contains(&of.samples)), "each in its turn");
+        set(9000, 0x0040_0000);
+        sampler.last_look(&[&pids[..], &[9000]].concat(), turns + 1);
+        assert_eq!(sampler.vitals().unlisted, 1, "and that is said");
+        // One ends.
+        let pids: Vec<u32> = pids.into_iter().filter(|&pid| pid != 5).chain([9000]).collect();
+        sampler.last_look(&pids, turns + 2);
+        assert!(sampler.processes.contains_key(&9000) && !sampler.processes.contains_key(&5));
     }
 
     #[test]

@@ -24,8 +24,14 @@ pub trait AllocMaps {
     /// one is at its address.
     fn shrink(&mut self, key: &ObjectKey, known: &Object, left: u64) -> bool;
 
+    /// Forgets what a stack allocated and freed.
+    fn forget_stack(&mut self, id: u64);
+
     /// Has the frees of unwatched objects of a process counted.
     fn add_process(&mut self, pid: u32);
+
+    /// Forgets how many there were.
+    fn forget_process(&mut self, pid: u32);
 
     /// Frees of unwatched objects so far.
     fn unknown_frees(&self, pid: u32) -> u64;
@@ -94,9 +100,17 @@ impl AllocMaps for KernelMaps {
         }
     }
 
+    fn forget_stack(&mut self, id: u64) {
+        let _had_no_totals = self.stacks.remove(&id);
+    }
+
     fn add_process(&mut self, pid: u32) {
         const NOEXIST: u64 = 1;
         let _there_or_full = self.unknown_frees.insert(pid, 0, NOEXIST);
+    }
+
+    fn forget_process(&mut self, pid: u32) {
+        let _was_none = self.unknown_frees.remove(&pid);
     }
 
     fn unknown_frees(&self, pid: u32) -> u64 {

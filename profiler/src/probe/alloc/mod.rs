@@ -9,20 +9,21 @@ pub mod growth;
 mod managed;
 pub mod mappings;
 pub mod maps;
+mod process;
 pub mod programs;
 pub mod site;
 pub mod snapshots;
 pub mod trap;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::Result;
 use profiler_common::{
-    alloc::{MAX_ALLOC_PROCESSES, Object, ObjectKey, StackTotals},
+    alloc::{MAX_ALLOC_PROCESSES, MAX_ALLOC_STACKS, Object, ObjectKey, StackTotals},
     loss::Tally,
     offsets,
 };
@@ -33,7 +34,7 @@ use crate::{
         load::Plan,
         port::Port,
         preflight::{Check, Verdict},
-        uprobe::{Breakpoint, supports_multi},
+        uprobe::supports_multi,
     },
     model::{
         distribution::Log2,
@@ -46,13 +47,14 @@ use crate::{
     },
     probe::{
         alloc::{
-            allocators::{Known, Library},
+            allocators::Known,
             estimate::Estimate,
             governor::{Governor, Status, Watcher},
-            growth::{Trend, growth},
-            managed::{Looks, nearest},
+            growth::growth,
+            managed::nearest,
             maps::{AllocMaps, Control, KernelMaps},
-            programs::{PROGRAMS, breakpoints},
+            process::Process,
+            programs::PROGRAMS,
         },
         record::Record,
         spec::{Context, Extent, Probe, ProbeSpec},
@@ -61,6 +63,7 @@ use crate::{
         clock::{Clock, Every},
         limits,
         notice::{Event, Notice},
+        room::make_room,
         target::comm,
     },
     runtimes::Runtimes,
@@ -72,8 +75,11 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "alloc",
     about: "how processes grow, and who has allocated what and not freed it",
     enabled: Settings::watches_memory,
-    large_maps: &["CALLS", "OBJECTS", "MAPPED", "ALLOC_STACKS", "STACK_CACHE"],
-    prepare: |_, plan: &mut Plan| {
+    large_maps: &LARGE_MAPS,
+    prepare: |settings, plan: &mut Plan| {
+        if settings.allocations().mode == Alloc::Off {
+            LARGE_MAPS.into_iter().for_each(|map| plan.map_size(map, 1)); // only growth is looked at
+        }
         plan.offsets(&[&offsets::PROBED_RETURNS]);
         Ok(())
     },
@@ -106,6 +112,9 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     },
 };
 
+/// Maps that need memory where allocations may be watched.
+const LARGE_MAPS: [&str; 5] = ["CALLS", "OBJECTS", "MAPPED", "ALLOC_STACKS", "STACK_CACHE"];
+
 /// How often growth and sites are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -114,6 +123,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Objects whose age is looked at when a run ends: reading each takes two system calls.
 const MAX_AGES: usize = 200_000;
+
+/// Most processes whose growth is known. One that has ended gives its place to one that lives.
+const MAX_PROCESSES: usize = 512;
+
+/// Looks take one part in so many of the time at most.
+const MOST_OF_TIME: u32 = 100;
+
+/// What was not watched is said of so many at most.
+const MAX_PROBLEMS: usize = 64;
 
 /// Everything known about memory.
 pub struct MemoryWatch {
@@ -129,6 +147,10 @@ pub struct MemoryWatch {
     tried: bool,
     clock: Clock,
     processes: BTreeMap<u32, Process>,
+    /// Most processes at once that have no place among them.
+    unlisted: u64,
+    /// More were to be watched than can be.
+    too_many: bool,
     known: Known,
     /// Processes and stacks by the kernel programs' ids.
     stacks: FxHashMap<u64, (u32, StackId)>,
@@ -139,23 +161,6 @@ pub struct MemoryWatch {
     looked: bool,
     problems: Vec<String>,
     ended: bool,
-}
-
-/// One process.
-#[derive(Default)]
-struct Process {
-    name: String,
-    growth: Series<Growth>,
-    heap: Series<Heap>,
-    trend: Trend,
-    managed: Looks,
-    gone: bool,
-    /// Its allocator's functions, once they are or were watched.
-    libraries: Vec<Library>,
-    breakpoints: Vec<Breakpoint>,
-    watched: bool,
-    /// Mappings or program have changed since its allocator was looked for.
-    stale: bool,
 }
 
 /// One of the kernel's stacks.
@@ -191,6 +196,8 @@ impl MemoryWatch {
             tried: false,
             clock: clock.clone(),
             processes: BTreeMap::new(),
+            unlisted: 0,
+            too_many: false,
             known: Known::new(),
             stacks: FxHashMap::default(),
             sites: FxHashMap::default(),
@@ -206,7 +213,7 @@ impl MemoryWatch {
     fn forget(&mut self, pid: u32, time_ns: u64) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.stale = true;
-        if !process.watched {
+        if !process.was_watched() {
             return;
         }
         let old = |(key, object): &(ObjectKey, Object)| key.pid == pid && object.time_ns < time_ns;
@@ -246,67 +253,88 @@ impl MemoryWatch {
         }
     }
 
-    /// Looks at growth and sites of `pids`, and has the allocators of those that grow watched.
-    fn look(&mut self, pids: &[u32], kernel: &mut dyn Port) -> Result<()> {
-        self.look.restart();
-        self.looked = true;
+    /// Takes in those of `pids` that hold memory and are not known yet.
+    fn take_in(&mut self, pids: &[u32], now_ns: u64) {
+        let mut unlisted = 0;
         for &pid in pids {
-            if self.processes.len() < MAX_ALLOC_PROCESSES as usize && !self.processes.contains_key(&pid) {
-                let name = comm(&self.proc_root, pid).unwrap_or_default();
-                self.processes.insert(pid, Process { name, stale: true, ..Process::default() });
+            let known = self.processes.get(&pid).is_some_and(|process| !process.gone);
+            if known || growth(&self.proc_root, pid, now_ns).is_none() {
+                continue;
+            }
+            let worth = |_, process: &Process| process.gone.then(|| process.grown_bytes());
+            // A number that is used again is another process's.
+            let mut left = self.processes.remove(&pid).map(|_| pid);
+            if make_room(&mut self.processes, MAX_PROCESSES, pid, worth, |pid, _| left = Some(pid)) {
+                self.processes.insert(pid, Process::new(comm(&self.proc_root, pid)));
+            } else {
+                unlisted += 1;
+            }
+            if let Some(pid) = left {
+                self.forget_sites(|of| of == pid);
             }
         }
-        let now = self.clock.now_ns();
-        let mut changed = false;
-        for (&pid, process) in &mut self.processes {
-            if process.gone {
-                continue;
+        self.unlisted = self.unlisted.max(unlisted);
+    }
+
+    /// Forgets what processes allocated that have ended.
+    fn forget_sites(&mut self, ended: impl Fn(u32) -> bool) {
+        let MemoryWatch { maps, sites, stacks, .. } = self;
+        stacks.retain(|id, (pid, _)| {
+            if ended(*pid) {
+                maps.forget_stack(*id);
+                sites.remove(id);
             }
+            !ended(*pid)
+        });
+    }
+
+    /// Takes note of what is not watched.
+    fn problem(&mut self, problem: String) {
+        if self.problems.len() < MAX_PROBLEMS && !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
+    /// Looks at growth and sites of `pids`, and has the allocators of those that grow watched.
+    fn look(&mut self, pids: &[u32], kernel: &mut dyn Port) -> Result<()> {
+        self.looked = true;
+        let now = self.clock.now_ns();
+        self.take_in(pids, now);
+        let mut changed = false;
+        let mut problems = Vec::new();
+        let mut watched = self.processes.values().filter(|process| process.watched).count();
+        for (&pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.gone) {
             let Some(growth) = growth(&self.proc_root, pid, now) else {
                 process.gone = true;
-                changed |= std::mem::take(&mut process.watched);
+                if std::mem::take(&mut process.watched) {
+                    self.maps.forget_process(pid);
+                    (changed, watched) = (true, watched - 1);
+                }
                 continue;
             };
-            process.growth.push(growth);
             if process.stale {
                 // It may run another program now.
-                process.name =
-                    comm(&self.proc_root, pid).unwrap_or_else(|| std::mem::take(&mut process.name));
+                process.name = comm(&self.proc_root, pid).unwrap_or(std::mem::take(&mut process.name));
             }
-            let grows = process.trend.add(now, growth.held_bytes());
-            let wanted = match self.mode {
-                Alloc::Off => false,
-                Alloc::Full => true,
-                Alloc::Auto if process.watched => !process.trend.rests(now),
-                Alloc::Auto => grows,
-            };
+            let mut wanted = process.grows(growth, self.mode);
+            if wanted && !process.watched {
+                wanted = watched < MAX_ALLOC_PROCESSES as usize;
+                self.too_many |= !wanted;
+            }
             if wanted && (process.stale || !process.watched) {
-                changed |= add_allocators(process, pid, &self.proc_root, &self.libraries, &mut self.known);
-                process.stale = false;
-                let none = (process.breakpoints.is_empty() && !process.watched).then(|| {
-                    format!(
-                        "{} (pid {pid}): no allocator found among the symbols of its files (a stripped static one has none; \
-                         --alloc-lib FILE names others)",
-                        process.name
-                    )
-                });
-                let unseen = process.libraries.iter().filter(|library| !library.unseen.is_empty());
-                let unseen = unseen.map(|library| {
-                    let name = library.name.rsplit('/').next().unwrap_or_default();
-                    format!("{name}: operator {}: where it returns cannot be told", library.unseen.join(", "))
-                });
-                for problem in unseen.chain(none) {
-                    if !self.problems.contains(&problem) {
-                        self.problems.push(problem);
-                    }
-                }
+                changed |= process.find_allocators(pid, &self.proc_root, &self.libraries, &mut self.known);
+                problems.extend(process.problems(pid));
             }
             changed |= wanted != process.watched;
+            watched = watched + usize::from(wanted) - usize::from(process.watched);
             process.watched = wanted;
             if wanted {
                 self.maps.add_process(pid);
             }
         }
+        let took = Duration::from_nanos(self.clock.now_ns().saturating_sub(now));
+        self.look.pause(LOOK_INTERVAL.max(MOST_OF_TIME * took));
+        problems.into_iter().for_each(|problem| self.problem(problem));
         if changed {
             self.watch(kernel)?;
         }
@@ -368,7 +396,9 @@ impl MemoryWatch {
     fn read_sites(&mut self, time_ns: u64) {
         let status = self.governor.as_ref().map(|governor| governor.status()).unwrap_or_default();
         let mut live: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        let mut stacks = 0;
         for (id, totals) in self.maps.stacks() {
+            stacks += 1;
             let site = self.sites.entry(id).or_default();
             let point = Estimate::of(&totals, site.gone, &status).point(time_ns);
             if let Some((pid, _)) = self.stacks.get(&id) {
@@ -383,13 +413,18 @@ impl MemoryWatch {
             }
         }
         for (&pid, process) in &mut self.processes {
-            if !process.libraries.is_empty() {
+            if !process.libraries.is_empty() && !process.gone {
                 let (live_bytes, live_count) = live.get(&pid).copied().unwrap_or_default();
                 let older_freed_count = self.maps.unknown_frees(pid);
                 process.heap.push(Heap { time_ns, live_bytes, live_count, older_freed_count });
             }
         }
         self.read_with = status;
+        if stacks >= MAX_ALLOC_STACKS as usize / 4 * 3 {
+            let gone: BTreeSet<u32> =
+                self.processes.iter().filter(|(_, process)| process.gone).map(|(&pid, _)| pid).collect();
+            self.forget_sites(|pid| gone.contains(&pid));
+        }
     }
 
     /// Takes all probes away and looks for the last time.
@@ -471,12 +506,16 @@ impl MemoryWatch {
                 probed.push((library.name.clone(), names.collect()));
             }
         }
+        let too_many = self
+            .too_many
+            .then(|| format!("allocations of more than {MAX_ALLOC_PROCESSES} processes at once"));
         Watching {
             mode: match (self.mode, &self.governor) {
                 (_, Some(_)) => WatchMode::Watched,
                 (Alloc::Auto, None) => WatchMode::Ready,
                 _ => WatchMode::Off,
             },
+            unlisted: self.unlisted,
             watched_ns: status.watched_ns,
             seen_ns: status.seen_ns,
             windows: status.windows,
@@ -489,7 +528,11 @@ impl MemoryWatch {
             attach_ns: status.longest_attach_ns,
             detach_ns: status.longest_detach_ns,
             probed,
-            problems: self.problems.iter().cloned().chain(status.failure).collect(),
+            problems: too_many
+                .into_iter()
+                .chain(self.problems.iter().cloned())
+                .chain(status.failure)
+                .collect(),
             implied_frees: kernel.lost(Loss::FreesImplied),
             lost_objects: [Loss::ObjectsFull, Loss::AllocStacksFull, Loss::AllocClash]
                 .into_iter()
@@ -514,8 +557,7 @@ impl Probe for MemoryWatch {
         }
         // Its memory is another program's now.
         if let (Event::Exec { name }, Some(process)) = (&notice.event, self.processes.get_mut(&notice.pid)) {
-            process.name = name.clone();
-            (process.growth, process.heap, process.trend) = Default::default();
+            process.begin_anew(name.clone());
             self.looked = false;
         }
     }
@@ -555,29 +597,6 @@ impl Probe for MemoryWatch {
         let held = self.processes.values().filter(|process| !process.gone);
         held.filter_map(|process| process.growth.last()).map(Growth::held_bytes).max().unwrap_or(0)
     }
-}
-
-/// Looks for the allocators of a process; returns whether there are new ones.
-fn add_allocators(
-    process: &mut Process,
-    pid: u32,
-    proc_root: &Path,
-    also: &[PathBuf],
-    known: &mut Known,
-) -> bool {
-    let before = process.breakpoints.len();
-    for library in allocators::find(proc_root, pid, also, known) {
-        if process
-            .libraries
-            .iter()
-            .any(|probed| probed.name == library.name && probed.functions == library.functions)
-        {
-            continue;
-        }
-        process.breakpoints.extend(breakpoints(&library));
-        process.libraries.push(library);
-    }
-    process.breakpoints.len() != before
 }
 
 #[cfg(test)]

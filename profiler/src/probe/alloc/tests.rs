@@ -55,8 +55,16 @@ impl AllocMaps for FakeMaps {
         true
     }
 
+    fn forget_stack(&mut self, id: u64) {
+        self.0.borrow_mut().stacks.retain(|(known, _)| *known != id);
+    }
+
     fn add_process(&mut self, pid: u32) {
         self.0.borrow_mut().processes.push(pid);
+    }
+
+    fn forget_process(&mut self, pid: u32) {
+        self.0.borrow_mut().processes.retain(|known| *known != pid);
     }
 
     fn unknown_frees(&self, _: u32) -> u64 {
@@ -201,4 +209,68 @@ fn snapshots_look_first_and_checkpoints_leave_ages_out() {
     assert_eq!((memory.processes[0].process.as_str(), memory.sites[0].ages_ns.total()), ("renamed", 1));
     bench.with(|cx| watch.report(Extent::Checkpoint, &mut totals, cx));
     assert_eq!(totals.memory.unwrap().sites[0].ages_ns.total(), 0);
+}
+
+#[test]
+fn who_has_ended_gives_place_to_who_lives() {
+    let mut bench = Bench::new();
+    let (mut watch, maps) = watch(&bench, Alloc::Off);
+    watch.governor = Some(Box::new(FakeWatcher::default()));
+    let root = bench.proc.path().to_owned();
+    let set = |pid: u32, mib: u64| {
+        process(&root, pid, "app");
+        let status = format!("RssAnon:\t{} kB\nRssFile:\t4 kB\nRssShmem:\t0 kB\n", mib * 1024);
+        fs::write(root.join(format!("{pid}/status")), status).unwrap();
+    };
+    // The first hundred are the kernel's threads: they hold nothing, and need no place.
+    let first: Vec<u32> = (1..=100 + MAX_PROCESSES as u32).collect();
+    first.iter().skip(100).for_each(|&pid| set(pid, 10));
+    bench.record(&mut watch, &Record::AllocStack(50, raw(101, 101, S, &[0x10])));
+    maps.0.borrow_mut().stacks = vec![(50, StackTotals { allocated_bytes: 1, ..StackTotals::EMPTY })];
+    let mut look = |watch: &mut MemoryWatch, pids: &[u32], s| {
+        bench.hands.set(s * S);
+        bench.with(|cx| watch.look(pids, cx.kernel));
+    };
+    look(&mut watch, &first, 1);
+    assert_eq!((watch.processes.len(), watch.unlisted), (MAX_PROCESSES, 0));
+    let more: Vec<u32> = (5000..5002).collect();
+    more.iter().for_each(|&pid| set(pid, 20));
+    look(&mut watch, &[&first[..], &more[..]].concat(), 2);
+    assert_eq!((watch.unlisted, watch.sites.len()), (2, 1), "all places are taken, and that is said");
+    // Two end, one of them after it has grown: the one that tells least goes, and what it allocated.
+    set(102, 90);
+    look(&mut watch, &first, 3);
+    [101, 102].iter().for_each(|pid| fs::remove_dir_all(root.join(pid.to_string())).unwrap());
+    look(&mut watch, &first, 4);
+    look(&mut watch, &[&first[..], &more[..1]].concat(), 5);
+    assert!(watch.processes[&102].gone && !watch.processes.contains_key(&101));
+    assert_eq!((watch.processes.contains_key(&5000), watch.sites.len()), (true, 0));
+    assert!(maps.0.borrow().stacks.is_empty(), "its place in the kernel is free too");
+    // The number is used again.
+    set(102, 30);
+    look(&mut watch, &first, 6);
+    assert_eq!((watch.processes[&102].gone, watch.processes[&102].growth.points().len()), (false, 1));
+}
+
+#[test]
+fn so_many_are_watched_at_once() {
+    let mut bench = Bench::new();
+    let (mut watch, maps) = watch(&bench, Alloc::Full);
+    watch.governor = Some(Box::new(FakeWatcher::default()));
+    let root = bench.proc.path().to_owned();
+    let pids: Vec<u32> = (1000..1000 + MAX_ALLOC_PROCESSES + 1).collect();
+    for &pid in &pids {
+        process(&root, pid, "app");
+        fs::write(root.join(format!("{pid}/status")), "RssAnon:\t4 kB\nRssFile:\t4 kB\nRssShmem:\t0 kB\n")
+            .unwrap();
+    }
+    bench.with(|cx| watch.look(&pids, cx.kernel));
+    assert_eq!(maps.0.borrow().processes.len(), MAX_ALLOC_PROCESSES as usize);
+    assert!(run(&mut bench, &mut watch).watching.problems[0].contains("more than 64 processes"));
+    // One ends: the last one has its place.
+    fs::remove_dir_all(root.join("1003")).unwrap();
+    bench.with(|cx| watch.look(&pids, cx.kernel));
+    bench.with(|cx| watch.look(&pids, cx.kernel));
+    let held = maps.0.borrow();
+    assert!(!held.processes.contains(&1003) && held.processes.contains(&pids[64]), "{:?}", held.processes);
 }

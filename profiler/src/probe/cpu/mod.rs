@@ -17,7 +17,7 @@ use crate::{
     probe::{
         cpu::records::RawSample,
         record::Record,
-        spec::{Context, Extent, Probe, ProbeSpec},
+        spec::{Context, Extent, InUse, Probe, ProbeSpec},
     },
     settings::Settings,
 };
@@ -79,6 +79,10 @@ impl Probe for Cpu {
         }
         cx.sink.record(&sample, tables, renamed.then_some(name.as_str()));
         Ok(())
+    }
+
+    fn in_use(&mut self, used: &mut InUse) {
+        self.totals.threads().for_each(|thread| used.thread(thread));
     }
 
     fn report(&mut self, extent: Extent, totals: &mut Totals, _cx: &mut Context<'_>) -> Result<()> {

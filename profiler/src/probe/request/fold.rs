@@ -33,7 +33,7 @@ use crate::{
             tls::TlsWatch,
             windows::Windows,
         },
-        spec::{Context, Extent, Probe},
+        spec::{Context, Extent, InUse, Probe},
     },
     process::{
         clock::{Clock, Every},
@@ -536,6 +536,12 @@ impl Probe for RequestCollector {
             windows.end();
         }
         Ok(())
+    }
+
+    fn in_use(&mut self, used: &mut InUse) {
+        let slow = self.slow.values().map(|(key, ..)| key);
+        let keys = self.told.keys().chain(self.ended.keys()).chain(slow);
+        keys.for_each(|key| used.process(key.pid));
     }
 
     fn report(&mut self, extent: Extent, totals: &mut Totals, cx: &mut Context<'_>) -> Result<()> {

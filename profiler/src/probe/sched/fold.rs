@@ -49,7 +49,7 @@ use crate::{
             records::{self, Seed},
             totals::{Now, Waits},
         },
-        spec::{Context, Extent, Probe},
+        spec::{Context, Extent, InUse, Probe},
     },
     process::{
         clock::{Clock, Every},
@@ -569,13 +569,14 @@ impl Probe for Scheduler {
         Ok(())
     }
 
-    fn stacks_in_use(&mut self, used: &mut FxHashSet<u64>) {
+    fn in_use(&mut self, used: &mut InUse) {
         for state in self.maps.threads() {
-            used.insert(state.stack);
-            used.extend(state.known.iter().flat_map(|known| [known.stack, known.waker]));
+            used.stacks.extend(state.known.iter().flat_map(|known| [known.stack, known.waker]));
+            used.stacks.insert(state.stack);
         }
-        used.extend(self.maps.off_cpu().iter().flat_map(|(key, _)| [key.stack, key.waker]));
-        self.wakers.retain(|id, _| used.contains(id));
+        used.stacks.extend(self.maps.off_cpu().iter().flat_map(|(key, _)| [key.stack, key.waker]));
+        self.wakers.retain(|id, _| used.stacks.contains(id));
+        self.off_cpu.threads().for_each(|thread| used.thread(thread));
     }
 
     fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {

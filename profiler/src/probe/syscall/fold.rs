@@ -27,7 +27,7 @@ use crate::{
     probe::{
         budget::{self, Budget, Order},
         record::Record,
-        spec::{Context, Extent, Probe},
+        spec::{Context, Extent, InUse, Probe},
         syscall::{
             chatty::{self, FdActivity},
             counts::{self, Count, Waits},
@@ -518,7 +518,12 @@ impl Probe for CallCollector {
         if self.open && self.look.is_due() { self.take() } else { Ok(()) }
     }
 
-    fn stacks_in_use(&mut self, used: &mut FxHashSet<u64>) {
+    fn in_use(&mut self, used: &mut InUse) {
+        self.in_calls.threads().for_each(|thread| used.thread(thread));
+        self.counts.keys().for_each(|key| used.thread(ThreadKey { pid: key.pid, tid: key.tid }));
+        let processes = self.waits.keys().map(|key| key.pid).chain(self.objects.keys().map(|(pid, _)| *pid));
+        processes.for_each(|pid| used.process(pid));
+        let used = &mut used.stacks;
         used.extend(self.maps.time().map(|(key, _)| key.stack));
         used.extend(self.maps.waits().map(|(_, stats)| stats.most.stack));
         used.extend(self.maps.io().map(|(_, stats)| stats.most.stack));

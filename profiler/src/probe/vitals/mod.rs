@@ -8,16 +8,15 @@ use crate::{
     process::{
         notice::{Event, Notice},
         redact::Redact,
-        target::Target,
         vitals::VitalsSampler,
     },
 };
 
-/// The look from outside. Of the whole machine it would be too much.
+/// The look from outside.
 pub static SPEC: ProbeSpec = ProbeSpec {
     name: "vitals",
     about: "what /proc says of the targets: descriptors, connections, limits",
-    enabled: |settings| settings.target != Target::All,
+    enabled: |_| true,
     large_maps: &[],
     prepare: |_, _| Ok(()),
     start: |start| {
@@ -31,12 +30,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
 /// Looks now and then.
 struct Vitals(VitalsSampler);
 
-impl Vitals {
-    fn look(&mut self, cx: &Context<'_>) {
-        self.0.look(&cx.targets.pids(), cx.resolver.clock.now_ns());
-    }
-}
-
 impl Probe for Vitals {
     fn notice(&mut self, notice: &Notice) {
         if matches!(notice.event, Event::Exec { .. }) {
@@ -46,13 +39,13 @@ impl Probe for Vitals {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
         if self.0.is_due() {
-            self.look(cx);
+            self.0.look(&cx.targets.pids(), cx.resolver.clock.now_ns());
         }
         Ok(())
     }
 
     fn stop(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        self.look(cx);
+        self.0.last_look(&cx.targets.pids(), cx.resolver.clock.now_ns());
         Ok(())
     }
 
