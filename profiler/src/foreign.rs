@@ -21,7 +21,7 @@ use crate::{
         sched::records as sched,
         syscall::records as syscall,
     },
-    process::{elf::ElfInfo, hsperf, life, limits, maps, objects, redact::Redact, target},
+    process::{elf::ElfInfo, hsperf, life, limits, maps, network::Networks, objects, redact::Redact, target},
     recording,
     runtimes::exported::Exported,
     symbolize::{facts::Facts, go::GoTable},
@@ -202,10 +202,11 @@ fn read_proc(root: &Path) {
     limits::nearest(root, 7);
     life::start_time(root, 7);
     target::comm(root, 7);
-    objects::descriptor(root, 7, 3);
-    objects::serves(root, 7, "tcp 127.0.0.1:1 -> 127.0.0.1:2");
-    objects::listens(root, &[7]);
-    sched::seed(root, 7, 7, 1);
+    let networks = Networks::new(root);
+    objects::descriptor(&networks, 7, 3);
+    objects::serves(&networks, 7, "tcp 127.0.0.1:1 -> 127.0.0.1:2");
+    objects::listens(&networks, &[7]);
+    sched::seed(&networks, 7, 7, 1);
     sched::SchedStat::read(root, 7, 7);
 }
 

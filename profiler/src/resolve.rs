@@ -26,6 +26,7 @@ use crate::{
         ProcessTable,
         clock::{Clock, Every},
         memory::ProcessMemory,
+        network::Networks,
         table::Resolution,
         target::comm,
     },
@@ -60,6 +61,8 @@ pub struct Resolver {
     pub processes: ProcessTable,
     /// `None` where frame pointers are followed only.
     pub unwinder: Option<Feeder<UnwindMaps>>,
+    /// What network namespaces hold.
+    pub networks: Networks,
     /// Language runtimes in processes.
     pub runtimes: Runtimes,
     /// What was lost or is worth less, besides what the kernel programs count.
@@ -90,6 +93,7 @@ impl Resolver {
             tables,
             processes: ProcessTable::new(proc_root, track_all),
             unwinder: None,
+            networks: Networks::new(proc_root),
             runtimes: Runtimes::new(proc_root.to_owned(), name_runtimes),
             losses: Losses::default(),
             stacks: FxHashMap::default(),

@@ -70,7 +70,7 @@ impl Living {
 
 /// Inode number of a process's network namespace.
 pub fn network_namespace(proc_root: &Path, pid: u32) -> Option<u32> {
-    let metadata = std::fs::metadata(proc_root.join(format!("{pid}/ns/net"))).ok()?;
+    let metadata = std::fs::metadata(super::shown::shown(proc_root, pid).join("ns/net")).ok()?;
     u32::try_from(std::os::unix::fs::MetadataExt::ino(&metadata)).ok()
 }
 

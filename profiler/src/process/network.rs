@@ -1,78 +1,207 @@
-//! What a network namespace holds, read once for all processes in it: the kernel goes through the whole of its table of
-//! connections for each reader.
+//! What network namespaces hold. The kernel goes through the whole of its table of connections for each reader, and a server
+//! that makes and closes many has tens of thousands there: so it is read once for all processes of a namespace, and seldom
+//! where that takes long.
 
 use std::{
+    cell::{Cell, OnceCell, RefCell},
     collections::{BTreeMap, BTreeSet},
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use super::{
+    life::network_namespace,
+    objects::address,
     shown::shown,
     sockdiag::SockDiag,
     tcp::{TcpSocket, TcpState, tcp_sockets},
 };
+use crate::text;
 
 /// Most namespaces that are kept; of others it is read for each process.
 const MAX_NAMESPACES: usize = 16;
+/// Reading takes one part in so many of the time at most.
+const MOST_OF_TIME: u32 = 50;
 
-/// What a network namespace held when it was read.
-#[derive(Debug, Default)]
+/// What a network namespace held when it was asked for; each table is read when it is first needed.
 pub struct Network {
-    /// Its TCP sockets.
-    tcp: Vec<TcpSocket>,
-    /// Where these are, by inode.
+    dir: PathBuf,
+    pid: u32,
+    asked: Instant,
+    took: Cell<Duration>,
+    tcp: OnceCell<Tcp>,
+    udp: OnceCell<BTreeMap<u64, String>>,
+    unix: OnceCell<BTreeMap<u64, UnixSocket>>,
+    awaiting: OnceCell<BTreeMap<u64, u32>>,
+}
+
+/// Its TCP sockets.
+#[derive(Debug, Default)]
+pub struct Tcp {
+    /// All of them.
+    pub sockets: Vec<TcpSocket>,
     by_inode: BTreeMap<u64, usize>,
     /// Ports that are listened at.
     pub listening: BTreeSet<u16>,
-    /// Connections of which an answer is awaited, by inode, and for how long, ms.
-    pub awaiting: BTreeMap<u64, u32>,
+}
+
+/// A Unix socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnixSocket {
+    /// It is connected.
+    pub connected: bool,
+    /// It waits for connections.
+    pub listens: bool,
+    /// Its path, which who was connected to has.
+    pub path: Option<String>,
+}
+
+impl Tcp {
+    fn new(sockets: Vec<TcpSocket>) -> Tcp {
+        let listeners = sockets.iter().filter(|of| of.state == TcpState::Listen);
+        let listening = listeners.map(|of| of.local.1).collect();
+        Tcp {
+            by_inode: sockets.iter().enumerate().map(|(at, of)| (of.inode, at)).collect(),
+            listening,
+            sockets,
+        }
+    }
+
+    /// The socket with an inode.
+    pub fn socket(&self, inode: u64) -> Option<&TcpSocket> {
+        self.by_inode.get(&inode).map(|&at| &self.sockets[at])
+    }
 }
 
 impl Network {
-    fn read(diag: &mut SockDiag, proc_root: &Path, pid: u32) -> Network {
-        let awaiting = diag.awaiting(proc_root, pid);
-        let tcp = tcp_sockets(proc_root, pid);
-        let by_inode = tcp.iter().enumerate().map(|(at, of)| (of.inode, at)).collect();
-        let listeners = tcp.iter().filter(|of| of.state == TcpState::Listen);
-        Network { by_inode, listening: listeners.map(|of| of.local.1).collect(), awaiting, tcp }
+    fn new(proc_root: &Path, pid: u32) -> Network {
+        Network {
+            dir: shown(proc_root, pid).join("net"),
+            pid,
+            asked: Instant::now(),
+            took: Cell::default(),
+            tcp: OnceCell::new(),
+            udp: OnceCell::new(),
+            unix: OnceCell::new(),
+            awaiting: OnceCell::new(),
+        }
     }
 
-    /// All TCP sockets.
-    pub fn tcp(&self) -> &[TcpSocket] {
-        &self.tcp
+    fn is_fresh(&self) -> bool {
+        self.asked.elapsed() < self.took.get() * MOST_OF_TIME
     }
 
-    /// The TCP socket with an inode.
-    pub fn socket(&self, inode: u64) -> Option<&TcpSocket> {
-        self.by_inode.get(&inode).map(|&at| &self.tcp[at])
+    fn timed<T>(&self, read: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let found = read();
+        self.took.set(self.took.get() + began.elapsed());
+        found
+    }
+
+    /// Its TCP sockets.
+    pub fn tcp(&self) -> &Tcp {
+        self.tcp.get_or_init(|| self.timed(|| Tcp::new(tcp_sockets(&self.dir))))
+    }
+
+    /// A UDP socket by its inode, in words.
+    pub fn udp(&self, inode: u64) -> Option<&str> {
+        let read = || {
+            let texts =
+                ["udp", "udp6"].map(|name| text::read_to_parse(&self.dir.join(name)).unwrap_or_default());
+            texts.iter().flat_map(|text| text.lines().skip(1)).filter_map(udp_socket).collect()
+        };
+        self.udp.get_or_init(|| self.timed(read)).get(&inode).map(String::as_str)
+    }
+
+    /// A Unix socket by its inode.
+    pub fn unix(&self, inode: u64) -> Option<&UnixSocket> {
+        let read = || {
+            let text = text::read_to_parse(&self.dir.join("unix")).unwrap_or_default();
+            text.lines().skip(1).filter_map(unix_socket).collect()
+        };
+        self.unix.get_or_init(|| self.timed(read)).get(&inode)
+    }
+
+    /// Connections of which an answer is awaited, by inode, and for how long, ms.
+    pub fn awaiting(&self, diag: &mut SockDiag, proc_root: &Path) -> &BTreeMap<u64, u32> {
+        self.awaiting.get_or_init(|| self.timed(|| diag.awaiting(proc_root, self.pid)))
     }
 }
 
-/// The namespaces of a single look.
-#[derive(Debug, Default)]
-pub struct Networks(BTreeMap<u64, Rc<Network>>);
+/// `ADDRESS:PORT`, with ` -> ADDRESS:PORT` of the other side if there is one.
+pub fn ends(local: &str, remote: &str) -> String {
+    match remote.ends_with(":0") {
+        true => local.to_owned(),
+        false => format!("{local} -> {remote}"),
+    }
+}
+
+/// sl local remote state queues timer retransmits uid timeout inode: Documentation/networking/proc_net_tcp.rst.
+fn udp_socket(line: &str) -> Option<(u64, String)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let ends = ends(&address(fields.get(1)?)?, &address(fields.get(2)?)?);
+    Some((fields.get(9)?.parse().ok()?, format!("udp {ends}")))
+}
+
+/// Num RefCount Protocol Flags Type St Inode Path: unix(7).
+fn unix_socket(line: &str) -> Option<(u64, UnixSocket)> {
+    /// include/uapi/linux/net.h.
+    const SS_CONNECTED: &str = "03";
+    /// include/linux/net.h.
+    const SO_ACCEPTCON: &str = "00010000";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let socket = UnixSocket {
+        connected: *fields.get(5)? == SS_CONNECTED,
+        listens: *fields.get(3)? == SO_ACCEPTCON,
+        path: fields.get(7).map(|path| text::clean_text(path).into_owned()),
+    };
+    Some((fields.get(6)?.parse().ok()?, socket))
+}
+
+/// Network namespaces by process. Clones share what has been read.
+#[derive(Clone)]
+pub struct Networks {
+    proc_root: PathBuf,
+    known: Rc<RefCell<BTreeMap<u32, Rc<Network>>>>,
+}
 
 impl Networks {
-    /// The namespace of a process.
-    pub fn of(&mut self, diag: &mut SockDiag, proc_root: &Path, pid: u32) -> Rc<Network> {
-        let namespace = fs::metadata(shown(proc_root, pid).join("ns/net")).map(|of| of.ino()).ok();
-        if let Some(known) = namespace.and_then(|namespace| self.0.get(&namespace)) {
-            return Rc::clone(known);
+    /// Nothing is read yet.
+    pub fn new(proc_root: &Path) -> Networks {
+        Networks { proc_root: proc_root.to_owned(), known: Rc::default() }
+    }
+
+    /// Where `/proc` is.
+    pub fn proc_root(&self) -> &Path {
+        &self.proc_root
+    }
+
+    /// The namespace of a process: as it is now or, where reading it takes long, was a little before.
+    pub fn of(&self, pid: u32) -> Rc<Network> {
+        let namespace = network_namespace(&self.proc_root, pid);
+        let mut known = self.known.borrow_mut();
+        let fresh =
+            namespace.and_then(|namespace| known.get(&namespace)).filter(|network| network.is_fresh());
+        if let Some(network) = fresh {
+            return Rc::clone(network);
         }
-        let read = Rc::new(Network::read(diag, proc_root, pid));
-        if let Some(namespace) = namespace.filter(|_| self.0.len() < MAX_NAMESPACES) {
-            self.0.insert(namespace, Rc::clone(&read));
+        let network = Rc::new(Network::new(&self.proc_root, pid));
+        if let Some(namespace) = namespace {
+            if known.len() >= MAX_NAMESPACES && !known.contains_key(&namespace) {
+                known.retain(|_, network| network.is_fresh());
+            }
+            if known.len() < MAX_NAMESPACES || known.contains_key(&namespace) {
+                known.insert(namespace, Rc::clone(&network));
+            }
         }
-        read
+        network
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 
@@ -89,14 +218,21 @@ mod tests {
             fs::write(root.path().join(namespace), "").unwrap();
             symlink(root.path().join(namespace), dir.join("ns/net")).unwrap();
         }
-        let (mut networks, mut diag) = (Networks::default(), SockDiag::default());
-        let mut of = |pid| networks.of(&mut diag, root.path(), pid);
-        let (one, same, other) = (of(7), of(8), of(9));
+        let networks = Networks::new(root.path());
+        let read = |pid| {
+            let network = networks.of(pid);
+            network.tcp();
+            network.took.set(Duration::from_secs(3600)); // as if it had taken long
+            network
+        };
+        let (one, same, other) = (read(7), networks.clone().of(8), read(9));
         assert!(Rc::ptr_eq(&one, &same), "the second is not read");
-        assert_eq!((one.listening.first(), other.listening.first()), (Some(&80), Some(&82)));
-        assert_eq!(other.socket(19).map(|of| of.local.1), Some(82));
-        assert!(other.socket(17).is_none());
+        assert_eq!((one.tcp().listening.first(), other.tcp().listening.first()), (Some(&80), Some(&82)));
+        assert_eq!(other.tcp().socket(19).map(|of| of.local.1), Some(82));
+        assert!(other.tcp().socket(17).is_none());
+        one.took.set(Duration::ZERO);
+        assert!(!Rc::ptr_eq(&one, &networks.of(8)), "where it took no time it is read again");
         fs::remove_file(root.path().join("8/ns/net")).unwrap();
-        assert_eq!(of(8).listening.first(), Some(&81), "of an unknown namespace it is read");
+        assert_eq!(networks.of(8).tcp().listening.first(), Some(&81), "of an unknown namespace it is read");
     }
 }

@@ -1,25 +1,25 @@
 //! What a descriptor of a process is: a path, a socket with its peer, a pipe.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet},
     fs,
     net::{Ipv4Addr, Ipv6Addr},
-    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
-use super::{memory::ProcessMemory, shown::shown};
+use super::{
+    memory::ProcessMemory,
+    network::{Networks, ends},
+    shown::shown,
+    tcp::TcpState,
+};
 use crate::text;
 
 /// Describes a process's descriptor, as long as it is open.
-pub fn descriptor(proc_root: &Path, pid: u32, descriptor: u64) -> Option<String> {
-    let link = fs::read_link(shown(proc_root, pid).join(format!("fd/{descriptor}"))).ok()?;
+pub fn descriptor(networks: &Networks, pid: u32, descriptor: u64) -> Option<String> {
+    let link = fs::read_link(shown(networks.proc_root(), pid).join(format!("fd/{descriptor}"))).ok()?;
     let link = text::path(&link);
-    if link.starts_with("socket:[") {
-        Some(socket(proc_root, pid, &link).unwrap_or(link))
-    } else {
-        Some(link)
-    }
+    Some(socket(networks, pid, &link).unwrap_or(link))
 }
 
 /// Whether one of a process's first thousand descriptors is an epoll descriptor.
@@ -32,138 +32,90 @@ pub fn has_epoll(proc_root: &Path, pid: u32) -> bool {
 
 /// Whether all sockets that a process waits for by epoll are one connection of a client: as a database's process that
 /// serves one client, and unlike an event loop, which has its listener there or several connections.
-pub fn serves_one_client(proc_root: &Path, pid: u32) -> bool {
+pub fn serves_one_client(networks: &Networks, pid: u32) -> bool {
+    let dir = shown(networks.proc_root(), pid);
     let link = |descriptor: &str| {
-        let link = fs::read_link(shown(proc_root, pid).join(format!("fd/{descriptor}"))).unwrap_or_default();
-        text::path(&link)
+        text::path(&fs::read_link(dir.join(format!("fd/{descriptor}"))).unwrap_or_default())
     };
     let mut sockets: BTreeSet<String> = BTreeSet::new();
-    let entries = fs::read_dir(shown(proc_root, pid).join("fd")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
     for name in entries.take(1000).map(|entry| text::path(entry.file_name().as_ref())) {
         if link(&name) != "anon_inode:[eventpoll]" {
             continue;
         }
         // "tfd:  5 events: 19 data: …": Documentation/filesystems/proc.rst, 3.8.
-        let info =
-            text::read_to_parse(&shown(proc_root, pid).join(format!("fdinfo/{name}"))).unwrap_or_default();
+        let info = text::read_to_parse(&dir.join(format!("fdinfo/{name}"))).unwrap_or_default();
         let waited_for = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
         sockets.extend(waited_for.map(&link).filter(|link| link.starts_with("socket:[")));
         if sockets.len() > 1 {
             return false;
         }
     }
-    let Some(socket) = sockets.first() else { return false };
-    let inode = socket.trim_start_matches("socket:[").trim_end_matches(']');
-    match unix_socket(proc_root, pid, inode) {
-        Some((state, has_path)) => state == SS_CONNECTED && has_path,
-        None => self::socket(proc_root, pid, socket)
-            .is_some_and(|object| object.contains(" -> ") && serves(proc_root, pid, &object)),
+    let Some(inode) = sockets.first().and_then(|link| inode(link)) else { return false };
+    let network = networks.of(pid);
+    match (network.unix(inode), network.tcp().socket(inode)) {
+        (Some(unix), _) => unix.connected && unix.path.is_some(),
+        (None, Some(tcp)) => !tcp.remote.ends_with(":0") && network.tcp().listening.contains(&tcp.local.1),
+        (None, None) => false,
     }
 }
 
 /// Whether a process's descriptor is a socket on which anybody may come: a listener, or one without connections.
-pub fn takes_from_any(proc_root: &Path, pid: u32, descriptor: u32) -> bool {
-    let link = fs::read_link(shown(proc_root, pid).join(format!("fd/{descriptor}"))).unwrap_or_default();
-    let link = text::path(&link);
-    let Some(inode) = link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) else {
-        return false;
-    };
-    match unix_socket(proc_root, pid, inode) {
-        Some((state, _path)) => state != SS_CONNECTED,
-        None => socket(proc_root, pid, &link).is_some_and(|object| !object.contains(" -> ")),
+pub fn takes_from_any(networks: &Networks, pid: u32, descriptor: u32) -> bool {
+    let path = shown(networks.proc_root(), pid).join(format!("fd/{descriptor}"));
+    let link = text::path(&fs::read_link(path).unwrap_or_default());
+    let Some(inode) = inode(&link) else { return false };
+    match networks.of(pid).unix(inode) {
+        Some(unix) => !unix.connected,
+        None => socket(networks, pid, &link).is_some_and(|object| !object.contains(" -> ")),
     }
 }
 
-/// State 3 of a Unix socket (include/uapi/linux/net.h).
-const SS_CONNECTED: &str = "03";
-
-/// A Unix socket's state and whether it has a path, which who was connected to has.
-fn unix_socket(proc_root: &Path, pid: u32, inode: &str) -> Option<(String, bool)> {
-    let unix = text::read_to_parse(&shown(proc_root, pid).join("net/unix")).unwrap_or_default();
-    // Num RefCount Protocol Flags Type St Inode Path.
-    let of_unix = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let of_unix = of_unix.into_iter().find(|fields| fields.get(6) == Some(&inode))?;
-    Some((of_unix[5].to_owned(), of_unix.len() > 7))
+/// Of a link, `socket:[inode]`.
+pub fn inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Describes a socket by its link, `socket:[inode]`, from the tables of the process's network namespace.
-pub fn socket(proc_root: &Path, pid: u32, link: &str) -> Option<String> {
-    let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
-    let net = shown(proc_root, pid).join("net");
-    for protocol in ["tcp", "tcp6", "udp", "udp6"] {
-        let table = text::read_to_parse(&net.join(protocol)).unwrap_or_default();
-        // sl local remote state queues timer retransmits uid timeout inode: Documentation/networking/proc_net_tcp.rst.
-        let found = table.lines().skip(1).find_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            (*fields.get(9)? == inode).then(|| Some((address(fields.get(1)?)?, address(fields.get(2)?)?)))?
-        });
-        if let Some((local, remote)) = found {
-            let name = protocol.trim_end_matches('6');
-            return Some(match remote.ends_with(":0") {
-                true => format!("{name} {local}"),
-                false => format!("{name} {local} -> {remote}"),
-            });
-        }
+pub fn socket(networks: &Networks, pid: u32, link: &str) -> Option<String> {
+    let inode = inode(link)?;
+    let network = networks.of(pid);
+    if let Some(tcp) = network.tcp().socket(inode) {
+        return Some(format!("tcp {}", ends(&tcp.local.0, &tcp.remote)));
     }
-    // Num RefCount Protocol Flags Type St Inode Path: unix(7).
-    let table = text::read_to_parse(&net.join("unix")).unwrap_or_default();
-    table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (*fields.get(6)? == inode).then(|| match fields.get(7) {
-            Some(path) => format!("unix {}", text::clean_text(path)),
-            None => "unix".to_owned(),
-        })
+    if let Some(udp) = network.udp(inode) {
+        return Some(udp.to_owned());
+    }
+    network.unix(inode).map(|unix| match &unix.path {
+        Some(path) => format!("unix {path}"),
+        None => "unix".to_owned(),
     })
 }
 
 /// Whether a process answers on a socket, described as [`descriptor`] does: it listens on the socket's own port, or
 /// the socket has the path that clients connect to.
-pub fn serves(proc_root: &Path, pid: u32, object: &str) -> bool {
+pub fn serves(networks: &Networks, pid: u32, object: &str) -> bool {
     let Some((local, _remote)) = object.strip_prefix("tcp ").and_then(|rest| rest.split_once(" -> ")) else {
         return object.starts_with("unix /") || object.starts_with("unix @");
     };
-    let Some(port) = local.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()) else { return false };
-    listeners(proc_root, pid).iter().any(|(of, _)| *of == port)
+    let port = local.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+    port.is_some_and(|port| networks.of(pid).tcp().listening.contains(&port))
 }
 
-/// Ports that processes listen at themselves. The tables of a network namespace are read once for all of them: the kernel
-/// goes through all of its connections each time.
-pub fn listens(proc_root: &Path, pids: &[u32]) -> BTreeSet<(u32, u16)> {
-    let mut known: BTreeMap<Option<u64>, Vec<(u16, String)>> = BTreeMap::new();
+/// Ports that processes listen at themselves.
+pub fn listens(networks: &Networks, pids: &[u32]) -> BTreeSet<(u32, u16)> {
     let mut found = BTreeSet::new();
     for &pid in pids {
-        let dir = shown(proc_root, pid);
-        let entries = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+        let entries =
+            fs::read_dir(shown(networks.proc_root(), pid).join("fd")).into_iter().flatten().flatten();
         let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-        let links = links.map(|link| text::path(&link)).filter(|link| link.starts_with("socket:["));
-        let own: HashSet<String> = links.collect();
+        let own: HashSet<u64> = links.filter_map(|link| inode(&text::path(&link))).collect();
         if own.is_empty() {
             continue;
         }
-        let namespace = fs::metadata(dir.join("ns/net")).map(|of| of.ino()).ok();
-        if namespace.is_none() || !known.contains_key(&namespace) {
-            known.insert(namespace, listeners(proc_root, pid));
-        }
-        let all = known.get(&namespace).into_iter().flatten();
-        let its = all.filter(|(_, inode)| own.contains(&format!("socket:[{inode}]")));
-        found.extend(its.map(|(port, _)| (pid, *port)));
-    }
-    found
-}
-
-/// Ports that are listened at in a process's network namespace, and the inodes of their sockets.
-fn listeners(proc_root: &Path, pid: u32) -> Vec<(u16, String)> {
-    let mut found = Vec::new();
-    for protocol in ["tcp", "tcp6"] {
-        let table =
-            text::read_to_parse(&shown(proc_root, pid).join(format!("net/{protocol}"))).unwrap_or_default();
-        found.extend(table.lines().skip(1).filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            // 0A is TCP_LISTEN, include/net/tcp_states.h.
-            (*fields.get(3)? == "0A").then_some(())?;
-            let (_, port) = fields.get(1)?.rsplit_once(':')?;
-            Some((u16::from_str_radix(port, 16).ok()?, (*fields.get(9)?).to_owned()))
-        }));
+        let network = networks.of(pid);
+        let listeners = network.tcp().sockets.iter().filter(|of| of.state == TcpState::Listen);
+        found.extend(listeners.filter(|of| own.contains(&of.inode)).map(|of| (pid, of.local.1)));
     }
     found
 }
@@ -261,19 +213,20 @@ mod tests {
             "Num       RefCount Protocol Flags    Type St Inode Path\n0000: 00000002 00000000 00010000 0001 01 79 /run/x\n",
         )
         .unwrap();
-        let socket = |inode: u32| socket(root.path(), 7, &format!("socket:[{inode}]"));
+        let networks = Networks::new(root.path());
+        let socket = |inode: u32| socket(&networks, 7, &format!("socket:[{inode}]"));
         assert_eq!(socket(77).as_deref(), Some("tcp 127.0.0.1:8080 -> 127.0.0.2:5432"));
         assert_eq!(socket(78).as_deref(), Some("tcp 127.0.0.1:8080"));
         assert_eq!(socket(79).as_deref(), Some("unix /run/x"));
         assert_eq!(socket(80), None);
-        let serves = |object: &str| serves(root.path(), 7, object);
+        let serves = |object: &str| serves(&networks, 7, object);
         assert!(serves("tcp 127.0.0.1:8080 -> 127.0.0.2:5432") && serves("unix /run/x"));
         let fds = root.path().join("7/fd");
         fs::create_dir_all(&fds).unwrap();
         std::os::unix::fs::symlink("socket:[77]", fds.join("3")).unwrap();
-        assert!(listens(root.path(), &[7]).is_empty(), "a connection");
+        assert!(listens(&Networks::new(root.path()), &[7]).is_empty(), "a connection");
         std::os::unix::fs::symlink("socket:[78]", fds.join("4")).unwrap();
-        assert!(listens(root.path(), &[7]).into_iter().eq([(7, 8080)]));
+        assert!(listens(&Networks::new(root.path()), &[7]).into_iter().eq([(7, 8080)]));
         // Another one of its namespace, whose own table is not read.
         let (other, ns) = (root.path().join("8/fd"), root.path().join("net"));
         fs::create_dir_all(&other).unwrap();
@@ -283,7 +236,7 @@ mod tests {
             std::os::unix::fs::symlink(&ns, root.path().join(pid).join("ns/net")).unwrap();
         }
         std::os::unix::fs::symlink("socket:[78]", other.join("3")).unwrap();
-        assert!(listens(root.path(), &[7, 8, 9]).into_iter().eq([(7, 8080), (8, 8080)]));
+        assert!(listens(&Networks::new(root.path()), &[7, 8, 9]).into_iter().eq([(7, 8080), (8, 8080)]));
         assert!(!serves("tcp 127.0.0.1:5432 -> 127.0.0.2:8080") && !serves("unix") && !serves("/dev/null"));
         assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
     }
@@ -321,7 +274,7 @@ mod tests {
             let line = |tfd: &u32| format!("tfd: {tfd:8} events: 19 data: {tfd:x} pos:0 ino:1 sdev:9\n");
             let lines: String = waited_for.iter().map(line).collect();
             fs::write(info.join("3"), format!("pos:\t0\nflags:\t02000002\n{lines}")).unwrap();
-            serves_one_client(root.path(), 7)
+            serves_one_client(&Networks::new(root.path()), 7)
         };
         assert!(serves(&[4, 10]), "a connection to a port that is listened at");
         assert!(serves(&[13]), "and through a path");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{objects::address, shown::shown};
+use super::objects::address;
 
 /// States that matter here: include/net/tcp_states.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,22 +32,10 @@ pub struct TcpSocket {
     pub inode: u64,
 }
 
-/// All sockets of a process's network namespace.
-pub fn tcp_sockets(proc_root: &Path, pid: u32) -> Vec<TcpSocket> {
-    let tables = ["tcp", "tcp6"].map(|name| shown(proc_root, pid).join(format!("net/{name}")));
-    let texts = tables.map(|path| crate::text::read_to_parse(&path).unwrap_or_default());
+/// All sockets in the tables of a network namespace: a process's folder `net`.
+pub fn tcp_sockets(net: &Path) -> Vec<TcpSocket> {
+    let texts = ["tcp", "tcp6"].map(|name| crate::text::read_to_parse(&net.join(name)).unwrap_or_default());
     texts.iter().flat_map(|text| text.lines().skip(1)).filter_map(socket).collect()
-}
-
-/// Whether one of these sockets, by inode, is a Unix socket that waits for connections.
-pub fn listens_unix(proc_root: &Path, pid: u32, is_own: impl Fn(u64) -> bool) -> bool {
-    let table = crate::text::read_to_parse(&shown(proc_root, pid).join("net/unix")).unwrap_or_default();
-    // Num RefCount Protocol Flags Type St Inode Path: unix(7). The flag is __SO_ACCEPTCON, include/linux/net.h.
-    table.lines().skip(1).any(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.get(3) == Some(&"00010000")
-            && fields.get(6).and_then(|inode| inode.parse().ok()).is_some_and(&is_own)
-    })
 }
 
 /// sl local remote state queues timer retransmits uid timeout inode: Documentation/networking/proc_net_tcp.rst.

@@ -5,19 +5,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    rc::Rc,
     time::{Duration, Instant},
 };
 
 use super::{
     hsperf::PerfData,
-    network::{Network, Networks},
+    network::{Networks, Tcp},
+    objects::inode,
     quota::CpuQuota,
     redact::Redact,
     room::make_room,
     shown::shown,
     sockdiag::SockDiag,
-    tcp::{TcpState, listens_unix},
+    tcp::TcpState,
 };
 use crate::model::vitals::{Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Throttling, Vitals};
 
@@ -42,6 +42,7 @@ const STARTS: u64 = 5;
 /// Looks at processes, and remembers what it saw.
 pub struct VitalsSampler {
     proc_root: PathBuf,
+    networks: Networks,
     /// CPU time is counted in these, ns.
     tick_ns: u64,
     processes: BTreeMap<u32, Seen>,
@@ -95,11 +96,12 @@ struct Stat {
 
 impl VitalsSampler {
     /// Nothing seen yet.
-    pub fn new(proc_root: &Path, redact: Redact) -> VitalsSampler {
+    pub fn new(networks: &Networks, redact: Redact) -> VitalsSampler {
         // SAFETY: sysconf only reads.
         let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
         VitalsSampler {
-            proc_root: proc_root.to_owned(),
+            proc_root: networks.proc_root().to_owned(),
+            networks: networks.clone(),
             tick_ns: 1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1),
             processes: BTreeMap::new(),
             unlisted: 0,
@@ -135,7 +137,6 @@ impl VitalsSampler {
     /// Returns how long it took.
     fn look_at(&mut self, pids: &[u32], targets: &BTreeSet<u32>, now_ns: u64) -> Duration {
         let begun = Instant::now();
-        let mut networks = Networks::default();
         let mut without = 0;
         for &pid in pids {
             let dir = self.proc_root.join(pid.to_string());
@@ -156,8 +157,7 @@ impl VitalsSampler {
             seen.vitals.samples += 1;
             seen.vitals.span_ns = now_ns.saturating_sub(seen.first_ns);
             seen.vitals.stopped += u64::from(matches!(stat.state, b'T' | b't'));
-            let mut network = |pid| networks.of(&mut self.diag, &self.proc_root, pid);
-            seen.descriptors(&self.proc_root, &self.redact, &mut network, now_ns, first);
+            seen.descriptors(&self.networks, &mut self.diag, &self.redact, now_ns, first);
             seen.quota(&self.proc_root, &self.redact, pid);
             seen.collections(&self.proc_root, pid);
             let known = self.processes.values().map(|seen| seen.children.len()).sum::<usize>();
@@ -227,13 +227,13 @@ impl Seen {
 
     fn descriptors(
         &mut self,
-        proc_root: &Path,
+        networks: &Networks,
+        diag: &mut SockDiag,
         redact: &Redact,
-        network: &mut dyn FnMut(u32) -> Rc<Network>,
         now_ns: u64,
         first: bool,
     ) {
-        let dir = shown(proc_root, self.vitals.pid);
+        let dir = shown(networks.proc_root(), self.vitals.pid);
         let Ok(entries) = fs::read_dir(dir.join("fd")) else { return };
         let numbers: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         let open = numbers.len();
@@ -248,12 +248,18 @@ impl Seen {
             .filter_map(|path| Some(crate::text::path(&fs::read_link(path).ok()?)))
             .collect();
         let sockets: BTreeSet<u64> = links.iter().filter_map(|link| inode(link)).collect();
-        let network = if sockets.is_empty() { Rc::default() } else { network(self.vitals.pid) };
-        let listens = |inode: &u64| network.socket(*inode).is_some_and(|of| of.state == TcpState::Listen);
-        self.vitals.listens |= sockets.iter().any(listens);
-        if !self.vitals.listens && !sockets.is_empty() {
-            self.vitals.listens = listens_unix(proc_root, self.vitals.pid, |inode| sockets.contains(&inode));
-        }
+        // Without sockets of its own it is not read.
+        let network = networks.of(self.vitals.pid);
+        let empty = (Tcp::default(), BTreeMap::new());
+        let (tcp, awaiting) = match sockets.is_empty() {
+            true => (&empty.0, &empty.1),
+            false => (network.tcp(), network.awaiting(diag, networks.proc_root())),
+        };
+        let listens = |inode: &u64| {
+            tcp.socket(*inode).is_some_and(|of| of.state == TcpState::Listen)
+                || network.unix(*inode).is_some_and(|unix| unix.listens)
+        };
+        self.vitals.listens = self.vitals.listens || sockets.iter().any(listens);
 
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
         // Connections of each, whether they are clients, and the time since the oldest question without an answer, ms.
@@ -261,18 +267,18 @@ impl Seen {
         let mut connections = 0;
         for link in &links {
             let kind = match inode(link) {
-                Some(inode) => match network.socket(inode) {
+                Some(inode) => match tcp.socket(inode) {
                     Some(of) if of.state == TcpState::Listen => "listening socket".to_owned(),
                     Some(of) => {
                         connections += 1;
-                        let clients = network.listening.contains(&of.local.1);
+                        let clients = tcp.listening.contains(&of.local.1);
                         let peer = if clients {
                             format!("clients of :{}", of.local.1)
                         } else {
                             redact.text(&of.remote)
                         };
                         let at = peers.entry(peer.clone()).or_default();
-                        *at = (at.0 + 1, clients, at.2.max(network.awaiting.get(&inode).copied()));
+                        *at = (at.0 + 1, clients, at.2.max(awaiting.get(&inode).copied()));
                         if let Some(seen) = self.peer(&peer, clients) {
                             if seen.inodes.len() < MAX_KINDS * 16 && seen.inodes.insert(inode) {
                                 seen.peer.seen += 1;
@@ -294,8 +300,8 @@ impl Seen {
         }
         self.vitals.most_connections = self.vitals.most_connections.max((connections * step) as u64);
         for (peer, (number, clients, awaited)) in peers {
-            let waiting = network
-                .tcp()
+            let waiting = tcp
+                .sockets
                 .iter()
                 .filter(|of| {
                     of.state == TcpState::TimeWait
@@ -432,10 +438,6 @@ fn descriptor_limit(limits: &str) -> Option<u64> {
         .ok()
 }
 
-fn inode(link: &str) -> Option<u64> {
-    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
 /// What a link that is no socket stands for: its folder, or its kind.
 fn kind(link: &str, redact: &Redact) -> String {
     if link.starts_with("pipe:") {
@@ -492,7 +494,7 @@ mod tests {
     fn descriptors_are_told_by_kind_and_peer() {
         let dir = tempfile::tempdir().unwrap();
         proc_with(dir.path(), &["/var/log/app.log", "socket:[5]", "socket:[6]"]);
-        let mut sampler = VitalsSampler::new(dir.path(), Redact::No);
+        let mut sampler = VitalsSampler::new(&Networks::new(dir.path()), Redact::No);
         sampler.look(&[7], 1);
         proc_with(dir.path(), &["/var/log/x", "/var/log/y", "socket:[6]", "socket:[7]", "pipe:[9]"]);
         sampler.look(&[7], 2_000_000_001);
@@ -527,7 +529,7 @@ mod tests {
             let stat = format!("{pid} (app) S 1 7 7 0 -1 {flags} 100 0 0 0 11 22 33 44 20 0 1 0 5 0 0");
             fs::write(process.join("stat"), stat).unwrap();
         };
-        let mut sampler = VitalsSampler::new(dir.path(), Redact::No);
+        let mut sampler = VitalsSampler::new(&Networks::new(dir.path()), Redact::No);
         set(1, 0x0020_8040); // a thread of the kernel
         let pids: Vec<u32> = (1..=1 + MAX_PROCESSES as u32).collect();
         pids.iter().skip(1).for_each(|&pid| set(pid, 0x0040_0000));
@@ -547,7 +549,7 @@ mod tests {
 
     #[test]
     fn own_children_are_seen_with_their_cpu_time() {
-        let mut sampler = VitalsSampler::new(Path::new("/proc"), Redact::No);
+        let mut sampler = VitalsSampler::new(&Networks::new(Path::new("/proc")), Redact::No);
         let pid = std::process::id();
         sampler.look(&[pid], 1);
         let burn = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";

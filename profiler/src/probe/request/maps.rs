@@ -12,6 +12,7 @@ use crate::{
     probe::request::counts::await_until,
     process::{
         life::network_namespace,
+        shown::shown,
         tcp::{TcpState, tcp_sockets},
     },
 };
@@ -92,7 +93,7 @@ impl KernelMaps {
                 continue;
             }
             seen.push(namespace);
-            let sockets = tcp_sockets(proc_root, pid).into_iter();
+            let sockets = tcp_sockets(&shown(proc_root, pid).join("net")).into_iter();
             for socket in sockets.filter(|socket| socket.state == TcpState::Listen) {
                 let key = ListenerKey { namespace, port: socket.local.1.into() };
                 let _no_room = listeners.insert(key, 0, 0);

@@ -1,11 +1,6 @@
 //! What the scheduler probe's records and maps add up to, and who waits for whom now.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use ended::{Ended, MOST_HISTOGRAMS};
@@ -53,6 +48,7 @@ use crate::{
     },
     process::{
         clock::{Clock, Every},
+        network::Networks,
         objects,
     },
     resolve::Resolver,
@@ -75,6 +71,7 @@ pub struct Scheduler {
     maps: Box<dyn SchedMaps>,
     limits: Limits,
     proc_root: PathBuf,
+    networks: Networks,
     clock: Clock,
     began_ns: u64,
     ended_ns: Option<u64>,
@@ -102,7 +99,7 @@ impl Scheduler {
     /// Does not count yet.
     pub fn new(
         mut maps: Box<dyn SchedMaps>,
-        proc_root: &Path,
+        networks: &Networks,
         clock: &Clock,
         pids: &[u32],
         thresholds: Thresholds,
@@ -113,7 +110,8 @@ impl Scheduler {
         Scheduler {
             maps,
             limits: Limits::of(&thresholds),
-            proc_root: proc_root.to_owned(),
+            proc_root: networks.proc_root().to_owned(),
+            networks: networks.clone(),
             clock: clock.clone(),
             began_ns: 0,
             ended_ns: None,
@@ -126,7 +124,7 @@ impl Scheduler {
             counted: FxHashSet::default(),
             look: Every::new(clock, LOOK_INTERVAL),
             lookups: 0,
-            polls: pids.iter().any(|&pid| objects::has_epoll(proc_root, pid)),
+            polls: pids.iter().any(|&pid| objects::has_epoll(networks.proc_root(), pid)),
             loops_attached: false,
             calls_watched: false,
             off_cpu: Aggregator::default(),
@@ -165,7 +163,7 @@ impl Scheduler {
             return Vec::new();
         }
         let tids = records::threads_of(&self.proc_root, pid).into_iter().take(MAX_THREADS);
-        tids.filter_map(|tid| records::seed(&self.proc_root, pid, tid, self.began_ns)).collect()
+        tids.filter_map(|tid| records::seed(&self.networks, pid, tid, self.began_ns)).collect()
     }
 
     /// Hands it to the kernel programs, and keeps what the thread's stack is.
@@ -292,7 +290,7 @@ impl Scheduler {
     fn add_loop(&mut self, thread: ThreadKey, syscall: i32, descriptor: u32) {
         let allowed = self.lookups < MAX_LOOKUPS && !self.loops.serves_one_client(thread.pid);
         self.lookups += u32::from(allowed);
-        self.loops.add(thread, syscall, descriptor, allowed, &self.proc_root);
+        self.loops.add(thread, syscall, descriptor, allowed, &self.networks);
         self.maps.add_histogram(HistogramKey { kind: HistogramKind::Iterations as u32, id: thread.tid });
         if self.loops.holds_others_up(thread) {
             self.waits.add_loop(thread);
@@ -305,7 +303,7 @@ impl Scheduler {
             return;
         }
         self.look.restart();
-        self.lookups = self.loops.look_at_clients(MAX_LOOKUPS, &self.proc_root);
+        self.lookups = self.loops.look_at_clients(MAX_LOOKUPS, &self.networks);
         let states = self.maps.threads();
         if !self.has_loops() {
             let pids: FxHashSet<u32> =
@@ -510,7 +508,7 @@ impl Scheduler {
             return None;
         }
         self.lookups += 1;
-        objects::descriptor(&self.proc_root, pid, argument)
+        objects::descriptor(&self.networks, pid, argument)
     }
 }
 

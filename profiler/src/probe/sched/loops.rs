@@ -1,13 +1,11 @@
 //! Which threads are event loops, and which of them hold others up while they are away from their wait.
 
-use std::path::Path;
-
 use profiler_common::sched::{MANY, SyscallClass};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     model::{abi, stack::ThreadKey},
-    process::objects,
+    process::{network::Networks, objects},
 };
 
 /// The event loops of a run.
@@ -38,28 +36,35 @@ impl Loops {
     /// `allowed`.
     ///
     /// [`ThreadState::loop_descriptor`]: profiler_common::sched::ThreadState::loop_descriptor
-    pub fn add(&mut self, thread: ThreadKey, syscall: i32, descriptor: u32, allowed: bool, proc_root: &Path) {
+    pub fn add(
+        &mut self,
+        thread: ThreadKey,
+        syscall: i32,
+        descriptor: u32,
+        allowed: bool,
+        networks: &Networks,
+    ) {
         self.loops.insert(thread, Loop { syscall, descriptor });
         if abi::class(syscall) == SyscallClass::Epoll as u8 {
             self.sharers.entry((thread.pid, descriptor)).or_default().insert(thread.tid);
         } else if descriptor == MANY {
             self.one_source.remove(&thread);
-        } else if !allowed || !objects::takes_from_any(proc_root, thread.pid, descriptor) {
+        } else if !allowed || !objects::takes_from_any(networks, thread.pid, descriptor) {
             // Of so many that not each is looked at, most will be.
             self.one_source.insert(thread);
             return;
         }
-        if allowed && objects::serves_one_client(proc_root, thread.pid) {
+        if allowed && objects::serves_one_client(networks, thread.pid) {
             self.one_client.insert(thread.pid);
         }
     }
 
     /// Processes that served one client and do not any more are event loops from now on. Looks at no more than `most`;
     /// returns how many it looked at.
-    pub fn look_at_clients(&mut self, most: u32, proc_root: &Path) -> u32 {
+    pub fn look_at_clients(&mut self, most: u32, networks: &Networks) -> u32 {
         let served: Vec<u32> = self.one_client.iter().copied().take(most as usize).collect();
         for &pid in &served {
-            if !objects::serves_one_client(proc_root, pid) {
+            if !objects::serves_one_client(networks, pid) {
                 self.one_client.remove(&pid);
             }
         }

@@ -79,7 +79,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 
 /// Attaches the kernel programs, and hands them what the threads of the targets are doing already.
 fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
-    let Start { kernel, settings, resolver, running, proc_root, .. } = begin;
+    let Start { kernel, settings, resolver, running, .. } = begin;
     maps::set_classes(kernel)?;
     let maps = Box::new(KernelMaps::take(kernel)?);
     if settings.wakers {
@@ -93,7 +93,7 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }
     let mut scheduler =
-        Scheduler::new(maps, proc_root, &resolver.clock, running, settings.thresholds.clone());
+        Scheduler::new(maps, &resolver.networks, &resolver.clock, running, settings.thresholds.clone());
     scheduler.calls_watched = settings.syscalls == Syscalls::On;
     // Stacks first: they take a while, in which threads wake up unseen.
     let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();

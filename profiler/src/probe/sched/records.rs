@@ -16,7 +16,7 @@ use crate::{
         wait::ThreadTime,
     },
     probe::cpu::records::{self as cpu, RawSample},
-    process::{memory::ProcessMemory, shown::shown},
+    process::{memory::ProcessMemory, network::Networks, objects, shown::shown},
     text,
 };
 
@@ -44,7 +44,8 @@ pub struct Seed {
 }
 
 /// What a thread that has done nothing since `began_ns` is doing, as /proc tells it; `None` if it is gone.
-pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed> {
+pub fn seed(networks: &Networks, pid: u32, tid: u32, began_ns: u64) -> Option<Seed> {
+    let proc_root = networks.proc_root();
     let task = proc_root.join(format!("{pid}/task/{tid}"));
     let stat = fs::read(task.join("stat")).ok()?;
     let stat = text::to_parse(&stat);
@@ -82,7 +83,7 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
         thread.syscall = number;
         thread.object = arg(0);
         let class = abi::class(number);
-        thread.cause = cause(proc_root, pid, state == 'D', class, [arg(0), arg(1), arg(2)]) as u32;
+        thread.cause = cause(networks, pid, state == 'D', class, [arg(0), arg(1), arg(2)]) as u32;
         let sleeps = abi::is_poll(number) && arg(1) == 0 || abi::is_select(number) && arg(0) == 0;
         if class == SyscallClass::Epoll as u8 || class == SyscallClass::Poll as u8 && !sleeps {
             thread.loop_class = class.into();
@@ -108,14 +109,14 @@ pub fn seed(proc_root: &Path, pid: u32, tid: u32, began_ns: u64) -> Option<Seed>
 }
 
 /// As the kernel program's `waits_for`. Who can be interrupted does not wait for a disk, but, say, for the other end of a FIFO.
-fn cause(proc_root: &Path, pid: u32, uninterruptible: bool, class: u8, args: [u64; 3]) -> WaitCause {
+fn cause(networks: &Networks, pid: u32, uninterruptible: bool, class: u8, args: [u64; 3]) -> WaitCause {
     match class {
         c if c == SyscallClass::Disk as u8 && !uninterruptible => WaitCause::Other,
         c if c == SyscallClass::Descriptor as u8 => {
-            let link =
-                fs::read_link(shown(proc_root, pid).join(format!("fd/{}", args[0]))).unwrap_or_default();
+            let link = fs::read_link(shown(networks.proc_root(), pid).join(format!("fd/{}", args[0])))
+                .unwrap_or_default();
             match text::path(&link).split(':').next().unwrap_or_default() {
-                "socket" if is_internet_socket(proc_root, pid, &link) => WaitCause::Network,
+                "socket" if is_internet_socket(networks, pid, &link) => WaitCause::Network,
                 "socket" | "pipe" | "anon_inode" => WaitCause::Pipe,
                 path if path.starts_with("/dev/") => WaitCause::Pipe,
                 path if path.starts_with('/') && uninterruptible => WaitCause::Disk,
@@ -129,9 +130,8 @@ fn cause(proc_root: &Path, pid: u32, uninterruptible: bool, class: u8, args: [u6
 }
 
 /// Whether a descriptor's link, `socket:[inode]`, is in one of the process's tables of internet sockets.
-fn is_internet_socket(proc_root: &Path, pid: u32, link: &Path) -> bool {
-    crate::process::objects::socket(proc_root, pid, &text::path(link))
-        .is_some_and(|socket| !socket.starts_with("unix"))
+fn is_internet_socket(networks: &Networks, pid: u32, link: &Path) -> bool {
+    objects::socket(networks, pid, &text::path(link)).is_some_and(|socket| !socket.starts_with("unix"))
 }
 
 /// What the scheduler says of a thread now: `/proc/PID/task/TID/schedstat`.
@@ -264,7 +264,7 @@ mod tests {
         let seed = |state: &str, syscall: &str| {
             fs::write(task.join("stat"), format!("8 (a) b) {state} 1 1")).unwrap();
             fs::write(task.join("syscall"), syscall).unwrap();
-            super::seed(root.path(), 7, 8, 100).map(|seed| (seed.state, seed.at))
+            super::seed(&Networks::new(root.path()), 7, 8, 100).map(|seed| (seed.state, seed.at))
         };
         let futex = format!("{} 0xabc 0x80 0x2 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_futex);
         let (state, at) = seed("S", &futex).unwrap();

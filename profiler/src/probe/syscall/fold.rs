@@ -1,11 +1,7 @@
 //! What the system-call probe's records and maps add up to: its counts are taken out of the kernel before they overflow,
 //! descriptors are identified while they are open, and the slowest calls are kept.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use profiler_common::syscall::{
@@ -39,6 +35,7 @@ use crate::{
     },
     process::{
         clock::{Clock, Every},
+        network::Networks,
         objects,
         redact::Redact,
     },
@@ -65,6 +62,7 @@ type CallSample = (ThreadKey, Option<StackId>, u32, u64);
 pub struct CallCollector {
     maps: Box<dyn CallMaps>,
     proc_root: PathBuf,
+    networks: Networks,
     in_calls: Aggregator,
     redact: Redact,
     counts: BTreeMap<CallKey, Count>,
@@ -102,16 +100,17 @@ impl CallCollector {
     pub fn new(
         mut maps: Box<dyn CallMaps>,
         pids: &[u32],
-        proc_root: &Path,
+        networks: &Networks,
         clock: &Clock,
         redact: Redact,
         storms: Storms,
     ) -> Result<CallCollector> {
         maps.set_slow(SLOW_NS.0)?;
-        objects::listens(proc_root, pids).into_iter().for_each(|(pid, port)| maps.listens(pid, port));
+        objects::listens(networks, pids).into_iter().for_each(|(pid, port)| maps.listens(pid, port));
         Ok(CallCollector {
             maps,
-            proc_root: proc_root.to_owned(),
+            proc_root: networks.proc_root().to_owned(),
+            networks: networks.clone(),
             in_calls: Aggregator::default(),
             redact,
             counts: BTreeMap::new(),
@@ -211,7 +210,7 @@ impl CallCollector {
                 let key = IoKey { pid: call.pid, descriptor: descriptor as u32 };
                 let known = self.latest.get(&key).filter(|(first_ns, _)| *first_ns <= call.start_ns);
                 known.map(|(_, object)| object.clone()).or_else(|| {
-                    let now = allowed.then(|| objects::descriptor(&self.proc_root, call.pid, descriptor));
+                    let now = allowed.then(|| objects::descriptor(&self.networks, call.pid, descriptor));
                     now.flatten().map(|object| self.redact.object(&object))
                 })
             }),
@@ -252,12 +251,12 @@ impl CallCollector {
         if told.is_none() || stats.on.kind == ObjectKind::Net as u32 {
             self.lookups += 1;
         }
-        let now = || allowed.then(|| objects::descriptor(proc, key.pid, key.descriptor.into()))?;
+        let now = || allowed.then(|| objects::descriptor(&self.networks, key.pid, key.descriptor.into()))?;
         let Some(object) = told.or_else(now) else { return };
         // If the process has ended, who reads first answers.
         let lives = || proc.join(key.pid.to_string()).exists();
         let serves = stats.listens != 0
-            || (allowed && objects::serves(proc, key.pid, &object))
+            || (allowed && objects::serves(&self.networks, key.pid, &object))
             || (stats.first_wrote == 0 && !lives());
         let named = Named { object: self.redact.object(&object), serves };
         self.latest.insert(key, (stats.first_ns, named.object.clone()));

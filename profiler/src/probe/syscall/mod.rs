@@ -63,12 +63,12 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 
 /// Attaches the kernel programs.
 fn start(begin: &mut Start<'_>) -> Result<CallCollector> {
-    let Start { kernel, settings, resolver, before, proc_root, .. } = begin;
+    let Start { kernel, settings, resolver, before, .. } = begin;
     sched::maps::set_classes(kernel)?;
     let maps = Box::new(KernelMaps::take(kernel)?);
     let storms = Storms::new(settings.error_storm_share, &settings.expected_errors);
     let redact = Redact::new(settings.redact_paths);
-    let mut calls = CallCollector::new(maps, before, proc_root, &resolver.clock, redact, storms)?;
+    let mut calls = CallCollector::new(maps, before, &resolver.networks, &resolver.clock, redact, storms)?;
     for (index, program) in (0..).zip(STEPS) {
         kernel.attach(Hook::TailCall { program, map: "CALL_STEPS", index })?;
     }

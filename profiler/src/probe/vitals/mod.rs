@@ -21,7 +21,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     prepare: |_, _| Ok(()),
     start: |start| {
         let redact = Redact::new(start.settings.redact_paths);
-        Ok(Box::new(Vitals(VitalsSampler::new(start.proc_root, redact))))
+        Ok(Box::new(Vitals(VitalsSampler::new(&start.resolver.networks, redact))))
     },
     kinds: &[],
     checks: Vec::new,
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn targets_are_looked_at_until_the_end_and_shown_in_runs() {
         let mut bench = Bench::new();
-        let sampler = VitalsSampler::new(bench.proc.path(), Redact::new(false));
+        let sampler = VitalsSampler::new(&bench.resolver.networks, Redact::new(false));
         let mut vitals = Vitals(sampler);
         bench.with(|cx| vitals.poll(cx));
         bench.hands.set(3_000_000_000);

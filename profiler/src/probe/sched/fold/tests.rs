@@ -101,7 +101,8 @@ fn histogram(values: &[u64]) -> Histogram {
 fn begun(bench: &Bench) -> (Scheduler, FakeMaps) {
     let maps = FakeMaps::default();
     let (root, clock) = (&bench.resolver.proc_root, &bench.resolver.clock);
-    let mut scheduler = Scheduler::new(Box::new(maps.clone()), root, clock, &[7], Thresholds::default());
+    let mut scheduler =
+        Scheduler::new(Box::new(maps.clone()), &Networks::new(root), clock, &[7], Thresholds::default());
     scheduler.begin(clock.now_ns()).unwrap();
     (scheduler, maps)
 }
@@ -432,7 +433,7 @@ fn what_threads_did_before_is_told_to_the_kernel() {
     fs::write(task.join("syscall"), format!("{} 0x3 0x0 0x0 0x0 0x0 0x0 0x7f 0x7e\n", libc::SYS_epoll_pwait))
         .unwrap();
     let seeds: Vec<Seed> =
-        [8].into_iter().filter_map(|tid| records::seed(bench.proc.path(), 7, tid, S)).collect();
+        [8].into_iter().filter_map(|tid| records::seed(&bench.resolver.networks, 7, tid, S)).collect();
     let stack = bench.resolver.resolve(&raw(7, 8, S, &[0x10]));
     for seed in seeds {
         scheduler.seed(seed.state, stack, &mut bench.resolver);

@@ -122,7 +122,8 @@ fn begun(bench: &Bench) -> (CallCollector, FakeMaps) {
     let maps = FakeMaps::default();
     let (root, clock) = (&bench.resolver.proc_root, &bench.resolver.clock);
     let (redact, storms) = (Redact::new(false), Storms::new(0.05, &[]));
-    let calls = CallCollector::new(Box::new(maps.clone()), &[7], root, clock, redact, storms).unwrap();
+    let calls = CallCollector::new(Box::new(maps.clone()), &[7], &Networks::new(root), clock, redact, storms)
+        .unwrap();
     (calls, maps)
 }
 
