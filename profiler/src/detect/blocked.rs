@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::words::{SHOWN, at, place},
+    detect::{
+        crews::{Crew, crews},
+        words::{SHOWN, at, place},
+    },
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
@@ -16,13 +19,10 @@ use crate::{
     },
 };
 
-/// Threads that lived for less than this part of the run say little about it.
-const WHOLE: u64 = 4;
-
 /// What the threads of one process wait for.
 pub struct Blocked<'a> {
-    /// The thread that waits for the largest part of its time.
-    pub worst: &'a ThreadTime,
+    /// Who waits for the largest part of its time.
+    pub worst: Crew,
     /// That part, from 0 to 1.
     pub share: f64,
     /// Of all threads, ns.
@@ -43,23 +43,23 @@ pub struct Blocked<'a> {
 pub fn blocked<'a>(run: &'a Run, is: impl Fn(WaitCause) -> bool) -> Vec<Blocked<'a>> {
     let wait_ns =
         |of: &ThreadTime| of.blocked.iter().filter(|(cause, _)| is(*cause)).map(|(_, ns)| ns).sum::<u64>();
-    let whole = run.cpu.accounts.duration_ns / WHOLE;
-    let mut processes: BTreeMap<u32, Vec<&ThreadTime>> = BTreeMap::new();
-    for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
-        if thread.wall_ns > 0 && wait_ns(thread) > 0 {
-            processes.entry(thread.thread.pid).or_default().push(thread);
+    let mut processes: BTreeMap<u32, Vec<Crew>> = BTreeMap::new();
+    for crew in crews(run) {
+        if wait_ns(&crew.time) > 0 {
+            processes.entry(crew.time.thread.pid).or_default().push(crew);
         }
     }
-    let found = processes.into_values().filter_map(|threads| {
-        let share = |of: &ThreadTime| wait_ns(of) as f64 / of.wall_ns.max(whole).max(1) as f64;
-        let worst = threads.iter().copied().max_by(|a, b| share(a).total_cmp(&share(b)))?;
-        let (stack, known) = heaviest(run, worst.thread.pid, &is);
+    let found = processes.into_iter().filter_map(|(pid, crews)| {
+        let share = |of: &Crew| of.share(wait_ns(&of.time));
+        let worst = crews.iter().max_by(|a, b| share(a).total_cmp(&share(b)))?;
+        let alike = crews.iter().filter(|of| share(of) * 2.0 >= share(worst));
+        let (stack, known) = heaviest(run, pid, &is);
         let function = stack.and_then(|stack| place(run.names(), &stack.frames));
         Some(Blocked {
-            worst,
             share: share(worst),
-            total_ns: threads.iter().map(|of| wait_ns(of)).sum(),
-            alike: threads.iter().filter(|of| share(of) * 2.0 >= share(worst)).count(),
+            total_ns: crews.iter().map(|of| wait_ns(&of.time)).sum(),
+            alike: alike.map(Crew::number).sum(),
+            worst: worst.clone(),
             function: function.map_or_else(String::new, |function| function.name.clone()),
             place: function.map(at).unwrap_or_default(),
             stack,
@@ -88,11 +88,12 @@ impl Blocked<'_> {
 
     /// What a rule says of it: `what` is waited for, at `place`, as words that follow the sentence.
     pub fn finding(&self, rule: &'static str, what: &str, place: &str) -> Finding {
-        let thread = self.worst;
+        let thread = &self.worst.time;
         let pid = thread.thread.pid;
-        let who = match self.alike {
-            0 | 1 => format!("thread {}", thread.name),
-            n => format!("each of {n} threads like {}", thread.name),
+        let who = match (self.alike, self.worst.at_once) {
+            (0 | 1, None) => format!("thread {}", thread.name),
+            (n, None) => format!("each of {n} threads like {}", thread.name),
+            (n, Some(_)) => format!("each of {n} short-lived threads"),
         };
         Finding {
             rule,
@@ -124,7 +125,11 @@ impl Blocked<'_> {
 
 /// The heaviest stack of the place in the program where most of a process's time is waited, of the known ones; and how much
 /// of it is known, from 0 to 1.
-fn heaviest<'a>(run: &'a Run, pid: u32, is: &impl Fn(WaitCause) -> bool) -> (Option<&'a ProfileStack>, f64) {
+pub fn heaviest<'a>(
+    run: &'a Run,
+    pid: u32,
+    is: &impl Fn(WaitCause) -> bool,
+) -> (Option<&'a ProfileStack>, f64) {
     let mut places: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
     let (mut all_ns, mut known_ns) = (0, 0);
     for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {

@@ -7,10 +7,12 @@ use std::{
 
 use crate::{
     detect::{
+        blocked::heaviest,
+        crews::{Crew, crews},
         hotspot,
         rule::Needs,
         rules, served,
-        words::{at, bottleneck, calls_watched_ns, hottest, is_of_libc, own, path, tail},
+        words::{at, bottleneck, calls_watched_ns, hottest, is_of_libc, own, path, place, tail},
     },
     model::{
         cause::WaitCause,
@@ -21,7 +23,6 @@ use crate::{
         request::Exchanges,
         stack::ThreadKey,
         units::{count, thousands, time},
-        wait::ThreadTime,
     },
 };
 
@@ -57,10 +58,10 @@ struct Signals<'a> {
     wall_ns: u64,
     /// Share of one CPU that the target used.
     cpu: f64,
-    /// The busiest thread, and its share of wall time on a CPU.
-    busiest: Option<(&'a ThreadTime, f64)>,
-    /// The longest wait that is not idle: thread, cause, share of the thread's wall time.
-    waits: Option<(&'a ThreadTime, WaitCause, f64)>,
+    /// Who is busiest, and its share of wall time on a CPU.
+    busiest: Option<(Crew, f64)>,
+    /// The longest wait that is not idle: whose, cause, share of its wall time.
+    waits: Option<(Crew, WaitCause, f64)>,
     /// The worst finding that warns.
     worst: Option<(usize, &'a Finding)>,
     /// What explains a quiet target, though nothing is wrong with it.
@@ -94,18 +95,19 @@ pub fn verdict(run: &Run) -> Verdict {
 impl<'a> Signals<'a> {
     fn of(run: &'a Run) -> Signals<'a> {
         let wall_ns = run.cpu.accounts.duration_ns;
-        let threads =
-            || run.blocking.iter().flat_map(|blocking| &blocking.threads).filter(|of| of.wall_ns > 0);
-        let share = |ns: u64, of: &ThreadTime| ns as f64 / of.wall_ns.max(wall_ns / 2).max(1) as f64;
-        let busiest = threads().map(|of| (of, share(of.on_cpu_ns, of))).max_by(|a, b| a.1.total_cmp(&b.1));
-        let waits = threads()
-            .flat_map(|of| of.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)))
+        let threads = crews(run);
+        let busiest = threads.iter().map(|of| (of.clone(), of.share(of.time.on_cpu_ns)));
+        let busiest = busiest.max_by(|a, b| a.1.total_cmp(&b.1));
+        let waits =
+            threads.iter().flat_map(|of| of.time.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)));
+        let waits = waits
             .filter(|(_, cause, _)| !cause.is_idle() && *cause != WaitCause::Other)
-            .filter(|(of, cause, _)| *cause != WaitCause::Network || !only_serves(run, of.thread.pid))
-            .map(|(of, cause, ns)| (of, cause, share(ns, of)))
+            .filter(|(of, cause, _)| *cause != WaitCause::Network || !only_serves(run, of.time.thread.pid))
+            .map(|(of, cause, ns)| (of.clone(), cause, of.share(ns)))
             .max_by(|a, b| a.2.total_cmp(&b.2));
         let sampled = run.cpu.estimated_ns(run.cpu.total) as f64 / wall_ns.max(1) as f64;
-        let measured: u64 = threads().map(|of| of.on_cpu_ns).sum();
+        let measured: u64 =
+            run.blocking.iter().flat_map(|blocking| &blocking.threads).map(|of| of.on_cpu_ns).sum();
         let found = || run.findings.iter().enumerate();
         Signals {
             run,
@@ -195,10 +197,8 @@ fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
     }
     let cpus = f64::from(signals.run.cpu.meta.cpus.max(1));
     let full = signals.cpu >= BUSY * cpus;
-    let (who, share) = match signals.busiest {
-        Some((thread, share)) if share >= BUSY => {
-            (format!("thread {} of {} (pid {}) runs", thread.name, thread.process, thread.thread.pid), share)
-        }
+    let (who, share) = match &signals.busiest {
+        Some((crew, share)) if *share >= BUSY => (format!("{} runs", crew.who()), *share),
         _ if full => ("the target uses all CPUs".to_owned(), signals.cpu / cpus),
         // Without the times of threads it is not known whose the time is.
         None if signals.cpu >= BUSY => ("the target runs".to_owned(), signals.cpu.min(1.0)),
@@ -219,16 +219,15 @@ fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
 
 /// A thread waits for something it needs, though never for long at once.
 fn waiting(signals: &Signals<'_>) -> Option<Verdict> {
-    let (thread, cause, share) = signals.waits.filter(|(.., share)| *share >= WAITS)?;
+    let (crew, cause, share) = signals.waits.as_ref().filter(|(.., share)| *share >= WAITS)?;
+    let (cause, share) = (*cause, *share);
     let lacks = bottleneck(cause);
-    let place = place(signals.run, thread, cause);
+    let place = waited_in(signals.run, crew, cause);
     let sentence = format!(
-        "{:.0} % of the time of thread {} of {} (pid {}) is waiting for {}{place}",
+        "{:.0} % of the time of {} is waiting for {}{place}",
         100.0 * share,
-        thread.name,
-        thread.process,
-        thread.thread.pid,
-        cause.words(),
+        crew.who(),
+        cause.words()
     );
     let idle = matches!(cause, WaitCause::Network | WaitCause::Pipe);
     let advice = if idle {
@@ -244,9 +243,9 @@ fn waiting(signals: &Signals<'_>) -> Option<Verdict> {
 }
 
 /// Where a thread waits most for something.
-fn place(run: &Run, thread: &ThreadTime, cause: WaitCause) -> String {
+fn waited_in(run: &Run, crew: &Crew, cause: WaitCause) -> String {
     let stacks = run.off_cpu.iter().flat_map(|profile| &profile.stacks);
-    let own = stacks.filter(|of| of.thread == thread.thread && of.cause == Some(cause));
+    let own = stacks.filter(|of| crew.has(of.thread) && of.cause == Some(cause));
     let most = own.max_by_key(|of| of.weight);
     let function =
         most.and_then(|of| path(run.names(), &of.frames).last().map(|function| function.name.clone()));
@@ -295,6 +294,12 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
     let hottest = hottest.map_or_else(String::new, |(function, share, _)| {
         format!("; {:.0} % of the CPU time of {} is in {}", 100.0 * share, peer.process, at(function))
     });
+    let waits = match part.lacks {
+        Bottleneck::Cpu | Bottleneck::CpuStarvation | Bottleneck::Network => None,
+        lacks => heaviest(signals.run, peer.pid, &|cause| bottleneck(cause) == lacks).0,
+    };
+    let waits = waits.and_then(|stack| place(signals.run.names(), &stack.frames));
+    let waits = waits.map_or_else(String::new, |function| format!(", in {}", at(function)));
     let advice = if computes {
         "no thread lacks time: only a cheaper way to answer makes these requests faster"
     } else {
@@ -306,7 +311,7 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
         ..signals.verdict(
             part.lacks,
             format!(
-                "{} takes {}, {of_it:.0} % of it {}{hottest}",
+                "{} takes {}, {of_it:.0} % of it {}{waits}{hottest}",
                 served::what(peer, route),
                 time(goes.total_ns),
                 part.what

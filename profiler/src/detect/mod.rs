@@ -12,6 +12,7 @@ use crate::{
 pub mod blocked;
 pub mod causes;
 pub mod compare;
+mod crews;
 pub mod diagnosis;
 pub mod flow;
 pub mod groups;

@@ -99,7 +99,29 @@ pub fn roles(run: &Run) -> BTreeMap<ThreadKey, &'static str> {
             take(stack.thread, ROLES.iter().position(by_root));
         }
     }
-    found.into_iter().map(|(thread, role)| (thread, ROLES[role].name)).collect()
+    let mut found = found.into_iter().map(|(thread, role)| (thread, ROLES[role].name)).collect();
+    of_namesakes(run, &mut found);
+    found
+}
+
+/// Threads of one name and process do the same: of those that came and went, few were seen at work.
+fn of_namesakes(run: &Run, found: &mut BTreeMap<ThreadKey, &'static str>) {
+    let threads = || {
+        let all = run.blocking.iter().flat_map(|blocking| &blocking.threads);
+        all.filter(|of| of.thread.tid != of.thread.pid)
+    };
+    let mut known: BTreeMap<(u32, &str), Option<&'static str>> = BTreeMap::new();
+    for of in threads() {
+        if let Some(&role) = found.get(&of.thread) {
+            let one = known.entry((of.thread.pid, &of.name)).or_insert(Some(role));
+            *one = one.filter(|one| *one == role);
+        }
+    }
+    for of in threads() {
+        if let Some(Some(role)) = known.get(&(of.thread.pid, of.name.as_str())) {
+            found.entry(of.thread).or_insert(role);
+        }
+    }
 }
 
 #[cfg(test)]

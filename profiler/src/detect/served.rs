@@ -35,16 +35,10 @@ pub fn followed(run: &Run) -> impl Iterator<Item = (&Exchanges, &Route, &Breakdo
 /// The part that a request spends most of its time on.
 pub fn most(goes: &Breakdown) -> Part {
     let awaits = goes.asked.first().map_or_else(String::new, |of| format!("awaiting {}", of.peer));
-    let parts = [
-        (goes.on_cpu_ns, Bottleneck::Cpu, "on a CPU".to_owned()),
-        (goes.run_queue_ns, Bottleneck::CpuStarvation, "waiting for a CPU".to_owned()),
-        (goes.disk_ns, Bottleneck::Io, "waiting for files".to_owned()),
-        (goes.lock_ns, Bottleneck::Lock, "waiting for locks".to_owned()),
-        (goes.awaiting_ns, Bottleneck::Network, awaits),
-    ];
-    let rest = Part { ns: goes.other_ns, lacks: Bottleneck::None, what: "without work".to_owned() };
-    let parts = parts.into_iter().map(|(ns, lacks, what)| Part { ns, lacks, what });
-    parts.fold(rest, |most, part| if part.ns >= most.ns { part } else { most })
+    let own = goes.own().into_iter().rev();
+    let own = own.map(|part| Part { ns: part.ns, lacks: part.lacks, what: part.words.to_owned() });
+    let awaiting = Part { ns: goes.awaiting_ns, lacks: Bottleneck::Network, what: awaits };
+    own.fold(awaiting, |most, part| if part.ns > most.ns { part } else { most })
 }
 
 /// What a kind of request is called.

@@ -4,7 +4,7 @@
 use profiler_common::request::STATUSES;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{distribution::Summary, stack::ThreadKey, timeline::Timeline};
+use crate::model::{distribution::Summary, finding::Bottleneck, stack::ThreadKey, timeline::Timeline};
 
 /// Everything known about the requests of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -209,25 +209,48 @@ pub struct Breakdown {
     pub disk_ns: u64,
     /// The thread blocked on a lock, ns.
     pub lock_ns: u64,
+    /// The thread asleep until a time, ns.
+    pub sleep_ns: u64,
+    /// The thread waiting for another process: a child, the other end of a pipe, ns.
+    pub process_ns: u64,
     /// Answers of others that it asked in the meantime.
     pub asked: Vec<Asked>,
     /// In which at least one of them was awaited, ns.
     pub awaiting_ns: u64,
-    /// The rest: timers, other threads, what could not be seen, ns.
+    /// The rest: timers of an event loop, other threads, what could not be seen, ns.
     pub other_ns: u64,
 }
 
+/// A part of a request's time that its own thread tells.
+pub struct OwnPart {
+    /// How much, ns.
+    pub ns: u64,
+    /// In a table.
+    pub short: &'static str,
+    /// As words that follow "so much of its time is".
+    pub words: &'static str,
+    /// What a request lacks that spends its time so.
+    pub lacks: Bottleneck,
+}
+
 impl Breakdown {
+    /// What its own thread did; what was asked of others is not among it.
+    pub fn own(&self) -> [OwnPart; 7] {
+        let part = |ns, short, words, lacks| OwnPart { ns, short, words, lacks };
+        [
+            part(self.on_cpu_ns, "on CPU", "on a CPU", Bottleneck::Cpu),
+            part(self.run_queue_ns, "waiting for a CPU", "waiting for a CPU", Bottleneck::CpuStarvation),
+            part(self.disk_ns, "disk", "waiting for files", Bottleneck::Io),
+            part(self.lock_ns, "locks", "waiting for locks", Bottleneck::Lock),
+            part(self.sleep_ns, "asleep", "asleep", Bottleneck::Sleep),
+            part(self.process_ns, "other processes", "waiting for another process", Bottleneck::Process),
+            part(self.other_ns, "other", "without work", Bottleneck::None),
+        ]
+    }
+
     /// Where the time went in words, with ns, the largest part first.
     pub fn parts(&self) -> Vec<(String, u64)> {
-        let own = [
-            ("on a CPU", self.on_cpu_ns),
-            ("waiting for a CPU", self.run_queue_ns),
-            ("on files", self.disk_ns),
-            ("at locks", self.lock_ns),
-            ("on nothing that is seen", self.other_ns),
-        ];
-        let own = own.into_iter().map(|(what, ns)| (what.to_owned(), ns));
+        let own = self.own().into_iter().map(|part| (part.words.to_owned(), part.ns));
         let asked = self.asked.iter().map(|of| {
             let spoken = if of.protocol.is_empty() { String::new() } else { format!(" ({})", of.protocol) };
             (format!("awaiting {}{spoken}", of.peer), of.ns)

@@ -108,7 +108,9 @@ impl Tables {
     /// Last known name of a thread.
     pub fn thread_name(&self, thread: ThreadKey) -> &str {
         let unknown = if thread == ThreadKey::OTHERS { "(others)" } else { "?" };
-        self.threads.get(&thread).map_or(unknown, String::as_str)
+        // Who has not given it a name has that of who started it.
+        let main = || self.threads.get(&ThreadKey { pid: thread.pid, tid: thread.pid });
+        self.threads.get(&thread).or_else(main).map_or(unknown, String::as_str)
     }
 
     /// Name of a process: that of its main thread, or else of `thread`.

@@ -73,6 +73,8 @@ pub struct ThreadTime {
     pub run_queue: Option<Summary>,
     /// Blocked, by cause, those that occurred.
     pub blocked: Vec<(WaitCause, u64)>,
+    /// Threads that have ended and are added up in it, beside the one that it is by itself.
+    pub others: u64,
 }
 
 impl ThreadTime {
@@ -94,6 +96,7 @@ impl ThreadTime {
         self.on_cpu_kernel_ns += other.on_cpu_kernel_ns;
         self.cpu_samples += other.cpu_samples;
         self.run_queue_ns += other.run_queue_ns;
+        self.others += other.others + 1;
         for &(cause, ns) in &other.blocked {
             match self.blocked.iter_mut().find(|(known, _)| *known == cause) {
                 Some((_, sum)) => *sum += ns,

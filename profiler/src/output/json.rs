@@ -288,6 +288,8 @@ struct ThreadTime<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     run_queue: Option<Summary>,
     blocked_ns: BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    others: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -679,6 +681,7 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
         run_queue_ns: of.run_queue_ns,
         run_queue: of.run_queue,
         blocked_ns: causes(&of.blocked),
+        others: Some(of.others).filter(|others| *others > 0),
     };
     let event_loop = |of: &'a wait::EventLoop| EventLoop {
         pid: of.thread.pid,

@@ -172,13 +172,8 @@ fn slowest_route(peer: &Exchanges) -> Option<String> {
 
 /// Where the time went, the largest part first.
 fn shares(of: &Breakdown) -> String {
-    let mut parts: Vec<(u64, String)> = vec![
-        (of.on_cpu_ns, "on CPU".to_owned()),
-        (of.run_queue_ns, "waiting for a CPU".to_owned()),
-        (of.disk_ns, "disk".to_owned()),
-        (of.lock_ns, "locks".to_owned()),
-        (of.other_ns, "other".to_owned()),
-    ];
+    let mut parts: Vec<(u64, String)> =
+        of.own().into_iter().map(|part| (part.ns, part.short.to_owned())).collect();
     parts.extend(of.asked.iter().map(|asked| {
         let what = if asked.protocol.is_empty() { &asked.peer } else { &asked.protocol };
         (asked.ns, format!("{what} x{:.1}", asked.times))

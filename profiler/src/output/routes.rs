@@ -83,13 +83,8 @@ fn shared(of: &Breakdown, sum_ns: u64) -> Vec<(String, u64)> {
     let asked_ns: u64 = of.asked.iter().map(|asked| asked.ns).sum();
     // What was awaited at once is shared out among the peers.
     let each = of.awaiting_ns as f64 / asked_ns.max(1) as f64;
-    let mut parts: Vec<(String, f64)> = vec![
-        ("on CPU".to_owned(), of.on_cpu_ns as f64),
-        ("waiting for a CPU".to_owned(), of.run_queue_ns as f64),
-        ("disk".to_owned(), of.disk_ns as f64),
-        ("locks".to_owned(), of.lock_ns as f64),
-        ("other".to_owned(), of.other_ns as f64),
-    ];
+    let mut parts: Vec<(String, f64)> =
+        of.own().into_iter().map(|part| (part.short.to_owned(), part.ns as f64)).collect();
     parts.extend(of.asked.iter().map(|asked| {
         let what = if asked.protocol.is_empty() { String::new() } else { format!(" ({})", asked.protocol) };
         (format!("awaiting {}{what}", asked.peer), asked.ns as f64 * each)
@@ -154,11 +149,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_add_up(sum_ns in 0..u64::MAX >> 12, times in prop::array::uniform6(0..1u64 << 40), awaiting_ns in 0..1u64 << 40) {
-            let [on_cpu_ns, run_queue_ns, disk_ns, lock_ns, other_ns, ns] = times;
+        fn parts_add_up(sum_ns in 0..u64::MAX >> 12, times in prop::array::uniform7(0..1u64 << 40), awaiting_ns in 0..1u64 << 40) {
+            let [on_cpu_ns, run_queue_ns, disk_ns, lock_ns, sleep_ns, other_ns, ns] = times;
             let asked = vec![Asked { peer: "x".into(), ns, ..Asked::default() }; 2];
             let breakdown =
-                Breakdown { on_cpu_ns, run_queue_ns, disk_ns, lock_ns, other_ns, awaiting_ns, asked, ..Breakdown::default() };
+                Breakdown { on_cpu_ns, run_queue_ns, disk_ns, lock_ns, sleep_ns, other_ns, awaiting_ns, asked, ..Breakdown::default() };
             let parts = shared(&breakdown, sum_ns);
             let sum: u64 = parts.iter().map(|(_, ns)| ns).sum();
             prop_assert!(sum.abs_diff(sum_ns) <= sum_ns >> 40, "{sum} of {sum_ns}: {parts:?}");

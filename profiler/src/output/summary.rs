@@ -273,7 +273,7 @@ pub(super) fn thread_groups(run: &Run) -> Vec<ThreadGroup> {
         let (sum, threads) = groups.entry((thread.thread.pid, who)).or_default();
         sum.process.clone_from(&thread.process);
         sum.add(thread);
-        *threads += 1;
+        *threads += 1 + thread.others;
     }
     let mut groups: Vec<_> = groups.into_iter().filter(|(_, (sum, _))| sum.wall_ns > 0).collect();
     groups.sort_by_key(|(who, (sum, _))| (std::cmp::Reverse(sum.not_idle_ns()), *who));

@@ -92,7 +92,7 @@ fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> 
         let all = threads.len();
         let title = match *pid {
             0 => sum.process.clone(),
-            pid => format!("{} (pid {pid}), {}", sum.process, count(all as u64, "thread")),
+            pid => format!("{} (pid {pid}), {}", sum.process, count(sum.others, "thread")),
         };
         row(sum, &title, style, out)?;
         if all == 1 {
@@ -104,7 +104,11 @@ fn times(blocking: &Blocking, style: &Style, out: &mut dyn Write) -> Result<()> 
             threads.truncate(listed);
         }
         for thread in threads.iter() {
-            row(thread, &format!("  {} (tid {})", thread.name, thread.thread.tid), style, out)?;
+            let who = match thread.thread.tid {
+                0 => count(1 + thread.others, "ended thread"),
+                tid => format!("tid {tid}"),
+            };
+            row(thread, &format!("  {} ({who})", thread.name), style, out)?;
             if let Some(waits) = thread.run_queue.filter(|_| style.threads) {
                 line(&format!("{:>42}    {}", "", run_queue(&waits)), style, out)?;
             }

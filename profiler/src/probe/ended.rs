@@ -7,11 +7,17 @@ pub const KEPT: usize = 4_096;
 /// Of `rows`, each a key and its weight: the keys of the lightest, if there are more than twice [`KEPT`]; the heaviest
 /// [`KEPT`] stay. Of equal weight, later keys stay.
 pub fn too_light<K: Ord, W: Ord>(rows: impl Iterator<Item = (K, W)>) -> Vec<K> {
+    let rows: Vec<(K, W)> = rows.collect();
+    if rows.len() <= 2 * KEPT { Vec::new() } else { lightest(rows.into_iter()) }
+}
+
+/// All but the heaviest [`KEPT`].
+pub fn lightest<K: Ord, W: Ord>(rows: impl Iterator<Item = (K, W)>) -> Vec<K> {
     let mut rows: Vec<(W, K)> = rows.map(|(key, weight)| (weight, key)).collect();
-    if rows.len() <= 2 * KEPT {
+    let light = rows.len().saturating_sub(KEPT);
+    if light == 0 {
         return Vec::new();
     }
-    let light = rows.len() - KEPT;
     rows.select_nth_unstable(light);
     rows.into_iter().take(light).map(|(_, key)| key).collect()
 }

@@ -180,7 +180,7 @@ mod tests {
         let ms = 1_000_000;
         let expected = [
             ("on a CPU", 20 * ms),
-            ("on nothing that is seen", 5 * ms),
+            ("without work", 5 * ms),
             ("awaiting 10.0.0.2:5432 (PostgreSQL)", 4 * ms),
         ];
         assert_eq!(goes, expected);

@@ -1,7 +1,11 @@
 //! Runs made by hand, and the verdict on them.
 
 use super::*;
-use crate::model::{loss::Loss, report::fixtures, wait::Blocking};
+use crate::model::{
+    loss::Loss,
+    report::fixtures,
+    wait::{Blocking, ThreadTime},
+};
 
 #[test]
 fn what_there_was_no_room_for_is_said_beside_the_verdict() {
@@ -52,7 +56,8 @@ fn threads_that_together_use_one_cpu_may_run_one_at_a_time() {
         let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
         run.cpu.accounts.duration_ns = 10_000_000_000;
         run.cpu.meta.cpus = 2;
-        let thread = ThreadTime { wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
+        let thread = ThreadKey { pid: 7, tid: 8 };
+        let thread = ThreadTime { thread, wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
         run.blocking = Some(Blocking { threads: vec![thread; 4], ..Blocking::default() });
         verdict(&run)
     };

@@ -6,13 +6,13 @@ use serde_json::json;
 
 use crate::{
     detect::{
+        crews::{Crew, crews},
         rule::{Needs, Param, Rule, Unit, Values},
         words::{SHOWN, at, hottest},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
         report::Run,
-        wait::ThreadTime,
     },
 };
 
@@ -40,26 +40,26 @@ Make that function cheaper, cache its results, or divide the work among more thr
 };
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
-    let mut busiest: BTreeMap<u32, (&ThreadTime, f64)> = BTreeMap::new();
+    let mut busiest: BTreeMap<u32, (Crew, f64)> = BTreeMap::new();
     let whole = run.cpu.accounts.duration_ns / 2;
-    for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
-        let wall_ns = thread.wall_ns.max(whole).max(1) as f64;
-        let wants = (thread.on_cpu_ns + thread.run_queue_ns) as f64 / wall_ns;
+    for of in crews(run) {
+        let wall_ns = of.time.wall_ns.max(whole).max(1) as f64;
+        let wants = (of.time.on_cpu_ns + of.time.run_queue_ns) as f64 / wall_ns;
         // Who mostly waits for a CPU is starved, which is another rule's.
-        let computes = thread.on_cpu_ns >= thread.run_queue_ns / 2;
-        if computes && wants * 100.0 >= values.get(&SHARE) {
-            let of = busiest.entry(thread.thread.pid).or_insert((thread, wants));
-            if wants > of.1 {
-                *of = (thread, wants);
-            }
+        let computes = of.time.on_cpu_ns >= of.time.run_queue_ns / 2;
+        let pid = of.time.thread.pid;
+        let busier = busiest.get(&pid).is_none_or(|(_, most)| wants > *most);
+        if computes && wants * 100.0 >= values.get(&SHARE) && busier {
+            busiest.insert(pid, (of, wants));
         }
     }
-    busiest.into_values().filter_map(|(thread, wants)| finding(run, thread, wants)).collect()
+    busiest.into_values().filter_map(|(of, wants)| finding(run, &of, wants)).collect()
 }
 
-fn finding(run: &Run, thread: &ThreadTime, wants: f64) -> Option<Finding> {
+fn finding(run: &Run, of: &Crew, wants: f64) -> Option<Finding> {
+    let thread = &of.time;
     let pid = thread.thread.pid;
-    let (function, share, stack) = hottest(run, |of| *of == thread.thread)?;
+    let (function, share, stack) = hottest(run, |key| of.has(*key))?;
     let serves = run
         .vitals
         .iter()
@@ -76,9 +76,8 @@ fn finding(run: &Run, thread: &ThreadTime, wants: f64) -> Option<Finding> {
         process: ProcessName { pid, name: thread.process.clone() },
         subject: function.name.clone(),
         title: format!(
-            "thread {} of {} (pid {pid}) computes {:.0} % of the time{queued}, {:.0} % of that in {}",
-            thread.name,
-            thread.process,
+            "{} computes {:.0} % of the time{queued}, {:.0} % of that in {}",
+            of.who(),
             100.0 * thread.on_cpu_ns as f64 / wall_ns,
             100.0 * share,
             at(function),
@@ -103,7 +102,7 @@ mod tests {
         model::{
             report::fixtures,
             vitals::{Peer, ProcessVitals, Vitals},
-            wait::Blocking,
+            wait::{Blocking, ThreadTime},
         },
     };
 

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        crews::{Crew, crews},
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::{at, hottest},
+    },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
-        wait::{Blocking, LongWaitKind, ThreadTime},
+        wait::{Blocking, LongWaitKind},
     },
 };
 
@@ -30,7 +34,7 @@ const OF_RUNNING: f64 = 0.5;
 /// Waiting for this many times as long as it runs is critical.
 const MANY: f64 = 1.5;
 /// A target that uses so much of all CPUs competes with itself.
-const OWN: f64 = 0.85;
+const OWN: f64 = 0.75;
 /// Less is nobody's trouble, ns.
 const MIN_NS: u64 = 100_000_000;
 
@@ -57,37 +61,44 @@ else runs (`profiler --all -d 10s`), at CPU quotas (rule `cpu-throttled`), at `t
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(blocking) = &run.blocking else { return Vec::new() };
-    let mut worst: BTreeMap<u32, &ThreadTime> = BTreeMap::new();
-    for thread in &blocking.threads {
-        let of = worst.entry(thread.thread.pid).or_insert(thread);
-        if thread.run_queue_ns > of.run_queue_ns {
-            *of = thread;
+    let mut worst: BTreeMap<u32, Crew> = BTreeMap::new();
+    for crew in crews(run) {
+        let pid = crew.time.thread.pid;
+        if worst.get(&pid).is_none_or(|of| crew.time.run_queue_ns > of.time.run_queue_ns) {
+            worst.insert(pid, crew);
         }
     }
     let used: u64 = blocking.threads.iter().map(|thread| thread.on_cpu_ns).sum();
     let all = run.cpu.accounts.duration_ns as f64 * f64::from(run.cpu.meta.cpus.max(1));
     let own = used as f64 >= OWN * all;
-    let share = |thread: &ThreadTime| thread.run_queue_ns as f64 / thread.wall_ns.max(1) as f64;
-    let starved = worst.into_values().filter(|thread| {
-        let wanted = (thread.on_cpu_ns + thread.run_queue_ns).max(1) as f64;
-        thread.run_queue_ns >= MIN_NS
-            && share(thread) * 100.0 >= values.get(&SHARE)
-            && thread.run_queue_ns as f64 / wanted >= OF_WANTED
+    let starved = worst.into_values().filter(|of| {
+        let wanted = (of.time.on_cpu_ns + of.time.run_queue_ns).max(1) as f64;
+        of.time.run_queue_ns >= MIN_NS
+            && of.share(of.time.run_queue_ns) * 100.0 >= values.get(&SHARE)
+            && of.time.run_queue_ns as f64 / wanted >= OF_WANTED
     });
-    starved.map(|thread| finding(thread, share(thread), own, blocking)).collect()
+    starved.map(|of| finding(run, &of, own, blocking)).collect()
 }
 
-fn finding(thread: &ThreadTime, share: f64, own: bool, blocking: &Blocking) -> Finding {
-    let ThreadTime { process, name, .. } = thread;
-    let instead = instead(thread.thread.pid, blocking);
+fn finding(run: &Run, of: &Crew, own: bool, blocking: &Blocking) -> Finding {
+    let (time, share) = (&of.time, of.share(of.time.run_queue_ns));
+    let pid = time.thread.pid;
+    let instead = instead(pid, blocking);
     let ran = match (own, &instead[..]) {
-        (true, _) => "; the target's own threads have the CPUs".to_owned(),
+        (true, _) => {
+            let hottest = hottest(run, |of| of.pid == pid);
+            let most = hottest.map_or_else(String::new, |(function, share, _)| {
+                format!(" for {:.0} % in {}", 100.0 * share, at(function))
+            });
+            format!("; the target's own threads have the CPUs{most}")
+        }
         (false, []) => String::new(),
         (false, names) => format!("; meanwhile ran {}", names.join(", ")),
     };
-    let against = thread.run_queue_ns as f64 / thread.on_cpu_ns.max(1) as f64;
+    let against = time.run_queue_ns as f64 / time.on_cpu_ns.max(1) as f64;
     let (severity, bottleneck, advice) = if own {
-        let advice = "use fewer threads, or more CPUs: more runs than there are CPUs for";
+        let advice =
+            "use fewer threads, or more CPUs, or make what runs cheaper: more runs than there are CPUs for";
         match against >= MANY {
             true => (Severity::Warning, Bottleneck::CpuStarvation, advice),
             false => (Severity::Info, Bottleneck::Cpu, advice),
@@ -106,20 +117,17 @@ fn finding(thread: &ThreadTime, share: f64, own: bool, blocking: &Blocking) -> F
         rule: RULE.name,
         severity,
         bottleneck,
-        process: ProcessName { pid: thread.thread.pid, name: process.clone() },
+        process: ProcessName { pid, name: time.process.clone() },
         subject: "cpu".to_owned(),
-        title: format!(
-            "{:.0} % of the time thread {name} of {process} (pid {}) was ready and had no CPU{ran}",
-            100.0 * share,
-            thread.thread.pid
-        ),
+        title: format!("{:.0} % of the time {} was ready and had no CPU{ran}", 100.0 * share, of.who()),
         advice: advice.to_owned(),
-        cost: Cost { ns: thread.run_queue_ns, share_of_wall: share.min(1.0), ..Cost::default() },
+        cost: Cost { ns: time.run_queue_ns, share_of_wall: share, ..Cost::default() },
         evidence: Vec::new(),
         details: BTreeMap::from([
-            ("tid", json!(thread.thread.tid)),
-            ("run_queue_ns", json!(thread.run_queue_ns)),
-            ("on_cpu_ns", json!(thread.on_cpu_ns)),
+            ("tid", json!(time.thread.tid)),
+            ("threads", json!(of.number())),
+            ("run_queue_ns", json!(time.run_queue_ns)),
+            ("on_cpu_ns", json!(time.on_cpu_ns)),
             ("own_threads", json!(own)),
             ("instead", json!(instead)),
         ]),
@@ -142,7 +150,10 @@ fn instead(pid: u32, blocking: &Blocking) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::rule::Overrides, model::stack::ThreadKey};
+    use crate::{
+        detect::rule::Overrides,
+        model::{stack::ThreadKey, wait::ThreadTime},
+    };
 
     fn run(on_cpu_ns: u64, run_queue_ns: u64) -> Run {
         let mut run = crate::model::report::fixtures::run(&[]);

@@ -5,11 +5,11 @@ use crate::{
         blocked::{Blocked, blocked},
         causes,
         rule::{Needs, Param, Rule, Unit, Values},
-        words::path,
+        words::{SHOWN, at, hottest, path},
     },
     model::{
         cause::WaitCause,
-        finding::{Bottleneck, Finding},
+        finding::{Bottleneck, Evidence, Finding},
         report::Run,
     },
 };
@@ -45,7 +45,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     // Who waits for ever is the other rule's.
     let stuck = |of: &&Blocked<'_>| {
         let mut deadlocks = run.blocking.iter().flat_map(|blocking| &blocking.deadlocks);
-        deadlocks.any(|deadlock| deadlock.threads.iter().any(|thread| thread.thread == of.worst.thread))
+        deadlocks.any(|deadlock| deadlock.threads.iter().any(|thread| thread.thread == of.worst.time.thread))
     };
     found.iter().filter(enough).filter(|of| !stuck(of)).map(|of| finding(run, of)).collect()
 }
@@ -56,9 +56,10 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
         .map(|stack| path(run.names(), &stack.frames).into_iter().map(|of| of.name.as_str()).collect())
         .unwrap_or_default();
     let has = |word: &str| functions.iter().any(|name| name.contains(word));
-    let (lock, advice) = if of.stack.is_some_and(|stack| causes::waits_for_gil(run.names(), &stack.frames)) {
-        ("the GIL, the interpreter's lock", "use processes instead of threads, or calls that release the GIL")
-    } else if has("ProcSleep") {
+    if of.stack.is_some_and(|stack| causes::waits_for_gil(run.names(), &stack.frames)) {
+        return interpreter(run, of);
+    }
+    let (lock, advice) = if has("ProcSleep") {
         (
             "a lock of the database (a row, a table)",
             "find the transaction that holds it: pg_blocking_pids(), pg_locks",
@@ -70,6 +71,22 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
     };
     let place = of.mostly_in(&of.place);
     Finding { bottleneck: Bottleneck::Lock, advice: advice.to_owned(), ..of.finding(RULE.name, lock, &place) }
+}
+
+/// The lock that who computes in an interpreter has: where it is waited for tells nothing, who computes does.
+fn interpreter(run: &Run, of: &Blocked<'_>) -> Finding {
+    let pid = of.worst.time.thread.pid;
+    let computes = hottest(run, |thread| thread.pid == pid);
+    let holder = computes.map_or_else(String::new, |(function, share, _)| {
+        format!("; {:.0} % of the CPU time is in {}", 100.0 * share, at(function))
+    });
+    let mut finding = of.finding(RULE.name, "the GIL, the interpreter's lock", &holder);
+    if let Some((function, _, stack)) = computes {
+        finding.subject.clone_from(&function.name);
+        finding.evidence = vec![Evidence { label: "computing", frames: stack.frames.clone(), shown: SHOWN }];
+    }
+    let advice = "make that cheaper; use processes instead of threads, or calls that release the GIL";
+    Finding { bottleneck: Bottleneck::Lock, advice: advice.to_owned(), ..finding }
 }
 
 #[cfg(test)]

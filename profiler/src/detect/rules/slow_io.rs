@@ -68,7 +68,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 fn of_requests(run: &Run, of: &Blocked<'_>, values: &Values<'_>) -> Option<Finding> {
     let routes = served::followed(run).filter(|(peer, _, goes)| {
         let part = percent(goes.disk_ns, goes.total_ns);
-        peer.pid == of.worst.thread.pid
+        peer.pid == of.worst.time.thread.pid
             && goes.total_ns >= served::SOON_NS
             && part >= values.get(&OF_REQUESTS)
     });
@@ -86,7 +86,7 @@ fn of_requests(run: &Run, of: &Blocked<'_>, values: &Values<'_>) -> Option<Findi
 
 /// What is said of a process; and where most of it is waited and for which file, as words that follow a sentence.
 fn finding(run: &Run, of: &Blocked<'_>) -> (String, Finding) {
-    let file = file(run, of.worst.thread.pid);
+    let file = file(run, of.worst.time.thread.pid);
     let call = of.stack.and_then(|stack| path(run.names(), &stack.frames).last().map(|of| of.name.clone()));
     let place = match (of.place.as_str(), call) {
         ("", _) => String::new(),

@@ -173,6 +173,10 @@ impl Joined {
             breakdown.run_queue_ns = times.run_queue_ns;
             breakdown.disk_ns = blocked(WaitCause::Disk) + blocked(WaitCause::PageFault);
             breakdown.lock_ns = blocked(WaitCause::Lock);
+            breakdown.sleep_ns = blocked(WaitCause::Sleep);
+            // Who is asked through a Unix socket is waited for as at a pipe.
+            let pipe_ns = if asked.is_empty() { blocked(WaitCause::Pipe) } else { 0 };
+            breakdown.process_ns = blocked(WaitCause::Child) + pipe_ns;
         }
         breakdown.settle();
         Some(breakdown)
@@ -203,7 +207,8 @@ pub fn followed(kept: &[Kept]) -> Vec<&Kept> {
 impl Breakdown {
     /// What is left goes to the rest. A thread can be on a CPU while an answer is awaited: more than all is not explained.
     fn settle(&mut self) {
-        let known = self.on_cpu_ns + self.run_queue_ns + self.disk_ns + self.lock_ns + self.awaiting_ns;
+        let blocked = self.disk_ns + self.lock_ns + self.sleep_ns + self.process_ns;
+        let known = self.on_cpu_ns + self.run_queue_ns + blocked + self.awaiting_ns;
         self.other_ns = self.total_ns.saturating_sub(known);
     }
 
@@ -237,6 +242,8 @@ impl Breakdown {
             run_queue_ns: of(|one| one.run_queue_ns),
             disk_ns: of(|one| one.disk_ns),
             lock_ns: of(|one| one.lock_ns),
+            sleep_ns: of(|one| one.sleep_ns),
+            process_ns: of(|one| one.process_ns),
             asked,
             awaiting_ns: of(|one| one.awaiting_ns),
             other_ns: of(|one| one.other_ns),

@@ -2,7 +2,7 @@
 //! programs all day there is no room in the kernel for all of them.
 
 use profiler_common::histogram::Histogram;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     model::{stack::ThreadKey, wait::ThreadTime},
@@ -31,23 +31,49 @@ impl Ended {
         Ended { times: Vec::new(), run_queue: Box::new(Histogram::EMPTY), off_cpu: FxHashSet::default() }
     }
 
-    /// Keeps the times of a thread. Where there are too many, those that ran least are added up; process 0 stands for theirs.
+    /// Keeps the times of a thread. Where there are too many, those that ran least are added up: by process and name, with 0 for
+    /// the thread, and where these are too many as well, all together, with 0 for the process too.
     pub fn add(&mut self, time: ThreadTime) {
         self.off_cpu.insert(time.thread);
         self.times.push(time);
         if self.times.len() <= 2 * ended::KEPT {
             return;
         }
-        let rows = self.times.iter().enumerate().filter(|(_, time)| time.thread != ThreadKey::OTHERS);
-        let light: FxHashSet<usize> =
-            ended::too_light(rows.map(|(at, time)| (at, time.on_cpu_ns))).into_iter().collect();
-        let mut rest = ThreadTime { process: "(others)".to_owned(), ..ThreadTime::default() };
-        let rows = std::mem::take(&mut self.times).into_iter().enumerate();
-        let (stay, go): (Vec<_>, Vec<_>) =
-            rows.partition(|(at, time)| time.thread != ThreadKey::OTHERS && !light.contains(at));
-        go.iter().for_each(|(_, time)| rest.add(time));
-        self.times.extend(stay.into_iter().map(|(_, time)| time));
-        self.times.push(rest);
+        for level in [|of: &ThreadKey| ThreadKey { pid: of.pid, tid: 0 }, |_: &ThreadKey| ThreadKey::OTHERS] {
+            self.add_up(level);
+            if self.times.len() <= ended::KEPT + ended::KEPT / 2 {
+                break;
+            }
+        }
+    }
+
+    /// Adds up the lightest under what they are told as.
+    fn add_up(&mut self, told_as: fn(&ThreadKey) -> ThreadKey) {
+        let is_sum = |of: &ThreadTime| told_as(&of.thread) == of.thread;
+        let (mut sums, single): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.times).into_iter().partition(is_sum);
+        let rows = single.iter().enumerate().map(|(at, time)| (at, time.on_cpu_ns));
+        let light: FxHashSet<usize> = ended::lightest(rows).into_iter().collect();
+        let mut at: FxHashMap<(ThreadKey, String), usize> =
+            sums.iter().enumerate().map(|(at, of)| ((of.thread, of.name.clone()), at)).collect();
+        for (number, time) in single.into_iter().enumerate() {
+            if !light.contains(&number) {
+                self.times.push(time);
+                continue;
+            }
+            let thread = told_as(&time.thread);
+            let everybody = thread == ThreadKey::OTHERS;
+            let name = if everybody { String::new() } else { time.name.clone() };
+            match at.get(&(thread, name.clone())) {
+                Some(&at) => sums[at].add(&time),
+                None => {
+                    at.insert((thread, name.clone()), sums.len());
+                    let process = if everybody { "(others)".to_owned() } else { time.process.clone() };
+                    sums.push(ThreadTime { thread, process, name, run_queue: None, ..time });
+                }
+            }
+        }
+        self.times.append(&mut sums);
     }
 
     /// Whether there is enough to take out of the kernel.

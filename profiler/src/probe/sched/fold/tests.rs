@@ -400,7 +400,8 @@ fn threads_that_have_ended_keep_their_time() {
     assert!((ended::KEPT..=2 * ended::KEPT).contains(&blocking.threads.len()), "{}", blocking.threads.len());
     let on_cpu_ns: u64 = blocking.threads.iter().map(|thread| thread.on_cpu_ns).sum();
     assert_eq!(on_cpu_ns, u64::from(many + 1) * MS);
-    assert!(blocking.threads.iter().any(|thread| thread.process == "(others)"));
+    let sum = blocking.threads.iter().find(|thread| thread.thread == ThreadKey { pid: 7, tid: 0 }).unwrap();
+    assert_eq!(sum.others as usize + blocking.threads.len(), many as usize, "none is forgotten");
     assert!(blocking.threads.iter().any(|thread| thread.thread.tid == 50), "who ran most is still there");
 }
 
