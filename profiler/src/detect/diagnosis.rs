@@ -43,6 +43,12 @@ const ASLEEP: f64 = 0.5;
 const RETRIES: [&str; 3] = ["busy", "retry", "backoff"];
 /// Use of one CPU, no less and no more.
 const ONE_CPU: RangeInclusive<f64> = 0.9..=1.05;
+/// With the work of a runtime beside it, where several requests wait to be answered.
+const ONE_CPU_AND_MORE: RangeInclusive<f64> = 0.9..=1.2;
+/// So many requests are in progress at once where they wait for each other.
+const SEVERAL: f64 = 2.0;
+/// The slowest of a hundred takes hardly longer than half of them: such requests wait for a time.
+const SAME: f64 = 1.2;
 
 /// A request that takes longer is slow, however seldom it comes, ns.
 const SLOW_NS: u64 = 100_000_000;
@@ -69,15 +75,17 @@ struct Signals<'a> {
 }
 
 /// The decisions, in their order: the first that fits is the verdict.
-const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 11] = [
+const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 13] = [
     something_wrong,
     saturated,
     waiting,
     explained,
     too_short,
     grown,
+    in_line,
     serving,
     one_at_a_time,
+    timed,
     working,
     asleep,
     idle,
@@ -334,20 +342,63 @@ fn answers(run: &Run) -> String {
 /// Several threads together use one CPU, neither less nor more: that is what a program looks like in which one task at a time
 /// can run, whatever thread it is on (goroutines that queue for a mutex; an interpreter's lock).
 fn one_at_a_time(signals: &Signals<'_>) -> Option<Verdict> {
+    ONE_CPU.contains(&signals.cpu).then(|| one_by_one(signals, ""))?
+}
+
+/// The same, where requests wait in line for that.
+fn in_line(signals: &Signals<'_>) -> Option<Verdict> {
+    let served = signals.run.requests.iter().flat_map(|requests| requests.served());
+    let pids: BTreeSet<u32> = served.map(|of| of.pid).collect();
+    // Those that wait for others do not wait for each other.
+    let here = |pid| served::in_progress(signals.run, pid) - served::awaited(signals.run, pid);
+    let most = pids.into_iter().map(here).fold(0.0, f64::max);
+    let waits = most >= SEVERAL && ONE_CPU_AND_MORE.contains(&signals.cpu);
+    waits.then(|| one_by_one(signals, &format!(" while {most:.0} requests are in progress")))?
+}
+
+fn one_by_one(signals: &Signals<'_>, while_what: &str) -> Option<Verdict> {
     let run = signals.run;
-    if !ONE_CPU.contains(&signals.cpu) || run.cpu.meta.cpus < 2 || run.blocking.is_none() {
+    if run.cpu.meta.cpus < 2 || run.blocking.is_none() {
         return None;
     }
     let hottest = signals.hottest().map_or_else(String::new, |hottest| format!(", {hottest}"));
     let sentence = format!(
-        "the target's threads together use {:.0} % of one CPU{hottest}: as much as one task at a time can use",
+        "the target's threads together use {:.0} % of one CPU{while_what}{hottest}: as much as one task at a time can use",
         100.0 * signals.cpu
     );
     Some(Verdict {
         advice: "if more should run at once: look for what all tasks queue for (one lock, one task)"
             .to_owned(),
         more: more(run, Bottleneck::Cpu),
-        ..signals.verdict(Bottleneck::Cpu, sentence, signals.cpu)
+        ..signals.verdict(Bottleneck::Cpu, sentence, signals.cpu.min(1.0))
+    })
+}
+
+/// Requests take their time without work, and all the same time: tasks of a runtime sleep, which no thread does.
+fn timed(signals: &Signals<'_>) -> Option<Verdict> {
+    let run = signals.run;
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let of = served.filter(|of| of.exchanges() >= 50).max_by_key(|of| of.first.sum_ns)?;
+    let in_progress = served::in_progress(run, of.pid);
+    let same = of.first.p99_ns as f64 <= SAME * of.first.p50_ns as f64;
+    // Neither computes, which would be some of the CPU for each in progress, nor awaits others.
+    let works = 10.0 * (signals.cpu + served::awaited(run, of.pid)) > in_progress;
+    if !same || works || of.first.p50_ns < SLOW_NS {
+        return None;
+    }
+    let sentence = format!(
+        "each request at {} of {} (pid {}) takes {}, all the same time (p99 {}), without work and without asking anybody: \
+         it waits for a time",
+        of.peer,
+        of.process,
+        of.pid,
+        time(of.first.p50_ns),
+        time(of.first.p99_ns)
+    );
+    Some(Verdict {
+        advice: "look for what sleeps or waits for a timer in its handlers".to_owned(),
+        more: more(run, Bottleneck::Sleep),
+        ..signals.verdict(Bottleneck::Sleep, sentence, (in_progress).min(1.0))
     })
 }
 

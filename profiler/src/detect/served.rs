@@ -41,6 +41,18 @@ pub fn most(goes: &Breakdown) -> Part {
     own.fold(awaiting, |most, part| if part.ns > most.ns { part } else { most })
 }
 
+/// How many requests a process has in progress at once, on average (Little's law).
+pub fn in_progress(run: &Run, pid: u32) -> f64 {
+    let served = run.requests.iter().flat_map(|requests| requests.served()).filter(|of| of.pid == pid);
+    served.map(|of| of.first.sum_ns).sum::<u64>() as f64 / run.requests_watched_ns() as f64
+}
+
+/// How many answers of others it awaits at once, on average.
+pub fn awaited(run: &Run, pid: u32) -> f64 {
+    let asked = run.requests.iter().flat_map(|requests| requests.asked()).filter(|of| of.pid == pid);
+    asked.map(|of| of.first.sum_ns).sum::<u64>() as f64 / run.requests_watched_ns() as f64
+}
+
 /// What a kind of request is called.
 pub fn what(peer: &Exchanges, route: &Route) -> String {
     let what = if route.operation.is_empty() { "each request" } else { &route.operation };

@@ -12,10 +12,9 @@ use std::{
 
 use super::{
     life::network_namespace,
-    objects::address,
     shown::shown,
     sockdiag::SockDiag,
-    tcp::{TcpSocket, TcpState, tcp_sockets},
+    tcp::{TcpSocket, TcpState, address, tcp_sockets},
 };
 use crate::text;
 

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fs,
-    net::{Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
@@ -154,25 +153,6 @@ fn thread(proc_root: &Path, pid: u32, inner: u32) -> Option<u32> {
         .find_map(|thread| thread.file_name()?.to_str()?.parse().ok())
 }
 
-/// `0100007F:1F90`, in the machine's byte order by words, as `127.0.0.1:8080`.
-pub fn address(text: &str) -> Option<String> {
-    let (host, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let words: Vec<u32> = (0..host.len())
-        .step_by(8)
-        .map(|at| u32::from_str_radix(host.get(at..at + 8)?, 16).ok())
-        .collect::<Option<_>>()?;
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    if let Ok(v4) = <[u8; 4]>::try_from(&*bytes) {
-        return Some(format!("{}:{port}", Ipv4Addr::from(v4)));
-    }
-    let v6 = Ipv6Addr::from(<[u8; 16]>::try_from(&*bytes).ok()?);
-    Some(match v6.to_ipv4_mapped() {
-        Some(v4) => format!("{v4}:{port}"),
-        None => format!("[{v6}]:{port}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,14 +218,6 @@ mod tests {
         std::os::unix::fs::symlink("socket:[78]", other.join("3")).unwrap();
         assert!(listens(&Networks::new(root.path()), &[7, 8, 9]).into_iter().eq([(7, 8080), (8, 8080)]));
         assert!(!serves("tcp 127.0.0.1:5432 -> 127.0.0.2:8080") && !serves("unix") && !serves("/dev/null"));
-        assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_address_is_survived(text in "[0-9A-Fé]{0,40}:?[0-9A-F]{0,6}") {
-            address(&text);
-        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! TCP sockets of a network namespace, as `/proc/PID/net/tcp` and `tcp6` list them.
 
-use std::path::Path;
-
-use super::objects::address;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 /// States that matter here: include/net/tcp_states.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,25 @@ fn socket(line: &str) -> Option<TcpSocket> {
     })
 }
 
+/// `0100007F:1F90`, in the machine's byte order by words, as `127.0.0.1:8080`.
+pub fn address(text: &str) -> Option<String> {
+    let (host, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let words: Vec<u32> = (0..host.len())
+        .step_by(8)
+        .map(|at| u32::from_str_radix(host.get(at..at + 8)?, 16).ok())
+        .collect::<Option<_>>()?;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    if let Ok(v4) = <[u8; 4]>::try_from(&*bytes) {
+        return Some(format!("{}:{port}", Ipv4Addr::from(v4)));
+    }
+    let v6 = Ipv6Addr::from(<[u8; 16]>::try_from(&*bytes).ok()?);
+    Some(match v6.to_ipv4_mapped() {
+        Some(v4) => format!("{v4}:{port}"),
+        None => format!("[{v6}]:{port}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -72,12 +92,18 @@ mod tests {
             (("127.0.0.1:40000".to_owned(), 40_000), "10.0.0.2:5432")
         );
         assert_eq!((found.state, found.inode), (TcpState::Other, 6));
+        assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
     }
 
     proptest! {
         #[test]
         fn any_line_is_survived(line in "[0-9A-F: é]{0,120}") {
             socket(&line);
+        }
+
+        #[test]
+        fn any_address_is_survived(text in "[0-9A-Fé]{0,40}:?[0-9A-F]{0,6}") {
+            address(&text);
         }
     }
 }

@@ -91,3 +91,35 @@ fn who_sleeps_is_told_with_the_place_and_what_it_may_be_for() {
     assert_eq!(said("main;writer;__nanosleep", 0.3).bottleneck, Bottleneck::None);
     assert_eq!(said("runtime.sysmon;runtime.usleep", 0.99).bottleneck, Bottleneck::None, "a runtime's own");
 }
+
+#[test]
+fn requests_in_line_and_requests_that_wait_for_a_time_are_told() {
+    let said = |on_cpu_ns: u64, count: u64, p50_ns: u64, p99_ns: u64| {
+        let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        run.cpu.meta.cpus = 2;
+        let thread = ThreadKey { pid: 7, tid: 8 };
+        let thread = ThreadTime { thread, wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
+        run.blocking = Some(Blocking { threads: vec![thread; 4], ..Blocking::default() });
+        let mut requests = crate::model::request::fixtures::requests();
+        requests.peers.remove(0);
+        let served = &mut requests.peers[0];
+        served.routes.clear();
+        (served.first.count, served.first.sum_ns) = (count, count * p50_ns);
+        (served.first.p50_ns, served.first.p99_ns) = (p50_ns, p99_ns);
+        run.requests = Some(requests);
+        verdict(&run)
+    };
+    let (ms, cpu) = (1_000_000, 2_700_000_000);
+    let in_line = said(cpu, 1000, 30 * ms, 90 * ms);
+    assert!(in_line.sentence.contains("108 % of one CPU while 3 requests are in progress"), "{in_line:?}");
+    assert_eq!(said(cpu, 100, 30 * ms, 90 * ms).bottleneck, Bottleneck::None, "no line");
+    let timed = said(10 * ms, 400, 200 * ms, 204 * ms);
+    assert_eq!(timed.bottleneck, Bottleneck::Sleep);
+    assert!(timed.sentence.contains("takes 200 ms, all the same time (p99 204 ms)"), "{timed:?}");
+    assert_eq!(
+        said(10 * ms, 400, 200 * ms, 400 * ms).bottleneck,
+        Bottleneck::None,
+        "now longer, now shorter"
+    );
+}

@@ -63,8 +63,16 @@ fn finding(of: &ProcessVitals, share: f64, values: &Values<'_>) -> Finding {
             format!("{} (pid {}) {share:.0} %", child.process, child.pid)
         })
         .collect();
-    let busiest = if busiest.is_empty() { "short-lived ones".to_owned() } else { busiest.join(", ") };
-    let pids: Vec<String> = of.children.iter().map(|child| format!("--pid {}", child.pid)).collect();
+    // Of many that come and go, those that lived at a look say little.
+    let listed: u64 = of.children.iter().map(|child| child.cpu_ns).sum();
+    let short_lived = 4 * listed < of.children_cpu_ns;
+    let busiest = match (short_lived, of.children.first()) {
+        (true, Some(child)) => format!("short-lived ones like {}", child.process),
+        (_, None) => "short-lived ones".to_owned(),
+        (false, _) => busiest.join(", "),
+    };
+    let pids = of.children.iter().filter(|_| !short_lived).map(|child| format!("--pid {}", child.pid));
+    let pids: Vec<String> = pids.collect();
     let advice = match &pids[..] {
         [] => "profile them too: --follow".to_owned(),
         pids => format!("profile them: {}", pids.join(" ")),

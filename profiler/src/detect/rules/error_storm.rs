@@ -23,9 +23,10 @@ const SHARE: Param = Param {
 
 /// Errors by which a call gives an answer that its caller asked for: libuv adds a descriptor to an epoll set and changes it if
 /// it is there already; `isatty`, `realpath` and `mkdir -p` work likewise.
-const EVERYDAY: [(&str, &str); 16] = [
+const EVERYDAY: [(&str, &str); 17] = [
     ("epoll_ctl", "EEXIST"),
     ("epoll_ctl", "ENOENT"),
+    ("epoll_ctl", "EPERM"), // of a file on a disk, which Go asks for each
     ("ioctl", "ENOTTY"),
     ("lseek", "ESPIPE"),
     ("readlink", "EINVAL"),

@@ -8,6 +8,7 @@ use crate::{
     detect::{
         groups,
         rule::{Needs, Param, Rule, Unit, Values},
+        words::{at, hottest, own},
     },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
@@ -77,7 +78,10 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             rule: RULE.name,
             severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
             bottleneck: Bottleneck::Memory,
-            title: format!("{share:.0} % of the CPU time of {name} (pid {pid}) goes to garbage collection"),
+            title: format!(
+                "{share:.0} % of the CPU time of {name} (pid {pid}) goes to garbage collection{}",
+                makes(run, pid)
+            ),
             process: ProcessName { pid, name },
             subject: GC.to_owned(),
             advice: "allocate less in the hot paths below, or give the heap more room".to_owned(),
@@ -87,6 +91,15 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         })
     };
     processes.into_iter().filter_map(finding).collect()
+}
+
+/// Who makes the garbage, as far as one can tell: the program's own function with most CPU time, what it calls included.
+fn makes(run: &Run, pid: u32) -> String {
+    let own = hottest(run, |thread| thread.pid == pid)
+        .filter(|(.., stack)| own(run.names(), &stack.frames).is_some());
+    own.map_or_else(String::new, |(function, share, _)| {
+        format!("; {:.0} % is spent in {} and what it calls", 100.0 * share, at(function))
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::{
     detect::{
         leak::{self, Certainty, Trend},
         rule::{Needs, Rule, Values},
-        words::{allocates, at, functions},
+        words::{allocates, at, functions, own, path},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
@@ -80,6 +80,9 @@ pub(super) fn leaks(memory: &Memory, names: &Names) -> Vec<Leak> {
     let leak = |(site, judged): (Site, leak::SiteTrend)| {
         let certainty = judged.trend.certainty()?;
         site.points.last()?;
+        if is_heap_of_go(names, names.stack(site.stack)) {
+            return None;
+        }
         let of = memory.processes.iter().zip(&grows).find(|(process, _)| process.pid == site.pid);
         // Others may leak too: the whole process may reach its limit earlier.
         let rate = judged.trend.bytes_per_s.per_time;
@@ -95,6 +98,13 @@ pub(super) fn leaks(memory: &Memory, names: &Names) -> Vec<Leak> {
         })
     };
     sites.into_iter().zip(judged).filter_map(leak).collect()
+}
+
+/// Whether Go's runtime maps memory here for a heap of its own: what that is for, a stack that ends there does not tell.
+pub(super) fn is_heap_of_go(names: &Names, frames: &[usize]) -> bool {
+    let functions = path(names, frames);
+    let is_runtime = |name: &str| name.starts_with("runtime.") || name.starts_with("runtime/");
+    !functions.is_empty() && own(names, frames).is_none() && functions.iter().any(|of| is_runtime(&of.name))
 }
 
 /// Sites that allocate by the same functions are one to a reader, wherever in them they do.

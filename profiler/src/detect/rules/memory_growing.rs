@@ -1,5 +1,7 @@
 //! A process keeps growing, and none of its sites explains it.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::{
@@ -10,13 +12,14 @@ use crate::{
     detect::{
         leak::{Shape, Trend, late_rise, processes},
         rule::{Needs, Rule, Values},
-        words::{allocates, at},
+        words::{allocates, at, own, path},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        function::Function,
         memory::{Footprint, Growth, LimitKind, Site},
-        report::Run,
-        units::{bytes, long},
+        report::{ProfileStack, Run},
+        units::{bytes, long, percent},
     },
 };
 
@@ -44,6 +47,37 @@ seconds, and at the end: what there is surely more of (three standard errors) is
 objects by their class or first properties. Young objects do not count, old garbage that has not been collected does. The limit of the heap is what
 `--max-old-space-size` says, or else V8's default for the machine and its cgroup.",
 };
+
+/// Functions of Go's runtime that give out memory of its heap.
+const GO_ALLOCATES: [&str; 3] = ["runtime.mallocgc", "runtime.growslice", "runtime.newproc"];
+/// Fewer samples in them do not tell for whom.
+const GO_SAMPLES: u64 = 10;
+
+/// What Go's heap grows by, if that is where the memory comes from: for whom its allocator works most.
+fn go_heap<'a>(
+    run: &'a Run,
+    pid: u32,
+    largest: Option<(&Site, f64)>,
+) -> Option<(Option<&'a Function>, String)> {
+    largest.filter(|(site, _)| leak::is_heap_of_go(run.names(), run.names().stack(site.stack)))?;
+    let allocates = |of: &&ProfileStack| {
+        let functions = path(run.names(), &of.frames);
+        of.thread.pid == pid && functions.iter().any(|at| GO_ALLOCATES.contains(&at.name.as_str()))
+    };
+    let mut work: BTreeMap<&str, (u64, &Function)> = BTreeMap::new();
+    let mut all = 0;
+    for stack in run.cpu.stacks.iter().filter(allocates) {
+        all += stack.weight;
+        if let Some(own) = own(run.names(), &stack.frames) {
+            work.entry(&own.name).or_insert((0, own)).0 += stack.weight;
+        }
+    }
+    let most = work.into_values().max_by_key(|(samples, _)| *samples).filter(|_| all >= GO_SAMPLES);
+    let words = most.map_or_else(String::new, |(samples, own)| {
+        format!(": {:.0} % of the work of its allocator is for {}", percent(samples, all), at(own))
+    });
+    Some((most.map(|(_, own)| own), format!("; it is the heap of Go{words}")))
+}
 
 /// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
 const MUCH_BYTES: u64 = 64 << 20;
@@ -76,8 +110,11 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
         let heap = heap::of(process);
         let largest = largest(process, &sites);
         let place = largest.and_then(|(site, _)| allocates(run.names(), run.names().stack(site.stack)));
+        let go = go_heap(run, process.pid, largest);
+        let place = if go.is_some() { go.as_ref().and_then(|(of, _)| *of) } else { place };
         let why = match (largest, place) {
             _ if heap.is_some() => format!("; {}", heap.as_ref().map_or("", |heap| &heap.words)),
+            _ if go.is_some() => go.map_or_else(String::new, |(_, words)| words),
             (Some((site, share)), Some(place)) => format!(
                 "; about {:.0} % of that growth is live in what {} allocated{}",
                 100.0 * share,

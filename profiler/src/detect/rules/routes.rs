@@ -1,18 +1,21 @@
 //! What one kind of request does again and again: questions to peers that could be one, or be asked at once.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use serde_json::json;
 
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        served::{followed, what},
+        served::{awaited, followed, in_progress, what},
     },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
-        request::{Asked, Breakdown, Exchanges, Route},
+        request::{Asked, Breakdown, Exchanges, Route, Side},
         units::{percent, time},
     },
 };
@@ -43,6 +46,11 @@ const SHARE: Param = Param {
 const MOSTLY: f64 = 0.6;
 /// Requests that are answered sooner need no advice, ns.
 const SOON_NS: u64 = 20_000_000;
+
+/// Fewer requests say little by their number.
+const MIN_REQUESTS: u64 = 50;
+/// Answers awaited at once for each request in progress, where it awaits one at a time for most of its time.
+const AT_A_TIME: RangeInclusive<f64> = 0.7..=1.1;
 
 /// Many questions for each request.
 pub static N_PLUS_ONE: Rule = Rule {
@@ -76,7 +84,9 @@ as the slower one.
 `await Promise.all([…])` instead of an `await` each, `asyncio.gather`, goroutines, a pipeline. If each needs the one before, this is
 how it has to be: see whether the peers can be made faster, or the chain shorter.
 
-How requests and questions are joined, and when that is uncertain, is said at `n-plus-one`.",
+How requests and questions are joined, and when that is uncertain, is said at `n-plus-one`. Of servers that pass requests from thread
+to thread (Go, Java's virtual threads) it is told by numbers alone: where each request asks several times, and yet no more
+answers are awaited than there are requests in progress, each awaits one at a time. That is an average of all requests.",
 };
 
 fn n_plus_one(run: &Run, values: &Values<'_>) -> Vec<Finding> {
@@ -97,6 +107,42 @@ fn n_plus_one(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 }
 
 fn sequential(run: &Run, values: &Values<'_>) -> Vec<Finding> {
+    let mut found = joined_in_sequence(run, values);
+    let served = run.requests.iter().flat_map(|requests| requests.served());
+    let joined = |pid| followed(run).any(|(peer, _, goes)| peer.pid == pid && !goes.asked.is_empty());
+    let pids: BTreeSet<u32> = served.map(|of| of.pid).filter(|&pid| !joined(pid)).collect();
+    found.extend(pids.into_iter().filter_map(|pid| sequence_by_numbers(run, pid, values)));
+    found
+}
+
+/// Of a process whose questions are not joined to requests.
+fn sequence_by_numbers(run: &Run, pid: u32, values: &Values<'_>) -> Option<Finding> {
+    let peers = run.requests.iter().flat_map(|requests| &requests.peers).filter(|of| of.pid == pid);
+    let (served, asked): (Vec<&Exchanges>, Vec<&Exchanges>) = peers.partition(|of| of.side == Side::Answers);
+    let number = |of: &[&Exchanges]| of.iter().map(|of| of.exchanges()).sum::<u64>();
+    let most = served.iter().max_by_key(|of| of.first.sum_ns)?;
+    let route = most.routes.iter().max_by_key(|route| route.first.sum_ns)?;
+    let each = number(&asked) as f64 / number(&served).max(1) as f64;
+    let at_once = awaited(run, pid) / in_progress(run, pid).max(f64::MIN_POSITIVE);
+    let mean_ns = most.first.sum_ns / most.exchanges().max(1);
+    let enough = number(&served) >= MIN_REQUESTS && mean_ns >= SOON_NS;
+    if !enough || each < values.get(&MOST) || !AT_A_TIME.contains(&at_once) {
+        return None;
+    }
+    let peers: Vec<String> = asked.iter().take(3).map(|of| of.peer.clone()).collect();
+    let title = format!(
+        "requests at {} of {} (pid {pid}) await {each:.1} answers each, one after the other, for {:.0} % of their {}: {}",
+        most.peer,
+        most.process,
+        100.0 * at_once.min(1.0),
+        time(mean_ns),
+        peers.join(", "),
+    );
+    let advice = "ask at once what does not need the answer before (goroutines, futures)".to_owned();
+    Some(finding(&SEQUENTIAL, run, (most, route), mean_ns, values, title, advice))
+}
+
+fn joined_in_sequence(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     each(run, |peer, route, goes| {
         let questions: f64 = goes.asked.iter().map(|of| of.times).sum();
         let apart: u64 = goes.asked.iter().map(|of| of.ns).sum();
@@ -144,7 +190,7 @@ fn finding(
     advice: String,
 ) -> Finding {
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
-    let total_ns = route.breakdown.as_ref().map_or(0, |goes| goes.total_ns);
+    let total_ns = route.breakdown.as_ref().map_or(ns, |goes| goes.total_ns);
     // Where only some of the requests were seen the rest went like these.
     let seen = run.requests_watched_ns() as f64 / wall_ns as f64;
     let cost_ns = (ns.saturating_mul(route.first.count) as f64 / seen.min(1.0)) as u64;
@@ -197,6 +243,28 @@ mod tests {
             .collect();
         run.requests = Some(requests);
         run
+    }
+
+    #[test]
+    fn a_sequence_shows_in_numbers_where_nothing_is_joined() {
+        // So many questions for each request, and so many answers awaited at once for each in progress.
+        let told = |times: u64, at_once: f64| {
+            let mut run = run(&[], 0);
+            run.cpu.accounts.duration_ns = 10_000_000_000;
+            let requests = run.requests.as_mut().unwrap();
+            let [asked, served] = &mut requests.peers[..] else { panic!() };
+            served.routes[0].breakdown = None;
+            asked.first.count = times * served.first.count;
+            asked.first.sum_ns = (served.first.sum_ns as f64 * at_once) as u64;
+            found(&SEQUENTIAL, &run).pop()
+        };
+        let (severity, title) = told(4, 0.95).unwrap();
+        assert_eq!(severity, Severity::Warning);
+        assert!(
+            title.contains("await 4.0 answers each, one after the other, for 95 % of their 30 ms"),
+            "{title}"
+        );
+        assert!(told(4, 2.5).is_none() && told(2, 0.95).is_none() && told(4, 0.1).is_none());
     }
 
     fn found(rule: &Rule, run: &Run) -> Vec<(Severity, String)> {

@@ -8,6 +8,7 @@ use crate::{
     detect::{
         causes,
         rule::{Needs, Param, Rule, Unit, Values},
+        served,
         words::{SHOWN, calls_watched_ns},
     },
     model::{
@@ -40,6 +41,11 @@ const ANSWER: Param = Param {
 const MIN_SAMPLES: u64 = 4;
 /// Nobody waits so long for an answer that is late: such a question (BRPOP, a long poll) waits for work, ns.
 const LONG_POLL_NS: u64 = 5_000_000_000;
+
+/// So many requests in progress could ask at once; so few answers are awaited one at a time, for so much of the time.
+const SEVERAL: f64 = 2.5;
+const ONE: f64 = 1.2;
+const MOSTLY: f64 = 0.5;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -198,18 +204,28 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
     // Half of what is awaited at a look has been so for half of its time.
     let answer_ns = if waits.answers > 0 { mean_ns } else { waits.longest_ns };
     let slow = (values.ns(&ANSWER)..LONG_POLL_NS).contains(&answer_ns);
+    // With several requests in progress several answers could be awaited.
+    let in_progress = served::in_progress(run, pid);
+    let one_by_one = in_progress >= SEVERAL && served::awaited(run, pid) <= ONE && share >= MOSTLY;
+    let (but, advice) = match one_by_one {
+        true => (
+            format!("; {in_progress:.0} requests are in progress, but one answer at a time is awaited"),
+            "look for a lock that is held meanwhile, or a pool of one connection; profile that peer",
+        ),
+        false => (String::new(), "profile that peer; ask it for more at once, or in parallel"),
+    };
     Some(Finding {
         rule: RULE.name,
-        severity: if slow { Severity::Warning } else { Severity::Info },
+        severity: if slow || one_by_one { Severity::Warning } else { Severity::Info },
         bottleneck: Bottleneck::Network,
         process: ProcessName { pid, name: waits.process.clone() },
         subject: peer.to_owned(),
         title: format!(
-            "{:.0} % of the time {} (pid {pid}) waits for {peer}: {how}",
+            "{:.0} % of the time {} (pid {pid}) waits for {peer}: {how}{but}",
             100.0 * share,
             waits.process
         ),
-        advice: "profile that peer; ask it for more at once, or in parallel".to_owned(),
+        advice: advice.to_owned(),
         cost: Cost { ns: (share * wall_ns as f64) as u64, share_of_wall: share, ..Cost::default() },
         evidence: Vec::new(),
         details: BTreeMap::from([
@@ -270,6 +286,22 @@ mod tests {
         let slow = run.findings.iter().find(|finding| finding.rule == RULE.name).unwrap();
         assert_eq!(slow.severity, Severity::Warning);
         assert!(slow.title.contains("30 answers took 300 ms each"), "{}", slow.title);
+    }
+
+    #[test]
+    fn that_many_requests_await_one_answer_at_a_time_is_said() {
+        let found = |in_progress: u64, at_once: u64| {
+            let mut run = run(0);
+            let mut requests = crate::model::request::fixtures::requests();
+            let [asked, served] = &mut requests.peers[..] else { panic!() };
+            served.first.sum_ns = in_progress * 10_000_000_000;
+            (asked.first.sum_ns, asked.awaited_ns) = (at_once * 9_000_000_000, 9_000_000_000);
+            run.requests = Some(requests);
+            let found = check(&run, &Overrides::default().of(&RULE)).pop().unwrap();
+            (found.severity, found.title.contains("one answer at a time is awaited"))
+        };
+        assert_eq!(found(8, 1), (Severity::Warning, true));
+        assert_eq!((found(8, 4), found(1, 1)), ((Severity::Info, false), (Severity::Info, false)));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::{
 
 use anyhow::Result;
 use profiler_common::{
-    alloc::{MAX_ALLOC_PROCESSES, MAX_ALLOC_STACKS, Object, ObjectKey, StackTotals},
+    alloc::{MAX_ALLOC_PROCESSES, MAX_ALLOC_STACKS, Object, ObjectKey},
     loss::Tally,
     offsets,
 };
@@ -40,9 +40,8 @@ use crate::{
         distribution::Log2,
         kind::ALLOC,
         loss::Loss,
-        memory::{Footprint, Growth, Heap, LivePoint, Memory, Site, WatchMode, Watching},
+        memory::{Footprint, Growth, Heap, Memory, Site, WatchMode, Watching},
         report::Totals,
-        series::Series,
         stack::StackId,
     },
     probe::{
@@ -53,7 +52,7 @@ use crate::{
             growth::growth,
             managed::nearest,
             maps::{AllocMaps, Control, KernelMaps},
-            process::Process,
+            process::{Process, SiteState},
             programs::PROGRAMS,
         },
         record::Record,
@@ -161,15 +160,6 @@ pub struct MemoryWatch {
     looked: bool,
     problems: Vec<String>,
     ended: bool,
-}
-
-/// One of the kernel's stacks.
-#[derive(Default)]
-struct SiteState {
-    points: Series<LivePoint>,
-    totals: Option<Box<StackTotals>>,
-    /// Bytes and objects that went with their process or its former program.
-    gone: (u64, u64),
 }
 
 impl MemoryWatch {
@@ -421,8 +411,8 @@ impl MemoryWatch {
         }
         self.read_with = status;
         if stacks >= MAX_ALLOC_STACKS as usize / 4 * 3 {
-            let gone: BTreeSet<u32> =
-                self.processes.iter().filter(|(_, process)| process.gone).map(|(&pid, _)| pid).collect();
+            let gone = self.processes.iter().filter(|(_, process)| process.gone).map(|(&pid, _)| pid);
+            let gone: BTreeSet<u32> = gone.collect();
             self.forget_sites(|pid| gone.contains(&pid));
         }
     }

@@ -1,6 +1,8 @@
-//! One process whose growth is looked at, and whose allocator is watched when it grows.
+//! One process whose growth is looked at, and whose allocator is watched when it grows; and one of the places that allocate.
 
 use std::path::{Path, PathBuf};
+
+use profiler_common::alloc::StackTotals;
 
 use super::{
     allocators::{self, Known, Library},
@@ -11,7 +13,7 @@ use super::{
 use crate::{
     kernel::uprobe::Breakpoint,
     model::{
-        memory::{Growth, Heap},
+        memory::{Growth, Heap, LivePoint},
         series::Series,
     },
     settings::Alloc,
@@ -39,6 +41,17 @@ pub struct Process {
     /// Mappings or program have changed since its allocator was looked for.
     pub stale: bool,
     trend: Trend,
+}
+
+/// One of the kernel's stacks.
+#[derive(Default)]
+pub struct SiteState {
+    /// What was live over time.
+    pub points: Series<LivePoint>,
+    /// All that was seen of it.
+    pub totals: Option<Box<StackTotals>>,
+    /// Bytes and objects that went with their process or its former program.
+    pub gone: (u64, u64),
 }
 
 impl Process {

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, fs, rc::Rc};
 
 use profiler_common::{
-    alloc::{Object, ObjectKey},
+    alloc::{Object, ObjectKey, StackTotals},
     record::RecordKind,
 };
 
