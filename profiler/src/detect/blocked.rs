@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     detect::{
-        crews::{Crew, crews},
+        crews::{Crew, crews, short_lived},
         words::{SHOWN, at, place},
     },
     model::{
@@ -93,7 +93,7 @@ impl Blocked<'_> {
         let who = match (self.alike, self.worst.at_once) {
             (0 | 1, None) => format!("thread {}", thread.name),
             (n, None) => format!("each of {n} threads like {}", thread.name),
-            (n, Some(_)) => format!("each of {n} short-lived threads"),
+            (n, Some(_)) => format!("each of {}", short_lived(n)),
         };
         Finding {
             rule,

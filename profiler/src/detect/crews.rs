@@ -19,6 +19,11 @@ pub struct Crew {
     least_ns: u64,
 }
 
+/// Whether a thread is one of those that came and went.
+pub fn is_short(run: &Run, time: &ThreadTime) -> bool {
+    time.others > 0 || time.wall_ns < run.cpu.accounts.duration_ns / SHORT
+}
+
 /// All of a run.
 pub fn crews(run: &Run) -> Vec<Crew> {
     let duration_ns = run.cpu.accounts.duration_ns.max(1);
@@ -31,7 +36,7 @@ pub fn crews(run: &Run) -> Vec<Crew> {
         if time.thread == ThreadKey::OTHERS || time.wall_ns == 0 {
             continue;
         }
-        if main || (time.wall_ns >= least_ns && time.others == 0) {
+        if main || !is_short(run, time) {
             crews.push(Crew { time: time.clone(), at_once: None, least_ns });
         } else {
             short.entry((time.thread.pid, &time.name)).or_default().push(time);
@@ -73,6 +78,14 @@ impl Crew {
     /// Whether it is this thread's crew.
     pub fn has(&self, thread: ThreadKey) -> bool {
         thread == self.time.thread || (self.at_once.is_some() && thread.pid == self.time.thread.pid)
+    }
+}
+
+/// So many threads that come and go, at once.
+pub fn short_lived(number: usize) -> String {
+    match number {
+        0 | 1 => "the short-lived threads".to_owned(),
+        n => format!("{n} short-lived threads"),
     }
 }
 

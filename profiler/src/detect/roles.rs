@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    detect::words::path,
+    detect::{crews, words::path},
     model::{report::Run, stack::ThreadKey},
 };
 
@@ -104,11 +104,11 @@ pub fn roles(run: &Run) -> BTreeMap<ThreadKey, &'static str> {
     found
 }
 
-/// Threads of one name and process do the same: of those that came and went, few were seen at work.
+/// Threads of one name and process that came and went do the same: few of them were seen at work.
 fn of_namesakes(run: &Run, found: &mut BTreeMap<ThreadKey, &'static str>) {
     let threads = || {
         let all = run.blocking.iter().flat_map(|blocking| &blocking.threads);
-        all.filter(|of| of.thread.tid != of.thread.pid)
+        all.filter(|of| of.thread.tid != of.thread.pid && crews::is_short(run, of))
     };
     let mut known: BTreeMap<(u32, &str), Option<&'static str>> = BTreeMap::new();
     for of in threads() {

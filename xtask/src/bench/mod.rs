@@ -79,6 +79,11 @@ pub enum Bench {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if let Bench::Verdict(args) = &args.bench
+        && verdict::lists(args)?
+    {
+        return Ok(());
+    }
     let profiler = match &args.profiler {
         Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
         None => build_profiler()?,

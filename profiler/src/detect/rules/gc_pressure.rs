@@ -32,6 +32,8 @@ const MIN_SAMPLES: u64 = 50;
 const SURE: f64 = 1.96;
 /// A target that uses less of one CPU has time enough, percent.
 const MIN_CPU: f64 = 10.0;
+/// What costs less than this of one CPU makes nothing slow: a note, percent.
+const COSTS: f64 = 10.0;
 /// So much is critical, percent.
 const CRITICAL: f64 = 50.0;
 
@@ -45,7 +47,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 The share of CPU samples in functions of a garbage collector (V8, HotSpot, CPython, Go, by their names) or called by them (page
 faults of a heap that grows). Work in the mutator's own allocation is not in it. Late iterations of an event loop that go to the
-collector belong to this finding.
+collector belong to this finding. Where the collector takes less than a tenth of one CPU it makes nothing slow: that is a note.
 
 Allocate less: reuse buffers, do not build what is thrown away. Or give the heap more room, so that it is collected less often
 (`node --max-semi-space-size=64`, `java -Xmn`, `GOGC=200`). If the heap is nearly full, look for a leak first.",
@@ -76,7 +78,11 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.clone());
         Some(Finding {
             rule: RULE.name,
-            severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
+            severity: match share * cpu / 100.0 {
+                ..COSTS => Severity::Info,
+                _ if share >= CRITICAL => Severity::Critical,
+                _ => Severity::Warning,
+            },
             bottleneck: Bottleneck::Memory,
             title: format!(
                 "{share:.0} % of the CPU time of {name} (pid {pid}) goes to garbage collection{}",
@@ -115,6 +121,10 @@ mod tests {
         };
         assert_eq!(found(40, 80), Some(Severity::Warning));
         assert_eq!(found(80, 40), Some(Severity::Critical));
+        let mut light = fixtures::run(&[("main;v8::internal::Scavenger::Process", 40), ("main;work", 80)]);
+        light.cpu.accounts.duration_ns *= 5;
+        let finding = check(&light, &Overrides::default().of(&RULE)).remove(0);
+        assert_eq!(finding.severity, Severity::Info, "less than a tenth of a CPU");
         assert_eq!((found(10, 110), found(20, 20)), (None, None), "little, and few samples");
         assert_eq!((found(15, 45), found(11, 43)), (Some(Severity::Warning), None), "one is beyond chance");
     }

@@ -1,5 +1,7 @@
 //! Threads wait for locks for much of their time.
 
+use std::{collections::BTreeMap, ops::RangeInclusive};
+
 use crate::{
     detect::{
         blocked::{Blocked, blocked},
@@ -10,7 +12,7 @@ use crate::{
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Evidence, Finding},
-        report::Run,
+        report::{ProfileStack, Run},
     },
 };
 
@@ -21,6 +23,9 @@ const SHARE: Param = Param {
     help: "Wall time that a thread waits for locks",
     flag: None,
 };
+
+/// What one thread at a time does, for most of the run, of its time.
+const ONE_AT_A_TIME: RangeInclusive<f64> = 0.5..=1.1;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -69,8 +74,45 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
     } else {
         ("a lock", "hold it for a shorter time, or divide it; --wakers names who held it")
     };
-    let place = of.mostly_in(&of.place);
+    let mut place = of.mostly_in(&of.place);
+    let mut advice = advice;
+    if let Some((what, better)) = meanwhile(run, of) {
+        place.push_str(&what);
+        advice = better;
+    }
     Finding { bottleneck: Bottleneck::Lock, advice: advice.to_owned(), ..of.finding(RULE.name, lock, &place) }
+}
+
+/// What the one does that has the lock, where one thread at a time, and for most of the run, does something else in the function
+/// that waits for it.
+fn meanwhile(run: &Run, of: &Blocked<'_>) -> Option<(String, &'static str)> {
+    let (names, pid) = (run.names(), of.worst.time.thread.pid);
+    let wall_ns = run.cpu.accounts.duration_ns.max(1) as f64;
+    let is_there = |stack: &&ProfileStack| {
+        stack.thread.pid == pid && path(names, &stack.frames).iter().any(|at| at.name == of.function)
+    };
+    let mut waits: BTreeMap<&str, u64> = BTreeMap::new();
+    for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks).filter(is_there) {
+        let cause = stack.cause.filter(|cause| *cause != WaitCause::Lock && *cause != WaitCause::Park);
+        if let Some(cause) = cause {
+            *waits.entry(cause.words()).or_default() += stack.weight;
+        }
+    }
+    let on_cpu: u64 = run.cpu.stacks.iter().filter(is_there).map(|stack| stack.weight).sum();
+    let (cause, waited_ns) = waits.into_iter().max_by_key(|(_, ns)| *ns).unwrap_or_default();
+    let computed_ns = run.cpu.estimated_ns(on_cpu);
+    let one = |ns: u64| ONE_AT_A_TIME.contains(&(ns as f64 / wall_ns));
+    match () {
+        () if of.function.is_empty() => None,
+        () if one(waited_ns) && waited_ns >= computed_ns => Some((
+            format!("; who has it waits there for {cause}"),
+            "do not wait for that while holding the lock",
+        )),
+        () if one(computed_ns) => {
+            Some(("; who has it computes there".to_owned(), "hold the lock for less work, or divide it"))
+        }
+        () => None,
+    }
 }
 
 /// The lock that who computes in an interpreter has: where it is waited for tells nothing, who computes does.
@@ -96,6 +138,23 @@ mod tests {
         detect::{blocked::fixtures::run, judge, rule::Overrides},
         model::finding::Severity,
     };
+
+    #[test]
+    fn what_is_done_under_the_lock_is_said() {
+        let of = |ns: u64| {
+            let mut run = run("clone;reserve;pthread_mutex_lock", WaitCause::Lock, &[8_000_000_000; 4]);
+            let mut other =
+                crate::detect::blocked::fixtures::run("clone;reserve;ask;recv", WaitCause::Network, &[ns]);
+            let mut stack = other.off_cpu.take().unwrap().stacks.remove(0);
+            // The same names, with the last one's place taken by another function.
+            let off_cpu = run.off_cpu.as_mut().unwrap();
+            stack.frames = off_cpu.stacks[0].frames.clone();
+            off_cpu.stacks.push(stack);
+            check(&run, &Overrides::default().of(&RULE)).remove(0).title
+        };
+        assert!(of(9_000_000_000).ends_with("; who has it waits there for network"), "{}", of(9_000_000_000));
+        assert!(!of(3_000_000_000).contains("who has it") && !of(20_000_000_000).contains("who has it"));
+    }
 
     #[test]
     fn short_waits_for_one_lock_add_up() {

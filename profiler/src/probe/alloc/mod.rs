@@ -293,8 +293,14 @@ impl MemoryWatch {
         let mut changed = false;
         let mut problems = Vec::new();
         let mut watched = self.processes.values().filter(|process| process.watched).count();
+        // What reading takes, each time; finding an allocator takes longer, once.
+        let clock = self.clock.clone();
+        let mut reading_ns = clock.now_ns().saturating_sub(now);
         for (&pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.gone) {
-            let Some(growth) = growth(&self.proc_root, pid, now) else {
+            let began_ns = clock.now_ns();
+            let growth = growth(&self.proc_root, pid, now);
+            reading_ns += clock.now_ns().saturating_sub(began_ns);
+            let Some(growth) = growth else {
                 process.gone = true;
                 if std::mem::take(&mut process.watched) {
                     self.maps.forget_process(pid);
@@ -322,8 +328,7 @@ impl MemoryWatch {
                 self.maps.add_process(pid);
             }
         }
-        let took = Duration::from_nanos(self.clock.now_ns().saturating_sub(now));
-        self.look.pause(LOOK_INTERVAL.max(MOST_OF_TIME * took));
+        self.look.pause(LOOK_INTERVAL.max(MOST_OF_TIME * Duration::from_nanos(reading_ns)));
         problems.into_iter().for_each(|problem| self.problem(problem));
         if changed {
             self.watch(kernel)?;

@@ -327,6 +327,23 @@ mod tests {
     }
 
     #[test]
+    fn sleep_and_other_processes_are_parts_of_their_own() {
+        let mut spans = Spans::default();
+        spans.add(span(0, false, 0, 100));
+        let mut times = Times { on_cpu_ns: 10, ..Times::default() };
+        for (cause, ns) in [(WaitCause::Sleep, 30), (WaitCause::Child, 20), (WaitCause::Pipe, 15)] {
+            times.blocked_ns[cause as usize] = ns;
+        }
+        let of = |spans: &Spans| {
+            let of = spans.joined().breakdown(&Kept { times: Some(times), ..kept(0, 100) }, &name).unwrap();
+            (of.sleep_ns, of.process_ns, of.awaiting_ns, of.other_ns)
+        };
+        assert_eq!(of(&spans), (30, 35, 0, 25));
+        spans.add(span(9, true, 50, 65));
+        assert_eq!(of(&spans), (30, 20, 15, 25), "a Unix socket's answer is not counted twice");
+    }
+
+    #[test]
     fn intervals_that_overlap_count_once() {
         assert_eq!(union([(1, 5), (2, 3), (4, 9), (20, 21)].into_iter()), 9);
     }

@@ -75,21 +75,31 @@ impl Row {
     }
 }
 
-pub fn run(args: &Args, profiler: &Path) -> Result<()> {
-    let sources = workspace().join("tests/verdict");
+/// Where the programs are.
+fn sources() -> PathBuf {
+    workspace().join("tests/verdict")
+}
+
+fn entries(args: &Args) -> Result<Vec<Entry>> {
     let wanted = |entry: &Entry| {
         let named =
             args.filter.is_empty() || args.filter.iter().any(|part| entry.name.contains(part.as_str()));
         named && !(args.quick && entry.seconds > QUICK)
     };
-    let entries: Vec<Entry> =
-        corpus::load(&sources.join("corpus.toml"))?.into_iter().filter(wanted).collect();
-    if args.list {
-        for entry in &entries {
-            println!("{:<28} {:<14} {}", entry.name, entry.verdict.id(), entry.rules.join(", "));
-        }
-        return Ok(());
+    Ok(corpus::load(&sources().join("corpus.toml"))?.into_iter().filter(wanted).collect())
+}
+
+/// Lists the programs if that is all that is asked for; for this no profiler is needed.
+pub fn lists(args: &Args) -> Result<bool> {
+    for entry in entries(args)?.iter().filter(|_| args.list) {
+        println!("{:<28} {:<14} {}", entry.name, entry.verdict.id(), entry.rules.join(", "));
     }
+    Ok(args.list)
+}
+
+pub fn run(args: &Args, profiler: &Path) -> Result<()> {
+    let sources = sources();
+    let entries = entries(args)?;
     let folders = Folders { sources, build: workspace().join("target/verdict") };
     folders.build_common()?;
     let reaper = Reaper::new();
