@@ -69,9 +69,7 @@ impl Crew {
         let ThreadTime { process, name, thread, .. } = &self.time;
         match self.at_once {
             None => format!("thread {name} of {process} (pid {})", thread.pid),
-            Some(_) => {
-                format!("each of {} short-lived threads of {process} (pid {})", self.number(), thread.pid)
-            }
+            Some(_) => format!("each of {} of {process} (pid {})", short_lived(self.number()), thread.pid),
         }
     }
 

@@ -104,14 +104,16 @@ impl<'a> Signals<'a> {
     fn of(run: &'a Run) -> Signals<'a> {
         let wall_ns = run.cpu.accounts.duration_ns;
         let threads = crews(run);
-        let busiest = threads.iter().map(|of| (of.clone(), of.share(of.time.on_cpu_ns)));
+        // Who lived for less than half of the run has not decided it.
+        let share = |ns: u64, of: &Crew| ns as f64 / of.time.wall_ns.max(wall_ns / 2).max(1) as f64;
+        let busiest = threads.iter().map(|of| (of.clone(), share(of.time.on_cpu_ns, of)));
         let busiest = busiest.max_by(|a, b| a.1.total_cmp(&b.1));
         let waits =
             threads.iter().flat_map(|of| of.time.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)));
         let waits = waits
             .filter(|(_, cause, _)| !cause.is_idle() && *cause != WaitCause::Other)
             .filter(|(of, cause, _)| *cause != WaitCause::Network || !only_serves(run, of.time.thread.pid))
-            .map(|(of, cause, ns)| (of.clone(), cause, of.share(ns)))
+            .map(|(of, cause, ns)| (of.clone(), cause, share(ns, of)))
             .max_by(|a, b| a.2.total_cmp(&b.2));
         let sampled = run.cpu.estimated_ns(run.cpu.total) as f64 / wall_ns.max(1) as f64;
         let measured: u64 =

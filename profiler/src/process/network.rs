@@ -23,6 +23,9 @@ const MAX_NAMESPACES: usize = 16;
 /// Reading takes one part in so many of the time at most.
 const MOST_OF_TIME: u32 = 50;
 
+/// What takes no longer is read again for a socket that is younger than what was read.
+const CHEAP: Duration = Duration::from_micros(500);
+
 /// What a network namespace held when it was asked for; each table is read when it is first needed.
 pub struct Network {
     dir: PathBuf,
@@ -122,6 +125,10 @@ impl Network {
         self.unix.get_or_init(|| self.timed(read)).get(&inode)
     }
 
+    fn has(&self, inode: u64) -> bool {
+        self.tcp().socket(inode).is_some() || self.udp(inode).is_some() || self.unix(inode).is_some()
+    }
+
     /// Connections of which an answer is awaited, by inode, and for how long, ms.
     pub fn awaiting(&self, diag: &mut SockDiag, proc_root: &Path) -> &BTreeMap<u64, u32> {
         self.awaiting.get_or_init(|| self.timed(|| diag.awaiting(proc_root, self.pid)))
@@ -179,13 +186,22 @@ impl Networks {
     /// The namespace of a process: as it is now or, where reading it takes long, was a little before.
     pub fn of(&self, pid: u32) -> Rc<Network> {
         let namespace = network_namespace(&self.proc_root, pid);
-        let mut known = self.known.borrow_mut();
-        let fresh =
-            namespace.and_then(|namespace| known.get(&namespace)).filter(|network| network.is_fresh());
-        if let Some(network) = fresh {
-            return Rc::clone(network);
+        let known = namespace.and_then(|namespace| self.known.borrow().get(&namespace).map(Rc::clone));
+        known.filter(|network| network.is_fresh()).unwrap_or_else(|| self.read(pid, namespace))
+    }
+
+    /// The same, to find a socket there, which may be younger than what was read.
+    pub fn with(&self, pid: u32, inode: u64) -> Rc<Network> {
+        let network = self.of(pid);
+        if network.has(inode) || network.took.get() > CHEAP {
+            return network;
         }
+        self.read(pid, network_namespace(&self.proc_root, pid))
+    }
+
+    fn read(&self, pid: u32, namespace: Option<u32>) -> Rc<Network> {
         let network = Rc::new(Network::new(&self.proc_root, pid));
+        let mut known = self.known.borrow_mut();
         if let Some(namespace) = namespace {
             if known.len() >= MAX_NAMESPACES && !known.contains_key(&namespace) {
                 known.retain(|_, network| network.is_fresh());
@@ -231,6 +247,13 @@ mod tests {
         assert!(other.tcp().socket(17).is_none());
         one.took.set(Duration::ZERO);
         assert!(!Rc::ptr_eq(&one, &networks.of(8)), "where it took no time it is read again");
+        let other = networks.of(9);
+        assert!(
+            Rc::ptr_eq(&other, &networks.with(9, 20)),
+            "for a socket that is not there neither, where it takes long"
+        );
+        other.took.set(CHEAP);
+        assert!(!Rc::ptr_eq(&other, &networks.with(9, 20)), "else it is");
         fs::remove_file(root.path().join("8/ns/net")).unwrap();
         assert_eq!(networks.of(8).tcp().listening.first(), Some(&81), "of an unknown namespace it is read");
     }

@@ -51,7 +51,7 @@ pub fn serves_one_client(networks: &Networks, pid: u32) -> bool {
         }
     }
     let Some(inode) = sockets.first().and_then(|link| inode(link)) else { return false };
-    let network = networks.of(pid);
+    let network = networks.with(pid, inode);
     match (network.unix(inode), network.tcp().socket(inode)) {
         (Some(unix), _) => unix.connected && unix.path.is_some(),
         (None, Some(tcp)) => !tcp.remote.ends_with(":0") && network.tcp().listening.contains(&tcp.local.1),
@@ -64,7 +64,7 @@ pub fn takes_from_any(networks: &Networks, pid: u32, descriptor: u32) -> bool {
     let path = shown(networks.proc_root(), pid).join(format!("fd/{descriptor}"));
     let link = text::path(&fs::read_link(path).unwrap_or_default());
     let Some(inode) = inode(&link) else { return false };
-    match networks.of(pid).unix(inode) {
+    match networks.with(pid, inode).unix(inode) {
         Some(unix) => !unix.connected,
         None => socket(networks, pid, &link).is_some_and(|object| !object.contains(" -> ")),
     }
@@ -78,7 +78,7 @@ pub fn inode(link: &str) -> Option<u64> {
 /// Describes a socket by its link, `socket:[inode]`, from the tables of the process's network namespace.
 pub fn socket(networks: &Networks, pid: u32, link: &str) -> Option<String> {
     let inode = inode(link)?;
-    let network = networks.of(pid);
+    let network = networks.with(pid, inode);
     if let Some(tcp) = network.tcp().socket(inode) {
         return Some(format!("tcp {}", ends(&tcp.local.0, &tcp.remote)));
     }

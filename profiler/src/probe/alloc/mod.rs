@@ -419,6 +419,7 @@ impl MemoryWatch {
             let gone = self.processes.iter().filter(|(_, process)| process.gone).map(|(&pid, _)| pid);
             let gone: BTreeSet<u32> = gone.collect();
             self.forget_sites(|pid| gone.contains(&pid));
+            self.problem("where ended processes allocated: there are too many places".to_owned());
         }
     }
 
