@@ -124,8 +124,16 @@ mod tests {
         };
         run.vitals = Some(Vitals { processes: vec![primary], unlisted: 0 });
         judge(&mut run, &Overrides::default());
-        let verdict = run.verdict.unwrap();
+        let verdict = run.verdict.clone().unwrap();
         assert_eq!(verdict.bottleneck, Bottleneck::Process);
+        // Most of the time is that of others, which lived between two looks.
+        let vitals = run.vitals.as_mut().unwrap();
+        vitals.processes[0].children[0].cpu_ns /= 10;
+        let short = check(&run, &Overrides::default().of(&RULE)).remove(0);
+        assert!(
+            short.title.ends_with("short-lived ones like node") && short.advice.ends_with("--follow"),
+            "{short:?}"
+        );
         assert_eq!(run.findings[0].severity, Severity::Warning, "both CPUs");
         assert!(
             verdict.sentence.contains("190 % of one CPU") && verdict.advice.contains("--pid 8"),

@@ -136,5 +136,6 @@ mod tests {
             check(&run, &Overrides::default().of(&RULE)).len()
         };
         assert_eq!((found("epoll_ctl", "EEXIST"), found("openat", "EEXIST")), (0, 1));
+        assert_eq!(found("epoll_ctl", "EPERM"), 0);
     }
 }

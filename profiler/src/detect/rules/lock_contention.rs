@@ -168,6 +168,14 @@ mod tests {
         assert!(found[0].2.contains("each of 2 threads") && found[0].2.contains("transfer"), "{found:?}");
         let gil = of("clone;eval;take_gil;pthread_cond_timedwait", WaitCause::Park, &[7_000_000_000]);
         assert!(gil[0].2.contains("GIL") && gil[0].1 == Severity::Critical, "{gil:?}");
+        let mut run = run("clone;eval;take_gil;pthread_cond_timedwait", WaitCause::Park, &[7_000_000_000]);
+        // Another thread of the process computes where this one waits.
+        let mut stack = run.off_cpu.as_ref().unwrap().stacks[0].clone();
+        (stack.thread.tid, stack.weight, stack.cause) = (99, 400, None);
+        (run.cpu.stacks, run.cpu.total) = (vec![stack], 400);
+        judge(&mut run, &Overrides::default());
+        let title = &run.findings[0].title;
+        assert!(title.contains("; 100 % of the CPU time is in "), "{title}");
         assert!(of("clone;run;Condvar::wait", WaitCause::Lock, &[9_000_000_000]).is_empty(), "idle");
     }
 }
