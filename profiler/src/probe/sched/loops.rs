@@ -59,6 +59,29 @@ impl Loops {
         }
     }
 
+    /// How many threads are known.
+    pub fn len(&self) -> usize {
+        self.loops.len()
+    }
+
+    /// A thread has ended.
+    pub fn forget(&mut self, thread: ThreadKey) {
+        if let Some(of) = self.loops.remove(&thread) {
+            let key = (thread.pid, of.descriptor);
+            let sharers = self.sharers.get_mut(&key).map(|threads| {
+                threads.remove(&thread.tid);
+                threads.len()
+            });
+            if sharers == Some(0) {
+                self.sharers.remove(&key);
+            }
+        }
+        self.one_source.remove(&thread);
+        if thread.tid == thread.pid {
+            self.one_client.remove(&thread.pid);
+        }
+    }
+
     /// Processes that served one client and do not any more are event loops from now on. Looks at no more than `most`;
     /// returns how many it looked at.
     pub fn look_at_clients(&mut self, most: u32, networks: &Networks) -> u32 {

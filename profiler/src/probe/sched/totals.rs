@@ -164,6 +164,11 @@ impl Waits {
         }
     }
 
+    /// An event loop that has ended is not listed any more; its stalls are.
+    pub fn forget_loop(&mut self, thread: ThreadKey) {
+        self.loops.remove(&thread);
+    }
+
     /// Everything up to now.
     pub fn blocking(&self, now: Now) -> Blocking {
         let mut threads = now.threads;

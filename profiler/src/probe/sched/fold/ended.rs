@@ -1,19 +1,30 @@
 //! Threads that end: their times are kept, and what the kernel still holds of them is taken out. On a machine that starts
 //! programs all day there is no room in the kernel for all of them.
 
-use profiler_common::histogram::Histogram;
+use profiler_common::{
+    histogram::Histogram,
+    sched::{Exit, HistogramKey, HistogramKind},
+};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::Scheduler;
 use crate::{
-    model::{stack::ThreadKey, wait::ThreadTime},
-    probe::ended,
+    model::{
+        distribution::Summary,
+        stack::{Tables, ThreadKey, comm},
+        wait::ThreadTime,
+    },
+    probe::{ended, sched::records},
 };
 
 /// From so many ended threads on, their off-CPU time is taken out of the kernel at once: its map has room for some ten
 /// stacks of each.
 const TAKE_OFF_CPU: usize = 512;
 /// Histograms of processes, of 4,096 that the kernel has room for, from which on those of ended ones are added up.
-pub const MOST_HISTOGRAMS: usize = 2048;
+const MOST_HISTOGRAMS: usize = 2048;
+
+/// Threads that wait as event loops do, of 4,096 that there is room for, from which on those that end are forgotten.
+const MOST_LOOPS: usize = 1024;
 
 /// What is kept of threads that have ended.
 pub struct Ended {
@@ -84,5 +95,34 @@ impl Ended {
     /// The threads whose off-CPU time has been taken in for the last time.
     pub fn take_off_cpu(&mut self) -> FxHashSet<ThreadKey> {
         std::mem::take(&mut self.off_cpu)
+    }
+}
+
+impl Scheduler {
+    /// A thread has ended.
+    pub(super) fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
+        let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
+        tables.threads.insert(thread, comm(&exit.comm));
+        let mut time =
+            records::thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
+        time.run_queue = self.maps.take_thread_run_queue(thread.tid).map(|histogram| Summary::of(&histogram));
+        self.waits.ended(&mut time);
+        self.ended.add(time);
+        // Those that live have the places in the kernel, and here.
+        if self.loops.len() > MOST_LOOPS {
+            self.loops.forget(thread);
+            self.waits.forget_loop(thread);
+            let key = HistogramKey { kind: HistogramKind::Iterations as u32, id: thread.tid };
+            self.counted.remove(&key);
+            self.maps.take_histogram(&key);
+        }
+        let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: exit.pid };
+        if thread.tid == thread.pid
+            && self.counted.len() > MOST_HISTOGRAMS
+            && self.counted.remove(&key)
+            && let Some(histogram) = self.maps.take_histogram(&key)
+        {
+            self.ended.run_queue.add(&histogram);
+        }
     }
 }

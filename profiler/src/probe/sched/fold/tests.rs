@@ -405,6 +405,31 @@ fn threads_that_have_ended_keep_their_time() {
     assert!(blocking.threads.iter().any(|thread| thread.thread.tid == 50), "who ran most is still there");
 }
 
+/// A server that starts a thread for each connection, each of which polls.
+#[test]
+fn event_loops_that_have_ended_give_their_places() {
+    let mut bench = Bench::new();
+    let (mut scheduler, maps) = begun(&bench);
+    let seen = |tid| LoopSeen {
+        syscall: libc::SYS_ppoll as i32,
+        pid: 7,
+        tid,
+        descriptor: u64::from(MANY),
+        ..LoopSeen::default()
+    };
+    for tid in 100..3000 {
+        bench.record(&mut scheduler, &Record::Loop(seen(tid)));
+        bench.record(&mut scheduler, &Record::Exit(Exit { pid: 7, tid, ..Exit::default() }));
+    }
+    bench.record(&mut scheduler, &Record::Loop(seen(4000)));
+    let histograms = maps.0.borrow();
+    let iterations =
+        histograms.histograms.iter().filter(|(key, _)| key.kind == HistogramKind::Iterations as u32);
+    assert!(iterations.clone().count() <= 1026, "{}", iterations.count());
+    assert!(scheduler.loops.wait_of(4000).is_some() && scheduler.loops.wait_of(2999).is_none());
+    assert!(scheduler.loops.wait_of(100).is_some(), "where there is room they are listed after their end");
+}
+
 #[test]
 fn a_lock_that_many_wait_for_is_a_convoy_with_its_holder() {
     let mut bench = Bench::new();
