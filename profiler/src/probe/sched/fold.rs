@@ -3,12 +3,12 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use anyhow::Result;
-use ended::Ended;
+use ended::{Ended, MOST_HISTOGRAMS, forget_loop};
 use profiler_common::{
     cpu::Seen,
     sched::{
-        HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase, Span,
-        SyscallClass, ThreadState,
+        Exit, HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase,
+        Span, SyscallClass, ThreadState,
     },
     target::INIT_PIDNS_INUM,
 };
@@ -26,7 +26,7 @@ use crate::{
         loss::Loss,
         report::Totals,
         sample::Sample,
-        stack::{StackId, ThreadKey, comm},
+        stack::{StackId, Tables, ThreadKey, comm},
         threshold::Thresholds,
         totals::Aggregator,
         wait::{Block, Blocking, EventLoop, RanInstead, RunQueue},
@@ -260,6 +260,26 @@ impl Scheduler {
         let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
         if iteration.span != Span::Worker as u32 && self.loops.holds_others_up(thread) {
             self.waits.iteration(iteration);
+        }
+    }
+
+    /// A thread has ended.
+    fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
+        let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
+        tables.threads.insert(thread, comm(&exit.comm));
+        let mut time =
+            records::thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
+        time.run_queue = self.maps.take_thread_run_queue(thread.tid).map(|histogram| Summary::of(&histogram));
+        self.waits.ended(&mut time);
+        self.ended.add(time);
+        forget_loop(thread, &mut self.loops, &mut self.waits, &mut self.counted, &mut *self.maps);
+        let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: exit.pid };
+        if thread.tid == thread.pid
+            && self.counted.len() > MOST_HISTOGRAMS
+            && self.counted.remove(&key)
+            && let Some(histogram) = self.maps.take_histogram(&key)
+        {
+            self.ended.run_queue.add(&histogram);
         }
     }
 

@@ -3,25 +3,23 @@
 
 use profiler_common::{
     histogram::Histogram,
-    sched::{Exit, HistogramKey, HistogramKind},
+    sched::{HistogramKey, HistogramKind},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::Scheduler;
 use crate::{
-    model::{
-        distribution::Summary,
-        stack::{Tables, ThreadKey, comm},
-        wait::ThreadTime,
+    model::{stack::ThreadKey, wait::ThreadTime},
+    probe::{
+        ended,
+        sched::{loops::Loops, maps::SchedMaps, totals::Waits},
     },
-    probe::{ended, sched::records},
 };
 
 /// From so many ended threads on, their off-CPU time is taken out of the kernel at once: its map has room for some ten
 /// stacks of each.
 const TAKE_OFF_CPU: usize = 512;
 /// Histograms of processes, of 4,096 that the kernel has room for, from which on those of ended ones are added up.
-const MOST_HISTOGRAMS: usize = 2048;
+pub const MOST_HISTOGRAMS: usize = 2048;
 
 /// Threads that wait as event loops do, of 4,096 that there is room for, from which on those that end are forgotten.
 const MOST_LOOPS: usize = 1024;
@@ -98,31 +96,20 @@ impl Ended {
     }
 }
 
-impl Scheduler {
-    /// A thread has ended.
-    pub(super) fn exit(&mut self, exit: &Exit, tables: &mut Tables) {
-        let thread = ThreadKey { pid: exit.pid, tid: exit.tid };
-        tables.threads.insert(thread, comm(&exit.comm));
-        let mut time =
-            records::thread_time(thread, &exit.times, exit.time_ns.saturating_sub(exit.first_ns), tables);
-        time.run_queue = self.maps.take_thread_run_queue(thread.tid).map(|histogram| Summary::of(&histogram));
-        self.waits.ended(&mut time);
-        self.ended.add(time);
-        // Those that live have the places in the kernel, and here.
-        if self.loops.len() > MOST_LOOPS {
-            self.loops.forget(thread);
-            self.waits.forget_loop(thread);
-            let key = HistogramKey { kind: HistogramKind::Iterations as u32, id: thread.tid };
-            self.counted.remove(&key);
-            self.maps.take_histogram(&key);
-        }
-        let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: exit.pid };
-        if thread.tid == thread.pid
-            && self.counted.len() > MOST_HISTOGRAMS
-            && self.counted.remove(&key)
-            && let Some(histogram) = self.maps.take_histogram(&key)
-        {
-            self.ended.run_queue.add(&histogram);
-        }
+/// A thread has ended. Where there are many event loops, those that live have the places in the kernel and here.
+pub fn forget_loop(
+    thread: ThreadKey,
+    loops: &mut Loops,
+    waits: &mut Waits,
+    counted: &mut FxHashSet<HistogramKey>,
+    maps: &mut dyn SchedMaps,
+) {
+    if loops.len() <= MOST_LOOPS {
+        return;
     }
+    loops.forget(thread);
+    waits.forget_loop(thread);
+    let key = HistogramKey { kind: HistogramKind::Iterations as u32, id: thread.tid };
+    counted.remove(&key);
+    maps.take_histogram(&key);
 }
