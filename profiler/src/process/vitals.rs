@@ -1,4 +1,4 @@
-//! Looks at the targets from outside, about once a second. What it costs is bounded: 1,024 links of each process, 64 processes
+//! Looks at the targets from outside, about once a second. What it costs is bounded: 1,024 links of each process, 16 processes
 //! at once, and a hundredth of a CPU; where they are many, each is looked at less often.
 
 use std::{
@@ -23,8 +23,8 @@ use crate::model::vitals::{Child, DescriptorKind, Descriptors, Peer, ProcessVita
 
 /// Most processes. One that has ended gives its place to one that lives.
 const MAX_PROCESSES: usize = 512;
-/// Processes that are looked at without a pause.
-const AT_ONCE: usize = 64;
+/// Processes that are looked at without a pause: each takes some fifteen files, and the profiler may be watched itself.
+const AT_ONCE: usize = 16;
 /// Most links of a process that are read at each look.
 const MAX_LINKS: usize = 1024;
 /// Most kinds of descriptors, and most peers, of a process.
