@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     detect::{
         crews::{Crew, crews, short_lived},
-        words::{SHOWN, at, place},
+        words::{SHOWN, at, by_function, place},
     },
     model::{
         cause::WaitCause,
@@ -130,22 +130,10 @@ pub fn heaviest<'a>(
     pid: u32,
     is: &impl Fn(WaitCause) -> bool,
 ) -> (Option<&'a ProfileStack>, f64) {
-    let mut places: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
-    let (mut all_ns, mut known_ns) = (0, 0);
-    for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {
-        if stack.thread.pid == pid && stack.cause.is_some_and(is) {
-            all_ns += stack.weight;
-            let Some(function) = place(run.names(), &stack.frames) else { continue };
-            known_ns += stack.weight;
-            let of = places.entry(&function.name).or_insert((0, stack));
-            of.0 += stack.weight;
-            if stack.weight > of.1.weight {
-                of.1 = stack;
-            }
-        }
-    }
-    let stack = places.into_values().max_by_key(|(ns, _)| *ns).map(|(_, stack)| stack);
-    (stack, known_ns as f64 / all_ns.max(1) as f64)
+    let stacks = run.off_cpu.iter().flat_map(|profile| &profile.stacks);
+    let waits = stacks.filter(|of| of.thread.pid == pid && of.cause.is_some_and(is));
+    let found = by_function(waits, |stack| place(run.names(), &stack.frames));
+    (found.most.map(|(.., stack)| stack), found.known as f64 / found.all.max(1) as f64)
 }
 
 #[cfg(test)]

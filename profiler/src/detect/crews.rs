@@ -15,8 +15,8 @@ pub struct Crew {
     pub time: ThreadTime,
     /// How many there were at once, on average, of those that came and went.
     pub at_once: Option<f64>,
-    /// Less wall time than this says little, ns.
-    least_ns: u64,
+    /// Of the run, ns.
+    run_ns: u64,
 }
 
 /// Whether a thread is one of those that came and went.
@@ -27,7 +27,6 @@ pub fn is_short(run: &Run, time: &ThreadTime) -> bool {
 /// All of a run.
 pub fn crews(run: &Run) -> Vec<Crew> {
     let duration_ns = run.cpu.accounts.duration_ns.max(1);
-    let least_ns = duration_ns / SHORT;
     let mut crews = Vec::new();
     let mut short: BTreeMap<(u32, &str), Vec<&ThreadTime>> = BTreeMap::new();
     for time in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
@@ -37,7 +36,7 @@ pub fn crews(run: &Run) -> Vec<Crew> {
             continue;
         }
         if main || !is_short(run, time) {
-            crews.push(Crew { time: time.clone(), at_once: None, least_ns });
+            crews.push(Crew { time: time.clone(), at_once: None, run_ns: duration_ns });
         } else {
             short.entry((time.thread.pid, &time.name)).or_default().push(time);
         }
@@ -48,7 +47,7 @@ pub fn crews(run: &Run) -> Vec<Crew> {
         times.iter().skip(1).for_each(|time| sum.add(time));
         // One thread alone is told as what it is.
         let at_once = (sum.others > 0).then_some(sum.wall_ns as f64 / duration_ns as f64);
-        crews.push(Crew { time: sum, at_once, least_ns });
+        crews.push(Crew { time: sum, at_once, run_ns: duration_ns });
     }
     crews
 }
@@ -56,7 +55,16 @@ pub fn crews(run: &Run) -> Vec<Crew> {
 impl Crew {
     /// Which part of its time a time of it is, from 0 to 1: of the run's time, if it lived for too little of that.
     pub fn share(&self, ns: u64) -> f64 {
-        (ns as f64 / self.time.wall_ns.max(self.least_ns).max(1) as f64).min(1.0)
+        self.part(ns, SHORT).min(1.0)
+    }
+
+    /// The same where it is to decide a whole run: of half of that at least.
+    pub fn share_of_run(&self, ns: u64) -> f64 {
+        self.part(ns, 2)
+    }
+
+    fn part(&self, ns: u64, of_run: u64) -> f64 {
+        ns as f64 / self.time.wall_ns.max(self.run_ns / of_run).max(1) as f64
     }
 
     /// How many threads there were at once.

@@ -1,9 +1,6 @@
 //! The verdict: what kind of bottleneck, in one sentence. One table decides, from findings and figures of the run.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::RangeInclusive,
-};
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use crate::{
     detect::{
@@ -12,7 +9,7 @@ use crate::{
         hotspot,
         rule::Needs,
         rules, served,
-        words::{at, bottleneck, calls_watched_ns, hottest, is_of_libc, own, path, place, tail},
+        words::{at, bottleneck, by_function, calls_watched_ns, hottest, is_of_libc, own, path, place, tail},
     },
     model::{
         cause::WaitCause,
@@ -104,16 +101,14 @@ impl<'a> Signals<'a> {
     fn of(run: &'a Run) -> Signals<'a> {
         let wall_ns = run.cpu.accounts.duration_ns;
         let threads = crews(run);
-        // Who lived for less than half of the run has not decided it.
-        let share = |ns: u64, of: &Crew| ns as f64 / of.time.wall_ns.max(wall_ns / 2).max(1) as f64;
-        let busiest = threads.iter().map(|of| (of.clone(), share(of.time.on_cpu_ns, of)));
+        let busiest = threads.iter().map(|of| (of.clone(), of.share_of_run(of.time.on_cpu_ns)));
         let busiest = busiest.max_by(|a, b| a.1.total_cmp(&b.1));
         let waits =
             threads.iter().flat_map(|of| of.time.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)));
         let waits = waits
             .filter(|(_, cause, _)| !cause.is_idle() && *cause != WaitCause::Other)
             .filter(|(of, cause, _)| *cause != WaitCause::Network || !only_serves(run, of.time.thread.pid))
-            .map(|(of, cause, ns)| (of.clone(), cause, share(ns, of)))
+            .map(|(of, cause, ns)| (of.clone(), cause, of.share_of_run(ns)))
             .max_by(|a, b| a.2.total_cmp(&b.2));
         let sampled = run.cpu.estimated_ns(run.cpu.total) as f64 / wall_ns.max(1) as f64;
         let measured: u64 =
@@ -344,7 +339,7 @@ fn answers(run: &Run) -> String {
 /// Several threads together use one CPU, neither less nor more: that is what a program looks like in which one task at a time
 /// can run, whatever thread it is on (goroutines that queue for a mutex; an interpreter's lock).
 fn one_at_a_time(signals: &Signals<'_>) -> Option<Verdict> {
-    ONE_CPU.contains(&signals.cpu).then(|| one_by_one(signals, ""))?
+    ONE_CPU.contains(&signals.cpu).then(|| one_by_one(signals, "")).flatten()
 }
 
 /// The same, where requests wait in line for that.
@@ -355,7 +350,7 @@ fn in_line(signals: &Signals<'_>) -> Option<Verdict> {
     let here = |pid| served::in_progress(signals.run, pid) - served::awaited(signals.run, pid);
     let most = pids.into_iter().map(here).fold(0.0, f64::max);
     let waits = most >= SEVERAL && ONE_CPU_AND_MORE.contains(&signals.cpu);
-    waits.then(|| one_by_one(signals, &format!(" while {most:.0} requests are in progress")))?
+    waits.then(|| one_by_one(signals, &format!(" while {most:.0} requests are in progress"))).flatten()
 }
 
 fn one_by_one(signals: &Signals<'_>, while_what: &str) -> Option<Verdict> {
@@ -400,7 +395,7 @@ fn timed(signals: &Signals<'_>) -> Option<Verdict> {
     Some(Verdict {
         advice: "look for what sleeps or waits for a timer in its handlers".to_owned(),
         more: more(run, Bottleneck::Sleep),
-        ..signals.verdict(Bottleneck::Sleep, sentence, (in_progress).min(1.0))
+        ..signals.verdict(Bottleneck::Sleep, sentence, in_progress.min(1.0))
     })
 }
 
@@ -422,23 +417,19 @@ fn working(signals: &Signals<'_>) -> Option<Verdict> {
 fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
     let run = signals.run;
     let names = run.names();
-    let mut places: BTreeMap<&str, (u64, &ProfileStack, BTreeSet<ThreadKey>)> = BTreeMap::new();
-    for stack in run.off_cpu.iter().flat_map(|profile| &profile.stacks) {
-        let Some(own) = own(names, &stack.frames).filter(|_| stack.cause == Some(WaitCause::Sleep)) else {
-            continue;
-        };
-        let of = places.entry(&own.name).or_insert_with(|| (0, stack, BTreeSet::new()));
-        of.0 += stack.weight;
-        of.2.insert(stack.thread);
-        if stack.weight > of.1.weight {
-            of.1 = stack;
-        }
-    }
-    let (ns, stack, threads) = places.into_values().max_by_key(|(ns, ..)| *ns)?;
+    let asleep = || {
+        let stacks = run.off_cpu.iter().flat_map(|profile| &profile.stacks);
+        stacks.filter(|of| of.cause == Some(WaitCause::Sleep))
+    };
+    let (here, ns, stack) = by_function(asleep(), |stack| own(names, &stack.frames)).most?;
+    let is_here = |of: &&ProfileStack| own(names, &of.frames).is_some_and(|own| own.name == here.name);
+    let threads: BTreeSet<ThreadKey> = asleep().filter(is_here).map(|of| of.thread).collect();
     let share = ns as f64 / (threads.len() as u64 * signals.wall_ns).max(1) as f64;
-    let own = own(names, &stack.frames).filter(|_| share >= ASLEEP)?;
+    if share < ASLEEP {
+        return None;
+    }
     // By the name of what it called there one may know why.
-    let called = path(names, &stack.frames).into_iter().skip_while(|of| *of != own).skip(1);
+    let called = path(names, &stack.frames).into_iter().skip_while(|of| *of != here).skip(1);
     let retries = called.into_iter().find(|of| {
         let name = of.name.to_ascii_lowercase();
         RETRIES.iter().any(|word| name.contains(word))
@@ -460,7 +451,7 @@ fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
         100.0 * signals.cpu,
         if threads.len() == 1 { "it sleeps".to_owned() } else { format!("{} threads sleep", threads.len()) },
         100.0 * share,
-        at(own),
+        at(here),
         answers(run)
     );
     Some(Verdict {

@@ -285,23 +285,44 @@ pub fn share_of_wall(run: &Run, ns: u64, threads: usize) -> f64 {
 /// Fewer samples name no function.
 const MIN_SAMPLES: u64 = 20;
 
-/// The program's own function with most samples of the threads that `is` tells, its share, and the heaviest stack there. Nothing where
-/// there are too few samples.
-pub fn hottest(run: &Run, is: impl Fn(&ThreadKey) -> bool) -> Option<(&Function, f64, &ProfileStack)> {
+/// Weights of stacks by the function that each counts for.
+pub struct ByFunction<'a> {
+    /// Of all stacks.
+    pub all: u64,
+    /// Of those that count for a function.
+    pub known: u64,
+    /// The function with most, how much that is, and the heaviest stack there.
+    pub most: Option<(&'a Function, u64, &'a ProfileStack)>,
+}
+
+/// Adds up stacks by what `function` says of each.
+pub fn by_function<'a>(
+    stacks: impl Iterator<Item = &'a ProfileStack>,
+    function: impl Fn(&'a ProfileStack) -> Option<&'a Function>,
+) -> ByFunction<'a> {
     let mut functions: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
-    let mut all = 0;
-    for stack in run.cpu.stacks.iter().filter(|of| is(&of.thread)) {
+    let (mut all, mut known) = (0, 0);
+    for stack in stacks {
         all += stack.weight;
-        let Some(function) = place(run.names(), &stack.frames) else { continue };
-        let of = functions.entry(&function.name).or_insert((0, stack));
+        let Some(of) = function(stack) else { continue };
+        known += stack.weight;
+        let of = functions.entry(&of.name).or_insert((0, stack));
         of.0 += stack.weight;
         if stack.weight > of.1.weight {
             of.1 = stack;
         }
     }
-    let (samples, stack) = functions.into_values().max_by_key(|(samples, _)| *samples)?;
-    let function = place(run.names(), &stack.frames)?;
-    (all >= MIN_SAMPLES).then_some((function, samples as f64 / all as f64, stack))
+    let most = functions.into_values().max_by_key(|(weight, _)| *weight);
+    ByFunction { all, known, most: most.and_then(|(weight, stack)| Some((function(stack)?, weight, stack))) }
+}
+
+/// The program's own function with most samples of the threads that `is` tells, its share, and the heaviest stack there. Nothing where
+/// there are too few samples.
+pub fn hottest(run: &Run, is: impl Fn(&ThreadKey) -> bool) -> Option<(&Function, f64, &ProfileStack)> {
+    let stacks = run.cpu.stacks.iter().filter(|of| is(&of.thread));
+    let found = by_function(stacks, |stack| place(run.names(), &stack.frames));
+    let (function, samples, stack) = found.most.filter(|_| found.all >= MIN_SAMPLES)?;
+    Some((function, samples as f64 / found.all as f64, stack))
 }
 
 /// For how long system calls were watched, ns.

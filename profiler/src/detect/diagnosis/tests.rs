@@ -50,17 +50,20 @@ fn what_requests_take_their_time_for_is_told_though_nothing_lacks_time() {
     assert!(seldom.sentence.contains("it answers at :8080 in 30 ms (p50)"), "{seldom:?}");
 }
 
+/// A run of 10 s on two CPUs, of which each of four threads used so much, ns.
+fn four_threads(on_cpu_ns: u64) -> Run {
+    let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
+    run.cpu.accounts.duration_ns = 10_000_000_000;
+    run.cpu.meta.cpus = 2;
+    let thread = ThreadKey { pid: 7, tid: 8 };
+    let thread = ThreadTime { thread, wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
+    run.blocking = Some(Blocking { threads: vec![thread; 4], ..Blocking::default() });
+    run
+}
+
 #[test]
 fn threads_that_together_use_one_cpu_may_run_one_at_a_time() {
-    let said = |on_cpu_ns: u64| {
-        let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
-        run.cpu.accounts.duration_ns = 10_000_000_000;
-        run.cpu.meta.cpus = 2;
-        let thread = ThreadKey { pid: 7, tid: 8 };
-        let thread = ThreadTime { thread, wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
-        run.blocking = Some(Blocking { threads: vec![thread; 4], ..Blocking::default() });
-        verdict(&run)
-    };
+    let said = |on_cpu_ns: u64| verdict(&four_threads(on_cpu_ns));
     let one = said(2_400_000_000);
     assert_eq!(one.bottleneck, Bottleneck::Cpu);
     assert!(
@@ -95,12 +98,7 @@ fn who_sleeps_is_told_with_the_place_and_what_it_may_be_for() {
 #[test]
 fn requests_in_line_and_requests_that_wait_for_a_time_are_told() {
     let said = |on_cpu_ns: u64, count: u64, p50_ns: u64, p99_ns: u64| {
-        let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
-        run.cpu.accounts.duration_ns = 10_000_000_000;
-        run.cpu.meta.cpus = 2;
-        let thread = ThreadKey { pid: 7, tid: 8 };
-        let thread = ThreadTime { thread, wall_ns: 10_000_000_000, on_cpu_ns, ..ThreadTime::default() };
-        run.blocking = Some(Blocking { threads: vec![thread; 4], ..Blocking::default() });
+        let mut run = four_threads(on_cpu_ns);
         let mut requests = crate::model::request::fixtures::requests();
         requests.peers.remove(0);
         let served = &mut requests.peers[0];

@@ -41,10 +41,8 @@ Make that function cheaper, cache its results, or divide the work among more thr
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let mut busiest: BTreeMap<u32, (Crew, f64)> = BTreeMap::new();
-    let whole = run.cpu.accounts.duration_ns / 2;
     for of in crews(run) {
-        let wall_ns = of.time.wall_ns.max(whole).max(1) as f64;
-        let wants = (of.time.on_cpu_ns + of.time.run_queue_ns) as f64 / wall_ns;
+        let wants = of.share_of_run(of.time.on_cpu_ns + of.time.run_queue_ns);
         // Who mostly waits for a CPU is starved, which is another rule's.
         let computes = of.time.on_cpu_ns >= of.time.run_queue_ns / 2;
         let pid = of.time.thread.pid;

@@ -86,6 +86,9 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
 /// What the one does that has the lock, where one thread at a time, and for most of the run, does something else in the function
 /// that waits for it.
 fn meanwhile(run: &Run, of: &Blocked<'_>) -> Option<(String, &'static str)> {
+    if of.function.is_empty() {
+        return None;
+    }
     let (names, pid) = (run.names(), of.worst.time.thread.pid);
     let wall_ns = run.cpu.accounts.duration_ns.max(1) as f64;
     let is_there = |stack: &&ProfileStack| {
@@ -103,7 +106,6 @@ fn meanwhile(run: &Run, of: &Blocked<'_>) -> Option<(String, &'static str)> {
     let computed_ns = run.cpu.estimated_ns(on_cpu);
     let one = |ns: u64| ONE_AT_A_TIME.contains(&(ns as f64 / wall_ns));
     match () {
-        () if of.function.is_empty() => None,
         () if one(waited_ns) && waited_ns >= computed_ns => Some((
             format!("; who has it waits there for {cause}"),
             "do not wait for that while holding the lock",

@@ -1,7 +1,5 @@
 //! A process keeps growing, and none of its sites explains it.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 
 use super::{
@@ -12,7 +10,7 @@ use crate::{
     detect::{
         leak::{Shape, Trend, late_rise, processes},
         rule::{Needs, Rule, Values},
-        words::{allocates, at, own, path},
+        words::{allocates, at, by_function, own, path},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
@@ -64,19 +62,12 @@ fn go_heap<'a>(
         let functions = path(run.names(), &of.frames);
         of.thread.pid == pid && functions.iter().any(|at| GO_ALLOCATES.contains(&at.name.as_str()))
     };
-    let mut work: BTreeMap<&str, (u64, &Function)> = BTreeMap::new();
-    let mut all = 0;
-    for stack in run.cpu.stacks.iter().filter(allocates) {
-        all += stack.weight;
-        if let Some(own) = own(run.names(), &stack.frames) {
-            work.entry(&own.name).or_insert((0, own)).0 += stack.weight;
-        }
-    }
-    let most = work.into_values().max_by_key(|(samples, _)| *samples).filter(|_| all >= GO_SAMPLES);
-    let words = most.map_or_else(String::new, |(samples, own)| {
-        format!(": {:.0} % of the work of its allocator is for {}", percent(samples, all), at(own))
+    let work = by_function(run.cpu.stacks.iter().filter(allocates), |stack| own(run.names(), &stack.frames));
+    let most = work.most.filter(|_| work.all >= GO_SAMPLES);
+    let words = most.map_or_else(String::new, |(own, samples, _)| {
+        format!(": {:.0} % of the work of its allocator is for {}", percent(samples, work.all), at(own))
     });
-    Some((most.map(|(_, own)| own), format!("; it is the heap of Go{words}")))
+    Some((most.map(|(own, ..)| own), format!("; it is the heap of Go{words}")))
 }
 
 /// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
