@@ -126,11 +126,8 @@ impl Collector {
         if let Some(unwinder) = &mut resolver.unwinder {
             unwinder.settle(&resolver.processes, TABLES_PATIENCE)?;
         }
-        // Those that may have sockets already; a command that is held is not listed yet.
-        let mut before = target.processes(proc_root);
-        before.extend(pids);
-        before.sort_unstable();
-        before.dedup();
+        // Those that may have sockets already.
+        let before = if *target == Target::All { target.processes(proc_root) } else { pids.to_vec() };
         let meta = meta(settings, describe(target, pids, name, proc_root), cpus.len() as u32);
         let started_ns = resolver.clock.now_ns();
         let mut probes = Vec::new();

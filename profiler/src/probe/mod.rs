@@ -3,11 +3,7 @@
 
 use anyhow::Result;
 
-use crate::{
-    kernel::load::Plan,
-    model::kind::{ALLOC, ProfileKind},
-    settings::{Alloc, Settings},
-};
+use crate::{kernel::load::Plan, model::kind::ProfileKind, settings::Settings};
 
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -36,16 +32,20 @@ pub fn enabled(settings: &Settings) -> impl Iterator<Item = &'static ProbeSpec> 
     PROBES.into_iter().filter(|spec| (spec.enabled)(settings))
 }
 
-/// The kinds of profiles that a run measures: none of allocations where only growth is looked at.
-pub fn kinds(settings: &Settings) -> Vec<ProfileKind> {
-    let kinds = enabled(settings).flat_map(|spec| spec.kinds).copied();
-    kinds.filter(|kind| *kind != ALLOC || settings.allocations().mode != Alloc::Off).collect()
+/// Those of them whose kernel programs it has.
+fn measuring(settings: &Settings) -> impl Iterator<Item = &'static ProbeSpec> {
+    enabled(settings).filter(|spec| (spec.measures)(settings))
 }
 
-/// What they ask of the kernel object. Maps of probes that do not run need no memory.
+/// The kinds of profiles that a run measures.
+pub fn kinds(settings: &Settings) -> Vec<ProfileKind> {
+    measuring(settings).flat_map(|spec| spec.kinds).copied().collect()
+}
+
+/// What they ask of the kernel object. Maps of probes that do not measure need no memory.
 pub fn plan(settings: &Settings) -> Result<Plan> {
     let mut plan = Plan::default();
-    let used: Vec<&str> = enabled(settings).flat_map(|spec| spec.large_maps).copied().collect();
+    let used: Vec<&str> = measuring(settings).flat_map(|spec| spec.large_maps).copied().collect();
     let unused = PROBES.iter().flat_map(|spec| spec.large_maps).filter(|map| !used.contains(map));
     unused.for_each(|map| plan.map_size(map, 1));
     enabled(settings).try_for_each(|spec| (spec.prepare)(settings, &mut plan))?;
@@ -60,7 +60,7 @@ mod tests {
     use crate::{
         model::kind::KINDS,
         process::target::Target,
-        settings::{Requests, Syscalls, Waits, fixtures::settings},
+        settings::{Alloc, Requests, Syscalls, Waits, fixtures::settings},
     };
 
     #[test]

@@ -28,13 +28,15 @@ pub struct ProbeSpec {
     pub about: &'static str,
     /// Whether a run has it.
     pub enabled: fn(&Settings) -> bool,
-    /// Maps that need memory only where it runs.
+    /// Whether a run that has it has its kernel programs too, and not only its look from outside.
+    pub measures: fn(&Settings) -> bool,
+    /// Maps that need memory only where it measures.
     pub large_maps: &'static [&'static str],
     /// Sets its globals, offsets and map sizes, before the kernel object is loaded.
     pub prepare: fn(&Settings, &mut Plan) -> Result<()>,
     /// Takes its maps, attaches its programs, and begins.
     pub start: fn(&mut Start<'_>) -> Result<Box<dyn Probe>>,
-    /// Kinds of profiles that it measures.
+    /// Kinds of profiles that it measures then.
     pub kinds: &'static [ProfileKind],
     /// What `profiler doctor` looks at for it.
     pub checks: fn() -> Vec<Check>,

@@ -186,17 +186,21 @@ impl Networks {
     /// The namespace of a process: as it is now or, where reading it takes long, was a little before.
     pub fn of(&self, pid: u32) -> Rc<Network> {
         let namespace = network_namespace(&self.proc_root, pid);
-        let known = namespace.and_then(|namespace| self.known.borrow().get(&namespace).map(Rc::clone));
-        known.filter(|network| network.is_fresh()).unwrap_or_else(|| self.read(pid, namespace))
+        self.fresh(namespace).unwrap_or_else(|| self.read(pid, namespace))
     }
 
     /// The same, to find a socket there, which may be younger than what was read.
     pub fn with(&self, pid: u32, inode: u64) -> Rc<Network> {
-        let network = self.of(pid);
-        if network.has(inode) || network.took.get() > CHEAP {
-            return network;
-        }
-        self.read(pid, network_namespace(&self.proc_root, pid))
+        let namespace = network_namespace(&self.proc_root, pid);
+        let known = self.fresh(namespace);
+        let is_good = |network: &Rc<Network>| network.has(inode) || network.took.get() > CHEAP;
+        known.filter(is_good).unwrap_or_else(|| self.read(pid, namespace))
+    }
+
+    /// What was read so little before that it is not read again.
+    fn fresh(&self, namespace: Option<u32>) -> Option<Rc<Network>> {
+        let known = self.known.borrow();
+        known.get(&namespace?).filter(|network| network.is_fresh()).map(Rc::clone)
     }
 
     fn read(&self, pid: u32, namespace: Option<u32>) -> Rc<Network> {

@@ -4,20 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use super::{
-    hsperf::PerfData,
-    network::{Networks, Tcp},
-    objects::inode,
-    quota::CpuQuota,
-    redact::Redact,
-    room::make_room,
-    shown::shown,
-    sockdiag::SockDiag,
-    tcp::TcpState,
+    hsperf::PerfData, network::Networks, objects::inode, quota::CpuQuota, redact::Redact, room::make_room,
+    shown::shown, sockdiag::SockDiag, tcp::TcpState,
 };
 use crate::model::vitals::{Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Throttling, Vitals};
 
@@ -41,15 +34,15 @@ const STARTS: u64 = 5;
 
 /// Looks at processes, and remembers what it saw.
 pub struct VitalsSampler {
-    proc_root: PathBuf,
     networks: Networks,
     /// CPU time is counted in these, ns.
     tick_ns: u64,
     processes: BTreeMap<u32, Seen>,
     /// Most targets that had no place at one look.
     unlisted: u64,
-    /// The first of those whose turn it is.
-    next: u32,
+    /// Targets of this round, and those of them whose turn is still to come.
+    round: BTreeSet<u32>,
+    to_come: Vec<u32>,
     redact: Redact,
     diag: SockDiag,
     due: Instant,
@@ -100,12 +93,12 @@ impl VitalsSampler {
         // SAFETY: sysconf only reads.
         let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
         VitalsSampler {
-            proc_root: networks.proc_root().to_owned(),
             networks: networks.clone(),
             tick_ns: 1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1),
             processes: BTreeMap::new(),
             unlisted: 0,
-            next: 0,
+            round: BTreeSet::new(),
+            to_come: Vec::new(),
             redact,
             diag: SockDiag::default(),
             due: Instant::now(),
@@ -117,31 +110,37 @@ impl VitalsSampler {
         Instant::now() >= self.due
     }
 
-    /// Looks at those targets whose turn it is, now: CLOCK_MONOTONIC, ns.
-    pub fn look(&mut self, pids: &[u32], now_ns: u64) {
-        let targets: BTreeSet<u32> = pids.iter().copied().collect();
-        let turn: Vec<u32> =
-            targets.range(self.next..).chain(targets.range(..self.next)).take(AT_ONCE).copied().collect();
-        self.next = turn.last().map_or(0, |&pid| pid.saturating_add(1));
-        let took = self.look_at(&turn, &targets, now_ns);
-        let turns = targets.len().div_ceil(AT_ONCE).max(1);
-        self.due = Instant::now() + (INTERVAL / turns as u32).max(took * PAUSE);
+    /// Looks at those targets whose turn it is, now: CLOCK_MONOTONIC, ns. Which there are is asked when all have had theirs.
+    pub fn look(&mut self, targets: impl FnOnce() -> Vec<u32>, now_ns: u64) {
+        let begun = Instant::now();
+        if self.to_come.is_empty() {
+            self.begin_round(targets());
+        }
+        let later = self.to_come.len().saturating_sub(AT_ONCE);
+        let turn = self.to_come.split_off(later);
+        self.look_at(&turn, now_ns);
+        let turns = self.round.len().div_ceil(AT_ONCE).max(1);
+        self.due = Instant::now() + (INTERVAL / turns as u32).max(begun.elapsed() * PAUSE);
     }
 
     /// Looks at all targets, for the last time.
-    pub fn last_look(&mut self, pids: &[u32], now_ns: u64) {
-        let targets: BTreeSet<u32> = pids.iter().copied().collect();
-        self.look_at(&targets.iter().copied().collect::<Vec<u32>>(), &targets, now_ns);
+    pub fn last_look(&mut self, targets: Vec<u32>, now_ns: u64) {
+        self.begin_round(targets);
+        let all = std::mem::take(&mut self.to_come);
+        self.look_at(&all, now_ns);
     }
 
-    /// Returns how long it took.
-    fn look_at(&mut self, pids: &[u32], targets: &BTreeSet<u32>, now_ns: u64) -> Duration {
-        let begun = Instant::now();
+    fn begin_round(&mut self, targets: Vec<u32>) {
+        self.round = targets.into_iter().collect();
+        self.to_come = self.round.iter().copied().collect();
+    }
+
+    fn look_at(&mut self, pids: &[u32], now_ns: u64) {
         let mut without = 0;
         for &pid in pids {
-            let dir = self.proc_root.join(pid.to_string());
+            let dir = self.networks.proc_root().join(pid.to_string());
             let Some(stat) = stat(&dir).filter(|stat| !stat.kernel_thread) else { continue };
-            let ended = |pid, seen: &Seen| (!targets.contains(&pid)).then_some(seen.vitals.span_ns);
+            let ended = |pid, seen: &Seen| (!self.round.contains(&pid)).then_some(seen.vitals.span_ns);
             if !make_room(&mut self.processes, MAX_PROCESSES, pid, ended, |_, _| {}) {
                 without += 1;
                 continue;
@@ -158,22 +157,21 @@ impl VitalsSampler {
             seen.vitals.span_ns = now_ns.saturating_sub(seen.first_ns);
             seen.vitals.stopped += u64::from(matches!(stat.state, b'T' | b't'));
             seen.descriptors(&self.networks, &mut self.diag, &self.redact, now_ns, first);
-            seen.quota(&self.proc_root, &self.redact, pid);
-            seen.collections(&self.proc_root, pid);
+            seen.quota(self.networks.proc_root(), &self.redact, pid);
+            seen.collections(self.networks.proc_root(), pid);
             let known = self.processes.values().map(|seen| seen.children.len()).sum::<usize>();
             if let Some(seen) = self.processes.get_mut(&pid) {
                 seen.children(
-                    &self.proc_root,
+                    self.networks.proc_root(),
                     &dir,
                     self.tick_ns,
-                    targets,
+                    &self.round,
                     MAX_CHILDREN.saturating_sub(known),
                     first,
                 );
             }
         }
         self.unlisted = self.unlisted.max(without);
-        begun.elapsed()
     }
 
     /// Begins anew with a process that runs another program now.
@@ -248,15 +246,10 @@ impl Seen {
             .filter_map(|path| Some(crate::text::path(&fs::read_link(path).ok()?)))
             .collect();
         let sockets: BTreeSet<u64> = links.iter().filter_map(|link| inode(link)).collect();
-        // Without sockets of its own it is not read.
+        // Its tables are read when the first socket is looked up there.
         let network = networks.of(self.vitals.pid);
-        let empty = (Tcp::default(), BTreeMap::new());
-        let (tcp, awaiting) = match sockets.is_empty() {
-            true => (&empty.0, &empty.1),
-            false => (network.tcp(), network.awaiting(diag, networks.proc_root())),
-        };
         let listens = |inode: &u64| {
-            tcp.socket(*inode).is_some_and(|of| of.state == TcpState::Listen)
+            network.tcp().socket(*inode).is_some_and(|of| of.state == TcpState::Listen)
                 || network.unix(*inode).is_some_and(|unix| unix.listens)
         };
         self.vitals.listens = self.vitals.listens || sockets.iter().any(listens);
@@ -267,18 +260,19 @@ impl Seen {
         let mut connections = 0;
         for link in &links {
             let kind = match inode(link) {
-                Some(inode) => match tcp.socket(inode) {
+                Some(inode) => match network.tcp().socket(inode) {
                     Some(of) if of.state == TcpState::Listen => "listening socket".to_owned(),
                     Some(of) => {
                         connections += 1;
-                        let clients = tcp.listening.contains(&of.local.1);
+                        let clients = network.tcp().listening.contains(&of.local.1);
                         let peer = if clients {
                             format!("clients of :{}", of.local.1)
                         } else {
                             redact.text(&of.remote)
                         };
                         let at = peers.entry(peer.clone()).or_default();
-                        *at = (at.0 + 1, clients, at.2.max(awaiting.get(&inode).copied()));
+                        let awaited = network.awaiting(diag, networks.proc_root()).get(&inode).copied();
+                        *at = (at.0 + 1, clients, at.2.max(awaited));
                         if let Some(seen) = self.peer(&peer, clients) {
                             if seen.inodes.len() < MAX_KINDS * 16 && seen.inodes.insert(inode) {
                                 seen.peer.seen += 1;
@@ -300,7 +294,8 @@ impl Seen {
         }
         self.vitals.most_connections = self.vitals.most_connections.max((connections * step) as u64);
         for (peer, (number, clients, awaited)) in peers {
-            let waiting = tcp
+            let waiting = network
+                .tcp()
                 .sockets
                 .iter()
                 .filter(|of| {
@@ -495,9 +490,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         proc_with(dir.path(), &["/var/log/app.log", "socket:[5]", "socket:[6]"]);
         let mut sampler = VitalsSampler::new(&Networks::new(dir.path()), Redact::No);
-        sampler.look(&[7], 1);
+        sampler.look(|| vec![7], 1);
         proc_with(dir.path(), &["/var/log/x", "/var/log/y", "socket:[6]", "socket:[7]", "pipe:[9]"]);
-        sampler.look(&[7], 2_000_000_001);
+        sampler.look(|| vec![7], 2_000_000_001);
         let vitals = sampler.vitals();
         let of = &vitals.processes[0];
         assert_eq!((of.process.as_str(), of.samples, of.span_ns, of.stopped), ("a) b", 2, 2_000_000_000, 2));
@@ -534,16 +529,16 @@ mod tests {
         let pids: Vec<u32> = (1..=1 + MAX_PROCESSES as u32).collect();
         pids.iter().skip(1).for_each(|&pid| set(pid, 0x0040_0000));
         let turns = pids.len().div_ceil(AT_ONCE) as u64;
-        (1..=turns).for_each(|turn| sampler.look(&pids, turn));
+        (1..=turns).for_each(|turn| sampler.look(|| pids.clone(), turn));
         let vitals = sampler.vitals();
         assert_eq!((vitals.processes.len(), vitals.unlisted), (MAX_PROCESSES, 0));
         assert!(vitals.processes.iter().all(|of| (1..=2).contains(&of.samples)), "each in its turn");
         set(9000, 0x0040_0000);
-        sampler.last_look(&[&pids[..], &[9000]].concat(), turns + 1);
+        sampler.last_look([&pids[..], &[9000]].concat(), turns + 1);
         assert_eq!(sampler.vitals().unlisted, 1, "and that is said");
         // One ends.
         let pids: Vec<u32> = pids.into_iter().filter(|&pid| pid != 5).chain([9000]).collect();
-        sampler.last_look(&pids, turns + 2);
+        sampler.last_look(pids, turns + 2);
         assert!(sampler.processes.contains_key(&9000) && !sampler.processes.contains_key(&5));
     }
 
@@ -551,10 +546,10 @@ mod tests {
     fn own_children_are_seen_with_their_cpu_time() {
         let mut sampler = VitalsSampler::new(&Networks::new(Path::new("/proc")), Redact::No);
         let pid = std::process::id();
-        sampler.look(&[pid], 1);
+        sampler.look(|| vec![pid], 1);
         let burn = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
         assert!(std::process::Command::new("sh").args(["-c", burn]).status().unwrap().success());
-        sampler.look(&[pid], 2);
+        sampler.look(|| vec![pid], 2);
         let vitals = sampler.vitals();
         assert!(
             vitals.processes[0].children_cpu_ns >= 10_000_000,

@@ -80,9 +80,9 @@ pub enum Bench {
 
 pub fn run(args: &Args) -> Result<()> {
     if let Bench::Verdict(args) = &args.bench
-        && verdict::lists(args)?
+        && args.list
     {
-        return Ok(());
+        return verdict::list(args);
     }
     let profiler = match &args.profiler {
         Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,

@@ -74,11 +74,9 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "alloc",
     about: "how processes grow, and who has allocated what and not freed it",
     enabled: Settings::watches_memory,
-    large_maps: &LARGE_MAPS,
-    prepare: |settings, plan: &mut Plan| {
-        if settings.allocations().mode == Alloc::Off {
-            LARGE_MAPS.into_iter().for_each(|map| plan.map_size(map, 1)); // only growth is looked at
-        }
+    measures: |settings| settings.allocations().mode != Alloc::Off,
+    large_maps: &["CALLS", "OBJECTS", "MAPPED", "ALLOC_STACKS", "STACK_CACHE"],
+    prepare: |_, plan: &mut Plan| {
         plan.offsets(&[&offsets::PROBED_RETURNS]);
         Ok(())
     },
@@ -110,9 +108,6 @@ pub static SPEC: ProbeSpec = ProbeSpec {
         ]
     },
 };
-
-/// Maps that need memory where allocations may be watched.
-const LARGE_MAPS: [&str; 5] = ["CALLS", "OBJECTS", "MAPPED", "ALLOC_STACKS", "STACK_CACHE"];
 
 /// How often growth and sites are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

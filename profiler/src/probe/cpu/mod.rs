@@ -31,6 +31,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "cpu",
     about: "what runs on CPUs, by samples",
     enabled: |_| true,
+    measures: |_| true,
     large_maps: &[],
     prepare: |settings, plan| {
         plan.programs(&[program(settings)]);

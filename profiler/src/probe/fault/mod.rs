@@ -25,6 +25,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "fault",
     about: "where memory is first touched, by samples of page faults",
     enabled: |settings| settings.watches_memory() && settings.unwind_by_tables,
+    measures: |_| true,
     large_maps: &[],
     prepare: |_, plan| {
         plan.programs(&[PROGRAM]);

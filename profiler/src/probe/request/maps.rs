@@ -1,7 +1,5 @@
 //! The maps of the request probe.
 
-use std::path::Path;
-
 use anyhow::Result;
 use aya::maps::{Array, HashMap, MapData, Queue};
 use profiler_common::request::{Buffer, Connection, FailureKey, ListenerKey, PeerKey, PeerStats, UnixName};
@@ -10,11 +8,7 @@ use crate::{
     kernel::Kernel,
     model::abi,
     probe::request::counts::await_until,
-    process::{
-        life::network_namespace,
-        shown::shown,
-        tcp::{TcpState, tcp_sockets},
-    },
+    process::{life::network_namespace, network::Networks},
 };
 
 /// Where system calls have the bytes that they move.
@@ -76,7 +70,7 @@ pub struct KernelMaps {
 impl KernelMaps {
     /// Takes the maps out of the loaded object, and tells the kernel programs what they cannot know: where calls have their
     /// bytes, and which ports are listened at already where the processes `pids` are.
-    pub fn take(kernel: &mut Kernel, proc_root: &Path, pids: &[u32]) -> Result<KernelMaps> {
+    pub fn take(kernel: &mut Kernel, networks: &Networks, pids: &[u32]) -> Result<KernelMaps> {
         let mut buffers: Array<&mut MapData, u8> = kernel.map_mut("SOCKET_BUFFERS")?.try_into()?;
         for number in 0..buffers.len() {
             let name = abi::name(number as i32);
@@ -88,14 +82,13 @@ impl KernelMaps {
             kernel.map_mut("LISTENERS")?.try_into()?;
         let mut seen = Vec::new();
         for &pid in pids {
-            let Some(namespace) = network_namespace(proc_root, pid) else { continue };
+            let Some(namespace) = network_namespace(networks.proc_root(), pid) else { continue };
             if seen.contains(&namespace) {
                 continue;
             }
             seen.push(namespace);
-            let sockets = tcp_sockets(&shown(proc_root, pid).join("net")).into_iter();
-            for socket in sockets.filter(|socket| socket.state == TcpState::Listen) {
-                let key = ListenerKey { namespace, port: socket.local.1.into() };
+            for &port in &networks.of(pid).tcp().listening {
+                let key = ListenerKey { namespace, port: port.into() };
                 let _no_room = listeners.insert(key, 0, 0);
             }
         }

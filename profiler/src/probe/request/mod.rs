@@ -40,6 +40,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "request",
     about: "requests and answers on sockets: peers, times to answer, errors",
     enabled: Settings::watches_requests,
+    measures: |_| true,
     large_maps: &["PEER_STATS", "LISTENERS", "CONNECTIONS", "TLS_THREADS", "TLS_SOCKETS"],
     prepare,
     start,
@@ -75,7 +76,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 /// Attaches the kernel programs: where nobody moves bytes on sockets they cost nothing.
 fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
     let Start { kernel, settings, resolver, pids, before, proc_root, .. } = begin;
-    let maps = Box::new(KernelMaps::take(kernel, proc_root, before)?);
+    let maps = Box::new(KernelMaps::take(kernel, &resolver.networks, before)?);
     let redact = Redact::new(settings.redact_paths);
     let mut collector = RequestCollector::new(maps, proc_root, pids, &resolver.clock, redact);
     for (program, tracepoint) in TCP {

@@ -1,6 +1,6 @@
 //! What the scheduler probe's records and maps add up to, and who waits for whom now.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
 use anyhow::Result;
 use ended::{Ended, MOST_HISTOGRAMS, forget_loop};
@@ -70,7 +70,6 @@ const MAX_EARLY_HISTOGRAMS: usize = 256;
 pub struct Scheduler {
     maps: Box<dyn SchedMaps>,
     limits: Limits,
-    proc_root: PathBuf,
     networks: Networks,
     clock: Clock,
     began_ns: u64,
@@ -110,7 +109,6 @@ impl Scheduler {
         Scheduler {
             maps,
             limits: Limits::of(&thresholds),
-            proc_root: networks.proc_root().to_owned(),
             networks: networks.clone(),
             clock: clock.clone(),
             began_ns: 0,
@@ -162,7 +160,7 @@ impl Scheduler {
         if namespace != u64::from(INIT_PIDNS_INUM) {
             return Vec::new();
         }
-        let tids = records::threads_of(&self.proc_root, pid).into_iter().take(MAX_THREADS);
+        let tids = records::threads_of(self.networks.proc_root(), pid).into_iter().take(MAX_THREADS);
         tids.filter_map(|tid| records::seed(&self.networks, pid, tid, self.began_ns)).collect()
     }
 
@@ -195,7 +193,7 @@ impl Scheduler {
         let interrupt = thread.tid == 0 || resolver.is_interrupt(&raw.kernel);
         let mut raw = raw.clone();
         // Of a process that is gone, addresses say nothing.
-        if interrupt || !self.proc_root.join(thread.pid.to_string()).exists() {
+        if interrupt || !self.networks.proc_root().join(thread.pid.to_string()).exists() {
             raw.user.clear();
             raw.entries.clear();
             raw.header.flags = 0;
@@ -309,7 +307,7 @@ impl Scheduler {
         if !self.has_loops() {
             let pids: FxHashSet<u32> =
                 states.iter().map(|state| state.pid).take(MAX_LOOKUPS as usize).collect();
-            self.polls = pids.into_iter().any(|pid| objects::has_epoll(&self.proc_root, pid));
+            self.polls = pids.into_iter().any(|pid| objects::has_epoll(self.networks.proc_root(), pid));
         }
         for state in &states {
             let key = HistogramKey { kind: HistogramKind::RunQueue as u32, id: state.pid };
@@ -321,7 +319,7 @@ impl Scheduler {
             .iter()
             .filter(|state| {
                 WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown) == WaitCause::Lock
-                    && records::is_blocked(state, &records::schedstat(&self.proc_root, state))
+                    && records::is_blocked(state, &records::schedstat(self.networks.proc_root(), state))
             })
             .map(|state| Waiter {
                 thread: ThreadKey { pid: state.pid, tid: state.tid },
@@ -329,7 +327,7 @@ impl Scheduler {
                 stack: resolver.stack(state.stack),
             })
             .collect();
-        let proc_root = &self.proc_root;
+        let proc_root = self.networks.proc_root();
         self.waits.look(&waiters, |pid, futex| {
             let tid = objects::lock_owner(proc_root, pid, futex)?;
             let owner = states.iter().find(|state| state.pid == pid && state.tid == tid);
@@ -377,7 +375,8 @@ impl Scheduler {
         }
         if let Some(now_ns) = self.ended_ns {
             for state in states.iter().filter(|state| state.phase == Phase::Blocked as u32) {
-                let times = records::times_until(state, &records::schedstat(&self.proc_root, state), now_ns);
+                let stat = records::schedstat(self.networks.proc_root(), state);
+                let times = records::times_until(state, &stat, now_ns);
                 let cause = state.cause as usize % WaitCause::ALL.len();
                 let ns = times.blocked_ns[cause] - state.times.blocked_ns[cause];
                 samples.push(OffCpuSample {
@@ -411,7 +410,7 @@ impl Scheduler {
             resolver.name_thread(thread);
             // The kernel may have seen it after `now_ns`, and then its times reach to there.
             let until_ns = now_ns.max(state.since_ns);
-            let stat = records::schedstat(&self.proc_root, state);
+            let stat = records::schedstat(self.networks.proc_root(), state);
             now.threads.push(records::thread_time(
                 thread,
                 &records::times_until(state, &stat, until_ns),
@@ -495,8 +494,8 @@ impl Scheduler {
         }
         let class = abi::class(syscall);
         if class == SyscallClass::Futex as u8 {
-            let owner =
-                (cause == WaitCause::Lock).then(|| objects::lock_owner(&self.proc_root, pid, argument));
+            let owner = (cause == WaitCause::Lock)
+                .then(|| objects::lock_owner(self.networks.proc_root(), pid, argument));
             return Some(match owner.flatten() {
                 Some(tid) => format!("futex {argument:#x}, held by thread {tid}"),
                 None => format!("futex {argument:#x}"),

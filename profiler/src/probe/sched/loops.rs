@@ -1,5 +1,7 @@
 //! Which threads are event loops, and which of them hold others up while they are away from their wait.
 
+use std::collections::hash_map::Entry;
+
 use profiler_common::sched::{MANY, SyscallClass};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -66,14 +68,13 @@ impl Loops {
 
     /// A thread has ended.
     pub fn forget(&mut self, thread: ThreadKey) {
-        if let Some(of) = self.loops.remove(&thread) {
-            let key = (thread.pid, of.descriptor);
-            let sharers = self.sharers.get_mut(&key).map(|threads| {
-                threads.remove(&thread.tid);
-                threads.len()
-            });
-            if sharers == Some(0) {
-                self.sharers.remove(&key);
+        let descriptor = self.loops.remove(&thread).map(|of| of.descriptor);
+        if let Some(Entry::Occupied(mut sharers)) =
+            descriptor.map(|descriptor| self.sharers.entry((thread.pid, descriptor)))
+        {
+            sharers.get_mut().remove(&thread.tid);
+            if sharers.get().is_empty() {
+                sharers.remove();
             }
         }
         self.one_source.remove(&thread);

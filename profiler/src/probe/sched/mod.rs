@@ -39,6 +39,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "sched",
     about: "what threads wait for, and how long event loops are away from their wait",
     enabled: Settings::watches_waits,
+    measures: |_| true,
     large_maps: &["THREADS", "OFF_CPU", "STACKS_SENT", maps::BY_THREAD_MAP],
     prepare,
     start: |begin| Ok(Box::new(start(begin)?)),

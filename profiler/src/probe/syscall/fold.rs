@@ -1,7 +1,7 @@
 //! What the system-call probe's records and maps add up to: its counts are taken out of the kernel before they overflow,
 //! descriptors are identified while they are open, and the slowest calls are kept.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use profiler_common::syscall::{
@@ -61,7 +61,6 @@ type CallSample = (ThreadKey, Option<StackId>, u32, u64);
 /// Everything that the system-call probe has reported.
 pub struct CallCollector {
     maps: Box<dyn CallMaps>,
-    proc_root: PathBuf,
     networks: Networks,
     in_calls: Aggregator,
     redact: Redact,
@@ -109,7 +108,6 @@ impl CallCollector {
         objects::listens(networks, pids).into_iter().for_each(|(pid, port)| maps.listens(pid, port));
         Ok(CallCollector {
             maps,
-            proc_root: networks.proc_root().to_owned(),
             networks: networks.clone(),
             in_calls: Aggregator::default(),
             redact,
@@ -247,7 +245,7 @@ impl CallCollector {
         }
         let told = records::object(&stats.on, name);
         let allowed = self.lookups < MAX_LOOKUPS;
-        let proc = self.proc_root.as_path();
+        let proc = self.networks.proc_root();
         if told.is_none() || stats.on.kind == ObjectKind::Net as u32 {
             self.lookups += 1;
         }
@@ -286,7 +284,7 @@ impl CallCollector {
         let passed = self.look.restart();
         self.lookups = 0;
         let mut alive: FxHashMap<u32, bool> = FxHashMap::default();
-        let proc_root = self.proc_root.clone();
+        let proc_root = self.networks.proc_root().to_owned();
         let mut is_alive =
             |pid: u32| *alive.entry(pid).or_insert_with(|| proc_root.join(pid.to_string()).exists());
 
@@ -383,7 +381,7 @@ impl CallCollector {
             if new > 0 {
                 let thread = ThreadKey { pid: key.pid, tid: key.tid };
                 samples.push((thread, resolver.stack(key.stack), key.number, new));
-            } else if !self.proc_root.join(format!("{}/task/{}", key.pid, key.tid)).exists() {
+            } else if !self.networks.proc_root().join(format!("{}/task/{}", key.pid, key.tid)).exists() {
                 gone.push(key);
             }
         }

@@ -36,6 +36,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "syscall",
     about: "system calls: how many, how long, which failed, what descriptors are used for",
     enabled: Settings::watches_calls,
+    measures: |_| true,
     large_maps: &["OTHERS", "CALLERS", "IN_CALL", "CALL_STATS", "CALL_IO", "STACKS_SENT"],
     prepare,
     start: |begin| Ok(Box::new(start(begin)?)),

@@ -17,6 +17,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     name: "vitals",
     about: "what /proc says of the targets: descriptors, connections, limits",
     enabled: |_| true,
+    measures: |_| true,
     large_maps: &[],
     prepare: |_, _| Ok(()),
     start: |start| {
@@ -39,13 +40,13 @@ impl Probe for Vitals {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
         if self.0.is_due() {
-            self.0.look(&cx.targets.pids(), cx.resolver.clock.now_ns());
+            self.0.look(|| cx.targets.pids(), cx.resolver.clock.now_ns());
         }
         Ok(())
     }
 
     fn stop(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        self.0.last_look(&cx.targets.pids(), cx.resolver.clock.now_ns());
+        self.0.last_look(cx.targets.pids(), cx.resolver.clock.now_ns());
         Ok(())
     }
 

@@ -48,7 +48,7 @@ pub struct Args {
     keep: Option<PathBuf>,
     /// List the programs and their right answers, and run nothing
     #[arg(long)]
-    list: bool,
+    pub list: bool,
 }
 
 /// One program, and what the profiler said about it.
@@ -89,12 +89,12 @@ fn entries(args: &Args) -> Result<Vec<Entry>> {
     Ok(corpus::load(&sources().join("corpus.toml"))?.into_iter().filter(wanted).collect())
 }
 
-/// Lists the programs if that is all that is asked for; for this no profiler is needed.
-pub fn lists(args: &Args) -> Result<bool> {
-    for entry in entries(args)?.iter().filter(|_| args.list) {
+/// Lists the programs, for which no profiler is needed.
+pub fn list(args: &Args) -> Result<()> {
+    for entry in entries(args)? {
         println!("{:<28} {:<14} {}", entry.name, entry.verdict.id(), entry.rules.join(", "));
     }
-    Ok(args.list)
+    Ok(())
 }
 
 pub fn run(args: &Args, profiler: &Path) -> Result<()> {
