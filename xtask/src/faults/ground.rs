@@ -216,33 +216,49 @@ pub fn outcome(command: &mut Command) -> Result<Outcome> {
 pub struct Run {
     child: Child,
     readers: Vec<std::thread::JoinHandle<String>>,
-    begun: std::sync::mpsc::Receiver<()>,
+    live: std::sync::mpsc::Receiver<String>,
 }
 
 impl Run {
     /// Starts it.
     pub fn start(command: &mut Command) -> Result<Run> {
         let mut child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
-        let (tell, begun) = std::sync::mpsc::channel();
+        let (tell, live) = std::sync::mpsc::channel();
         let (out, err) = (child.stdout.take().context("no pipe")?, child.stderr.take().context("no pipe")?);
-        let read = |from: Box<dyn std::io::Read + Send>, tell: Option<std::sync::mpsc::Sender<()>>| {
+        let read = |from: Box<dyn std::io::Read + Send>, tell: Option<std::sync::mpsc::Sender<String>>| {
             std::thread::spawn(move || {
                 let (mut from, mut text) = (BufReader::new(from), Vec::new());
-                let _first = from.read_until(b'\n', &mut text);
-                if let Some(tell) = tell {
-                    let _nobody_waits = tell.send(());
+                let mut line_begins = 0;
+                while from.read_until(b'\n', &mut text).is_ok_and(|read| read > 0) {
+                    if let Some(tell) = &tell {
+                        let _nobody_waits = tell.send(String::from_utf8_lossy(&text[line_begins..]).into());
+                    }
+                    line_begins = text.len();
                 }
-                let _rest = from.read_to_end(&mut text);
                 String::from_utf8_lossy(&text).into_owned()
             })
         };
         let readers = vec![read(Box::new(out), None), read(Box::new(err), Some(tell))];
-        Ok(Run { child, readers, begun })
+        Ok(Run { child, readers, live })
     }
 
     /// Waits for the first line of the live view: sampling has begun. (Or the first line of anything.)
     pub fn begun(&self) -> Result<()> {
-        self.begun.recv_timeout(PATIENCE).context("the profiler does not begin")
+        self.live.recv_timeout(PATIENCE).map(drop).context("the profiler does not begin")
+    }
+
+    /// Waits until the live view has named the function that works, and has told some samples (40 % of a CPU, over 0.2 s: 8).
+    ///
+    /// Where other programs have the CPUs, the first lines may tell that nothing has run yet.
+    pub fn seen_at_work(&self) -> Result<()> {
+        let (mut named, mut of_one_cpu) = (false, 0.0);
+        while !named || of_one_cpu < 40.0 {
+            let line = self.live.recv_timeout(PATIENCE).context("the target is not seen at work")?;
+            named |= line.contains("steady_work");
+            let busy = line.split_once(" % of one CPU").and_then(|(before, _)| before.rsplit(' ').next());
+            of_one_cpu += busy.and_then(|busy| busy.parse::<f64>().ok()).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Sends it a signal.

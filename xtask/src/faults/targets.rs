@@ -86,7 +86,7 @@ fn named(ground: &Ground, output: &str, said: &str) -> Result<Seen> {
 fn killed(ground: &Ground, _full: bool) -> Result<Seen> {
     let target = ground.steady(&[])?;
     let run = Run::start(&mut ground.profiler(&["--pid", &target.arg(), "-i200ms", "-o", "x.json"]))?;
-    run.begun()?;
+    run.seen_at_work()?;
     target.signal(libc::SIGKILL);
     let outcome = run.end()?.expect(0)?;
     named(ground, "x.json", &outcome.said)
