@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Profile, Profiling, Running, kernel_ready, programs, which};
+use common::{Outputs, Profile, Profiling, Running, kernel_ready, programs, which};
 use serde_json::Value;
 
 const MS: f64 = 1e6;
@@ -486,6 +486,65 @@ fn a_threads_request_is_made_of_its_parts() {
 #[test]
 fn an_event_loops_request_is_made_of_its_parts() {
     is_made_of_its_parts("node", "breakdown.js");
+}
+
+/// Two kinds of requests at once: each has the stacks of its own function, and not the other's.
+fn routes_have_their_own_stacks(interpreter: &'static str, script: &str) {
+    if !kernel_ready(&[interpreter]) {
+        return;
+    }
+    let _one_load_at_a_time = LOADED.lock();
+    let server = Server::start(interpreter, script, &[echo(Duration::from_millis(7)).to_string()]);
+    let outputs = Outputs::new();
+    let file = outputs.path("requests.folded");
+    let drawn = file.to_string_lossy();
+    let args = ["--pid", &server.run.pid(), "--alloc", "off", "--requests", "on", "-o", &drawn];
+    let profiling = Profiling::start(&args);
+    let port = server.port;
+    thread::scope(|scope| {
+        for path in ["/alpha", "/beta"] {
+            let mut stream = server.connect();
+            scope.spawn(move || (0..60).for_each(|_| assert_eq!(get(&mut stream, path), 200)));
+        }
+    });
+    server.quit();
+    let (profile, _) = profiling.finish();
+    let folded = std::fs::read_to_string(&file).unwrap();
+    let stacks = profile.0["requests"]["stacks"].as_array().unwrap();
+    for (path, own, other) in [("/alpha", "alpha", "beta"), ("/beta", "beta", "alpha")] {
+        let operation = format!("GET {path}");
+        let of = stacks.iter().find(|of| of["operation"] == operation.as_str()).unwrap();
+        let samples = |function: &str| -> u64 {
+            let all = of["stacks"].as_array().unwrap().iter();
+            let inside = all.filter(|of| of["stack"].as_array().unwrap().iter().any(|name| name == function));
+            inside.filter_map(|of| of["samples"].as_u64()).sum()
+        };
+        let (own_samples, others) = (samples(own), samples(other));
+        // 60 times 20, or 10, ms at 99 Hz.
+        assert!(
+            own_samples >= 20 && 20 * others <= own_samples,
+            "{path}: {own_samples} of {own}, {others} of {other}: {of}"
+        );
+        // The picture: as much as was measured, where it was sampled.
+        let ns = |function: &str| -> f64 {
+            let lines = folded.lines().filter(|line| line.contains(&format!(";{operation};on CPU;")));
+            let inside = lines.filter(|line| line.contains(&format!(";{function}")));
+            inside.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        };
+        let goes = &route(peer(&profile, "answers", port), &operation)["breakdown"];
+        let on_cpu = goes["on_cpu_ns"].as_f64().unwrap() * 60.0;
+        assert!(ns(own) >= 0.5 * on_cpu && 20.0 * ns(other) <= ns(own), "{} of {on_cpu}: {folded}", ns(own));
+    }
+}
+
+#[test]
+fn threads_requests_have_the_stacks_of_their_route() {
+    routes_have_their_own_stacks("python3", "routes.py");
+}
+
+#[test]
+fn an_event_loops_requests_have_the_stacks_of_their_route() {
+    routes_have_their_own_stacks("node", "routes.js");
 }
 
 /// One peer is asked again and again, another one four times at once, and the pool has jobs meanwhile.

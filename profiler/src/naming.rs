@@ -10,6 +10,7 @@ use crate::model::{
     loss::Loss,
     memory::{Memory, Site},
     report::{Accounts, Meta, NamedFrame, Names, Profile, ProfileStack, Run, Totals},
+    request::Requests,
     stack::{Frame, ModuleId, ModuleKind, StackId, Tables, ThreadKey},
     syscall::Calls,
     totals::{Key, Snapshot},
@@ -33,7 +34,8 @@ pub fn run(
 ) -> Run {
     let Totals { cpu, off_cpu, blocking, in_calls, calls, memory, requests, vitals } = totals;
     let listed = blocking.iter().flat_map(Blocking::stacks);
-    let listed: Vec<StackId> = listed.chain(calls.iter().flat_map(Calls::stacks)).collect();
+    let listed = listed.chain(calls.iter().flat_map(Calls::stacks));
+    let listed: Vec<StackId> = listed.chain(requests.iter().flat_map(Requests::stacks)).collect();
     let sites = memory.iter().flat_map(Memory::stacks);
     let sampled = [Some(&cpu), off_cpu.as_ref(), in_calls.as_ref()]
         .into_iter()

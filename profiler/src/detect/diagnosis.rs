@@ -295,7 +295,9 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
     }
     let of_it = 100.0 * part.ns as f64 / goes.total_ns as f64;
     let computes = part.lacks == Bottleneck::Cpu;
-    let hottest = hottest(signals.run, |of| of.pid == peer.pid).filter(|_| computes);
+    let own = served::spent_in(signals.run, peer, route, part.lacks);
+    let own = own.map(|function| format!(", most of that in {}", at(function)));
+    let hottest = hottest(signals.run, |of| of.pid == peer.pid).filter(|_| computes && own.is_none());
     let hottest = hottest.map_or_else(String::new, |(function, share, _)| {
         format!("; {:.0} % of the CPU time of {} is in {}", 100.0 * share, peer.process, at(function))
     });
@@ -304,7 +306,7 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
         lacks => heaviest(signals.run, peer.pid, &|cause| bottleneck(cause) == lacks).0,
     };
     let waits = waits.and_then(|stack| place(signals.run.names(), &stack.frames));
-    let waits = waits.map_or_else(String::new, |function| format!(", in {}", at(function)));
+    let waits = own.or_else(|| waits.map(|function| format!(", in {}", at(function)))).unwrap_or_default();
     let advice = if computes {
         "no thread lacks time: only a cheaper way to answer makes these requests faster"
     } else {

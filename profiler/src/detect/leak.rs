@@ -221,7 +221,10 @@ fn judge_process(points: &[Point]) -> Trend {
 
 /// How much more a process holds at the end than ever in the first two thirds of the time, bytes; 0 if it does not.
 pub fn late_rise(process: &Footprint) -> f64 {
-    let points = points(&process.growth, |growth| (growth.time_ns, growth.held_bytes() as f64));
+    rise_of_last_third(&points(&process.growth, |growth| (growth.time_ns, growth.held_bytes() as f64)))
+}
+
+fn rise_of_last_third(points: &[Point]) -> f64 {
     let Some(&(end, last)) = points.last() else { return 0.0 };
     let before = points.iter().take_while(|point| point.0 <= end * 2.0 / 3.0);
     (last - before.map(|point| point.1).fold(0.0, f64::max)).max(0.0)
@@ -387,8 +390,8 @@ fn course(levels: &[Point]) -> (Shape, f64) {
 }
 
 /// Whether growth that seems to stop or to slow down may do so by chance only: a heap that takes memory in lumps of any size
-/// is faster and slower in turn. Then it goes on if the end of all that was seen is as steep as the rest, and if its lumps
-/// differ by more than their mean grows smaller.
+/// is faster and slower in turn. Then it goes on if the end of all that was seen is as steep as the rest, by its level or, where
+/// nothing is ever given back, by what it has risen to, and if its lumps differ by more than their mean grows smaller.
 fn goes_on_in_lumps(points: &[Point]) -> bool {
     let watched = points.last().map_or(0.0, |last| last.0);
     let part = &points[points.partition_point(|point| point.0 < watched / 3.0)..];
@@ -398,7 +401,10 @@ fn goes_on_in_lumps(points: &[Point]) -> bool {
         (trend::mean(first), trend::mean(second))
     };
     let slower = SLOWING.0 * first - second > trend::Z95 * (SLOWING.0 * first_error).hypot(second_error);
-    !slower && course(&trend::minima(points, LEVELS)).0 == Shape::Persistent
+    let rise = points.last().zip(points.first()).map_or(0.0, |(last, first)| last.1 - first.1);
+    let steep =
+        3.0 * rise_of_last_third(points) >= SLOWING.0 * rise && deepest_fall(points) < COLLECTED * rise;
+    !slower && (steep || course(&trend::minima(points, LEVELS)).0 == Shape::Persistent)
 }
 
 /// Corrects confidences for how many series were looked at, and drops growth that chance explains.

@@ -1,9 +1,14 @@
 //! Requests that the target answers, and what the time of one goes to.
 
-use crate::model::{
-    finding::Bottleneck,
-    report::Run,
-    request::{Breakdown, Exchanges, Route},
+use crate::{
+    detect::words::{bottleneck, own_of_most},
+    model::{
+        finding::Bottleneck,
+        function::Function,
+        report::Run,
+        request::{Breakdown, Exchanges, Route, WorkStack},
+        stack::StackId,
+    },
 };
 
 /// Fewer requests that could be followed say nothing.
@@ -39,6 +44,38 @@ pub fn most(goes: &Breakdown) -> Part {
     let own = own.map(|part| Part { ns: part.ns, lacks: part.lacks, what: part.words.to_owned() });
     let awaiting = Part { ns: goes.awaiting_ns, lacks: Bottleneck::Network, what: awaits };
     own.fold(awaiting, |most, part| if part.ns > most.ns { part } else { most })
+}
+
+/// Fewer CPU samples of a route name no function.
+const MIN_SAMPLES: u64 = 20;
+
+/// The program's own function in which threads spend a part of a route's time: most of its CPU samples, or of its long waits.
+pub fn spent_in<'a>(
+    run: &'a Run,
+    peer: &Exchanges,
+    route: &Route,
+    lacks: Bottleneck,
+) -> Option<&'a Function> {
+    let stacks = run.requests.iter().flat_map(|requests| requests.stacks_of(peer, route));
+    spent_most(run, stacks, lacks, MIN_SAMPLES)
+}
+
+/// The same of one of the slowest requests, by its number among them: few samples are all there is.
+pub fn spent_by_one(run: &Run, number: usize, lacks: Bottleneck) -> Option<&Function> {
+    let stacks = run.requests.as_ref()?.slow_stacks.get(number)?;
+    spent_most(run, stacks.iter(), lacks, 1)
+}
+
+fn spent_most<'a>(
+    run: &'a Run,
+    stacks: impl Iterator<Item = &'a WorkStack>,
+    lacks: Bottleneck,
+    least: u64,
+) -> Option<&'a Function> {
+    let is = |of: &&WorkStack| of.cause.map_or(Bottleneck::Cpu, bottleneck) == lacks;
+    let of_part: Vec<(StackId, u64)> = stacks.filter(is).map(|of| (of.stack, of.weight)).collect();
+    let enough = of_part.iter().map(|(_, weight)| weight).sum::<u64>() >= least;
+    if enough { own_of_most(run.names(), &of_part) } else { None }
 }
 
 /// How many requests a process has in progress at once, on average (Little's law).

@@ -33,6 +33,11 @@ pub fn part(run: &Run, is_in: impl Fn(u32) -> bool) -> Run {
         requests: run.requests.as_ref().map(|of| Requests {
             peers: only(&of.peers, |peer| is_in(peer.pid)),
             slow: only(&of.slow, |slow| is_in(slow.thread.pid)),
+            route_stacks: only(&of.route_stacks, |of| is_in(of.pid)),
+            slow_stacks: {
+                let each = of.slow.iter().zip(&of.slow_stacks);
+                each.filter(|(slow, _)| is_in(slow.thread.pid)).map(|(_, stacks)| stacks.clone()).collect()
+            },
             watched_ns: of.watched_ns,
             windows: of.windows,
             tls: of.tls.clone(),

@@ -4,7 +4,13 @@
 use profiler_common::request::STATUSES;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{distribution::Summary, finding::Bottleneck, stack::ThreadKey, timeline::Timeline};
+use crate::model::{
+    cause::WaitCause,
+    distribution::Summary,
+    finding::Bottleneck,
+    stack::{StackId, ThreadKey},
+    timeline::Timeline,
+};
 
 /// Everything known about the requests of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,6 +19,10 @@ pub struct Requests {
     pub peers: Vec<Exchanges>,
     /// The slowest requests that the targets answered, slowest first.
     pub slow: Vec<SlowRequest>,
+    /// What threads did for requests, by what was asked.
+    pub route_stacks: Vec<RouteStacks>,
+    /// What threads did for the slowest requests, in their order.
+    pub slow_stacks: Vec<Vec<WorkStack>>,
     /// For how long they were watched, ns: less than the run where that was in windows. Zero where nobody has written that down.
     pub watched_ns: u64,
     /// How many times they were watched again, where watching all the time had become too dear.
@@ -31,6 +41,19 @@ pub struct Tls {
 }
 
 impl Requests {
+    /// Every stack that something here refers to; some more than once.
+    pub fn stacks(&self) -> impl Iterator<Item = StackId> + '_ {
+        let routes = self.route_stacks.iter().flat_map(|of| &of.stacks);
+        routes.chain(self.slow_stacks.iter().flatten()).map(|of| of.stack)
+    }
+
+    /// What threads did for the requests of a route, those of each cause together and the heaviest first.
+    pub fn stacks_of(&self, peer: &Exchanges, route: &Route) -> &[WorkStack] {
+        let same =
+            |of: &&RouteStacks| of.pid == peer.pid && of.peer == peer.peer && of.operation == route.operation;
+        self.route_stacks.iter().find(same).map_or(&[], |of| &of.stacks)
+    }
+
     /// Whom the targets ask.
     pub fn asked(&self) -> impl Iterator<Item = &Exchanges> {
         self.peers.iter().filter(|peer| peer.side == Side::Asks)
@@ -191,6 +214,30 @@ impl Route {
     }
 }
 
+/// What threads did while they worked at requests of one route: of those that could be followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteStacks {
+    /// [`Exchanges::pid`].
+    pub pid: u32,
+    /// [`Exchanges::peer`].
+    pub peer: String,
+    /// [`Route::operation`].
+    pub operation: String,
+    /// Where.
+    pub stacks: Vec<WorkStack>,
+}
+
+/// A stack that threads had while they worked at requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkStack {
+    /// What it waited for; nothing if it was on a CPU.
+    pub cause: Option<WaitCause>,
+    /// Where.
+    pub stack: StackId,
+    /// CPU samples, or ns of waits that were long enough to be told one by one.
+    pub weight: u64,
+}
+
 /// Where the time from the first byte of a request to the first byte of its answer went: a mean of some requests, or one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Breakdown {
@@ -246,6 +293,18 @@ impl Breakdown {
             part(self.process_ns, "other processes", "waiting for another process", Bottleneck::Process),
             part(self.other_ns, "other", "without work", Bottleneck::None),
         ]
+    }
+
+    /// Which of its own parts a stack belongs to, by its name in a table: nothing for waits that are part of others.
+    pub fn part_of(cause: Option<WaitCause>) -> Option<&'static str> {
+        Some(match cause {
+            None => "on CPU",
+            Some(WaitCause::Disk | WaitCause::PageFault) => "disk",
+            Some(WaitCause::Lock) => "locks",
+            Some(WaitCause::Sleep) => "asleep",
+            Some(WaitCause::Child | WaitCause::Pipe) => "other processes",
+            Some(_) => return None,
+        })
     }
 
     /// Where the time went in words, with ns, the largest part first.

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::{
     model::{
-        report::{Profile, ProfileStack},
+        report::{Names, Profile, ProfileStack},
         stack::ModuleKind,
     },
     output::options::RenderOptions,
@@ -37,17 +37,22 @@ fn fold(profile: &Profile, stack: &ProfileStack, options: &RenderOptions) -> Str
         // Writing to a string cannot fail.
         let _ = write!(line, ";{} (tid {})", clean(&stack.thread_name), stack.thread.tid);
     }
-    for (function, frame, inlined) in profile.functions(stack).rev() {
+    add_functions(&profile.names, &stack.frames, &mut line);
+    line
+}
+
+/// Adds a stack's functions, each after a separator.
+pub(super) fn add_functions(names: &Names, frames: &[usize], line: &mut String) {
+    for (function, frame, inlined) in names.functions(frames).rev() {
         line.push(';');
         line.push_str(&clean(&function.name));
-        line.push_str(match (inlined, &profile.module_of(frame).kind) {
+        line.push_str(match (inlined, &names.module_of(frame).kind) {
             (true, _) => "_[i]",
             (false, ModuleKind::Kernel) => "_[k]",
             (false, ModuleKind::Jit(_) | ModuleKind::Managed(_)) => "_[j]",
             (false, _) => "",
         });
     }
-    line
 }
 
 /// Names hold anything; the format's own separators and control characters must not.

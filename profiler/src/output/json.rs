@@ -23,6 +23,7 @@ use crate::{
         loss::Loss,
         memory::{self, Growth, Heap, Limit, LivePoint, Watching},
         report::{Meta, Names, ProbeReport, Profile, ProfileStack, Run, UnwindReport},
+        request::{Exchanges, RouteStacks, SlowRequest, Tls, WorkStack},
         stack::{StackId, ThreadKey},
         vitals::Vitals,
         wait::{self, LongWaitKind, RanInstead, RunQueue},
@@ -59,7 +60,7 @@ struct Document<'a> {
     offcpu: Option<OffCpu<'a>>,
     blocking: Option<Blocking<'a>>,
     syscalls: Option<Calls<'a>>,
-    requests: Option<&'a crate::model::request::Requests>,
+    requests: Option<Requests<'a>>,
     flow: Vec<flow::Flow>,
     memory: Option<Memory<'a>>,
     verdict: Option<VerdictEntry<'a>>,
@@ -336,6 +337,42 @@ struct Block<'a> {
     stack: Vec<&'a str>,
 }
 
+/// Requests, with names for what has stacks.
+#[derive(Serialize)]
+struct Requests<'a> {
+    peers: &'a [Exchanges],
+    slow: Vec<Slow<'a>>,
+    stacks: Vec<OfRoute<'a>>,
+    watched_ns: u64,
+    windows: Option<u64>,
+    tls: Option<&'a Tls>,
+}
+
+#[derive(Serialize)]
+struct Slow<'a> {
+    #[serde(flatten)]
+    of: &'a SlowRequest,
+    stacks: Vec<Spent<'a>>,
+}
+
+#[derive(Serialize)]
+struct OfRoute<'a> {
+    pid: u32,
+    peer: &'a str,
+    operation: &'a str,
+    stacks: Vec<Spent<'a>>,
+}
+
+#[derive(Serialize)]
+struct Spent<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    samples: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_ns: Option<u64>,
+    cause: Option<&'static str>,
+    stack: Vec<&'a str>,
+}
+
 #[derive(Serialize)]
 struct LongWait<'a> {
     severity: &'static str,
@@ -501,7 +538,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
         offcpu: run.off_cpu.as_ref().map(off_cpu),
         blocking: run.blocking.as_ref().map(|of| blocking(of, run.names())),
         syscalls: run.calls.as_ref().map(|of| calls(of, run)),
-        requests: run.requests.as_ref(),
+        requests: run.requests.as_ref().map(|of| requests(of, run.names())),
         flow: flow::flows(run),
         memory: run.memory.as_ref().map(|of| memory(of, run)),
         verdict: run.verdict.as_ref().map(|of| verdict(of, run)),
@@ -798,6 +835,31 @@ fn finding<'a>(of: &'a Finding, names: &'a Names) -> FindingEntry<'a> {
         cost: of.cost,
         evidence: of.evidence.iter().map(stack).collect(),
         details: &of.details,
+    }
+}
+
+fn requests<'a>(of: &'a crate::model::request::Requests, names: &'a Names) -> Requests<'a> {
+    let spent = |of: &WorkStack| Spent {
+        samples: of.cause.is_none().then_some(of.weight),
+        blocked_ns: of.cause.map(|_| of.weight),
+        cause: of.cause.map(WaitCause::id),
+        stack: names_of(names, Some(of.stack)),
+    };
+    let all = |stacks: &Vec<WorkStack>| stacks.iter().map(spent).collect();
+    let of_slow = of.slow_stacks.iter().map(all).chain(std::iter::repeat_with(Vec::new));
+    let of_route = |of: &'a RouteStacks| OfRoute {
+        pid: of.pid,
+        peer: &of.peer,
+        operation: &of.operation,
+        stacks: all(&of.stacks),
+    };
+    Requests {
+        peers: &of.peers,
+        slow: of.slow.iter().zip(of_slow).map(|(of, stacks)| Slow { of, stacks }).collect(),
+        stacks: of.route_stacks.iter().map(of_route).collect(),
+        watched_ns: of.watched_ns,
+        windows: of.windows,
+        tls: of.tls.as_ref(),
     }
 }
 

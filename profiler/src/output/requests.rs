@@ -5,10 +5,13 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::text::{Style, line};
-use crate::model::{
-    report::Run,
-    request::{Breakdown, Exchanges, Requests, Route, Side, SlowRequest},
-    units::{bytes, count, per_second, percent, share, thousands, time},
+use crate::{
+    detect::{served, words},
+    model::{
+        report::Run,
+        request::{Breakdown, Exchanges, Requests, Route, Side, SlowRequest},
+        units::{bytes, count, per_second, percent, share, thousands, time},
+    },
 };
 
 /// Lines on the first page: requests answered, and peers.
@@ -210,7 +213,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     windows(requests, style, out)?;
     not_seen(requests, style, out)?;
-    slow(requests, style, out)
+    slow(run, requests, style, out)
 }
 
 fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -286,13 +289,15 @@ fn of_route(route: &Route) -> String {
     )
 }
 
-fn slow(requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<()> {
+fn slow(run: &Run, requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<()> {
     if requests.slow.is_empty() {
         return Ok(());
     }
     writeln!(out, "\n{}", style.bold("slowest requests"))?;
-    for of in requests.slow.iter().take(SLOW) {
-        line(&of_slow(of), style, out)?;
+    for (number, of) in requests.slow.iter().enumerate().take(SLOW) {
+        let own = served::spent_by_one(run, number, served::most(&of.breakdown).lacks);
+        let own = own.map_or_else(String::new, |own| format!("; in {}", words::at(own)));
+        line(&format!("{}{own}", of_slow(of)), style, out)?;
     }
     Ok(())
 }

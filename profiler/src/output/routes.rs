@@ -1,6 +1,6 @@
 //! The time of requests by route and what it went to, as folded lines and as a flame graph:
-//! `process;port;route;part nanoseconds`. The widths of a route add up to the time from the first byte of each of its requests to the
-//! last byte of the answer.
+//! `process;port;route;part;outermost;…;innermost nanoseconds`. The widths of a route add up to the time from the first byte of each of
+//! its requests to the last byte of the answer. How much a part is was measured; where on a CPU, was sampled.
 
 use std::{collections::BTreeMap, io::Write};
 
@@ -8,8 +8,8 @@ use anyhow::Result;
 
 use crate::{
     model::{
-        report::Run,
-        request::{Breakdown, Exchanges, Route},
+        report::{Names, Run},
+        request::{Breakdown, Exchanges, Route, WorkStack},
     },
     output::{flamegraph, folded, options::RenderOptions},
 };
@@ -36,7 +36,7 @@ pub fn write_svg(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Re
     let mut settings = inferno::flamegraph::Options::default();
     settings.title = format!("{} requests by route: {}", run.cpu.meta.target, run.cpu.meta.host);
     settings.subtitle = Some(format!(
-        "{:.1} s of all requests, in {:.1} s; ns; parts of a route are shares of its mean, from requests that were followed",
+        "{:.1} s of all requests, in {:.1} s; ns; parts of a route: shares of its mean, from requests that were followed; stacks: sampled",
         sum_ns as f64 / 1e9,
         run.requests_watched_ns() as f64 / 1e9
     ));
@@ -48,12 +48,18 @@ pub fn write_svg(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Re
 
 fn lines(run: &Run) -> BTreeMap<String, u64> {
     let mut lines = BTreeMap::new();
-    for peer in run.requests.iter().flat_map(|requests| requests.served()) {
+    let served = run.requests.iter().flat_map(|requests| requests.served().map(move |peer| (requests, peer)));
+    for (requests, peer) in served {
         for route in &peer.routes {
             let name = if route.operation.is_empty() { "(not known what)" } else { &route.operation };
-            let stack = [&peer.process, &place(peer), name].map(folded::clean).join(";");
+            let outer = [&peer.process, &place(peer), name].map(folded::clean).join(";");
+            let stacks = requests.stacks_of(peer, route);
             for (part, ns) in parts(route) {
-                *lines.entry(format!("{stack};{}", folded::clean(&part))).or_default() += ns;
+                let of_part: Vec<&WorkStack> =
+                    stacks.iter().filter(|of| Breakdown::part_of(of.cause) == Some(&part)).collect();
+                for (inner, ns) in by_stack(run.names(), &of_part, ns) {
+                    *lines.entry(format!("{outer};{}{inner}", folded::clean(&part))).or_default() += ns;
+                }
             }
         }
     }
@@ -89,15 +95,36 @@ fn shared(of: &Breakdown, sum_ns: u64) -> Vec<(String, u64)> {
         let what = if asked.protocol.is_empty() { String::new() } else { format!(" ({})", asked.protocol) };
         (format!("awaiting {}{what}", asked.peer), asked.ns as f64 * each)
     }));
-    let known: f64 = parts.iter().map(|(_, ns)| ns).sum();
-    if known <= 0.0 {
+    if parts.iter().all(|(_, ns)| *ns <= 0.0) {
         return vec![("other".to_owned(), sum_ns)];
     }
-    // Rounded so that they add up.
+    in_proportion(parts, sum_ns)
+}
+
+/// Shares out the time of a part among its stacks, each as the end of a line. What is known of waits are the long ones: the others
+/// have no stack.
+fn by_stack(names: &Names, stacks: &[&WorkStack], part_ns: u64) -> Vec<(String, u64)> {
+    let line = |of: &&WorkStack| {
+        let mut line = String::new();
+        folded::add_functions(names, names.stack(of.stack), &mut line);
+        (line, of.weight as f64)
+    };
+    let mut parts: Vec<(String, f64)> = stacks.iter().map(line).collect();
+    let known: f64 = parts.iter().map(|(_, weight)| weight).sum();
+    let waits = stacks.iter().any(|of| of.cause.is_some());
+    if parts.is_empty() || (waits && known < part_ns as f64) {
+        parts.push((String::new(), (part_ns as f64 - known).max(1.0)));
+    }
+    in_proportion(parts, part_ns)
+}
+
+/// Shares out a time in proportion to weights, of which one at least is not zero; rounded so that the shares add up.
+fn in_proportion(parts: Vec<(String, f64)>, sum_ns: u64) -> Vec<(String, u64)> {
+    let all: f64 = parts.iter().map(|(_, weight)| weight).sum();
     let (mut so_far, mut given) = (0.0, 0);
-    let round = |(part, ns): (String, f64)| {
-        so_far += ns;
-        let until = (sum_ns as f64 * (so_far / known).min(1.0)).round() as u64;
+    let round = |(part, weight): (String, f64)| {
+        so_far += weight;
+        let until = (sum_ns as f64 * (so_far / all).min(1.0)).round() as u64;
         let ns = until.saturating_sub(given);
         given = until.max(given);
         (part, ns)

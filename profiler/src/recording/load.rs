@@ -152,7 +152,12 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
                 memory.get_or_insert_default().sites.extend(sites);
             }
             Event::Vitals(recorded) => vitals = Some(*recorded),
-            Event::Requests(recorded) => requests = Some(*recorded),
+            Event::Requests(recorded) => {
+                if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
+                    return Err("it is damaged (a request refers to nothing)".to_owned());
+                }
+                requests = Some(*recorded);
+            }
             Event::End => {}
         }
         Ok(())

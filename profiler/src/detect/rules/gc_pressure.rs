@@ -12,6 +12,7 @@ use crate::{
     },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
+        function::Function,
         report::{Profile, Run},
     },
 };
@@ -47,7 +48,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 The share of CPU samples in functions of a garbage collector (V8, HotSpot, CPython, Go, by their names) or called by them (page
 faults of a heap that grows). Work in the mutator's own allocation is not in it. Late iterations of an event loop that go to the
-collector belong to this finding. Where the collector takes less than a tenth of one CPU it makes nothing slow: that is a note.
+collector, or to the function that makes the garbage where the collector costs at least half as much, belong to this finding. Where the collector takes less than a tenth of one CPU it makes nothing slow: that is a note.
 
 Allocate less: reuse buffers, do not build what is thrown away. Or give the heap more room, so that it is collected less often
 (`node --max-semi-space-size=64`, `java -Xmn`, `GOGC=200`). If the heap is nearly full, look for a leak first.",
@@ -76,6 +77,11 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             return None;
         }
         let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.clone());
+        let makes = makes(run, pid);
+        let most = makes.map_or_else(String::new, |(function, share)| {
+            format!("; {:.0} % is spent in {} and what it calls", 100.0 * share, at(function))
+        });
+        let function = makes.map(|(function, _)| function.name.as_str());
         Some(Finding {
             rule: RULE.name,
             severity: match share * cpu / 100.0 {
@@ -85,27 +91,28 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             },
             bottleneck: Bottleneck::Memory,
             title: format!(
-                "{share:.0} % of the CPU time of {name} (pid {pid}) goes to garbage collection{}",
-                makes(run, pid)
+                "{share:.0} % of the CPU time of {name} (pid {pid}) goes to garbage collection{most}"
             ),
             process: ProcessName { pid, name },
             subject: GC.to_owned(),
             advice: "allocate less in the hot paths below, or give the heap more room".to_owned(),
             cost: Cost { ns, share_of_wall: (ns as f64 / wall_ns as f64).min(1.0), ..Cost::default() },
             evidence: Vec::new(),
-            details: BTreeMap::from([("samples", json!(samples)), ("of_samples", json!(of.total))]),
+            details: BTreeMap::from([
+                ("samples", json!(samples)),
+                ("of_samples", json!(of.total)),
+                ("function", json!(function)),
+            ]),
         })
     };
     processes.into_iter().filter_map(finding).collect()
 }
 
-/// Who makes the garbage, as far as one can tell: the program's own function with most CPU time, what it calls included.
-fn makes(run: &Run, pid: u32) -> String {
-    let own = hottest(run, |thread| thread.pid == pid)
-        .filter(|(.., stack)| own(run.names(), &stack.frames).is_some());
-    own.map_or_else(String::new, |(function, share, _)| {
-        format!("; {:.0} % is spent in {} and what it calls", 100.0 * share, at(function))
-    })
+/// Who makes the garbage, as far as one can tell: the program's own function with most CPU time, what it calls included, and its share.
+fn makes(run: &Run, pid: u32) -> Option<(&Function, f64)> {
+    let (function, share, _) = hottest(run, |thread| thread.pid == pid)
+        .filter(|(.., stack)| own(run.names(), &stack.frames).is_some())?;
+    Some((function, share))
 }
 
 #[cfg(test)]

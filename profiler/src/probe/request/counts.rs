@@ -63,12 +63,16 @@ pub struct RouteCount {
     pub errors: BTreeMap<String, u64>,
     /// Some of them, each as likely as any other.
     pub kept: Vec<Kept>,
+    /// Its number among the peer's.
+    pub number: u32,
     seen: u64,
 }
 
 /// What was found out about a peer's exchanges.
 #[derive(Clone, Debug, Default)]
 pub struct Told {
+    /// Its number among all peers.
+    pub number: u32,
     pub protocol: Option<&'static Protocol>,
     pub looked_at: u64,
     pub batches: u64,
@@ -80,19 +84,25 @@ pub struct Told {
 }
 
 impl Told {
-    /// Takes in an exchange.
-    pub fn add(&mut self, of: &Connection, operation: Option<&Operation>, kept: Kept) {
+    /// Nothing yet, of the peer of that number.
+    pub fn new(number: u32) -> Told {
+        Told { number, ..Told::default() }
+    }
+
+    /// Takes in an exchange; returns the number of what was asked.
+    pub fn add(&mut self, of: &Connection, operation: Option<&Operation>, kept: Kept) -> Option<u32> {
         self.looked_at += 1;
         self.batches += u64::from(operation.is_some_and(|operation| operation.batch));
         let name = operation.map_or("", |operation| &*operation.name);
         let name =
             if self.routes.len() >= MAX_ROUTES && !self.routes.contains_key(name) { OTHERS } else { name };
         if !self.routes.contains_key(name) {
-            self.routes.insert(name.to_owned(), RouteCount::default());
+            let number = self.routes.len() as u32;
+            self.routes.insert(name.to_owned(), RouteCount { number, ..RouteCount::default() });
         }
         let weight = u64::from(of.weight);
         self.over_time.add(of.began_ns, of.answered_ns, weight);
-        let Some(route) = self.routes.get_mut(name) else { return };
+        let route = self.routes.get_mut(name)?;
         route.first.add(of.answered_ns.saturating_sub(of.began_ns), weight);
         route.whole.add(of.ended_ns.saturating_sub(of.began_ns), weight);
         if let Some(error) = operation.and_then(|operation| operation.error.as_deref()) {
@@ -112,6 +122,7 @@ impl Told {
         } else if let Some(place) = route.kept.get_mut(((self.random >> 33) % route.seen) as usize) {
             *place = kept;
         }
+        Some(route.number)
     }
 }
 

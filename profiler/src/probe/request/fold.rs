@@ -17,14 +17,16 @@ use crate::{
     model::{
         abi,
         distribution::Summary,
+        loss::Loss,
         report::Totals,
-        request::{Breakdown, Exchanges, Failure, Requests, Route, Side, SlowRequest},
+        request::{Breakdown, Exchanges, Failure, Requests, Route, RouteStacks, Side, SlowRequest},
         stack::{StackId, ThreadKey},
     },
     probe::{
         record::Record,
         request::{
-            counts::{Kept, Told, await_until},
+            counts::{Kept, OTHERS, Told, await_until},
+            ended::{Ended, count},
             maps::RequestMaps,
             names::{self, Hosts},
             programs::Programs,
@@ -32,6 +34,7 @@ use crate::{
             spans::{self, Joined, Span, Spans},
             tls::TlsWatch,
             windows::Windows,
+            work::{Moments, Work},
         },
         spec::{Context, Extent, InUse, Probe},
     },
@@ -48,11 +51,11 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const IDLE_NS: u64 = 60_000_000_000;
 /// Slow requests kept.
 const MAX_SLOW: usize = 50;
-/// Peers found out about; of the others only the kernel's counts are known.
+/// Peers found out about; of the others only the kernel's counts are known. Those of processes that have ended give their places
+/// from half as many on, unless their counts are kept.
 const MAX_TOLD: usize = 4096;
-
-/// What processes of one program have done, and how many these were.
-type Counted = (Box<PeerStats>, u64);
+/// The number of all peers that have none of their own.
+const NO_NUMBER: u32 = u32::MAX;
 
 /// What is open at one moment.
 #[derive(Clone, Copy, Default)]
@@ -73,15 +76,14 @@ pub struct RequestCollector {
     /// Whether anything is told at all.
     blind: bool,
     told: BTreeMap<PeerKey, Told>,
-    /// What peers are called in spans.
-    numbers: FxHashMap<PeerKey, u32>,
+    /// What the next peer is called in spans.
+    next_number: u32,
     spans: Spans,
+    moments: Moments,
     slow: BTreeMap<(u64, u64), (PeerKey, SlowRequest, Kept)>,
     /// Processes are told together by program: peers below have the first process's id.
     programs: Programs,
-    /// Counts of processes that have ended, and how many these were.
-    ended: BTreeMap<PeerKey, Counted>,
-    ended_failures: BTreeMap<FailureKey, u64>,
+    ended: Ended,
     hosts: FxHashMap<u32, Hosts>,
     look: Every,
     /// Where encrypted connections are looked into.
@@ -106,12 +108,12 @@ impl RequestCollector {
             redact,
             blind: false,
             told: BTreeMap::new(),
-            numbers: FxHashMap::default(),
+            next_number: 0,
             spans: Spans::default(),
+            moments: Moments::default(),
             slow: BTreeMap::new(),
             programs: Programs::new(proc_root, pids),
-            ended: BTreeMap::new(),
-            ended_failures: BTreeMap::new(),
+            ended: Ended::default(),
             hosts: FxHashMap::default(),
             look: Every::new(clock, LOOK_INTERVAL),
             tls: None,
@@ -161,19 +163,24 @@ impl RequestCollector {
             answered_ns: of.answered_ns,
             times: (of.flags & flags::TIMES != 0).then_some(of.times),
         };
+        let (mut route, mut number) = (None, NO_NUMBER);
         if self.told.len() < MAX_TOLD || self.told.contains_key(&peer) {
-            let told = self.told.entry(peer).or_default();
+            let told = self.told.entry(peer).or_insert_with(|| {
+                self.next_number += 1;
+                Told::new(self.next_number)
+            });
+            number = told.number;
             told.protocol = told.protocol.or(protocol);
             told.encrypted |= encrypted;
             told.decrypted += u64::from(inside);
-            told.add(of, operation.as_ref(), kept);
+            route = told.add(of, operation.as_ref(), kept);
         }
-        let next = self.numbers.len() as u32;
-        let number = *self.numbers.entry(peer).or_insert(next);
         let asks = of.peer.role == Role::Asks as u32;
         let Kept { pid, tid, began_ns, answered_ns, .. } = kept;
-        self.spans.add(Span { pid, tid, peer: number, asks, began_ns, answered_ns });
+        let (route, stays) = (route.unwrap_or(NO_NUMBER), kept.stays());
+        self.spans.add(Span { pid, tid, peer: number, route, asks, stays, began_ns, answered_ns });
         if !asks {
+            self.moments.serves(pid);
             self.slow(of, peer, operation, kept);
         }
     }
@@ -214,8 +221,8 @@ impl RequestCollector {
         operation
     }
 
-    /// Brings what ended processes did over here, and makes room.
-    fn take(&mut self) {
+    /// Brings what ended processes did over here, and makes room. Returns how many peers were forgotten.
+    fn take(&mut self) -> u64 {
         self.look.restart();
         let mut alive: FxHashMap<u32, bool> = FxHashMap::default();
         let proc_root = self.proc_root.clone();
@@ -224,15 +231,16 @@ impl RequestCollector {
         let keys = self.maps.peer_keys().into_iter();
         let gone: Vec<PeerKey> = keys.filter(|key| !is_alive(key.pid)).collect();
         if gone.is_empty() {
-            return;
+            return 0;
         }
+        self.moments.ended(&mut is_alive);
         // A connection outlives its process until the other side knows.
         let open: FxHashSet<PeerKey> = self.connections().iter().map(|of| of.peer).collect();
         // Only now are they read: what the process did last came after it was found there.
         for key in gone.into_iter().filter(|key| !open.contains(key)) {
             if let Some(stats) = self.maps.forget_peer(&key) {
                 let key = self.of_program(key);
-                count(&mut self.ended, key, stats);
+                count(&mut self.ended.peers, key, stats);
             }
         }
         for (key, _) in self.maps.failures() {
@@ -240,9 +248,16 @@ impl RequestCollector {
                 && let Some(count) = self.maps.forget_failure(&key)
             {
                 let peer = self.of_program(key.peer);
-                *self.ended_failures.entry(FailureKey { peer, ..key }).or_default() += count;
+                *self.ended.failures.entry(FailureKey { peer, ..key }).or_default() += count;
             }
         }
+        let forgotten = self.ended.make_room();
+        if self.told.len() >= MAX_TOLD / 2 {
+            let live: FxHashSet<PeerKey> =
+                self.maps.peer_keys().into_iter().map(|key| self.of_program(key)).collect();
+            self.told.retain(|key, _| live.contains(key) || self.ended.peers.contains_key(key));
+        }
+        forgotten
     }
 
     /// Connections that are open. What has been idle for long and may be gone is forgotten.
@@ -257,7 +272,8 @@ impl RequestCollector {
             self.maps.forget_connection(of.sock);
             if of.phase == Phase::Answered as u32 {
                 let peer = self.of_program(of.peer);
-                let (stats, _) = self.ended.entry(peer).or_insert_with(|| (Box::new(PeerStats::EMPTY), 0));
+                let (stats, _) =
+                    self.ended.peers.entry(peer).or_insert_with(|| (Box::new(PeerStats::EMPTY), 0));
                 add_exchange(stats, &of);
                 self.exchange(&Connection { weight: 1, ..of });
             }
@@ -268,7 +284,7 @@ impl RequestCollector {
     /// Everything so far. At the `end` of the run what has been answered is over.
     fn requests(&mut self, cx: &mut Context<'_>, end: bool) -> Requests {
         let open = self.connections();
-        let mut peers = self.ended.clone();
+        let mut peers = self.ended.peers.clone();
         let now = self.clock.now_ns();
         for (key, mut stats) in self.maps.peers() {
             await_until(&mut stats, now);
@@ -289,7 +305,7 @@ impl RequestCollector {
                 self.exchange(&Connection { weight, ..*of });
             }
         }
-        let mut failures: BTreeMap<FailureKey, u64> = self.ended_failures.clone();
+        let mut failures: BTreeMap<FailureKey, u64> = self.ended.failures.clone();
         for (key, n) in self.maps.failures() {
             let peer = self.of_program(key.peer);
             *failures.entry(FailureKey { peer, ..key }).or_default() += n;
@@ -316,15 +332,31 @@ impl RequestCollector {
             }
         });
         let slow = slow.collect();
+        let single = || self.slow.values().rev().map(|(.., kept)| (kept.pid, kept.tid, kept.began_ns));
+        let work = end.then(|| self.moments.by_request(&joined, &single().collect())).unwrap_or_default();
         let tls = self.tls.as_ref().map(|tls| tls.told(&all));
         let windows = self.windows.as_ref();
         Requests {
             peers: all,
             slow,
+            route_stacks: self.route_stacks(&work),
+            slow_stacks: single().map(|(pid, tid, began_ns)| work.of_one(pid, tid, began_ns)).collect(),
             watched_ns: windows.map_or(0, Windows::watched_ns),
             windows: windows.and_then(Windows::again),
             tls,
         }
+    }
+
+    fn route_stacks(&self, work: &Work) -> Vec<RouteStacks> {
+        let answered = self.told.iter().filter(|(key, _)| key.role != Role::Asks as u32);
+        let routes =
+            answered.flat_map(|(key, told)| told.routes.iter().map(move |route| (key, told.number, route)));
+        let stacks = routes.filter_map(|(key, number, (operation, of))| {
+            let stacks = work.of_route(number, of.number, spans::wander(&of.kept));
+            let (peer, operation) = (self.label(key), operation.clone());
+            (!stacks.is_empty()).then_some(RouteStacks { pid: key.pid, peer, operation, stacks })
+        });
+        stacks.collect()
     }
 
     /// A peer with what has been found out about it; `None` if nothing has happened there.
@@ -414,10 +446,11 @@ impl RequestCollector {
 
     fn breakdown(&self, joined: &Joined, kept: &Kept) -> Option<Breakdown> {
         let name = |number: u32| {
-            let key = self.numbers.iter().find(|(_, n)| **n == number).map(|(key, _)| key);
-            let protocol = key.and_then(|key| self.told.get(key)).and_then(|told| told.protocol);
-            let spoken = protocol.map(|protocol| protocol.name).unwrap_or_default().to_owned();
-            (key.map(|key| self.label(key)).unwrap_or_default(), spoken)
+            let Some((key, told)) = self.told.iter().find(|(_, told)| told.number == number) else {
+                return (OTHERS.to_owned(), String::new());
+            };
+            let spoken = told.protocol.map(|protocol| protocol.name).unwrap_or_default().to_owned();
+            (self.label(key), spoken)
         };
         joined.breakdown(kept, &name)
     }
@@ -460,38 +493,6 @@ fn add_exchange(stats: &mut PeerStats, of: &Connection) {
     stats.statuses[if class < STATUSES { class } else { 0 }] += 1;
 }
 
-/// Counts what one more process of a program did.
-fn count(peers: &mut BTreeMap<PeerKey, Counted>, key: PeerKey, stats: Box<PeerStats>) {
-    let did = stats.opened > 0 || stats.first.sum_ns > 0;
-    match peers.get_mut(&key) {
-        Some((known, processes)) => {
-            add(known, &stats);
-            *processes += u64::from(did);
-        }
-        None => _ = peers.insert(key, (stats, u64::from(did))),
-    }
-}
-
-/// Adds what another process did.
-fn add(to: &mut PeerStats, more: &PeerStats) {
-    to.first.add(&more.first);
-    to.whole.add(&more.whole);
-    to.queued.add(&more.queued);
-    to.connect.add(&more.connect);
-    to.read_bytes += more.read_bytes;
-    to.written_bytes += more.written_bytes;
-    to.opened += more.opened;
-    to.closed += more.closed;
-    to.unanswered += more.unanswered;
-    to.statuses.iter_mut().zip(more.statuses).for_each(|(sum, n)| *sum += n);
-    to.multiplexed += more.multiplexed;
-    to.overlapped += more.overlapped;
-    to.retransmits += more.retransmits;
-    to.awaited_ns += more.awaited_ns;
-    to.most_awaited = to.most_awaited.max(more.most_awaited);
-    to.unsent += more.unsent;
-}
-
 impl Probe for RequestCollector {
     fn notice(&mut self, notice: &Notice) {
         self.programs.notice(notice);
@@ -506,9 +507,10 @@ impl Probe for RequestCollector {
         }
     }
 
-    fn record(&mut self, record: &Record, _stack: Option<StackId>, _cx: &mut Context<'_>) -> Result<()> {
-        if let Record::Exchange(of) = record {
-            self.exchange(of);
+    fn record(&mut self, record: &Record, stack: Option<StackId>, cx: &mut Context<'_>) -> Result<()> {
+        match record {
+            Record::Exchange(of) => self.exchange(of),
+            _ => self.moments.take(record, stack, |id| cx.resolver.stack(id)),
         }
         Ok(())
     }
@@ -521,7 +523,8 @@ impl Probe for RequestCollector {
         }
         let due = self.look.is_due();
         if due {
-            self.take();
+            let forgotten = self.take();
+            cx.resolver.losses.add(Loss::PeersFull, forgotten);
         }
         if let Some(tls) = &mut self.tls
             && (due || tls.is_stale())
@@ -540,7 +543,7 @@ impl Probe for RequestCollector {
 
     fn in_use(&mut self, used: &mut InUse) {
         let slow = self.slow.values().map(|(key, ..)| key);
-        let keys = self.told.keys().chain(self.ended.keys()).chain(slow);
+        let keys = self.told.keys().chain(self.ended.peers.keys()).chain(slow);
         keys.for_each(|key| used.process(key.pid));
     }
 

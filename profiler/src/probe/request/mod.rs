@@ -2,7 +2,8 @@
 //! requests goes.
 
 mod counts;
-pub mod fold;
+pub mod ended;
+mod fold;
 pub mod maps;
 mod names;
 mod programs;
@@ -10,6 +11,7 @@ pub mod protocol;
 mod spans;
 mod tls;
 mod windows;
+mod work;
 
 use anyhow::Result;
 use profiler_common::{offsets, request::MAX_PEERS_OF_ONE};

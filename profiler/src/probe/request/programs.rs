@@ -1,5 +1,5 @@
-//! Which processes are one program: those that have one name and were forked from one another, as the workers of a server are.
-//! Their requests are told together, however many processes there are.
+//! Which processes are one program: those that have one name and were forked from one another, as the workers of a server are, or
+//! were started by one program one after the other, as the commands of a script are. Their requests are told together, however many processes there are.
 
 use std::path::{Path, PathBuf};
 
@@ -20,13 +20,15 @@ pub struct Programs {
     first: FxHashMap<u32, u32>,
     /// The name of that.
     names: FxHashMap<u32, String>,
+    /// The first process of each program that another one has started, by the first process of that and the name.
+    started: FxHashMap<(u32, String), u32>,
 }
 
 impl Programs {
     /// Begins with the processes `pids`.
     pub fn new(proc_root: &Path, pids: &[u32]) -> Programs {
-        let (first, names) = Default::default();
-        let mut programs = Programs { proc_root: proc_root.to_owned(), first, names };
+        let (first, names, started) = Default::default();
+        let mut programs = Programs { proc_root: proc_root.to_owned(), first, names, started };
         // Parents are mostly older than their children.
         for &pid in pids {
             programs.first(pid);
@@ -58,22 +60,31 @@ impl Programs {
                 }
             }
             Event::Exec { name } => {
-                if let Some(first) = self.first.get(&pid)
-                    && self.names.get(first) != Some(name)
+                if let Some(&by) = self.first.get(&pid)
+                    && self.names.get(&by) != Some(name)
                 {
-                    self.add(pid, pid, name.clone());
+                    // Two that live at once may be two servers.
+                    let before = self.started.get(&(by, name.clone())).filter(|before| !self.lives(**before));
+                    let first = before.copied().unwrap_or(pid);
+                    self.started.insert((by, name.clone()), first);
+                    self.add(pid, first, name.clone());
                 }
             }
             Event::Mapped { .. } | Event::Exited => {}
         }
     }
 
+    fn lives(&self, pid: u32) -> bool {
+        self.proc_root.join(pid.to_string()).exists()
+    }
+
     fn add(&mut self, pid: u32, first: u32, name: String) {
         if self.first.len() >= MAX_PROCESSES {
-            let lives = |pid: &u32| self.proc_root.join(pid.to_string()).exists();
-            self.first.retain(|pid, _| lives(pid));
+            let first = std::mem::take(&mut self.first);
+            self.first = first.into_iter().filter(|(pid, _)| self.lives(*pid)).collect();
             let used: std::collections::BTreeSet<u32> = self.first.values().copied().collect();
             self.names.retain(|first, _| used.contains(first));
+            self.started.retain(|(by, _), first| used.contains(by) && used.contains(first));
         }
         self.first.insert(pid, first);
         self.names.insert(first, name);
@@ -99,6 +110,13 @@ mod tests {
         programs.notice(&happens(80, Event::Exec { name: "node".into() }));
         programs.notice(&happens(81, Event::Forked { parent: 80 }));
         programs.notice(&happens(90, Event::Forked { parent: 9 }));
-        assert_eq!([7, 70, 71, 8, 80, 81, 90].map(|pid| programs.first(pid)), [7, 7, 7, 8, 80, 80, 90]);
+        // The script starts the same command again, and another one.
+        process(root.path(), 83, "curl");
+        for (pid, name) in [(82, "node"), (83, "curl"), (84, "curl")] {
+            programs.notice(&happens(pid, Event::Forked { parent: 8 }));
+            programs.notice(&happens(pid, Event::Exec { name: name.into() }));
+        }
+        let first = [7, 70, 71, 8, 80, 81, 82, 83, 84, 90].map(|pid| programs.first(pid));
+        assert_eq!(first, [7, 7, 7, 8, 80, 80, 80, 83, 84, 90]);
     }
 }

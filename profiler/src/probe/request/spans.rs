@@ -15,7 +15,7 @@ use crate::{
     probe::request::counts::Kept,
 };
 
-/// Exchanges kept: the latest ones, 48 bytes each.
+/// Exchanges kept: the latest ones, 40 bytes each.
 const MAX_SPANS: usize = 100_000;
 
 /// One answer in so many by another thread than the reader is chance; of more, tasks wander.
@@ -30,8 +30,12 @@ pub struct Span {
     pub tid: u32,
     /// Which peer, a number of the collector's.
     pub peer: u32,
+    /// What was asked, a number among the peer's.
+    pub route: u32,
     /// Whether the process asked.
     pub asks: bool,
+    /// Whether the thread that read it was never without work in it, if that one answered it, too.
+    pub stays: Option<bool>,
     pub began_ns: u64,
     pub answered_ns: u64,
 }
@@ -78,6 +82,8 @@ struct Thread {
     answered: Vec<Span>,
     /// With the number of the request that it was asked for.
     asked: Vec<(Span, Option<usize>)>,
+    /// Times from which on it worked at another request, with its number.
+    turns: Vec<(u64, Option<usize>)>,
 }
 
 impl Thread {
@@ -108,11 +114,22 @@ impl Thread {
                     self.asked[i].1 = at_work.filter(|&i| self.answered[i].answered_ns >= time_ns);
                 }
             }
+            if self.turns.last().is_none_or(|(_, last)| *last != at_work) {
+                self.turns.push((time_ns, at_work));
+            }
         }
     }
 }
 
 impl Joined {
+    /// The request that a thread worked at at a moment, if it was not answered yet.
+    pub fn at_work(&self, pid: u32, tid: u32, time_ns: u64) -> Option<&Span> {
+        let thread = self.threads.get(&(pid, tid))?;
+        let turn = thread.turns.partition_point(|(from_ns, _)| *from_ns <= time_ns).checked_sub(1)?;
+        let span = thread.answered.get(thread.turns[turn].1?)?;
+        (time_ns <= span.answered_ns && span.began_ns >= self.from_ns).then_some(span)
+    }
+
     /// Where the time of a request went; `None` if what was asked meanwhile is not known any more.
     pub fn breakdown(&self, of: &Kept, name: &dyn Fn(u32) -> (String, String)) -> Option<Breakdown> {
         if of.began_ns < self.from_ns {
@@ -193,15 +210,25 @@ pub fn followed(kept: &[Kept]) -> Vec<&Kept> {
     if known.is_empty() {
         return kept.iter().collect();
     }
-    let wander = (kept.len() - known.len()) * WANDER > kept.len();
-    let idle = |times: &Times| {
-        [WaitCause::Park, WaitCause::Poll, WaitCause::Sleep].map(|cause| times.blocked_ns[cause as usize])
-    };
-    let stays = |kept: &Kept, times: &Times| {
-        idle(times).iter().sum::<u64>() * LOST <= kept.answered_ns.saturating_sub(kept.began_ns)
-    };
-    let stayed = known.into_iter().filter(|(kept, times)| !wander || stays(kept, times));
+    let wander = wander(kept);
+    let stayed = known.into_iter().filter(|(kept, _)| !wander || kept.stays() == Some(true));
     stayed.map(|(kept, _)| kept).collect()
+}
+
+/// Whether tasks wander from thread to thread.
+pub fn wander(kept: &[Kept]) -> bool {
+    let elsewhere = kept.iter().filter(|kept| kept.times.is_none()).count();
+    elsewhere * WANDER > kept.len()
+}
+
+impl Kept {
+    /// Whether its thread was never without anything to do for long, if it is known what it did.
+    pub fn stays(&self) -> Option<bool> {
+        let times = self.times.as_ref()?;
+        let idle = [WaitCause::Park, WaitCause::Poll, WaitCause::Sleep]
+            .map(|cause| times.blocked_ns[cause as usize]);
+        Some(idle.iter().sum::<u64>() * LOST <= self.answered_ns.saturating_sub(self.began_ns))
+    }
 }
 
 impl Breakdown {
@@ -267,7 +294,7 @@ mod tests {
     use super::*;
 
     fn span(peer: u32, asks: bool, began_ns: u64, answered_ns: u64) -> Span {
-        Span { pid: 1, tid: 2, peer, asks, began_ns, answered_ns }
+        Span { pid: 1, tid: 2, peer, route: 0, asks, stays: Some(true), began_ns, answered_ns }
     }
 
     fn kept(began_ns: u64, answered_ns: u64) -> Kept {
@@ -295,6 +322,13 @@ mod tests {
         let first = joined.breakdown(&kept(10, 100), &name).unwrap();
         assert_eq!((first.asked[0].times, first.asked[0].ns, first.alone), (2.0, 67, 0));
         assert_eq!(first.asked[0].in_sequence, 1.0);
+        let at_work = |time_ns| joined.at_work(1, 2, time_ns).map(|span| span.began_ns);
+        assert_eq!(
+            [11, 25, 55, 70].map(at_work),
+            [Some(10), Some(20), Some(10), Some(20)],
+            "the last answer's"
+        );
+        assert_eq!([5, 101].map(at_work), [None, None], "nothing read yet, and answered");
         let second = joined.breakdown(&kept(20, 90), &name).unwrap();
         assert_eq!((second.asked[0].times, second.awaiting_ns, second.other_ns), (1.0, 38, 32));
         let mean = Breakdown::mean(&[first, second]).unwrap();
