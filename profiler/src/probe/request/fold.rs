@@ -333,7 +333,8 @@ impl RequestCollector {
         });
         let slow = slow.collect();
         let single = || self.slow.values().rev().map(|(.., kept)| (kept.pid, kept.tid, kept.began_ns));
-        let work = end.then(|| self.moments.by_request(&joined, &single().collect())).unwrap_or_default();
+        let work =
+            if end { self.moments.by_request(&joined, &single().collect()) } else { Work::default() };
         let tls = self.tls.as_ref().map(|tls| tls.told(&all));
         let windows = self.windows.as_ref();
         Requests {
