@@ -409,7 +409,7 @@ impl Scheduler {
             let thread = ThreadKey { pid: state.pid, tid: state.tid };
             resolver.name_thread(thread);
             // The kernel may have seen it after `now_ns`, and then its times reach to there.
-            let until_ns = now_ns.max(state.since_ns);
+            let until_ns = now_ns.max(records::known_until(state));
             let stat = records::schedstat(self.networks.proc_root(), state);
             now.threads.push(records::thread_time(
                 thread,

@@ -160,10 +160,17 @@ pub fn is_blocked(state: &ThreadState, now: &SchedStat) -> bool {
     state.phase == Phase::Blocked as u32 && now.arrivals == state.arrivals
 }
 
+/// Until when a thread's times are known, CLOCK_MONOTONIC, ns: they leave no gap. Its `since_ns` is the same, unless the kernel was
+/// about to change both when they were read: then the phase that has just been added would count again.
+pub fn known_until(state: &ThreadState) -> u64 {
+    let Times { on_cpu_ns, run_queue_ns, blocked_ns } = state.times;
+    state.first_ns + on_cpu_ns + run_queue_ns + blocked_ns.iter().sum::<u64>()
+}
+
 /// A thread's time up to `now_ns`, which may be a little before the probe last saw it, when the scheduler said `now`.
 pub fn times_until(state: &ThreadState, now: &SchedStat, now_ns: u64) -> Times {
     let mut times = state.times;
-    let passed = now_ns.saturating_sub(state.since_ns);
+    let passed = now_ns.saturating_sub(known_until(state));
     let phase = state.phase;
     if phase == Phase::Running as u32 {
         times.on_cpu_ns += passed;
@@ -233,6 +240,7 @@ mod tests {
     #[test]
     fn a_phase_in_progress_counts_up_to_now() {
         let mut state = ThreadState {
+            first_ns: 95,
             since_ns: 100,
             cause: WaitCause::Disk as u32,
             arrivals: 7,
@@ -254,6 +262,10 @@ mod tests {
             assert_eq!(times.blocked_ns[WaitCause::Disk as usize], disk);
         }
         assert_eq!(times_until(&state, &back, 90).on_cpu_ns, 5, "seen after the end");
+        // Read while the kernel adds up a block of 30 ns: it has not said yet since when the next phase is.
+        state.times.blocked_ns[WaitCause::Disk as usize] = 30;
+        let times = times_until(&state, &away, 140);
+        assert_eq!((known_until(&state), times.blocked_ns[WaitCause::Disk as usize]), (130, 40));
     }
 
     #[test]

@@ -111,11 +111,12 @@ fn key(tid: u32, stack: u64, waker: u64) -> OffCpuKey {
     OffCpuKey { stack, waker, pid: 7, tid, cause: WaitCause::Disk as u32, syscall: libc::SYS_read as i32 }
 }
 
-/// A thread that blocks since `since_ns`.
+/// A thread that has run since the start and blocks since `since_ns`.
 fn blocked(tid: u32, since_ns: u64, cause: WaitCause) -> ThreadState {
     ThreadState {
         first_ns: S,
         since_ns,
+        times: Times { on_cpu_ns: since_ns.saturating_sub(S), ..Times::default() },
         pid: 7,
         tid,
         phase: Phase::Blocked as u32,
@@ -242,6 +243,7 @@ fn a_thread_seen_after_the_end_has_the_time_it_accounts_for() {
     bench.with(|cx| scheduler.stop(cx));
     // It woke and blocked again before the kernel programs knew of the end.
     let mut state = blocked(8, 6 * S, WaitCause::Child);
+    state.times.on_cpu_ns = 0;
     state.times.blocked_ns[WaitCause::Child as usize] = 5 * S;
     maps.0.borrow_mut().threads = vec![state];
     let blocking = run(&mut bench, &mut scheduler).blocking.unwrap();
@@ -363,6 +365,7 @@ fn cpu_samples_explain_what_a_thread_did_in_the_kernel() {
     let mut bench = Bench::new();
     let (mut scheduler, maps) = begun(&bench);
     maps.0.borrow_mut().threads = vec![ThreadState {
+        first_ns: 2 * S - 10 * MS,
         times: Times { on_cpu_ns: 10 * MS, ..Times::default() },
         phase: Phase::Running as u32,
         ..blocked(8, 2 * S, WaitCause::Unknown)
