@@ -235,15 +235,9 @@ fn a_program_is_called_as_it_was_started() {
 }
 
 /// What the profiler costs the target is said to be the profiler's.
-#[test]
-fn the_profilers_own_programs_are_called_so() {
-    if !kernel_ready(&["dd"]) {
-        return;
-    }
-    let mut dd = Command::new("dd");
-    dd.args(["if=/dev/zero", "of=/dev/null", "bs=1", "status=none"]);
-    let running = Running::start(&mut dd);
-    let profile = profile(&["--pid", &running.pid(), "-F", "4999", "-d", "3s", "--syscalls"]);
+fn own_programs_are_called_so(command: &mut Command, args: &[&str]) {
+    let running = Running::start(command);
+    let profile = profile(&[&["--pid", &running.pid(), "-F", "4999", "-d", "3s"], args].concat());
     profile.assert_consistent();
     let itself = own(&profile, "[the profiler itself]").into_values().sum::<u64>();
     // Other profilers of this machine are not this one.
@@ -256,4 +250,23 @@ fn the_profilers_own_programs_are_called_so() {
     }
     let verdict = profile.0["verdict"].to_string();
     assert!(!verdict.contains("the profiler itself"), "{verdict}");
+}
+
+#[test]
+fn the_profilers_own_programs_are_called_so() {
+    if kernel_ready(&["dd"]) {
+        let mut dd = Command::new("dd");
+        dd.args(["if=/dev/zero", "of=/dev/null", "bs=1", "status=none"]);
+        own_programs_are_called_so(&mut dd, &["--syscalls"]);
+    }
+}
+
+/// Those that breakpoints run are unloaded when the watch on allocations ends.
+#[test]
+fn those_that_watch_allocations_too() {
+    if kernel_ready(&["perl"]) {
+        let mut perl = Command::new("perl");
+        perl.args(["-e", "for (;;) { my @kept = map { 'x' x 100 } 1 .. 100 }"]);
+        own_programs_are_called_so(&mut perl, &["--alloc", "full", "--max-overhead", "100"]);
+    }
 }

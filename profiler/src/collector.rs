@@ -343,8 +343,9 @@ impl Collector {
     pub fn stop(&mut self, sink: &mut dyn Sink) -> Result<()> {
         self.stopped_ns = Some(self.resolver.clock.now_ns());
         self.usage_at_stop = Some(Usage::now());
-        self.each(sink, |probe, cx| probe.stop(cx))?;
+        // Some probes unload programs when they end.
         self.resolver.look_at_own_code();
+        self.each(sink, |probe, cx| probe.stop(cx))?;
         self.kernel.detach();
         self.drain(sink)?;
         self.each(sink, |probe, cx| probe.flush(true, cx))

@@ -67,12 +67,18 @@ pub struct Tables {
     pub managed: IndexSet<(ModuleId, Box<[Function]>), FxBuildHasher>,
 }
 
+/// Modules from which on code without a file is that of no process: a machine that starts programs all day has ever more of them.
+const MOST_MODULES: usize = 65_536;
+
 /// Functions of language runtimes that are kept apart, each at each of its lines: some 50 MB.
 const MOST_MANAGED: usize = 262_144;
 
 impl Tables {
-    /// The id of `module`, new or known.
+    /// The id of `module`, new or known. Where there is no room for it, code without a file is one module for all processes.
     pub fn module_id(&mut self, module: Module) -> ModuleId {
+        let of_process = matches!(module.kind, ModuleKind::Jit(_) | ModuleKind::Unmapped(_));
+        let no_room = of_process && self.modules.len() >= MOST_MODULES && !self.modules.contains(&module);
+        let module = if no_room { Module::special(ModuleKind::Unmapped(0)) } else { module };
         ModuleId(self.modules.insert_full(module).0 as u32)
     }
 
@@ -118,5 +124,22 @@ impl Tables {
         self.threads
             .get(&ThreadKey { pid: thread.pid, tid: thread.pid })
             .map_or_else(|| self.thread_name(thread), String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_without_a_file_is_of_no_process_where_there_are_too_many() {
+        let mut tables = Tables::default();
+        let mut id = |kind| tables.module_id(Module::special(kind));
+        let known = id(ModuleKind::Jit(7));
+        (1..MOST_MODULES as u32).for_each(|pid| _ = id(ModuleKind::Unmapped(pid)));
+        let none = id(ModuleKind::Unmapped(0));
+        assert_eq!([1 << 20, 1 << 21].map(|pid| id(ModuleKind::Jit(pid))), [none, none]);
+        assert_eq!((id(ModuleKind::Unmapped(1 << 22)), id(ModuleKind::Jit(7))), (none, known));
+        assert_ne!(id(ModuleKind::Vdso), none, "there are few kinds of others");
     }
 }

@@ -34,6 +34,9 @@ const REREAD_NS: u64 = 1_000_000_000;
 /// path when needed.
 const MAX_OPEN_FILES: usize = 2048;
 
+/// Files that are known, those included that nobody has mapped any more. Code of more is code without a file.
+const MAX_FILES: usize = 32_768;
+
 /// Processes whose regions of code without a file are known, those that have ended included.
 const MAX_JIT_PROCESSES: usize = 4096;
 
@@ -460,6 +463,9 @@ impl ProcessTable {
         }
         let key = FileKey::of(entry);
         if !self.files.contains_key(&key) {
+            if self.files.len() >= MAX_FILES {
+                return None;
+            }
             let named = entry.has_name();
             if !named && self.not_elf.contains(&key) {
                 return None;

@@ -17,8 +17,28 @@ use crate::{
 const MAX_ROUTES: usize = 200;
 /// What those are called.
 pub const OTHERS: &str = "(others)";
-/// Exchanges of each route that are kept whole.
-const KEPT: usize = 256;
+/// Exchanges of each route that are kept whole: the first number while there is room, the second one then.
+const KEPT: (usize, usize) = (256, 16);
+
+/// Room for routes of all peers, and for exchanges that are kept whole, 160 bytes each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub routes: usize,
+    pub kept: usize,
+}
+
+impl Room {
+    /// At first: 11 MB.
+    pub const ALL: Room = Room { routes: 16_384, kept: 65_536 };
+
+    /// What `told` leaves.
+    pub fn beside<'a>(told: impl Iterator<Item = &'a Told>) -> Room {
+        told.flat_map(|told| told.routes.values()).fold(Room::ALL, |room, route| Room {
+            routes: room.routes.saturating_sub(1),
+            kept: room.kept.saturating_sub(route.kept.len()),
+        })
+    }
+}
 /// Kinds of errors of a route that are told apart.
 const MAX_ERRORS: usize = 32;
 
@@ -90,13 +110,20 @@ impl Told {
     }
 
     /// Takes in an exchange; returns the number of what was asked.
-    pub fn add(&mut self, of: &Connection, operation: Option<&Operation>, kept: Kept) -> Option<u32> {
+    pub fn add(
+        &mut self,
+        of: &Connection,
+        operation: Option<&Operation>,
+        kept: Kept,
+        room: &mut Room,
+    ) -> Option<u32> {
         self.looked_at += 1;
         self.batches += u64::from(operation.is_some_and(|operation| operation.batch));
         let name = operation.map_or("", |operation| &*operation.name);
-        let name =
-            if self.routes.len() >= MAX_ROUTES && !self.routes.contains_key(name) { OTHERS } else { name };
+        let full = self.routes.len() >= MAX_ROUTES || (room.routes == 0 && !self.routes.is_empty());
+        let name = if full && !self.routes.contains_key(name) { OTHERS } else { name };
         if !self.routes.contains_key(name) {
+            room.routes = room.routes.saturating_sub(1);
             let number = self.routes.len() as u32;
             self.routes.insert(name.to_owned(), RouteCount { number, ..RouteCount::default() });
         }
@@ -117,7 +144,9 @@ impl Told {
         route.seen += 1;
         self.random =
             self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if route.kept.len() < KEPT {
+        let most = if room.kept > 0 { KEPT.0 } else { KEPT.1 };
+        if route.kept.len() < most {
+            room.kept = room.kept.saturating_sub(1);
             route.kept.push(kept);
         } else if let Some(place) = route.kept.get_mut(((self.random >> 33) % route.seen) as usize) {
             *place = kept;

@@ -25,7 +25,7 @@ use crate::{
     probe::{
         record::Record,
         request::{
-            counts::{Kept, OTHERS, Told, await_until},
+            counts::{Kept, OTHERS, Room, Told, await_until},
             ended::{Ended, count},
             maps::RequestMaps,
             names::{self, Hosts},
@@ -76,6 +76,7 @@ pub struct RequestCollector {
     /// Whether anything is told at all.
     blind: bool,
     told: BTreeMap<PeerKey, Told>,
+    room: Room,
     /// What the next peer is called in spans.
     next_number: u32,
     spans: Spans,
@@ -108,6 +109,7 @@ impl RequestCollector {
             redact,
             blind: false,
             told: BTreeMap::new(),
+            room: Room::ALL,
             next_number: 0,
             spans: Spans::default(),
             moments: Moments::default(),
@@ -173,7 +175,7 @@ impl RequestCollector {
             told.protocol = told.protocol.or(protocol);
             told.encrypted |= encrypted;
             told.decrypted += u64::from(inside);
-            route = told.add(of, operation.as_ref(), kept);
+            route = told.add(of, operation.as_ref(), kept, &mut self.room);
         }
         let asks = of.peer.role == Role::Asks as u32;
         let Kept { pid, tid, began_ns, answered_ns, .. } = kept;
@@ -256,6 +258,7 @@ impl RequestCollector {
             let live: FxHashSet<PeerKey> =
                 self.maps.peer_keys().into_iter().map(|key| self.of_program(key)).collect();
             self.told.retain(|key, _| live.contains(key) || self.ended.peers.contains_key(key));
+            self.room = Room::beside(self.told.values());
         }
         forgotten
     }
@@ -333,8 +336,7 @@ impl RequestCollector {
         });
         let slow = slow.collect();
         let single = || self.slow.values().rev().map(|(.., kept)| (kept.pid, kept.tid, kept.began_ns));
-        let work =
-            if end { self.moments.by_request(&joined, &single().collect()) } else { Work::default() };
+        let work = if end { self.moments.by_request(&joined, &single().collect()) } else { Work::default() };
         let tls = self.tls.as_ref().map(|tls| tls.told(&all));
         let windows = self.windows.as_ref();
         Requests {
