@@ -27,12 +27,16 @@ fn calls(flags: &[&str], fifo: Option<&Path>) -> Running {
     node
 }
 
-/// Flags of this node that keep it from optimising, as far as it knows them.
-fn never_optimised() -> Vec<&'static str> {
+/// Those flags that this node knows.
+fn known(flags: &[&'static str]) -> Vec<&'static str> {
     let known = Command::new(which("node").unwrap()).arg("--v8-options").output().unwrap();
     let known = String::from_utf8_lossy(&known.stdout).into_owned();
-    let flags = ["--no-opt", "--no-maglev"].into_iter();
-    flags.filter(|flag| known.contains(&flag.replace("--no-", "--"))).collect()
+    flags.iter().copied().filter(|flag| known.contains(&flag.replace("--no-", "--"))).collect()
+}
+
+/// Flags of this node that keep it from optimising, as far as it knows them.
+fn never_optimised() -> Vec<&'static str> {
+    known(&["--no-opt", "--no-maglev"])
 }
 
 /// Profiles again and for longer until the unwind tables of node are there, which takes long where the machine is busy or the
@@ -109,6 +113,29 @@ fn baseline_functions_are_named() {
     if kernel_ready(&["node"]) {
         assert_named(&[never_optimised(), vec!["--always-sparkplug"]].concat());
     }
+}
+
+/// The collector moves functions, and what compiled code says of them: each second here, where it does so once in many seconds elsewhere.
+#[test]
+fn functions_that_the_collector_moves_keep_their_names() {
+    const COMPACT: &str = "--compact-on-every-full-gc";
+    if !kernel_ready(&["node"]) || known(&[COMPACT]).is_empty() {
+        return;
+    }
+    let collects = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads/collects.js");
+    let node = calls(&["--expose-gc", COMPACT, "-r", collects.to_str().unwrap()], None);
+    let (profile, _outputs) = watch(&node, "cpu");
+    let (mut named, mut unnamed) = (0, 0);
+    for stack in profile.list("stacks") {
+        let functions = profile.functions(stack);
+        let samples = stack["samples"].as_u64().unwrap();
+        if functions.iter().any(|name| name.starts_with("[jit")) {
+            unnamed += samples;
+        } else if functions.contains(&"serve") {
+            named += samples;
+        }
+    }
+    assert!(named > 500 && unnamed * 33 <= named, "{named} named, {unnamed} not: {}", profile.0["losses"]);
 }
 
 /// What blocks is named by the JavaScript that waits.

@@ -43,6 +43,8 @@ pub struct CodeRange<V> {
     checked: Round,
     /// What was found out about it.
     pub value: Option<Rc<V>>,
+    /// When that was last right.
+    pub value_checked: Round,
 }
 
 /// Known ranges of code, by the address one past their last.
@@ -139,7 +141,16 @@ fn read<V>(heap: &Heap<'_, impl ForeignMemory>, object: u64) -> Option<(CodeRang
     let end = start.checked_add(u64::from(size))?;
     let near = start > object && start - object < 4096;
     (near && size > 0 && size <= LARGEST_CODE).then_some((
-        CodeRange { code, start, header, words, object, checked: Round::default(), value: None },
+        CodeRange {
+            code,
+            start,
+            header,
+            words,
+            object,
+            checked: Round::default(),
+            value: None,
+            value_checked: Round::default(),
+        },
         end,
     ))
 }

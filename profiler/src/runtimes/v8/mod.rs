@@ -177,6 +177,9 @@ struct Known {
     words: [u64; SHARED_WORDS],
     checked: Round,
     function: Rc<JsFunction>,
+    /// It was there in the round before, and is not any more: the collector has moved it. What was sampled before still refers to
+    /// its place.
+    moved: bool,
 }
 
 #[derive(Debug)]
@@ -224,11 +227,15 @@ impl<M: ForeignMemory> V8<M> {
         if !frame.innermost && !self.layout.knows_inlined_callers() {
             running = vec![Running { shared: frame.shared, character: None }];
         }
-        let functions = running.iter().map(|running| {
-            let function = self.function(running.shared).ok_or(Unnamed::FunctionGone)?;
-            Ok(function.at(running.character))
-        });
-        Ok(Named { functions: functions.collect::<Result<_, _>>()?, in_builtin: false })
+        // Of some that have gone the others are worth their names.
+        let known =
+            running.iter().filter_map(|running| Some((self.function(running.shared)?, running.character)));
+        let mut functions: Vec<Function> =
+            known.map(|(function, character)| function.at(character)).collect();
+        if functions.is_empty() {
+            functions.push(own.ok_or(Unnamed::FunctionGone)?.at(None));
+        }
+        Ok(Named { functions, in_builtin: false })
     }
 
     /// A frame of interpreted or baseline code, or of a builtin.
@@ -250,8 +257,11 @@ impl<M: ForeignMemory> V8<M> {
     fn running(&mut self, frame: &JsFrame) -> Option<Vec<Running>> {
         let heap = Heap { memory: &self.memory, layout: &self.layout };
         let code = self.code.find(&heap, frame.address, self.now)?;
-        if code.value.is_none() {
-            code.value = Optimised::read(&heap, code).map(Rc::new);
+        if !self.now.covers(code.value_checked) {
+            if code.value.as_ref().is_none_or(|known| !known.is_current(&self.memory)) {
+                code.value = Optimised::read(&heap, code).map(Rc::new);
+            }
+            code.value_checked = self.now;
         }
         Some(code.value.as_ref()?.at(frame.address - code.start))
     }
@@ -266,13 +276,18 @@ impl<M: ForeignMemory> V8<M> {
         if let (Some(known), Some(words)) = (self.functions.get_mut(&shared), words)
             && known.words == words
         {
-            known.checked = self.now;
+            (known.checked, known.moved) = (self.now, false);
             return Some(Rc::clone(&known.function));
         }
         let described = Heap { memory: &self.memory, layout: &self.layout }.describe(shared);
         let (Some(words), Some(described)) = (words, described) else {
-            self.functions.remove(&shared);
-            return None;
+            let known = self.functions.get_mut(&shared).filter(|known| !known.moved);
+            let Some(known) = known else {
+                self.functions.remove(&shared);
+                return None;
+            };
+            (known.moved, known.checked) = (true, self.now);
+            return Some(Rc::clone(&known.function));
         };
         let script = described.script.and_then(|script| self.script(script));
         let heap = Heap { memory: &self.memory, layout: &self.layout };
@@ -284,7 +299,7 @@ impl<M: ForeignMemory> V8<M> {
         if self.functions.len() >= MOST_FUNCTIONS {
             self.functions.clear();
         }
-        let known = Known { words, checked: self.now, function: Rc::clone(&function) };
+        let known = Known { words, checked: self.now, function: Rc::clone(&function), moved: false };
         self.functions.insert(shared, known);
         Some(function)
     }
