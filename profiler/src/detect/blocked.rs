@@ -132,7 +132,7 @@ pub fn heaviest<'a>(
 ) -> (Option<&'a ProfileStack>, f64) {
     let stacks = run.off_cpu.iter().flat_map(|profile| &profile.stacks);
     let waits = stacks.filter(|of| of.thread.pid == pid && of.cause.is_some_and(is));
-    let found = by_function(waits, |stack| place(run.names(), &stack.frames));
+    let found = by_function(run.names(), waits, |stack| place(run.names(), &stack.frames));
     (found.most.map(|(.., stack)| stack), found.known as f64 / found.all.max(1) as f64)
 }
 

@@ -423,7 +423,7 @@ fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
         let stacks = run.off_cpu.iter().flat_map(|profile| &profile.stacks);
         stacks.filter(|of| of.cause == Some(WaitCause::Sleep))
     };
-    let (here, ns, stack) = by_function(asleep(), |stack| own(names, &stack.frames)).most?;
+    let (here, ns, stack) = by_function(names, asleep(), |stack| own(names, &stack.frames)).most?;
     let is_here = |of: &&ProfileStack| own(names, &of.frames).is_some_and(|own| own.name == here.name);
     let threads: BTreeSet<ThreadKey> = asleep().filter(is_here).map(|of| of.thread).collect();
     let share = ns as f64 / (threads.len() as u64 * signals.wall_ns).max(1) as f64;

@@ -18,6 +18,8 @@ struct Role {
 
 /// libuv's pool, which does files, names, compression and crypto for Node.js.
 pub const LIBUV_POOL: &str = "libuv pool";
+/// A thread of `worker_threads`.
+pub const NODE_WORKER: &str = "Node worker";
 
 /// The order decides where a thread fits two.
 const ROLES: [Role; 16] = [
@@ -28,7 +30,7 @@ const ROLES: [Role; 16] = [
         roots: &["PlatformWorkerThread", "DelayedTaskScheduler"],
     },
     Role { name: "Node inspector", threads: &["SignalInspector"], roots: &["inspector::"] },
-    Role { name: "Node worker", threads: &["WorkerThread"], roots: &["node::worker::Worker::StartThread"] },
+    Role { name: NODE_WORKER, threads: &["WorkerThread"], roots: &["node::worker::Worker::StartThread"] },
     Role {
         name: "GC",
         threads: &["GC Thread", "G1 ", "ZWorker", "XWorker", "Shenandoah", "VM Thread", "Parallel GC"],

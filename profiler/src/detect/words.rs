@@ -291,36 +291,61 @@ pub struct ByFunction<'a> {
     pub all: u64,
     /// Of those that count for a function.
     pub known: u64,
-    /// The function with most, how much that is, and the heaviest stack there.
+    /// The function with most, how much that is, and a typical stack there.
     pub most: Option<(&'a Function, u64, &'a ProfileStack)>,
 }
 
 /// Adds up stacks by what `function` says of each.
 pub fn by_function<'a>(
+    names: &'a Names,
     stacks: impl Iterator<Item = &'a ProfileStack>,
     function: impl Fn(&'a ProfileStack) -> Option<&'a Function>,
 ) -> ByFunction<'a> {
-    let mut functions: BTreeMap<&str, (u64, &ProfileStack)> = BTreeMap::new();
+    let mut functions: BTreeMap<&str, (u64, Vec<&ProfileStack>)> = BTreeMap::new();
     let (mut all, mut known) = (0, 0);
     for stack in stacks {
         all += stack.weight;
         let Some(of) = function(stack) else { continue };
         known += stack.weight;
-        let of = functions.entry(&of.name).or_insert((0, stack));
+        let of = functions.entry(&of.name).or_default();
         of.0 += stack.weight;
-        if stack.weight > of.1.weight {
-            of.1 = stack;
-        }
+        of.1.push(stack);
     }
     let most = functions.into_values().max_by_key(|(weight, _)| *weight);
-    ByFunction { all, known, most: most.and_then(|(weight, stack)| Some((function(stack)?, weight, stack))) }
+    let most = most.and_then(|(weight, stacks)| {
+        let stack = typical(names, stacks.iter().map(|stack| (*stack, &stack.frames[..], stack.weight)))?;
+        Some((function(stack)?, weight, stack))
+    });
+    ByFunction { all, known, most }
+}
+
+/// Of stacks, each with its frames and its weight, one on the way that most go: from each function on to where most of the weight
+/// goes. The heaviest of all can be a small part of what its functions do, where the same is done at many addresses.
+pub fn typical<'a, T: Copy>(
+    names: &'a Names,
+    stacks: impl Iterator<Item = (T, &'a [usize], u64)>,
+) -> Option<T> {
+    let mut there: Vec<(T, Vec<&Function>, u64)> =
+        stacks.map(|(stack, frames, weight)| (stack, path(names, frames), weight)).collect();
+    for depth in 0.. {
+        let mut next: BTreeMap<Option<&str>, u64> = BTreeMap::new();
+        for (_, path, weight) in &there {
+            *next.entry(path.get(depth).map(|function| function.name.as_str())).or_default() += weight;
+        }
+        let (most, _) = next.into_iter().max_by_key(|(_, weight)| *weight)?;
+        there.retain(|(_, path, _)| path.get(depth).map(|function| function.name.as_str()) == most);
+        if most.is_none() {
+            break;
+        }
+    }
+    there.into_iter().max_by_key(|(.., weight)| *weight).map(|(stack, ..)| stack)
 }
 
 /// The program's own function with most samples of the threads that `is` tells, its share, and the heaviest stack there. Nothing where
 /// there are too few samples.
 pub fn hottest(run: &Run, is: impl Fn(&ThreadKey) -> bool) -> Option<(&Function, f64, &ProfileStack)> {
     let stacks = run.cpu.stacks.iter().filter(|of| is(&of.thread));
-    let found = by_function(stacks, |stack| place(run.names(), &stack.frames));
+    let found = by_function(run.names(), stacks, |stack| place(run.names(), &stack.frames));
     let (function, samples, stack) = found.most.filter(|_| found.all >= MIN_SAMPLES)?;
     Some((function, samples as f64 / found.all as f64, stack))
 }
@@ -371,6 +396,19 @@ mod tests {
         detect::fixtures::name_stacks,
         model::{report::fixtures, stack::Module},
     };
+
+    #[test]
+    fn a_typical_stack_is_where_most_of_the_work_is_done() {
+        let run =
+            fixtures::run(&[("main;f;write", 5), ("main;f;sort;a", 3), ("main;f;sort;b", 4), ("main;g", 2)]);
+        let of = by_function(run.names(), run.cpu.stacks.iter(), |of| {
+            path(run.names(), &of.frames).into_iter().find(|function| function.name == "f")
+        });
+        let (function, weight, stack) = of.most.unwrap();
+        assert_eq!((function.name.as_str(), weight, of.known, of.all), ("f", 12, 12, 14));
+        let names: Vec<&str> = path(run.names(), &stack.frames).iter().map(|of| of.name.as_str()).collect();
+        assert_eq!(names, ["main", "f", "sort", "b"], "and not the single heaviest");
+    }
 
     #[test]
     fn the_programs_own_function_is_found_below_its_libraries() {

@@ -452,7 +452,10 @@ impl ProcessTable {
         if self.jit_regions.len() < MAX_JIT_PROCESSES || self.jit_regions.contains_key(&pid) {
             self.jit_regions.entry(pid).or_default().add(entry.start, entry.end);
         }
-        (tables.module_id(Module::special(ModuleKind::Jit(pid))), 0)
+        // The kernel's own, where breakpoints lead to, has its name.
+        let special = Module::special(ModuleKind::Jit(pid));
+        let own = if entry.path == "[uprobes]" { entry.path.clone() } else { special.path.clone() };
+        (tables.module_id(Module { path: own, ..special }), 0)
     }
 
     /// The file that a mapping shows; `None` for memory. Files without a name (memfd, System V shared memory) are files

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashMap;
 use serde_json::json;
 
 use crate::{
     detect::{
-        groups,
+        groups, roles,
         rule::{Needs, Param, Rule, Unit, Values},
         rules::{gc_pressure, nested_wait},
         words::{
             Namer, at, bottleneck, common_path, evidence, functions, join, own, own_of_most, own_within,
-            path, share_of_wall,
+            path, share_of_wall, typical,
         },
     },
     model::{
@@ -103,6 +102,8 @@ struct Group {
     own: Option<Function>,
     /// It waited in the garbage collector, for the threads that help it.
     collects: bool,
+    /// The loop is that of a worker thread.
+    worker: bool,
 }
 
 /// What a thread was busy with.
@@ -118,7 +119,9 @@ struct Work {
 
 /// Whether a function is a JavaScript runtime's own: where it waits or computes says nothing of the program.
 fn is_runtimes(function: &Function) -> bool {
-    ["Builtins_", "v8::", "node::"].iter().any(|word| function.name.starts_with(word))
+    ["Builtins_", "v8::", "node::", "uv__", "uv_run", "llhttp"]
+        .iter()
+        .any(|word| function.name.starts_with(word))
 }
 
 impl Work {
@@ -163,7 +166,11 @@ enum Reason {
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(blocking) = &run.blocking else { return Vec::new() };
     let name = Namer::new(Some(blocking));
-    let groups = stalls(blocking, run.names());
+    let mut groups = stalls(blocking, run.names());
+    let roles = roles::roles(run);
+    for group in &mut groups {
+        group.worker = roles.get(&group.thread).is_some_and(|role| *role == roles::NODE_WORKER);
+    }
     let found = groups.iter().filter(|group| !waits_by_latch(run, group.thread));
     found.map(|group| finding(group, &name, run, values.get(&SHARE))).collect()
 }
@@ -321,6 +328,7 @@ fn group(stalls: &[(&Stall, u64)], reason: Reason) -> Group {
         inside: None,
         own: None,
         collects: false,
+        worker: false,
     }
 }
 
@@ -368,7 +376,7 @@ fn by_function<'a>(
     }
 
     let describe = |(common, stalls): (Vec<&str>, Stalls<'a>)| {
-        let mut stacks: FxHashMap<StackId, u64> = FxHashMap::default();
+        let mut stacks: BTreeMap<StackId, u64> = BTreeMap::new();
         for &(stack, n) in stalls.iter().flat_map(|(stall, _)| &stall.samples) {
             *stacks.entry(stack).or_default() += n;
         }
@@ -377,7 +385,7 @@ fn by_function<'a>(
             path.len() >= common.len()
                 && path.iter().zip(&common).all(|(function, name)| function.name == **name)
         });
-        let stack = through.max_by_key(|&(stack, n)| (n, std::cmp::Reverse(stack))).map(|(stack, _)| stack);
+        let stack = typical(names, through.map(|(stack, n)| (stack, names.stack(stack), n)));
         let samples: Vec<_> = stalls.iter().flat_map(|(stall, _)| stall.samples.iter().copied()).collect();
         let work = stack.and_then(|stack| {
             let frames = names.stack(stack);
@@ -443,7 +451,8 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
         _ if unexplained < 10.0 => String::new(),
         _ => format!("; {unexplained:.0} % of it is unexplained"),
     };
-    format!("event loop {} {how_often}, {reason}{rest}", name.thread(group.thread))
+    let whose = if group.worker { "of worker " } else { "" };
+    format!("event loop {whose}{} {how_often}, {reason}{rest}", name.thread(group.thread))
 }
 
 /// What a loop lacks that blocks.
@@ -489,6 +498,7 @@ fn advice(group: &Group) -> &'static str {
         Reason::Blocked { cause, .. } if is_for_threads(*cause) => {
             "let no callback wait for another thread: send a message, and go on when the answer comes"
         }
+        Reason::OnCpu(_) if group.worker => "let several workers share this work, or divide it into pieces",
         Reason::OnCpu(_) => "move this work to a worker thread, or divide it into pieces",
         Reason::RunQueue => "give the process CPUs: see what else runs (profiler --all -d 10s)",
         Reason::Blocked { .. } => "use the asynchronous form of this call, or a worker thread",

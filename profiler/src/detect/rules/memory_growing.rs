@@ -62,7 +62,9 @@ fn go_heap<'a>(
         let functions = path(run.names(), &of.frames);
         of.thread.pid == pid && functions.iter().any(|at| GO_ALLOCATES.contains(&at.name.as_str()))
     };
-    let work = by_function(run.cpu.stacks.iter().filter(allocates), |stack| own(run.names(), &stack.frames));
+    let work = by_function(run.names(), run.cpu.stacks.iter().filter(allocates), |stack| {
+        own(run.names(), &stack.frames)
+    });
     let most = work.most.filter(|_| work.all >= GO_SAMPLES);
     let words = most.map_or_else(String::new, |(own, samples, _)| {
         format!(": {:.0} % of the work of its allocator is for {}", percent(samples, work.all), at(own))

@@ -8,6 +8,7 @@ use crate::{
     detect::{
         roles,
         rule::{Needs, Param, Rule, Unit, Values},
+        words::{at, hottest},
     },
     model::{
         cause::WaitCause,
@@ -63,7 +64,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     }
     let saturated = pools.into_iter().filter_map(|((pid, pool), threads)| {
         let idle = threads.iter().map(|thread| 100.0 * idle(thread)).fold(0.0, f64::max);
-        (threads.len() > 1 && idle < values.get(&IDLE)).then(|| finding(pid, pool, &threads))
+        (threads.len() > 1 && idle < values.get(&IDLE)).then(|| finding(run, pid, pool, &threads))
     });
     saturated.collect()
 }
@@ -80,7 +81,7 @@ fn idle(thread: &ThreadTime) -> f64 {
     ns as f64 / thread.wall_ns.max(1) as f64
 }
 
-fn finding(pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding {
+fn finding(run: &Run, pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding {
     let (_, whose, size) = POOLS[pool];
     let mut sum = ThreadTime::default();
     threads.iter().for_each(|thread| sum.add(thread));
@@ -92,7 +93,10 @@ fn finding(pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding {
             crate::detect::words::bottleneck(most.0),
         )
     } else {
-        (format!("{:.0} % of the time on a CPU", share(sum.on_cpu_ns)), Bottleneck::Cpu)
+        let hottest = hottest(run, |of| threads.iter().any(|thread| thread.thread == *of));
+        let most =
+            hottest.map_or_else(String::new, |(function, ..)| format!(", most of that in {}", at(function)));
+        (format!("{:.0} % of the time on a CPU{most}", share(sum.on_cpu_ns)), Bottleneck::Cpu)
     };
     let process = threads.first().map_or_else(String::new, |thread| thread.process.clone());
     Finding {

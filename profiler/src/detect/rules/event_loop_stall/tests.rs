@@ -57,6 +57,18 @@ fn a_wait_for_descriptors_inside_a_callback_is_for_another_process() {
 }
 
 #[test]
+fn a_worker_is_not_told_to_use_one() {
+    let told = |worker: bool| {
+        let group =
+            Group { worker, count: 1, total_ns: 200, reason_ns: 200, ..group(&[], Reason::OnCpu(None)) };
+        (title(&group, &Namer::new(None)), advice(&group))
+    };
+    let (loops, worker) = (told(false), told(true));
+    assert!(worker.0.starts_with("event loop of worker tid 0") && loops.0.starts_with("event loop tid 0"));
+    assert!(worker.1.starts_with("let several workers") && loops.1.contains("to a worker thread"));
+}
+
+#[test]
 fn waits_for_threads_are_told_in_words() {
     let mut run = run_with_findings();
     name_stacks(
