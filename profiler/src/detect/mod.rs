@@ -49,6 +49,7 @@ pub static RULES: &[&Rule] = &[
     &rules::cpu_starvation::RULE,
     &rules::cpu_throttled::RULE,
     &rules::descriptors_growing::RULE,
+    &rules::threads_growing::RULE,
     &rules::stopped::RULE,
     &rules::thread_pool::RULE,
     &rules::slow_peer::RULE,
@@ -110,6 +111,7 @@ const FAILURES: &[&Rule] = &[
     &rules::connect_errors::RULE,
     &rules::connections::UNANSWERED,
     &rules::descriptors_growing::RULE,
+    &rules::threads_growing::RULE,
     &rules::error_storm::RULE,
 ];
 

@@ -1,4 +1,4 @@
-//! What `/proc` says about the targets from outside, about once a second: descriptors, connections, children, throttling.
+//! What `/proc` says about the targets from outside, about once a second: threads, descriptors, connections, children, throttling.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,10 @@ pub struct ProcessVitals {
     pub listens: bool,
     /// Most connections it had at once, internet and Unix sockets.
     pub most_connections: u64,
+    /// Threads over time.
+    pub threads: Series<Threads>,
+    /// How many the machine has numbers for; none where that is not known.
+    pub thread_limit: Option<u64>,
     /// Open descriptors over time.
     pub descriptors: Series<Descriptors>,
     /// How many it may have open (RLIMIT_NOFILE, soft); none for no limit.
@@ -46,6 +50,15 @@ pub struct ProcessVitals {
     pub collections: Option<u64>,
     /// How its cgroup's CPU quota held it up, where there is one.
     pub throttling: Option<Throttling>,
+}
+
+/// Threads at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Threads {
+    /// CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// How many.
+    pub number: u64,
 }
 
 /// Open descriptors at one time.

@@ -12,7 +12,9 @@ use super::{
     hsperf::PerfData, network::Networks, objects::inode, quota::CpuQuota, redact::Redact, room::make_room,
     shown::shown, sockdiag::SockDiag, tcp::TcpState,
 };
-use crate::model::vitals::{Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Throttling, Vitals};
+use crate::model::vitals::{
+    Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Threads, Throttling, Vitals,
+};
 
 /// Most processes. One that has ended gives its place to one that lives.
 const MAX_PROCESSES: usize = 512;
@@ -40,6 +42,7 @@ pub struct VitalsSampler {
     processes: BTreeMap<u32, Seen>,
     /// Most targets that had no place at one look.
     unlisted: u64,
+    thread_limit: Option<u64>,
     /// Targets of this round, and those of them whose turn is still to come.
     round: BTreeSet<u32>,
     to_come: Vec<u32>,
@@ -85,6 +88,7 @@ struct Stat {
     /// In ticks: of its own, and of its children that were waited for.
     cpu: u64,
     reaped: u64,
+    threads: u64,
 }
 
 impl VitalsSampler {
@@ -97,6 +101,7 @@ impl VitalsSampler {
             tick_ns: 1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1),
             processes: BTreeMap::new(),
             unlisted: 0,
+            thread_limit: thread_limit(networks.proc_root()),
             round: BTreeSet::new(),
             to_come: Vec::new(),
             redact,
@@ -155,6 +160,8 @@ impl VitalsSampler {
             seen.vitals.process = stat.name;
             seen.vitals.samples += 1;
             seen.vitals.span_ns = now_ns.saturating_sub(seen.first_ns);
+            seen.vitals.threads.push(Threads { time_ns: now_ns, number: stat.threads });
+            seen.vitals.thread_limit = self.thread_limit;
             seen.vitals.stopped += u64::from(matches!(stat.state, b'T' | b't'));
             seen.descriptors(&self.networks, &mut self.diag, &self.redact, now_ns, first);
             seen.quota(self.networks.proc_root(), &self.redact, pid);
@@ -420,7 +427,17 @@ fn parse_stat(text: &str) -> Option<Stat> {
         kernel_thread: number(9)? & KERNEL_THREAD != 0,
         cpu: number(14)?.saturating_add(number(15)?),
         reaped: number(16)?.saturating_add(number(17)?),
+        threads: number(20)?,
     })
+}
+
+/// How many threads the machine has numbers for.
+fn thread_limit(proc_root: &Path) -> Option<u64> {
+    let limit = |name| {
+        let text = crate::text::read_to_parse(&proc_root.join("sys/kernel").join(name)).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    ["pid_max", "threads-max"].into_iter().filter_map(limit).min()
 }
 
 fn descriptor_limit(limits: &str) -> Option<u64> {

@@ -54,7 +54,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 }
 
 /// How many more there are at the end, if the lowest count of each part of the run is above that of the part before.
-fn growth(counts: &[u64]) -> Option<u64> {
+pub(super) fn growth(counts: &[u64]) -> Option<u64> {
     if counts.len() < MIN_LOOKS {
         return None;
     }

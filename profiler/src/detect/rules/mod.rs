@@ -27,4 +27,5 @@ pub mod slow_io;
 pub mod slow_peer;
 pub mod stopped;
 pub mod thread_pool;
+pub mod threads_growing;
 pub mod worker_blocked;
