@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{SHOWN, bottleneck, own, path},
+        words::{SHOWN, at, bottleneck, own, path},
     },
     model::{
         cause::WaitCause,
@@ -71,6 +71,7 @@ Use the runtime's own form (`tokio::time::sleep`, an asynchronous client), or `s
 
 /// Time of one task function.
 struct Task<'a> {
+    function: &'a Function,
     ns: u64,
     heaviest: &'a ProfileStack,
 }
@@ -82,21 +83,22 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 }
 
 /// Tasks by process and function, of one profile.
-fn tasks<'a>(run: &'a Run, stacks: &'a [ProfileStack]) -> BTreeMap<(u32, &'a str), Task<'a>> {
-    let mut tasks: BTreeMap<(u32, &str), Task<'_>> = BTreeMap::new();
+fn tasks<'a>(run: &'a Run, stacks: &'a [ProfileStack]) -> Vec<(u32, Task<'a>)> {
+    let mut tasks: BTreeMap<(u32, &str, Option<&str>), Task<'_>> = BTreeMap::new();
     for stack in stacks {
         let Some(function) = task(run.names(), &stack.frames) else { continue };
-        let of = tasks.entry((stack.thread.pid, function)).or_insert(Task { ns: 0, heaviest: stack });
+        let key = (stack.thread.pid, &*function.name, function.file.as_deref());
+        let of = tasks.entry(key).or_insert(Task { function, ns: 0, heaviest: stack });
         of.ns += stack.weight;
         if stack.weight > of.heaviest.weight {
             of.heaviest = stack;
         }
     }
-    tasks
+    tasks.into_iter().map(|((pid, ..), task)| (pid, task)).collect()
 }
 
 /// The function of the task that a stack runs, if a worker runs one: the innermost of the program's own.
-fn task<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a str> {
+fn task<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a Function> {
     let is = |words: Known, of: &Function| {
         let file = of.file.as_deref().unwrap_or_default();
         words.iter().any(|word| of.name.contains(word) || file.contains(word))
@@ -112,13 +114,13 @@ fn task<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a str> {
     }
     let foreign = |of: &Function| is(TASKS, of);
     let own = own(names, frames).filter(|own| inside.contains(own));
-    own.or_else(|| inside.iter().find(|of| !foreign(of)).copied()).map(|of| of.name.as_str())
+    own.or_else(|| inside.iter().find(|of| !foreign(of)).copied())
 }
 
 fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(off_cpu) = &run.off_cpu else { return Vec::new() };
     let wall_ns = run.cpu.accounts.duration_ns.max(1) as f64;
-    let finding = |((pid, function), task): ((u32, &str), Task<'_>)| {
+    let finding = |(pid, task): (u32, Task<'_>)| {
         let share = 100.0 * task.ns as f64 / wall_ns;
         let stack = task.heaviest;
         let cause = stack.cause?;
@@ -132,11 +134,12 @@ fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             },
             bottleneck: bottleneck(cause),
             process: ProcessName { pid, name: stack.process.clone() },
-            subject: function.to_owned(),
+            subject: task.function.name.clone(),
             title: format!(
-                "tasks of {} (pid {pid}) block their worker threads for {} in {function} ({})",
+                "tasks of {} (pid {pid}) block their worker threads for {} in {}: {}",
                 stack.process,
                 time(task.ns),
+                at(task.function),
                 cause.words()
             ),
             advice: match cause {
@@ -159,13 +162,13 @@ fn hot(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let ns = longest.entry(of.thread.pid).or_default();
         *ns = (*ns).max(of.iterations.max_ns);
     }
-    let mut hottest: BTreeMap<u32, (&str, Task<'_>)> = BTreeMap::new();
-    for ((pid, function), task) in tasks(run, &run.cpu.stacks) {
-        if hottest.get(&pid).is_none_or(|(_, known)| known.ns < task.ns) {
-            hottest.insert(pid, (function, task));
+    let mut hottest: BTreeMap<u32, Task<'_>> = BTreeMap::new();
+    for (pid, task) in tasks(run, &run.cpu.stacks) {
+        if hottest.get(&pid).is_none_or(|known| known.ns < task.ns) {
+            hottest.insert(pid, task);
         }
     }
-    let finding = |(pid, (function, task)): (u32, (&str, Task<'_>))| {
+    let finding = |(pid, task): (u32, Task<'_>)| {
         let longest_ns = longest.get(&pid).copied().unwrap_or(0);
         let ns = run.cpu.estimated_ns(task.ns);
         let share = 100.0 * ns as f64 / run.cpu.accounts.duration_ns.max(1) as f64;
@@ -175,11 +178,12 @@ fn hot(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
             bottleneck: Bottleneck::Cpu,
             process: ProcessName { pid, name: task.heaviest.process.clone() },
-            subject: function.to_owned(),
+            subject: task.function.name.clone(),
             title: format!(
-                "a worker of {} (pid {pid}) did not come back to its queue for up to {}; most CPU time of tasks is in {function}",
+                "a worker of {} (pid {pid}) did not come back to its queue for up to {}; most CPU time of tasks is in {}",
                 task.heaviest.process,
-                time(longest_ns)
+                time(longest_ns),
+                at(task.function)
             ),
             advice: "divide the work with .await points, or move it to spawn_blocking".to_owned(),
             cost: Cost { ns, share_of_wall: (share / 100.0).min(1.0), ..Cost::default() },
