@@ -35,7 +35,10 @@ The rate has an interval that holds 95 of 100 times. Where a limit is known (cgr
 says when the process reaches it; less than an hour from then it is critical.
 
 Look at who keeps what this place returns: a map without eviction, a listener that is never removed, a closure that holds a
-request. `--snapshot` and `profiler diff` show what grew between two points in time.",
+request. `--snapshot` and `profiler diff` show what grew between two points in time.
+
+Where allocations are watched in short windows the program is slower in them, and leaks less than otherwise: if it grows in all more
+than twice as fast, and its leaks made up most of what it kept in the windows, all the growth is taken to be theirs.",
 };
 
 /// A process that reaches its memory limit within this time is critical, ns.
@@ -56,6 +59,9 @@ pub(super) struct Leak {
     pub trend: Trend,
     certainty: Certainty,
     reaches: Option<Reaches>,
+    /// How fast the process grows in all, bytes/s, if it grows much faster than its leaks were seen to while it was watched, which
+    /// slows it down, and most of what was kept then is theirs.
+    pub in_all: Option<f64>,
 }
 
 /// When a process that keeps growing as it does reaches its limit.
@@ -77,6 +83,15 @@ pub(super) fn leaks(memory: &Memory, names: &Names) -> Vec<Leak> {
     let grows = leak::processes(memory);
     let sites = by_functions(memory, names);
     let judged = leak::judge_sites(&sites, &memory.processes);
+    let kept = |pid: u32, leaks: bool| -> f64 {
+        let all = sites
+            .iter()
+            .zip(&judged)
+            .filter(|(site, of)| site.pid == pid && (!leaks || of.trend.certainty().is_some()));
+        all.filter_map(|(site, _)| Some(site.points.last()?.live_bytes.max(0.0))).sum()
+    };
+    let most_leaks: BTreeMap<u32, bool> =
+        memory.processes.iter().map(|of| (of.pid, 2.0 * kept(of.pid, true) >= kept(of.pid, false))).collect();
     let leak = |(site, judged): (Site, leak::SiteTrend)| {
         let certainty = judged.trend.certainty()?;
         site.points.last()?;
@@ -89,11 +104,13 @@ pub(super) fn leaks(memory: &Memory, names: &Names) -> Vec<Leak> {
         let whole = of.filter(|(_, trend)| trend.certainty().is_some());
         let whole = whole.map_or(rate, |(_, trend)| trend.bytes_per_s.per_time.max(rate));
         let name = of.map_or_else(String::new, |(process, _)| process.process.clone());
+        let less = site.estimated && 2.0 * rate < whole && most_leaks.get(&site.pid) == Some(&true);
         Some(Leak {
             process: ProcessName { pid: site.pid, name },
             trend: judged.trend,
             certainty,
             reaches: of.and_then(|(process, _)| Reaches::of(process, whole)),
+            in_all: less.then_some(whole),
             site,
         })
     };
@@ -152,12 +169,18 @@ fn finding(leak: &Leak, names: &Names) -> Finding {
         _ => String::new(),
     };
     let estimated = if leak.site.estimated { "; all estimated from a part of the time" } else { "" };
+    let in_all = leak.in_all.map_or_else(String::new, |rate| {
+        format!(
+            ", in which it does less: in all it grows by {}/s, and most of what it keeps is from there",
+            bytes(rate)
+        )
+    });
     let ProcessName { pid, name } = &leak.process;
     let frames = names.stack(leak.site.stack);
     let place = allocates(names, frames);
     let within = place.map_or_else(String::new, |place| format!(" what {} allocates,", at(place)));
     let title = format!(
-        "{name} (pid {pid}) leaks{within} {}: {}{error} live in {}{ages}{}{estimated}",
+        "{name} (pid {pid}) leaks{within} {}: {}{error} live in {}{ages}{}{estimated}{in_all}",
         rate(&leak.trend, leak.certainty),
         bytes(last.live_bytes),
         count(last.live_count.round() as u64, "object"),
@@ -179,7 +202,7 @@ fn finding(leak: &Leak, names: &Names) -> Finding {
         subject: place.map_or_else(String::new, |place| place.name.clone()),
         title,
         advice: ADVICE.to_owned(),
-        cost: Cost { bytes_per_s: leak.trend.bytes_per_s.per_time, ..Cost::default() },
+        cost: Cost { bytes_per_s: leak.in_all.unwrap_or(leak.trend.bytes_per_s.per_time), ..Cost::default() },
         evidence: vec![Evidence { label: "allocated at", frames: frames.to_vec(), shown: SHOWN }],
         details,
     }
@@ -242,8 +265,35 @@ mod tests {
             fixtures::{name_stacks, run_that_grows},
             rule::Overrides,
         },
-        model::stack::StackId,
+        model::{memory::LivePoint, stack::StackId},
     };
+
+    /// What a site leaks is seen in windows only, in which the program does less.
+    #[test]
+    fn growth_of_which_a_part_was_seen_in_windows_is_the_leaks() {
+        let mut run = run_that_grows();
+        let all = |run: &Run| findings(run, &Overrides::default());
+        let memory = run.memory.as_mut().unwrap();
+        memory.sites.remove(0);
+        memory.sites[0].estimated = true;
+        let found = all(&run);
+        let [leak] = &found[..] else { panic!("{found:#?}") };
+        assert_eq!((leak.rule, leak.severity), ("memory-leak", Severity::Critical));
+        assert!(leak.title.contains("in which it does less: in all it grows by 5.0"), "{}", leak.title);
+        assert!(leak.cost.bytes_per_s > 4_000_000.0, "{:?}", leak.cost);
+        // Most of what it keeps is from elsewhere.
+        let memory = run.memory.as_mut().unwrap();
+        let mut other = memory.sites[0].clone();
+        other.stack = StackId(2);
+        other.points =
+            [LivePoint { live_bytes: 1e9, live_count: 5.0, ..LivePoint::default() }].into_iter().collect();
+        memory.sites.push(other);
+        name_stacks(
+            &mut run,
+            &["main;serve;session;new;malloc", "main;serve;cache;malloc", "main;load;malloc"],
+        );
+        assert_eq!(all(&run).len(), 2, "growth and leak");
+    }
 
     #[test]
     fn what_grows_is_found_worst_first() {

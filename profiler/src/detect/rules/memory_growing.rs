@@ -87,8 +87,8 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
     let sites = leak::by_functions(memory, run.names());
     for (process, trend) in memory.processes.iter().zip(processes(memory)) {
         let rate = trend.bytes_per_s.per_time;
-        let leaking = leaks.iter().filter(|leak| leak.process.pid == process.pid);
-        let explained: f64 = leaking.map(|leak| leak.trend.bytes_per_s.per_time).sum();
+        let leaking = || leaks.iter().filter(|leak| leak.process.pid == process.pid);
+        let explained: f64 = leaking().map(|leak| leak.trend.bytes_per_s.per_time).sum();
         let Some(last) = process.growth.last() else { continue };
         let uncollected = uncollected(run, process.pid);
         let Some(certainty) = trend.certainty().filter(|_| !uncollected) else {
@@ -96,7 +96,7 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             found.extend(grew(process, &trend, uncollected.then_some(of_garbage)));
             continue;
         };
-        if explained >= rate / 2.0 {
+        if explained >= rate / 2.0 || leaking().any(|leak| leak.in_all.is_some()) {
             continue;
         }
         let watched = memory.sites.iter().any(|site| site.pid == process.pid);
