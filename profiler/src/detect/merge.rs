@@ -4,13 +4,10 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde_json::json;
 
-use crate::{
-    detect::rules::{event_loop_stall, gc_pressure},
-    model::{
-        finding::{Bottleneck, Finding, Severity},
-        report::Names,
-        units::{count, thousands, time},
-    },
+use crate::model::{
+    finding::{Bottleneck, Finding, Severity},
+    report::Names,
+    units::thousands,
 };
 
 /// Rules that say why a loop is held up.
@@ -23,7 +20,7 @@ const WHY: [&str; 1] = ["cpu-throttled"];
 /// Merges what is one defect. The worst stands for it; in its details, `also` has the ids of the others, and `alike` how many
 /// processes or threads it happened to.
 pub fn defects(found: Vec<Finding>, names: &Names) -> Vec<Finding> {
-    same_work(collected(same_reason(alike(found))), names)
+    same_work(same_reason(alike(found)), names)
 }
 
 fn rank(of: &Finding) -> (impl Ord + use<>, u64) {
@@ -78,37 +75,6 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
             None => kept.push(finding),
         }
     }
-    kept
-}
-
-/// A loop that is held up in the function that makes the garbage is held up by its collection, where that costs at least half as
-/// much. The effect is told with the cause.
-fn collected(found: Vec<Finding>) -> Vec<Finding> {
-    let is_gc = |of: &Finding| of.rule == gc_pressure::RULE.name && of.severity >= Severity::Warning;
-    let (gc, mut kept): (Vec<_>, Vec<_>) = found.into_iter().partition(is_gc);
-    for mut gc in gc {
-        let by_it = |of: &mut Finding| {
-            of.rule == event_loop_stall::RULE.name
-                && of.process.pid == gc.process.pid
-                && of.bottleneck == Bottleneck::Cpu
-                && gc.details.get("function").is_some_and(|function| *function == of.subject)
-                && 2 * gc.cost.ns >= of.cost.ns
-        };
-        let stalls: Vec<Finding> = kept.extract_if(.., by_it).collect();
-        let number = |of: &Finding, key| of.details.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
-        let times: u64 = stalls.iter().map(|of| number(of, "count")).sum();
-        let longest_ns = stalls.iter().map(|of| number(of, "longest_ns")).max();
-        if let Some(longest_ns) = longest_ns {
-            let held_up = count(times, "time");
-            gc.title.push_str(&format!(
-                "; its event loop was held up {held_up} there, for up to {}",
-                time(longest_ns)
-            ));
-        }
-        stalls.iter().for_each(|stall| stand_for(&mut gc, stall));
-        kept.push(gc);
-    }
-    kept.sort_by_key(|of| Reverse(rank(of)));
     kept
 }
 
@@ -215,31 +181,6 @@ mod tests {
         };
         assert_eq!(first(65, 64), "cpu-throttled");
         assert_eq!(first(65, 7), "cpu-starvation", "others have the CPUs");
-    }
-
-    #[test]
-    fn a_loop_held_up_where_garbage_is_made_is_held_up_by_its_collection() {
-        let merged = |function: &str, gc_ns: u64| {
-            let gc = Finding {
-                details: BTreeMap::from([("function", json!("search"))]),
-                ..finding("gc-pressure", 1, Bottleneck::Memory, gc_ns)
-            };
-            let stall = Finding {
-                subject: function.into(),
-                severity: Severity::Critical,
-                details: BTreeMap::from([("count", json!(30)), ("longest_ns", json!(106_000_000))]),
-                ..finding("event-loop-stall", 1, Bottleneck::Cpu, 80)
-            };
-            defects(vec![gc, stall], &Names::default())
-        };
-        let one = merged("search", 50);
-        assert_eq!((one.len(), one[0].rule, one[0].severity), (1, "gc-pressure", Severity::Critical));
-        assert!(
-            one[0].title.ends_with("its event loop was held up 30 times there, for up to 106 ms"),
-            "{one:?}"
-        );
-        assert_eq!(merged("other", 50).len(), 2, "another function");
-        assert_eq!(merged("search", 30)[0].rule, "event-loop-stall", "the collector costs little of it");
     }
 
     #[test]

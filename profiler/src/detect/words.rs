@@ -268,6 +268,12 @@ pub fn place<'a>(names: &'a Names, frames: &'a [usize]) -> Option<&'a Function> 
     own(names, frames).or_else(|| path(names, frames).last().copied())
 }
 
+/// Whether a function is a JavaScript runtime's own: where it waits or computes says nothing of the program.
+pub fn is_runtimes(function: &Function) -> bool {
+    let words = ["Builtins_", "v8::", "node::", "uv__", "uv_run", "llhttp"];
+    words.iter().any(|word| function.name.starts_with(word))
+}
+
 /// The parts that say something.
 pub fn join(parts: [&str; 3]) -> String {
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")

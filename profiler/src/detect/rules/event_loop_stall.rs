@@ -10,8 +10,8 @@ use crate::{
         rule::{Needs, Param, Rule, Unit, Values},
         rules::{gc_pressure, nested_wait},
         words::{
-            Namer, at, bottleneck, common_path, evidence, functions, join, own, own_of_most, own_within,
-            path, share_of_wall, typical,
+            Namer, at, bottleneck, common_path, evidence, functions, is_runtimes, join, own, own_of_most,
+            own_within, path, share_of_wall, typical,
         },
     },
     model::{
@@ -115,13 +115,6 @@ struct Work {
     own: Option<Function>,
     /// What kind of work most of its samples are.
     kind: Option<&'static str>,
-}
-
-/// Whether a function is a JavaScript runtime's own: where it waits or computes says nothing of the program.
-fn is_runtimes(function: &Function) -> bool {
-    ["Builtins_", "v8::", "node::", "uv__", "uv_run", "llhttp"]
-        .iter()
-        .any(|word| function.name.starts_with(word))
 }
 
 impl Work {

@@ -8,7 +8,7 @@ use crate::{
     detect::{
         groups,
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{at, hottest, own},
+        words::{at, by_function, is_runtimes, own},
     },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
@@ -29,6 +29,8 @@ const SHARE: Param = Param {
 pub const GC: &str = "garbage collection";
 /// Fewer samples say nothing.
 const MIN_SAMPLES: u64 = 50;
+/// Fewer samples outside of the collector do not tell who makes the garbage.
+const MIN_MAKES: u64 = 10;
 /// By how many standard errors the share must be above half of the threshold: chance alone gets there one time in forty.
 const SURE: f64 = 1.96;
 /// A target that uses less of one CPU has time enough, percent.
@@ -48,7 +50,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 The share of CPU samples in functions of a garbage collector (V8, HotSpot, CPython, Go, by their names) or called by them (page
 faults of a heap that grows). Work in the mutator's own allocation is not in it. Late iterations of an event loop that go to the
-collector, or to the function that makes the garbage where the collector costs at least half as much, belong to this finding. Where the collector takes less than a tenth of one CPU it makes nothing slow: that is a note.
+collector, belong to this finding. Where the collector takes less than a tenth of one CPU it makes nothing slow: that is a note.
 
 Allocate less: reuse buffers, do not build what is thrown away. Or give the heap more room, so that it is collected less often
 (`node --max-semi-space-size=64`, `java -Xmn`, `GOGC=200`). If the heap is nearly full, look for a leak first.",
@@ -79,7 +81,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.clone());
         let makes = makes(run, pid);
         let most = makes.map_or_else(String::new, |(function, share)| {
-            format!("; {:.0} % is spent in {} and what it calls", 100.0 * share, at(function))
+            format!(", {:.0} % of the rest to {} and what it calls", 100.0 * share, at(function))
         });
         let function = makes.map(|(function, _)| function.name.as_str());
         Some(Finding {
@@ -108,11 +110,15 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     processes.into_iter().filter_map(finding).collect()
 }
 
-/// Who makes the garbage, as far as one can tell: the program's own function with most CPU time, what it calls included, and its share.
+/// Who makes the garbage, as far as one can tell: the program's own function with most of the CPU time that does not go to the
+/// collector, what it calls included, and its share of that.
 fn makes(run: &Run, pid: u32) -> Option<(&Function, f64)> {
-    let (function, share, _) = hottest(run, |thread| thread.pid == pid)
-        .filter(|(.., stack)| own(run.names(), &stack.frames).is_some())?;
-    Some((function, share))
+    let names = run.names();
+    let of_process = run.cpu.stacks.iter().filter(|of| of.thread.pid == pid);
+    let works = of_process.filter(|of| !groups::is_within(names, &of.frames, GC));
+    let found = by_function(names, works, |of| own(names, &of.frames).filter(|own| !is_runtimes(own)));
+    let (function, samples, _) = found.most.filter(|_| found.known >= MIN_MAKES)?;
+    Some((function, samples as f64 / found.all as f64))
 }
 
 #[cfg(test)]
@@ -134,5 +140,19 @@ mod tests {
         assert_eq!(finding.severity, Severity::Info, "less than a tenth of a CPU");
         assert_eq!((found(10, 110), found(20, 20)), (None, None), "little, and few samples");
         assert_eq!((found(15, 45), found(11, 43)), (Some(Severity::Warning), None), "one is beyond chance");
+    }
+
+    #[test]
+    fn who_makes_the_garbage_is_told_by_the_rest_of_the_time() {
+        let run = fixtures::run(&[
+            ("main;v8::internal::Scavenger::Process;v8::internal::Scavenger::ScavengeObject", 60),
+            ("main;serve;search;calloc", 25),
+            ("main;serve;render", 15),
+        ]);
+        let finding = check(&run, &Overrides::default().of(&RULE)).remove(0);
+        assert!(
+            finding.title.contains("goes to garbage collection, 62 % of the rest to search"),
+            "{finding:?}"
+        );
     }
 }

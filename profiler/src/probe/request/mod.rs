@@ -2,8 +2,8 @@
 //! requests goes.
 
 mod counts;
-pub mod ended;
-mod fold;
+mod ended;
+pub mod fold;
 pub mod maps;
 mod names;
 mod programs;
