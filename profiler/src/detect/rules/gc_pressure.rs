@@ -146,7 +146,7 @@ mod tests {
     fn who_makes_the_garbage_is_told_by_the_rest_of_the_time() {
         let run = fixtures::run(&[
             ("main;v8::internal::Scavenger::Process;v8::internal::Scavenger::ScavengeObject", 60),
-            ("main;serve;search;calloc", 25),
+            ("main;serve;search", 25),
             ("main;serve;render", 15),
         ]);
         let finding = check(&run, &Overrides::default().of(&RULE)).remove(0);
