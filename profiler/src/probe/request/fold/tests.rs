@@ -292,3 +292,25 @@ fn an_answer_that_is_awaited_all_the_time_counts_up_to_now() {
     test.bench.hands.set(90 * MS);
     assert_eq!(test.run(Extent::Run).peers[0].awaited_ns, 35 * MS, "what is not watched is not awaited");
 }
+
+/// A peer whose requests have taken all room leaves others their first route and few requests kept whole.
+#[test]
+fn routes_and_requests_kept_whole_have_a_bound_in_all() {
+    let of = exchange(key(1, Role::Answers, 80), b"", b"", 0, MS);
+    let kept = Kept { pid: 1, tid: 2, began_ns: 0, answered_ns: 1, times: None };
+    let mut room = Room { routes: 2, kept: 20 };
+    let mut told = [Told::new(1), Told::new(2)];
+    let mut add = |peer: usize, name: &'static str| {
+        let operation = Operation { name: name.into(), ..Operation::default() };
+        told[peer].add(&of, Some(&operation), kept, &mut room)
+    };
+    assert_eq!([add(0, "a"), add(0, "b")], [Some(0), Some(1)]);
+    assert_eq!([add(0, "c"), add(0, "d")], [Some(2), Some(2)], "(others)");
+    assert_eq!(add(1, "e"), Some(0), "the first of a peer has its place");
+    (0..300).for_each(|_| _ = add(0, "a"));
+    (0..300).for_each(|_| _ = add(1, "e"));
+    let whole = |told: &Told| told.routes.values().map(|route| route.kept.len()).collect::<Vec<_>>();
+    assert_eq!([whole(&told[0]), whole(&told[1])], [vec![2, 16, 1], vec![16]]);
+    let beside = Room::beside(told[1..].iter());
+    assert_eq!((beside.routes, beside.kept), (Room::ALL.routes - 1, Room::ALL.kept - 16));
+}
