@@ -494,7 +494,8 @@ fn routes_have_their_own_stacks(interpreter: &'static str, script: &str) {
         return;
     }
     let _one_load_at_a_time = LOADED.lock();
-    let server = Server::start(interpreter, script, &[echo(Duration::from_millis(7)).to_string()]);
+    let server =
+        Server::start(interpreter, script, &[7, 11].map(|ms| echo(Duration::from_millis(ms)).to_string()));
     let outputs = Outputs::new();
     let file = outputs.path("requests.folded");
     let drawn = file.to_string_lossy();
@@ -539,12 +540,12 @@ fn routes_have_their_own_stacks(interpreter: &'static str, script: &str) {
 
 #[test]
 fn threads_requests_have_the_stacks_of_their_route() {
-    routes_have_their_own_stacks("python3", "routes.py");
+    routes_have_their_own_stacks("python3", "breakdown.py");
 }
 
 #[test]
 fn an_event_loops_requests_have_the_stacks_of_their_route() {
-    routes_have_their_own_stacks("node", "routes.js");
+    routes_have_their_own_stacks("node", "breakdown.js");
 }
 
 /// One peer is asked again and again, another one four times at once, and the pool has jobs meanwhile.

@@ -341,10 +341,10 @@ impl Collector {
 
     /// Ends sampling and takes what is left in the kernel.
     pub fn stop(&mut self, sink: &mut dyn Sink) -> Result<()> {
+        // Some probes unload programs when they end; and the look takes its time, which is the run's yet.
+        self.resolver.look_at_own_code();
         self.stopped_ns = Some(self.resolver.clock.now_ns());
         self.usage_at_stop = Some(Usage::now());
-        // Some probes unload programs when they end.
-        self.resolver.look_at_own_code();
         self.each(sink, |probe, cx| probe.stop(cx))?;
         self.kernel.detach();
         self.drain(sink)?;

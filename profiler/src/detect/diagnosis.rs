@@ -9,7 +9,10 @@ use crate::{
         hotspot,
         rule::Needs,
         rules, served,
-        words::{at, bottleneck, by_function, calls_watched_ns, hottest, is_of_libc, own, path, place, tail},
+        words::{
+            at, bottleneck, by_function, calls_watched_ns, hottest, is_of_libc, most_in, own, path, place,
+            tail,
+        },
     },
     model::{
         cause::WaitCause,
@@ -295,18 +298,11 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
     }
     let of_it = 100.0 * part.ns as f64 / goes.total_ns as f64;
     let computes = part.lacks == Bottleneck::Cpu;
-    let own = served::spent_in(signals.run, peer, route, part.lacks);
-    let own = own.map(|function| format!(", most of that in {}", at(function)));
-    let hottest = hottest(signals.run, |of| of.pid == peer.pid).filter(|_| computes && own.is_none());
-    let hottest = hottest.map_or_else(String::new, |(function, share, _)| {
-        format!("; {:.0} % of the CPU time of {} is in {}", 100.0 * share, peer.process, at(function))
-    });
-    let waits = match part.lacks {
-        Bottleneck::Cpu | Bottleneck::CpuStarvation | Bottleneck::Network => None,
-        lacks => heaviest(signals.run, peer.pid, &|cause| bottleneck(cause) == lacks).0,
+    let place = match served::spent_in(signals.run, peer, route, part.lacks) {
+        // Too little is known of its own threads' work: what the process does stands for it.
+        None => spent_by_process(signals.run, peer, part.lacks),
+        own => most_in(own),
     };
-    let waits = waits.and_then(|stack| place(signals.run.names(), &stack.frames));
-    let waits = own.or_else(|| waits.map(|function| format!(", in {}", at(function)))).unwrap_or_default();
     let advice = if computes {
         "no thread lacks time: only a cheaper way to answer makes these requests faster"
     } else {
@@ -318,7 +314,7 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
         ..signals.verdict(
             part.lacks,
             format!(
-                "{} takes {}, {of_it:.0} % of it {}{waits}{hottest}",
+                "{} takes {}, {of_it:.0} % of it {}{place}",
                 served::what(peer, route),
                 time(goes.total_ns),
                 part.what
@@ -326,6 +322,23 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
             share * part.ns as f64 / goes.total_ns as f64,
         )
     })
+}
+
+/// Where a process mostly computes, or waits for what it lacks, as the end of a sentence.
+fn spent_by_process(run: &Run, peer: &Exchanges, lacks: Bottleneck) -> String {
+    match lacks {
+        Bottleneck::Cpu => {
+            hottest(run, |of| of.pid == peer.pid).map_or_else(String::new, |(function, share, _)| {
+                format!("; {:.0} % of the CPU time of {} is in {}", 100.0 * share, peer.process, at(function))
+            })
+        }
+        Bottleneck::CpuStarvation | Bottleneck::Network => String::new(),
+        lacks => {
+            let stack = heaviest(run, peer.pid, &|cause| bottleneck(cause) == lacks).0;
+            let function = stack.and_then(|stack| place(run.names(), &stack.frames));
+            function.map_or_else(String::new, |function| format!(", in {}", at(function)))
+        }
+    }
 }
 
 /// How soon requests are answered at the port with most of them, as the end of a sentence.

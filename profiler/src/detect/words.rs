@@ -94,6 +94,11 @@ pub fn is_of_libc(file: &str) -> bool {
         || file.starts_with("./nptl")
 }
 
+/// Where most of what was just told is spent, as the end of a sentence.
+pub fn most_in(function: Option<&Function>) -> String {
+    function.map_or_else(String::new, |function| format!(", most of that in {}", at(function)))
+}
+
 /// The last two parts of a path: enough to find the file by.
 pub fn tail(path: &str) -> &str {
     path.rmatch_indices('/').nth(1).map_or(path, |(at, _)| &path[at + 1..])
@@ -131,6 +136,7 @@ const MADE_FUNCTIONS: [&str; 5] = ["{closure", "{async", "{virtual", "call_once"
 /// Files of the libraries that languages come with, by parts of their paths.
 const SYSTEM_FILES: [&str; 6] =
     ["/include/c++/", "node:", "/lib/python", "<frozen", "/usr/lib/go", "/usr/share/go"];
+/// Those of Rust, which are shown as of a package.
 const RUST_FILES: [&str; 2] = ["/rustc/", "/rustlib/src/rust/"];
 
 /// How names of functions that JavaScript comes with end.
@@ -356,7 +362,7 @@ pub fn typical<'a, T: Copy>(
     there.into_iter().max_by_key(|(.., weight)| *weight).map(|(stack, ..)| stack)
 }
 
-/// The program's own function with most samples of the threads that `is` tells, its share, and the heaviest stack there. Nothing where
+/// The program's own function with most samples of the threads that `is` tells, its share, and a typical stack there. Nothing where
 /// there are too few samples.
 pub fn hottest(run: &Run, is: impl Fn(&ThreadKey) -> bool) -> Option<(&Function, f64, &ProfileStack)> {
     let stacks = run.cpu.stacks.iter().filter(|of| is(&of.thread));

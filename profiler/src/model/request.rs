@@ -297,14 +297,15 @@ impl Breakdown {
 
     /// Which of its own parts a stack belongs to, by its name in a table: nothing for waits that are part of others.
     pub fn part_of(cause: Option<WaitCause>) -> Option<&'static str> {
-        Some(match cause {
-            None => "on CPU",
-            Some(WaitCause::Disk | WaitCause::PageFault) => "disk",
-            Some(WaitCause::Lock) => "locks",
-            Some(WaitCause::Sleep) => "asleep",
-            Some(WaitCause::Child | WaitCause::Pipe) => "other processes",
+        let lacks = match cause {
+            None => Bottleneck::Cpu,
+            Some(WaitCause::Disk | WaitCause::PageFault) => Bottleneck::Io,
+            Some(WaitCause::Lock) => Bottleneck::Lock,
+            Some(WaitCause::Sleep) => Bottleneck::Sleep,
+            Some(WaitCause::Child | WaitCause::Pipe) => Bottleneck::Process,
             Some(_) => return None,
-        })
+        };
+        Breakdown::default().own().into_iter().find(|part| part.lacks == lacks).map(|part| part.short)
     }
 
     /// Where the time went in words, with ns, the largest part first.

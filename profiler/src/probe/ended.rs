@@ -4,17 +4,17 @@
 /// Rows of what has ended that a table keeps by themselves. When there are twice as many, the lightest half goes.
 pub const KEPT: usize = 4_096;
 
-/// Of `rows`, each a key and its weight: the keys of the lightest, if there are more than twice [`KEPT`]; the heaviest
-/// [`KEPT`] stay. Of equal weight, later keys stay.
-pub fn too_light<K: Ord, W: Ord>(rows: impl Iterator<Item = (K, W)>) -> Vec<K> {
+/// Of `rows`, each a key and its weight: the keys of the lightest, if there are more than twice as many as are `kept`; the
+/// heaviest of those stay. Of equal weight, later keys stay.
+pub fn too_light<K: Ord, W: Ord>(rows: impl Iterator<Item = (K, W)>, kept: usize) -> Vec<K> {
     let rows: Vec<(K, W)> = rows.collect();
-    if rows.len() <= 2 * KEPT { Vec::new() } else { lightest(rows.into_iter()) }
+    if rows.len() <= 2 * kept { Vec::new() } else { lightest(rows.into_iter(), kept) }
 }
 
-/// All but the heaviest [`KEPT`].
-pub fn lightest<K: Ord, W: Ord>(rows: impl Iterator<Item = (K, W)>) -> Vec<K> {
+/// All but the heaviest.
+pub fn lightest<K: Ord, W: Ord>(rows: impl Iterator<Item = (K, W)>, kept: usize) -> Vec<K> {
     let mut rows: Vec<(W, K)> = rows.map(|(key, weight)| (weight, key)).collect();
-    let light = rows.len().saturating_sub(KEPT);
+    let light = rows.len().saturating_sub(kept);
     if light == 0 {
         return Vec::new();
     }
@@ -29,9 +29,12 @@ mod tests {
     #[test]
     fn the_heaviest_stay() {
         let rows = |n: u64| (0..n).map(|key| (key, key % 100));
-        assert!(too_light(rows(2 * KEPT as u64)).is_empty(), "nothing goes before there are twice as many");
+        assert!(
+            too_light(rows(2 * KEPT as u64), KEPT).is_empty(),
+            "nothing goes before there are twice as many"
+        );
         let n = 2 * KEPT as u64 + 1;
-        let gone = too_light(rows(n));
+        let gone = too_light(rows(n), KEPT);
         assert_eq!(gone.len(), n as usize - KEPT);
         let least_kept = rows(n).filter(|(key, _)| !gone.contains(key)).map(|(_, weight)| weight).min();
         assert!(gone.iter().all(|key| Some(key % 100) <= least_kept));

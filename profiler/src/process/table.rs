@@ -454,8 +454,8 @@ impl ProcessTable {
         }
         // The kernel's own, where breakpoints lead to, has its name.
         let special = Module::special(ModuleKind::Jit(pid));
-        let own = if entry.path == "[uprobes]" { entry.path.clone() } else { special.path.clone() };
-        (tables.module_id(Module { path: own, ..special }), 0)
+        let path = if entry.path == "[uprobes]" { entry.path.clone() } else { special.path.clone() };
+        (tables.module_id(Module { path, ..special }), 0)
     }
 
     /// The file that a mapping shows; `None` for memory. Files without a name (memfd, System V shared memory) are files

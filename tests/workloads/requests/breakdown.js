@@ -13,12 +13,25 @@ const compute = (ms) => {
     if (user + system >= 1000 * ms) return;
   }
 };
+function alpha() {
+  compute(20);
+}
+function beta() {
+  compute(10);
+}
 const server = http.createServer(async (request, response) => {
   if (request.url === '/quit') process.exit(0);
-  await ask(first, 'first\n');
-  await ask(first, 'second\n');
-  await ask(second, 'third\n');
-  compute(20);
+  if (request.url === '/alpha') {
+    alpha();
+  } else if (request.url === '/beta') {
+    await ask(first, 'question\n');
+    beta();
+  } else {
+    await ask(first, 'first\n');
+    await ask(first, 'second\n');
+    await ask(second, 'third\n');
+    compute(20);
+  }
   response.end('ok');
 });
 server.listen(0, '127.0.0.1', () => console.log(server.address().port));

@@ -1,5 +1,6 @@
 """Each request asks a peer twice, another one once, and computes for 20 ms of CPU time; a thread for each connection.
-The two ports to ask are the arguments."""
+But /alpha only computes, in alpha(), and /beta asks the first peer once and computes half as long, in beta(). The two ports to ask are
+the arguments."""
 import os, socket, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,6 +14,17 @@ def ask(port, question):
     peers[port].sendall(question)
     return peers[port].recv(1000)
 
+def compute(seconds):
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+def alpha():
+    compute(0.020)
+
+def beta():
+    compute(0.010)
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1
@@ -20,12 +32,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/quit":
             os._exit(0)
-        ask(ports[0], b"first\n")
-        ask(ports[0], b"second\n")
-        ask(ports[1], b"third\n")
-        until = time.thread_time() + 0.020
-        while time.thread_time() < until:
-            pass
+        if self.path == "/alpha":
+            alpha()
+        elif self.path == "/beta":
+            ask(ports[0], b"question\n")
+            beta()
+        else:
+            ask(ports[0], b"first\n")
+            ask(ports[0], b"second\n")
+            ask(ports[1], b"third\n")
+            compute(0.020)
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()

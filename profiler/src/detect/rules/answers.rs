@@ -8,7 +8,7 @@ use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
         served,
-        words::at,
+        words::most_in,
     },
     model::{
         finding::{Bottleneck, Finding, ProcessName, Severity},
@@ -191,8 +191,7 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let where_to = goes.map(served::most).filter(|part| part.ns > 0);
         let lacks = where_to.as_ref().map_or(Bottleneck::Network, |part| part.lacks);
         let most = where_to.map_or_else(String::new, |part| {
-            let own = served::spent_in(run, peer, route, part.lacks);
-            let own = own.map_or_else(String::new, |own| format!(", most of that in {}", at(own)));
+            let own = most_in(served::spent_in(run, peer, route, part.lacks));
             format!(", {} of it {}{own}", time(part.ns), part.what)
         });
         Some(Finding {

@@ -26,7 +26,7 @@ const GROWTH: Param = Param {
 const MIN_LOOKS: usize = 4;
 /// Parts of the run: their lowest counts must rise from each to the next.
 const PARTS: usize = 4;
-/// A process that reaches its limit within this time is critical, ns.
+/// What reaches its limit within this time is critical, ns.
 const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
 
 /// The rule.
@@ -53,8 +53,43 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     processes.filter_map(|of| finding(of, values.get(&GROWTH))).collect()
 }
 
+/// What keeps growing, as something that is counted about once a second.
+pub(super) struct Growing {
+    /// At the first look, and at the last.
+    pub first: u64,
+    pub last: u64,
+    pub per_second: f64,
+    /// How long it takes to the limit at this pace, ns; none where none is known.
+    pub reaches_ns: Option<u64>,
+}
+
+impl Growing {
+    /// Of times, ns, and counts; nothing if it grew by less than `least`, or unsteadily.
+    pub fn of(points: impl Iterator<Item = (u64, u64)>, limit: Option<u64>, least: f64) -> Option<Growing> {
+        let (times, counts): (Vec<u64>, Vec<u64>) = points.unzip();
+        let grew = growth(&counts).filter(|grew| *grew as f64 >= least)?;
+        let seconds = times.last()?.saturating_sub(*times.first()?) as f64 / 1e9;
+        let (first, last, per_second) = (*counts.first()?, *counts.last()?, grew as f64 / seconds.max(1.0));
+        let reaches_ns = limit.map(|limit| (limit.saturating_sub(last) as f64 / per_second * 1e9) as u64);
+        Some(Growing { first, last, per_second, reaches_ns })
+    }
+
+    pub fn severity(&self) -> Severity {
+        let near = self.reaches_ns.is_some_and(|ns| ns < LIMIT_NEAR_NS);
+        if near { Severity::Critical } else { Severity::Warning }
+    }
+
+    /// When `whose` limit is reached, as the end of a sentence.
+    pub fn reaches(&self, whose: &str, limit: Option<u64>) -> String {
+        let known = limit.zip(self.reaches_ns);
+        known.map_or_else(String::new, |(limit, ns)| {
+            format!("; {whose} limit of {} is reached in {}", thousands(limit), long(ns))
+        })
+    }
+}
+
 /// How many more there are at the end, if the lowest count of each part of the run is above that of the part before.
-pub(super) fn growth(counts: &[u64]) -> Option<u64> {
+fn growth(counts: &[u64]) -> Option<u64> {
     if counts.len() < MIN_LOOKS {
         return None;
     }
@@ -65,28 +100,16 @@ pub(super) fn growth(counts: &[u64]) -> Option<u64> {
 }
 
 fn finding(of: &ProcessVitals, least: f64) -> Option<Finding> {
-    let points = of.descriptors.points();
-    let counts: Vec<u64> = points.iter().map(|point| point.open).collect();
-    let grew = growth(&counts).filter(|grew| *grew as f64 >= least)?;
-    let (first, last) = (points.first()?, points.last()?);
-    let seconds = last.time_ns.saturating_sub(first.time_ns) as f64 / 1e9;
-    let per_second = grew as f64 / seconds.max(1.0);
-    let reaches_ns =
-        of.descriptor_limit.map(|limit| (limit.saturating_sub(last.open) as f64 / per_second * 1e9) as u64);
+    let points = of.descriptors.points().iter().map(|point| (point.time_ns, point.open));
+    let grows = Growing::of(points, of.descriptor_limit, least)?;
+    let Growing { first, last, per_second, reaches_ns } = grows;
     let more = |kind: &DescriptorKind| kind.last.saturating_sub(kind.first);
     let most = of.kinds.iter().max_by_key(|kind| more(kind)).filter(|kind| more(kind) > 0);
     let kind = most.map_or("of no one kind", |kind| &kind.kind);
-    let limit = match (of.descriptor_limit, reaches_ns) {
-        (Some(limit), Some(ns)) => format!("; its limit of {} is reached in {}", thousands(limit), long(ns)),
-        _ => String::new(),
-    };
+    let limit = grows.reaches("its", of.descriptor_limit);
     Some(Finding {
         rule: RULE.name,
-        severity: if reaches_ns.is_some_and(|ns| ns < LIMIT_NEAR_NS) {
-            Severity::Critical
-        } else {
-            Severity::Warning
-        },
+        severity: grows.severity(),
         bottleneck: Bottleneck::Descriptors,
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: kind.to_owned(),
@@ -95,14 +118,14 @@ fn finding(of: &ProcessVitals, least: f64) -> Option<Finding> {
              most of them {kind}{limit}",
             of.process,
             of.pid,
-            thousands(last.open),
-            thousands(last.open.saturating_sub(first.open)),
+            thousands(last),
+            thousands(last.saturating_sub(first)),
         ),
         advice: "close what is opened, on the ways of errors too; `ls -l /proc/PID/fd` lists them".to_owned(),
         cost: Cost::default(),
         evidence: Vec::new(),
         details: BTreeMap::from([
-            ("open", json!(last.open)),
+            ("open", json!(last)),
             ("limit", json!(of.descriptor_limit)),
             ("per_second", json!(per_second)),
             ("limit_reached_after_ns", json!(reaches_ns)),

@@ -160,6 +160,9 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(blocking) = &run.blocking else { return Vec::new() };
     let name = Namer::new(Some(blocking));
     let mut groups = stalls(blocking, run.names());
+    if groups.is_empty() {
+        return Vec::new();
+    }
     let roles = roles::roles(run);
     for group in &mut groups {
         group.worker = roles.get(&group.thread).is_some_and(|role| *role == roles::NODE_WORKER);

@@ -50,7 +50,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 The share of CPU samples in functions of a garbage collector (V8, HotSpot, CPython, Go, by their names) or called by them (page
 faults of a heap that grows). Work in the mutator's own allocation is not in it. Late iterations of an event loop that go to the
-collector, belong to this finding. Where the collector takes less than a tenth of one CPU it makes nothing slow: that is a note.
+collector belong to this finding. Where the collector takes less than a tenth of one CPU it makes nothing slow: that is a note.
 
 Allocate less: reuse buffers, do not build what is thrown away. Or give the heap more room, so that it is collected less often
 (`node --max-semi-space-size=64`, `java -Xmn`, `GOGC=200`). If the heap is nearly full, look for a leak first.",
@@ -79,11 +79,9 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             return None;
         }
         let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.clone());
-        let makes = makes(run, pid);
-        let most = makes.map_or_else(String::new, |(function, share)| {
+        let most = makes(run, pid).map_or_else(String::new, |(function, share)| {
             format!(", {:.0} % of the rest to {} and what it calls", 100.0 * share, at(function))
         });
-        let function = makes.map(|(function, _)| function.name.as_str());
         Some(Finding {
             rule: RULE.name,
             severity: match share * cpu / 100.0 {
@@ -100,11 +98,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             advice: "allocate less in the hot paths below, or give the heap more room".to_owned(),
             cost: Cost { ns, share_of_wall: (ns as f64 / wall_ns as f64).min(1.0), ..Cost::default() },
             evidence: Vec::new(),
-            details: BTreeMap::from([
-                ("samples", json!(samples)),
-                ("of_samples", json!(of.total)),
-                ("function", json!(function)),
-            ]),
+            details: BTreeMap::from([("samples", json!(samples)), ("of_samples", json!(of.total))]),
         })
     };
     processes.into_iter().filter_map(finding).collect()

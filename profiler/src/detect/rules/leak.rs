@@ -38,7 +38,7 @@ Look at who keeps what this place returns: a map without eviction, a listener th
 request. `--snapshot` and `profiler diff` show what grew between two points in time.
 
 Where allocations are watched in short windows the program is slower in them, and leaks less than otherwise: if it grows in all more
-than twice as fast, and its leaks made up most of what it kept in the windows, all the growth is taken to be theirs.",
+than twice as fast, and one place holds most of what it kept in the windows, all the growth is taken to be from there.",
 };
 
 /// A process that reaches its memory limit within this time is critical, ns.
@@ -59,8 +59,8 @@ pub(super) struct Leak {
     pub trend: Trend,
     certainty: Certainty,
     reaches: Option<Reaches>,
-    /// How fast the process grows in all, bytes/s, if it grows much faster than its leaks were seen to while it was watched, which
-    /// slows it down, and most of what was kept then is theirs.
+    /// How fast the process grows in all, bytes/s, if it grows much faster than this was seen to while it was watched, which slows
+    /// it down, and most of what was kept then is from here.
     pub in_all: Option<f64>,
 }
 
@@ -83,15 +83,10 @@ pub(super) fn leaks(memory: &Memory, names: &Names) -> Vec<Leak> {
     let grows = leak::processes(memory);
     let sites = by_functions(memory, names);
     let judged = leak::judge_sites(&sites, &memory.processes);
-    let kept = |pid: u32, leaks: bool| -> f64 {
-        let all = sites
-            .iter()
-            .zip(&judged)
-            .filter(|(site, of)| site.pid == pid && (!leaks || of.trend.certainty().is_some()));
-        all.filter_map(|(site, _)| Some(site.points.last()?.live_bytes.max(0.0))).sum()
-    };
-    let most_leaks: BTreeMap<u32, bool> =
-        memory.processes.iter().map(|of| (of.pid, 2.0 * kept(of.pid, true) >= kept(of.pid, false))).collect();
+    let mut kept: BTreeMap<u32, f64> = BTreeMap::new();
+    for site in &sites {
+        *kept.entry(site.pid).or_default() += live(site).max(0.0);
+    }
     let leak = |(site, judged): (Site, leak::SiteTrend)| {
         let certainty = judged.trend.certainty()?;
         site.points.last()?;
@@ -104,7 +99,8 @@ pub(super) fn leaks(memory: &Memory, names: &Names) -> Vec<Leak> {
         let whole = of.filter(|(_, trend)| trend.certainty().is_some());
         let whole = whole.map_or(rate, |(_, trend)| trend.bytes_per_s.per_time.max(rate));
         let name = of.map_or_else(String::new, |(process, _)| process.process.clone());
-        let less = site.estimated && 2.0 * rate < whole && most_leaks.get(&site.pid) == Some(&true);
+        let is_most = kept.get(&site.pid).is_some_and(|all| 2.0 * live(&site) >= *all);
+        let less = site.estimated && 2.0 * rate < whole && is_most;
         Some(Leak {
             process: ProcessName { pid: site.pid, name },
             trend: judged.trend,
@@ -124,9 +120,13 @@ pub(super) fn is_heap_of_go(names: &Names, frames: &[usize]) -> bool {
     !functions.is_empty() && own(names, frames).is_none() && functions.iter().any(|of| is_runtime(&of.name))
 }
 
+/// What a site had allocated and not freed at the end, bytes.
+fn live(site: &Site) -> f64 {
+    site.points.last().map_or(0.0, |last| last.live_bytes)
+}
+
 /// Sites that allocate by the same functions are one to a reader, wherever in them they do.
 pub(super) fn by_functions(memory: &Memory, names: &Names) -> Vec<Site> {
-    let live = |site: &Site| site.points.last().map_or(0.0, |last| last.live_bytes);
     let mut sites: Vec<&Site> = memory.sites.iter().collect();
     sites.sort_by(|a, b| live(b).total_cmp(&live(a)).then(a.stack.cmp(&b.stack)));
     let mut merged: FxHashMap<(u32, Vec<&str>), Site> = FxHashMap::default();
@@ -281,6 +281,20 @@ mod tests {
         assert_eq!((leak.rule, leak.severity), ("memory-leak", Severity::Critical));
         assert!(leak.title.contains("in which it does less: in all it grows by 5.0"), "{}", leak.title);
         assert!(leak.cost.bytes_per_s > 4_000_000.0, "{:?}", leak.cost);
+        // Of a second leak, which is small, that is not said.
+        let memory = run.memory.as_mut().unwrap();
+        let mut small = memory.sites[0].clone();
+        small.stack = StackId(2);
+        let less = |point: &LivePoint| LivePoint { live_bytes: point.live_bytes / 4.0, ..*point };
+        small.points = small.points.points().iter().map(less).collect();
+        memory.sites.push(small);
+        name_stacks(
+            &mut run,
+            &["main;serve;session;new;malloc", "main;serve;cache;malloc", "main;load;malloc"],
+        );
+        let found = all(&run);
+        assert_eq!(found.iter().filter(|of| of.title.contains("in all it grows")).count(), 1, "{found:#?}");
+        run.memory.as_mut().unwrap().sites.pop();
         // Most of what it keeps is from elsewhere.
         let memory = run.memory.as_mut().unwrap();
         let mut other = memory.sites[0].clone();

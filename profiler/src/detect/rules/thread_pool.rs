@@ -8,7 +8,7 @@ use crate::{
     detect::{
         roles,
         rule::{Needs, Param, Rule, Unit, Values},
-        words::{at, hottest},
+        words::{hottest, most_in},
     },
     model::{
         cause::WaitCause,
@@ -94,8 +94,7 @@ fn finding(run: &Run, pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding
         )
     } else {
         let hottest = hottest(run, |of| threads.iter().any(|thread| thread.thread == *of));
-        let most =
-            hottest.map_or_else(String::new, |(function, ..)| format!(", most of that in {}", at(function)));
+        let most = most_in(hottest.map(|(function, ..)| function));
         (format!("{:.0} % of the time on a CPU{most}", share(sum.on_cpu_ns)), Bottleneck::Cpu)
     };
     let process = threads.first().map_or_else(String::new, |thread| thread.process.clone());

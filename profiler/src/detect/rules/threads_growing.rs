@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::descriptors_growing::growth;
+use super::descriptors_growing::Growing;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
         words::{SHOWN, at, own},
     },
     model::{
-        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
+        finding::{Bottleneck, Cost, Evidence, Finding, ProcessName},
         report::{ProfileStack, Run},
         stack::ThreadKey,
-        units::{long, thousands},
+        units::thousands,
         vitals::ProcessVitals,
     },
     symbolize::Function,
@@ -27,9 +27,6 @@ const GROWTH: Param = Param {
     help: "Threads more at the end of the run than at its beginning",
     flag: None,
 };
-
-/// When the machine has no more numbers for threads within this time, that is critical, ns.
-const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -54,34 +51,20 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 }
 
 fn finding(run: &Run, of: &ProcessVitals, least: f64) -> Option<Finding> {
-    let points = of.threads.points();
-    let counts: Vec<u64> = points.iter().map(|point| point.number).collect();
-    let grew = growth(&counts).filter(|grew| *grew as f64 >= least)?;
-    let (first, last) = (points.first()?, points.last()?);
-    let seconds = last.time_ns.saturating_sub(first.time_ns) as f64 / 1e9;
-    let per_second = grew as f64 / seconds.max(1.0);
-    let reaches_ns =
-        of.thread_limit.map(|limit| (limit.saturating_sub(last.number) as f64 / per_second * 1e9) as u64);
-    let limit = match (of.thread_limit, reaches_ns) {
-        (Some(limit), Some(ns)) => {
-            format!("; the machine's limit of {} is reached in {}", thousands(limit), long(ns))
-        }
-        _ => String::new(),
-    };
+    let points = of.threads.points().iter().map(|point| (point.time_ns, point.number));
+    let grows = Growing::of(points, of.thread_limit, least)?;
+    let Growing { first, last, per_second, reaches_ns } = grows;
+    let limit = grows.reaches("the machine's", of.thread_limit);
     let place = waits_in(run, of.pid);
     let most = place.map_or_else(String::new, |(function, ..)| format!(", most of them in {}", at(function)));
     Some(Finding {
-        severity: if reaches_ns.is_some_and(|ns| ns < LIMIT_NEAR_NS) {
-            Severity::Critical
-        } else {
-            Severity::Warning
-        },
+        severity: grows.severity(),
         title: format!(
             "{per_second:.1} threads a second are started by {} (pid {}) and do not end: {} are there, {} more than at first{most}{limit}",
             of.process,
             of.pid,
-            thousands(last.number),
-            thousands(last.number.saturating_sub(first.number)),
+            thousands(last),
+            thousands(last.saturating_sub(first)),
         ),
         advice: "end them, or have a pool of so many do the work: what are they to wait for?".to_owned(),
         evidence: place.map_or_else(Vec::new, |(_, stack)| {
@@ -89,7 +72,7 @@ fn finding(run: &Run, of: &ProcessVitals, least: f64) -> Option<Finding> {
         }),
         cost: Cost::default(),
         details: BTreeMap::from([
-            ("threads", json!(last.number)),
+            ("threads", json!(last)),
             ("limit", json!(of.thread_limit)),
             ("per_second", json!(per_second)),
             ("limit_reached_after_ns", json!(reaches_ns)),
@@ -124,6 +107,7 @@ mod tests {
     use crate::{
         detect::rule::Overrides,
         model::{
+            finding::Severity,
             kind::OFF_CPU,
             report::fixtures,
             vitals::{Threads, Vitals},
@@ -131,17 +115,11 @@ mod tests {
     };
 
     fn found(counts: impl Iterator<Item = u64>, limit: u64) -> Vec<Finding> {
-        let mut run = fixtures::run(&[]);
-        let mut off_cpu =
-            fixtures::profile(&[("clone;serve;next_message;read", 1), ("main;accept_loop;accept", 9)]);
+        let mut run = fixtures::run(&[("clone;serve;next_message;read", 1), ("main;accept_loop;accept", 9)]);
+        let mut off_cpu = run.cpu.clone();
         off_cpu.kind = OFF_CPU;
-        let waiting = off_cpu.stacks.remove(0);
-        let accepts = off_cpu.stacks.remove(0);
-        off_cpu.stacks = (10..40)
-            .map(|tid| ProfileStack { thread: ThreadKey { pid: 7, tid }, ..waiting.clone() })
-            .chain([accepts])
-            .collect();
-        run.cpu.names = std::rc::Rc::clone(&off_cpu.names);
+        let of_thread = |tid| ProfileStack { thread: ThreadKey { pid: 7, tid }, ..run.cpu.stacks[0].clone() };
+        off_cpu.stacks.extend((10..40).map(of_thread));
         run.off_cpu = Some(off_cpu);
         let points = (0u64..).zip(counts).map(|(s, number)| Threads { time_ns: s * 1_000_000_000, number });
         let of = ProcessVitals {

@@ -19,6 +19,8 @@ const MAX_ROUTES: usize = 200;
 pub const OTHERS: &str = "(others)";
 /// Exchanges of each route that are kept whole: the first number while there is room, the second one then.
 const KEPT: (usize, usize) = (256, 16);
+/// Kinds of errors of a route that are told apart.
+const MAX_ERRORS: usize = 32;
 
 /// Room for routes of all peers, and for exchanges that are kept whole, 160 bytes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +41,6 @@ impl Room {
         })
     }
 }
-/// Kinds of errors of a route that are told apart.
-const MAX_ERRORS: usize = 32;
 
 /// Durations by bucket.
 #[derive(Clone, Debug, Default)]

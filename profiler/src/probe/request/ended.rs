@@ -1,13 +1,14 @@
 //! What processes that have ended have done: a machine that starts programs all day has ever more of them.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use profiler_common::request::{FailureKey, PeerKey, PeerStats};
 
-/// Peers kept of processes that have ended: 10 kB each. When there are more, the heavier half is.
-pub const MAX_ENDED: usize = 1024;
-/// Failures kept of them, in the same way.
-const MAX_FAILURES: usize = 4096;
+use crate::probe::ended::too_light;
+
+/// Peers of processes that have ended, 10 kB each, and failures, that are kept when there are twice as many.
+const KEPT_PEERS: usize = 512;
+const KEPT_FAILURES: usize = 2048;
 
 /// What processes of one program have done, and how many these were.
 pub type Counted = (Box<PeerStats>, u64);
@@ -25,18 +26,10 @@ impl Ended {
     /// Forgets what counts least where there is too much; returns how many peers.
     pub fn make_room(&mut self) -> u64 {
         let before = self.peers.len();
-        if before > MAX_ENDED {
-            let mut by_weight: Vec<(u64, PeerKey)> =
-                self.peers.iter().map(|(key, (stats, _))| (stats.whole.sum_ns, *key)).collect();
-            by_weight.sort_unstable_by_key(|of| Reverse(*of));
-            by_weight[MAX_ENDED / 2..].iter().for_each(|(_, key)| _ = self.peers.remove(key));
-        }
-        if self.failures.len() > MAX_FAILURES {
-            let mut by_count: Vec<(u64, FailureKey)> =
-                self.failures.iter().map(|(key, n)| (*n, *key)).collect();
-            by_count.sort_unstable_by_key(|of| Reverse(*of));
-            by_count[MAX_FAILURES / 2..].iter().for_each(|(_, key)| _ = self.failures.remove(key));
-        }
+        let peers = self.peers.iter().map(|(key, (stats, _))| (*key, stats.whole.sum_ns));
+        too_light(peers, KEPT_PEERS).iter().for_each(|key| _ = self.peers.remove(key));
+        let failures = self.failures.iter().map(|(key, n)| (*key, *n));
+        too_light(failures, KEPT_FAILURES).iter().for_each(|key| _ = self.failures.remove(key));
         (before - self.peers.len()) as u64
     }
 }
@@ -81,18 +74,18 @@ mod tests {
     fn of_too_many_the_heavier_half_is_kept() {
         let mut ended = Ended::default();
         let key = |pid: usize| PeerKey { pid: pid as u32, ..PeerKey::default() };
-        for pid in 0..=MAX_ENDED {
+        for pid in 0..=2 * KEPT_PEERS {
             let mut stats = Box::new(PeerStats::EMPTY);
             stats.whole.sum_ns = pid as u64;
             count(&mut ended.peers, key(pid), stats);
         }
-        for pid in 0..=MAX_FAILURES {
+        for pid in 0..=2 * KEPT_FAILURES {
             let of = FailureKey { peer: key(pid), ..FailureKey::default() };
             ended.failures.insert(of, pid as u64);
         }
-        assert_eq!(ended.make_room(), (MAX_ENDED / 2 + 1) as u64);
-        assert_eq!((ended.peers.len(), ended.failures.len()), (MAX_ENDED / 2, MAX_FAILURES / 2));
-        assert!(ended.peers.contains_key(&key(MAX_ENDED)) && !ended.peers.contains_key(&key(0)));
+        assert_eq!(ended.make_room(), (KEPT_PEERS + 1) as u64);
+        assert_eq!((ended.peers.len(), ended.failures.len()), (KEPT_PEERS, KEPT_FAILURES));
+        assert!(ended.peers.contains_key(&key(2 * KEPT_PEERS)) && !ended.peers.contains_key(&key(0)));
         assert_eq!(ended.make_room(), 0);
     }
 }

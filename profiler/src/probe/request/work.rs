@@ -14,7 +14,7 @@ use crate::{
 
 /// Moments kept: the latest ones, 40 bytes each.
 const MAX_MOMENTS: usize = 100_000;
-/// Stacks kept of a route, the heaviest.
+/// Stacks kept of a route, the heaviest of those on a CPU and of those of each cause.
 const MAX_STACKS: usize = 200;
 
 /// A thread at a moment: it was on a CPU, or blocked there.
@@ -136,8 +136,8 @@ impl Stacks {
         let stack = |((cause, stack), weight)| WorkStack { cause, stack, weight };
         let mut stacks: Vec<WorkStack> = sums.into_iter().map(stack).collect();
         stacks.sort_by_key(|of| (of.cause, std::cmp::Reverse(of.weight), of.stack));
-        stacks.truncate(MAX_STACKS);
-        stacks
+        let by_cause = stacks.chunk_by(|a, b| a.cause == b.cause);
+        by_cause.flat_map(|of| of.iter().take(MAX_STACKS)).copied().collect()
     }
 }
 
@@ -202,6 +202,18 @@ mod tests {
         assert_eq!(told(work.of_route(0, 6, true)), [], "it did not stay");
         assert_eq!(told(work.of_one(1, 2, 10)), [(None, 1, 2)]);
         assert_eq!(told(work.of_one(1, 2, 50)), [], "nobody wants it");
+    }
+
+    #[test]
+    fn many_stacks_of_a_cpu_leave_room_for_waits() {
+        let mut stacks = Stacks::default();
+        for number in 0..2 * MAX_STACKS as u32 {
+            stacks.stayed.insert((None, StackId(number)), number.into());
+        }
+        stacks.stayed.insert((Some(WaitCause::Disk), StackId(7)), 5);
+        let kept = stacks.heaviest(true);
+        assert_eq!((kept.len(), kept[0].weight), (MAX_STACKS + 1, 2 * MAX_STACKS as u64 - 1));
+        assert_eq!(kept[MAX_STACKS].cause, Some(WaitCause::Disk));
     }
 
     #[test]

@@ -150,7 +150,7 @@ pub fn add_up_ended(
     waits: &mut BTreeMap<WaitsKey, Waits>,
 ) {
     let ended = counts.iter().filter(|(key, count)| count.ended && key.pid != 0);
-    for key in ended::too_light(ended.map(|(key, count)| (*key, count.sums.0.ns))) {
+    for key in ended::too_light(ended.map(|(key, count)| (*key, count.sums.0.ns)), ended::KEPT) {
         let others = CallKey { pid: 0, tid: 0, ..key };
         for (errno, n) in errors.remove(&key).into_iter().flatten() {
             *errors.entry(others).or_default().entry(errno).or_default() += n;
@@ -160,7 +160,7 @@ pub fn add_up_ended(
         }
     }
     let ended = waits.iter().filter(|(key, waits)| waits.ended && key.pid != 0);
-    for key in ended::too_light(ended.map(|(key, waits)| (*key, waits.sums.0))) {
+    for key in ended::too_light(ended.map(|(key, waits)| (*key, waits.sums.0)), ended::KEPT) {
         if let Some(ended) = waits.remove(&key) {
             let others = WaitsKey { kind: key.kind, ..WaitsKey::default() };
             waits.entry(others).or_default().add(&ended);

@@ -80,7 +80,7 @@ pub fn add_up(objects: &mut BTreeMap<(u32, String), Object>) -> u64 {
         return 0;
     }
     let rows = objects.iter().filter(|((pid, _), _)| *pid != 0);
-    let light = ended::too_light(rows.map(|(key, object)| (key.clone(), object.io.ns)));
+    let light = ended::too_light(rows.map(|(key, object)| (key.clone(), object.io.ns)), ended::KEPT);
     for key in &light {
         if let Some(object) = objects.remove(key) {
             objects.entry((0, "(others)".to_owned())).or_default().add(object);

@@ -53,10 +53,11 @@ impl Optimised {
         if code.flags(layout.flags)? & layout.kind_mask <= layout.baseline {
             return None;
         }
-        let mut data = heap.array(code.field(layout.deopt)?, 8)?;
+        let deoptimisation = code.field(layout.deopt)?;
+        let mut data = heap.array(deoptimisation, 8)?;
         data.truncate(DATA_BYTES);
         let word = |index: usize| data.as_chunks::<8>().0.get(index).map(|word| u64::from_ne_bytes(*word));
-        let mut sources = vec![(first_element(code.field(layout.deopt)?), data.clone())];
+        let mut sources = vec![(first_element(deoptimisation), data.clone())];
         let mut shared = word(deopt.shared)?;
         if deopt.shared_is_wrapped {
             let wrapper = shared;
@@ -64,7 +65,8 @@ impl Optimised {
             sources.push((wrapper.wrapping_sub(HEAP_TAG) + 8, shared.to_ne_bytes().to_vec()));
         }
         // An array of no elements is what code without inlined functions has.
-        let mut literals = heap.array(word(deopt.literals)?, 8).unwrap_or_default();
+        let array = word(deopt.literals)?;
+        let mut literals = heap.array(array, 8).unwrap_or_default();
         let places = word(deopt.inlining).and_then(|array| heap.array(array, 1)).unwrap_or_default();
         // struct InliningPosition, code/deoptimization-data.h: a position, the index of the function, nothing.
         let mut used = 0;
@@ -80,7 +82,7 @@ impl Optimised {
         });
         let inlined = inlined.collect();
         literals.truncate(used);
-        sources.push((first_element(word(deopt.literals)?), literals));
+        sources.push((first_element(array), literals));
         let positions = code.field(layout.positions).and_then(|table| heap.array(table, 1));
         Some(Optimised { positions: positions.unwrap_or_default(), shared, inlined, sources })
     }

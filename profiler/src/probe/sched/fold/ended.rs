@@ -62,7 +62,7 @@ impl Ended {
         let (mut sums, single): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.times).into_iter().partition(is_sum);
         let rows = single.iter().enumerate().map(|(at, time)| (at, time.on_cpu_ns));
-        let light: FxHashSet<usize> = ended::lightest(rows).into_iter().collect();
+        let light: FxHashSet<usize> = ended::lightest(rows, ended::KEPT).into_iter().collect();
         let mut at: FxHashMap<(ThreadKey, String), usize> =
             sums.iter().enumerate().map(|(at, of)| ((of.thread, of.name.clone()), at)).collect();
         for (number, time) in single.into_iter().enumerate() {
