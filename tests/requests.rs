@@ -551,7 +551,6 @@ fn threads_requests_have_the_stacks_of_their_route() {
 }
 
 #[test]
-#[ignore = "known defect: in some runs up to 14 % of a route's samples are those of another one; the cause is not known yet"]
 fn an_event_loops_requests_have_the_stacks_of_their_route() {
     routes_have_their_own_stacks("node", "breakdown.js");
 }

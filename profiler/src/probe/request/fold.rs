@@ -180,7 +180,8 @@ impl RequestCollector {
         let asks = of.peer.role == Role::Asks as u32;
         let Kept { pid, tid, began_ns, answered_ns, .. } = kept;
         let (route, stays) = (route.unwrap_or(NO_NUMBER), kept.stays());
-        self.spans.add(Span { pid, tid, peer: number, route, asks, stays, began_ns, answered_ns });
+        let read_ns = if asks { of.ended_ns } else { of.asked_ns };
+        self.spans.add(Span { pid, tid, peer: number, route, asks, stays, began_ns, read_ns, answered_ns });
         if !asks {
             self.moments.serves(pid);
             self.slow(of, peer, operation, kept);

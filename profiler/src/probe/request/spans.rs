@@ -1,7 +1,8 @@
 //! Which exchanges were in progress when: what a process asked while it answered.
 //!
 //! What a thread asks belongs to the request that it read last: it runs what it read until it has nothing left to do. What
-//! it does after it has read an answer belongs to whom that was asked for. So the order of reads and sends of one thread
+//! it does after it has read an answer belongs to whom that was asked for. What comes in parts is read when its last part is:
+//! an event loop can have read others between them. So the order of reads and sends of one thread
 //! tells who asked what, also in an event loop that answers many at once, unless something else than a read (a timer, a
 //! job of another thread) lets it go on.
 
@@ -15,7 +16,7 @@ use crate::{
     probe::request::counts::Kept,
 };
 
-/// Exchanges kept: the latest ones, 40 bytes each.
+/// Exchanges kept: the latest ones, 48 bytes each.
 const MAX_SPANS: usize = 100_000;
 
 /// One answer in so many by another thread than the reader is chance; of more, tasks wander.
@@ -37,6 +38,8 @@ pub struct Span {
     /// Whether the thread that read it was never without work in it, if that one answered it, too.
     pub stays: Option<bool>,
     pub began_ns: u64,
+    /// When the last part was read of what the process reads: the request, or, if it asks, the answer.
+    pub read_ns: u64,
     pub answered_ns: u64,
 }
 
@@ -97,10 +100,13 @@ impl Thread {
             Answer(usize),
             Sent(usize),
         }
-        let requests = self.answered.iter().enumerate().map(|(i, span)| (span.began_ns, Event::Request(i)));
+        let answered = self.answered.iter().enumerate();
+        let requests = answered
+            .flat_map(|(i, span)| [span.began_ns, span.read_ns].map(|at_ns| (at_ns, Event::Request(i))));
         let asked = self.asked.iter().enumerate();
         let asked = asked.flat_map(|(i, (span, _))| {
-            [(span.began_ns, Event::Sent(i)), (span.answered_ns, Event::Answer(i))]
+            let [first, last] = [span.answered_ns, span.read_ns].map(|at_ns| (at_ns, Event::Answer(i)));
+            [(span.began_ns, Event::Sent(i)), first, last]
         });
         let mut events: Vec<(u64, Event)> = requests.chain(asked).collect();
         events.sort_unstable();
@@ -294,7 +300,26 @@ mod tests {
     use super::*;
 
     fn span(peer: u32, asks: bool, began_ns: u64, answered_ns: u64) -> Span {
-        Span { pid: 1, tid: 2, peer, route: 0, asks, stays: Some(true), began_ns, answered_ns }
+        let read_ns = if asks { answered_ns } else { began_ns };
+        Span { pid: 1, tid: 2, peer, route: 0, asks, stays: Some(true), began_ns, read_ns, answered_ns }
+    }
+
+    #[test]
+    fn what_comes_in_parts_is_at_work_when_its_last_part_is_read() {
+        let mut spans = Spans::default();
+        // The second request's first part comes before the first request, its last one after it; then an answer in two parts.
+        for it in [
+            span(0, false, 20, 100),
+            Span { read_ns: 30, ..span(0, false, 10, 90) },
+            Span { read_ns: 60, ..span(9, true, 25, 40) },
+            span(9, true, 35, 50),
+        ] {
+            spans.add(it);
+        }
+        let joined = spans.joined();
+        let at_work = |time_ns| joined.at_work(1, 2, time_ns).map(|span| span.began_ns);
+        assert_eq!([15, 25, 32].map(at_work), [Some(10), Some(20), Some(10)], "a request in two parts");
+        assert_eq!([45, 55, 65].map(at_work), [Some(20), Some(10), Some(20)], "an answer in two parts");
     }
 
     fn kept(began_ns: u64, answered_ns: u64) -> Kept {

@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn span(route: u32, began_ns: u64, answered_ns: u64, stays: Option<bool>) -> Span {
-        Span { pid: 1, tid: 2, peer: 0, route, asks: false, stays, began_ns, answered_ns }
+        Span { pid: 1, tid: 2, peer: 0, route, asks: false, stays, began_ns, read_ns: began_ns, answered_ns }
     }
 
     fn stack(number: u64) -> Option<StackId> {
