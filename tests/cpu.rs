@@ -7,7 +7,7 @@ mod common;
 use std::process::{Command, Stdio};
 
 use common::{
-    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, profile, profiler,
+    FRAME_POINTERS, Outputs, PROFILER, Running, kernel_ready, machine_has_no, profile, profiler,
     programs::{self, wait_until},
     which, workload,
 };
@@ -174,14 +174,14 @@ fn a_cgroup_is_a_target() {
     }
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     let Some(root) = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")) else {
-        eprintln!("skipped: no cgroup2 mount");
+        machine_has_no("cgroup2 mount");
         return;
     };
     let root = std::path::Path::new(root.split(' ').nth(1).unwrap());
     let outer = root.join(format!("profiler-test-{}", std::process::id()));
     let inner = outer.join("inner");
     if std::fs::create_dir_all(&inner).is_err() {
-        eprintln!("skipped: cannot make a cgroup");
+        machine_has_no("cgroup that can be made");
         return;
     }
     let split = workload("split", FRAME_POINTERS);

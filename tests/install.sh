@@ -4,7 +4,7 @@
 set -euo pipefail
 
 missing=()
-for package in gcc g++ libc6-dev redis-server redis-tools postgresql nginx-light wrk nodejs python3 golang-go \
+for package in gcc g++ libc6-dev redis-server redis-tools postgresql nginx-light wrk nodejs python3 golang-go openjdk-17-jdk-headless \
     musl-tools libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0 debuginfod dwz xz-utils; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
 done

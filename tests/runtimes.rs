@@ -138,6 +138,33 @@ fn functions_that_the_collector_moves_keep_their_names() {
     assert!(named > 500 && unnamed * 33 <= named, "{named} named, {unnamed} not: {}", profile.0["losses"]);
 }
 
+/// A program that was compiled from another language is told where it was written: `calls.js`, ten lines further down there.
+#[test]
+fn functions_are_told_where_they_were_written() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("dist");
+    std::fs::create_dir(&folder).unwrap();
+    let calls = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads/calls.js");
+    let text = std::fs::read_to_string(calls).unwrap();
+    // Line 1 is line 11 of the first source; each further line is one more.
+    let mappings = format!("AAUA{}", ";AACA".repeat(text.lines().count()));
+    let map = serde_json::json!({ "version": 3, "sources": ["../src/calls.ts"], "names": [], "mappings": mappings });
+    std::fs::write(folder.join("calls.js.map"), map.to_string()).unwrap();
+    let script = folder.join("calls.js");
+    std::fs::write(&script, format!("{text}\n//# sourceMappingURL=calls.js.map\n")).unwrap();
+    let mut command = Command::new(which("node").unwrap());
+    let mut node = Running::start(command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()));
+    node.ready();
+    let (profile, _outputs) = watch(&node, "cpu");
+    let hotspot = profile.list("hotspots").iter().find(|hotspot| hotspot["function"] == "scan").unwrap();
+    let location = hotspot["location"].as_str().unwrap();
+    let line: u64 = location.rsplit(':').next().unwrap().parse().unwrap();
+    assert!(location.contains("/src/calls.ts:") && line.abs_diff(SCAN_LOOP_LINE + 10) <= 2, "{location}");
+}
+
 /// What blocks is named by the JavaScript that waits.
 #[test]
 fn functions_that_block_are_named() {
@@ -172,29 +199,25 @@ const JAVA_CALLERS: [(&str, &str); 5] = [
 const NOT_INLINED: &str = "-XX:CompileCommand=dontinline,Calls::*";
 
 /// A program in Java, started without its own compiler's leavings in the process.
-fn java(source: &str, flags: &[&str]) -> Option<Running> {
-    let Some(java) = which("java").filter(|_| which("javac").is_some()) else {
-        eprintln!("skipped: no JDK");
-        return None;
-    };
+fn java(source: &str, flags: &[&str]) -> Running {
     let folder = tempfile::tempdir().unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads").join(source);
     let compiled = Command::new(which("javac").unwrap()).arg("-d").arg(folder.path()).arg(path).status();
     assert!(compiled.unwrap().success());
-    let mut command = Command::new(java);
+    let mut command = Command::new(which("java").unwrap());
     command.args(["-XX:CompileCommand=quiet"]).args(flags).arg("-cp").arg(folder.path());
     command.arg(source.trim_end_matches(".java")).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut running = Running::start(&mut command);
     running.ready();
-    Some(running)
+    running
 }
 
 /// Stacks go through the frames of Java, and each method has its only caller above it, up to the start of the thread.
 fn assert_java_is_followed(flags: &[&str]) {
-    if !kernel_ready(&[]) {
+    if !kernel_ready(&["java", "javac"]) {
         return;
     }
-    let Some(running) = java("Calls.java", flags) else { return };
+    let running = java("Calls.java", flags);
     let profile = common::profile(&["-F", "997", "-d", "5s", "--alloc", "off", "--pid", &running.pid()]);
     profile.assert_consistent();
     let (mut right, mut complete, mut of_java, mut by_leaf) = (0, 0, 0, BTreeMap::<&str, u64>::new());
@@ -256,10 +279,10 @@ fn compiled_and_interpreted_java_is_followed() {
 /// A stack that is known again by its addresses is another one if its interpreted methods are others.
 #[test]
 fn interpreted_java_that_blocks_is_told_apart() {
-    if !kernel_ready(&[]) {
+    if !kernel_ready(&["java", "javac"]) {
         return;
     }
-    let Some(running) = java("Pauses.java", &["-Xint"]) else { return };
+    let running = java("Pauses.java", &["-Xint"]);
     let outputs = Outputs::new();
     let (json, folded) = (outputs.path("x.json"), format!("offcpu:{}", outputs.path("x.folded").display()));
     profiler(&["-q", "-d", "6s", "-p", &running.pid(), "-o", json.to_str().unwrap(), "-o", &folded]);
@@ -277,15 +300,11 @@ fn interpreted_java_that_blocks_is_told_apart() {
 /// Methods of Java have their names and shares, without a flag and without an agent.
 #[test]
 fn compiled_java_is_named() {
-    if !kernel_ready(&[]) {
+    if !kernel_ready(&["java", "javac"]) {
         return;
     }
-    let Some(java) = which("java").filter(|_| which("javac").is_some()) else {
-        eprintln!("skipped: no JDK");
-        return;
-    };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads/Shares.java");
-    let mut command = Command::new(java);
+    let mut command = Command::new(which("java").unwrap());
     let mut running = Running::start(command.arg(source).stdin(Stdio::piped()).stdout(Stdio::piped()));
     running.ready();
     let profile = common::profile(&["-F", "997", "-d", "5s", "--alloc", "off", "--pid", &running.pid()]);

@@ -78,8 +78,7 @@ fn names_are_found_in_debug_files_and_in_mini_debug_information() {
         ("xz", mini, (true, false), "its mini debug information"),
     ];
     for (tool, commands, expected, told) in ways {
-        if common::which(tool).is_none() {
-            eprintln!("skipped: no {tool}");
+        if !kernel_ready(&[tool]) {
             continue;
         }
         let folder = tempfile::tempdir().unwrap();

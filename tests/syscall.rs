@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{Outputs, Profile, kernel_ready, profile, profiler, programs, workload};
+use common::{Outputs, Profile, kernel_ready, machine_has_no, profile, profiler, programs, workload};
 use serde_json::Value;
 
 /// Calls and errors by name, of all processes together.
@@ -252,7 +252,7 @@ fn calls_of_32_bits_are_told_apart() {
     }
     let many = workload("many", &[]);
     if Command::new(&many).args(["compat", "1"]).status().unwrap().code() == Some(3) {
-        return eprintln!("skipped: this kernel has no 32-bit calls");
+        return machine_has_no("32-bit calls");
     }
     let profile = profile(&["--syscalls", "--", many.to_str().unwrap(), "compat", "70"]);
     assert_eq!((counted(&profile, "getppid (32-bit)"), counted(&profile, "getppid")), (70, 70));
@@ -269,7 +269,7 @@ fn what_32_bit_calls_are_made_on_is_told() {
     let fifo = dir.path().join("fifo");
     let fifo = fifo.to_str().unwrap();
     if Command::new(&compat).arg(fifo).status().unwrap().code() == Some(3) {
-        return eprintln!("skipped: this kernel has no 32-bit calls");
+        return machine_has_no("32-bit calls");
     }
     let profile = profile(&["--syscalls", "--", compat.to_str().unwrap(), fifo]);
     let slow = |name: &str| list(&profile, "slow").iter().find(|slow| slow["syscall"] == name).unwrap();

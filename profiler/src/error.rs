@@ -21,7 +21,7 @@ pub enum Error {
     #[error("cannot start {command}: {reason}")]
     CommandNotStarted { command: String, reason: std::io::Error },
     #[error(
-        "missing rights to {what}: run as root (sudo), or with the capabilities CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, for deleted files, CAP_SYS_ADMIN; `profiler doctor` says which are missing"
+        "missing rights to {what}: run as root (sudo), or with the capabilities CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, for deleted files, CAP_CHECKPOINT_RESTORE; `profiler doctor` says which are missing"
     )]
     MissingRights { what: &'static str },
     #[error("this kernel cannot run the profiler: {0}; `profiler doctor` shows what it lacks")]

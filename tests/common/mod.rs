@@ -29,6 +29,13 @@ pub enum Skip {
     Rights,
     /// A program the test profiles is not installed.
     Program(&'static str),
+    /// This machine has not what the test is about.
+    Machine(&'static str),
+}
+
+/// Says that a test is skipped because this machine has not what it is about, however much it is wanted.
+pub fn machine_has_no(what: &'static str) {
+    skipped(&Skip::Machine(what));
 }
 
 /// Whether kernel tests can run. With `PROFILER_REQUIRE_KERNEL=1` not being able to is a failure, not a skip.

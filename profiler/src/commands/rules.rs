@@ -69,7 +69,7 @@ fn source(needs: Needs) -> &'static str {
         Needs::Waits => "what threads wait for (`--waits`)",
         Needs::Calls => "system calls (`--syscalls`)",
         Needs::Memory => "how memory grows (`--alloc`)",
-        Needs::Vitals => "what /proc says about the process (not with `--all`)",
+        Needs::Vitals => "what /proc says about the process",
         Needs::Requests => "requests and their answers (not with `--requests off`)",
     }
 }

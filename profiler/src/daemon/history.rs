@@ -1,6 +1,8 @@
 //! What was measured, for as long as the budget of bytes allows: one SQLite file per day (`history-2026-11-26.sqlite`, UTC),
 //! so that what is too old is deleted as whole files and the disk gets its space back. A row holds an hour of one series,
-//! compressed. Values are kept as 32-bit floats (7 digits).
+//! compressed. Values are kept as 32-bit floats (7 digits). Of days that are deleted steps of 15 minutes are left.
+
+mod coarse;
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +22,15 @@ CREATE TABLE IF NOT EXISTS series (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// A day's files begin with it.
+const PREFIX: &str = "history-";
 /// How hard points are compressed, 1 to 22.
 const LEVEL: i32 = 3;
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// The steps that are left of deleted days may take one part in so many of the budget.
+const COARSE: u64 = 2;
 
 /// A query gives at most so many points.
 pub const MAX_POINTS: usize = 10_000;
@@ -37,6 +44,21 @@ pub struct Key {
     pub metric: String,
     /// Value of the metric's label, or empty.
     pub label: String,
+}
+
+impl Point {
+    /// A value by itself.
+    fn one(unix_ms: i64, value: f64) -> Point {
+        Point { unix_ms, min: value, mean: value, max: value, count: 1 }
+    }
+
+    /// Takes in what belongs to the same step.
+    fn merge(&mut self, other: &Point) {
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+        self.count += other.count;
+        self.mean += (other.mean - self.mean) * f64::from(other.count) / f64::from(self.count.max(1));
+    }
 }
 
 /// Some windows of a series.
@@ -125,7 +147,7 @@ impl History {
     /// The values of a series, as far as they are written down.
     pub fn values(&self, key: &Key, from: i64, to: i64) -> Result<Vec<f64>> {
         let mut values = Vec::new();
-        each_value(&self.dir, key, from, to, |_, value| values.push(value))?;
+        each(&self.dir, key, from, to, |of| values.push(of.mean))?;
         Ok(values)
     }
 
@@ -166,16 +188,21 @@ impl History {
     }
 
     fn path(&self, unix_ms: i64) -> PathBuf {
-        self.dir.join(format!("history-{}.sqlite", day(unix_ms)))
+        day_file(&self.dir, unix_ms)
     }
 
     /// Days, the oldest first, with their sizes, bytes.
     fn days(&self) -> Vec<(PathBuf, u64)> {
+        self.files(PREFIX)
+    }
+
+    /// Files whose names begin so, the oldest first, with their sizes, bytes.
+    fn files(&self, prefix: &str) -> Vec<(PathBuf, u64)> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
-        let mut days: Vec<(PathBuf, u64)> = entries
+        let mut files: Vec<(PathBuf, u64)> = entries
             .filter(|entry| {
                 let name = entry.file_name();
-                name.to_str().is_some_and(|name| name.starts_with("history-") && name.ends_with(".sqlite"))
+                name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(".sqlite"))
             })
             .map(|entry| {
                 let path = entry.path();
@@ -184,80 +211,92 @@ impl History {
                 (path.clone(), size(path) + size(wal))
             })
             .collect();
-        days.sort();
-        days
+        files.sort();
+        files
     }
 
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
-        self.days().iter().map(|(_, bytes)| bytes).sum()
+        sum(&self.days()) + sum(&self.files(coarse::PREFIX))
     }
 
-    fn clean(&self) -> Result<()> {
-        let days = self.days();
-        let mut bytes: u64 = days.iter().map(|(_, bytes)| bytes).sum();
-        // The day that is being filled stays.
-        for (path, size) in days.iter().take(days.len().saturating_sub(1)) {
-            if bytes <= self.budget_bytes {
-                break;
-            }
+    /// Deletes what is too much, the oldest first: the details of days, of which steps are left, and then months of these.
+    fn clean(&mut self) -> Result<()> {
+        while self.bytes() > self.budget_bytes {
+            let (days, months) = (self.days(), self.files(coarse::PREFIX));
+            let too_coarse = sum(&months) > self.budget_bytes / COARSE;
+            // The day that is being filled stays.
+            let oldest_day = days.split_last().and_then(|(_, before)| before.first());
+            let (path, _) = match (months.first().filter(|_| too_coarse), oldest_day) {
+                (Some(month), _) => month,
+                (None, Some(oldest)) => {
+                    if let Err(why) = day_of(&oldest.0).map_or(Ok(()), |day| coarse::keep(&self.dir, day)) {
+                        self.damaged += 1;
+                        crate::say!("profiler: nothing is left of {}: {why:#}", oldest.0.display());
+                    }
+                    oldest
+                }
+                (None, None) => break,
+            };
             fs::remove_file(path)?;
             for extension in ["sqlite-wal", "sqlite-shm"] {
                 let _ = fs::remove_file(path.with_extension(extension));
             }
-            bytes -= size;
         }
         Ok(())
     }
 }
 
+/// Bytes of some files.
+fn sum(files: &[(PathBuf, u64)]) -> u64 {
+    files.iter().map(|(_, bytes)| bytes).sum()
+}
+
+/// The file of the day of a time.
+fn day_file(dir: &Path, unix_ms: i64) -> PathBuf {
+    dir.join(format!("{PREFIX}{}.sqlite", day(unix_ms)))
+}
+
+/// The day of a file, since 1970.
+fn day_of(path: &Path) -> Option<i64> {
+    let date = path.file_stem()?.to_str()?.strip_prefix(PREFIX)?;
+    let at = humantime::parse_rfc3339(&format!("{date}T00:00:00Z")).ok()?;
+    let since = at.duration_since(std::time::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_millis()).ok().map(|unix_ms| unix_ms.div_euclid(DAY_MS))
+}
+
 /// Reads a series out of a folder: from `from` (included) to `to`, ms since 1970 (UTC), in steps of `step_ms`. What was
-/// measured since the last flush is not there yet.
+/// measured since the last flush is not there yet. Of old days there are steps of 15 minutes only.
 pub fn query(dir: &Path, key: &Key, from: i64, to: i64, step_ms: i64) -> Result<Vec<Point>> {
     ensure!(from < to && step_ms > 0, "from must be before to, and step must be positive");
     ensure!((to - from) / step_ms <= MAX_POINTS as i64, "more than {MAX_POINTS} points: take a longer step");
     let mut steps: BTreeMap<i64, Point> = BTreeMap::new();
-    each_value(dir, key, from, to, |unix_ms, value| {
-        let start = from + (unix_ms - from) / step_ms * step_ms;
-        let point = steps.entry(start).or_insert(Point {
-            unix_ms: start,
-            min: value,
-            mean: 0.0,
-            max: value,
-            count: 0,
-        });
-        point.min = point.min.min(value);
-        point.max = point.max.max(value);
-        point.count += 1;
-        point.mean += (value - point.mean) / f64::from(point.count);
+    each(dir, key, from, to, |of| {
+        let unix_ms = from + (of.unix_ms - from) / step_ms * step_ms;
+        let of = Point { unix_ms, ..of };
+        steps.entry(unix_ms).and_modify(|point| point.merge(&of)).or_insert(of);
     })?;
     Ok(steps.into_values().collect())
 }
 
-/// Gives each value of a series with its time.
-fn each_value(dir: &Path, key: &Key, from: i64, to: i64, mut give: impl FnMut(i64, f64)) -> Result<()> {
+/// Gives each value of a series with its time, and of old days each step.
+fn each(dir: &Path, key: &Key, from: i64, to: i64, mut give: impl FnMut(Point)) -> Result<()> {
+    let mut give = |of: Point| {
+        if (from..to).contains(&of.unix_ms) {
+            give(of);
+        }
+    };
     for day_index in from.div_euclid(DAY_MS)..=(to - 1).div_euclid(DAY_MS) {
-        let path = dir.join(format!("history-{}.sqlite", day(day_index * DAY_MS)));
+        let path = day_file(dir, day_index * DAY_MS);
         if !path.exists() {
+            coarse::steps(dir, key, day_index)?.into_iter().for_each(&mut give);
             continue;
         }
         let db = Connection::open(&path)?;
-        let (first, last) = (from.div_euclid(HOUR_MS), (to - 1).div_euclid(HOUR_MS));
-        let mut query = db.prepare(
-            "SELECT hour, points FROM series WHERE target = ?1 AND metric = ?2 AND label = ?3 AND hour BETWEEN ?4 AND ?5",
-        )?;
-        let rows = query.query_map(params![key.target, key.metric, key.label, first, last], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
-        })?;
-        for row in rows {
-            let (hour, packed) = row?;
-            for (within, value) in unpack(&packed)? {
-                let unix_ms = hour * HOUR_MS + i64::from(within);
-                if (from..to).contains(&unix_ms) {
-                    give(unix_ms, f64::from(value));
-                }
-            }
-        }
+        let first = from.div_euclid(HOUR_MS).max(day_index * 24);
+        let last = (to - 1).div_euclid(HOUR_MS).min(day_index * 24 + 23);
+        let mut hours = coarse::HourQuery::new(&db)?;
+        hours.each(key, first..=last, |unix_ms, value| give(Point::one(unix_ms, value)))?;
     }
     Ok(())
 }
@@ -350,10 +389,90 @@ mod tests {
             history.flush().unwrap();
             assert!(history.days().len() == 1 || history.bytes() <= 60_000);
         }
-        let last =
-            query(dir.path(), &key("m7"), MIDNIGHT + 9 * DAY_MS, MIDNIGHT + 10 * DAY_MS, DAY_MS).unwrap();
-        assert_eq!(last[0].mean, 7.0);
-        assert!(query(dir.path(), &key("m7"), MIDNIGHT, MIDNIGHT + DAY_MS, DAY_MS).unwrap().is_empty());
+        let of = |day: i64| {
+            let from = MIDNIGHT + day * DAY_MS;
+            query(dir.path(), &key("m7"), from, from + DAY_MS, DAY_MS).unwrap()
+        };
+        assert_eq!(of(9)[0].mean, 7.0);
+        assert_eq!(of(0), [], "steps of old days have a bound, too");
+    }
+
+    /// The days that are kept in detail are few, and their means, lowest and highest values stay.
+    #[test]
+    fn of_deleted_days_steps_are_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path(), 400_000, MIDNIGHT);
+        let value = |day: i64, i: i64| (day * 1000 + i) as f64;
+        for day in 0..10 {
+            for i in 0..DAY_MS / 30_000 {
+                for m in 0..4 {
+                    let noise = f64::from(fastrand::u16(0..));
+                    let value = if m == 0 { value(day, i) } else { noise };
+                    history.add(key(&format!("m{m}")), MIDNIGHT + day * DAY_MS + i * 30_000, value).unwrap();
+                }
+            }
+            history.flush().unwrap();
+            assert!(history.bytes() <= 400_000 || history.days().len() == 1, "{}", history.bytes());
+        }
+        assert!(history.days().len() < 10 && !history.files(coarse::PREFIX).is_empty());
+        let from = MIDNIGHT + HOUR_MS;
+        let steps = query(dir.path(), &key("m0"), from, from + HOUR_MS, coarse::STEP_MS).unwrap();
+        let expected = |step: i64| Point {
+            unix_ms: from + step * coarse::STEP_MS,
+            min: value(0, 120 + 30 * step),
+            mean: value(0, 120 + 30 * step) + 14.5,
+            max: value(0, 120 + 30 * step + 29),
+            count: 30,
+        };
+        assert_eq!(steps, (0..4).map(expected).collect::<Vec<_>>());
+        let all = query(dir.path(), &key("m0"), MIDNIGHT, MIDNIGHT + 10 * DAY_MS, DAY_MS).unwrap();
+        assert_eq!(all.iter().map(|of| of.count).collect::<Vec<_>>(), [2880; 10]);
+    }
+
+    /// `cargo test --release -p profiler --lib a_year -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a minute; prints figures"]
+    fn a_year_fits_into_its_budget() {
+        const SERIES: usize = 200;
+        let (dir, budget) = (tempfile::tempdir().unwrap(), 50_000_000);
+        let mut history = History::open(dir.path(), budget, MIDNIGHT);
+        let mut values = vec![1000.0; SERIES];
+        let began = std::time::Instant::now();
+        for window in 0..365 * DAY_MS / 30_000 {
+            for (number, value) in values.iter_mut().enumerate() {
+                // Half of them change with each window, as measurements do; the others are counts that seldom do.
+                if number % 2 == 0 || window % 100 == 0 {
+                    *value += f64::from(fastrand::i8(..));
+                }
+                history.add(key(&format!("m{number}")), MIDNIGHT + window * 30_000, *value).unwrap();
+            }
+        }
+        history.flush().unwrap();
+        let (written, bytes, days) = (began.elapsed(), history.bytes(), history.days());
+        let steps = sum(&history.files(coarse::PREFIX));
+        let now = MIDNIGHT + 365 * DAY_MS;
+        let week = |from: i64| {
+            let began = std::time::Instant::now();
+            let points = query(dir.path(), &key("m6"), from, from + 7 * DAY_MS, HOUR_MS).unwrap();
+            (points.len(), began.elapsed())
+        };
+        let has =
+            |day: &i64| !coarse::steps(dir.path(), &key("m6"), MIDNIGHT / DAY_MS + day).unwrap().is_empty();
+        let kept = (0..365).filter(has).count();
+        println!(
+            "a year of {SERIES} series at 30 s: {:.1} MB of {:.1} MB, {} days in detail ({:.2} bytes a value), {} days before in \
+             steps of 15 minutes ({:.1} MB); written in {written:.1?}; last week {:?}; 200 days ago {:?}",
+            bytes as f64 / 1e6,
+            budget as f64 / 1e6,
+            days.len(),
+            sum(&days[..days.len() - 1]) as f64 / ((days.len() - 1) * 2880 * SERIES) as f64,
+            kept,
+            steps as f64 / 1e6,
+            week(now - 7 * DAY_MS),
+            week(now - 200 * DAY_MS),
+        );
+        assert!(bytes <= budget, "{bytes}");
+        assert_eq!(week(now - 7 * DAY_MS).0, 168);
     }
 
     #[test]

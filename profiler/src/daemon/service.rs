@@ -156,7 +156,7 @@ impl Daemon {
         let window_ended = Arc::new(AtomicI64::new(clock::unix_ms()));
         let senders = Senders::start(&dir, &config, &host(), &window_ended)?;
         let exports = Exports::start(&dir, &config.exports)?;
-        let shared = Arc::new(Shared::new(&dir, config.daemon.token_file.as_deref())?);
+        let shared = Arc::new(Shared::new(&dir, &config.daemon)?);
         let configured = config.clone();
         let config = overlaid(config);
         shared.configure(&configured.rules, &config)?;
@@ -184,8 +184,7 @@ impl Daemon {
         let place = |of: &config::Daemon| {
             (of.state_dir.clone(), of.listen.clone(), of.tls_cert.clone(), of.tls_key.clone())
         };
-        let is_open = |of: &config::Daemon| of.token_file.is_none();
-        if place(old) != place(&config.daemon) || is_open(old) != is_open(&config.daemon) {
+        if place(old) != place(&config.daemon) || old.is_open() != config.daemon.is_open() {
             crate::say!(
                 "profiler: state_dir, listen, tls_cert, tls_key, and whether there are tokens change with the next start"
             );
@@ -207,8 +206,10 @@ impl Daemon {
         let config = overlaid(self.configured.clone());
         let mut served = config.clone();
         // A daemon that began with tokens does not open itself to everybody.
-        served.daemon.token_file =
-            served.daemon.token_file.or_else(|| self.engine.config().daemon.token_file.clone());
+        if served.daemon.is_open() {
+            let before = &self.engine.config().daemon;
+            (served.daemon.token_file, served.daemon.jwt) = (before.token_file.clone(), before.jwt.clone());
+        }
         if let Err(error) = self.shared.configure(&self.configured.rules, &served) {
             self.failed(format!("tokens are not read again: {error:#}"));
         }

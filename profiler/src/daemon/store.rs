@@ -33,13 +33,15 @@ CREATE TABLE IF NOT EXISTS silences (
     reason TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS audit (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, unix_ms INTEGER NOT NULL, what TEXT NOT NULL, body TEXT NOT NULL
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, unix_ms INTEGER NOT NULL, what TEXT NOT NULL, body TEXT NOT NULL,
+    who TEXT NOT NULL DEFAULT ''
 ) STRICT;
 ";
 
 /// What files of before need: version of the schema that each leads to, by its place.
-const MIGRATIONS: [&str; 1] = [
+const MIGRATIONS: [&str; 2] = [
     "ALTER TABLE alerts ADD COLUMN told INTEGER NOT NULL DEFAULT 1; ALTER TABLE outbox ADD COLUMN digest TEXT;",
+    "ALTER TABLE audit ADD COLUMN who TEXT NOT NULL DEFAULT '';",
 ];
 
 /// Ended alerts and their journal are kept for so long, and at most so many.
@@ -340,10 +342,10 @@ impl Store {
     }
 
     /// Notes what somebody has changed.
-    pub fn audit(&mut self, unix_ms: i64, what: &str, body: &str) -> Result<()> {
+    pub fn audit(&mut self, unix_ms: i64, who: &str, what: &str, body: &str) -> Result<()> {
         self.db.execute(
-            "INSERT INTO audit (unix_ms, what, body) VALUES (?1, ?2, ?3)",
-            params![unix_ms, what, body],
+            "INSERT INTO audit (unix_ms, who, what, body) VALUES (?1, ?2, ?3, ?4)",
+            params![unix_ms, who, what, body],
         )?;
         Ok(())
     }
@@ -504,6 +506,10 @@ mod tests {
                     body TEXT NOT NULL, created_unix_ms INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
                     due_unix_ms INTEGER NOT NULL, error TEXT, UNIQUE (message, receiver)
                 ) STRICT;
+                CREATE TABLE audit (
+                    seq INTEGER PRIMARY KEY AUTOINCREMENT, unix_ms INTEGER NOT NULL, what TEXT NOT NULL,
+                    body TEXT NOT NULL
+                ) STRICT;
                 INSERT INTO alerts VALUES ('1', 'r', 't', 'warning', 5, NULL, NULL, '{}');
                 INSERT INTO outbox (message, receiver, body, created_unix_ms, due_unix_ms)
                 VALUES ('1-fired', 'a', '{}', 5, 5);",
@@ -511,7 +517,8 @@ mod tests {
             .unwrap();
         }
         for _ in 0..2 {
-            let store = Store::open(dir.path()).unwrap();
+            let mut store = Store::open(dir.path()).unwrap();
+            store.audit(7, "ada", "capture", "{}").unwrap();
             assert!(store.firing().unwrap()[0].told);
             assert_eq!(store.due("a", 5, 9).unwrap()[0].digest, None);
         }

@@ -20,7 +20,7 @@ const WHY: [&str; 1] = ["cpu-throttled"];
 /// Merges what is one defect. The worst stands for it; in its details, `also` has the ids of the others, and `alike` how many
 /// processes or threads it happened to.
 pub fn defects(found: Vec<Finding>, names: &Names) -> Vec<Finding> {
-    same_work(same_reason(alike(found)), names)
+    same_work(made_by_polls(same_reason(alike(found))), names)
 }
 
 fn rank(of: &Finding) -> (impl Ord + use<>, u64) {
@@ -73,6 +73,19 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
             }
             Some(first) => also(first, &finding),
             None => kept.push(finding),
+        }
+    }
+    kept
+}
+
+/// That a process's own threads lack CPUs comes from those that poll without waiting.
+fn made_by_polls(found: Vec<Finding>) -> Vec<Finding> {
+    let (lacks, mut kept): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|of| of.details.get("own_threads") == Some(&json!(true)));
+    for lack in lacks {
+        match kept.iter_mut().find(|of| of.rule == "busy-poll" && of.process.pid == lack.process.pid) {
+            Some(polls) => stand_for(polls, &lack),
+            None => kept.push(lack),
         }
     }
     kept
@@ -181,6 +194,22 @@ mod tests {
         };
         assert_eq!(first(65, 64), "cpu-throttled");
         assert_eq!(first(65, 7), "cpu-starvation", "others have the CPUs");
+    }
+
+    #[test]
+    fn threads_that_spin_are_why_the_others_lack_cpus() {
+        let lack = |own: bool| {
+            let mut lack = finding("cpu-starvation", 1, Bottleneck::CpuStarvation, 9);
+            lack.details.insert("own_threads", json!(own));
+            lack
+        };
+        let rules = |lack: Finding, pid| {
+            let polls = finding("busy-poll", pid, Bottleneck::Cpu, 5);
+            defects(vec![lack, polls], &Names::default()).into_iter().map(|of| of.rule).collect::<Vec<_>>()
+        };
+        assert_eq!(rules(lack(true), 1), ["busy-poll"]);
+        assert_eq!(rules(lack(true), 2).len(), 2, "another process spins");
+        assert_eq!(rules(lack(false), 1).len(), 2, "somebody else has the CPUs");
     }
 
     #[test]

@@ -14,7 +14,7 @@ const CAPABILITIES: [(u32, &str, &str); 5] = [
     (39, "CAP_BPF", "load kernel programs"),
     (38, "CAP_PERFMON", "sample and read stacks"),
     (19, "CAP_SYS_PTRACE", "read other users' mappings"),
-    (21, "CAP_SYS_ADMIN", "read deleted and replaced files (and all that CAP_BPF and CAP_PERFMON allow)"),
+    (21, "CAP_SYS_ADMIN", "all that CAP_BPF, CAP_PERFMON and CAP_CHECKPOINT_RESTORE allow"),
     (24, "CAP_SYS_RESOURCE", "keep many files open at once"),
 ];
 
@@ -86,7 +86,7 @@ pub fn checks() -> Vec<Check> {
         btf::is_available(),
         Verdict::Degraded,
         btf::VMLINUX,
-        "no /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF): no --follow, no --comm, no profiling inside containers",
+        "no /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF): no waits, requests or system calls, no --follow, no --comm, no profiling inside containers",
     );
     check(
         "BPF just-in-time compiler",

@@ -26,7 +26,7 @@ use crate::{
         memory::HeapSample,
         stack::{Frame, Language, Module, ModuleId, ModuleKind, Tables},
     },
-    process::{ProcessTable, memory::ProcessMemory},
+    process::{ProcessTable, memory::ProcessMemory, shown},
 };
 
 pub mod exported;
@@ -120,7 +120,8 @@ impl Runtimes {
             };
             let code = processes.mapped_code(pid).find(|code| code.module == module);
             let bias = code.map_or(0, |code| code.bias.wrapping_neg());
-            match build.attach(Place { memory, module, bias }, &mut process.known.offsets) {
+            let root = shown::shown(&self.proc_root, pid).join("root");
+            match build.attach(Place { memory, root, module, bias }, &mut process.known.offsets) {
                 Ok(attached) => {
                     process.known.bits |= build.bit();
                     process.attached.push((language, attached));

@@ -1,6 +1,9 @@
 //! What a language runtime is to the rest: how it is found in a file, and how it names frames of a process.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use profiler_common::runtime::{Entry, RuntimeOffsets};
 use rustc_hash::FxHashMap;
@@ -40,6 +43,8 @@ pub trait Build {
 pub struct Place {
     /// The process's memory.
     pub memory: ProcessMemory,
+    /// What leads to its root (`/proc/PID/root`).
+    pub root: PathBuf,
     /// The file.
     pub module: ModuleId,
     /// Added (wrapping) to an address in the file to get that in the process.

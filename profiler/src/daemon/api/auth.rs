@@ -12,11 +12,7 @@ use axum::{
     response::Response,
 };
 
-use super::{
-    answer::error,
-    shared::Shared,
-    token::{Role, Token},
-};
+use super::{answer::error, shared::Shared, token::Role};
 
 /// Refuses requests when there are too many of them, whoever sends them.
 pub async fn limit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
@@ -51,24 +47,30 @@ pub async fn check_host(request: Request, next: Next) -> Response {
 pub async fn authorize(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    let tokens = shared.tokens();
-    if tokens.is_empty() {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let (is_open, caller) = shared.access(|access| (access.is_open, access.caller(given)));
+    if is_open {
         // Whoever is on this machine may read, but not change anything.
         return if request.method().is_safe() {
             next.run(request).await
         } else {
-            error(StatusCode::FORBIDDEN, "forbidden", "this needs daemon.token_file, and an admin's token")
+            error(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "this needs daemon.token_file or daemon.jwt, and an admin's token",
+            )
         };
     }
     let needed = if request.method().is_safe() { Role::Reader } else { Role::Admin };
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    let role = Token::role_of(&tokens, given);
-    match role {
-        Some(role) if role >= needed => next.run(request).await,
+    match caller {
+        Some(caller) if caller.role >= needed => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Some(_) => error(StatusCode::FORBIDDEN, "forbidden", "this needs an admin's token"),
         None => {
             let mut response = error(StatusCode::UNAUTHORIZED, "unauthorized", "this needs a token");

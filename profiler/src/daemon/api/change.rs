@@ -4,6 +4,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
+    Extension,
     extract::{Path as UrlPath, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::Response,
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use super::{
     answer::{bad, data, error, failed, not_found},
     shared::Shared,
+    token::Caller,
 };
 use crate::{
     daemon::overlay::{ALIASES, Overlay},
@@ -32,19 +34,20 @@ fn words(text: &str) -> String {
 }
 
 /// Notes a change; without the note there is none, and this is the answer.
-fn note(shared: &Shared, what: &str, body: &Value) -> Option<Response> {
-    let noted = shared.store().audit(clock::unix_ms(), what, &body.to_string());
+fn note(shared: &Shared, caller: &Caller, what: &str, body: &Value) -> Option<Response> {
+    let noted = shared.store().audit(clock::unix_ms(), &words(&caller.who), what, &body.to_string());
     noted.err().map(|why| failed("the change cannot be noted, and is not made", &why))
 }
 
 pub async fn acknowledge(
     State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
     UrlPath(id): UrlPath<String>,
     body: String,
 ) -> Response {
     let who = words(&body);
-    let who = if who.is_empty() { "admin".to_owned() } else { who };
-    if let Some(refused) = note(&shared, "acknowledge", &json!({ "alert": id, "who": who })) {
+    let who = if who.is_empty() { words(&caller.who) } else { who };
+    if let Some(refused) = note(&shared, &caller, "acknowledge", &json!({ "alert": id, "who": who })) {
         return refused;
     }
     match shared.store().acknowledge(&id, &who) {
@@ -73,7 +76,11 @@ struct NewSilence {
     reason: String,
 }
 
-pub async fn silence(State(shared): State<Arc<Shared>>, body: String) -> Response {
+pub async fn silence(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    body: String,
+) -> Response {
     let asked: NewSilence = match serde_json::from_str(&body) {
         Ok(asked) => asked,
         Err(why) => {
@@ -99,7 +106,7 @@ pub async fn silence(State(shared): State<Arc<Shared>>, body: String) -> Respons
     let (until, reason) = (clock::unix_ms() + length_ms, words(&asked.reason));
     let what =
         json!({ "rule": asked.rule, "target": asked.target, "until_unix_ms": until, "reason": reason });
-    if let Some(refused) = note(&shared, "silence", &what) {
+    if let Some(refused) = note(&shared, &caller, "silence", &what) {
         return refused;
     }
     let silenced = shared.store().silence(asked.rule.as_deref(), asked.target.as_deref(), until, &reason);
@@ -109,9 +116,13 @@ pub async fn silence(State(shared): State<Arc<Shared>>, body: String) -> Respons
     }
 }
 
-pub async fn unsilence(State(shared): State<Arc<Shared>>, UrlPath(id): UrlPath<String>) -> Response {
+pub async fn unsilence(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    UrlPath(id): UrlPath<String>,
+) -> Response {
     let Ok(number) = id.parse() else { return not_found("no_silence", "there is no such silence") };
-    if let Some(refused) = note(&shared, "unsilence", &json!({ "silence": number })) {
+    if let Some(refused) = note(&shared, &caller, "unsilence", &json!({ "silence": number })) {
         return refused;
     }
     match shared.store().unsilence(number) {
@@ -173,7 +184,12 @@ pub async fn thresholds(State(shared): State<Arc<Shared>>) -> Response {
     thresholds_now(&shared, &Overlay::load(&shared.state_dir))
 }
 
-pub async fn set_thresholds(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: String) -> Response {
+pub async fn set_thresholds(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
     let asked: Value = match serde_json::from_str(&body) {
         Ok(asked) => asked,
         Err(why) => return bad("body", &why.to_string()),
@@ -188,7 +204,7 @@ pub async fn set_thresholds(State(shared): State<Arc<Shared>>, headers: HeaderMa
         Ok(changed) => changed,
         Err(why) => return error(StatusCode::UNPROCESSABLE_ENTITY, "thresholds", &why),
     };
-    if let Some(refused) = note(&shared, "thresholds", &asked) {
+    if let Some(refused) = note(&shared, &caller, "thresholds", &asked) {
         return refused;
     }
     if let Err(why) = changed.store(&shared.state_dir) {
@@ -210,7 +226,11 @@ fn one() -> u32 {
     1
 }
 
-pub async fn capture(State(shared): State<Arc<Shared>>, body: String) -> Response {
+pub async fn capture(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    body: String,
+) -> Response {
     let body = if body.trim().is_empty() { "{}" } else { &body };
     let asked: NewCapture = match serde_json::from_str(body) {
         Ok(asked) => asked,
@@ -219,7 +239,7 @@ pub async fn capture(State(shared): State<Arc<Shared>>, body: String) -> Respons
     if asked.windows == 0 || asked.windows > MAX_CAPTURES {
         return bad("windows", "windows is from 1 to 20");
     }
-    if let Some(refused) = note(&shared, "capture", &json!({ "windows": asked.windows })) {
+    if let Some(refused) = note(&shared, &caller, "capture", &json!({ "windows": asked.windows })) {
         return refused;
     }
     shared.captures.store(asked.windows, Ordering::Relaxed);

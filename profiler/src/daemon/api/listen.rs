@@ -45,12 +45,11 @@ impl Listen {
         let address: SocketAddr = text
             .parse()
             .with_context(|| format!("daemon.listen: `{text}` is neither ADDRESS:PORT nor a path"))?;
-        let is_safe =
-            settings.tls_cert.is_some() && settings.tls_key.is_some() && settings.token_file.is_some();
+        let is_safe = settings.tls_cert.is_some() && settings.tls_key.is_some() && !settings.is_open();
         if !address.ip().is_loopback() && !is_safe {
             bail!(
-                "daemon.listen: {address} can be reached from elsewhere: this needs tls_cert, tls_key and token_file; \
-                 or listen on 127.0.0.1"
+                "daemon.listen: {address} can be reached from elsewhere: this needs tls_cert, tls_key, and token_file \
+                 or jwt; or listen on 127.0.0.1"
             );
         }
         Ok(Some(Listen::Tcp(address)))

@@ -5,6 +5,7 @@ mod answer;
 mod auth;
 mod change;
 mod events;
+mod jwt;
 mod limit;
 mod listen;
 mod openapi;

@@ -13,10 +13,14 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{events::Events, limit::Bucket, token::Token};
+use super::{events::Events, limit::Bucket, token::Access};
 use crate::{
     alerting::Rule,
-    daemon::{config::Config, engine::RuleStatus, store::Store},
+    daemon::{
+        config::{Config, Daemon},
+        engine::RuleStatus,
+        store::Store,
+    },
 };
 
 /// Requests that may come at once, and those of each second.
@@ -63,7 +67,7 @@ pub struct Shared {
     /// Where the daemon keeps what it knows.
     pub state_dir: PathBuf,
     store: Mutex<Store>,
-    tokens: RwLock<Vec<Token>>,
+    access: RwLock<Access>,
     /// What happens, for those who listen.
     pub events: Events,
     /// How many requests may come.
@@ -77,15 +81,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Prepares the API; reads the tokens.
-    pub fn new(state_dir: &Path, token_file: Option<&Path>) -> Result<Shared> {
+    /// Prepares the API; reads who may use it.
+    pub fn new(state_dir: &Path, settings: &Daemon) -> Result<Shared> {
         Ok(Shared {
             snapshot: RwLock::default(),
             configured: RwLock::default(),
             rules: RwLock::default(),
             state_dir: state_dir.to_owned(),
             store: Mutex::new(Store::open(state_dir)?),
-            tokens: RwLock::new(Token::load(token_file)?),
+            access: RwLock::new(Access::load(settings)?),
             events: Events::default(),
             bucket: Mutex::new(Bucket::new(RATE.0, RATE.1, Instant::now())),
             captures: AtomicU32::new(0),
@@ -98,8 +102,8 @@ impl Shared {
     pub fn configure(&self, configured: &[Rule], in_force: &Config) -> Result<()> {
         *self.configured.write().unwrap_or_else(PoisonError::into_inner) = configured.to_vec();
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = in_force.rules.clone();
-        let tokens = Token::load(in_force.daemon.token_file.as_deref())?;
-        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+        let access = Access::load(&in_force.daemon)?;
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = access;
         Ok(())
     }
 
@@ -123,9 +127,9 @@ impl Shared {
         self.configured.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The tokens that open the API; none for those of this machine only.
-    pub fn tokens(&self) -> Vec<Token> {
-        self.tokens.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Asks who may use the API.
+    pub fn access<T>(&self, ask: impl FnOnce(&Access) -> T) -> T {
+        ask(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The store.

@@ -14,13 +14,14 @@ fn served(tokens_text: &str) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tokens");
     std::fs::write(&file, tokens_text).unwrap();
+    let settings = Daemon { token_file: (!tokens_text.is_empty()).then_some(file), ..Daemon::default() };
+    served_as(dir, settings)
+}
+
+fn served_as(dir: tempfile::TempDir, settings: Daemon) -> (tempfile::TempDir, String) {
     let address = free_address();
-    let settings = Daemon {
-        listen: address.to_string(),
-        token_file: (!tokens_text.is_empty()).then_some(file),
-        ..Daemon::default()
-    };
-    let shared = Shared::new(dir.path(), settings.token_file.as_deref()).unwrap();
+    let settings = Daemon { listen: address.to_string(), ..settings };
+    let shared = Shared::new(dir.path(), &settings).unwrap();
     let config = crate::daemon::config::parse("[[targets]]\nname = \"api\"\ncomm = \"node\"\n").unwrap();
     let rules = config.rules.clone();
     shared.configure(&rules, &crate::daemon::config::Config { daemon: settings.clone(), ..config }).unwrap();
@@ -90,6 +91,36 @@ fn tokens_decide_who_may_do_what_and_refusals_say_nothing() {
     assert_eq!(as_who("POST", "/api/v1/alerts/x/ack", "rule").0, 404);
     let refused = |path: &str| as_who("GET", path, "wrong");
     assert_eq!(refused("/api/v1/alerts/x"), refused("/metrics"), "nothing is learned from a refusal");
+}
+
+#[test]
+fn a_token_file_without_tokens_lets_nobody_in() {
+    let (_dir, url) = served("# none yet\n");
+    assert_eq!(ask("GET", &format!("{url}/metrics"), &[]).0, 401);
+    assert_eq!(ask("GET", &format!("{url}/metrics"), &[("Authorization", "Bearer ")]).0, 401);
+}
+
+#[test]
+fn tokens_of_a_sites_login_open_what_its_names_say_and_changes_have_a_name() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), jwt::fixtures::Signer::new("k1"));
+    let keys = dir.path().join("jwks.json");
+    std::fs::write(&keys, &signer.published).unwrap();
+    let settings = Daemon { jwt: Some(jwt::fixtures::settings(&keys)), ..Daemon::default() };
+    let (dir, url) = served_as(dir, settings);
+    let as_who = |method: &str, path: &str, roles: &str| {
+        let token = signer.token(serde_json::json!({ "realm.roles": roles }));
+        send(method, &format!("{url}{path}"), &[("Authorization", &format!("Bearer {token}"))], "{}").0
+    };
+    assert_eq!(ask("GET", &format!("{url}/metrics"), &[]).0, 401);
+    assert_eq!(as_who("GET", "/metrics", "sre"), 200);
+    assert_eq!(as_who("GET", "/metrics", "dev"), 401);
+    assert_eq!(as_who("POST", "/api/v1/captures", "sre"), 403);
+    assert_eq!(as_who("POST", "/api/v1/captures", "sre-lead"), 202);
+    let db = rusqlite::Connection::open(dir.path().join("alerts.sqlite")).unwrap();
+    let of = |column: &str| -> String {
+        db.query_row(&format!("SELECT {column} FROM audit"), [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!((of("who"), of("what")), ("ada".to_owned(), "capture".to_owned()));
 }
 
 /// An admin who asks.
@@ -240,7 +271,7 @@ fn with_a_certificate_it_is_encrypted() {
         tls_key: Some(key),
         ..Daemon::default()
     };
-    serve(&settings, Arc::new(Shared::new(dir.path(), Some(&tokens)).unwrap())).unwrap();
+    serve(&settings, Arc::new(Shared::new(dir.path(), &settings).unwrap())).unwrap();
     let trusted = ureq::tls::Certificate::from_pem(&std::fs::read(&cert).unwrap()).unwrap();
     let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::from([trusted])).build();
     let agent: ureq::Agent =
@@ -266,7 +297,7 @@ fn events_come_as_they_happen_and_go_on_where_they_ended() {
     use std::io::{BufRead as _, BufReader, Write as _};
     let dir = tempfile::tempdir().unwrap();
     let address = free_address();
-    let shared = Arc::new(Shared::new(dir.path(), None).unwrap());
+    let shared = Arc::new(Shared::new(dir.path(), &Daemon::default()).unwrap());
     serve(&Daemon { listen: address.to_string(), ..Daemon::default() }, Arc::clone(&shared)).unwrap();
     let listen = |headers: &str| {
         let mut stream = std::net::TcpStream::connect(address).unwrap();

@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use super::units::{bytes, duration};
+use super::{
+    Jwt,
+    units::{bytes, duration},
+};
 use crate::settings::Requests;
 
 /// How the daemon itself runs.
@@ -32,8 +35,10 @@ pub struct Daemon {
     pub state_dir: PathBuf,
     /// Where the API listens: `ADDRESS:PORT`, or a path for a Unix socket; empty for nowhere.
     pub listen: String,
-    /// A file with the tokens of the API, a line `ROLE:SHA256` each; needed to listen beyond this machine.
+    /// A file with the tokens of the API, a line `ROLE:SHA256` each; it or `jwt` is needed to listen beyond this machine.
     pub token_file: Option<PathBuf>,
+    /// Whose tokens open the API, too.
+    pub jwt: Option<Jwt>,
     /// The certificate chain of the API (PEM); needed to listen beyond this machine.
     pub tls_cert: Option<PathBuf>,
     /// Its key (PEM).
@@ -82,6 +87,7 @@ impl Default for Daemon {
             state_dir: "/var/lib/profiler".into(),
             listen: "127.0.0.1:9464".to_owned(),
             token_file: None,
+            jwt: None,
             tls_cert: None,
             tls_key: None,
             keep_windows: Duration::from_secs(15 * 60),
@@ -113,6 +119,11 @@ impl Daemon {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return wrong("daemon.tls_cert and daemon.tls_key need each other");
         }
-        Ok(())
+        self.jwt.as_ref().map_or(Ok(()), Jwt::check)
+    }
+
+    /// Whether nobody needs a token: whoever is on this machine may read.
+    pub fn is_open(&self) -> bool {
+        self.token_file.is_none() && self.jwt.is_none()
     }
 }

@@ -2,6 +2,7 @@
 
 mod daemon;
 mod export;
+mod jwt;
 mod receiver;
 mod rule;
 mod secret;
@@ -17,6 +18,7 @@ use toml::Spanned;
 pub use self::{
     daemon::Daemon,
     export::{Export, ExportKind},
+    jwt::Jwt,
     receiver::{Email, Receiver, ReceiverKind, Security},
     target::TargetConfig,
 };

@@ -33,8 +33,11 @@ const OF_WANTED: f64 = 0.25;
 const OF_RUNNING: f64 = 0.5;
 /// Waiting for this many times as long as it runs is critical.
 const MANY: f64 = 1.5;
-/// A target that uses so much of all CPUs competes with itself.
-const OWN: f64 = 0.75;
+/// A target that uses so much of all CPUs, or of those that a thread waits for, competes with itself.
+pub const OWN: f64 = 0.75;
+/// What to do then.
+pub const OWN_ADVICE: &str =
+    "use fewer threads, or more CPUs, or make what runs cheaper: more runs than there are CPUs for";
 /// Less is nobody's trouble, ns.
 const MIN_NS: u64 = 100_000_000;
 
@@ -97,11 +100,9 @@ fn finding(run: &Run, of: &Crew, own: bool, blocking: &Blocking) -> Finding {
     };
     let against = time.run_queue_ns as f64 / time.on_cpu_ns.max(1) as f64;
     let (severity, bottleneck, advice) = if own {
-        let advice =
-            "use fewer threads, or more CPUs, or make what runs cheaper: more runs than there are CPUs for";
         match against >= MANY {
-            true => (Severity::Warning, Bottleneck::CpuStarvation, advice),
-            false => (Severity::Info, Bottleneck::Cpu, advice),
+            true => (Severity::Warning, Bottleneck::CpuStarvation, OWN_ADVICE),
+            false => (Severity::Info, Bottleneck::Cpu, OWN_ADVICE),
         }
     } else {
         let severity = match against {

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
+        rules::cpu_starvation::{OWN, OWN_ADVICE},
         words::{Namer, bottleneck, evidence, functions, join, share_of_wall},
     },
     model::{
@@ -66,7 +67,8 @@ The stack is where the thread blocked, the object what it waited for, as far as 
 without a CPU the threads that ran instead are named.
 
 A thread that receives from a pipe, terminal or Unix socket waits for what another process sends, and that need not be late: this
-is a note. So are single waits for a CPU that make up little of the time. A process in sigsuspend or pause waits as it should.",
+is a note. So are single waits for a CPU that make up little of the time, or in which the target's own threads ran: whether these are
+too many is judged by all such waits together (rule `cpu-starvation`). A process in sigsuspend or pause waits as it should.",
 };
 
 impl LongWait {
@@ -92,6 +94,8 @@ struct Group {
     longest: LongWait,
     /// Threads that ran instead of a starved one, by name, with the time they cost it, ns; most first.
     instead: Vec<(String, u64)>,
+    /// Of their time, what threads of the targets ran.
+    own_ns: u64,
     /// How many had not ended.
     ongoing: u64,
 }
@@ -121,17 +125,21 @@ fn groups(blocking: &Blocking, names: &Names) -> Vec<Group> {
         };
         groups.entry(key).or_default().push(wait);
     }
-    groups.into_values().filter_map(|waits| group(&waits)).collect()
+    let own: FxHashSet<u32> = blocking.threads.iter().map(|of| of.thread.tid).collect();
+    groups.into_values().filter_map(|waits| group(&waits, &own)).collect()
 }
 
-fn group(waits: &[&LongWait]) -> Option<Group> {
+/// `own` are the threads of the targets.
+fn group(waits: &[&LongWait], own: &FxHashSet<u32>) -> Option<Group> {
     let longest = waits.iter().max_by_key(|wait| wait.length_ns())?;
     let mut seen = FxHashSet::default();
     let threads = std::iter::once(longest).chain(waits).map(|wait| wait.thread);
     let mut instead: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut own_ns = 0;
     for wait in waits {
         if let LongWaitKind::Starved { instead: threads } = &wait.kind {
             threads.iter().for_each(|thread| *instead.entry(&thread.name).or_default() += thread.ns);
+            own_ns += threads.iter().filter(|of| own.contains(&of.tid)).map(|of| of.ns).sum::<u64>();
         }
     }
     let mut instead: Vec<_> = instead.into_iter().map(|(name, ns)| (name.to_owned(), ns)).collect();
@@ -143,6 +151,7 @@ fn group(waits: &[&LongWait]) -> Option<Group> {
         total_ns: waits.iter().map(|wait| wait.length_ns()).sum(),
         longest: (*longest).clone(),
         instead,
+        own_ns,
         ongoing: waits.iter().filter(|wait| wait.ongoing).count() as u64,
     })
 }
@@ -186,14 +195,22 @@ fn severity(group: &Group, share: f64, least: f64) -> Severity {
     let receives = block.cause == WaitCause::Pipe && RECEIVES.contains(&block.syscall.as_str());
     let note = match &group.longest.kind {
         LongWaitKind::Blocked { uninterruptible } => receives && !uninterruptible,
-        LongWaitKind::Starved { .. } => 100.0 * share < least,
+        LongWaitKind::Starved { .. } => 100.0 * share < least || group.competes_with_itself(),
     };
     if note { Severity::Info } else { group.severity }
+}
+
+impl Group {
+    /// Whether threads wait for a CPU that the target's own threads have.
+    fn competes_with_itself(&self) -> bool {
+        self.own_ns as f64 >= OWN * self.total_ns as f64
+    }
 }
 
 /// What to do about it.
 fn advice(group: &Group) -> &'static str {
     match (&group.longest.kind, group.longest.block.cause) {
+        (LongWaitKind::Starved { .. }, _) if group.competes_with_itself() => OWN_ADVICE,
         (LongWaitKind::Starved { .. }, _) => {
             "see what else runs (profiler --all -d 10s), and the CPU limit of its cgroup"
         }
@@ -252,7 +269,10 @@ mod tests {
     use super::*;
     use crate::{
         detect::rule::Overrides,
-        model::threshold::Thresholds,
+        model::{
+            threshold::Thresholds,
+            wait::{RanInstead, ThreadTime},
+        },
         probe::sched::long_wait::{fixtures::wait, long_waits},
     };
 
@@ -264,6 +284,28 @@ mod tests {
         let mut run = crate::model::report::fixtures::run(&[]);
         run.blocking = Some(Blocking { long_waits: waits, ..Blocking::default() });
         check(&run, &Overrides::default().of(&RULE)).iter().map(|finding| finding.severity).collect()
+    }
+
+    #[test]
+    fn waiting_for_the_targets_own_threads_is_judged_by_its_sum() {
+        let found = |tid: u32| {
+            let of = wait(9, 0, 0, 1_500_000_000, WaitCause::Park);
+            let mut waits: Vec<LongWait> = long_waits(&of, false, &Thresholds::default()).collect();
+            let ran = RanInstead { tid, name: "pool".into(), ns: 1_400_000_000 };
+            waits[0].kind = LongWaitKind::Starved { instead: vec![ran] };
+            let thread = ThreadTime {
+                thread: ThreadKey { pid: 1, tid: 10 },
+                wall_ns: 2_000_000_000,
+                ..ThreadTime::default()
+            };
+            let mut run = crate::model::report::fixtures::run(&[]);
+            run.cpu.accounts.duration_ns = 2_000_000_000;
+            run.blocking = Some(Blocking { long_waits: waits, threads: vec![thread], ..Blocking::default() });
+            let found = check(&run, &Overrides::default().of(&RULE));
+            (found[0].severity, found[0].advice == OWN_ADVICE)
+        };
+        assert_eq!(found(10), (Severity::Info, true));
+        assert_eq!(found(77), (Severity::Critical, false), "somebody else");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     detect::{
         leak::{Shape, Trend, late_rise, processes},
         rule::{Needs, Rule, Values},
-        words::{allocates, at, by_function, own, path},
+        words::{allocates, at, by_function, own, path, place},
     },
     model::{
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
@@ -31,7 +31,8 @@ pub static RULE: Rule = Rule {
     doc: "\
 The anonymous and shared memory and swap of a process keep growing, and the leaks found by place make up less than half of
 it. Either its allocations were not watched (they are with `--alloc full`, or with `--alloc auto` once it has grown for a
-while), or the memory comes from elsewhere: a garbage-collected heap, an allocator that does not give memory back, or mappings.
+while), or the memory comes from elsewhere: a garbage-collected heap, an allocator that does not give memory back, or mappings. Of these the
+function is named in which most new pages are touched first, by samples of page faults.
 
 A Java virtual machine that has not collected its garbage in the run (its own counters say so) may be growing by garbage alone: that is
 information, too.
@@ -72,6 +73,26 @@ fn go_heap<'a>(
     Some((most.map(|(own, ..)| own), format!("; it is the heap of Go{words}")))
 }
 
+/// Samples of a thread that gets a new page of memory have this function of the kernel in their stacks.
+const NEW_PAGE: &str = "do_anonymous_page";
+/// Fewer do not tell who needs them, and of more so much must be one function's.
+const NEW_PAGES: u64 = 10;
+const MOST_PAGES: f64 = 0.5;
+
+/// Who touches new memory first, where no allocator was seen to give it out (the program maps it itself): what grows is new.
+fn touches(run: &Run, pid: u32) -> Option<(&Function, String)> {
+    let names = run.names();
+    let is_new = |of: &&ProfileStack| {
+        of.thread.pid == pid && run.cpu.functions(of).any(|(function, ..)| function.name == NEW_PAGE)
+    };
+    let new = by_function(names, run.cpu.stacks.iter().filter(is_new), |of| place(names, &of.frames));
+    let (function, samples, _) = new.most.filter(|_| new.all >= NEW_PAGES)?;
+    let share = samples as f64 / new.all as f64;
+    (share >= MOST_PAGES).then(|| {
+        (function, format!("; {:.0} % of its new pages are touched first in {}", 100.0 * share, at(function)))
+    })
+}
+
 /// Growth in a run that is worth a word: so many bytes, and one part in so many of what was held at first.
 const MUCH_BYTES: u64 = 64 << 20;
 const MUCH_OF: u64 = 4;
@@ -105,6 +126,8 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
         let place = largest.and_then(|(site, _)| allocates(run.names(), run.names().stack(site.stack)));
         let go = go_heap(run, process.pid, largest);
         let place = if go.is_some() { go.as_ref().and_then(|(of, _)| *of) } else { place };
+        let is_explained = heap.is_some() || go.is_some() || place.is_some();
+        let touched = if is_explained { None } else { touches(run, process.pid) };
         let why = match (largest, place) {
             _ if heap.is_some() => format!("; {}", heap.as_ref().map_or("", |heap| &heap.words)),
             _ if go.is_some() => go.map_or_else(String::new, |(_, words)| words),
@@ -114,6 +137,7 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
                 at(place),
                 if site.estimated { " (estimated)" } else { "" }
             ),
+            _ if touched.is_some() => touched.as_ref().map_or_else(String::new, |(_, words)| words.clone()),
             _ if watched => "; what was allocated meanwhile does not explain it: memory from elsewhere, or an allocator that does \
                  not give it back"
                 .to_owned(),
@@ -137,13 +161,18 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
             process: ProcessName { pid: process.pid, name: process.process.clone() },
             subject: match &heap {
                 Some(heap) => heap.subject.clone(),
-                None => place.map_or_else(String::new, |place| place.name.clone()),
+                None => {
+                    let place = place.or(touched.as_ref().map(|(of, _)| *of));
+                    place.map_or_else(String::new, |place| place.name.clone())
+                }
             },
             title,
             advice: if let Some(heap) = &heap {
                 heap.advice
             } else if place.is_some() {
                 leak::ADVICE
+            } else if touched.is_some() {
+                "look at what that function maps or keeps, and when it gives it back"
             } else if watched {
                 "take snapshots of its heap, or look at its allocator's settings"
             } else {
@@ -258,7 +287,12 @@ fn grew(process: &Footprint, trend: &Trend, why: Option<&str>) -> Option<Finding
 mod tests {
     use super::*;
     use crate::{
-        detect::{diagnosis::verdict, findings, fixtures::name_stacks, rule::Overrides},
+        detect::{
+            diagnosis::verdict,
+            findings,
+            fixtures::{name_stacks, unmark},
+            rule::Overrides,
+        },
         model::{
             memory::{Limit, LivePoint, Memory},
             report::fixtures,
@@ -377,6 +411,26 @@ mod tests {
             assert!(said.contains("does not explain it"), "{said}");
             assert_eq!((&*subject, stacks), ("", 0));
         }
+    }
+
+    #[test]
+    fn who_touches_memory_that_no_allocator_gave_is_named() {
+        let title = |stacks: &[(&str, u64)]| {
+            let mut run = fixtures::run(stacks);
+            unmark(&mut run);
+            run.cpu.accounts.duration_ns = 40_000_000_000;
+            let process = growing(|second| second * 50_000_000);
+            run.memory = Some(Memory { processes: vec![process], ..Memory::default() });
+            run.cpu.stacks.iter_mut().for_each(|of| of.thread.pid = 7);
+            let found = check(&run, &Overrides::default().of(&RULE)).remove(0);
+            (found.title, found.subject)
+        };
+        let pages = "k:asm_exc_page_fault;k:do_anonymous_page";
+        let (said, subject) = title(&[(&format!("main;fill;{pages}"), 40), ("main;work;do_it", 9)]);
+        assert!(said.contains("; 100 % of its new pages are touched first in fill ("), "{said}");
+        assert_eq!(subject, "fill");
+        let (said, subject) = title(&[(&format!("main;fill;{pages}"), 4), ("main;work;do_it", 90)]);
+        assert!(!said.contains("touched") && subject.is_empty(), "{said}");
     }
 
     #[test]

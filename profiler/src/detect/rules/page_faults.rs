@@ -78,18 +78,16 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::rule::Overrides, model::report::fixtures};
+    use crate::{
+        detect::{fixtures::unmark, rule::Overrides},
+        model::report::fixtures,
+    };
 
     #[test]
     fn faults_are_told_where_they_are_taken() {
         let found = |faults, other| {
             let mut run = fixtures::run(&[("main;fill;k:asm_exc_page_fault", faults), ("main;work", other)]);
-            // Names in fixtures keep the mark of the kernel.
-            let names = std::rc::Rc::make_mut(&mut run.cpu.names);
-            names.frames.iter_mut().for_each(|frame| {
-                let name = frame.functions[0].name.replace("k:", "");
-                frame.functions[0].name = name;
-            });
+            unmark(&mut run);
             check(&run, &Overrides::default().of(&RULE)).first().map(|finding| finding.subject.clone())
         };
         assert_eq!(found(40, 80), Some("fill".to_owned()));

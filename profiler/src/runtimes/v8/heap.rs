@@ -5,6 +5,7 @@ use crate::runtimes::{
     v8::{
         metadata::{HEAP_TAG, Layout},
         positions::Lines,
+        source_map,
     },
 };
 
@@ -58,6 +59,8 @@ pub struct Script {
     pub name: String,
     /// Where its lines end; none where its text cannot be read.
     pub lines: Option<Lines>,
+    /// What its text says about its source map.
+    pub map_url: Option<String>,
 }
 
 /// What a SharedFunctionInfo says.
@@ -246,7 +249,7 @@ impl<M: ForeignMemory> Heap<'_, M> {
         Some((name, start.and_then(|start| u32::try_from(start).ok())))
     }
 
-    /// A script's name and lines.
+    /// A script's name and lines, and where its map is.
     pub fn script(&self, object: u64) -> Option<Script> {
         if self.type_of(object)? != self.layout.types.script {
             return None;
@@ -254,7 +257,11 @@ impl<M: ForeignMemory> Heap<'_, M> {
         let name = self.name(self.field(object, self.layout.script_name)?);
         let source = self.field(object, self.layout.script_source)?;
         let text = self.text(source, LARGEST_SCRIPT + 1).filter(|text| text.len() <= LARGEST_SCRIPT);
-        Some(Script { name: name.unwrap_or_default(), lines: text.map(|text| Lines::of(&text)) })
+        Some(Script {
+            name: name.unwrap_or_default(),
+            map_url: text.as_deref().and_then(source_map::url),
+            lines: text.map(|text| Lines::of(&text)),
+        })
     }
 
     /// The instruction array of a SharedFunctionInfo's bytecode, by whatever leads to it.

@@ -4,12 +4,17 @@
 //! frame -> SharedFunctionInfo ------------------------> name, script, line        heap.rs
 //!       -> address in compiled code -> Code (code.rs) -> inlined functions        inlining.rs
 //!       -> offset in bytecode --------------------------> position -> line        positions.rs
+//! file, line, column -> source map ------------------> where that was written   source_map.rs
 //! ```
 //!
 //! What is known of an object is checked once in each round of naming (a drain): its words are read again, and where they
 //! have changed it is another object.
 
-use std::{fs::File, path::Path, rc::Rc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use profiler_common::runtime::{self, Entry, EntryKind, RuntimeOffsets, v8::V8Offsets};
 
@@ -19,6 +24,7 @@ use crate::{
     model::{
         function::{Function, Start},
         memory::HeapSample,
+        names::is_of_package,
         stack::Language,
     },
     process::anonymous::AnonymousMemory,
@@ -30,6 +36,7 @@ use crate::{
             heap::{Heap, Script, is_pointer},
             inlining::{Optimised, Running},
             metadata::{HEAP_TAG, Layout},
+            source_map::SourceMap,
         },
     },
 };
@@ -42,6 +49,7 @@ pub mod inlining;
 pub mod limit;
 pub mod metadata;
 pub mod positions;
+pub mod source_map;
 
 /// Functions, and scripts, that are remembered.
 const MOST_FUNCTIONS: usize = 65_536;
@@ -49,6 +57,9 @@ const MOST_SCRIPTS: usize = 8192;
 
 /// Lines of all remembered scripts: 64 MB.
 const MOST_LINES: usize = 16 * 1024 * 1024;
+
+/// Text of all remembered source maps, bytes: in memory they are some four times as large.
+const MOST_MAPS: usize = 32 << 20;
 
 /// Words of a SharedFunctionInfo that tell it from another at its place.
 const SHARED_WORDS: usize = 6;
@@ -78,7 +89,7 @@ impl Build for Rc<Layout> {
 
     fn attach(&self, place: Place, offsets: &mut RuntimeOffsets) -> Result<Box<dyn Attached>, NotAttached> {
         offsets.v8 = V8Offsets { shared: self.function_shared as u32, _reserved: 0 };
-        Ok(Box::new(V8::new(place.memory, Rc::clone(self))))
+        Ok(Box::new(V8::new(place.memory, place.root, Rc::clone(self))))
     }
 }
 
@@ -167,7 +178,11 @@ pub struct V8<M> {
     layout: Rc<Layout>,
     functions: FxHashMap<u64, Known>,
     scripts: FxHashMap<u64, KnownScript>,
+    /// Lines of the scripts, and bytes of their maps.
     lines: usize,
+    maps: usize,
+    /// The process's root.
+    root: PathBuf,
     code: CodeRanges<Optimised>,
     now: Round,
 }
@@ -185,7 +200,7 @@ struct Known {
 #[derive(Debug)]
 struct JsFunction {
     name: Option<String>,
-    script: Option<Rc<Script>>,
+    script: Option<Rc<Source>>,
     start: Option<u32>,
     /// Bytecode and its source positions, if there is any.
     bytecode: Option<(u64, Vec<u8>)>,
@@ -195,18 +210,28 @@ struct JsFunction {
 struct KnownScript {
     /// Its text and its name.
     words: [u64; 2],
-    script: Rc<Script>,
+    source: Rc<Source>,
+}
+
+/// A script, and where it was written.
+#[derive(Debug)]
+struct Source {
+    script: Script,
+    map: Option<SourceMap>,
 }
 
 impl<M: ForeignMemory> V8<M> {
     /// The V8 of the process with this memory.
-    pub fn new(memory: M, layout: Rc<Layout>) -> V8<M> {
+    /// `root` leads to its root (`/proc/PID/root`).
+    pub fn new(memory: M, root: PathBuf, layout: Rc<Layout>) -> V8<M> {
         V8 {
             memory,
             layout,
             functions: FxHashMap::default(),
             scripts: FxHashMap::default(),
             lines: 0,
+            maps: 0,
+            root,
             code: CodeRanges::default(),
             now: Round::default(),
         }
@@ -304,44 +329,65 @@ impl<M: ForeignMemory> V8<M> {
         Some(function)
     }
 
-    fn script(&mut self, object: u64) -> Option<Rc<Script>> {
+    fn script(&mut self, object: u64) -> Option<Rc<Source>> {
         let heap = Heap { memory: &self.memory, layout: &self.layout };
         let words =
             [heap.field(object, self.layout.script_source)?, heap.field(object, self.layout.script_name)?];
         if let Some(known) = self.scripts.get(&object).filter(|known| known.words == words) {
-            return Some(Rc::clone(&known.script));
+            return Some(Rc::clone(&known.source));
         }
-        let script = Rc::new(heap.script(object)?);
+        let script = heap.script(object)?;
         let lines = script.lines.as_ref().map_or(0, positions::Lines::count);
         if self.scripts.len() >= MOST_SCRIPTS || self.lines + lines > MOST_LINES {
             self.scripts.clear();
-            self.lines = 0;
+            (self.lines, self.maps) = (0, 0);
         }
         self.lines += lines;
-        self.scripts.insert(object, KnownScript { words, script: Rc::clone(&script) });
-        Some(script)
+        // A package is looked at where it is installed.
+        let mapped = script.map_url.as_deref().filter(|_| !is_of_package(path(&script.name)));
+        let map = mapped.and_then(|url| SourceMap::of(Path::new(path(&script.name)), url, &self.root));
+        let map = map.filter(|map| self.maps + map.bytes <= MOST_MAPS);
+        self.maps += map.as_ref().map_or(0, |map| map.bytes);
+        let source = Rc::new(Source { script: Script { map_url: None, ..script }, map });
+        self.scripts.insert(object, KnownScript { words, source: Rc::clone(&source) });
+        Some(source)
     }
 }
 
 impl JsFunction {
     /// The function when it is at a character of its script; where that is unknown, where it begins.
     fn at(&self, character: Option<u32>) -> Function {
-        let lines = self.script.as_ref().and_then(|script| script.lines.as_ref());
+        let Some(source) = &self.script else {
+            let name =
+                self.name.as_ref().map_or_else(|| "(builtin)".to_owned(), |name| format!("{name} (builtin)"));
+            return Function { name, ..Function::default() };
+        };
+        let lines = source.script.lines.as_ref();
         let place = |character: u32| {
             let (line, column) = lines?.at(character);
             Some(Start { line, column })
         };
         let start = self.start.and_then(place);
-        let line = character.and_then(place).or(start).map(|start| start.line);
-        let file = self.script.as_ref().map(|script| path(&script.name)).filter(|name| !name.is_empty());
-        let name = match (&self.name, &self.script, start) {
-            (Some(name), None, _) => format!("{name} (builtin)"),
-            (None, None, _) => "(builtin)".to_owned(),
-            (Some(name), Some(_), _) => name.clone(),
-            (None, Some(_), Some(Start { line: 1, column: 1 })) => "(top level)".to_owned(),
-            (None, Some(_), _) => "(anonymous)".to_owned(),
+        let now = character.and_then(place).or(start);
+        let name = match (&self.name, start) {
+            (Some(name), _) => name.clone(),
+            (None, Some(Start { line: 1, column: 1 })) => "(top level)".to_owned(),
+            (None, _) => "(anonymous)".to_owned(),
         };
-        Function { name, file: file.map(str::to_owned), line, start }
+        if let Some((map, start)) = source.map.as_ref().zip(start)
+            && let Some(original) = map.original(start)
+        {
+            // What was inlined by a bundler is in another file: then the line is the function's own.
+            let now = now.and_then(|now| map.original(now)).filter(|now| now.file == original.file);
+            return Function {
+                name: map.name(&name, start).map_or(name.clone(), str::to_owned),
+                line: Some(now.map_or(original.at.line, |now| now.at.line)),
+                start: Some(original.at),
+                file: Some(original.file),
+            };
+        }
+        let file = Some(path(&source.script.name)).filter(|name| !name.is_empty());
+        Function { name, file: file.map(str::to_owned), line: now.map(|now| now.line), start }
     }
 }
 

@@ -50,7 +50,7 @@ pub fn layout(version: metadata::Version) -> Layout {
 proptest! {
     #[test]
     fn nothing_in_memory_does_harm(seed: u64, version in 10u32..15, address: u64, shared: u64, compiled: bool, innermost: bool) {
-        let mut v8 = V8::new(Noise(seed), Rc::new(layout([version, 2, 0])));
+        let mut v8 = V8::new(Noise(seed), "/nowhere".into(), Rc::new(layout([version, 2, 0])));
         for round in 0..3u64 {
             v8.new_round();
             let frame = JsFrame {

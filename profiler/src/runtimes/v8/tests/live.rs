@@ -50,7 +50,11 @@ fn frames_of_a_live_program_have_their_names() {
     let layout = build::layout_of(&File::open(format!("/proc/{pid}/exe")).unwrap()).unwrap().unwrap();
     println!("{layout:?}");
     let memory = ProcessMemory::open("/proc".as_ref(), pid).unwrap();
-    let mut v8 = V8::new(ProcessMemory::open("/proc".as_ref(), pid).unwrap(), layout.clone());
+    let mut v8 = V8::new(
+        ProcessMemory::open("/proc".as_ref(), pid).unwrap(),
+        format!("/proc/{pid}/root").into(),
+        layout.clone(),
+    );
     let mut stacks: BTreeMap<String, usize> = BTreeMap::new();
     let (mut frames, mut gone) = (0, 0);
     for sample in 0..samples {
