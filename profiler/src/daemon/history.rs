@@ -3,6 +3,7 @@
 //! compressed. Values are kept as 32-bit floats (7 digits). Of days that are deleted steps of 15 minutes are left.
 
 mod coarse;
+mod series;
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use rusqlite::{Connection, OptionalExtension as _, params};
-use serde::{Deserialize, Serialize};
 use zstd::bulk::Compressor;
+
+use self::series::{DAY_MS, HOUR_MS, HourQuery, LEVEL, PREFIX, day_file, pack, unpack};
+pub use self::series::{Key, Point};
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS series (
@@ -22,67 +25,11 @@ CREATE TABLE IF NOT EXISTS series (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// A day's files begin with it.
-const PREFIX: &str = "history-";
-/// How hard points are compressed, 1 to 22.
-const LEVEL: i32 = 3;
-const HOUR_MS: i64 = 3_600_000;
-const DAY_MS: i64 = 24 * HOUR_MS;
-
 /// The steps that are left of deleted days may take one part in so many of the budget.
 const COARSE: u64 = 2;
 
 /// A query gives at most so many points.
 pub const MAX_POINTS: usize = 10_000;
-
-/// Whose series.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    /// Name of the target.
-    pub target: String,
-    /// Name of the metric.
-    pub metric: String,
-    /// Value of the metric's label, or empty.
-    pub label: String,
-}
-
-impl Point {
-    /// A value by itself.
-    fn one(unix_ms: i64, value: f64) -> Point {
-        Point { unix_ms, min: value, mean: value, max: value, count: 1 }
-    }
-
-    /// Takes in what belongs to the same step.
-    fn merge(&mut self, other: &Point) {
-        self.min = self.min.min(other.min);
-        self.max = self.max.max(other.max);
-        self.count += other.count;
-        self.mean += (other.mean - self.mean) * f64::from(other.count) / f64::from(self.count.max(1));
-    }
-}
-
-/// Some windows of a series.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Point {
-    /// Beginning of the step, ms since 1970 (UTC).
-    pub unix_ms: i64,
-    /// Lowest value.
-    pub min: f64,
-    /// Mean.
-    pub mean: f64,
-    /// Highest value.
-    pub max: f64,
-    /// Windows.
-    pub count: u32,
-}
-
-/// An hour of a series, as stored: times in ms since the hour began, each less the one before; bits of the values, each
-/// exclusive-or the one before.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Chunk {
-    time_deltas: Vec<u32>,
-    value_xors: Vec<u32>,
-}
 
 /// The daemon's memory of what was measured.
 pub struct History {
@@ -252,11 +199,6 @@ fn sum(files: &[(PathBuf, u64)]) -> u64 {
     files.iter().map(|(_, bytes)| bytes).sum()
 }
 
-/// The file of the day of a time.
-fn day_file(dir: &Path, unix_ms: i64) -> PathBuf {
-    dir.join(format!("{PREFIX}{}.sqlite", day(unix_ms)))
-}
-
 /// The day of a file, since 1970.
 fn day_of(path: &Path) -> Option<i64> {
     let date = path.file_stem()?.to_str()?.strip_prefix(PREFIX)?;
@@ -295,7 +237,7 @@ fn each(dir: &Path, key: &Key, from: i64, to: i64, mut give: impl FnMut(Point)) 
         let db = Connection::open(&path)?;
         let first = from.div_euclid(HOUR_MS).max(day_index * 24);
         let last = (to - 1).div_euclid(HOUR_MS).min(day_index * 24 + 23);
-        let mut hours = coarse::HourQuery::new(&db)?;
+        let mut hours = HourQuery::new(&db)?;
         hours.each(key, first..=last, |unix_ms, value| give(Point::one(unix_ms, value)))?;
     }
     Ok(())
@@ -306,37 +248,6 @@ fn sound(path: &Path) -> Result<()> {
     let sound: Option<String> = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).optional()?;
     ensure!(sound.as_deref() == Some("ok"), "it is damaged");
     Ok(())
-}
-
-fn pack(points: &[(u32, f32)], compressor: &mut Compressor<'_>) -> Result<Vec<u8>> {
-    let mut chunk = Chunk::default();
-    let (mut time, mut bits) = (0, 0);
-    for &(next, value) in points {
-        chunk.time_deltas.push(next.saturating_sub(time));
-        chunk.value_xors.push(value.to_bits() ^ bits);
-        (time, bits) = (next, value.to_bits());
-    }
-    Ok(compressor.compress(&postcard::to_stdvec(&chunk)?)?)
-}
-
-fn unpack(packed: &[u8]) -> Result<Vec<(u32, f32)>> {
-    /// An hour of the shortest windows is far smaller.
-    const MOST: usize = 1 << 20;
-    let bytes = zstd::bulk::decompress(packed, MOST).context("a series is damaged")?;
-    let chunk: Chunk = postcard::from_bytes(&bytes).context("a series is damaged")?;
-    let (mut time, mut bits) = (0u32, 0);
-    let each = chunk.time_deltas.iter().zip(&chunk.value_xors).map(|(delta, xor)| {
-        time = time.saturating_add(*delta);
-        bits ^= xor;
-        (time, f32::from_bits(bits))
-    });
-    Ok(each.collect())
-}
-
-/// The day of a time, UTC: year-month-day.
-fn day(unix_ms: i64) -> String {
-    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.max(0) as u64);
-    humantime::format_rfc3339_seconds(at).to_string()[..10].to_owned()
 }
 
 #[cfg(test)]
@@ -478,7 +389,7 @@ mod tests {
     #[test]
     fn a_damaged_day_is_set_aside_and_the_history_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(format!("history-{}.sqlite", day(MIDNIGHT))), [9u8; 9000]).unwrap();
+        std::fs::write(day_file(dir.path(), MIDNIGHT), [9u8; 9000]).unwrap();
         let mut history = History::open(dir.path(), u64::MAX, MIDNIGHT);
         history.add(key("m"), MIDNIGHT, 1.0).unwrap();
         history.flush().unwrap();
@@ -495,19 +406,5 @@ mod tests {
         history.flush().unwrap();
         let found = query(dir.path(), &key("m"), MIDNIGHT, MIDNIGHT + 2 * HOUR_MS, HOUR_MS).unwrap();
         assert_eq!(found.iter().map(|point| point.count).sum::<u32>(), 2);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn packing_loses_nothing(values in proptest::collection::vec((0u32..3_600_000, -1e9f32..1e9), 0..300)) {
-            let mut points = values;
-            points.sort_by_key(|(time, _)| *time);
-            proptest::prop_assert_eq!(unpack(&pack(&points, &mut Compressor::new(LEVEL).unwrap()).unwrap()).unwrap(), points);
-        }
-
-        #[test]
-        fn damage_is_an_error(bytes in proptest::collection::vec(0u8.., 0..200)) {
-            let _ = unpack(&bytes);
-        }
     }
 }

@@ -42,6 +42,10 @@ const LOCKS: [&str; 24] = [
     "ProcSleep",
     "runtime.lock2",
 ];
+/// Those of Java that do so by what its locks are made of.
+const TOLD_BY_JAVA: [&str; 4] = ["CountDownLatch", "Semaphore", "Phaser", "CyclicBarrier"];
+/// Functions of Java that sleep, which it does by waiting for a condition with a time.
+const JAVA_SLEEPS: [&str; 3] = ["JavaThread::sleep", "java.lang.Thread.sleep", "TimeUnit.sleep"];
 /// Functions that wait to be told something: idle, or in a queue that is empty.
 const TOLD: [&str; 17] = [
     "pthread_cond_wait",
@@ -194,6 +198,10 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
         WaitCause::Network
     } else if let Some(lock) = waits_for_python_lock(names, frames) {
         if lock { WaitCause::Lock } else { WaitCause::Park }
+    } else if cause != WaitCause::Poll && any(&JAVA_SLEEPS) {
+        WaitCause::Sleep
+    } else if any(&TOLD_BY_JAVA) {
+        WaitCause::Park
     } else if any(&LOCKS) || (cause == WaitCause::Park && waits_for_gil(names, frames)) {
         WaitCause::Lock
     } else if cause == WaitCause::Lock && any(&TOLD) {
@@ -244,6 +252,21 @@ mod tests {
         assert_eq!(settled("main;work;pthread_cond_wait", Park), Park);
         assert_eq!(settled("main;strange;futex", Lock), Lock, "nothing better is known");
         assert_eq!(settled("main;take_gil;read", Disk), Disk);
+        let java = |of: &str| {
+            let stack =
+                format!("java.lang.Thread.run;app.Main.run;{of};jdk.internal.misc.Unsafe.park;Parker::park");
+            settled(&stack, Park)
+        };
+        let acquire = "java.util.concurrent.locks.AbstractQueuedSynchronizer.acquire";
+        assert_eq!(java(&format!("java.util.concurrent.locks.ReentrantLock.lock;{acquire}")), Lock);
+        assert_eq!(
+            java(&format!("java.util.concurrent.CountDownLatch.await;{acquire}SharedInterruptibly")),
+            Park
+        );
+        assert_eq!(
+            settled("app.Main.run;java.lang.Thread.sleep;JavaThread::sleep;os::Platform", Park),
+            WaitCause::Sleep
+        );
         assert_eq!(settled("worker;uv__getaddrinfo_work;getaddrinfo;send_dg;poll", Poll), WaitCause::Network);
     }
 

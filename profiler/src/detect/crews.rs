@@ -1,7 +1,7 @@
 //! Threads as rules judge them: one that lived for a good part of the run by itself; those of a process that came and went, as
 //! of a server that starts a thread for each connection, together. What one of these did in its few milliseconds says nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{report::Run, stack::ThreadKey, wait::ThreadTime};
 
@@ -15,6 +15,8 @@ pub struct Crew {
     pub time: ThreadTime,
     /// How many there were at once, on average, of those that came and went.
     pub at_once: Option<f64>,
+    /// Threads of its process that are no part of it.
+    others: BTreeSet<ThreadKey>,
     /// Of the run, ns.
     run_ns: u64,
 }
@@ -36,7 +38,12 @@ pub fn crews(run: &Run) -> Vec<Crew> {
             continue;
         }
         if main || !is_short(run, time) {
-            crews.push(Crew { time: time.clone(), at_once: None, run_ns: duration_ns });
+            crews.push(Crew {
+                time: time.clone(),
+                at_once: None,
+                others: BTreeSet::new(),
+                run_ns: duration_ns,
+            });
         } else {
             short.entry((time.thread.pid, &time.name)).or_default().push(time);
         }
@@ -47,7 +54,11 @@ pub fn crews(run: &Run) -> Vec<Crew> {
         times.iter().skip(1).for_each(|time| sum.add(time));
         // One thread alone is told as what it is.
         let at_once = (sum.others > 0).then_some(sum.wall_ns as f64 / duration_ns as f64);
-        crews.push(Crew { time: sum, at_once, run_ns: duration_ns });
+        let own: BTreeSet<ThreadKey> = times.iter().map(|time| time.thread).collect();
+        let threads = run.blocking.iter().flat_map(|blocking| &blocking.threads).map(|of| of.thread);
+        let threads = threads.filter(|_| at_once.is_some());
+        let others = threads.filter(|of| of.pid == sum.thread.pid && !own.contains(of)).collect();
+        crews.push(Crew { time: sum, at_once, others, run_ns: duration_ns });
     }
     crews
 }
@@ -83,7 +94,8 @@ impl Crew {
 
     /// Whether it is this thread's crew.
     pub fn has(&self, thread: ThreadKey) -> bool {
-        thread == self.time.thread || (self.at_once.is_some() && thread.pid == self.time.thread.pid)
+        let of_process = thread.pid == self.time.thread.pid && !self.others.contains(&thread);
+        thread == self.time.thread || (self.at_once.is_some() && of_process)
     }
 }
 

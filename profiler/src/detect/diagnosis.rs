@@ -1,18 +1,19 @@
 //! The verdict: what kind of bottleneck, in one sentence. One table decides, from findings and figures of the run.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+mod blind;
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
+
+use self::blind::{FEW_SAMPLES, GROWTH_NS, SHORT_NS, blind, more};
 use crate::{
     detect::{
         blocked::heaviest,
         crews::{Crew, crews},
-        hotspot,
-        rule::Needs,
-        rules, served,
-        words::{
-            at, bottleneck, by_function, calls_watched_ns, hottest, is_of_libc, most_in, own, path, place,
-            tail,
-        },
+        hotspot, rules, served,
+        words::{at, bottleneck, by_function, hottest, is_of_libc, most_in, own, path, place, tail},
     },
     model::{
         cause::WaitCause,
@@ -22,19 +23,16 @@ use crate::{
         report::{ProfileStack, Run},
         request::Exchanges,
         stack::ThreadKey,
-        units::{count, thousands, time},
+        units::{count, time},
     },
 };
 
-/// A shorter run, or fewer samples, say too little.
-const SHORT_NS: u64 = 5_000_000_000;
-const FEW_SAMPLES: u64 = 100;
-/// Growth of memory is not told from chance in less time, ns.
-const GROWTH_NS: u64 = 30_000_000_000;
 /// One thread that is on a CPU for so much of the time has no time for more, of wall time.
 const BUSY: f64 = 0.8;
 /// Waiting for so much of the time is what decides, of wall time.
 const WAITS: f64 = 0.2;
+/// What explains nearly all of the time comes before what warns and costs little, of wall time.
+const NEARLY_ALL: f64 = 0.8;
 /// A target that is on CPUs for less of one is idle.
 const IDLE: f64 = 0.05;
 /// One place in which threads sleep for so much of their time is why nothing happens.
@@ -43,20 +41,17 @@ const ASLEEP: f64 = 0.5;
 const RETRIES: [&str; 3] = ["busy", "retry", "backoff"];
 /// Use of one CPU, no less and no more.
 const ONE_CPU: RangeInclusive<f64> = 0.9..=1.05;
+/// One process has so much of it, of all its CPU time.
+const ALONE: f64 = 0.95;
 /// With the work of a runtime beside it, where several requests wait to be answered.
 const ONE_CPU_AND_MORE: RangeInclusive<f64> = 0.9..=1.2;
 /// So many requests are in progress at once where they wait for each other.
 const SEVERAL: f64 = 2.0;
-/// The slowest of a hundred takes hardly longer than half of them: such requests wait for a time.
-const SAME: f64 = 1.2;
 
 /// A request that takes longer is slow, however seldom it comes, ns.
 const SLOW_NS: u64 = 100_000_000;
 /// Requests of one kind that are being answered for so much of the time matter, of wall time.
 const SERVES: f64 = 0.1;
-
-/// System calls that were watched for so much of the time have been watched.
-const MOSTLY: f64 = 0.95;
 
 /// The figures that decide.
 struct Signals<'a> {
@@ -75,7 +70,7 @@ struct Signals<'a> {
 }
 
 /// The decisions, in their order: the first that fits is the verdict.
-const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 13] = [
+const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 14] = [
     something_wrong,
     saturated,
     waiting,
@@ -86,8 +81,9 @@ const DECISIONS: [fn(&Signals<'_>) -> Option<Verdict>; 13] = [
     serving,
     one_at_a_time,
     timed,
-    working,
     asleep,
+    working,
+    for_child,
     idle,
 ];
 
@@ -110,13 +106,22 @@ impl<'a> Signals<'a> {
             threads.iter().flat_map(|of| of.time.blocked.iter().map(move |&(cause, ns)| (of, cause, ns)));
         let waits = waits
             .filter(|(_, cause, _)| !cause.is_idle() && *cause != WaitCause::Other)
-            .filter(|(of, cause, _)| *cause != WaitCause::Network || !only_serves(run, of.time.thread.pid))
+            .filter(|(of, cause, _)| {
+                *cause != WaitCause::Network || served::needs_answers(run, of.time.thread.pid)
+            })
             .map(|(of, cause, ns)| (of.clone(), cause, of.share_of_run(ns)))
             .max_by(|a, b| a.2.total_cmp(&b.2));
         let sampled = run.cpu.estimated_ns(run.cpu.total) as f64 / wall_ns.max(1) as f64;
         let measured: u64 =
             run.blocking.iter().flat_map(|blocking| &blocking.threads).map(|of| of.on_cpu_ns).sum();
         let found = || run.findings.iter().enumerate();
+        // What a server awaits is told by the requests that it answers.
+        let served = run.requests.iter().flat_map(|requests| requests.served());
+        let serving: BTreeSet<u32> = served.filter(|of| of.exchanges() > 0).map(|of| of.pid).collect();
+        let explains = |of: &Finding| {
+            let of_requests = of.rule == rules::slow_peer::RULE.name && serving.contains(&of.process.pid);
+            of.severity == Severity::Info && of.cost.share_of_wall >= WAITS && !of_requests
+        };
         Signals {
             run,
             wall_ns,
@@ -124,7 +129,7 @@ impl<'a> Signals<'a> {
             busiest,
             waits,
             worst: found().find(|(_, of)| of.severity >= Severity::Warning),
-            explains: found().find(|(_, of)| of.severity == Severity::Info && of.cost.share_of_wall >= WAITS),
+            explains: found().find(|(_, of)| explains(of)),
         }
     }
 
@@ -171,12 +176,6 @@ impl<'a> Signals<'a> {
     }
 }
 
-/// Whether a process talks to clients of its own only: on a connection it then waits for the next request.
-fn only_serves(run: &Run, pid: u32) -> bool {
-    let mut processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
-    processes.any(|of| of.pid == pid && of.listens && of.peers.iter().all(|peer| peer.clients))
-}
-
 fn from_finding(signals: &Signals<'_>, (at, of): (usize, &Finding)) -> Verdict {
     Verdict {
         advice: of.advice.clone(),
@@ -192,7 +191,8 @@ fn something_wrong(signals: &Signals<'_>) -> Option<Verdict> {
     // What warns and costs little does not hide what explains nearly all of the time.
     let explains = signals.explains.filter(|(_, of)| {
         let little = worst.1.severity < Severity::Critical && worst.1.cost.bytes_per_s <= 0.0;
-        little && worst.1.cost.ns > 0 && of.cost.share_of_wall > 5.0 * worst.1.cost.share_of_wall
+        let most = of.cost.share_of_wall >= NEARLY_ALL;
+        little && worst.1.cost.ns > 0 && most && of.cost.share_of_wall > 5.0 * worst.1.cost.share_of_wall
     });
     Some(from_finding(signals, explains.unwrap_or(worst)))
 }
@@ -354,7 +354,16 @@ fn answers(run: &Run) -> String {
 /// Several threads together use one CPU, neither less nor more: that is what a program looks like in which one task at a time
 /// can run, whatever thread it is on (goroutines that queue for a mutex; an interpreter's lock).
 fn one_at_a_time(signals: &Signals<'_>) -> Option<Verdict> {
-    ONE_CPU.contains(&signals.cpu).then(|| one_by_one(signals, "")).flatten()
+    let mut processes: BTreeMap<u32, u64> = BTreeMap::new();
+    for of in signals.run.blocking.iter().flat_map(|blocking| &blocking.threads) {
+        *processes.entry(of.thread.pid).or_default() += of.on_cpu_ns;
+    }
+    // Of several processes, and of requests that do not wait for each other, it is chance.
+    let all: u64 = processes.values().sum();
+    let alone = processes.values().any(|ns| *ns as f64 >= ALONE * all as f64);
+    let mut served = signals.run.requests.iter().flat_map(|requests| requests.served());
+    let serves = served.any(|of| of.exchanges() > 0);
+    (ONE_CPU.contains(&signals.cpu) && alone && !serves).then(|| one_by_one(signals, "")).flatten()
 }
 
 /// The same, where requests wait in line for that.
@@ -392,10 +401,11 @@ fn timed(signals: &Signals<'_>) -> Option<Verdict> {
     let served = run.requests.iter().flat_map(|requests| requests.served());
     let of = served.filter(|of| of.exchanges() >= 50).max_by_key(|of| of.first.sum_ns)?;
     let in_progress = served::in_progress(run, of.pid);
-    let same = of.first.p99_ns as f64 <= SAME * of.first.p50_ns as f64;
+    let same = of.first.p99_ns as f64 <= served::SAME * of.first.p50_ns as f64;
     // Neither computes, which would be some of the CPU for each in progress, nor awaits others.
     let works = 10.0 * (signals.cpu + served::awaited(run, of.pid)) > in_progress;
-    if !same || works || of.first.p50_ns < SLOW_NS {
+    // What takes very long waits for work itself, as who asked for it knows.
+    if !same || works || !(SLOW_NS..served::LONG_POLL_NS).contains(&of.first.p50_ns) {
         return None;
     }
     let sentence = format!(
@@ -440,7 +450,10 @@ fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
     let is_here = |of: &&ProfileStack| own(names, &of.frames).is_some_and(|own| own.name == here.name);
     let threads: BTreeSet<ThreadKey> = asleep().filter(is_here).map(|of| of.thread).collect();
     let share = ns as f64 / (threads.len() as u64 * signals.wall_ns).max(1) as f64;
-    if share < ASLEEP {
+    // Of a target that works, who works must be who sleeps.
+    let works = signals.busiest.as_ref().filter(|_| signals.cpu >= IDLE);
+    let sleeps = works.is_none_or(|(crew, _)| threads.iter().any(|thread| crew.has(*thread)));
+    if share < ASLEEP || !sleeps {
         return None;
     }
     // By the name of what it called there one may know why.
@@ -462,8 +475,11 @@ fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
         ),
     };
     let sentence = format!(
-        "the target hardly ran ({:.1} % of one CPU): {} for {:.0} % of the time in {}{why}{}",
-        100.0 * signals.cpu,
+        "the target {}: {} for {:.0} % of the time in {}{why}{}",
+        match works {
+            Some(_) => format!("uses {:.0} % of one CPU", 100.0 * signals.cpu),
+            None => format!("hardly ran ({:.1} % of one CPU)", 100.0 * signals.cpu),
+        },
         if threads.len() == 1 { "it sleeps".to_owned() } else { format!("{} threads sleep", threads.len()) },
         100.0 * share,
         at(here),
@@ -473,6 +489,30 @@ fn asleep(signals: &Signals<'_>) -> Option<Verdict> {
         advice: advice.to_owned(),
         more: more(run, lacks),
         ..signals.verdict(lacks, sentence, share)
+    })
+}
+
+/// It does nothing until a child of it ends.
+fn for_child(signals: &Signals<'_>) -> Option<Verdict> {
+    let waits = |of: &Crew| {
+        let ns = of.time.blocked.iter().filter(|(cause, _)| *cause == WaitCause::Child).map(|(_, ns)| ns);
+        of.share_of_run(ns.sum())
+    };
+    let crews = crews(signals.run);
+    let (crew, share) = crews
+        .iter()
+        .map(|of| (of, waits(of)))
+        .max_by(|a, b| a.1.total_cmp(&b.1))
+        .filter(|of| of.1 >= ASLEEP)?;
+    let sentence = format!(
+        "the target hardly ran ({:.1} % of one CPU): {} waits {:.0} % of the time for a child process to end",
+        100.0 * signals.cpu,
+        crew.who(),
+        100.0 * share
+    );
+    Some(Verdict {
+        advice: "look at that child: --follow, or --pid with its number".to_owned(),
+        ..signals.verdict(Bottleneck::Process, sentence, share)
     })
 }
 
@@ -509,67 +549,6 @@ fn others(run: &Run) -> String {
 
 fn unknown(signals: &Signals<'_>) -> Verdict {
     signals.verdict(Bottleneck::Unknown, "nothing could be told".to_owned(), 0.0)
-}
-
-/// Options that show more about a bottleneck than this run does.
-fn more(run: &Run, lacks: Bottleneck) -> &'static str {
-    let calls = run.calls.is_some() && watched(run) >= MOSTLY;
-    match lacks {
-        Bottleneck::Cpu => "-o cpu.svg",
-        Bottleneck::CpuStarvation => "--all -d 10s",
-        Bottleneck::Memory => "--alloc full --snapshot 5m",
-        Bottleneck::Io | Bottleneck::Network | Bottleneck::Process if calls => "-o offcpu.svg",
-        Bottleneck::Io | Bottleneck::Network | Bottleneck::Process => "--syscalls -o offcpu.svg",
-        Bottleneck::Lock | Bottleneck::Sleep => "--wakers -o offcpu.svg",
-        Bottleneck::Descriptors | Bottleneck::Unknown | Bottleneck::None if calls => "-d 1m",
-        Bottleneck::Descriptors | Bottleneck::Unknown | Bottleneck::None => "--syscalls",
-    }
-}
-
-/// For which part of the run system calls were watched, from 0 to 1.
-fn watched(run: &Run) -> f64 {
-    (calls_watched_ns(run) as f64 / run.cpu.accounts.duration_ns.max(1) as f64).min(1.0)
-}
-
-/// What a run did not look at, or could not see.
-fn blind(run: &Run) -> Vec<String> {
-    let accounts = &run.cpu.accounts;
-    let mut blind = Vec::new();
-    if accounts.duration_ns < SHORT_NS {
-        blind.push(format!("the run took only {}", time(accounts.duration_ns)));
-    }
-    if run.cpu.total < FEW_SAMPLES && run.blocking.is_none() {
-        blind.push(format!("there are only {}", count(run.cpu.total, "sample")));
-    }
-    if !Needs::Waits.is_in(run) {
-        blind.push("waits were not watched (--waits on)".to_owned());
-    }
-    match &run.calls {
-        None => blind.push("system calls, their errors and files were not watched (--syscalls)".to_owned()),
-        Some(calls) if calls.windows > 0 || watched(run) < MOSTLY => blind.push(format!(
-            "system calls were watched for {:.0} % of the time only, for their cost (--syscalls: all the time)",
-            100.0 * watched(run)
-        )),
-        Some(_) => {}
-    }
-    if !Needs::Memory.is_in(run) {
-        blind.push("memory was not watched (--alloc)".to_owned());
-    } else if accounts.duration_ns < GROWTH_NS {
-        blind.push(format!("growth of memory shows in {} and more", time(GROWTH_NS)));
-    }
-    let unlisted = [
-        ("memory", run.memory.as_ref().map_or(0, |memory| memory.watching.unlisted)),
-        ("descriptors and CPU quotas", run.vitals.as_ref().map_or(0, |vitals| vitals.unlisted)),
-    ];
-    let unlisted = unlisted.into_iter().filter(|(_, processes)| *processes > 0);
-    blind.extend(unlisted.map(|(what, of)| format!("{what} of {} were not looked at", count(of, "process"))));
-    let lost = 100 * accounts.losses.lost();
-    if lost > accounts.samples_taken {
-        blind.push(format!("{} were lost", count(accounts.losses.lost(), "sample")));
-    }
-    let hidden = accounts.losses.iter().filter(|(loss, _)| loss.hides());
-    blind.extend(hidden.map(|(loss, n)| format!("{} {loss}", thousands(n))));
-    blind
 }
 
 #[cfg(test)]

@@ -2,9 +2,14 @@
 
 use serde::Serialize;
 
-use crate::model::{
-    report::{Names, Profile, ProfileStack},
-    stack::StackId,
+use crate::{
+    detect::words::own,
+    model::{
+        function::Function,
+        module::ModuleKind,
+        report::{NamedFrame, Names, Profile, ProfileStack},
+        stack::StackId,
+    },
 };
 
 /// A kind of work, and how functions that do it are called: a name that has one of these at the start of a word. Those of
@@ -248,9 +253,21 @@ pub fn samples_within(profile: &Profile, name: &str) -> u64 {
 /// Whether any function of a stack is of one kind of work.
 pub fn is_within(names: &Names, frames: &[usize], name: &str) -> bool {
     let Some(kind) = KINDS.iter().find(|kind| kind.name == name) else { return false };
-    let mut functions = names.functions(frames);
-    functions.any(|(function, frame, _)| {
+    at_work(names, frames).any(|(function, frame, _)| {
         kind.kernel == names.is_kernel(frame) && kind.words.iter().any(|word| has_word(&function.name, word))
+    })
+}
+
+/// The functions of a stack, innermost first, that work for the program's own innermost one: what called that, as the layers of a
+/// server do, is another's work. Native libraries call the program back for parts of theirs, and count for all of it.
+fn at_work<'a>(
+    names: &'a Names,
+    frames: &'a [usize],
+) -> impl Iterator<Item = (&'a Function, &'a NamedFrame, bool)> {
+    let own = own(names, frames);
+    names.functions(frames).take_while(move |(function, frame, _)| {
+        let is_managed = matches!(names.module_of(frame).kind, ModuleKind::Jit(_) | ModuleKind::Managed(_));
+        !is_managed || !own.is_some_and(|own| std::ptr::eq(own, *function))
     })
 }
 
@@ -265,7 +282,7 @@ pub fn mostly(names: &Names, samples: &[(StackId, u64)]) -> Option<&'static str>
 }
 
 fn kind_of(profile: &Profile, stack: &ProfileStack) -> Option<usize> {
-    profile.functions(stack).find_map(|(function, frame, _)| {
+    at_work(&profile.names, &stack.frames).find_map(|(function, frame, _)| {
         let kernel = profile.names.is_kernel(frame);
         KINDS.iter().position(|kind| {
             kind.kernel == kernel && kind.words.iter().any(|word| has_word(&function.name, word))
@@ -291,7 +308,7 @@ fn has_word(name: &str, word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::report::fixtures::profile;
+    use crate::model::{module::Language, report::fixtures::profile};
 
     #[test]
     fn a_sample_belongs_to_its_innermost_kind() {
@@ -314,5 +331,17 @@ mod tests {
                 && has_word("parseJson", "Json")
         );
         assert!(!has_word("phrases", "aes") && !has_word("reinflate", "inflate"));
+    }
+
+    #[test]
+    fn the_layers_of_a_server_are_not_what_a_handler_does() {
+        let kinds = |stack: &str| {
+            let mut profile = profile(&[(stack, 3)]);
+            let names = std::rc::Rc::make_mut(&mut profile.names);
+            let files = names.modules.iter_mut().filter(|of| of.kind == ModuleKind::File);
+            files.for_each(|of| of.kind = ModuleKind::Managed(Language::JavaScript));
+            groups(&profile).into_iter().map(|group| group.name).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds("main;jsonParser;next;findDuplicates"), [""; 0]);
     }
 }

@@ -400,7 +400,9 @@ fn goes_on_in_lumps(points: &[Point]) -> bool {
         let (first, second) = part.split_at(part.len() / 2);
         (trend::mean(first), trend::mean(second))
     };
-    let slower = SLOWING.0 * first - second > trend::Z95 * (SLOWING.0 * first_error).hypot(second_error);
+    // Of so few pieces the spread itself is hardly known.
+    let certain = trend::t95(part.len().saturating_sub(2));
+    let slower = SLOWING.0 * first - second > certain * (SLOWING.0 * first_error).hypot(second_error);
     let rise = points.last().zip(points.first()).map_or(0.0, |(last, first)| last.1 - first.1);
     let steep =
         3.0 * rise_of_last_third(points) >= SLOWING.0 * rise && deepest_fall(points) < COLLECTED * rise;

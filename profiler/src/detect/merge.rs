@@ -14,6 +14,10 @@ use crate::model::{
 const EXPLAIN: [&str; 2] = ["gc-pressure", "nested-wait"];
 /// Rules that say how CPU time is spent: where a finding of another rule shows the same function, they are about the same work.
 const HOW: [&str; 3] = ["page-fault-storm", "cpu-bound", "busy-poll"];
+/// Rules that say that there is a lack, and not where.
+const THAT: [&str; 1] = ["lock-convoy"];
+/// Rules whose defect is one of its own, whatever its threads lack.
+const APART: [&str; 1] = ["thread-pool-saturated"];
 /// Rules that say why a CPU is lacking: where that costs at least half of it, they stand for the lack.
 const WHY: [&str; 1] = ["cpu-throttled"];
 
@@ -60,13 +64,15 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
         let first = kept.iter_mut().find(|of| {
             let of_process = of.process.name == finding.process.name && of.bottleneck == finding.bottleneck;
             let same = !of.subject.is_empty() && of.subject == finding.subject;
-            of_process && (same || ONE.contains(&of.bottleneck))
+            let apart = APART.contains(&of.rule) != APART.contains(&finding.rule);
+            of_process && (same || (ONE.contains(&of.bottleneck) && !apart))
         });
         match first {
             // Whichever costs more, the one that explains stands for both.
             Some(first)
                 if explains(&finding, first)
-                    || first.subject == finding.subject && says_more(&finding) > says_more(first) =>
+                    || says_more(&finding) > says_more(first)
+                        && (first.subject == finding.subject || THAT.contains(&first.rule)) =>
             {
                 let other = std::mem::replace(first, finding);
                 stand_for(first, &other);
@@ -122,7 +128,7 @@ fn same_work(found: Vec<Finding>, names: &Names) -> Vec<Finding> {
 fn says_more(of: &Finding) -> u8 {
     match of.rule {
         rule if EXPLAIN.contains(&rule) => 2,
-        rule if HOW.contains(&rule) => 0,
+        rule if HOW.contains(&rule) || THAT.contains(&rule) => 0,
         _ => 1,
     }
 }
@@ -210,6 +216,22 @@ mod tests {
         assert_eq!(rules(lack(true), 1), ["busy-poll"]);
         assert_eq!(rules(lack(true), 2).len(), 2, "another process spins");
         assert_eq!(rules(lack(false), 1).len(), 2, "somebody else has the CPUs");
+    }
+
+    #[test]
+    fn where_a_lock_is_waited_for_stands_for_a_convoy_and_a_pool_for_itself() {
+        let convoy =
+            Finding { severity: Severity::Critical, ..finding("lock-convoy", 1, Bottleneck::Lock, 0) };
+        let place = Finding { subject: "save".into(), ..finding("lock-contention", 1, Bottleneck::Lock, 7) };
+        let merged = defects(vec![convoy, place], &Names::default());
+        assert_eq!(
+            (merged.len(), merged[0].rule, merged[0].severity),
+            (1, "lock-contention", Severity::Critical)
+        );
+        let pool = finding("thread-pool-saturated", 1, Bottleneck::Io, 99);
+        let stall =
+            Finding { subject: "readFileSync".into(), ..finding("event-loop-stall", 1, Bottleneck::Io, 5) };
+        assert_eq!(defects(vec![pool, stall], &Names::default()).len(), 2);
     }
 
     #[test]

@@ -78,11 +78,17 @@ pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
     let able = RULES.iter().filter(|rule| rule.needs.iter().all(|needs| needs.is_in(run)));
     let found: Vec<Finding> = able.flat_map(|rule| (rule.check)(run, &overrides.of(rule))).collect();
     let mut found = merge::defects(found, run.names());
-    // What grows until it is killed comes before all that costs time.
-    let rank = |of: &Finding| (of.severity, of.cost.bytes_per_s > 0.0, of.cost.ns);
+    let rank = |of: &Finding| (of.severity, fills_up_soon(of), of.cost.ns);
     found.sort_by_key(|finding| std::cmp::Reverse(rank(finding)));
     causes_first(&mut found);
     found
+}
+
+/// What grows until it is killed comes before all that costs time, unless that takes long, or is not known.
+fn fills_up_soon(of: &Finding) -> bool {
+    const SOON_NS: u64 = 86_400 * 1_000_000_000;
+    let limit_ns = of.details.get("limit_reached_after_ns").and_then(serde_json::Value::as_u64);
+    of.cost.bytes_per_s > 0.0 && limit_ns.is_none_or(|ns| ns < SOON_NS)
 }
 
 /// What makes requests late.
@@ -146,6 +152,22 @@ mod tests {
 
     use super::*;
     use crate::model::finding::{Bottleneck, ProcessName};
+
+    #[test]
+    fn growth_comes_first_where_it_ends_soon() {
+        let growth = |limit_ns: Option<u64>| {
+            let mut of =
+                Finding::warning("memory-leak", Bottleneck::Memory, ProcessName::default(), String::new());
+            of.cost.bytes_per_s = 1000.0;
+            of.details.insert("limit_reached_after_ns", serde_json::json!(limit_ns));
+            fills_up_soon(&of)
+        };
+        assert_eq!(
+            [Some(3600), Some(300 * 86_400)].map(|s| growth(s.map(|s| s * 1_000_000_000))),
+            [true, false]
+        );
+        assert!(growth(None), "not known");
+    }
 
     #[test]
     fn what_clients_notice_comes_behind_what_explains_it() {

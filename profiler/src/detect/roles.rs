@@ -34,7 +34,7 @@ const ROLES: [Role; 16] = [
     Role {
         name: "GC",
         threads: &["GC Thread", "G1 ", "ZWorker", "XWorker", "Shenandoah", "VM Thread", "Parallel GC"],
-        roots: &["GangWorker::", "WorkerThread::run", "=runtime.gcBgMarkWorker"],
+        roots: &["GangWorker::", "=WorkerThread::run", "=runtime.gcBgMarkWorker"],
     },
     Role { name: "JIT compiler", threads: &["C1 Compiler", "C2 Compiler"], roots: &["CompileBroker::"] },
     Role {
@@ -69,6 +69,9 @@ const ROLES: [Role; 16] = [
     Role { name: "io_uring worker", threads: &["iou-wrk", "iou-sqp"], roots: &[] },
 ];
 
+/// Functions of libuv, and of Node.js, begin like this: `worker` by itself is anybody's.
+const LIBUV: [&str; 2] = ["uv_", "node::"];
+
 /// Functions looked at, from the outermost inwards: threads that a runtime starts begin with several of its own.
 const OUTERMOST: usize = 24;
 
@@ -91,7 +94,11 @@ pub fn roles(run: &Run) -> BTreeMap<ThreadKey, &'static str> {
         for stack in &profile.stacks {
             let waker = run.names().waker_at(&stack.frames).map_or(0, |at| at + 1);
             let path = path(run.names(), &stack.frames[waker..]);
+            let of_libuv = path.iter().any(|at| LIBUV.iter().any(|word| at.name.starts_with(word)));
             let by_root = |of: &Role| {
+                if of.name == LIBUV_POOL && !of_libuv {
+                    return false;
+                }
                 let is = |name: &str, word: &str| match word.strip_prefix('=') {
                     Some(exact) => name == exact,
                     None => name.contains(word),
@@ -147,5 +154,6 @@ mod tests {
             Some("tokio worker")
         );
         assert_eq!(of("clone;start_thread;network_worker;read"), None);
+        assert_eq!(of("clone;start_thread;worker;compress"), None, "anybody's");
     }
 }

@@ -17,6 +17,11 @@ const MIN_FOLLOWED: u64 = 5;
 /// Requests that are answered sooner need no advice, ns.
 pub const SOON_NS: u64 = 1_000_000;
 
+/// Nobody waits so long for an answer that is late: such a question (BRPOP, a long poll) waits for work, ns.
+pub const LONG_POLL_NS: u64 = 5_000_000_000;
+/// The slowest of a hundred takes hardly longer than half of them: such requests wait for a time.
+pub const SAME: f64 = 1.2;
+
 /// What a part of a request's time is spent on.
 pub struct Part {
     /// How much, ns.
@@ -88,6 +93,19 @@ pub fn in_progress(run: &Run, pid: u32) -> f64 {
 pub fn awaited(run: &Run, pid: u32) -> f64 {
     let asked = run.requests.iter().flat_map(|requests| requests.asked()).filter(|of| of.pid == pid);
     asked.map(|of| of.first.sum_ns).sum::<u64>() as f64 / run.requests_watched_ns() as f64
+}
+
+/// An answer that is awaited in less of the looks is not what a process waits for, from 0 to 1.
+pub const AWAITED: f64 = 0.2;
+
+/// Whether a process waits for answers of peers for a noteworthy part of the time, as far as is known: else it waits on its
+/// connections for the next request or message.
+pub fn needs_answers(run: &Run, pid: u32) -> bool {
+    let Some(of) = run.vitals.iter().find_map(|vitals| vitals.of(pid)) else { return true };
+    if of.peers.iter().all(|peer| peer.clients) {
+        return !of.listens;
+    }
+    of.peers.iter().any(|peer| !peer.clients && peer.is_awaited_for(AWAITED))
 }
 
 /// What a kind of request is called.

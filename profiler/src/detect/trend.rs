@@ -32,6 +32,11 @@ pub struct MannKendall {
 /// Half the width of a 95 % interval, in standard errors.
 pub const Z95: f64 = 1.959_963_984_540_054;
 
+/// The same of Student's t with so many degrees of freedom.
+pub fn t95(freedom: usize) -> f64 {
+    StudentsT::new(0.0, 1.0, freedom as f64).map_or(f64::INFINITY, |t| t.inverse_cdf(0.975))
+}
+
 /// The median of all slopes between two points: Theil–Sen, with Sen's interval (P. K. Sen, Estimates of the regression
 /// coefficient based on Kendall's tau, JASA 63, 1968), whose width follows from the variance of Mann–Kendall's S. The
 /// work grows with the square of the number of points. `None` for fewer than two times.

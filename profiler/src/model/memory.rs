@@ -230,7 +230,7 @@ pub struct Growth {
     pub anon_bytes: u64,
     /// Resident pages of files.
     pub file_bytes: u64,
-    /// Resident shared memory and tmpfs.
+    /// Resident shared memory and tmpfs; of what it touched since the first look no more than the machine has taken since then.
     pub shmem_bytes: u64,
     /// Swapped out.
     pub swap_bytes: u64,

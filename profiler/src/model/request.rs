@@ -212,6 +212,11 @@ impl Route {
     pub fn failed(&self) -> u64 {
         self.errors.iter().map(|(_, n)| n).sum()
     }
+
+    /// Errors that the side that answers is to blame for, as [`Exchanges::broken`]; `http` if they are statuses.
+    pub fn broken(&self, http: bool) -> impl Iterator<Item = &(String, u64)> {
+        self.errors.iter().filter(move |(error, _)| !http || error.starts_with('5'))
+    }
 }
 
 /// What threads did while they worked at requests of one route: of those that could be followed.

@@ -13,6 +13,13 @@ pub struct Vitals {
     pub unlisted: u64,
 }
 
+impl Vitals {
+    /// What is known of a process.
+    pub fn of(&self, pid: u32) -> Option<&ProcessVitals> {
+        self.processes.iter().find(|of| of.pid == pid)
+    }
+}
+
 /// Of one process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessVitals {
@@ -94,7 +101,7 @@ pub struct Peer {
     pub seen: u64,
     /// Most connections in TIME_WAIT at once, in the whole network namespace.
     pub most_time_wait: u64,
-    /// Looks that found a connection which waits for its other side to answer the first packet.
+    /// Looks that found a connection which still waits for its other side to answer the first packet, as at the look before.
     pub connecting: u64,
     /// Looks that found it, and those in which something had been sent to it and no answer had come.
     pub samples: u64,
@@ -102,6 +109,13 @@ pub struct Peer {
     pub awaited: u64,
     /// Longest time that an answer had been awaited for at a look, ns.
     pub longest_awaited_ns: u64,
+}
+
+impl Peer {
+    /// Whether an answer was awaited in so much of the looks, from 0 to 1.
+    pub fn is_awaited_for(&self, share: f64) -> bool {
+        self.awaited as f64 >= share * self.samples.max(1) as f64
+    }
 }
 
 /// A child that is no target.

@@ -131,6 +131,8 @@ pub struct EventLoop {
     pub wait: String,
     /// Lengths of its iterations: from one wait's return to the next wait's start.
     pub iterations: Summary,
+    /// Longest turn of its work that was told one by one, ns: as an iteration, but ended by parking, too.
+    pub longest_turn_ns: u64,
     /// Iterations longer than the warning threshold, not the critical one.
     pub warnings: u64,
     /// Iterations longer than the critical threshold.

@@ -1,6 +1,7 @@
 //! The API: what the daemon knows, as JSON, and metrics for scrapers. Of this machine only; or of others, with encryption and
 //! tokens.
 
+mod access;
 mod answer;
 mod auth;
 mod change;

@@ -13,7 +13,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{events::Events, limit::Bucket, token::Access};
+use super::{access::Access, events::Events, limit::Bucket};
 use crate::{
     alerting::Rule,
     daemon::{

@@ -1,22 +1,10 @@
-//! Who may use the API: tokens, what is kept of them, and what they open.
+//! Tokens of the API: what is kept of them, and what they open.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-
-use super::jwt::Issuer;
-use crate::daemon::config::Daemon;
-
-/// Who may use the API.
-#[derive(Clone)]
-pub struct Access {
-    /// Nobody needs a token.
-    pub is_open: bool,
-    tokens: Vec<Token>,
-    issuer: Option<Issuer>,
-}
 
 /// Somebody who uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,21 +13,6 @@ pub struct Caller {
     pub role: Role,
     /// Who it is, as far as that is known; of a site's login its own words.
     pub who: String,
-}
-
-impl Access {
-    /// Reads tokens and keys.
-    pub fn load(settings: &Daemon) -> Result<Access> {
-        let issuer = settings.jwt.as_ref().map(Issuer::load).transpose()?;
-        let tokens = Token::load(settings.token_file.as_deref())?;
-        Ok(Access { is_open: settings.is_open(), tokens, issuer })
-    }
-
-    /// Whose a token is.
-    pub fn caller(&self, given: &str) -> Option<Caller> {
-        let issued = self.issuer.as_ref().and_then(|issuer| issuer.caller(given));
-        Token::caller(&self.tokens, given).or(issued)
-    }
 }
 
 /// Somebody who may use the API: the hash of a token, and what it opens.
@@ -81,7 +54,7 @@ impl Token {
     }
 
     /// Whose a token is. All are compared, each in constant time, so that the time says nothing.
-    fn caller(tokens: &[Token], given: &str) -> Option<Caller> {
+    pub fn caller(tokens: &[Token], given: &str) -> Option<Caller> {
         let hash = Sha256::digest(given.as_bytes());
         let mut role = None;
         for token in tokens {

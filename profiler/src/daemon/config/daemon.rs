@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    Jwt,
+    jwt::Jwt,
     units::{bytes, duration},
 };
 use crate::settings::Requests;

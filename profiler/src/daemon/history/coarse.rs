@@ -11,7 +11,7 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use zstd::bulk::Compressor;
 
-use super::{DAY_MS, HOUR_MS, Key, LEVEL, Point, day, day_file, unpack};
+use super::series::{DAY_MS, HourQuery, Key, LEVEL, Point, day, day_file};
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS series (
@@ -89,35 +89,6 @@ pub fn steps(dir: &Path, key: &Key, day_index: i64) -> Result<Vec<Point>> {
     match rows.next()? {
         Some(row) => points(&row.get::<_, Vec<u8>>(0)?, day_index * DAY_MS),
         None => Ok(Vec::new()),
-    }
-}
-
-/// The values of one series, hour by hour.
-pub struct HourQuery<'a>(rusqlite::Statement<'a>);
-
-impl<'a> HourQuery<'a> {
-    /// Of a day's file.
-    pub fn new(db: &'a Connection) -> Result<HourQuery<'a>> {
-        let of = "SELECT points FROM series WHERE hour = ?1 AND target = ?2 AND metric = ?3 AND label = ?4";
-        Ok(HourQuery(db.prepare(of)?))
-    }
-
-    /// Gives each value of some hours, since 1970, with its time.
-    pub fn each(
-        &mut self,
-        key: &Key,
-        hours: std::ops::RangeInclusive<i64>,
-        mut give: impl FnMut(i64, f64),
-    ) -> Result<()> {
-        for hour in hours {
-            let mut rows = self.0.query(params![hour, key.target, key.metric, key.label])?;
-            if let Some(row) = rows.next()? {
-                for (within, value) in unpack(&row.get::<_, Vec<u8>>(0)?)? {
-                    give(hour * HOUR_MS + i64::from(within), f64::from(value));
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -46,6 +46,8 @@ const MIN_ANSWERS: u64 = 20;
 const QUEUED_SHARE: f64 = 0.3;
 /// Part of a request's time in which nothing is done and nobody is asked, from which on it looks as if it was meant to wait.
 const WAITS_ITSELF: f64 = 0.8;
+/// Fewer requests of a kind say nothing of its slow ones.
+const MIN_OF_KIND: u64 = 5;
 
 /// Requests that fail.
 pub static ERRORS: Rule = Rule {
@@ -91,7 +93,8 @@ pub static SLOW_ROUTE: Rule = Rule {
 One in ten requests of a kind takes longer than the threshold until the first byte of its answer. Where the time goes is said as far as
 it could be followed: on a CPU, waiting for one, for a lock, for files, for peers.
 
-Requests that take their time without any work and without asking anybody are a note only: a long poll looks like that, a timer too.",
+Requests that take their time without any work and without asking anybody are a note only: a long poll looks like that, a timer too. So
+are those that await one answer for 5 s and more, all for the same time: a long poll that is passed on.",
 };
 
 /// The least part of the answers of who is asked, %, that must be errors to be told: `failed` where it is known that the side that
@@ -114,10 +117,14 @@ fn errors(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             return None;
         }
         let asks = peer.side == Side::Asks;
-        let worst = peer.routes.iter().max_by_key(|route| route.failed()).filter(|route| route.failed() > 0);
+        let http = peer.protocol == "HTTP";
+        let broken = |route: &Route| route.broken(http).map(|(_, n)| n).sum::<u64>();
+        let worst = peer.routes.iter().max_by_key(|route| broken(route)).filter(|route| broken(route) > 0);
+        let all: u64 = peer.routes.iter().map(broken).sum();
         let most = worst.map_or_else(String::new, |route| {
-            let error = route.errors.first().map_or("", |(error, _)| error);
-            format!(", most of them {} ({error})", route.operation)
+            let error = route.broken(http).next().map_or("", |(error, _)| error);
+            let most = if 2 * broken(route) > all { "most of them" } else { "the most of one kind" };
+            format!(", {most} {} ({error})", route.operation)
         });
         Some(Finding {
             severity: if share >= 2.0 * least { Severity::Critical } else { Severity::Warning },
@@ -178,13 +185,20 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let routes = served.flat_map(|peer| peer.routes.iter().map(move |route| (peer, route)));
     let found = routes.filter_map(|(peer, route)| {
         let first = &route.first;
-        if first.count < MIN_ANSWERS.min(5) || first.p90_ns < values.ns(&SLOW) {
+        if first.count < MIN_OF_KIND || first.p90_ns < values.ns(&SLOW) {
             return None;
         }
         let goes = route.breakdown.as_ref();
         let waits = goes.is_none_or(|goes| goes.other_ns as f64 >= WAITS_ITSELF * goes.total_ns as f64);
+        // Who passes on a question that waits for work waits as long himself.
+        let polls = goes.is_some_and(|goes| {
+            let awaits = goes.awaiting_ns as f64 >= WAITS_ITSELF * goes.total_ns as f64;
+            awaits
+                && first.p50_ns >= served::LONG_POLL_NS
+                && first.p99_ns as f64 <= served::SAME * first.p50_ns as f64
+        });
         let severity = match () {
-            () if waits => Severity::Info,
+            () if waits || polls => Severity::Info,
             () if first.p90_ns >= 5 * values.ns(&SLOW) => Severity::Critical,
             () => Severity::Warning,
         };
@@ -192,7 +206,8 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let lacks = where_to.as_ref().map_or(Bottleneck::Network, |part| part.lacks);
         let most = where_to.map_or_else(String::new, |part| {
             let own = most_in(served::spent_in(run, peer, route, part.lacks));
-            format!(", {} of it {}{own}", time(part.ns), part.what)
+            let share = percent(part.ns, goes.map_or(0, |goes| goes.total_ns));
+            format!(", on average {share:.0} % of it {}{own}", part.what)
         });
         Some(Finding {
             severity,
@@ -253,6 +268,17 @@ mod tests {
     #[test]
     fn errors_are_told_with_their_route() {
         assert!(found(&ERRORS, |_| ()).is_empty(), "less than a hundredth");
+        let not_found = |peer: &mut Exchanges| {
+            peer.statuses = [0, 0, 640, 0, 300, 60];
+            let icon = Route {
+                operation: "GET /favicon.ico".into(),
+                errors: vec![("404".into(), 300)],
+                ..Route::default()
+            };
+            peer.routes.push(icon);
+        };
+        let some = found(&ERRORS, not_found);
+        assert!(some[0].1.contains("most of them GET /users/:id (500)"), "{some:?}");
         let some = found(&ERRORS, |peer| peer.statuses = [0, 0, 940, 0, 0, 60]);
         assert_eq!(some[0].0, Severity::Warning);
         assert!(
@@ -307,7 +333,7 @@ mod tests {
             })
         };
         assert_eq!(slow(1500, 1200)[0].0, Severity::Warning);
-        assert!(slow(1500, 1200)[0].1.contains("1.2 s of it on a CPU"), "{:?}", slow(1500, 1200));
+        assert!(slow(1500, 1200)[0].1.contains("on average 80 % of it on a CPU"), "{:?}", slow(1500, 1200));
         assert_eq!(slow(6000, 5000)[0].0, Severity::Critical);
         assert_eq!(slow(30_000, 10)[0].0, Severity::Info, "a long poll");
     }

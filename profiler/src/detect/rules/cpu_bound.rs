@@ -33,7 +33,8 @@ pub static RULE: Rule = Rule {
     check,
     doc: "\
 A thread is on a CPU, or ready and waiting for one, for nearly all of the time. For a batch that is as it should be, and this is a
-note. A server whose thread has no time left lets its clients wait: this is a warning where the process listens and has clients.
+note. A server whose thread has no time left lets its clients wait: this is a warning where the process listens and has clients, and the
+thread is its main one, an event loop, one that reads requests, or one of many that come and go. A thread in the background may compute.
 Named is the program's own function with the largest part of that thread's samples, the functions that it calls included.
 
 Make that function cheaper, cache its results, or divide the work among more threads or processes.",
@@ -58,11 +59,9 @@ fn finding(run: &Run, of: &Crew, wants: f64) -> Option<Finding> {
     let thread = &of.time;
     let pid = thread.thread.pid;
     let (function, share, stack) = hottest(run, |key| of.has(*key))?;
-    let serves = run
-        .vitals
-        .iter()
-        .flat_map(|vitals| &vitals.processes)
-        .any(|of| of.pid == pid && of.listens && of.peers.iter().any(|peer| peer.clients));
+    let vitals = run.vitals.iter().find_map(|vitals| vitals.of(pid));
+    let has_clients = vitals.is_some_and(|of| of.listens && of.peers.iter().any(|peer| peer.clients));
+    let serves = has_clients && serves_itself(run, of);
     let wall_ns = thread.wall_ns.max(1) as f64;
     let queue = 100.0 * thread.run_queue_ns as f64 / wall_ns;
     let queued =
@@ -92,6 +91,17 @@ fn finding(run: &Run, of: &Crew, wants: f64) -> Option<Finding> {
     })
 }
 
+/// Whether clients may wait for a thread, as far as is known.
+fn serves_itself(run: &Run, of: &Crew) -> bool {
+    let thread = of.time.thread;
+    let mut loops = run.blocking.iter().flat_map(|blocking| &blocking.loops);
+    let mut slowest = run.requests.iter().flat_map(|requests| &requests.slow);
+    thread.tid == thread.pid
+        || of.at_once.is_some()
+        || loops.any(|of| of.thread == thread)
+        || slowest.any(|of| of.thread == thread)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +110,7 @@ mod tests {
         model::{
             report::fixtures,
             vitals::{Peer, ProcessVitals, Vitals},
-            wait::{Blocking, ThreadTime},
+            wait::{Blocking, EventLoop, ThreadTime},
         },
     };
 
@@ -132,6 +142,10 @@ mod tests {
         let peer = Peer { peer: "clients of :80".into(), clients: true, ..Peer::default() };
         let server = ProcessVitals { pid: 7, listens: true, peers: vec![peer], ..ProcessVitals::default() };
         batch.vitals = Some(Vitals { processes: vec![server], unlisted: 0 });
+        judge(&mut batch, &Overrides::default());
+        assert_eq!(batch.findings[0].severity, Severity::Info, "a thread in the background");
+        let thread = batch.cpu.stacks[0].thread;
+        batch.blocking.as_mut().unwrap().loops = vec![EventLoop { thread, ..EventLoop::default() }];
         judge(&mut batch, &Overrides::default());
         assert_eq!(batch.findings[0].severity, Severity::Warning, "its clients wait");
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rustc_hash::FxHashSet;
 use serde_json::json;
 
 use crate::{
@@ -57,7 +58,7 @@ What the thread computes itself costs it more than waiting, where it runs for mo
 note, since a machine that is merely busy hides no hot function. Waiting for half of the time, and half as long again as running, is
 critical.
 
-If the target itself uses nearly all CPUs, it competes with itself: that is a note, unless it has so many more threads that run
+If the target itself uses nearly all CPUs, or its threads are who runs in the waits that are long enough to be told, it competes with itself: that is a note, unless it has so many more threads that run
 than there are CPUs that one waits for half as long again as it runs. Otherwise look at what
 else runs (`profiler --all -d 10s`), at CPU quotas (rule `cpu-throttled`), at `taskset -p PID` and at nice values.",
 };
@@ -80,7 +81,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             && of.share(of.time.run_queue_ns) * 100.0 >= values.get(&SHARE)
             && of.time.run_queue_ns as f64 / wanted >= OF_WANTED
     });
-    starved.map(|of| finding(run, &of, own, blocking)).collect()
+    starved.map(|of| finding(run, &of, own || own_instead(of.time.thread.pid, blocking), blocking)).collect()
 }
 
 fn finding(run: &Run, of: &Crew, own: bool, blocking: &Blocking) -> Finding {
@@ -133,6 +134,19 @@ fn finding(run: &Run, of: &Crew, own: bool, blocking: &Blocking) -> Finding {
             ("instead", json!(instead)),
         ]),
     }
+}
+
+/// Whether in those waits that were reported one by one mostly the targets' own threads ran: they may have but some of the CPUs.
+fn own_instead(pid: u32, blocking: &Blocking) -> bool {
+    let own: FxHashSet<u32> = blocking.threads.iter().map(|of| of.thread.tid).collect();
+    let (mut own_ns, mut all_ns) = (0, 0);
+    for wait in blocking.long_waits.iter().filter(|wait| wait.thread.pid == pid) {
+        if let LongWaitKind::Starved { instead } = &wait.kind {
+            all_ns += wait.block.run_queue_ns;
+            own_ns += instead.iter().filter(|of| own.contains(&of.tid)).map(|of| of.ns).sum::<u64>();
+        }
+    }
+    all_ns > 0 && own_ns as f64 >= OWN * all_ns as f64
 }
 
 /// Threads that ran in those waits that were long enough to be reported one by one, most time first.

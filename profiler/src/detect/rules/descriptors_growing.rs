@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
+use super::leak::LIMIT_NEAR_NS;
 use crate::{
     detect::rule::{Needs, Param, Rule, Unit, Values},
     model::{
@@ -26,8 +27,6 @@ const GROWTH: Param = Param {
 const MIN_LOOKS: usize = 4;
 /// Parts of the run: their lowest counts must rise from each to the next.
 const PARTS: usize = 4;
-/// What reaches its limit within this time is critical, ns.
-const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -42,7 +41,8 @@ lowest count must rise from each part to the next, so that a burst of connection
 most is named: connections by their peer, files by their folder, pipes, event descriptors.
 
 At the limit (RLIMIT_NOFILE) every open, accept and connect fails with EMFILE. At the rate of the run this is so far away as the
-finding says; less than an hour is critical. Growth that is load, more clients at once, looks the same as long as it lasts.
+finding says; less than an hour is critical. Growth that is load, more clients at once, looks the same as long as it
+lasts: where most of it is connections of clients and less than half of the limit is used, it is a note.
 
 Close what was opened, on the ways of errors too: responses whose bodies are not read, files without `with` or `defer`,
 connections that the peer has closed (CLOSE_WAIT).",
@@ -109,7 +109,7 @@ fn finding(of: &ProcessVitals, least: f64) -> Option<Finding> {
     let limit = grows.reaches("its", of.descriptor_limit);
     Some(Finding {
         rule: RULE.name,
-        severity: grows.severity(),
+        severity: if is_load(kind, last, of.descriptor_limit) { Severity::Info } else { grows.severity() },
         bottleneck: Bottleneck::Descriptors,
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: kind.to_owned(),
@@ -132,6 +132,13 @@ fn finding(of: &ProcessVitals, least: f64) -> Option<Finding> {
             ("kinds", json!(of.kinds.iter().filter(|kind| more(kind) > 0).collect::<Vec<_>>())),
         ]),
     })
+}
+
+/// Whether these may be clients that come and stay, and are not so many that it matters.
+fn is_load(kind: &str, open: u64, limit: Option<u64>) -> bool {
+    kind.starts_with("TCP, clients of")
+        && !kind.contains("closed by")
+        && limit.is_none_or(|limit| 2 * open < limit)
 }
 
 #[cfg(test)]

@@ -41,8 +41,8 @@ Where allocations are watched in short windows the program is slower in them, an
 than twice as fast, and one place holds most of what it kept in the windows, all the growth is taken to be from there.",
 };
 
-/// A process that reaches its memory limit within this time is critical, ns.
-const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
+/// A process that reaches a limit, of memory or of anything else, within this time is critical, ns.
+pub(super) const LIMIT_NEAR_NS: u64 = 3600 * 1_000_000_000;
 /// What to do about a place.
 pub(super) const ADVICE: &str =
     "look at who keeps what this place returns: a map, a listener, a closure; --snapshot shows what grew";

@@ -9,6 +9,7 @@ use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
         rules::cpu_starvation::{OWN, OWN_ADVICE},
+        served::AWAITED,
         words::{Namer, bottleneck, evidence, functions, join, share_of_wall},
     },
     model::{
@@ -67,7 +68,7 @@ The stack is where the thread blocked, the object what it waited for, as far as 
 without a CPU the threads that ran instead are named.
 
 A thread that receives from a pipe, terminal or Unix socket waits for what another process sends, and that need not be late: this
-is a note. So are single waits for a CPU that make up little of the time, or in which the target's own threads ran: whether these are
+is a note. So is one that receives from a client of its own, from anybody (UDP), or from a peer that was asked nothing meanwhile. So are single waits for a CPU that make up little of the time, or in which the target's own threads ran: whether these are
 too many is judged by all such waits together (rule `cpu-starvation`). A process in sigsuspend or pause waits as it should.",
 };
 
@@ -168,7 +169,7 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
     };
     Finding {
         rule: RULE.name,
-        severity: severity(group, share, least),
+        severity: severity(group, share, least, run),
         bottleneck: lacks,
         process: name.of(group.longest.thread),
         subject,
@@ -190,14 +191,34 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
 }
 
 /// How bad: what need not be wrong is a note.
-fn severity(group: &Group, share: f64, least: f64) -> Severity {
+fn severity(group: &Group, share: f64, least: f64, run: &Run) -> Severity {
     let block = &group.longest.block;
-    let receives = block.cause == WaitCause::Pipe && RECEIVES.contains(&block.syscall.as_str());
+    let object = block.object.as_deref().unwrap_or_default();
+    let idle = match block.cause {
+        WaitCause::Pipe => true,
+        WaitCause::Network => waits_for_next(run, group.longest.thread.pid, object),
+        _ => false,
+    };
+    let receives = idle && RECEIVES.contains(&block.syscall.as_str());
     let note = match &group.longest.kind {
         LongWaitKind::Blocked { uninterruptible } => receives && !uninterruptible,
         LongWaitKind::Starved { .. } => 100.0 * share < least || group.competes_with_itself(),
     };
     if note { Severity::Info } else { group.severity }
+}
+
+/// Whether who receives on a socket waits for the next request or message, and not for an answer, as far as is known: it takes
+/// from anybody, it serves there, or nothing was sent that the other side has not answered.
+fn waits_for_next(run: &Run, pid: u32, object: &str) -> bool {
+    let Some((protocol, ends)) = object.split_once(' ') else { return false };
+    let Some((local, remote)) = ends.split_once(" -> ") else { return protocol == "udp" };
+    let peers = run.vitals.iter().filter_map(|vitals| vitals.of(pid)).flat_map(|of| &of.peers);
+    let clients = local.rsplit(':').next().map(|port| format!("clients of :{port}"));
+    let mut peers = peers.filter(|of| of.samples > 0);
+    peers.any(|of| match of.clients {
+        true => Some(&of.peer) == clients.as_ref(),
+        false => of.peer == remote && !of.is_awaited_for(AWAITED),
+    })
 }
 
 impl Group {
@@ -271,6 +292,7 @@ mod tests {
         detect::rule::Overrides,
         model::{
             threshold::Thresholds,
+            vitals::{Peer, ProcessVitals, Vitals},
             wait::{RanInstead, ThreadTime},
         },
         probe::sched::long_wait::{fixtures::wait, long_waits},
@@ -314,5 +336,36 @@ mod tests {
         assert_eq!(found("read", WaitCause::Pipe), [Severity::Info]);
         assert_eq!(found("write", WaitCause::Pipe), [Severity::Warning], "nobody reads");
         assert_eq!(found("fsync", WaitCause::Disk), [Severity::Warning]);
+    }
+
+    #[test]
+    fn who_waits_for_the_next_message_is_not_blocked() {
+        let found = |object: &str, awaited: u64| {
+            let mut of = wait(9, 0, 12_000_000_000, 0, WaitCause::Network);
+            (of.block.syscall, of.block.object) = ("recvfrom".into(), Some(object.into()));
+            let waits = long_waits(&of, false, &Thresholds::default()).collect();
+            let mut run = crate::model::report::fixtures::run(&[]);
+            run.blocking = Some(Blocking { long_waits: waits, ..Blocking::default() });
+            let peer = |peer: &str, clients| Peer {
+                peer: peer.into(),
+                clients,
+                samples: 10,
+                awaited,
+                ..Peer::default()
+            };
+            let vitals = ProcessVitals {
+                pid: 7,
+                listens: true,
+                peers: vec![peer("clients of :80", true), peer("10.0.0.2:6379", false)],
+                ..ProcessVitals::default()
+            };
+            run.vitals = Some(Vitals { processes: vec![vitals], unlisted: 0 });
+            check(&run, &Overrides::default().of(&RULE))[0].severity
+        };
+        assert_eq!(found("tcp 10.0.0.1:80 -> 10.9.9.9:4711", 9), Severity::Info, "a client");
+        assert_eq!(found("udp 0.0.0.0:8125", 0), Severity::Info);
+        assert_eq!(found("tcp 10.0.0.1:5000 -> 10.0.0.2:6379", 0), Severity::Info, "subscribed");
+        assert_eq!(found("tcp 10.0.0.1:5000 -> 10.0.0.2:6379", 9), Severity::Critical, "asked");
+        assert_eq!(found("tcp 10.0.0.1:5000 -> 10.0.0.3:5432", 0), Severity::Critical, "not known");
     }
 }

@@ -26,6 +26,8 @@ const SHARE: Param = Param {
 
 /// Fewer samples say nothing.
 const MIN_SAMPLES: u64 = 100;
+/// What costs less than this of one CPU makes nothing slow: a note, from 0 to 1.
+const COSTS: f64 = 0.1;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -60,7 +62,11 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let ns = run.cpu.estimated_ns(samples);
     vec![Finding {
         rule: RULE.name,
-        severity: Severity::Warning,
+        severity: if (ns as f64) < COSTS * run.cpu.accounts.duration_ns as f64 {
+            Severity::Info
+        } else {
+            Severity::Warning
+        },
         bottleneck: Bottleneck::Memory,
         process: ProcessName { pid: place.thread.pid, name: place.process.clone() },
         title: format!(

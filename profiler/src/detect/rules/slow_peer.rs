@@ -39,8 +39,27 @@ const ANSWER: Param = Param {
 
 /// Fewer looks say nothing.
 const MIN_SAMPLES: u64 = 4;
-/// Nobody waits so long for an answer that is late: such a question (BRPOP, a long poll) waits for work, ns.
-const LONG_POLL_NS: u64 = 5_000_000_000;
+/// What is asked to wait for work, by protocol: the answer comes when there is some, or after a time.
+const WAIT_FOR_WORK: [(&str, &[&str]); 3] = [
+    (
+        "redis",
+        &[
+            "BLPOP",
+            "BRPOP",
+            "BRPOPLPUSH",
+            "BLMOVE",
+            "BLMPOP",
+            "BZPOPMIN",
+            "BZPOPMAX",
+            "BZMPOP",
+            "XREAD",
+            "XREADGROUP",
+            "WAIT",
+        ],
+    ),
+    ("Kafka", &["Fetch", "JoinGroup", "SyncGroup"]),
+    ("MongoDB", &["getMore", "hello"]),
+];
 
 /// So many requests in progress could ask at once; so few answers are awaited one at a time, for so much of the time.
 const SEVERAL: f64 = 2.5;
@@ -65,8 +84,9 @@ them at once; a cache, or a timeout, may help.
 A name server that is slow holds up the threads that ask it (with Node.js those of libuv's pool, where files and crypto wait
 too): known by the functions of the C library that poll for its answer.
 
-An answer that is awaited for longer than 5 s is a note only: such a question (BRPOP, a long poll) waits for work. So are answers
-that come sooner than the second threshold.",
+An answer that is awaited for longer than 5 s is a note only: such a question (a long poll) waits for work. So do some commands by their
+nature (BRPOP, XREAD, Kafka's Fetch, MongoDB's getMore): where they make up most of the time, it is a note without a share. A note it is,
+too, if answers come sooner than the second threshold.",
 };
 
 /// What is known of one peer of one process.
@@ -82,6 +102,8 @@ struct Waits {
     awaited: f64,
     /// Longest time that one had been awaited for at a look, ns.
     longest_ns: u64,
+    /// Most of the time was asked for to wait for work.
+    for_work: bool,
 }
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
@@ -122,6 +144,8 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         waits.process.clone_from(&of.process);
         (waits.ns, waits.answers) = (of.first.sum_ns, of.exchanges());
         waits.measured = Some(of.awaited_ns as f64 / run.requests_watched_ns() as f64);
+        let for_work = of.routes.iter().filter(|route| waits_for_work(&of.protocol, &route.operation));
+        waits.for_work = 2 * for_work.map(|route| route.first.sum_ns).sum::<u64>() > of.first.sum_ns;
     }
     let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
     found.chain(names(run, values)).collect()
@@ -185,6 +209,11 @@ fn is_itself(of: &ProcessVitals, peer: &str) -> bool {
     local && of.listens && serves()
 }
 
+fn waits_for_work(protocol: &str, operation: &str) -> bool {
+    let command = operation.split(' ').next().unwrap_or_default();
+    WAIT_FOR_WORK.iter().any(|(of, commands)| *of == protocol && commands.contains(&command))
+}
+
 fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) -> Option<Finding> {
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
     let estimated = || (waits.ns as f64 / calls_watched_ns(run) as f64).max(waits.awaited);
@@ -203,10 +232,11 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
     };
     // Half of what is awaited at a look has been so for half of its time.
     let answer_ns = if waits.answers > 0 { mean_ns } else { waits.longest_ns };
-    let slow = (values.ns(&ANSWER)..LONG_POLL_NS).contains(&answer_ns);
+    let slow = (values.ns(&ANSWER)..served::LONG_POLL_NS).contains(&answer_ns) && !waits.for_work;
     // With several requests in progress several answers could be awaited.
     let in_progress = served::in_progress(run, pid);
-    let one_by_one = in_progress >= SEVERAL && served::awaited(run, pid) <= ONE && share >= MOSTLY;
+    let one_by_one =
+        !waits.for_work && in_progress >= SEVERAL && served::awaited(run, pid) <= ONE && share >= MOSTLY;
     let (but, advice) = match one_by_one {
         true => (
             format!("; {in_progress:.0} requests are in progress, but one answer at a time is awaited"),
@@ -226,7 +256,11 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
             waits.process
         ),
         advice: advice.to_owned(),
-        cost: Cost { ns: (share * wall_ns as f64) as u64, share_of_wall: share, ..Cost::default() },
+        // Who waits for work has none.
+        cost: match waits.for_work {
+            true => Cost::default(),
+            false => Cost { ns: (share * wall_ns as f64) as u64, share_of_wall: share, ..Cost::default() },
+        },
         evidence: Vec::new(),
         details: BTreeMap::from([
             ("answers", json!(waits.answers)),
@@ -242,6 +276,7 @@ mod tests {
     use crate::{
         detect::{judge, rule::Overrides},
         model::{
+            request::Route,
             syscall::{Calls, ObjectIo},
             vitals::Vitals,
         },
@@ -302,6 +337,25 @@ mod tests {
         };
         assert_eq!(found(8, 1), (Severity::Warning, true));
         assert_eq!((found(8, 4), found(1, 1)), ((Severity::Info, false), (Severity::Info, false)));
+    }
+
+    #[test]
+    fn who_asks_for_work_waits_for_no_slow_peer() {
+        let found = |operation: &str| {
+            let mut run = run(0);
+            let mut requests = crate::model::request::fixtures::requests();
+            let [asked, _] = &mut requests.peers[..] else { panic!() };
+            asked.protocol = "redis".into();
+            (asked.first.sum_ns, asked.awaited_ns) = (9_000_000_000, 9_000_000_000);
+            asked.first.count = 30;
+            let first = asked.first;
+            asked.routes = vec![Route { operation: operation.into(), first, ..Route::default() }];
+            run.requests = Some(requests);
+            let found = check(&run, &Overrides::default().of(&RULE)).pop().unwrap();
+            (found.severity, found.cost.share_of_wall > 0.0)
+        };
+        assert_eq!(found("BRPOP"), (Severity::Info, false));
+        assert_eq!(found("GET"), (Severity::Warning, true));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::{
     detect::{
         roles,
         rule::{Needs, Param, Rule, Unit, Values},
+        served,
         words::{hottest, most_in},
     },
     model::{
@@ -48,6 +49,8 @@ A pool of fixed size, known by the functions or the names of its threads (libuv,
 jobs for a noteworthy part of the time. Whatever is queued waits for the jobs before it: with libuv that is each file, DNS
 look-up, crypto and zlib call of the program.
 
+Where the process has no clients, all but libuv's pool are a note: a batch keeps its pool busy.
+
 Look at what the threads do (below, by their name). If they wait, a larger pool helps; if they compute, more CPUs do.",
 };
 
@@ -63,7 +66,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         }
     }
     let saturated = pools.into_iter().filter_map(|((pid, pool), threads)| {
-        let idle = threads.iter().map(|thread| 100.0 * idle(thread)).fold(0.0, f64::max);
+        let idle = threads.iter().map(|thread| 100.0 * idle(run, thread)).fold(0.0, f64::max);
         (threads.len() > 1 && idle < values.get(&IDLE)).then(|| finding(run, pid, pool, &threads))
     });
     saturated.collect()
@@ -74,9 +77,14 @@ fn is_in(thread: &ThreadTime, pool: &str, roles: &BTreeMap<ThreadKey, &str>) -> 
     roles.get(&thread.thread).is_some_and(|role| *role == pool) || thread.name.starts_with(pool)
 }
 
-/// Share of its time that a thread waits for a job.
-fn idle(thread: &ThreadTime) -> f64 {
-    let parked = |cause: &WaitCause| matches!(cause, WaitCause::Park | WaitCause::Unknown | WaitCause::Poll);
+/// Share of its time that a thread waits for a job; for the next request on a connection, too.
+fn idle(run: &Run, thread: &ThreadTime) -> f64 {
+    let next = !served::needs_answers(run, thread.thread.pid);
+    let parked = |cause: &WaitCause| match cause {
+        WaitCause::Park | WaitCause::Unknown | WaitCause::Poll => true,
+        WaitCause::Network => next,
+        _ => false,
+    };
     let ns: u64 = thread.blocked.iter().filter(|(cause, _)| parked(cause)).map(|(_, ns)| ns).sum();
     ns as f64 / thread.wall_ns.max(1) as f64
 }
@@ -98,9 +106,12 @@ fn finding(run: &Run, pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding
         (format!("{:.0} % of the time on a CPU{most}", share(sum.on_cpu_ns)), Bottleneck::Cpu)
     };
     let process = threads.first().map_or_else(String::new, |thread| thread.process.clone());
+    // Where nobody asks, a pool that is all at work is a batch; whoever gives libuv a job waits for it.
+    let vitals = run.vitals.iter().find_map(|vitals| vitals.of(pid));
+    let asked = pool == 0 || vitals.is_some_and(|of| of.peers.iter().any(|peer| peer.clients));
     Finding {
         rule: RULE.name,
-        severity: Severity::Warning,
+        severity: if asked { Severity::Warning } else { Severity::Info },
         bottleneck,
         subject: whose.to_owned(),
         title: format!(

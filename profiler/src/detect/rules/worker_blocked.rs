@@ -63,7 +63,7 @@ Tasks of an asynchronous runtime (tokio, async-executor) share a few worker thre
 the standard library, a synchronous client, a file) or computes for long without an `.await` holds up every other task that
 this worker would run. Such blocks are known by their stacks: the function that polls a task is in them.
 
-The second kind is reported where a worker that waits for I/O stayed away from its queue for longer than the threshold, by the task
+The second kind is reported where a worker that also waits for I/O neither did so nor parked for longer than the threshold, by the task
 function with the most CPU samples.
 
 Use the runtime's own form (`tokio::time::sleep`, an asynchronous client), or `spawn_blocking`.",
@@ -160,7 +160,7 @@ fn hot(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let mut longest: BTreeMap<u32, u64> = BTreeMap::new();
     for of in loops {
         let ns = longest.entry(of.thread.pid).or_default();
-        *ns = (*ns).max(of.iterations.max_ns);
+        *ns = (*ns).max(of.longest_turn_ns);
     }
     let mut hottest: BTreeMap<u32, Task<'_>> = BTreeMap::new();
     for (pid, task) in tasks(run, &run.cpu.stacks) {
@@ -172,7 +172,7 @@ fn hot(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let longest_ns = longest.get(&pid).copied().unwrap_or(0);
         let ns = run.cpu.estimated_ns(task.ns);
         let share = 100.0 * ns as f64 / run.cpu.accounts.duration_ns.max(1) as f64;
-        // A long iteration in which nothing ran is reported above, as a block.
+        // A long turn in which nothing ran is reported above, as a block.
         (longest_ns >= values.ns(&TURN) && share >= values.get(&SHARE)).then(|| Finding {
             rule: RULE.name,
             severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
@@ -188,7 +188,7 @@ fn hot(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             advice: "divide the work with .await points, or move it to spawn_blocking".to_owned(),
             cost: Cost { ns, share_of_wall: (share / 100.0).min(1.0), ..Cost::default() },
             evidence: vec![Evidence { label: "", frames: task.heaviest.frames.clone(), shown: SHOWN }],
-            details: BTreeMap::from([("longest_iteration_ns", json!(longest_ns)), ("cpu_ns", json!(ns))]),
+            details: BTreeMap::from([("longest_turn_ns", json!(longest_ns)), ("cpu_ns", json!(ns))]),
         })
     };
     hottest.into_iter().filter_map(finding).collect()
@@ -242,12 +242,13 @@ mod tests {
 
     #[test]
     fn a_worker_that_stays_away_is_told_with_what_ran() {
-        let of = |max_ns| {
+        let of = |longest_turn_ns| {
             let mut run = fixtures::run(&[(&format!("{WORKER};app::crunch"), 30)]);
-            let iterations = Summary { count: 9, max_ns, ..Summary::default() };
+            // As long as somebody else did the waiting.
+            let iterations = Summary { count: 9, max_ns: 5_000_000_000, ..Summary::default() };
             let thread = ThreadKey { pid: 7, tid: 8 };
             run.blocking = Some(Blocking {
-                loops: vec![EventLoop { thread, iterations, ..EventLoop::default() }],
+                loops: vec![EventLoop { thread, iterations, longest_turn_ns, ..EventLoop::default() }],
                 ..Blocking::default()
             });
             found(&run)

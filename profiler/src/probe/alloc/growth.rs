@@ -41,6 +41,29 @@ impl Trend {
     }
 }
 
+/// Shared memory that a process has touched, and not taken: a part of what all had at the first look.
+#[derive(Debug, Default)]
+pub struct Touched {
+    /// Of the process, and of the machine, bytes.
+    first: Option<(u64, u64)>,
+}
+
+impl Touched {
+    /// Leaves out of what a process occupies the shared pages that others had taken before. `machine` is what all have.
+    pub fn leave_out(&mut self, growth: &mut Growth, machine: Option<u64>) {
+        let Some(machine) = machine else { return };
+        let (own, all) = *self.first.get_or_insert((growth.shmem_bytes, machine));
+        growth.shmem_bytes = growth.shmem_bytes.min(own + machine.saturating_sub(all));
+    }
+}
+
+/// Shared memory and tmpfs of the machine, bytes.
+pub fn shared_by_all(proc_root: &Path) -> Option<u64> {
+    let meminfo = crate::text::read_to_parse(&proc_root.join("meminfo")).ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("Shmem:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// What a process occupies now; `None` if it is gone.
 pub fn growth(proc_root: &Path, pid: u32, time_ns: u64) -> Option<Growth> {
     let status = crate::text::read_to_parse(&shown(proc_root, pid).join("status")).ok()?;
@@ -63,6 +86,18 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn shared_pages_that_are_merely_touched_do_not_grow() {
+        let mut touched = Touched::default();
+        let mut held = |own: u64, machine: u64| {
+            let mut growth = Growth { shmem_bytes: own * MIB, ..Growth::default() };
+            touched.leave_out(&mut growth, Some(machine * MIB));
+            growth.shmem_bytes / MIB
+        };
+        assert_eq!([held(10, 800), held(500, 800), held(700, 850), held(5, 900)], [10, 10, 60, 5]);
+        assert!(shared_by_all(Path::new("/proc")).is_some());
+    }
 
     #[test]
     fn growth_is_more_than_ever() {

@@ -49,7 +49,7 @@ use crate::{
             allocators::Known,
             estimate::Estimate,
             governor::{Governor, Status, Watcher},
-            growth::growth,
+            growth::{growth, shared_by_all},
             managed::nearest,
             maps::{AllocMaps, Control, KernelMaps},
             process::{Process, SiteState},
@@ -290,10 +290,12 @@ impl MemoryWatch {
         let mut watched = self.processes.values().filter(|process| process.watched).count();
         // What reading takes, each time; finding an allocator takes longer, once.
         let clock = self.clock.clone();
+        let shared = shared_by_all(&self.proc_root);
         let mut reading_ns = clock.now_ns().saturating_sub(now);
         for (&pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.gone) {
             let began_ns = clock.now_ns();
-            let growth = growth(&self.proc_root, pid, now);
+            let mut growth = growth(&self.proc_root, pid, now);
+            growth.iter_mut().for_each(|growth| process.touched.leave_out(growth, shared));
             reading_ns += clock.now_ns().saturating_sub(began_ns);
             let Some(growth) = growth else {
                 process.gone = true;
@@ -429,8 +431,10 @@ impl MemoryWatch {
         if let Some(governor) = &mut self.governor {
             governor.stop();
         }
+        let shared = shared_by_all(&self.proc_root);
         for (&pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.gone) {
-            if let Some(growth) = growth(&self.proc_root, pid, now) {
+            if let Some(mut growth) = growth(&self.proc_root, pid, now) {
+                process.touched.leave_out(&mut growth, shared);
                 process.growth.push(growth);
             }
         }

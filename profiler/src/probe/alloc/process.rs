@@ -6,7 +6,7 @@ use profiler_common::alloc::StackTotals;
 
 use super::{
     allocators::{self, Known, Library},
-    growth::Trend,
+    growth::{Touched, Trend},
     managed::Looks,
     programs::breakpoints,
 };
@@ -26,6 +26,8 @@ pub struct Process {
     pub name: String,
     /// What it held over time.
     pub growth: Series<Growth>,
+    /// Its part of what all share, at the first look.
+    pub touched: Touched,
     /// What was allocated and not freed, while watched.
     pub heap: Series<Heap>,
     /// The heap of its language runtime.
@@ -63,7 +65,7 @@ impl Process {
     /// It runs another program now.
     pub fn begin_anew(&mut self, name: String) {
         self.name = name;
-        (self.growth, self.heap, self.trend) = Default::default();
+        (self.growth, self.heap, self.trend, self.touched) = Default::default();
     }
 
     /// Takes note of what it holds. Whether its allocator is to be watched.

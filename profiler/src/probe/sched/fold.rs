@@ -256,6 +256,7 @@ impl Scheduler {
     /// A long iteration of an event loop.
     fn iteration(&mut self, iteration: &Iteration) {
         let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
+        self.loops.turn(iteration);
         if iteration.span != Span::Worker as u32 && self.loops.holds_others_up(thread) {
             self.waits.iteration(iteration);
         }
@@ -447,6 +448,7 @@ impl Scheduler {
                     name: tables.thread_name(thread).to_owned(),
                     wait: abi::name(syscall),
                     iterations: summary,
+                    longest_turn_ns: self.loops.longest_turn_ns(thread),
                     warnings: 0,
                     criticals: 0,
                 });

@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::Entry;
 
-use profiler_common::sched::{MANY, SyscallClass};
+use profiler_common::sched::{Iteration, MANY, Span, SyscallClass};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
@@ -26,6 +26,7 @@ pub struct Loops {
 struct Loop {
     syscall: i32,
     descriptor: u32,
+    longest_turn_ns: u64,
 }
 
 impl Loops {
@@ -46,7 +47,8 @@ impl Loops {
         allowed: bool,
         networks: &Networks,
     ) {
-        self.loops.insert(thread, Loop { syscall, descriptor });
+        let longest_turn_ns = self.longest_turn_ns(thread);
+        self.loops.insert(thread, Loop { syscall, descriptor, longest_turn_ns });
         if abi::class(syscall) == SyscallClass::Epoll as u8 {
             self.sharers.entry((thread.pid, descriptor)).or_default().insert(thread.tid);
         } else if descriptor == MANY {
@@ -59,6 +61,20 @@ impl Loops {
         if allowed && objects::serves_one_client(networks, thread.pid) {
             self.one_client.insert(thread.pid);
         }
+    }
+
+    /// A thread has worked for long, from one wait for work, of any kind, to the next.
+    pub fn turn(&mut self, iteration: &Iteration) {
+        let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
+        if let Some(of) = self.loops.get_mut(&thread).filter(|_| iteration.span != Span::Loop as u32) {
+            let ns = iteration.end_ns.saturating_sub(iteration.start_ns);
+            of.longest_turn_ns = of.longest_turn_ns.max(ns);
+        }
+    }
+
+    /// The longest one, 0 if none was told.
+    pub fn longest_turn_ns(&self, thread: ThreadKey) -> u64 {
+        self.loops.get(&thread).map_or(0, |of| of.longest_turn_ns)
     }
 
     /// How many threads are known.

@@ -9,7 +9,7 @@ use std::{
 
 use sourcemap::DecodedMap;
 
-use crate::{model::function::Start, process::open};
+use crate::{model::function::Start, process::open, text};
 
 /// Larger maps are not read, bytes.
 const LARGEST: u64 = 16 << 20;
@@ -132,7 +132,7 @@ fn below(folder: &Path, path: &Path) -> String {
             part => whole.push(part),
         }
     }
-    whole.to_string_lossy().into_owned()
+    text::path(&whole)
 }
 
 #[cfg(test)]
