@@ -55,6 +55,7 @@ pub static RULES: &[&Rule] = &[
     &rules::slow_peer::RULE,
     &rules::routes::N_PLUS_ONE,
     &rules::routes::SEQUENTIAL,
+    &rules::files_per_request::RULE,
     &rules::answers::ERRORS,
     &rules::answers::SLOW_ROUTE,
     &rules::answers::QUEUEING,
@@ -109,6 +110,7 @@ const DELAYS: &[&Rule] = &[
     &rules::slow_peer::RULE,
     &rules::routes::N_PLUS_ONE,
     &rules::routes::SEQUENTIAL,
+    &rules::files_per_request::RULE,
     &rules::connections::UNANSWERED,
 ];
 
@@ -116,6 +118,7 @@ const DELAYS: &[&Rule] = &[
 const FAILURES: &[&Rule] = &[
     &rules::connect_errors::RULE,
     &rules::connections::UNANSWERED,
+    &rules::slow_peer::RULE,
     &rules::descriptors_growing::RULE,
     &rules::threads_growing::RULE,
     &rules::error_storm::RULE,

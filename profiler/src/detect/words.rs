@@ -140,7 +140,7 @@ const SYSTEM_FILES: [&str; 6] =
 const RUST_FILES: [&str; 2] = ["/rustc/", "/rustlib/src/rust/"];
 
 /// How names of functions that JavaScript comes with end.
-const BUILTIN: &str = " (builtin)";
+const BUILTIN: &str = "(builtin)";
 
 /// Functions of Java's own library, by how their names begin, and in parentheses pieces of code of its virtual machine.
 const SYSTEM_JAVA: [&str; 6] = ["(", "java.", "javax.", "jdk.", "sun.", "com.sun."];
@@ -251,7 +251,7 @@ fn own_of<'a>(names: &Names, functions: &[InFrame<'a>]) -> Option<&'a Function> 
     });
     written_in
         .or(of_program.map(|(_, function)| function))
-        .or_else(|| named().find(is_class))
+        .or_else(|| named().find(|of| is_class(of) && !of.0.name.ends_with(BUILTIN)))
         .map(|(function, ..)| *function)
 }
 

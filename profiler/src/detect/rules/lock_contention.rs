@@ -11,7 +11,7 @@ use crate::{
     },
     model::{
         cause::WaitCause,
-        finding::{Bottleneck, Evidence, Finding},
+        finding::{Bottleneck, Evidence, Finding, Severity},
         report::{ProfileStack, Run},
     },
 };
@@ -71,6 +71,17 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
         )
     } else if has("LWLock") {
         ("an internal lock of the database", "see wait_event in pg_stat_activity")
+    } else if has("uv_cond_wait") || has("uv__work") || has("uv_mutex_lock") {
+        // Its owner is libuv, which hands over jobs there.
+        let advice = "give libuv's pool fewer and larger jobs: each file operation is one";
+        let place = of.mostly_in(&of.place);
+        let finding = of.finding(RULE.name, "the lock of libuv's queue of jobs", &place);
+        return Finding {
+            severity: Severity::Info,
+            bottleneck: Bottleneck::Lock,
+            advice: advice.to_owned(),
+            ..finding
+        };
     } else {
         ("a lock", "hold it for a shorter time, or divide it; --wakers names who held it")
     };
@@ -136,10 +147,7 @@ fn interpreter(run: &Run, of: &Blocked<'_>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        detect::{blocked::fixtures::run, judge, rule::Overrides},
-        model::finding::Severity,
-    };
+    use crate::detect::{blocked::fixtures::run, judge, rule::Overrides};
 
     #[test]
     fn what_is_done_under_the_lock_is_said() {
@@ -156,6 +164,17 @@ mod tests {
         };
         assert!(of(9_000_000_000).ends_with("; who has it waits there for network"), "{}", of(9_000_000_000));
         assert!(!of(3_000_000_000).contains("who has it") && !of(20_000_000_000).contains("who has it"));
+    }
+
+    #[test]
+    fn the_queue_of_libuv_is_not_a_lock_of_the_program() {
+        let of = |stack: &str| {
+            let run = run(stack, WaitCause::Lock, &[4_000_000_000; 4]);
+            let found = check(&run, &Overrides::default().of(&RULE)).remove(0);
+            (found.severity, found.advice.contains("fewer and larger jobs"))
+        };
+        assert_eq!(of("clone;worker;uv_cond_wait;pthread_cond_wait;lll_lock_wait"), (Severity::Info, true));
+        assert_eq!(of("clone;worker;save;pthread_mutex_lock;lll_lock_wait"), (Severity::Warning, false));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod deadlock;
 pub mod descriptors_growing;
 pub mod error_storm;
 pub mod event_loop_stall;
+pub mod files_per_request;
 pub mod gc_pressure;
 mod heap;
 pub mod leak;

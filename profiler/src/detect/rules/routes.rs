@@ -45,7 +45,7 @@ const SHARE: Param = Param {
 /// Of questions that are counted as asked one after the other, so many must be: who asks ten at once twice does not.
 const MOSTLY: f64 = 0.6;
 /// Requests that are answered sooner need no advice, ns.
-const SOON_NS: u64 = 20_000_000;
+pub(super) const SOON_NS: u64 = 20_000_000;
 
 /// Fewer requests say little by their number.
 const MIN_REQUESTS: u64 = 50;

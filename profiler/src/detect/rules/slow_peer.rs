@@ -84,6 +84,8 @@ them at once; a cache, or a timeout, may help.
 A name server that is slow holds up the threads that ask it (with Node.js those of libuv's pool, where files and crypto wait
 too): known by the functions of the C library that poll for its answer.
 
+Where most questions have no answer when their connection ends (the process gives up after a time of its own), that is said.
+
 An answer that is awaited for longer than 5 s is a note only: such a question (a long poll) waits for work. So do some commands by their
 nature (BRPOP, XREAD, Kafka's Fetch, MongoDB's getMore): where they make up most of the time, it is a note without a share. A note it is,
 too, if answers come sooner than the second threshold.",
@@ -104,6 +106,8 @@ struct Waits {
     longest_ns: u64,
     /// Most of the time was asked for to wait for work.
     for_work: bool,
+    /// Questions that were given up, or whose connection ended otherwise.
+    unanswered: u64,
 }
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
@@ -136,13 +140,16 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             waits.answers += of.round_trips;
         }
     }
-    for of in run.requests.iter().flat_map(|requests| requests.asked()).filter(|of| of.exchanges() > 0) {
+    for of in run.requests.iter().flat_map(|requests| requests.asked()) {
+        if of.exchanges() + of.unanswered == 0 {
+            continue;
+        }
         if processes().any(|vitals| vitals.pid == of.pid && is_itself(vitals, &of.peer)) {
             continue;
         }
         let waits = peers.entry((of.pid, of.peer.clone())).or_default();
         waits.process.clone_from(&of.process);
-        (waits.ns, waits.answers) = (of.first.sum_ns, of.exchanges());
+        (waits.ns, waits.answers, waits.unanswered) = (of.first.sum_ns, of.exchanges(), of.unanswered);
         waits.measured = Some(of.awaited_ns as f64 / run.requests_watched_ns() as f64);
         let for_work = of.routes.iter().filter(|route| waits_for_work(&of.protocol, &route.operation));
         waits.for_work = 2 * for_work.map(|route| route.first.sum_ns).sum::<u64>() > of.first.sum_ns;
@@ -222,7 +229,13 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
     if 100.0 * share < values.get(&SHARE) {
         return None;
     }
+    let gives_up = waits.unanswered > waits.answers;
     let how = match waits.answers {
+        n if gives_up => format!(
+            "{} of {} questions had no answer when their connection was closed",
+            thousands(waits.unanswered),
+            thousands(n + waits.unanswered)
+        ),
         0 => format!(
             "an answer was awaited in {:.0} % of the looks, for up to {}",
             100.0 * waits.awaited,
@@ -238,6 +251,9 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
     let one_by_one =
         !waits.for_work && in_progress >= SEVERAL && served::awaited(run, pid) <= ONE && share >= MOSTLY;
     let (but, advice) = match one_by_one {
+        _ if gives_up => {
+            (String::new(), "it does not answer in time: profile that peer, or look at the way to it")
+        }
         true => (
             format!("; {in_progress:.0} requests are in progress, but one answer at a time is awaited"),
             "look for a lock that is held meanwhile, or a pool of one connection; profile that peer",
@@ -246,7 +262,7 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
     };
     Some(Finding {
         rule: RULE.name,
-        severity: if slow || one_by_one { Severity::Warning } else { Severity::Info },
+        severity: if slow || one_by_one || gives_up { Severity::Warning } else { Severity::Info },
         bottleneck: Bottleneck::Network,
         process: ProcessName { pid, name: waits.process.clone() },
         subject: peer.to_owned(),
@@ -276,6 +292,7 @@ mod tests {
     use crate::{
         detect::{judge, rule::Overrides},
         model::{
+            distribution::Summary,
             request::Route,
             syscall::{Calls, ObjectIo},
             vitals::Vitals,
@@ -356,6 +373,18 @@ mod tests {
         };
         assert_eq!(found("BRPOP"), (Severity::Info, false));
         assert_eq!(found("GET"), (Severity::Warning, true));
+    }
+
+    #[test]
+    fn a_peer_that_never_answers_in_time_is_told() {
+        let mut run = run(0);
+        let mut requests = crate::model::request::fixtures::requests();
+        let [asked, _] = &mut requests.peers[..] else { panic!() };
+        (asked.first, asked.unanswered, asked.awaited_ns) = (Summary::default(), 312, 9_000_000_000);
+        run.requests = Some(requests);
+        let found = check(&run, &Overrides::default().of(&RULE)).pop().unwrap();
+        assert_eq!(found.severity, Severity::Warning);
+        assert!(found.title.contains("312 of 312 questions had no answer"), "{}", found.title);
     }
 
     #[test]
