@@ -13,6 +13,7 @@ use flate2::{Compression, write::GzEncoder};
 use crate::{
     detect::{compare::compare, rule::Overrides},
     kernel::{btf::Btf, sideband},
+    model::function::Start,
     output::{FORMATS, OutputSpec, RenderOptions, report, text},
     probe::{
         alloc::{allocators, exits, site},
@@ -23,7 +24,10 @@ use crate::{
     },
     process::{elf::ElfInfo, hsperf, life, limits, maps, network::Networks, objects, redact::Redact, target},
     recording,
-    runtimes::exported::Exported,
+    runtimes::{
+        exported::Exported,
+        v8::source_map::{self, SourceMap},
+    },
     symbolize::{facts::Facts, go::GoTable},
     unwind::{RuleTable, Table},
 };
@@ -43,6 +47,7 @@ pub static FOREIGN: &[(&str, Feed)] = &[
     ("records", records),
     ("requests", requests),
     ("sideband", side_band),
+    ("source_map", source_map),
 ];
 
 /// Feeds the way called `name`.
@@ -98,6 +103,21 @@ fn requests(bytes: &[u8]) {
 fn side_band(bytes: &[u8]) {
     if let Some((&[kind, misc, ..], body)) = bytes.split_first_chunk::<4>() {
         sideband::parse(kind.into(), u16::from(misc) << 8, body);
+    }
+}
+
+/// The last lines of a script, and its source map.
+fn source_map(bytes: &[u8]) {
+    let text: Vec<u16> = bytes.iter().map(|byte| u16::from(*byte)).collect();
+    if let Some(url) = source_map::url(&text)
+        && url.starts_with("data:")
+    {
+        let _map = SourceMap::of(Path::new("/a.js"), &url, Path::new("/nowhere"), 1 << 20);
+    }
+    let Some(map) = SourceMap::parse(bytes, Path::new("/srv"), 1 << 20) else { return };
+    for (line, column) in [(0, 0), (1, 1), (1, 40), (7, 3), (u32::MAX, u32::MAX)] {
+        map.original(Start { line, column });
+        map.name("x", Start { line, column });
     }
 }
 
@@ -256,6 +276,9 @@ mod tests {
             "config" => include_bytes!("daemon/profiler.toml").to_vec(),
             "requests" => {
                 b"\x00\x50\x24GET /users/17 HTTP/1.1\r\nHost: x\r\n\r\nHTTP/1.1 200 OK\r\n".to_vec()
+            }
+            "source_map" => {
+                b"{\"version\":3,\"sources\":[\"../src/x.ts\"],\"names\":[\"n\"],\"mappings\":\"AAUAA,SAAS;AACA\"}".to_vec()
             }
             "perf_map" => b"1000 20 a /x.js:3\n0x1010 10 b\n".to_vec(),
             "proc" => b"7 (a) b) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 2 0 9 0 0\nName:\tx\nNSpid:\t7\n\

@@ -79,11 +79,7 @@ impl History {
         let path = self.path(self.hour * HOUR_MS);
         let written = self.write(&path);
         if written.is_err() && path.exists() && sound(&path).is_err() {
-            // A damaged file must not stop what comes: it is set aside, and a new one begun.
-            self.damaged += 1;
-            let aside = path.with_extension(format!("damaged-{}", crate::process::clock::unix_ms()));
-            fs::rename(&path, &aside)?;
-            crate::say!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
+            self.set_aside(&path)?;
             self.write(&path)?;
         } else {
             written?;
@@ -167,6 +163,38 @@ impl History {
         sum(&self.days()) + sum(&self.files(coarse::PREFIX))
     }
 
+    /// Keeps the steps of a day. What is damaged is counted: a series of it alone, the day's file, or the month's, which is set
+    /// aside. An error is one that may pass: then nothing is to be deleted.
+    fn keep_steps(&mut self, day: &Path) -> Result<()> {
+        let Some(day_index) = day_of(day) else { return Ok(()) };
+        let month = coarse::file(&self.dir, day_index);
+        let is_damaged = |path: &Path| path.exists() && sound(path).is_err();
+        if is_damaged(&month) {
+            self.set_aside(&month)?;
+        }
+        match coarse::keep(&self.dir, day_index) {
+            Ok(damaged) => {
+                self.damaged += damaged;
+                Ok(())
+            }
+            Err(why) if is_damaged(day) => {
+                self.damaged += 1;
+                crate::say!("profiler: nothing is left of {}: {why:#}", day.display());
+                Ok(())
+            }
+            Err(why) => Err(why),
+        }
+    }
+
+    /// A damaged file must not stop what comes: it gets another name.
+    fn set_aside(&mut self, path: &Path) -> Result<()> {
+        self.damaged += 1;
+        let aside = path.with_extension(format!("damaged-{}", crate::process::clock::unix_ms()));
+        fs::rename(path, &aside)?;
+        crate::say!("profiler: {} is damaged, set aside as {}", path.display(), aside.display());
+        Ok(())
+    }
+
     /// Deletes what is too much, the oldest first: the details of days, of which steps are left, and then months of these.
     fn clean(&mut self) -> Result<()> {
         while self.bytes() > self.budget_bytes {
@@ -174,15 +202,14 @@ impl History {
             let too_coarse = sum(&months) > self.budget_bytes / COARSE;
             // The day that is being filled stays.
             let oldest_day = days.split_last().and_then(|(_, before)| before.first());
-            let (path, _) = match (months.first().filter(|_| too_coarse), oldest_day) {
-                (Some(month), _) => month,
-                (None, Some(oldest)) => {
-                    if let Err(why) = day_of(&oldest.0).map_or(Ok(()), |day| coarse::keep(&self.dir, day)) {
-                        self.damaged += 1;
-                        crate::say!("profiler: nothing is left of {}: {why:#}", oldest.0.display());
-                    }
+            let oldest_month = months.first().filter(|_| too_coarse);
+            let (path, _) = match (oldest_month, oldest_day) {
+                (Some(month), _) if months.len() > 1 => month,
+                (_, Some(oldest)) => {
+                    self.keep_steps(&oldest.0)?;
                     oldest
                 }
+                (Some(month), None) => month,
                 (None, None) => break,
             };
             fs::remove_file(path)?;
@@ -231,7 +258,8 @@ fn each(dir: &Path, key: &Key, from: i64, to: i64, mut give: impl FnMut(Point)) 
     for day_index in from.div_euclid(DAY_MS)..=(to - 1).div_euclid(DAY_MS) {
         let path = day_file(dir, day_index * DAY_MS);
         if !path.exists() {
-            coarse::steps(dir, key, day_index)?.into_iter().for_each(&mut give);
+            // A damaged month is set aside when the next day is kept in it.
+            coarse::steps(dir, key, day_index).unwrap_or_default().into_iter().for_each(&mut give);
             continue;
         }
         let db = Connection::open(&path)?;

@@ -41,7 +41,10 @@ CREATE TABLE IF NOT EXISTS audit (
 /// What files of before need: version of the schema that each leads to, by its place.
 const MIGRATIONS: [&str; 2] = [
     "ALTER TABLE alerts ADD COLUMN told INTEGER NOT NULL DEFAULT 1; ALTER TABLE outbox ADD COLUMN digest TEXT;",
-    "ALTER TABLE audit ADD COLUMN who TEXT NOT NULL DEFAULT '';",
+    "CREATE TABLE IF NOT EXISTS audit (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, unix_ms INTEGER NOT NULL, what TEXT NOT NULL, body TEXT NOT NULL
+    ) STRICT;
+    ALTER TABLE audit ADD COLUMN who TEXT NOT NULL DEFAULT '';",
 ];
 
 /// Ended alerts and their journal are kept for so long, and at most so many.
@@ -165,7 +168,7 @@ impl Store {
     }
 
     fn open_file(path: &Path) -> Result<Store> {
-        let db = Connection::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let mut db = Connection::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         db.busy_timeout(Duration::from_secs(5))?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
@@ -173,11 +176,14 @@ impl Store {
         anyhow::ensure!(sound == "ok", "it is damaged: {sound}");
         let is_new = !db.table_exists(None, "alerts")?;
         let version: u32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        // All of it or nothing: what was changed once cannot be changed again.
+        let all = db.transaction()?;
         for migration in MIGRATIONS.iter().skip(if is_new { MIGRATIONS.len() } else { version as usize }) {
-            db.execute_batch(migration)?;
+            all.execute_batch(migration)?;
         }
-        db.execute_batch(SCHEMA)?;
-        db.pragma_update(None, "user_version", MIGRATIONS.len() as u32)?;
+        all.execute_batch(SCHEMA)?;
+        all.pragma_update(None, "user_version", MIGRATIONS.len() as u32)?;
+        all.commit()?;
         Ok(Store { db })
     }
 
@@ -505,10 +511,6 @@ mod tests {
                     seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL, receiver TEXT NOT NULL,
                     body TEXT NOT NULL, created_unix_ms INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
                     due_unix_ms INTEGER NOT NULL, error TEXT, UNIQUE (message, receiver)
-                ) STRICT;
-                CREATE TABLE audit (
-                    seq INTEGER PRIMARY KEY AUTOINCREMENT, unix_ms INTEGER NOT NULL, what TEXT NOT NULL,
-                    body TEXT NOT NULL
                 ) STRICT;
                 INSERT INTO alerts VALUES ('1', 'r', 't', 'warning', 5, NULL, NULL, '{}');
                 INSERT INTO outbox (message, receiver, body, created_unix_ms, due_unix_ms)

@@ -36,14 +36,21 @@ const LOCKS: [&str; 24] = [
     "ObjectMonitor::EnterI",
     "ObjectSynchronizer::enter",
     "Monitor::lock",
-    "AbstractQueuedSynchronizer.acquire",
+    MADE_OF,
     "absl::Mutex::Lock",
     "LWLockAcquire",
     "ProcSleep",
     "runtime.lock2",
 ];
 /// Those of Java that do so by what its locks are made of.
-const TOLD_BY_JAVA: [&str; 4] = ["CountDownLatch", "Semaphore", "Phaser", "CyclicBarrier"];
+const TOLD_BY_JAVA: [&str; 4] = [
+    "java.util.concurrent.CountDownLatch.",
+    "java.util.concurrent.Semaphore.",
+    "java.util.concurrent.Phaser.",
+    "java.util.concurrent.CyclicBarrier.",
+];
+/// What Java's locks are made of, and these are, too.
+const MADE_OF: &str = "AbstractQueuedSynchronizer.acquire";
 /// Functions of Java that sleep, which it does by waiting for a condition with a time.
 const JAVA_SLEEPS: [&str; 3] = ["JavaThread::sleep", "java.lang.Thread.sleep", "TimeUnit.sleep"];
 /// Functions that wait to be told something: idle, or in a queue that is empty.
@@ -200,7 +207,7 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
         if lock { WaitCause::Lock } else { WaitCause::Park }
     } else if cause != WaitCause::Poll && any(&JAVA_SLEEPS) {
         WaitCause::Sleep
-    } else if any(&TOLD_BY_JAVA) {
+    } else if told_by_java(&functions) {
         WaitCause::Park
     } else if any(&LOCKS) || (cause == WaitCause::Park && waits_for_gil(names, frames)) {
         WaitCause::Lock
@@ -209,6 +216,14 @@ pub fn by_names(names: &Names, frames: &[usize], cause: WaitCause) -> WaitCause 
     } else {
         cause
     }
+}
+
+/// Whether functions, the innermost first, wait to be told something by Java's own means, with no lock inside of that.
+fn told_by_java(functions: &[&str]) -> bool {
+    let first = |is: &dyn Fn(&str) -> bool| functions.iter().position(|name| is(name));
+    let told = first(&|name| TOLD_BY_JAVA.iter().any(|word| name.starts_with(word)));
+    let lock = first(&|name| !name.contains(MADE_OF) && LOCKS.iter().any(|word| name.contains(word)));
+    told.is_some_and(|told| lock.is_none_or(|lock| lock > told))
 }
 
 #[cfg(test)]
@@ -252,6 +267,7 @@ mod tests {
         assert_eq!(settled("main;work;pthread_cond_wait", Park), Park);
         assert_eq!(settled("main;strange;futex", Lock), Lock, "nothing better is known");
         assert_eq!(settled("main;take_gil;read", Disk), Disk);
+        assert_eq!(settled("main;ConnectionSemaphore::acquire;pthread_mutex_lock", Lock), Lock, "no Java");
         let java = |of: &str| {
             let stack =
                 format!("java.lang.Thread.run;app.Main.run;{of};jdk.internal.misc.Unsafe.park;Parker::park");

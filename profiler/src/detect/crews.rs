@@ -48,6 +48,10 @@ pub fn crews(run: &Run) -> Vec<Crew> {
             short.entry((time.thread.pid, &time.name)).or_default().push(time);
         }
     }
+    let mut threads: BTreeMap<u32, Vec<ThreadKey>> = BTreeMap::new();
+    for of in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
+        threads.entry(of.thread.pid).or_default().push(of.thread);
+    }
     for mut times in short.into_values() {
         times.sort_by_key(|time| std::cmp::Reverse((time.others == 0, time.on_cpu_ns)));
         let mut sum = ThreadTime::clone(times[0]);
@@ -55,9 +59,8 @@ pub fn crews(run: &Run) -> Vec<Crew> {
         // One thread alone is told as what it is.
         let at_once = (sum.others > 0).then_some(sum.wall_ns as f64 / duration_ns as f64);
         let own: BTreeSet<ThreadKey> = times.iter().map(|time| time.thread).collect();
-        let threads = run.blocking.iter().flat_map(|blocking| &blocking.threads).map(|of| of.thread);
-        let threads = threads.filter(|_| at_once.is_some());
-        let others = threads.filter(|of| of.pid == sum.thread.pid && !own.contains(of)).collect();
+        let of_process = threads.get(&sum.thread.pid).filter(|_| at_once.is_some()).into_iter().flatten();
+        let others = of_process.filter(|of| !own.contains(of)).copied().collect();
         crews.push(Crew { time: sum, at_once, others, run_ns: duration_ns });
     }
     crews

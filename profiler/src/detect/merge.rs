@@ -89,7 +89,11 @@ fn made_by_polls(found: Vec<Finding>) -> Vec<Finding> {
     let (lacks, mut kept): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|of| of.details.get("own_threads") == Some(&json!(true)));
     for lack in lacks {
-        match kept.iter_mut().find(|of| of.rule == "busy-poll" && of.process.pid == lack.process.pid) {
+        let made = |of: &&mut Finding| {
+            let polls = of.rule == "busy-poll" && of.process.pid == lack.process.pid;
+            polls && 2 * of.cost.ns >= lack.cost.ns
+        };
+        match kept.iter_mut().find(made) {
             Some(polls) => stand_for(polls, &lack),
             None => kept.push(lack),
         }
@@ -215,6 +219,9 @@ mod tests {
         };
         assert_eq!(rules(lack(true), 1), ["busy-poll"]);
         assert_eq!(rules(lack(true), 2).len(), 2, "another process spins");
+        let mut much = lack(true);
+        much.cost.ns = 11;
+        assert_eq!(rules(much, 1).len(), 2, "others compute");
         assert_eq!(rules(lack(false), 1).len(), 2, "somebody else has the CPUs");
     }
 

@@ -85,7 +85,7 @@ pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
     found
 }
 
-/// What grows until it is killed comes before all that costs time, unless that takes long, or is not known.
+/// What grows until it is killed comes before all that costs time, unless that is known to take long.
 fn fills_up_soon(of: &Finding) -> bool {
     const SOON_NS: u64 = 86_400 * 1_000_000_000;
     let limit_ns = of.details.get("limit_reached_after_ns").and_then(serde_json::Value::as_u64);

@@ -105,7 +105,10 @@ pub fn needs_answers(run: &Run, pid: u32) -> bool {
     if of.peers.iter().all(|peer| peer.clients) {
         return !of.listens;
     }
-    of.peers.iter().any(|peer| !peer.clients && peer.is_awaited_for(AWAITED))
+    let asked = run.requests.iter().flat_map(|requests| requests.asked()).filter(|of| of.pid == pid);
+    let awaited_ns = asked.map(|of| of.awaited_ns).max().unwrap_or(0);
+    awaited_ns as f64 >= AWAITED * run.requests_watched_ns() as f64
+        || of.peers.iter().any(|peer| !peer.clients && (peer.judged == 0 || peer.is_awaited_for(AWAITED)))
 }
 
 /// What a kind of request is called.

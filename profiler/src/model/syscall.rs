@@ -288,7 +288,7 @@ impl Chatty {
 }
 
 /// A system call of a process that failed at a high rate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ErrorStorm {
     /// Process id.
     pub pid: u32,

@@ -101,10 +101,13 @@ pub struct Peer {
     pub seen: u64,
     /// Most connections in TIME_WAIT at once, in the whole network namespace.
     pub most_time_wait: u64,
-    /// Looks that found a connection which still waits for its other side to answer the first packet, as at the look before.
+    /// Looks that found a connection which still waits for its other side to answer the first packet, as at the look before; or another one
+    /// that does, where none is connected.
     pub connecting: u64,
     /// Looks that found it, and those in which something had been sent to it and no answer had come.
     pub samples: u64,
+    /// Of the looks that found it, those that could tell whether an answer was awaited.
+    pub judged: u64,
     /// See `samples`.
     pub awaited: u64,
     /// Longest time that an answer had been awaited for at a look, ns.
@@ -112,9 +115,9 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Whether an answer was awaited in so much of the looks, from 0 to 1.
+    /// Whether an answer was awaited in so much of the looks that could tell, from 0 to 1.
     pub fn is_awaited_for(&self, share: f64) -> bool {
-        self.awaited as f64 >= share * self.samples.max(1) as f64
+        self.judged > 0 && self.awaited as f64 >= share * self.judged as f64
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Network {
     tcp: OnceCell<Tcp>,
     udp: OnceCell<BTreeMap<u64, String>>,
     unix: OnceCell<BTreeMap<u64, UnixSocket>>,
-    awaiting: OnceCell<BTreeMap<u64, u32>>,
+    awaiting: OnceCell<Option<BTreeMap<u64, u32>>>,
 }
 
 /// Its TCP sockets.
@@ -129,9 +129,9 @@ impl Network {
         self.tcp().socket(inode).is_some() || self.udp(inode).is_some() || self.unix(inode).is_some()
     }
 
-    /// Connections of which an answer is awaited, by inode, and for how long, ms.
-    pub fn awaiting(&self, diag: &mut SockDiag, proc_root: &Path) -> &BTreeMap<u64, u32> {
-        self.awaiting.get_or_init(|| self.timed(|| diag.awaiting(proc_root, self.pid)))
+    /// Connections of which an answer is awaited, by inode, and for how long, ms; `None` where that is not known.
+    pub fn awaiting(&self, diag: &mut SockDiag, proc_root: &Path) -> Option<&BTreeMap<u64, u32>> {
+        self.awaiting.get_or_init(|| self.timed(|| diag.awaiting(proc_root, self.pid))).as_ref()
     }
 }
 

@@ -37,24 +37,22 @@ pub struct SockDiag(BTreeMap<u64, Option<OwnedFd>>);
 
 impl SockDiag {
     /// Inodes of the connections in a process's namespace on which it sent something later than it received: those of which
-    /// an answer is awaited, with how long ago that was, ms. None where that cannot be asked.
-    pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> BTreeMap<u64, u32> {
+    /// an answer is awaited, with how long ago that was, ms. `None` where that
+    /// cannot be asked, or not to the end.
+    pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> Option<BTreeMap<u64, u32>> {
         let path = shown(proc_root, pid).join("ns/net");
-        let Ok(namespace) = fs::metadata(&path).map(|metadata| metadata.ino()) else {
-            return BTreeMap::new();
-        };
+        let namespace = fs::metadata(&path).ok()?.ino();
         if self.0.len() >= MAX_NAMESPACES && !self.0.contains_key(&namespace) {
-            return BTreeMap::new();
+            return None;
         }
         let socket = self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok());
-        let Some(socket) = socket else { return BTreeMap::new() };
+        let socket = socket.as_ref()?;
         let mut found = BTreeMap::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            if ask(socket, family as u8).is_err() || read(socket, &mut found).is_err() {
-                break;
-            }
+            ask(socket, family as u8).ok()?;
+            read(socket, &mut found).ok()?;
         }
-        found
+        Some(found)
     }
 }
 
@@ -181,7 +179,8 @@ mod tests {
         };
         let mut diag = SockDiag::default();
         let pid = std::process::id();
-        let mut awaits = |of: &TcpStream| diag.awaiting(Path::new("/proc"), pid).contains_key(&inode(of));
+        let mut awaits =
+            |of: &TcpStream| diag.awaiting(Path::new("/proc"), pid).unwrap().contains_key(&inode(of));
         let mut answer = [0; 1];
         // The kernel counts in its own ticks, of 10 ms at most.
         let tick = || std::thread::sleep(Duration::from_millis(50));

@@ -8,6 +8,8 @@ use std::{
 /// States that matter here: include/net/tcp_states.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
+    /// Both sides can send.
+    Established,
     /// Waits for the other side to answer the first packet.
     SynSent,
     /// Closed by this side; remembered for a minute.
@@ -48,6 +50,7 @@ fn socket(line: &str) -> Option<TcpSocket> {
         local: (local, port),
         remote: address(fields.get(2)?)?,
         state: match *fields.get(3)? {
+            "01" => TcpState::Established,
             "02" => TcpState::SynSent,
             "06" => TcpState::TimeWait,
             "08" => TcpState::CloseWait,
@@ -91,7 +94,7 @@ mod tests {
             (found.local, found.remote.as_str()),
             (("127.0.0.1:40000".to_owned(), 40_000), "10.0.0.2:5432")
         );
-        assert_eq!((found.state, found.inode), (TcpState::Other, 6));
+        assert_eq!((found.state, found.inode), (TcpState::Established, 6));
         assert_eq!(address("0000000000000000FFFF00000100007F:0050").as_deref(), Some("127.0.0.1:80"));
     }
 

@@ -271,6 +271,9 @@ impl Seen {
         // Connections of each, whether they are clients, and the time since the oldest question without an answer, ms.
         let mut peers: BTreeMap<String, (u64, bool, Option<u32>)> = BTreeMap::new();
         let mut pending: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+        // Sockets that are connected, by peer; and whether it is known whose answers are awaited.
+        let mut connected: BTreeSet<String> = BTreeSet::new();
+        let mut known = false;
         let mut connections = 0;
         for link in &links {
             let kind = match inode(link) {
@@ -285,7 +288,9 @@ impl Seen {
                             redact.text(&of.remote)
                         };
                         let at = peers.entry(peer.clone()).or_default();
-                        let awaited = network.awaiting(diag, networks.proc_root()).get(&inode).copied();
+                        let awaiting = network.awaiting(diag, networks.proc_root());
+                        known |= awaiting.is_some();
+                        let awaited = awaiting.and_then(|awaiting| awaiting.get(&inode).copied());
                         *at = (at.0 + 1, clients, at.2.max(awaited));
                         if let Some(seen) = self.peer(&peer, clients)
                             && seen.inodes.len() < MAX_KINDS * 16
@@ -293,7 +298,9 @@ impl Seen {
                         {
                             seen.peer.seen += 1;
                         }
-                        if of.state == TcpState::SynSent {
+                        if of.state == TcpState::Established {
+                            connected.insert(peer.clone());
+                        } else if of.state == TcpState::SynSent {
                             pending.entry(peer.clone()).or_default().insert(inode);
                         }
                         let closed =
@@ -310,9 +317,10 @@ impl Seen {
             *kinds.entry(kind).or_default() += step as u64;
         }
         for (peer, seen) in &mut self.peers {
-            // What was pending at the look before, too, is late.
+            // What was pending at the look before, too, is late; so is who is tried again and again, and never reached.
             let now = pending.remove(peer).unwrap_or_default();
-            seen.peer.connecting += u64::from(!now.is_disjoint(&seen.pending));
+            let again = !now.is_empty() && !seen.pending.is_empty() && !connected.contains(peer);
+            seen.peer.connecting += u64::from(again || !now.is_disjoint(&seen.pending));
             seen.pending = now;
         }
         self.vitals.most_connections = self.vitals.most_connections.max((connections * step) as u64);
@@ -328,6 +336,7 @@ impl Seen {
                 .count() as u64;
             if let Some(seen) = self.peer(&peer, clients) {
                 seen.peer.samples += 1;
+                seen.peer.judged += u64::from(known);
                 seen.peer.awaited += u64::from(awaited.is_some());
                 let ns = u64::from(awaited.unwrap_or(0)) * 1_000_000;
                 seen.peer.longest_awaited_ns = seen.peer.longest_awaited_ns.max(ns);

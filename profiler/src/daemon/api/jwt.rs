@@ -15,6 +15,8 @@ use crate::daemon::config::Jwt;
 
 /// Clocks may differ by so much, s.
 const LEEWAY_S: u64 = 30;
+/// Keys of an issuer that are looked at.
+const MAX_KEYS: usize = 64;
 /// Longer ones are not looked at, bytes.
 const MAX_TOKEN: usize = 16 * 1024;
 
@@ -40,7 +42,7 @@ impl Issuer {
             let any = |of: &PublicKeyUse| *of == PublicKeyUse::Signature;
             key.common.public_key_use.as_ref().is_none_or(any)
         };
-        let usable = set.keys.into_iter().filter(signs).filter_map(|key| {
+        let usable = set.keys.into_iter().filter(signs).take(MAX_KEYS).filter_map(|key| {
             let decoding = DecodingKey::from_jwk(&key).ok()?;
             let fits = settings.algorithms.iter().any(|algorithm| algorithm.family() == decoding.family());
             fits.then_some((key, decoding))
@@ -50,7 +52,6 @@ impl Issuer {
             bail!("no key for daemon.jwt.algorithms is in it");
         };
         let mut validation = Validation::new(*first);
-        validation.algorithms.clone_from(&settings.algorithms);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
         validation.set_issuer(&[&settings.issuer]);
         validation.set_audience(&[&settings.audience]);
@@ -63,14 +64,15 @@ impl Issuer {
         if given.len() > MAX_TOKEN {
             return None;
         }
-        let header = decode_header(given).ok()?;
-        let (_, key) = self.keys.iter().find(|(key, _)| {
+        let header = decode_header(given).ok().filter(|of| self.settings.algorithms.contains(&of.alg))?;
+        let validation = Validation { algorithms: vec![header.alg], ..self.validation.clone() };
+        let mut keys = self.keys.iter().filter(|(key, decoding)| {
             let of = &key.common;
             let is_named = header.kid.is_none() || of.key_id.is_none() || of.key_id == header.kid;
             let is_for = of.key_algorithm.is_none_or(|of| of == KeyAlgorithm::from(header.alg));
-            is_named && is_for
-        })?;
-        let claims = decode::<Value>(given, key, &self.validation).ok()?.claims;
+            is_named && is_for && decoding.family() == header.alg.family()
+        });
+        let claims = keys.find_map(|(_, key)| decode::<Value>(given, key, &validation).ok())?.claims;
         let names = |wanted: &[String]| {
             let mut given = words_of(claim(&claims, &self.settings.role_claim));
             given.any(|name| wanted.iter().any(|wanted| wanted == name))
@@ -81,7 +83,7 @@ impl Issuer {
             () => return None,
         };
         let who = claims["sub"].as_str().unwrap_or("without a name").to_owned();
-        Some(Caller { role, who })
+        Some(Caller { role, who, until_unix_s: claims["exp"].as_f64().map(|exp| exp as u64 + LEEWAY_S) })
     }
 }
 
@@ -121,7 +123,7 @@ pub mod fixtures {
             let pair = rcgen::KeyPair::generate().unwrap();
             let key = EncodingKey::from_ec_der(&pair.serialize_der());
             let mut public = Jwk::from_encoding_key(&key, Algorithm::ES256).unwrap();
-            public.common.key_id = Some(name.to_owned());
+            public.common.key_id = Some(name.to_owned()).filter(|name| !name.is_empty());
             public.common.key_algorithm = Some(KeyAlgorithm::ES256);
             let published = json!({ "keys": [public] }).to_string();
             Signer { key, name, published }
@@ -133,7 +135,7 @@ pub mod fixtures {
                 json!({ "iss": "https://login.test", "aud": "profiler", "exp": now() + 600, "sub": "ada" });
             all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
             let mut header = Header::new(Algorithm::ES256);
-            header.kid = Some(self.name.to_owned());
+            header.kid = Some(self.name.to_owned()).filter(|name| !name.is_empty());
             jsonwebtoken::encode(&header, &all, &self.key).unwrap()
         }
     }
@@ -148,7 +150,8 @@ pub mod fixtures {
         Jwt {
             issuer: "https://login.test".into(),
             audience: "profiler".into(),
-            algorithms: vec![Algorithm::ES256],
+            // As by itself: a key is of one family only.
+            algorithms: vec![Algorithm::RS256, Algorithm::ES256],
             keys_file: keys_file.to_owned(),
             role_claim: "realm.roles".into(),
             readers: vec!["sre".into()],
@@ -219,6 +222,20 @@ mod tests {
             String::new(),
         ] {
             assert!(issuer.caller(&token).is_none(), "{token:.80}");
+        }
+    }
+
+    /// While an issuer changes its keys there are two, and some give them no names.
+    #[test]
+    fn each_key_of_the_set_is_tried() {
+        let (old, new) = (Signer::new(""), Signer::new(""));
+        let of =
+            |signer: &Signer| serde_json::from_str::<Value>(&signer.published).unwrap()["keys"][0].clone();
+        let both = json!({ "keys": [of(&old), of(&new)] }).to_string();
+        let issuer = Issuer::parse(&settings(Path::new("")), &both).unwrap();
+        for signer in [&old, &new] {
+            let caller = issuer.caller(&signer.token(json!({ "realm.roles": "sre" }))).unwrap();
+            assert!(caller.until_unix_s.is_some_and(|until| until >= now() + 600));
         }
     }
 

@@ -1,9 +1,10 @@
 //! What happens, as it happens: server-sent events, that go on where a listener was cut off. If something is missing, that is
 //! said.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::{Query, State},
     http::{HeaderMap, StatusCode},
     response::{
@@ -11,12 +12,13 @@ use axum::{
         sse::{Event as Sent, KeepAlive},
     },
 };
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{answer::error, events::TOPICS, shared::Shared};
+use super::{answer::error, events::TOPICS, shared::Shared, token::Caller};
+use crate::process::clock;
 
 /// Those who may listen at the same time.
 const MAX_LISTENERS: usize = 64;
@@ -31,6 +33,7 @@ pub struct Asked {
 pub async fn events(
     State(shared): State<Arc<Shared>>,
     Query(asked): Query<Asked>,
+    caller: Option<Extension<Caller>>,
     headers: HeaderMap,
 ) -> Response {
     let topics: Option<Vec<String>> =
@@ -47,6 +50,16 @@ pub async fn events(
     let (missed, live) = shared.events.since(last);
     let is_gap = missed.is_none();
     let listening = (missed.unwrap_or_default(), live, topics, is_gap);
+    // Who was let in for a time listens no longer.
+    let until = caller.and_then(|Extension(caller)| caller.until_unix_s);
+    let left =
+        until.map(|until| Duration::from_secs(until.saturating_sub(clock::unix_ms().max(0) as u64 / 1000)));
+    let end = async move {
+        match left {
+            Some(left) => tokio::time::sleep(left).await,
+            None => std::future::pending().await,
+        }
+    };
     let stream = stream::unfold(listening, async |(mut missed, mut live, topics, is_gap)| {
         if is_gap {
             return Some((Ok::<Sent, Infallible>(reset()), (missed, live, topics, false)));
@@ -68,7 +81,7 @@ pub async fn events(
             }
         }
     });
-    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
+    Sse::new(stream.take_until(Box::pin(end))).keep_alive(KeepAlive::default()).into_response()
 }
 
 /// Whether a topic is asked for: by name, or by what it begins with.

@@ -13,6 +13,8 @@ pub struct Caller {
     pub role: Role,
     /// Who it is, as far as that is known; of a site's login its own words.
     pub who: String,
+    /// Until when that holds, s since 1970; `None` for as long as the file says so.
+    pub until_unix_s: Option<u64>,
 }
 
 /// Somebody who may use the API: the hash of a token, and what it opens.
@@ -64,7 +66,7 @@ impl Token {
         }
         let who =
             || format!("token {}", hash[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-        role.map(|role| Caller { role, who: who() })
+        role.map(|role| Caller { role, who: who(), until_unix_s: None })
     }
 
     fn of_line(line: &str) -> Option<Token> {

@@ -40,12 +40,12 @@ struct Chunk {
 }
 
 /// The file of the month of a day.
-fn file(dir: &Path, day_index: i64) -> PathBuf {
+pub fn file(dir: &Path, day_index: i64) -> PathBuf {
     dir.join(format!("{PREFIX}{}.sqlite", &day(day_index * DAY_MS)[..7]))
 }
 
-/// Keeps a day, since 1970, in steps; its details can be deleted then.
-pub fn keep(dir: &Path, day_index: i64) -> Result<()> {
+/// Keeps a day, since 1970, in steps; its details can be deleted then. Returns how many series were damaged.
+pub fn keep(dir: &Path, day_index: i64) -> Result<u64> {
     let details = Connection::open(day_file(dir, day_index * DAY_MS))?;
     let keys = {
         let mut query = details.prepare("SELECT DISTINCT target, metric, label FROM series")?;
@@ -56,24 +56,29 @@ pub fn keep(dir: &Path, day_index: i64) -> Result<()> {
     let path = file(dir, day_index);
     let mut db = Connection::open(&path).with_context(|| path.display().to_string())?;
     db.execute_batch(SCHEMA)?;
+    let mut damaged = 0;
     let all = db.transaction()?;
     {
         let mut hours = HourQuery::new(&details)?;
-        let mut insert = all.prepare("INSERT OR REPLACE INTO series VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        // What is there already is the day as it was before a clock was set back.
+        let mut insert = all.prepare("INSERT OR IGNORE INTO series VALUES (?1, ?2, ?3, ?4, ?5)")?;
         let mut compressor = Compressor::new(LEVEL)?;
         for key in keys {
             let mut steps: BTreeMap<u8, Point> = BTreeMap::new();
-            hours.each(&key, day_index * 24..=day_index * 24 + 23, |unix_ms, value| {
+            let read = hours.each(&key, day_index * 24..=day_index * 24 + 23, |unix_ms, value| {
                 // Of 96.
                 let step = ((unix_ms - day_index * DAY_MS) / STEP_MS) as u8;
                 let new = Point::one(unix_ms, value);
                 steps.entry(step).and_modify(|point| point.merge(&new)).or_insert(new);
-            })?;
+            });
+            // The hours before the damage are kept.
+            damaged += u64::from(read.is_err());
             let packed = pack(&steps, &mut compressor)?;
             insert.execute(params![day_index, key.target, key.metric, key.label, packed])?;
         }
     }
-    Ok(all.commit()?)
+    all.commit()?;
+    Ok(damaged)
 }
 
 /// The steps of a series on a day, since 1970; none if the day was not kept.

@@ -94,7 +94,7 @@ One in ten requests of a kind takes longer than the threshold until the first by
 it could be followed: on a CPU, waiting for one, for a lock, for files, for peers.
 
 Requests that take their time without any work and without asking anybody are a note only: a long poll looks like that, a timer too. So
-are those that await one answer for 5 s and more, all for the same time: a long poll that is passed on.",
+are those that await answers for 5 s and more, all for the same time and without an error: a long poll that is passed on.",
 };
 
 /// The least part of the answers of who is asked, %, that must be errors to be told: `failed` where it is known that the side that
@@ -194,6 +194,7 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let polls = goes.is_some_and(|goes| {
             let awaits = goes.awaiting_ns as f64 >= WAITS_ITSELF * goes.total_ns as f64;
             awaits
+                && route.errors.is_empty()
                 && first.p50_ns >= served::LONG_POLL_NS
                 && first.p99_ns as f64 <= served::SAME * first.p50_ns as f64
         });

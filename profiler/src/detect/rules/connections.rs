@@ -55,8 +55,8 @@ pub static UNANSWERED: Rule = Rule {
     params: &[],
     check: unanswered,
     doc: "\
-In several looks, a second apart, a socket of the process was in state SYN_SENT: the first packet of a connection had been sent
-and nothing came back. The peer is down or unreachable, or a firewall drops the packets; until the attempt times out (two minutes by
+In several looks, a second apart, a socket of the process was in state SYN_SENT as at the look before, or another one to the same peer
+was while none is connected: the first packet of a connection had been sent and nothing came back. The peer is down or unreachable, or a firewall drops the packets; until the attempt times out (two minutes by
 default) whoever needs the connection waits. That such an attempt failed is known late, and to the program only: a call that
 returned EINPROGRESS looks like success.",
 };

@@ -44,11 +44,11 @@ Raise the limit, or let fewer threads run at once: many threads use up a quota i
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let mut processes: Vec<&ProcessVitals> = run.vitals.iter().flat_map(|vitals| &vitals.processes).collect();
     // Of those that share a quota who uses most of it is to be told, not who started the others.
-    let used = |pid: u32| {
-        let threads = run.blocking.iter().flat_map(|blocking| &blocking.threads);
-        threads.filter(|of| of.thread.pid == pid).map(|of| of.on_cpu_ns).sum::<u64>()
-    };
-    processes.sort_by_key(|of| std::cmp::Reverse(used(of.pid)));
+    let mut used: BTreeMap<u32, u64> = BTreeMap::new();
+    for of in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
+        *used.entry(of.thread.pid).or_default() += of.on_cpu_ns;
+    }
+    processes.sort_by_key(|of| std::cmp::Reverse(used.get(&of.pid).copied()));
     let mut found: Vec<Finding> = Vec::new();
     for of in processes {
         let Some(throttling) = &of.throttling else { continue };

@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    detect::rule::{Needs, Param, Rule, Unit, Values},
+    detect::{
+        rule::{Needs, Param, Rule, Unit, Values},
+        words::calls_watched_ns,
+    },
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
+        syscall::ErrorStorm,
         units::{percent, thousands, time},
     },
 };
@@ -55,21 +59,23 @@ pub static RULE: Rule = Rule {
     check,
     doc: "\
 Of a system call that a process makes at least 100 times a second, so large a part fails with an error that is no everyday
-answer. One that lasts for less than two seconds is a note. EAGAIN, EINPROGRESS, EINTR and ENOENT are everyday answers, and what `--expected-error` names.
+answer. One that lasts for less than two seconds, and less than half of the time that was watched, is a note. EAGAIN, EINPROGRESS, EINTR and ENOENT are everyday answers, and what `--expected-error` names.
 
 Each such call is work for nothing; most often the program retries what cannot succeed. The error says what is
 missing: EMFILE is the limit of open descriptors (`ulimit -n`), EACCES a right, ECONNREFUSED a server.",
 };
 
+/// Whether it was soon over, in a run that went on; where calls were watched in windows, of the time in which they were.
+fn is_burst(run: &Run, of: &ErrorStorm) -> bool {
+    let goes_on = 2 * of.lasted_ns >= calls_watched_ns(run);
+    of.lasted_ns < SHORT_NS && run.cpu.accounts.duration_ns > 2 * SHORT_NS && !goes_on
+}
+
 fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
     let storms = run.calls.iter().flat_map(|calls| &calls.storms);
-    let finding = |of: &crate::model::syscall::ErrorStorm| Finding {
+    let finding = |of: &ErrorStorm| Finding {
         rule: RULE.name,
-        severity: if of.lasted_ns < SHORT_NS && run.cpu.accounts.duration_ns > 2 * SHORT_NS {
-            Severity::Info
-        } else {
-            of.severity()
-        },
+        severity: if is_burst(run, of) { Severity::Info } else { of.severity() },
         bottleneck: Bottleneck::Cpu,
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: format!("{} {}", of.syscall, of.errno),
@@ -114,10 +120,28 @@ fn advice(errno: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        detect::rule::Overrides,
-        model::syscall::{Calls, ErrorStorm},
-    };
+    use crate::{detect::rule::Overrides, model::syscall::Calls};
+
+    #[test]
+    fn a_storm_that_lasts_as_long_as_was_watched_is_no_burst() {
+        let found = |lasted_ms: u64, watched_ms: u64| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            run.cpu.accounts.duration_ns = 8_000_000_000;
+            let storm = ErrorStorm {
+                syscall: "accept4".into(),
+                errno: "EMFILE".into(),
+                calls: 3000,
+                failed: 3000,
+                lasted_ns: lasted_ms * 1_000_000,
+                ..ErrorStorm::default()
+            };
+            run.calls =
+                Some(Calls { storms: vec![storm], watched_ns: watched_ms * 1_000_000, ..Calls::default() });
+            check(&run, &Overrides::default().of(&RULE)).remove(0).severity
+        };
+        assert_eq!(found(900, 8000), Severity::Info, "a burst");
+        assert!(found(900, 950) > Severity::Info, "in windows");
+    }
 
     #[test]
     fn everyday_answers_are_no_storm() {

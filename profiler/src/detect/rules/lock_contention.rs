@@ -64,6 +64,8 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
     if of.stack.is_some_and(|stack| causes::waits_for_gil(run.names(), &stack.frames)) {
         return interpreter(run, of);
     }
+    // A thread of the pool that waits for, or takes, its next job.
+    let of_queue = functions.windows(2).any(|pair| pair[0] == "worker" && pair[1].starts_with("uv_"));
     let (lock, advice) = if has("ProcSleep") {
         (
             "a lock of the database (a row, a table)",
@@ -71,7 +73,7 @@ fn finding(run: &Run, of: &Blocked<'_>) -> Finding {
         )
     } else if has("LWLock") {
         ("an internal lock of the database", "see wait_event in pg_stat_activity")
-    } else if has("uv_cond_wait") || has("uv__work") || has("uv_mutex_lock") {
+    } else if has("uv__work_submit") || has("uv_queue_work") || of_queue {
         // Its owner is libuv, which hands over jobs there.
         let advice = "give libuv's pool fewer and larger jobs: each file operation is one";
         let place = of.mostly_in(&of.place);
@@ -174,7 +176,7 @@ mod tests {
             (found.severity, found.advice.contains("fewer and larger jobs"))
         };
         assert_eq!(of("clone;worker;uv_cond_wait;pthread_cond_wait;lll_lock_wait"), (Severity::Info, true));
-        assert_eq!(of("clone;worker;save;pthread_mutex_lock;lll_lock_wait"), (Severity::Warning, false));
+        assert_eq!(of("clone;worker;save;uv_mutex_lock;lll_lock_wait"), (Severity::Warning, false));
     }
 
     #[test]

@@ -68,7 +68,8 @@ The stack is where the thread blocked, the object what it waited for, as far as 
 without a CPU the threads that ran instead are named.
 
 A thread that receives from a pipe, terminal or Unix socket waits for what another process sends, and that need not be late: this
-is a note. So is one that receives from a client of its own, from anybody (UDP), or from a peer that was asked nothing meanwhile. So are single waits for a CPU that make up little of the time, or in which the target's own threads ran: whether these are
+is a note. So is one that receives from a client of its own, from anybody (UDP), or from a peer
+that has answered all that it was asked, as far as requests are watched. So are single waits for a CPU that make up little of the time, or in which the target's own threads ran: whether these are
 too many is judged by all such waits together (rule `cpu-starvation`). A process in sigsuspend or pause waits as it should.",
 };
 
@@ -207,17 +208,22 @@ fn severity(group: &Group, share: f64, least: f64, run: &Run) -> Severity {
     if note { Severity::Info } else { group.severity }
 }
 
-/// Whether who receives on a socket waits for the next request or message, and not for an answer, as far as is known: it takes
-/// from anybody, it serves there, or nothing was sent that the other side has not answered.
+/// Whether who receives on a socket is known to wait for the next request or message, and not for an answer: it takes from
+/// anybody, it serves there, or all that it has asked there was answered.
 fn waits_for_next(run: &Run, pid: u32, object: &str) -> bool {
     let Some((protocol, ends)) = object.split_once(' ') else { return false };
-    let Some((local, remote)) = ends.split_once(" -> ") else { return protocol == "udp" };
+    let Some((local, remote)) = ends.split_once(" -> ") else {
+        return protocol == "udp" && ends.contains(':');
+    };
     let peers = run.vitals.iter().filter_map(|vitals| vitals.of(pid)).flat_map(|of| &of.peers);
     let clients = local.rsplit(':').next().map(|port| format!("clients of :{port}"));
+    let asked = run.requests.iter().flat_map(|requests| requests.asked());
+    let mut asked = asked.filter(|of| of.pid == pid && of.peer == remote);
+    let answered = asked.any(|of| of.exchanges() > 0 && of.awaited == 0);
     let mut peers = peers.filter(|of| of.samples > 0);
     peers.any(|of| match of.clients {
         true => Some(&of.peer) == clients.as_ref(),
-        false => of.peer == remote && !of.is_awaited_for(AWAITED),
+        false => of.peer == remote && answered && !of.is_awaited_for(AWAITED),
     })
 }
 
@@ -291,6 +297,7 @@ mod tests {
     use crate::{
         detect::rule::Overrides,
         model::{
+            request::Side,
             threshold::Thresholds,
             vitals::{Peer, ProcessVitals, Vitals},
             wait::{RanInstead, ThreadTime},
@@ -350,6 +357,7 @@ mod tests {
                 peer: peer.into(),
                 clients,
                 samples: 10,
+                judged: 10,
                 awaited,
                 ..Peer::default()
             };
@@ -360,6 +368,10 @@ mod tests {
                 ..ProcessVitals::default()
             };
             run.vitals = Some(Vitals { processes: vec![vitals], unlisted: 0 });
+            let mut requests = crate::model::request::fixtures::requests();
+            let asked = requests.peers.iter_mut().find(|of| of.side == Side::Asks).unwrap();
+            (asked.peer, asked.awaited) = ("10.0.0.2:6379".into(), u64::from(awaited > 0));
+            run.requests = Some(requests);
             check(&run, &Overrides::default().of(&RULE))[0].severity
         };
         assert_eq!(found("tcp 10.0.0.1:80 -> 10.9.9.9:4711", 9), Severity::Info, "a client");

@@ -43,24 +43,14 @@ const MIN_SAMPLES: u64 = 4;
 const WAIT_FOR_WORK: [(&str, &[&str]); 3] = [
     (
         "redis",
-        &[
-            "BLPOP",
-            "BRPOP",
-            "BRPOPLPUSH",
-            "BLMOVE",
-            "BLMPOP",
-            "BZPOPMIN",
-            "BZPOPMAX",
-            "BZMPOP",
-            "XREAD",
-            "XREADGROUP",
-            "WAIT",
-        ],
+        &["BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT"],
     ),
     ("Kafka", &["Fetch", "JoinGroup", "SyncGroup"]),
-    ("MongoDB", &["getMore", "hello"]),
+    ("MongoDB", &["hello"]),
 ];
 
+/// Fewer questions that were given up say nothing: a connection ends for other reasons, too.
+const GIVEN_UP: u64 = 20;
 /// So many requests in progress could ask at once; so few answers are awaited one at a time, for so much of the time.
 const SEVERAL: f64 = 2.5;
 const ONE: f64 = 1.2;
@@ -87,7 +77,7 @@ too): known by the functions of the C library that poll for its answer.
 Where most questions have no answer when their connection ends (the process gives up after a time of its own), that is said.
 
 An answer that is awaited for longer than 5 s is a note only: such a question (a long poll) waits for work. So do some commands by their
-nature (BRPOP, XREAD, Kafka's Fetch, MongoDB's getMore): where they make up most of the time, it is a note without a share. A note it is,
+nature (BRPOP, Kafka's Fetch): where they make up most of the time, it is a note without a share. A note it is,
 too, if answers come sooner than the second threshold.",
 };
 
@@ -119,7 +109,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         for peer in of.peers.iter().filter(answers) {
             let waits = peers.entry((of.pid, peer.peer.clone())).or_default();
             waits.process.clone_from(&of.process);
-            waits.awaited = peer.awaited as f64 / peer.samples as f64;
+            waits.awaited = peer.awaited as f64 / peer.judged.max(1) as f64;
             waits.longest_ns = peer.longest_awaited_ns;
         }
     }
@@ -229,7 +219,9 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
     if 100.0 * share < values.get(&SHARE) {
         return None;
     }
-    let gives_up = waits.unanswered > waits.answers;
+    let each_ns = (share * wall_ns as f64) as u64 / (waits.answers + waits.unanswered).max(1);
+    let gives_up =
+        waits.unanswered >= GIVEN_UP && waits.unanswered > waits.answers && each_ns < served::LONG_POLL_NS;
     let how = match waits.answers {
         n if gives_up => format!(
             "{} of {} questions had no answer when their connection was closed",
@@ -303,7 +295,7 @@ mod tests {
         let mut run = crate::model::report::fixtures::run(&[]);
         run.cpu.accounts.duration_ns = 10_000_000_000;
         run.blocking = Some(crate::model::wait::Blocking::default());
-        let peer = Peer { peer: "10.0.0.2:80".into(), samples: 10, awaited, ..Peer::default() };
+        let peer = Peer { peer: "10.0.0.2:80".into(), samples: 10, judged: 10, awaited, ..Peer::default() };
         let of = ProcessVitals {
             pid: 7,
             process: "api".into(),

@@ -31,7 +31,7 @@ const IDLE: Param = Param {
 /// Pools of fixed size, by the roles or the names of their threads: name, whose it is, what sets its size.
 const POOLS: [(&str, &str, &str); 5] = [
     (roles::LIBUV_POOL, "libuv's pool (files, DNS, crypto, zlib)", "UV_THREADPOOL_SIZE"),
-    ("rayon-worker", "rayon's pool", "RAYON_NUM_THREADS"),
+    ("rayon worker", "rayon's pool", "RAYON_NUM_THREADS"),
     ("ForkJoinPool", "a ForkJoinPool", "its parallelism"),
     ("pool-", "an executor's pool", "its size"),
     ("ThreadPoolExec", "a ThreadPoolExecutor", "max_workers"),

@@ -58,8 +58,8 @@ const MOST_SCRIPTS: usize = 8192;
 /// Lines of all remembered scripts: 64 MB.
 const MOST_LINES: usize = 16 * 1024 * 1024;
 
-/// Text of all remembered source maps, bytes: in memory they are some four times as large.
-const MOST_MAPS: usize = 32 << 20;
+/// What all remembered source maps of a process may take, about, bytes.
+const MOST_MAPS: usize = 64 << 20;
 
 /// Words of a SharedFunctionInfo that tell it from another at its place.
 const SHARED_WORDS: usize = 6;
@@ -217,7 +217,15 @@ struct KnownScript {
 #[derive(Debug)]
 struct Source {
     script: Script,
-    map: Option<SourceMap>,
+    map: Option<Rc<SourceMap>>,
+}
+
+impl Source {
+    /// Lines of the script, and bytes of its map.
+    fn size(&self) -> (usize, usize) {
+        let lines = self.script.lines.as_ref().map_or(0, positions::Lines::count);
+        (lines, self.map.as_ref().map_or(0, |map| map.bytes))
+    }
 }
 
 impl<M: ForeignMemory> V8<M> {
@@ -342,15 +350,28 @@ impl<M: ForeignMemory> V8<M> {
             self.scripts.clear();
             (self.lines, self.maps) = (0, 0);
         }
-        self.lines += lines;
-        // A package is looked at where it is installed.
-        let mapped = script.map_url.as_deref().filter(|_| !is_of_package(path(&script.name)));
-        let map = mapped.and_then(|url| SourceMap::of(Path::new(path(&script.name)), url, &self.root));
-        let map = map.filter(|map| self.maps + map.bytes <= MOST_MAPS);
-        self.maps += map.as_ref().map_or(0, |map| map.bytes);
+        let before = self.scripts.remove(&object).map(|known| known.source);
+        if let Some((lines, maps)) = before.as_ref().map(|before| before.size()) {
+            (self.lines, self.maps) = (self.lines - lines, self.maps - maps);
+        }
+        // The collector has moved its name or its text: it is the same script.
+        let same = before.filter(|of| of.script.name == script.name && of.script.lines == script.lines);
+        let map = match same {
+            Some(same) => same.map.clone(),
+            None => self.map_of(&script).map(Rc::new),
+        };
         let source = Rc::new(Source { script: Script { map_url: None, ..script }, map });
+        let (lines, maps) = source.size();
+        (self.lines, self.maps) = (self.lines + lines, self.maps + maps);
         self.scripts.insert(object, KnownScript { words, source: Rc::clone(&source) });
         Some(source)
+    }
+
+    /// Where a script was written. A package is told where it is installed.
+    fn map_of(&self, script: &Script) -> Option<SourceMap> {
+        let place = path(&script.name);
+        let url = script.map_url.as_deref().filter(|_| !is_of_package(place))?;
+        SourceMap::of(Path::new(place), url, &self.root, MOST_MAPS.saturating_sub(self.maps))
     }
 }
 

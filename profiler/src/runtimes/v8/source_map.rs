@@ -7,27 +7,56 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde::{Deserialize, de::IgnoredAny};
 use sourcemap::DecodedMap;
 
 use crate::{model::function::Start, process::open, text};
 
 /// Larger maps are not read, bytes.
 const LARGEST: u64 = 16 << 20;
+/// Nor are such with more places, files or names: in memory each takes far more than in the text.
+const MOST_PLACES: usize = 1 << 20;
+const MOST_FILES: usize = 16_384;
+const MOST_NAMES: usize = 262_144;
+/// Bytes of a place in memory.
+const PLACE: usize = 32;
+/// So many places at one and the same are no map: each look-up would go through them.
+const SAME_PLACE: usize = 64;
 /// How the line begins that names a map.
 const MARKS: [&str; 2] = ["//# sourceMappingURL=", "//@ sourceMappingURL="];
 /// Lines at the end of a script among which it is looked for.
 const LAST_LINES: usize = 4;
-/// Longer names of files are none, bytes.
+/// Longer names of files, and of functions, are none, bytes.
 const LONGEST_PATH: usize = 1024;
+const LONGEST_NAME: usize = 512;
 
 /// The map of one script.
 #[derive(Debug)]
 pub struct SourceMap {
-    map: DecodedMap,
+    map: sourcemap::SourceMap,
     /// Where what it names is.
     folder: PathBuf,
-    /// Size of its text, bytes.
+    /// About what it takes, bytes.
     pub bytes: usize,
+}
+
+/// How much is in the text of a map.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Size {
+    #[serde(default)]
+    source_root: Option<String>,
+    #[serde(default)]
+    sources: Vec<IgnoredAny>,
+    #[serde(default)]
+    names: Vec<IgnoredAny>,
+    #[serde(default)]
+    mappings: String,
+    #[serde(default)]
+    sections: Option<IgnoredAny>,
+    #[serde(default)]
+    range_mappings: Option<IgnoredAny>,
 }
 
 /// Where something was written.
@@ -52,11 +81,12 @@ pub fn url(text: &[u16]) -> Option<String> {
 }
 
 impl SourceMap {
-    /// Reads the map that a script at a path names by `url`, in the root of its process.
-    pub fn of(script: &Path, url: &str, root: &Path) -> Option<SourceMap> {
+    /// Reads the map that a script at a path names by `url`, in the root of its process, if it takes no more than `room`, bytes.
+    pub fn of(script: &Path, url: &str, root: &Path, room: usize) -> Option<SourceMap> {
         let folder = script.parent().filter(|_| script.is_absolute())?;
         if url.starts_with("data:") {
-            return SourceMap::new(sourcemap::decode_data_url(url).ok()?, folder, url.len());
+            let (_, text) = url.split_once(";base64,").filter(|(_, text)| text.len() / 4 * 3 <= room)?;
+            return SourceMap::parse(&BASE64.decode(text).ok()?, folder, room);
         }
         let path = match url.strip_prefix("file://") {
             Some(path) => PathBuf::from(path),
@@ -64,24 +94,43 @@ impl SourceMap {
             None => folder.join(url),
         };
         let file = open::in_root(root, &path).ok()?;
+        // Files of the kernel's own are of no size, and some lose what is read of them.
+        let size = file.metadata().ok()?.len();
+        if !(1..=LARGEST.min(room as u64)).contains(&size) {
+            return None;
+        }
         let mut text = Vec::new();
-        file.take(LARGEST + 1).read_to_end(&mut text).ok()?;
-        SourceMap::parse(&text, path.parent()?)
+        file.take(size).read_to_end(&mut text).ok()?;
+        SourceMap::parse(&text, path.parent()?, room)
     }
 
-    /// Reads a map in a folder.
-    pub fn parse(text: &[u8], folder: &Path) -> Option<SourceMap> {
+    /// Reads a map in a folder. Maps that are made of others, and those of other programs than V8, are not known.
+    pub fn parse(text: &[u8], folder: &Path, room: usize) -> Option<SourceMap> {
         if text.len() as u64 > LARGEST {
             return None;
         }
-        SourceMap::new(sourcemap::decode_slice(text).ok()?, folder, text.len())
-    }
-
-    fn new(mut map: DecodedMap, folder: &Path, bytes: usize) -> Option<SourceMap> {
-        if let DecodedMap::Regular(map) = &mut map {
-            // The text of the files, which nobody asks for.
-            (0..map.get_source_count()).for_each(|source| map.set_source_contents(source, None));
+        // Before anything is made of it: how much that would be.
+        let size: Size = serde_json::from_slice(text).ok()?;
+        let places = size.mappings.matches([',', ';']).count() + 1;
+        let bytes = places * PLACE + text.len();
+        let root = size.source_root.map_or(0, |root| root.len());
+        let is_small = places <= MOST_PLACES
+            && size.sources.len() <= MOST_FILES
+            && size.names.len() <= MOST_NAMES
+            && root <= LONGEST_PATH
+            && bytes <= room;
+        let is_plain = size.sections.is_none() && size.range_mappings.is_none();
+        let DecodedMap::Regular(mut map) =
+            sourcemap::decode_slice(text).ok().filter(|_| is_small && is_plain)?
+        else {
+            return None;
+        };
+        let places: Vec<(u32, u32)> = map.tokens().map(|token| token.get_dst()).collect();
+        if places.chunk_by(|a, b| a == b).any(|same| same.len() > SAME_PLACE) {
+            return None;
         }
+        // The text of the files, which nobody asks for.
+        (0..map.get_source_count()).for_each(|source| map.set_source_contents(source, None));
         Some(SourceMap { map, folder: folder.to_owned(), bytes })
     }
 
@@ -105,11 +154,14 @@ impl SourceMap {
         (token.get_dst() == (line, column))
             .then(|| token.get_name())
             .flatten()
-            .filter(|name| !name.is_empty())
+            .filter(|name| (1..=LONGEST_NAME).contains(&name.len()))
     }
 
     /// What a map calls a file, as a path where it is one.
     fn path(&self, source: &str) -> Option<String> {
+        if source.len() > 2 * LONGEST_PATH {
+            return None;
+        }
         let source = source.strip_prefix("file://").unwrap_or(source);
         let path = match source.split_once("://") {
             // `webpack://NAME/./src/x.ts`
@@ -154,7 +206,7 @@ mod tests {
         builder.add(1, 0, 0, 0, None, None, false);
         let mut text = Vec::new();
         builder.into_sourcemap().to_writer(&mut text).unwrap();
-        SourceMap::parse(&text, Path::new("/srv/dist")).unwrap()
+        SourceMap::parse(&text, Path::new("/srv/dist"), usize::MAX).unwrap()
     }
 
     #[test]
@@ -200,12 +252,9 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let text = "{\"version\":3,\"sources\":[\"x.ts\"],\"names\":[],\"mappings\":\"AAKA\"}";
         std::fs::write(folder.join("a.js.map"), text).unwrap();
-        let inline = format!(
-            "data:application/json;base64,{}",
-            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text)
-        );
+        let inline = format!("data:application/json;base64,{}", BASE64.encode(text));
         let of = |script: &str, url: &str| {
-            SourceMap::of(Path::new(script), url, root.path())?
+            SourceMap::of(Path::new(script), url, root.path(), usize::MAX)?
                 .original(at(1, 1))
                 .map(|of| (of.file, of.at.line))
         };
@@ -218,12 +267,33 @@ mod tests {
         assert_eq!(of("evalmachine.<anonymous>", "a.js.map"), None);
     }
 
+    #[test]
+    fn maps_that_are_small_as_text_only_are_refused() {
+        let parse = |text: String| SourceMap::parse(text.as_bytes(), Path::new("/"), 1 << 20).is_some();
+        let of = |root: &str, sources: usize, mappings: &str| {
+            let sources = vec!["\"\""; sources].join(",");
+            format!(
+                "{{\"version\":3,\"sourceRoot\":\"{root}\",\"sources\":[{sources}],\"names\":[],\"mappings\":\"{mappings}\"}}"
+            )
+        };
+        assert!(parse(of("src", 2, "AAAA;AACA")));
+        assert!(!parse(of(&"r".repeat(2000), 2, "AAAA")), "a root for each file");
+        assert!(!parse(of("src", MOST_FILES + 1, "AAAA")));
+        assert!(!parse(of("src", 1, &"A,".repeat(40_000))), "more than there is room for");
+        assert!(!parse(of("src", 1, &"AAAA,".repeat(100))), "all at one place");
+        let sections = "{\"version\":3,\"sections\":[{\"offset\":{\"line\":0,\"column\":0},\"map\":{\"version\":3,\"sources\":[\"a\"],\"names\":[],\"mappings\":\"AAAA\"}}]}";
+        assert!(!parse(sections.to_owned()));
+        assert!(
+            SourceMap::of(Path::new("/a.js"), "file:///proc/self/status", Path::new("/"), 1 << 20).is_none()
+        );
+    }
+
     proptest! {
         #[test]
         fn any_map_is_survived(mappings in "[A-Za-z0-9+/,;]{0,60}", noise: Vec<u8>, line: u32, column: u32) {
             let text = format!("{{\"version\":3,\"sources\":[\"a\",null],\"names\":[\"n\"],\"mappings\":\"{mappings}\"}}");
             for text in [text.as_bytes(), &noise] {
-                if let Some(map) = SourceMap::parse(text, Path::new("/")) {
+                if let Some(map) = SourceMap::parse(text, Path::new("/"), 1 << 20) {
                     map.original(at(line, column));
                     map.original(at(line % 4, column % 64));
                     map.name("x", at(line % 4, column % 64));
