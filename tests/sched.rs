@@ -111,7 +111,10 @@ fn waits_for_a_cpu_are_measured() {
     single.sort_unstable();
     let at = |quantile: f64| single[((single.len() - 1) as f64 * quantile) as usize];
     assert_close("number of waits", number(waits, "count"), own.iter().map(|own| own.runs).sum(), 0.05);
-    assert_close("sum of waits", number(waits, "sum_ns"), own.iter().map(|own| own.run_queue).sum(), 0.01);
+    // The main thread only waits for the others; from Linux 6.12 on the kernel can book that sleep as waiting for a CPU
+    // (docs/design/waiting.md), so what it says of that one is left out.
+    let of_spinners = number(waits, "sum_ns") - threads[&pid].run_queue;
+    assert_close("sum of waits", of_spinners, own.iter().map(|own| own.run_queue).sum(), 0.01);
     for (key, quantile) in [("p50_ns", 0.5), ("p90_ns", 0.9), ("p99_ns", 0.99)] {
         // Threads start and end a little outside of what they measure, which moves the ranks a little.
         let (low, high) = (at(quantile - 0.005) as f64 * 0.95, at(quantile + 0.005) as f64 * 1.05);
