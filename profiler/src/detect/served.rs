@@ -121,3 +121,26 @@ pub fn what(peer: &Exchanges, route: &Route) -> String {
 pub fn share_of_wall(run: &Run, route: &Route) -> f64 {
     route.first.sum_ns as f64 / run.requests_watched_ns() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::vitals::{Peer, ProcessVitals, Vitals};
+
+    #[test]
+    fn who_waits_for_requests_and_messages_needs_no_answers() {
+        let needs = |listens: bool, peers: Vec<Peer>| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            let of = ProcessVitals { pid: 7, listens, peers, ..ProcessVitals::default() };
+            run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+            needs_answers(&run, 7)
+        };
+        let peer =
+            |clients, judged, awaited| Peer { clients, samples: 10, judged, awaited, ..Peer::default() };
+        assert!(!needs(true, vec![peer(true, 0, 0)]), "it serves only");
+        assert!(!needs(true, vec![peer(true, 10, 10), peer(false, 10, 1)]), "and hardly asks");
+        assert!(needs(true, vec![peer(true, 10, 0), peer(false, 10, 9)]));
+        assert!(needs(true, vec![peer(false, 0, 0)]), "what is not known is no reason to be calm");
+        assert!(needs(false, Vec::new()));
+    }
+}

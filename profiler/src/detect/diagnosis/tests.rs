@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::{
+    finding::ProcessName,
     loss::Loss,
     report::fixtures,
     wait::{Blocking, ThreadTime},
@@ -71,6 +72,9 @@ fn threads_that_together_use_one_cpu_may_run_one_at_a_time() {
         "{one:?}"
     );
     assert_eq!([said(1_200_000_000).bottleneck, said(3_500_000_000).bottleneck], [Bottleneck::None; 2]);
+    let mut two = four_threads(2_400_000_000);
+    two.blocking.as_mut().unwrap().threads[0].thread = ThreadKey { pid: 9, tid: 9 };
+    assert_eq!(verdict(&two).bottleneck, Bottleneck::None, "two processes");
 }
 
 #[test]
@@ -120,4 +124,65 @@ fn requests_in_line_and_requests_that_wait_for_a_time_are_told() {
         Bottleneck::None,
         "now longer, now shorter"
     );
+}
+
+/// A finding that is a note, or a warning, and its share of the wall time.
+fn found(rule: &'static str, severity: Severity, share_of_wall: f64) -> Finding {
+    let process = ProcessName { pid: 7, name: "app".into() };
+    let mut of = Finding::warning(rule, Bottleneck::Network, process, String::new());
+    (of.severity, of.cost.share_of_wall, of.cost.ns) = (severity, share_of_wall, 1);
+    of
+}
+
+#[test]
+fn a_quick_peer_that_a_server_asks_does_not_stand_before_a_stall() {
+    let first = |peer_share: f64, serves: bool| {
+        let mut run = four_threads(100_000_000);
+        run.findings = vec![
+            found("event-loop-stall", Severity::Warning, 0.033),
+            found("slow-peer", Severity::Info, peer_share),
+        ];
+        run.requests = serves.then(crate::model::request::fixtures::requests);
+        verdict(&run).finding
+    };
+    assert_eq!(first(0.25, true), Some(0));
+    assert_eq!(first(0.25, false), Some(0), "it does not explain nearly all");
+    assert_eq!(first(0.95, true), Some(0), "its requests tell what they await");
+    assert_eq!(first(0.95, false), Some(1));
+}
+
+#[test]
+fn who_works_a_little_and_sleeps_is_told_to_sleep_and_who_waits_for_a_child_that() {
+    let said = |sleeper: u32| {
+        let mut run = fixtures::run(&[]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        let thread = ThreadTime {
+            thread: ThreadKey { pid: 7, tid: 8 },
+            wall_ns: 10_000_000_000,
+            on_cpu_ns: 1_600_000_000,
+            ..ThreadTime::default()
+        };
+        run.blocking = Some(Blocking { threads: vec![thread], ..Blocking::default() });
+        let mut off_cpu = fixtures::run(&[("main;etl;__nanosleep", 8_400_000_000)]).cpu;
+        off_cpu.stacks[0].cause = Some(WaitCause::Sleep);
+        off_cpu.stacks[0].thread = ThreadKey { pid: 7, tid: sleeper };
+        run.cpu.names = off_cpu.names.clone();
+        run.off_cpu = Some(off_cpu);
+        verdict(&run)
+    };
+    let sleeps = said(8);
+    assert_eq!(sleeps.bottleneck, Bottleneck::Sleep);
+    assert!(
+        sleeps.sentence.contains("uses 16 % of one CPU: it sleeps for 84 % of the time in etl"),
+        "{sleeps:?}"
+    );
+    assert_eq!(said(9).bottleneck, Bottleneck::None, "another thread than the one that works");
+
+    let mut run = four_threads(1_000_000);
+    for thread in &mut run.blocking.as_mut().unwrap().threads {
+        thread.blocked = vec![(WaitCause::Child, 9_900_000_000)];
+    }
+    let waits = verdict(&run);
+    assert_eq!(waits.bottleneck, Bottleneck::Process);
+    assert!(waits.sentence.contains("waits 99 % of the time for a child process to end"), "{waits:?}");
 }

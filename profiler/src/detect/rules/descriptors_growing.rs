@@ -174,6 +174,14 @@ mod tests {
     }
 
     #[test]
+    fn clients_that_come_and_stay_are_load_until_they_are_many() {
+        assert!(is_load("TCP, clients of :80", 60, Some(1024)));
+        assert!(!is_load("TCP, clients of :80", 600, Some(1024)));
+        assert!(!is_load("TCP, clients of :80, closed by the other side", 60, Some(1024)));
+        assert!(!is_load("TCP, 10.0.0.2:80", 60, Some(1024)));
+    }
+
+    #[test]
     fn bursts_and_starts_are_no_growth() {
         assert!(found((0..60).map(|s| 10 + 50 * u64::from(s % 20 > 3)), 1024).is_empty(), "they come and go");
         assert!(found((0..60).map(|s| 10 + s.min(20)), 1024).is_empty(), "it has stopped");

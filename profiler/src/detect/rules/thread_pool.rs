@@ -129,7 +129,13 @@ fn finding(run: &Run, pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::rule::Overrides, model::wait::Blocking};
+    use crate::{
+        detect::rule::Overrides,
+        model::{
+            vitals::{Peer, ProcessVitals, Vitals},
+            wait::Blocking,
+        },
+    };
 
     #[test]
     fn a_pool_with_an_idle_thread_is_not_saturated() {
@@ -148,5 +154,27 @@ mod tests {
             check(&run, &Overrides::default().of(&RULE)).first().map(|finding| finding.bottleneck)
         };
         assert_eq!((found(10_000_000), found(300_000_000)), (Some(Bottleneck::Io), None));
+    }
+
+    #[test]
+    fn a_pool_of_a_batch_is_a_note() {
+        let found = |name: &str, peers: Vec<Peer>| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            let thread = |tid| ThreadTime {
+                thread: ThreadKey { pid: 7, tid },
+                name: name.into(),
+                wall_ns: 1_000_000_000,
+                on_cpu_ns: 1_000_000_000,
+                ..ThreadTime::default()
+            };
+            run.blocking = Some(Blocking { threads: vec![thread(8), thread(9)], ..Blocking::default() });
+            let of = ProcessVitals { pid: 7, peers, ..ProcessVitals::default() };
+            run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+            check(&run, &Overrides::default().of(&RULE))[0].severity
+        };
+        let clients = || vec![Peer { clients: true, ..Peer::default() }];
+        assert_eq!(found("ForkJoinPool-1", Vec::new()), Severity::Info);
+        assert_eq!(found("ForkJoinPool-1", clients()), Severity::Warning);
+        assert_eq!(found("libuv-worker", Vec::new()), Severity::Warning);
     }
 }
