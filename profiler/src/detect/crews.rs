@@ -31,7 +31,9 @@ pub fn crews(run: &Run) -> Vec<Crew> {
     let duration_ns = run.cpu.accounts.duration_ns.max(1);
     let mut crews = Vec::new();
     let mut short: BTreeMap<(u32, &str), Vec<&ThreadTime>> = BTreeMap::new();
+    let mut threads: BTreeMap<u32, Vec<ThreadKey>> = BTreeMap::new();
     for time in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
+        threads.entry(time.thread.pid).or_default().push(time.thread);
         let main = time.thread.tid == time.thread.pid;
         // What is added up of several processes is nobody's.
         if time.thread == ThreadKey::OTHERS || time.wall_ns == 0 {
@@ -47,10 +49,6 @@ pub fn crews(run: &Run) -> Vec<Crew> {
         } else {
             short.entry((time.thread.pid, &time.name)).or_default().push(time);
         }
-    }
-    let mut threads: BTreeMap<u32, Vec<ThreadKey>> = BTreeMap::new();
-    for of in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
-        threads.entry(of.thread.pid).or_default().push(of.thread);
     }
     for mut times in short.into_values() {
         times.sort_by_key(|time| std::cmp::Reverse((time.others == 0, time.on_cpu_ns)));

@@ -2,10 +2,7 @@
 
 mod blind;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::RangeInclusive,
-};
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use self::blind::{FEW_SAMPLES, GROWTH_NS, SHORT_NS, blind, more};
 use crate::{
@@ -354,10 +351,7 @@ fn answers(run: &Run) -> String {
 /// Several threads together use one CPU, neither less nor more: that is what a program looks like in which one task at a time
 /// can run, whatever thread it is on (goroutines that queue for a mutex; an interpreter's lock).
 fn one_at_a_time(signals: &Signals<'_>) -> Option<Verdict> {
-    let mut processes: BTreeMap<u32, u64> = BTreeMap::new();
-    for of in signals.run.blocking.iter().flat_map(|blocking| &blocking.threads) {
-        *processes.entry(of.thread.pid).or_default() += of.on_cpu_ns;
-    }
+    let processes = signals.run.blocking.as_ref()?.on_cpu_by_process();
     // Of several processes, and of requests that do not wait for each other, it is chance.
     let all: u64 = processes.values().sum();
     let alone = processes.values().any(|ns| *ns as f64 >= ALONE * all as f64);

@@ -191,7 +191,7 @@ fn of_pool(threads: &[&ThreadTime]) -> Option<UnderWay> {
 }
 
 fn of_children(run: &Run, pid: u32) -> Option<UnderWay> {
-    let of = run.vitals.as_ref()?.of(pid)?;
+    let of = run.vitals_of(pid)?;
     let names: Vec<String> =
         of.children.iter().take(3).map(|child| format!("{} (pid {})", child.process, child.pid)).collect();
     let names = if names.is_empty() { "short-lived ones".to_owned() } else { names.join(", ") };

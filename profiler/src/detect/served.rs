@@ -101,7 +101,7 @@ pub const AWAITED: f64 = 0.2;
 /// Whether a process waits for answers of peers for a noteworthy part of the time, as far as is known: else it waits on its
 /// connections for the next request or message.
 pub fn needs_answers(run: &Run, pid: u32) -> bool {
-    let Some(of) = run.vitals.iter().find_map(|vitals| vitals.of(pid)) else { return true };
+    let Some(of) = run.vitals_of(pid) else { return true };
     if of.peers.iter().all(|peer| peer.clients) {
         return !of.listens;
     }

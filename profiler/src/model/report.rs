@@ -18,7 +18,7 @@ use crate::model::{
     stack::{Module, ModuleKind, StackEnd, StackId, ThreadKey},
     syscall::Calls,
     totals::Snapshot,
-    vitals::Vitals,
+    vitals::{ProcessVitals, Vitals},
     wait::Blocking,
 };
 
@@ -220,6 +220,11 @@ impl Run {
     pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
         let others = [&self.off_cpu, &self.in_calls, &self.heap, &self.faults];
         std::iter::once(&self.cpu).chain(others.into_iter().flatten()).find(|profile| profile.kind == *kind)
+    }
+
+    /// What /proc said of a process, if it was looked at.
+    pub fn vitals_of(&self, pid: u32) -> Option<&ProcessVitals> {
+        self.vitals.as_ref()?.processes.iter().find(|of| of.pid == pid)
     }
 
     /// For how long requests were watched, ns; at least 1.

@@ -13,13 +13,6 @@ pub struct Vitals {
     pub unlisted: u64,
 }
 
-impl Vitals {
-    /// What is known of a process.
-    pub fn of(&self, pid: u32) -> Option<&ProcessVitals> {
-        self.processes.iter().find(|of| of.pid == pid)
-    }
-}
-
 /// Of one process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessVitals {

@@ -1,6 +1,8 @@
 //! Where threads spent their time when they were not on a CPU, and what was wrong with it: the values that the
 //! scheduler probe's records become, and that report, JSON and recordings share.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -37,6 +39,25 @@ pub struct Blocking {
 }
 
 impl Blocking {
+    /// Time on CPUs of the threads of each process, ns.
+    pub fn on_cpu_by_process(&self) -> BTreeMap<u32, u64> {
+        let mut processes = BTreeMap::new();
+        for of in &self.threads {
+            *processes.entry(of.thread.pid).or_default() += of.on_cpu_ns;
+        }
+        processes
+    }
+
+    /// Of some waits for a CPU, the time in which threads of the targets themselves had it, ns.
+    pub fn targets_ran_ns<'a>(&self, waits: impl IntoIterator<Item = &'a LongWait>) -> u64 {
+        let own: BTreeSet<u32> = self.threads.iter().map(|of| of.thread.tid).collect();
+        let ran = waits.into_iter().flat_map(|wait| match &wait.kind {
+            LongWaitKind::Starved { instead } => &instead[..],
+            LongWaitKind::Blocked { .. } => &[],
+        });
+        ran.filter(|of| own.contains(&of.tid)).map(|of| of.ns).sum()
+    }
+
     /// Every stack that something here refers to; some more than once.
     pub fn stacks(&self) -> impl Iterator<Item = StackId> + '_ {
         let stalls = self.stalls.iter().flat_map(|stall| {

@@ -153,8 +153,8 @@ fn machine(meminfo: &[u8]) -> Option<Limit> {
     Some(Limit { kind: LimitKind::Machine, limit_bytes, used_bytes })
 }
 
-/// The number after a key at the start of a line.
-fn field(text: &[u8], key: &str) -> Option<u64> {
+/// The number after a key at the start of a line, as of `/proc/meminfo` and `/proc/PID/status`.
+pub fn field(text: &[u8], key: &str) -> Option<u64> {
     let text = text::to_parse(text);
     text.lines().find_map(|line| {
         let mut words = line.split_whitespace();

@@ -27,7 +27,7 @@ impl Access {
 
     /// Whose a token is.
     pub fn caller(&self, given: &str) -> Option<Caller> {
-        let issued = self.issuer.as_ref().and_then(|issuer| issuer.caller(given));
-        Token::caller(&self.tokens, given).or(issued)
+        let issued = || self.issuer.as_ref()?.caller(given);
+        Token::caller(&self.tokens, given).or_else(issued)
     }
 }

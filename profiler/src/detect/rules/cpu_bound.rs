@@ -59,7 +59,7 @@ fn finding(run: &Run, of: &Crew, wants: f64) -> Option<Finding> {
     let thread = &of.time;
     let pid = thread.thread.pid;
     let (function, share, stack) = hottest(run, |key| of.has(*key))?;
-    let vitals = run.vitals.iter().find_map(|vitals| vitals.of(pid));
+    let vitals = run.vitals_of(pid);
     let has_clients = vitals.is_some_and(|of| of.listens && of.peers.iter().any(|peer| peer.clients));
     let serves = has_clients && serves_itself(run, of);
     let wall_ns = thread.wall_ns.max(1) as f64;

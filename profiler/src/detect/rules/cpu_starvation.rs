@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashSet;
 use serde_json::json;
 
 use crate::{
@@ -14,7 +13,7 @@ use crate::{
     model::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
-        wait::{Blocking, LongWaitKind},
+        wait::{Blocking, LongWait, LongWaitKind},
     },
 };
 
@@ -138,15 +137,10 @@ fn finding(run: &Run, of: &Crew, own: bool, blocking: &Blocking) -> Finding {
 
 /// Whether in those waits that were reported one by one mostly the targets' own threads ran: they may have but some of the CPUs.
 fn own_instead(pid: u32, blocking: &Blocking) -> bool {
-    let own: FxHashSet<u32> = blocking.threads.iter().map(|of| of.thread.tid).collect();
-    let (mut own_ns, mut all_ns) = (0, 0);
-    for wait in blocking.long_waits.iter().filter(|wait| wait.thread.pid == pid) {
-        if let LongWaitKind::Starved { instead } = &wait.kind {
-            all_ns += wait.block.run_queue_ns;
-            own_ns += instead.iter().filter(|of| own.contains(&of.tid)).map(|of| of.ns).sum::<u64>();
-        }
-    }
-    all_ns > 0 && own_ns as f64 >= OWN * all_ns as f64
+    let starved = |wait: &&LongWait| matches!(wait.kind, LongWaitKind::Starved { .. });
+    let waits = || blocking.long_waits.iter().filter(|wait| wait.thread.pid == pid).filter(starved);
+    let all_ns: u64 = waits().map(|wait| wait.block.run_queue_ns).sum();
+    all_ns > 0 && blocking.targets_ran_ns(waits()) as f64 >= OWN * all_ns as f64
 }
 
 /// Threads that ran in those waits that were long enough to be reported one by one, most time first.

@@ -10,6 +10,7 @@ use crate::{
         finding::{Bottleneck, Cost, Finding, ProcessName, Severity},
         report::Run,
         vitals::{ProcessVitals, Throttling},
+        wait::Blocking,
     },
 };
 
@@ -44,10 +45,7 @@ Raise the limit, or let fewer threads run at once: many threads use up a quota i
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let mut processes: Vec<&ProcessVitals> = run.vitals.iter().flat_map(|vitals| &vitals.processes).collect();
     // Of those that share a quota who uses most of it is to be told, not who started the others.
-    let mut used: BTreeMap<u32, u64> = BTreeMap::new();
-    for of in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
-        *used.entry(of.thread.pid).or_default() += of.on_cpu_ns;
-    }
+    let used = run.blocking.as_ref().map(Blocking::on_cpu_by_process).unwrap_or_default();
     processes.sort_by_key(|of| std::cmp::Reverse(used.get(&of.pid).copied()));
     let mut found: Vec<Finding> = Vec::new();
     for of in processes {

@@ -127,21 +127,17 @@ fn groups(blocking: &Blocking, names: &Names) -> Vec<Group> {
         };
         groups.entry(key).or_default().push(wait);
     }
-    let own: FxHashSet<u32> = blocking.threads.iter().map(|of| of.thread.tid).collect();
-    groups.into_values().filter_map(|waits| group(&waits, &own)).collect()
+    groups.into_values().filter_map(|waits| group(&waits, blocking)).collect()
 }
 
-/// `own` are the threads of the targets.
-fn group(waits: &[&LongWait], own: &FxHashSet<u32>) -> Option<Group> {
+fn group(waits: &[&LongWait], blocking: &Blocking) -> Option<Group> {
     let longest = waits.iter().max_by_key(|wait| wait.length_ns())?;
     let mut seen = FxHashSet::default();
     let threads = std::iter::once(longest).chain(waits).map(|wait| wait.thread);
     let mut instead: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut own_ns = 0;
     for wait in waits {
         if let LongWaitKind::Starved { instead: threads } = &wait.kind {
             threads.iter().for_each(|thread| *instead.entry(&thread.name).or_default() += thread.ns);
-            own_ns += threads.iter().filter(|of| own.contains(&of.tid)).map(|of| of.ns).sum::<u64>();
         }
     }
     let mut instead: Vec<_> = instead.into_iter().map(|(name, ns)| (name.to_owned(), ns)).collect();
@@ -153,7 +149,7 @@ fn group(waits: &[&LongWait], own: &FxHashSet<u32>) -> Option<Group> {
         total_ns: waits.iter().map(|wait| wait.length_ns()).sum(),
         longest: (*longest).clone(),
         instead,
-        own_ns,
+        own_ns: blocking.targets_ran_ns(waits.iter().copied()),
         ongoing: waits.iter().filter(|wait| wait.ongoing).count() as u64,
     })
 }
@@ -215,7 +211,7 @@ fn waits_for_next(run: &Run, pid: u32, object: &str) -> bool {
     let Some((local, remote)) = ends.split_once(" -> ") else {
         return protocol == "udp" && ends.contains(':');
     };
-    let peers = run.vitals.iter().filter_map(|vitals| vitals.of(pid)).flat_map(|of| &of.peers);
+    let peers = run.vitals_of(pid).into_iter().flat_map(|of| &of.peers);
     let clients = local.rsplit(':').next().map(|port| format!("clients of :{port}"));
     let asked = run.requests.iter().flat_map(|requests| requests.asked());
     let mut asked = asked.filter(|of| of.pid == pid && of.peer == remote);

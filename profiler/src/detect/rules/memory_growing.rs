@@ -192,7 +192,7 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
 
 /// Whether a process grows by garbage that it has not collected in the run, for all that is known.
 fn uncollected(run: &Run, pid: u32) -> bool {
-    run.vitals.iter().filter_map(|vitals| vitals.of(pid)).any(|of| of.collections == Some(0))
+    run.vitals_of(pid).is_some_and(|of| of.collections == Some(0))
 }
 
 /// The place that holds most, if that is much of what the process grew by, with its share of it: though its own course is

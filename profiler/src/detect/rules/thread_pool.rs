@@ -107,7 +107,7 @@ fn finding(run: &Run, pid: u32, pool: usize, threads: &[&ThreadTime]) -> Finding
     };
     let process = threads.first().map_or_else(String::new, |thread| thread.process.clone());
     // Where nobody asks, a pool that is all at work is a batch; whoever gives libuv a job waits for it.
-    let vitals = run.vitals.iter().find_map(|vitals| vitals.of(pid));
+    let vitals = run.vitals_of(pid);
     let asked = pool == 0 || vitals.is_some_and(|of| of.peers.iter().any(|peer| peer.clients));
     Finding {
         rule: RULE.name,

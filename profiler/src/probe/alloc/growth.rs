@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::{model::memory::Growth, process::shown::shown};
+use crate::{
+    model::memory::Growth,
+    process::{limits, shown::shown},
+};
 
 /// A process grows if it holds so much more than at its lowest, and more than ever since, bytes.
 const GROWTH_BYTES: u64 = 256 * 1024;
@@ -59,9 +62,8 @@ impl Touched {
 
 /// Shared memory and tmpfs of the machine, bytes.
 pub fn shared_by_all(proc_root: &Path) -> Option<u64> {
-    let meminfo = crate::text::read_to_parse(&proc_root.join("meminfo")).ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("Shmem:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+    let meminfo = std::fs::read(proc_root.join("meminfo")).ok()?;
+    Some(limits::field(&meminfo, "Shmem:")?.saturating_mul(1024))
 }
 
 /// What a process occupies now; `None` if it is gone.

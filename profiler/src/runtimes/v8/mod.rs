@@ -36,7 +36,7 @@ use crate::{
             heap::{Heap, Script, is_pointer},
             inlining::{Optimised, Running},
             metadata::{HEAP_TAG, Layout},
-            source_map::SourceMap,
+            source_map::{Original, SourceMap},
         },
     },
 };
@@ -202,6 +202,8 @@ struct JsFunction {
     name: Option<String>,
     script: Option<Rc<Source>>,
     start: Option<u32>,
+    /// Where it was written, and its name there, if its script has a map that knows it.
+    written: Option<(Original, String)>,
     /// Bytecode and its source positions, if there is any.
     bytecode: Option<(u64, Vec<u8>)>,
 }
@@ -221,6 +223,12 @@ struct Source {
 }
 
 impl Source {
+    /// Line and column of a character, where the script's lines are known.
+    fn place(&self, character: u32) -> Option<Start> {
+        let (line, column) = self.script.lines.as_ref()?.at(character);
+        Some(Start { line, column })
+    }
+
     /// Lines of the script, and bytes of its map.
     fn size(&self) -> (usize, usize) {
         let lines = self.script.lines.as_ref().map_or(0, positions::Lines::count);
@@ -328,7 +336,7 @@ impl<M: ForeignMemory> V8<M> {
             let table = heap.field(array, self.layout.bytecode_positions)?;
             Some((array, heap.array(table, 1).unwrap_or_default()))
         });
-        let function = Rc::new(JsFunction { name: described.name, script, start: described.start, bytecode });
+        let function = Rc::new(JsFunction::new(described.name, script, described.start, bytecode));
         if self.functions.len() >= MOST_FUNCTIONS {
             self.functions.clear();
         }
@@ -376,6 +384,20 @@ impl<M: ForeignMemory> V8<M> {
 }
 
 impl JsFunction {
+    fn new(
+        name: Option<String>,
+        script: Option<Rc<Source>>,
+        start: Option<u32>,
+        bytecode: Option<(u64, Vec<u8>)>,
+    ) -> JsFunction {
+        let written = script.as_ref().and_then(|source| {
+            let (map, start) = source.map.as_ref().zip(source.place(start?))?;
+            let own = called(name.as_deref(), Some(start));
+            Some((map.original(start)?, map.name(own, start).unwrap_or(own).to_owned()))
+        });
+        JsFunction { name, script, start, written, bytecode }
+    }
+
     /// The function when it is at a character of its script; where that is unknown, where it begins.
     fn at(&self, character: Option<u32>) -> Function {
         let Some(source) = &self.script else {
@@ -383,32 +405,26 @@ impl JsFunction {
                 self.name.as_ref().map_or_else(|| "(builtin)".to_owned(), |name| format!("{name} (builtin)"));
             return Function { name, ..Function::default() };
         };
-        let lines = source.script.lines.as_ref();
-        let place = |character: u32| {
-            let (line, column) = lines?.at(character);
-            Some(Start { line, column })
-        };
-        let start = self.start.and_then(place);
-        let now = character.and_then(place).or(start);
-        let name = match (&self.name, start) {
-            (Some(name), _) => name.clone(),
-            (None, Some(Start { line: 1, column: 1 })) => "(top level)".to_owned(),
-            (None, _) => "(anonymous)".to_owned(),
-        };
-        if let Some((map, start)) = source.map.as_ref().zip(start)
-            && let Some(original) = map.original(start)
-        {
+        let start = self.start.and_then(|start| source.place(start));
+        let now = character.and_then(|character| source.place(character)).or(start);
+        if let Some(((original, name), map)) = self.written.as_ref().zip(source.map.as_ref()) {
             // What was inlined by a bundler is in another file: then the line is the function's own.
-            let now = now.and_then(|now| map.original(now)).filter(|now| now.file == original.file);
-            return Function {
-                name: map.name(&name, start).map_or(name.clone(), str::to_owned),
-                line: Some(now.map_or(original.at.line, |now| now.at.line)),
-                start: Some(original.at),
-                file: Some(original.file),
-            };
+            let line = now.and_then(|now| map.line(now, original)).unwrap_or(original.at.line);
+            let (file, start) = (Some(original.file.clone()), Some(original.at));
+            return Function { name: name.clone(), file, line: Some(line), start };
         }
         let file = Some(path(&source.script.name)).filter(|name| !name.is_empty());
+        let name = called(self.name.as_deref(), start).to_owned();
         Function { name, file: file.map(str::to_owned), line: now.map(|now| now.line), start }
+    }
+}
+
+/// What a function of a script is called that begins at a place.
+fn called(name: Option<&str>, start: Option<Start>) -> &str {
+    match (name, start) {
+        (Some(name), _) => name,
+        (None, Some(Start { line: 1, column: 1 })) => "(top level)",
+        (None, _) => "(anonymous)",
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, de::IgnoredAny};
-use sourcemap::DecodedMap;
+use sourcemap::{DecodedMap, Token};
 
 use crate::{model::function::Start, process::open, text};
 
@@ -64,6 +64,8 @@ struct Size {
 pub struct Original {
     /// File: a path, or what a bundler calls it.
     pub file: String,
+    /// Number of the file in its map.
+    source: u32,
     /// Line and column.
     pub at: Start,
 }
@@ -120,11 +122,10 @@ impl SourceMap {
             && root <= LONGEST_PATH
             && bytes <= room;
         let is_plain = size.sections.is_none() && size.range_mappings.is_none();
-        let DecodedMap::Regular(mut map) =
-            sourcemap::decode_slice(text).ok().filter(|_| is_small && is_plain)?
-        else {
+        if !is_small || !is_plain {
             return None;
-        };
+        }
+        let DecodedMap::Regular(mut map) = sourcemap::decode_slice(text).ok()? else { return None };
         let places: Vec<(u32, u32)> = map.tokens().map(|token| token.get_dst()).collect();
         if places.chunk_by(|a, b| a == b).any(|same| same.len() > SAME_PLACE) {
             return None;
@@ -136,14 +137,21 @@ impl SourceMap {
 
     /// Where what is at a place of the script was written; `None` for what the compiler added.
     pub fn original(&self, at: Start) -> Option<Original> {
-        let (line, column) = (at.line.checked_sub(1)?, at.column.checked_sub(1)?);
-        let token = self.map.lookup_token(line, column)?;
-        if token.get_dst_line() != line || !token.has_source() {
-            return None;
-        }
+        let token = self.token(at)?;
         let at =
             Start { line: token.get_src_line().checked_add(1)?, column: token.get_src_col().checked_add(1)? };
-        Some(Original { file: self.path(token.get_source()?)?, at })
+        Some(Original { file: self.path(token.get_source()?)?, source: token.get_src_id(), at })
+    }
+
+    /// The line of what is at a place of the script, if it was written in the same file.
+    pub fn line(&self, at: Start, same: &Original) -> Option<u32> {
+        self.token(at).filter(|token| token.get_src_id() == same.source)?.get_src_line().checked_add(1)
+    }
+
+    fn token(&self, at: Start) -> Option<Token<'_>> {
+        let (line, column) = (at.line.checked_sub(1)?, at.column.checked_sub(1)?);
+        let token = self.map.lookup_token(line, column)?;
+        (token.get_dst_line() == line && token.has_source()).then_some(token)
     }
 
     /// What a function was called that the script calls `name` and whose parameters begin at a place, right after its name.
@@ -212,7 +220,8 @@ mod tests {
     #[test]
     fn places_and_names_are_those_of_the_source() {
         let map = map("../src/report.ts");
-        let expected = |column| Some(Original { file: "/srv/src/report.ts".into(), at: at(41, column) });
+        let expected =
+            |column| Some(Original { file: "/srv/src/report.ts".into(), source: 0, at: at(41, column) });
         assert_eq!(map.original(at(1, 11)), expected(24));
         assert_eq!(map.original(at(1, 30)), expected(24), "what follows");
         assert_eq!(map.original(at(1, 3)), expected(3));
