@@ -81,6 +81,9 @@ table! {
         TlsUnmatched = 27, "tls_unmatched", "reads of a TLS library whose connection could not be told", Effect::Other;
         /// Encrypted connections that are one too many: their exchanges have no operation.
         TlsFull = 28, "tls_full", "encrypted connections not looked into, too many", Effect::Other;
+        /// Blocks whose end is not known: the kernel moved the thread to another CPU while it slept, and books its sleep as waiting
+        /// for a CPU from then on. All of it counts as blocked.
+        WakesUnknown = 29, "wakes_unknown", "blocks that may hold the wait for a CPU after them", Effect::Other;
     }
 }
 

@@ -51,6 +51,10 @@ macro_rules! offsets {
                 OFF_CFS_RQ_RQ: cfs_rq.rq;
                 OFF_RQ_CLOCK: rq.clock;
             }
+            /// Whether a thread that sleeps is still in its run queue: from Linux 6.12 on.
+            optional DELAYED_DEQUEUE {
+                OFF_TASK_DELAYED: task_struct.se, sched_entity.sched_delayed;
+            }
             /// Whether a system call is one of the 32-bit table: x86_64 only.
             required COMPAT {
                 OFF_TASK_STATUS: task_struct.thread_info, thread_info.status;

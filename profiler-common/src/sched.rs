@@ -166,7 +166,8 @@ pub struct ThreadState {
     pub since_ns: u64,
     /// When it left the CPU, by the scheduler's clock, ns; zero if that was not seen.
     pub left_clock_ns: u64,
-    /// `sched_info.run_delay` then: all its waits for a CPU so far, ns.
+    /// `sched_info.run_delay` then: all its waits for a CPU so far, ns. [`u64::MAX`] if what the kernel will add to it cannot be
+    /// told from sleep, so that nothing of it counts as a wait.
     pub run_delay_ns: u64,
     /// `se.sum_exec_runtime` then: all its time on CPUs so far, ns.
     pub exec_ns: u64,

@@ -13,6 +13,7 @@ mod asked;
 mod call_wait;
 mod caller;
 mod cpu;
+mod delayed_dequeue;
 mod descriptor;
 mod descriptor_io;
 mod emit;

@@ -8,9 +8,10 @@
 // blockers many SECONDS THREADS   threads that spin, sleep and share locks
 // blockers hold SECONDS THREADS   threads that wait for a lock which the first one holds; the second waits for a vfork
 // blockers spin SECONDS THREADS   threads that only spin, on the first two CPUs
+// blockers rest SECONDS 1         a thread that starts a crowd of those again and again, and sleeps meanwhile
 //
 // What a thread waited is the wall time around the call, less its CPU time and less the time it waited for a CPU, by
-// the kernel's own books.
+// the kernel's own books. What `rest` slept is what it asked for.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -316,6 +317,25 @@ static void run_hungry(struct thread *self) {
     }
 }
 
+static void *crowd(void *until) {
+    while (ns(CLOCK_MONOTONIC) < *(uint64_t *)until) {}
+    return 0;
+}
+
+// Falls asleep when it has had more than its share of a CPU and its crowd has yet to spread over the CPUs: Linux 6.12 and
+// newer leave it in the run queue for a while, and may move it to another one.
+static void run_rester(struct thread *self) {
+    enum { NAP = 100000000, CROWD = 16 };
+    while (running()) {
+        pthread_t ids[CROWD];
+        uint64_t until = ns(CLOCK_MONOTONIC) + NAP;
+        for (int i = 0; i < CROWD; i++) CHECK(pthread_create(&ids[i], 0, crowd, &until) == 0);
+        pause_ns(NAP);
+        self->waited[SLEEP] += NAP;
+        for (int i = 0; i < CROWD; i++) pthread_join(ids[i], 0);
+    }
+}
+
 // A bit of everything, different for each.
 enum { SHARED = 64 };
 static pthread_mutex_t shared[SHARED];
@@ -400,7 +420,8 @@ int main(int argc, char **argv) {
     pthread_mutex_init(&kept_pi, &inherit);
     for (int i = 0; i < SHARED; i++) pthread_mutex_init(&shared[i], 0);
     sem_init(&taken, 0, 0);
-    if (!strcmp(mode, "spin")) {
+    int rest = !strcmp(mode, "rest");
+    if (rest || !strcmp(mode, "spin")) {
         cpu_set_t all, two;
         CPU_ZERO(&two);
         CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
@@ -422,6 +443,7 @@ int main(int argc, char **argv) {
         thread->number = i;
         if (each) thread->work = ways[i].work;
         else if (!strcmp(mode, "spin")) thread->work = run_hungry;
+        else if (rest) thread->work = run_rester;
         else if (!strcmp(mode, "many")) thread->work = run_mixed;
         else thread->work = i == 0 ? hold_lock : i == 1 ? wait_vfork : run_queuer;
         if (each) snprintf(thread->name, sizeof thread->name, "%s", ways[i].name);

@@ -114,6 +114,8 @@ pub struct Kernel {
     /// Programs on functions that return, by name.
     returns: BTreeMap<String, FExitLinkId>,
     only: u32,
+    /// Globals for members that this kernel's structures have.
+    members: Vec<&'static str>,
 }
 
 impl Kernel {
@@ -191,6 +193,7 @@ impl Kernel {
             tracepoints: BTreeMap::new(),
             returns: BTreeMap::new(),
             only,
+            members: offsets.into_iter().map(|(global, _)| global).collect(),
             ebpf: Some(ebpf),
         })
     }
@@ -210,6 +213,11 @@ impl Kernel {
     /// The only target where there is only one and ids need no translation; zero otherwise.
     pub fn only_target(&self) -> u32 {
         self.only
+    }
+
+    /// Whether this kernel's structures have these members, of those that the plan asked for.
+    pub fn has(&self, group: &Group) -> bool {
+        group.offsets.iter().all(|offset| self.members.contains(&offset.global))
     }
 
     /// Starts printing what the kernel programs log, on a task of its own.

@@ -190,6 +190,7 @@ pub fn set_classes(kernel: &mut Kernel) -> Result<()> {
 pub const OFFSETS: &[&Group] = &[
     &offsets::IDS,
     &offsets::TASKS,
+    &offsets::DELAYED_DEQUEUE,
     #[cfg(target_arch = "x86_64")]
     &offsets::COMPAT,
     &offsets::DESCRIPTORS,

@@ -13,6 +13,7 @@ pub mod stall;
 pub mod totals;
 
 use anyhow::Result;
+use profiler_common::offsets;
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -85,6 +86,9 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     let maps = Box::new(KernelMaps::take(kernel)?);
     if settings.wakers {
         kernel.attach(Hook::Tracepoint { program: "sched_waking", tracepoint: "sched_waking" })?;
+    }
+    if kernel.has(&offsets::DELAYED_DEQUEUE) {
+        kernel.attach(Hook::Tracepoint { program: "sched_migrate", tracepoint: "sched_migrate_task" })?;
     }
     for (program, tracepoint) in [
         ("sched_wakeup_new", "sched_wakeup_new"),
