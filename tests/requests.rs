@@ -524,7 +524,7 @@ fn routes_have_their_own_stacks(interpreter: &'static str, script: &str) {
             inside.filter_map(|of| of["samples"].as_u64()).sum()
         };
         let (own_samples, others) = (samples(own), samples(other));
-        // As many times 20, or 10, ms at 99 Hz.
+        // As many times 20, or 10, ms at 101 Hz.
         assert!(
             own_samples >= 20 && 20 * others <= own_samples,
             "{path}: {own_samples} of {own}, {others} of {other}: {}",

@@ -16,7 +16,7 @@ use crate::{
     probe::alloc::snapshots::SnapshotSettings,
     process::target::Target,
     session::Options,
-    settings::{Alloc, AllocSettings, Requests, Settings, Syscalls, Waits},
+    settings::{Alloc, AllocSettings, DEFAULT_HZ, Requests, Settings, Syscalls, Waits},
     symbolize::debuginfod,
 };
 
@@ -181,7 +181,7 @@ pub struct ProfileArgs {
     #[arg(long, conflicts_with_all = ["comm", "cgroup", "all", "run"])]
     pub follow: bool,
     /// Samples per second and CPU
-    #[arg(short = 'F', long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(short = 'F', long, value_name = "HZ", default_value_t = DEFAULT_HZ, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub frequency: u32,
     /// Stop after this long (30s, 5m, 1h); without it: Ctrl-C, or the end of the target
     #[arg(short, long, value_name = "TIME", value_parser = positive_duration)]

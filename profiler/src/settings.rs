@@ -6,6 +6,9 @@ use crate::{model::threshold::Thresholds, process::target::Target};
 
 /// What all probes together may cost a target, percent of its CPU time, where nothing else is asked for.
 pub const MAX_OVERHEAD_PERCENT: f64 = 5.0;
+/// Samples per second and CPU, where nothing else is asked for. A little faster than 100: what sleeps 10 ms and works a little takes
+/// a little more than 10 ms each time, and at 99 Hz would be in step with the samples.
+pub const DEFAULT_HZ: u32 = 101;
 /// The part of that which requests may cost where they are not asked for.
 const REQUESTS_PART: f64 = 0.2;
 /// The part of that which system calls may cost where they are not asked for.

@@ -63,10 +63,10 @@ impl Shed {
             0 => wanted,
             1 => Detail { syscalls: false, ..wanted },
             2 => Detail { syscalls: false, allocations: false, ..wanted },
-            3 => Detail { syscalls: false, allocations: false, frequency: most(49), ..wanted },
-            4 => Detail { syscalls: false, allocations: false, frequency: most(19), ..wanted },
+            3 => Detail { syscalls: false, allocations: false, frequency: most(51), ..wanted },
+            4 => Detail { syscalls: false, allocations: false, frequency: most(21), ..wanted },
             // What alerts read goes last.
-            _ => Detail { syscalls: false, allocations: false, frequency: most(19), requests: Requests::Off },
+            _ => Detail { syscalls: false, allocations: false, frequency: most(21), requests: Requests::Off },
         }
     }
 }
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_costs_too_much_is_left_out_step_by_step_and_comes_back_slowly() {
-        let wanted = Detail { syscalls: true, requests: Requests::On, allocations: true, frequency: 99 };
+        let wanted = Detail { syscalls: true, requests: Requests::On, allocations: true, frequency: 101 };
         let cost = |cpu: f64, memory_bytes: f64| Budget {
             cpu,
             most_cpu: 0.05,
@@ -94,7 +94,7 @@ mod tests {
             })
             .collect();
         assert_eq!((levels, shed.times), (vec![1, 2, 3, 4, 5, 5, 5], 5));
-        let least = Detail { syscalls: false, requests: Requests::Off, allocations: false, frequency: 19 };
+        let least = Detail { syscalls: false, requests: Requests::Off, allocations: false, frequency: 21 };
         assert_eq!(shed.detail(wanted), least);
         shed.window(&cost(0.04, 50.0));
         assert_eq!(shed.level, 5, "neither dear nor cheap");

@@ -1,10 +1,14 @@
 //! The verdict: what kind of bottleneck, in one sentence. One table decides, from findings and figures of the run.
 
 mod blind;
+mod doubts;
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-use self::blind::{FEW_SAMPLES, GROWTH_NS, SHORT_NS, blind, more};
+use self::{
+    blind::{FEW_SAMPLES, GROWTH_NS, SHORT_NS, blind, more},
+    doubts::doubts,
+};
 use crate::{
     detect::{
         blocked::heaviest,
@@ -90,6 +94,7 @@ pub fn verdict(run: &Run) -> Verdict {
     let mut verdict =
         DECISIONS.iter().find_map(|decide| decide(&signals)).unwrap_or_else(|| unknown(&signals));
     verdict.blind = blind(run);
+    verdict.doubts = doubts(run);
     verdict
 }
 
@@ -169,6 +174,7 @@ impl<'a> Signals<'a> {
             more: "",
             finding: None,
             blind: Vec::new(),
+            doubts: Vec::new(),
         }
     }
 }

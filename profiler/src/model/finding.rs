@@ -214,6 +214,8 @@ pub struct Verdict {
     pub finding: Option<usize>,
     /// What the run could not see, or did not look at.
     pub blind: Vec<String>,
+    /// Figures for the same thing that disagree beyond their errors, and which one to believe.
+    pub doubts: Vec<String>,
 }
 
 #[cfg(test)]

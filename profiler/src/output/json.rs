@@ -80,6 +80,7 @@ struct VerdictEntry<'a> {
     more: &'a str,
     finding: Option<String>,
     blind: &'a [String],
+    doubts: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -815,6 +816,7 @@ fn verdict<'a>(of: &'a Verdict, run: &Run) -> VerdictEntry<'a> {
         more: of.more,
         finding: of.finding.and_then(|at| run.findings.get(at)).map(Finding::id),
         blind: &of.blind,
+        doubts: &of.doubts,
     }
 }
 

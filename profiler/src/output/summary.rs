@@ -355,6 +355,9 @@ fn memory(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
 /// What the run could not see, and where to look next.
 fn last(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) -> Result<()> {
     writeln!(out)?;
+    if !verdict.doubts.is_empty() {
+        paragraph("doubtful:", "2", &verdict.doubts.join("; "), 10, style, out)?;
+    }
     if !verdict.blind.is_empty() {
         paragraph("not seen:", "2", &verdict.blind.join("; "), 10, style, out)?;
     }

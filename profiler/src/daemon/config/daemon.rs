@@ -8,7 +8,7 @@ use super::{
     jwt::Jwt,
     units::{bytes, duration},
 };
-use crate::settings::Requests;
+use crate::settings::{DEFAULT_HZ, Requests};
 
 /// How the daemon itself runs.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -78,7 +78,7 @@ impl Default for Daemon {
     fn default() -> Daemon {
         Daemon {
             window: Duration::from_secs(30),
-            frequency: 99,
+            frequency: DEFAULT_HZ,
             syscalls: true,
             requests: Requests::DEFAULT,
             functions: Vec::new(),

@@ -106,6 +106,7 @@ fn verdict(run: &Run, verdict: &Verdict) -> Markup {
             @if let Some(evidence) = finding.and_then(|finding| finding.evidence.first()) { (stack(run.names(), evidence, 5)) }
             @if !verdict.advice.is_empty() { p.advice { (verdict.advice) } }
             p.soft { "Based on: " (verdict.certainty) }
+            @if !verdict.doubts.is_empty() { p.soft { "Doubtful: " (verdict.doubts.join("; ")) } }
             @if !verdict.blind.is_empty() { p.soft { "Not seen: " (verdict.blind.join("; ")) } }
             @if let Some(finding) = finding { (cost(finding)) (evidence(run.names(), finding)) }
         }
