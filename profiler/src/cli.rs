@@ -279,6 +279,7 @@ impl ProfileArgs {
         Settings {
             target: self.target(),
             frequency_hz: self.frequency,
+            shows: !self.quiet,
             unwind_by_tables: self.unwind == Unwind::Tables,
             name_runtimes: self.runtimes == RuntimeNames::Auto,
             debuginfod: match &self.debuginfod {

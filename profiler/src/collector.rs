@@ -30,6 +30,7 @@ use crate::{
         self,
         alloc::snapshots::Snapshots,
         cpu::records::period_ns,
+        ended::LivingThreads,
         record::Record,
         spec::{Context, Extent, InUse, NoSink, Probe, ProbeSpec, Sink, Start},
     },
@@ -269,7 +270,11 @@ impl Collector {
             return;
         }
         // The kernel may refer to what was sent just now.
-        let mut used = InUse { stacks: sent.iter().flatten().copied().collect(), ..InUse::default() };
+        let mut used = InUse {
+            stacks: sent.iter().flatten().copied().collect(),
+            living: names.then(|| LivingThreads::read(&self.resolver.proc_root)),
+            ..InUse::default()
+        };
         self.probes.iter_mut().for_each(|(_, probe)| probe.in_use(&mut used));
         if let Some(sent) = sent {
             self.resolver.keep_stacks(&used.stacks);

@@ -44,7 +44,7 @@ type NativeArch = profiler_common::unwind::X86_64;
 const MOST_SENT: usize = 24_576;
 
 /// Names of threads from which on those are to be forgotten that nothing needs: 4 MB.
-const MOST_NAMES: usize = 65_536;
+const MOST_NAMES: usize = 16_384;
 
 /// How often the descriptors of the profiler are read for programs of its own, while it runs.
 const OWN_CODE_INTERVAL: Duration = Duration::from_secs(10);
@@ -128,12 +128,11 @@ impl Resolver {
         mut changed: impl FnMut(u32),
     ) -> Result<()> {
         let Resolver { processes, unwinder, runtimes, tables, .. } = self;
+        gone.iter().for_each(|&pid| runtimes.forget(pid));
+        let now_changed = processes.take_changed();
         let Some(unwinder) = unwinder else { return Ok(()) };
-        for pid in gone {
-            unwinder.forget(pid);
-            runtimes.forget(pid);
-        }
-        for pid in processes.take_changed() {
+        gone.into_iter().for_each(|pid| unwinder.forget(pid));
+        for pid in now_changed {
             if followed(pid) {
                 unwinder.want(pid);
             }
@@ -202,7 +201,7 @@ impl Resolver {
         let unnamed = self.runtimes.name(pid, &user, &self.processes, &mut self.tables, &mut frames);
         self.losses.add(Loss::FramesUnnamed, unnamed);
         if frames.is_empty() {
-            let module = self.tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
+            let module = self.tables.module_id(Module::special(ModuleKind::Unmapped));
             frames.push(Frame { module, address: 0 });
         }
         let end = raw.user_end();

@@ -27,6 +27,8 @@ pub struct Settings {
     pub name_runtimes: bool,
     /// Servers that are asked for debug information when the run is over (debuginfod).
     pub debuginfod: Vec<String>,
+    /// Whether what the last seconds were is shown while the run goes on.
+    pub shows: bool,
     /// Whether to watch the scheduler.
     pub waits: Waits,
     /// Find out who ends each wait.
@@ -214,6 +216,7 @@ pub(crate) mod fixtures {
         Settings {
             target,
             frequency_hz: 100,
+            shows: true,
             unwind_by_tables: false,
             name_runtimes: true,
             debuginfod: Vec::new(),

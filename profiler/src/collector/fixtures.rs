@@ -37,7 +37,7 @@ pub fn run_of_7() -> Bench {
     kernel.0.borrow_mut().targets = vec![7];
     let target = Target::Pids { pids: vec![7], follow: false };
     let meta = meta(&settings(target.clone()), describe(&target, &[7], None, proc.path()), 2);
-    let probes: Vec<Running> = vec![(PROBES[0], Box::<crate::probe::cpu::Cpu>::default())];
+    let probes: Vec<Running> = vec![(PROBES[0], Box::new(crate::probe::cpu::Cpu::new(true)))];
     let (port, notices) = (Box::new(kernel.clone()), Box::new(kernel.clone()));
     let collector = Collector::new(meta, &target, &[7], port, notices, resolver, probes);
     Bench { collector, kernel, hands, kept: Kept::default(), proc }

@@ -42,7 +42,7 @@ fn records_and_notices_are_taken_in_by_time() {
         .iter()
         .map(|(sample, _)| tables.module(tables.stack(sample.stack).frames[0].module).kind.clone())
         .collect();
-    assert_eq!(kinds, [ModuleKind::Unmapped(7), ModuleKind::Jit(7)]);
+    assert_eq!(kinds, [ModuleKind::Unmapped, ModuleKind::Jit(7)]);
     assert_eq!(run.collector.resolver.losses.get(Loss::BadRecord), 1);
 }
 

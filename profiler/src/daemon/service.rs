@@ -48,6 +48,15 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long receivers may take at the end.
 const LAST_MESSAGES: Duration = Duration::from_secs(1);
 
+/// Gives memory that a window has left back to the kernel: the next one may be long in coming, and smaller.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no arguments but how much to keep; safe to call at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Name of this machine.
 pub fn host() -> String {
     crate::text::read_to_parse("/proc/sys/kernel/hostname".as_ref()).unwrap_or_default().trim().to_owned()
@@ -248,6 +257,8 @@ impl Daemon {
         }
         self.window_ended.store(now.unix_ms, Ordering::Relaxed);
         self.publish(&facts);
+        drop(run);
+        give_back();
     }
 
     /// Measures a window of all targets' processes: `Some(None)` if there are none, `None` if it came to nothing.

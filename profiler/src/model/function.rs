@@ -95,7 +95,7 @@ impl Function {
         let inner = self.name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
         match (inner, &module.kind) {
             (_, ModuleKind::NotTaken | ModuleKind::Waker | ModuleKind::Syscall) | (None, _) => false,
-            (Some(_), ModuleKind::Unmapped(_)) => true,
+            (Some(_), ModuleKind::Unmapped) => true,
             (Some(inner), _) => {
                 let start = inner.rsplit_once("+0x").map(|(_, start)| start);
                 self.name == module.path || start.is_some_and(|start| u64::from_str_radix(start, 16).is_ok())

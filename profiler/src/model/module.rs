@@ -19,8 +19,8 @@ pub enum ModuleKind {
     Vdso,
     /// Executable memory without a file (JIT code) of this process; addresses are absolute.
     Jit(u32),
-    /// Addresses of this process in no known mapping; absolute.
-    Unmapped(u32),
+    /// Addresses in no known mapping; absolute. Of no process: each would make modules and stacks of its own of them.
+    Unmapped,
     /// Stands for a stack that was not taken.
     NotTaken,
     /// Not code: the system call that a stack made, by its number; the outermost frame.
@@ -78,7 +78,7 @@ impl Module {
             ModuleKind::Managed(Language::JavaScript) => "[JavaScript]",
             ModuleKind::Managed(Language::Python) => "[Python]",
             ModuleKind::Managed(Language::Java) => "[Java]",
-            ModuleKind::File | ModuleKind::Unmapped(_) => "[unmapped]",
+            ModuleKind::File | ModuleKind::Unmapped => "[unmapped]",
         };
         Module { kind, path: path.to_owned(), inode: 0, build_id: Vec::new() }
     }

@@ -74,11 +74,16 @@ const MOST_MODULES: usize = 65_536;
 const MOST_MANAGED: usize = 262_144;
 
 impl Tables {
-    /// The id of `module`, new or known. Where there is no room for it, code without a file is one module for all processes.
+    /// The id of `module`, new or known. Where there is no room for it, code without a file is that of no known mapping, and who woke a
+    /// thread is nobody in particular.
     pub fn module_id(&mut self, module: Module) -> ModuleId {
-        let of_process = matches!(module.kind, ModuleKind::Jit(_) | ModuleKind::Unmapped(_));
-        let no_room = of_process && self.modules.len() >= MOST_MODULES && !self.modules.contains(&module);
-        let module = if no_room { Module::special(ModuleKind::Unmapped(0)) } else { module };
+        let one_for_all = match module.kind {
+            ModuleKind::Jit(_) => Some(Module::special(ModuleKind::Unmapped)),
+            ModuleKind::Waker => Some(Module::special(ModuleKind::Waker)),
+            _ => None,
+        };
+        let full = self.modules.len() >= MOST_MODULES && !self.modules.contains(&module);
+        let module = one_for_all.filter(|_| full).unwrap_or(module);
         ModuleId(self.modules.insert_full(module).0 as u32)
     }
 
@@ -136,10 +141,15 @@ mod tests {
         let mut tables = Tables::default();
         let mut id = |kind| tables.module_id(Module::special(kind));
         let known = id(ModuleKind::Jit(7));
-        (1..MOST_MODULES as u32).for_each(|pid| _ = id(ModuleKind::Unmapped(pid)));
-        let none = id(ModuleKind::Unmapped(0));
+        (1..=MOST_MODULES as u32).for_each(|pid| _ = id(ModuleKind::Jit(1000 + pid)));
+        let none = id(ModuleKind::Unmapped);
         assert_eq!([1 << 20, 1 << 21].map(|pid| id(ModuleKind::Jit(pid))), [none, none]);
-        assert_eq!((id(ModuleKind::Unmapped(1 << 22)), id(ModuleKind::Jit(7))), (none, known));
+        assert_eq!(id(ModuleKind::Jit(7)), known);
         assert_ne!(id(ModuleKind::Vdso), none, "there are few kinds of others");
+        let waker = |tables: &mut Tables, who: &str| {
+            tables.module_id(Module { path: who.into(), ..Module::special(ModuleKind::Waker) })
+        };
+        let wakers = ["[woken by a]", "[woken by b]"].map(|who| waker(&mut tables, who));
+        assert_eq!(wakers[0], wakers[1]);
     }
 }

@@ -2,7 +2,7 @@
 //! Beyond the limits less is told apart: threads are added up, and of new stacks only the innermost functions are kept.
 //! What does not fit even then is refused, and counted by the caller.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::model::{
     cause::WaitCause,
@@ -73,6 +73,31 @@ impl Aggregator {
     /// Whose samples there are, each as often as it has keys.
     pub fn threads(&self) -> impl Iterator<Item = ThreadKey> {
         self.weights.keys().map(|key| key.thread)
+    }
+
+    /// Weight of each thread.
+    pub fn by_thread(&self) -> FxHashMap<ThreadKey, u64> {
+        let mut threads = FxHashMap::default();
+        for (key, weight) in &self.weights {
+            *threads.entry(key.thread).or_default() += weight;
+        }
+        threads
+    }
+
+    /// Adds these threads up: they are [`ThreadKey::OTHERS`] from now on.
+    pub fn add_up(&mut self, threads: &FxHashSet<ThreadKey>) {
+        let mut gone = Vec::new();
+        self.weights.retain(|key, weight| {
+            let stays = !threads.contains(&key.thread);
+            if !stays {
+                gone.push((Key { thread: ThreadKey::OTHERS, ..*key }, *weight));
+            }
+            stays
+        });
+        for (key, weight) in gone {
+            *self.weights.entry(key).or_default() += weight;
+        }
+        self.weights.shrink_to_fit();
     }
 
     /// The totals so far.

@@ -13,8 +13,12 @@ use crate::{
         sample::Sample,
         stack::{StackId, Tables, ThreadKey},
         syscall::Interval,
+        totals::Aggregator,
     },
-    probe::record::Record,
+    probe::{
+        ended::{self, LivingThreads},
+        record::Record,
+    },
     process::{notice::Notice, targets::Followed},
     resolve::Resolver,
     settings::Settings,
@@ -105,6 +109,8 @@ pub struct InUse {
     pub stacks: FxHashSet<u64>,
     /// Threads with their own names.
     pub threads: FxHashSet<ThreadKey>,
+    /// Threads that live, where names take up much room: then those that have ended are added up.
+    pub living: Option<LivingThreads>,
 }
 
 impl InUse {
@@ -112,6 +118,14 @@ impl InUse {
     pub fn thread(&mut self, thread: ThreadKey) {
         self.threads.insert(thread);
         self.process(thread.pid);
+    }
+
+    /// Threads of totals are.
+    pub fn totals(&mut self, totals: &mut Aggregator) {
+        if let Some(living) = &self.living {
+            ended::add_up(totals, living);
+        }
+        totals.threads().for_each(|thread| self.thread(thread));
     }
 
     /// A process is.

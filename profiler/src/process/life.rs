@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -85,6 +86,12 @@ pub fn start_time(proc_root: &Path, pid: u32) -> Option<u64> {
         return None;
     }
     started.parse().ok()
+}
+
+/// Ids of a process's threads.
+pub fn threads_of(proc_root: &Path, pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(proc_root.join(format!("{pid}/task"))).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -11,7 +11,11 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{AcqRel, Relaxed},
+        },
         mpsc::{self, Sender},
     },
     time::Duration,
@@ -70,11 +74,26 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The thread that waits for the next file to open: to start one for each would wake both CPUs of a small machine.
 static IDLE: Mutex<Option<Sender<Job>>> = Mutex::new(None);
 
+/// Threads that may hang at once, each in a file of its own: with so many, a file system does not answer.
+const MOST_HANGING: usize = 16;
+
+/// Those that do.
+static HANGING: AtomicUsize = AtomicUsize::new(0);
+
 /// Runs `open` on another thread, which is left behind if it hangs.
 fn in_time(open: impl FnOnce() -> io::Result<File> + Send + 'static) -> io::Result<File> {
+    if HANGING.load(Relaxed) >= MOST_HANGING {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
     let (sender, opened) = mpsc::channel();
+    // Whoever is second knows what the first one did: the job that it has ended, or who waits that it was left behind.
+    let ended_or_left = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&ended_or_left);
     let job: Job = Box::new(move || {
         let _too_late = sender.send(open());
+        if state.swap(true, AcqRel) {
+            HANGING.fetch_sub(1, Relaxed);
+        }
     });
     let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).take();
     let worker = match idle {
@@ -88,7 +107,13 @@ fn in_time(open: impl FnOnce() -> io::Result<File> + Send + 'static) -> io::Resu
             *IDLE.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker);
             opened
         }
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        Err(_) => {
+            HANGING.fetch_add(1, Relaxed);
+            if ended_or_left.swap(true, AcqRel) {
+                HANGING.fetch_sub(1, Relaxed);
+            }
+            Err(io::ErrorKind::TimedOut.into())
+        }
     }
 }
 

@@ -290,7 +290,7 @@ impl ProcessTable {
         if let Some(frame) = self.lookup(pid, address) {
             return (frame, Resolution::Mapped);
         }
-        let module = tables.module_id(Module::special(ModuleKind::Unmapped(pid)));
+        let module = tables.module_id(Module::special(ModuleKind::Unmapped));
         (Frame { module, address }, if readable { Resolution::Unmapped } else { Resolution::ProcessGone })
     }
 

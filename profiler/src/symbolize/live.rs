@@ -90,7 +90,7 @@ impl<'a> LiveSymbolizer<'a> {
     ) -> Vec<Option<Vec<Function>>> {
         match &module.kind {
             ModuleKind::Kernel => self.kernel(addresses),
-            ModuleKind::Unmapped(_)
+            ModuleKind::Unmapped
             | ModuleKind::NotTaken
             | ModuleKind::Waker
             | ModuleKind::Syscall

@@ -100,7 +100,7 @@ pub fn run(args: &Args, profiler: &Path, report: &mut Report) -> Result<()> {
     let json = dir.path().join("x.json");
     let seconds = 60 * args.minutes;
     let mut child = Command::new(profiler)
-        .args(["-q", "--all", "--syscalls", "--requests", "on", "-o"])
+        .args(["-q", "--all", "--waits", "on", "--syscalls", "--requests", "on", "-o"])
         .arg(&json)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

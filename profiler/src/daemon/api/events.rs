@@ -9,8 +9,9 @@ use std::{
 use serde_json::Value;
 use tokio::sync::broadcast;
 
-/// Events that are remembered.
+/// Events that are remembered, and bytes of them.
 const REMEMBERED: usize = 1024;
+const REMEMBERED_BYTES: usize = 4 << 20;
 
 /// Every kind of event.
 pub const TOPICS: [&str; 6] =
@@ -38,6 +39,7 @@ pub struct Events {
 #[derive(Default)]
 struct Past {
     next: u64,
+    bytes: usize,
     events: VecDeque<Arc<Event>>,
 }
 
@@ -55,9 +57,11 @@ impl Events {
         let id = format!("{}-{}", self.start, past.next);
         past.next += 1;
         let event = Arc::new(Event { id, topic, data: data.to_string() });
+        past.bytes += event.data.len();
         past.events.push_back(Arc::clone(&event));
-        if past.events.len() > REMEMBERED {
-            past.events.pop_front();
+        while past.events.len() > REMEMBERED || past.bytes > REMEMBERED_BYTES {
+            let Some(oldest) = past.events.pop_front() else { break };
+            past.bytes -= oldest.data.len();
         }
         // Nobody may be listening. Sent under the lock, so that nobody gets an event twice or not at all.
         let _ = self.live.send(event);
@@ -111,5 +115,11 @@ mod tests {
         (5..2000).for_each(|i| events.publish("metrics.update", &json!(i)));
         assert_eq!(missed(&events, &id(2)), None, "too long ago");
         assert_eq!(missed(&events, &id(975)).unwrap().len(), 1024);
+        let large = "x".repeat(REMEMBERED_BYTES / 8);
+        (2000..2020).for_each(|_| events.publish("metrics.update", &json!(large)));
+        assert_eq!(missed(&events, &id(2011)), None, "too much came since");
+        assert_eq!(missed(&events, &id(2013)).unwrap().len(), 6);
+        events.publish("metrics.update", &json!("x".repeat(2 * REMEMBERED_BYTES)));
+        assert_eq!(missed(&events, &id(2020)).unwrap().len(), 0, "more than there is room for");
     }
 }

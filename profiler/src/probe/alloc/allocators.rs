@@ -146,6 +146,9 @@ pub struct Library {
 /// looked at are remembered in `known`, by inode and name.
 pub fn find(proc_root: &Path, pid: u32, also: &[PathBuf], known: &mut Known) -> Vec<Library> {
     let mut libraries = Vec::new();
+    if known.len() >= MOST_KNOWN {
+        known.clear();
+    }
     for entry in maps::read(proc_root, pid).unwrap_or_default() {
         if entry.inode == 0 || !entry.path.starts_with('/') {
             continue;
@@ -173,6 +176,9 @@ pub fn find(proc_root: &Path, pid: u32, also: &[PathBuf], known: &mut Known) -> 
     }
     libraries
 }
+
+/// Files that are remembered at once.
+pub const MOST_KNOWN: usize = 4_096;
 
 /// Files that have been looked at.
 pub type Known = BTreeMap<((u32, u32), u64, String), Found>;

@@ -398,11 +398,12 @@ impl MemoryWatch {
                 sum.0 += point.live_bytes;
                 sum.1 += point.live_count;
             }
-            site.points.push(point);
-            match &mut site.totals {
-                Some(known) => **known = totals,
-                None => site.totals = Some(Box::new(totals)),
+            let of = self.stacks.get(&id).and_then(|(pid, _)| self.processes.get(pid));
+            // Of a process that has ended one point says that, and nothing more will happen.
+            if !of.is_some_and(|of| of.gone) || site.points.last().is_none_or(|last| last.live_count > 0.0) {
+                site.points.push(point);
             }
+            **site.totals.get_or_insert_with(|| Box::new(totals)) = totals;
         }
         for (&pid, process) in &mut self.processes {
             if !process.libraries.is_empty() && !process.gone {

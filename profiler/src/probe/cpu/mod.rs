@@ -41,7 +41,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
         let program = program(start.settings);
         let period = records::period_ns(start.settings.frequency_hz);
         start.kernel.attach(Hook::Event { program, event: Event::CpuClock, period })?;
-        Ok(Box::new(Cpu::default()))
+        Ok(Box::new(Cpu::new(start.settings.shows)))
     },
     kinds: &[CPU],
     checks: Vec::new,
@@ -51,7 +51,16 @@ pub static SPEC: ProbeSpec = ProbeSpec {
 #[derive(Default)]
 pub struct Cpu {
     totals: Aggregator,
+    /// Somebody asks for intervals.
+    shows: bool,
     last_interval: Aggregator,
+}
+
+impl Cpu {
+    /// No samples yet. `shows` says whether somebody asks for intervals.
+    pub fn new(shows: bool) -> Cpu {
+        Cpu { shows, ..Cpu::default() }
+    }
 }
 
 impl Probe for Cpu {
@@ -69,8 +78,10 @@ impl Probe for Cpu {
             cx.resolver.losses.add(Loss::TooManyStacks, 1);
             return Ok(());
         }
-        // The interval has no more keys than the run.
-        let _fits = self.last_interval.add(&sample);
+        if self.shows {
+            // The interval has no more keys than the run.
+            let _fits = self.last_interval.add(&sample);
+        }
         count_degraded(raw, cx);
         let name = raw.thread_name();
         let tables = &mut cx.resolver.tables;
@@ -83,7 +94,7 @@ impl Probe for Cpu {
     }
 
     fn in_use(&mut self, used: &mut InUse) {
-        self.totals.threads().for_each(|thread| used.thread(thread));
+        used.totals(&mut self.totals);
     }
 
     fn report(&mut self, extent: Extent, totals: &mut Totals, _cx: &mut Context<'_>) -> Result<()> {
@@ -123,7 +134,7 @@ mod tests {
     #[test]
     fn samples_add_up_and_are_recorded_with_new_names() {
         let mut bench = Bench::new();
-        let mut cpu = Cpu::default();
+        let mut cpu = Cpu::new(true);
         for (tid, time_ns) in [(7, 10), (7, 20), (8, 30)] {
             bench.record(&mut cpu, &Record::Cpu(raw(7, tid, time_ns, &[0x10, 0x20])));
         }
@@ -145,7 +156,7 @@ mod tests {
     #[test]
     fn what_is_missing_of_a_sample_is_counted() {
         let mut bench = Bench::new();
-        let mut cpu = Cpu::default();
+        let mut cpu = Cpu::new(true);
         let mut sample = raw(7, 7, 10, &[0x10]);
         sample.header.flags = FLAG_KERNEL_STACK_FAILED | END_STOPPED << FLAG_USER_END_SHIFT;
         bench.record(&mut cpu, &Record::Cpu(sample.clone()));

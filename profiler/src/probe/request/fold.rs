@@ -45,6 +45,8 @@ use crate::{
     },
 };
 
+/// Processes whose files of names are known at once.
+const MOST_HOSTS: usize = 64;
 /// How often it is looked which processes have ended.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Sockets that nothing tells the end of are forgotten when they have been idle for so long, ns.
@@ -409,6 +411,9 @@ impl RequestCollector {
             .collect();
         routes.sort_by_key(|route| std::cmp::Reverse(route.whole.sum_ns));
         let (label, proc_root) = (self.label(key), &self.proc_root);
+        if self.hosts.len() >= MOST_HOSTS && !self.hosts.contains_key(&key.pid) {
+            self.hosts.clear();
+        }
         let hosts = self.hosts.entry(key.pid).or_insert_with(|| Hosts::read(proc_root, key.pid));
         let is_net = asks && i32::from(key.family) != libc::AF_UNIX;
         let name = if is_net && matches!(self.redact, Redact::No) { hosts.name(key) } else { String::new() };

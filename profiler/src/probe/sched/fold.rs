@@ -48,6 +48,7 @@ use crate::{
     },
     process::{
         clock::{Clock, Every},
+        life,
         network::Networks,
         objects,
     },
@@ -160,7 +161,7 @@ impl Scheduler {
         if namespace != u64::from(INIT_PIDNS_INUM) {
             return Vec::new();
         }
-        let tids = records::threads_of(self.networks.proc_root(), pid).into_iter().take(MAX_THREADS);
+        let tids = life::threads_of(self.networks.proc_root(), pid).into_iter().take(MAX_THREADS);
         tids.filter_map(|tid| records::seed(&self.networks, pid, tid, self.began_ns)).collect()
     }
 
@@ -306,8 +307,7 @@ impl Scheduler {
         self.lookups = self.loops.look_at_clients(MAX_LOOKUPS, &self.networks);
         let states = self.maps.threads();
         if !self.has_loops() {
-            let pids: FxHashSet<u32> =
-                states.iter().map(|state| state.pid).take(MAX_LOOKUPS as usize).collect();
+            let pids: FxHashSet<u32> = states.iter().map(|of| of.pid).take(MAX_LOOKUPS as usize).collect();
             self.polls = pids.into_iter().any(|pid| objects::has_epoll(self.networks.proc_root(), pid));
         }
         for state in &states {
@@ -576,7 +576,7 @@ impl Probe for Scheduler {
         }
         used.stacks.extend(self.maps.off_cpu().iter().flat_map(|(key, _)| [key.stack, key.waker]));
         self.wakers.retain(|id, _| used.stacks.contains(id));
-        self.off_cpu.threads().for_each(|thread| used.thread(thread));
+        used.totals(&mut self.off_cpu);
     }
 
     fn stop(&mut self, _cx: &mut Context<'_>) -> Result<()> {

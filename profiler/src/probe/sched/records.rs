@@ -197,12 +197,6 @@ pub fn schedstat(proc_root: &Path, state: &ThreadState) -> SchedStat {
     })
 }
 
-/// Ids of a process's threads.
-pub fn threads_of(proc_root: &Path, pid: u32) -> Vec<u32> {
-    let entries = fs::read_dir(proc_root.join(format!("{pid}/task"))).into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
-}
-
 /// A thread's times as outputs have them.
 pub fn thread_time(thread: ThreadKey, times: &Times, wall_ns: u64, tables: &Tables) -> ThreadTime {
     let blocked = WaitCause::ALL.into_iter().zip(times.blocked_ns).filter(|(_, ns)| *ns > 0);

@@ -29,6 +29,7 @@ use crate::{
             counts::{self, Count, Waits},
             io::{self, Named, Object, add_io, median_bytes},
             maps::{CALLS, CallMaps},
+            names::Names,
             records,
             storm::{Rates, Storms},
         },
@@ -50,8 +51,6 @@ const MAX_SLOW: usize = 200;
 const SLOW_NS: (u64, u64) = (1_000_000, 100_000);
 /// As many slow calls as should be reported between two polls.
 const SLOW_WANTED: u64 = 200;
-/// Names of open descriptors kept, at most; twice what the kernel keeps.
-const MAX_NAMES: usize = 32_768;
 /// Descriptors looked up in /proc between two looks: each may read long tables.
 const MAX_LOOKUPS: u32 = 2_000;
 
@@ -68,10 +67,7 @@ pub struct CallCollector {
     errors: BTreeMap<CallKey, BTreeMap<u32, u64>>,
     errors_taken: FxHashMap<(CallKey, u32), u64>,
     waits: BTreeMap<WaitsKey, Waits>,
-    /// What descriptors were when they were first used.
-    names: FxHashMap<(IoKey, u64), Named>,
-    /// The last of each of them, with when that was, ns.
-    latest: FxHashMap<IoKey, (u64, String)>,
+    names: Names,
     objects: BTreeMap<(u32, String), Object>,
     objects_unlisted: u64,
     time_taken: FxHashMap<CallTimeKey, u64>,
@@ -115,8 +111,7 @@ impl CallCollector {
             errors: BTreeMap::new(),
             errors_taken: FxHashMap::default(),
             waits: BTreeMap::new(),
-            names: FxHashMap::default(),
-            latest: FxHashMap::default(),
+            names: Names::new(clock),
             objects: BTreeMap::new(),
             objects_unlisted: 0,
             time_taken: FxHashMap::default(),
@@ -206,8 +201,8 @@ impl CallCollector {
             arguments: records::arguments(call, &self.redact, |descriptor| {
                 // What is known of it from the time of the call, or else what it is now.
                 let key = IoKey { pid: call.pid, descriptor: descriptor as u32 };
-                let known = self.latest.get(&key).filter(|(first_ns, _)| *first_ns <= call.start_ns);
-                known.map(|(_, object)| object.clone()).or_else(|| {
+                let known = self.names.latest(key, call.start_ns).map(str::to_owned);
+                known.or_else(|| {
                     let now = allowed.then(|| objects::descriptor(&self.networks, call.pid, descriptor));
                     now.flatten().map(|object| self.redact.object(&object))
                 })
@@ -237,11 +232,8 @@ impl CallCollector {
 
     /// Finds out what a descriptor is, unless that is known; in /proc if its `name` does not tell.
     fn identify(&mut self, key: IoKey, stats: &IoStats, name: &Name) {
-        if self.names.contains_key(&(key, stats.first_ns)) {
+        if self.names.of(key, stats).is_some() {
             return;
-        }
-        if self.names.len() >= MAX_NAMES {
-            self.forget_closed();
         }
         let told = records::object(&stats.on, name);
         let allowed = self.lookups < MAX_LOOKUPS;
@@ -257,24 +249,12 @@ impl CallCollector {
             || (allowed && objects::serves(&self.networks, key.pid, &object))
             || (stats.first_wrote == 0 && !lives());
         let named = Named { object: self.redact.object(&object), serves };
-        self.latest.insert(key, (stats.first_ns, named.object.clone()));
-        self.names.insert((key, stats.first_ns), named);
-    }
-
-    /// Forgets the names of descriptors whose end was lost.
-    fn forget_closed(&mut self) {
-        let open: FxHashSet<(IoKey, u64)> =
-            self.maps.io().map(|(key, stats)| (key, stats.first_ns)).collect();
-        self.names.retain(|key, _| open.contains(key));
-        self.latest.retain(|key, (first_ns, _)| open.contains(&(*key, *first_ns)));
+        self.names.add(key, stats, named);
     }
 
     /// Adds what was done with a descriptor to what it was.
     fn end_io(&mut self, key: IoKey, stats: &IoStats) {
-        let named = self.names.remove(&(key, stats.first_ns));
-        if self.latest.get(&key).is_some_and(|(first_ns, _)| *first_ns == stats.first_ns) {
-            self.latest.remove(&key);
-        }
+        let named = self.names.take(key, stats);
         add_io(&mut self.objects, key, stats, named.as_ref());
         self.objects_unlisted += io::add_up(&mut self.objects);
     }
@@ -282,6 +262,9 @@ impl CallCollector {
     /// Takes the kernel's counts.
     fn take(&mut self) -> Result<()> {
         let passed = self.look.restart();
+        if self.names.wants_open() {
+            self.names.keep_open(&self.maps.io().map(|(key, stats)| (key, stats.first_ns)).collect());
+        }
         self.lookups = 0;
         let mut alive: FxHashMap<u32, bool> = FxHashMap::default();
         let proc_root = self.networks.proc_root().to_owned();
@@ -458,7 +441,7 @@ impl CallCollector {
         // What is still open is added to a copy: it will be asked for again.
         let mut objects = self.objects.clone();
         for (key, stats) in self.maps.io() {
-            let named = self.names.get(&(key, stats.first_ns));
+            let named = self.names.of(key, &stats);
             add_io(&mut objects, key, &stats, named);
         }
         let mut activities = Vec::new();
@@ -516,7 +499,7 @@ impl Probe for CallCollector {
     }
 
     fn in_use(&mut self, used: &mut InUse) {
-        self.in_calls.threads().for_each(|thread| used.thread(thread));
+        used.totals(&mut self.in_calls);
         self.counts.keys().for_each(|key| used.thread(ThreadKey { pid: key.pid, tid: key.tid }));
         let processes = self.waits.keys().map(|key| key.pid).chain(self.objects.keys().map(|(pid, _)| *pid));
         processes.for_each(|pid| used.process(pid));

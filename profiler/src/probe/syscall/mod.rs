@@ -5,6 +5,7 @@ mod counts;
 pub mod fold;
 mod io;
 pub mod maps;
+mod names;
 pub mod records;
 pub mod storm;
 

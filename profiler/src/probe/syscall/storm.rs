@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use profiler_common::syscall::CallKey;
 
-use crate::model::syscall::ErrorStorm;
+use crate::{model::syscall::ErrorStorm, probe::ended::too_light};
 
 /// Fewer calls a second are no storm.
 const MIN_CALLS_PER_SECOND: f64 = 100.0;
@@ -21,6 +21,9 @@ pub const EXPECTED: [i32; 8] = [
     514,
     516,
 ];
+
+/// Storms kept apart, those with most failures; up to twice as many.
+const MOST_STORMS: usize = 1_024;
 
 /// Calls of one kind between two looks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +77,9 @@ impl Storms {
                 *storm.failed.entry(errno).or_default() += n;
             }
         }
+        let failed = |storm: &Storm| storm.failed.values().sum::<u64>();
+        let light = too_light(self.found.iter().map(|(&key, storm)| (key, failed(storm))), MOST_STORMS);
+        light.iter().for_each(|key| _ = self.found.remove(key));
     }
 
     /// The storms so far, most failures first.

@@ -12,7 +12,7 @@ use profiler_common::tls::TlsCall;
 
 use crate::{
     kernel::uprobe::{Breakpoint, Program},
-    probe::alloc::site,
+    probe::alloc::{allocators::MOST_KNOWN, site},
     process::{mapped, maps},
 };
 
@@ -67,6 +67,9 @@ pub struct Found {
 /// The TLS libraries of a process.
 pub fn find(proc_root: &Path, pid: u32, known: &mut Known) -> Found {
     let mut found = Found::default();
+    if known.len() >= MOST_KNOWN {
+        known.clear();
+    }
     for entry in maps::read(proc_root, pid).unwrap_or_default() {
         if !entry.has_name() || found.libraries.iter().any(|(name, _)| *name == entry.path) {
             continue;
