@@ -102,6 +102,11 @@ impl JitCode {
         self.source = Some(Source { file, offset: 0, partial: Vec::new(), dump, begun: false });
     }
 
+    /// Whether no function has a name.
+    pub fn is_empty(&self) -> bool {
+        self.functions == 0
+    }
+
     /// Whether what is known may be older than a moment.
     pub fn is_older_than(&self, time_ns: u64) -> bool {
         self.read_ns < time_ns

@@ -236,7 +236,14 @@ impl ProcessTable {
             let looked_for = process.exited || std::mem::take(&mut process.may_have_exited);
             looked_for && !still_alive(pid)
         });
-        gone.map(|(pid, _)| pid).collect()
+        let gone: Vec<u32> = gone.map(|(pid, _)| pid).collect();
+        // Sources of names are few: those that never had one make room. What has names may still be asked for them.
+        for pid in &gone {
+            if self.jit.get(pid).is_some_and(JitCode::is_empty) {
+                self.jit.remove(pid);
+            }
+        }
+        gone
     }
 
     /// Processes whose mappings have changed since this was last asked.

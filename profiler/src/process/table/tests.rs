@@ -50,6 +50,21 @@ fn notice(pid: u32, event: Event) -> Notice {
 }
 
 #[test]
+fn processes_without_names_make_room_for_those_that_have_some() {
+    let code = "5000-6000 r-xp 0 00:00 0 \n";
+    let (root, mut table, mut tables) = fake_process(code);
+    for pid in (8..).take(MAX_JIT_SOURCES + 1) {
+        fs::create_dir_all(root.path().join(pid.to_string())).unwrap();
+        fs::write(root.path().join(format!("{pid}/maps")), code).unwrap();
+        table.resolve(pid, 0x5010, 0, &mut tables);
+        table.apply(&notice(pid, Event::Exited), &mut tables);
+        table.sweep(|_| false);
+    }
+    table.resolve(7, 0x5010, 0, &mut tables);
+    assert_eq!(table.jit.keys().collect::<Vec<_>>(), [&7]);
+}
+
+#[test]
 fn addresses_become_module_addresses() {
     let (_root, mut table, mut tables) =
         fake_process("1000-2000 r-xp 00003000 08:01 99 /bin/none\n5000-6000 r-xp 0 00:00 0 \n");
