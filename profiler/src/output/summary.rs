@@ -150,7 +150,7 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let mut processes: BTreeMap<(u32, &str), (u64, u64)> = BTreeMap::new();
     match &run.blocking {
         Some(blocking) => {
-            for thread in blocking.threads.iter().filter(|thread| thread.thread.pid != 0) {
+            for thread in &blocking.threads {
                 let of = processes.entry((thread.thread.pid, &thread.process)).or_default();
                 *of = (of.0 + thread.on_cpu_ns, of.1 + thread.run_queue_ns);
             }
@@ -175,10 +175,11 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     let mut processes: Vec<_> = processes.into_iter().collect();
     processes.sort_by_key(|&(who, (cpu, queue))| (std::cmp::Reverse(cpu + queue), who));
-    let added_up = run.blocking.iter().flat_map(|of| &of.threads).any(|thread| thread.thread.pid == 0);
+    // Those that ended and are told together have no number.
+    let added_up = processes.iter().any(|((pid, _), _)| *pid == 0);
     let title = format!(
         "{}{}, busiest first",
-        count(processes.len() as u64, "process"),
+        count((processes.len() - usize::from(added_up)) as u64, "process"),
         if added_up { " (and others that ended)" } else { "" }
     );
     writeln!(out, "\n{}", style.bold(&title))?;
@@ -186,11 +187,8 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     for ((pid, name), (cpu, queue)) in processes.iter().take(PROCESSES) {
         let most =
             hottest.get(pid).map_or_else(String::new, |(_, function)| format!(": {}", short(function)));
-        let text = format!(
-            "{:>6.1}  {:>6.1}  {name} (pid {pid}){most}",
-            percent(*cpu, wall_ns),
-            percent(*queue, wall_ns)
-        );
+        let who = if *pid == 0 { "others that ended".to_owned() } else { format!("{name} (pid {pid})") };
+        let text = format!("{:>6.1}  {:>6.1}  {who}{most}", percent(*cpu, wall_ns), percent(*queue, wall_ns));
         line(&text, style, out)?;
     }
     if processes.len() > PROCESSES {
@@ -365,4 +363,25 @@ fn last(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) -> Res
     let rules = verdict.finding.and_then(|at| run.findings.get(at));
     let rules = rules.map_or_else(String::new, |finding| format!("; `profiler rules {}`", finding.rule));
     paragraph("next:", "1", &format!("{more}--details for all tables{rules}"), 6, style, out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{report::fixtures, stack::ThreadKey};
+
+    #[test]
+    fn processes_that_ended_and_are_told_together_have_no_number() {
+        let mut run = fixtures::run(&[("main;parse", 60), ("main;read", 30), ("main", 10)]);
+        for (stack, (pid, name)) in run.cpu.stacks.iter_mut().zip([(7, "app"), (0, "(others)"), (8, "sh")]) {
+            stack.thread = ThreadKey { pid, tid: pid };
+            stack.process = name.into();
+        }
+        let mut text = Vec::new();
+        let style = Style { colour: false, width: Some(80), threads: false, top: 9 };
+        processes(&run, &style, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("2 processes (and others that ended), busiest first"), "{text}");
+        assert!(text.contains("  others that ended: read") && !text.contains("pid 0"), "{text}");
+    }
 }
