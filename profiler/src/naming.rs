@@ -46,8 +46,8 @@ pub fn run(
     let (mut names, mut index) = name(&stacks, tables, symbolizer, detail);
     name_regular_expressions(&mut names, &stacks, tables, &mut index);
     let frames = |names: &Names, stack: StackId| -> Vec<usize> {
-        let all = tables.stack(stack).frames.iter().map(|frame| index[frame].0);
-        outside_profiler(names, all.collect())
+        let all = tables.stack(stack).frames;
+        outside_profiler(names, all.iter().map(|frame| index[frame].0).collect())
     };
     let waiting = |names: &Names, stack| without_probe(names, frames(names, stack));
     let listed = listed.into_iter().map(|stack| (stack, waiting(&names, stack)));
@@ -108,7 +108,8 @@ pub fn frames_by_stack<'a>(
     };
     let index: FxHashMap<Frame, usize> = names.frames.iter().enumerate().map(frame).collect();
     move |stack| {
-        let all = tables.stack(stack).frames.iter().filter_map(|frame| index.get(frame).copied());
+        let all = tables.stack(stack).frames;
+        let all = all.iter().filter_map(|frame| index.get(frame).copied());
         let frames = outside_profiler(names, all.collect());
         if kind == CPU { frames } else { without_probe(names, frames) }
     }

@@ -156,7 +156,7 @@ pub(crate) mod tests {
             if cause.is_none() {
                 waits.cpu_sample(thread, time_ns, stack, true);
             }
-            let mut in_call = tables.stack(stack).clone();
+            let mut in_call = tables.stack(stack);
             let module = tables.module_id(Module::special(ModuleKind::Syscall));
             in_call.frames = in_call.frames.iter().copied().chain([Frame { module, address: 1 }]).collect();
             let stack = intern_stack(&mut tables, in_call).unwrap();

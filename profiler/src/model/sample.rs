@@ -29,7 +29,7 @@ pub struct Sample {
 impl Sample {
     /// The profile it belongs to.
     pub fn kind(&self, tables: &Tables) -> ProfileKind {
-        let outermost = tables.stack(self.stack).frames.last();
+        let outermost = tables.stacks.outermost(self.stack);
         match (self.cause, outermost.map(|frame| &tables.module(frame.module).kind)) {
             (Some(_), _) => OFF_CPU,
             (None, Some(ModuleKind::Syscall)) => SYSCALLS,

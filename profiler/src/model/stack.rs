@@ -34,6 +34,61 @@ pub struct Stack {
     pub end: StackEnd,
 }
 
+/// Stacks by their numbers, each once and 4 bytes a frame: a run keeps 100,000 and more, of the same few frames.
+#[derive(Clone, Debug, Default)]
+pub struct Stacks {
+    frames: IndexSet<Frame, FxBuildHasher>,
+    stacks: IndexSet<Packed, FxBuildHasher>,
+}
+
+/// A stack whose frames are numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Packed {
+    frames: Box<[u32]>,
+    kernel_frames: u16,
+    end: StackEnd,
+}
+
+impl Stacks {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.stacks.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.stacks.is_empty()
+    }
+
+    /// Adds a stack, and says whether it is new.
+    pub fn insert(&mut self, stack: &Stack) -> (StackId, bool) {
+        let frames = stack.frames.iter().map(|&frame| self.frames.insert_full(frame).0 as u32).collect();
+        let packed = Packed { frames, kernel_frames: stack.kernel_frames, end: stack.end };
+        let (index, new) = self.stacks.insert_full(packed);
+        (StackId(index as u32), new)
+    }
+
+    /// The number of a stack, if it has one.
+    pub fn find(&self, stack: &Stack) -> Option<StackId> {
+        let number = |frame| Some(self.frames.get_index_of(frame)? as u32);
+        let frames = stack.frames.iter().map(number).collect::<Option<_>>()?;
+        let packed = Packed { frames, kernel_frames: stack.kernel_frames, end: stack.end };
+        Some(StackId(self.stacks.get_index_of(&packed)? as u32))
+    }
+
+    /// The stack of a number.
+    pub fn get(&self, id: StackId) -> Option<Stack> {
+        let Packed { frames, kernel_frames, end } = self.stacks.get_index(id.0 as usize)?;
+        let frames = frames.iter().map(|&frame| self.frames[frame as usize]).collect();
+        Some(Stack { frames, kernel_frames: *kernel_frames, end: *end })
+    }
+
+    /// The outermost frame of the stack of a number.
+    pub fn outermost(&self, id: StackId) -> Option<Frame> {
+        Some(self.frames[*self.stacks.get_index(id.0 as usize)?.frames.last()? as usize])
+    }
+}
+
 /// One thread of one process, as far as outputs care.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ThreadKey {
@@ -60,7 +115,7 @@ pub struct Tables {
     /// Every module seen.
     pub modules: IndexSet<Module, FxBuildHasher>,
     /// Every stack seen.
-    pub stacks: IndexSet<Stack, FxBuildHasher>,
+    pub stacks: Stacks,
     /// Every thread seen, with its last name.
     pub threads: IndexMap<ThreadKey, String, FxBuildHasher>,
     /// Functions of language runtimes, with the module of their language; of each frame the innermost inlined one first.
@@ -112,8 +167,8 @@ impl Tables {
     }
 
     /// The stack behind an id of this table.
-    pub fn stack(&self, id: StackId) -> &Stack {
-        &self.stacks[id.0 as usize]
+    pub fn stack(&self, id: StackId) -> Stack {
+        self.stacks.get(id).unwrap_or(Stack { frames: Box::default(), kernel_frames: 0, end: StackEnd::None })
     }
 
     /// Last known name of a thread.
@@ -151,5 +206,37 @@ mod tests {
         };
         let wakers = ["[woken by a]", "[woken by b]"].map(|who| waker(&mut tables, who));
         assert_eq!(wakers[0], wakers[1]);
+    }
+
+    #[test]
+    fn a_stack_comes_back_as_it_was() {
+        let frame = |address| Frame { module: ModuleId(1), address };
+        let stack = |addresses: &[u64], kernel_frames, end| Stack {
+            frames: addresses.iter().map(|&address| frame(address)).collect(),
+            kernel_frames,
+            end,
+        };
+        let all = [
+            stack(&[7, 8, 9], 0, StackEnd::Complete),
+            stack(&[9, 8, 7], 0, StackEnd::Complete),
+            stack(&[7, 8, 9], 1, StackEnd::Complete),
+            stack(&[7, 8, 9], 0, StackEnd::None),
+            stack(&[], 0, StackEnd::None),
+        ];
+        let mut stacks = Stacks::default();
+        assert!(stacks.is_empty());
+        for (index, stack) in all.iter().enumerate() {
+            assert_eq!(stacks.find(stack), None);
+            assert_eq!(stacks.insert(stack), (StackId(index as u32), true));
+        }
+        assert_eq!(stacks.len(), all.len());
+        for (index, stack) in all.iter().enumerate() {
+            let id = StackId(index as u32);
+            assert_eq!(stacks.insert(stack), (id, false));
+            assert_eq!(stacks.find(stack), Some(id));
+            assert_eq!(stacks.get(id).as_ref(), Some(stack));
+            assert_eq!(stacks.outermost(id), stack.frames.last().copied());
+        }
+        assert_eq!(stacks.get(StackId(all.len() as u32)), None);
     }
 }

@@ -118,20 +118,19 @@ impl Aggregator {
 /// The id of a stack, new or known. If it is new and there is no room, that of its innermost functions; `None` if there is no
 /// room for these either.
 pub fn intern_stack(tables: &mut Tables, stack: Stack) -> Option<StackId> {
-    let id = |index: usize| StackId(index as u32);
     let mut most = MAX_STACKS;
     let mut stack = stack;
     if tables.stacks.len() >= most {
-        if let Some(known) = tables.stacks.get_index_of(&stack) {
-            return Some(id(known));
+        if let Some(known) = tables.stacks.find(&stack) {
+            return Some(known);
         }
         most += MAX_CUT;
         stack = cut(&stack);
     }
     if tables.stacks.len() >= most {
-        return tables.stacks.get_index_of(&stack).map(id);
+        return tables.stacks.find(&stack);
     }
-    Some(id(tables.stacks.insert_full(stack).0))
+    Some(tables.stacks.insert(&stack).0)
 }
 
 /// The innermost functions of a stack, in the kernel and in user code.

@@ -103,7 +103,7 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
                 {
                     return Err("it is damaged (a stack refers to nothing)".to_owned());
                 }
-                if !tables.stacks.insert(stack) {
+                if !tables.stacks.insert(&stack).1 {
                     return Err("it is damaged (a stack comes twice)".to_owned());
                 }
             }

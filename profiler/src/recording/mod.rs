@@ -18,7 +18,7 @@ use crate::{
         request::Requests,
         sample::Sample,
         sections::Sections,
-        stack::{Frame, Module, Stack, Tables, ThreadKey},
+        stack::{Frame, Module, Stack, StackId, Tables, ThreadKey},
         syscall::Calls,
         totals::{Key, Snapshot},
         vitals::Vitals,
@@ -176,8 +176,8 @@ impl<W: Write> Recorder<W> {
             self.event(&Event::Names(vec![(frame, functions.to_vec())]))?;
             self.managed += 1;
         }
-        while let Some(stack) = tables.stacks.get_index(self.stacks) {
-            self.event(&Event::Stack(stack.clone()))?;
+        while let Some(stack) = tables.stacks.get(StackId(self.stacks as u32)) {
+            self.event(&Event::Stack(stack))?;
             self.stacks += 1;
         }
         Ok(())
@@ -289,10 +289,7 @@ mod tests {
         let mut recorder = Recorder::new(Vec::new(), &Meta::default()).unwrap();
         for i in 0..samples {
             let frames = vec![Frame { module, address: i % 3 }].into();
-            let stack = StackId(
-                tables.stacks.insert_full(Stack { frames, kernel_frames: 1, end: StackEnd::Complete }).0
-                    as u32,
-            );
+            let stack = tables.stacks.insert(&Stack { frames, kernel_frames: 1, end: StackEnd::Complete }).0;
             let sample = Sample {
                 time_ns: i,
                 thread: ThreadKey { pid: 1, tid: 1 },

@@ -36,7 +36,7 @@ pub fn with_waker(stack: StackId, waker: &Waker, tables: &mut Tables) -> Option<
     let special = Module::special(ModuleKind::Waker);
     let module = tables.module_id(Module { path: format!("[woken by {}]", waker.who), ..special });
     let blocked = tables.stack(stack);
-    let woke = waker.stack.map_or(&[][..], |stack| &tables.stack(stack).frames);
+    let woke = waker.stack.map_or_else(Box::default, |stack| tables.stack(stack).frames);
     let frames = woke.iter().rev().copied();
     let frames = frames.chain([Frame { module, address: 0 }]).chain(blocked.frames.iter().copied());
     let stack = Stack { frames: frames.collect(), kernel_frames: 0, end: blocked.end };

@@ -526,7 +526,7 @@ impl Probe for CallCollector {
                 address: number.into(),
             };
             let (mut frames, kernel_frames, end) = match stack.map(|stack| tables.stack(stack)) {
-                Some(stack) => (stack.frames.to_vec(), stack.kernel_frames, stack.end),
+                Some(stack) => (stack.frames.into_vec(), stack.kernel_frames, stack.end),
                 None => {
                     let module = tables.module_id(Module::special(ModuleKind::NotTaken));
                     (vec![Frame { module, address: 0 }], 0, StackEnd::None)

@@ -235,7 +235,7 @@ fn time_in_calls_becomes_samples_below_their_call() {
     assert_eq!(weights, [10 * MS, MS, 4 * MS]);
     let tables = &bench.resolver.tables;
     for (sample, _) in &bench.kept.0 {
-        let outermost = tables.stack(sample.stack).frames.last().unwrap();
+        let outermost = tables.stacks.outermost(sample.stack).unwrap();
         assert_eq!(tables.module(outermost.module).kind, ModuleKind::Syscall);
         assert_eq!(outermost.address, libc::SYS_fsync as u64);
     }
