@@ -171,6 +171,28 @@ fn sleep_is_no_wait_for_a_cpu() {
     assert!(slept <= asked + asked / 20 + books, "slept {slept} ns, not {asked}");
 }
 
+/// Threads that begin while the probes are put in place block before anybody looks.
+#[test]
+fn threads_that_begin_during_the_start_have_not_waited_for_a_cpu() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let mut command = Command::new(workload("blockers", FRAME_POINTERS));
+    command.args(["breed", "4", "1"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut target = Running::start(&mut command);
+    let mut said = target.ready();
+    target.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let tasks = format!("/proc/{}/task", target.pid());
+    wait_until("many threads", || fs::read_dir(&tasks).unwrap().count() > 300);
+    let profile = common::profile(&["--pid", &target.pid(), "-d", "1s"]);
+    let threads = Thread::all(&profile);
+    assert!(threads.len() > 300, "{} threads", threads.len());
+    for (tid, thread) in &threads {
+        assert!(thread.run_queue * 2 <= thread.wall.max(1_000_000_000), "{tid}: {thread:?}");
+    }
+    rest(&mut said);
+}
+
 /// Who ends a wait: the thread that writes, unlocks or ends, also where an interrupt of the network lies in between; and
 /// the clock.
 #[test]

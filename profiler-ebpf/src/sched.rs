@@ -283,6 +283,9 @@ fn arrived(state: &mut ThreadState, info: &SchedInfo, clock_ns: u64, now: u64) {
 /// A new thread can run for the first time.
 #[raw_tracepoint(tracepoint = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: RawTracePointContext) -> u32 {
+    if SCHED_START_NS.get(0).copied().unwrap_or(0) == 0 {
+        return 0; // it may have run and blocked before anybody looks
+    }
     // SAFETY: the task is the first argument (include/trace/events/sched.h).
     let task = unsafe { *ctx.as_ptr().cast::<u64>() };
     let mode = TARGET_MODE.load();

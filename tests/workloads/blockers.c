@@ -9,6 +9,7 @@
 // blockers hold SECONDS THREADS   threads that wait for a lock which the first one holds; the second waits for a vfork
 // blockers spin SECONDS THREADS   threads that only spin, on the first two CPUs
 // blockers rest SECONDS 1         a thread that starts a crowd of those again and again, and sleeps meanwhile
+// blockers breed SECONDS 1        a thread that starts another one each millisecond, which waits for ever
 //
 // What a thread waited is the wall time around the call, less its CPU time and less the time it waited for a CPU, by
 // the kernel's own books. What `rest` slept is what it asked for.
@@ -336,6 +337,24 @@ static void run_rester(struct thread *self) {
     }
 }
 
+static void *idle(void *never) {
+    sem_wait(never);
+    return 0;
+}
+
+static void run_breeder(struct thread *self) {
+    static sem_t never;
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 16384);
+    sem_init(&never, 0, 0);
+    while (running()) {
+        pthread_t id;
+        CHECK(pthread_create(&id, &small, idle, &never) == 0);
+        WAIT(self, SLEEP, pause_ns(1000000));
+    }
+}
+
 // A bit of everything, different for each.
 enum { SHARED = 64 };
 static pthread_mutex_t shared[SHARED];
@@ -444,6 +463,7 @@ int main(int argc, char **argv) {
         if (each) thread->work = ways[i].work;
         else if (!strcmp(mode, "spin")) thread->work = run_hungry;
         else if (rest) thread->work = run_rester;
+        else if (!strcmp(mode, "breed")) thread->work = run_breeder;
         else if (!strcmp(mode, "many")) thread->work = run_mixed;
         else thread->work = i == 0 ? hold_lock : i == 1 ? wait_vfork : run_queuer;
         if (each) snprintf(thread->name, sizeof thread->name, "%s", ways[i].name);

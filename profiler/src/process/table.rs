@@ -237,12 +237,8 @@ impl ProcessTable {
             looked_for && !still_alive(pid)
         });
         let gone: Vec<u32> = gone.map(|(pid, _)| pid).collect();
-        // Sources of names are few: those that never had one make room. What has names may still be asked for them.
-        for pid in &gone {
-            if self.jit.get(pid).is_some_and(JitCode::is_empty) {
-                self.jit.remove(pid);
-            }
-        }
+        // Those that never had names make room; what has names may still be asked for them.
+        self.jit.retain(|pid, code| !code.is_empty() || !gone.contains(pid));
         gone
     }
 
