@@ -174,7 +174,7 @@ fn assert_parts_fit(profile: &Profile) {
     let peers = profile.0["requests"]["peers"].as_array().unwrap();
     let routes = peers.iter().flat_map(|peer| peer["routes"].as_array().unwrap());
     for goes in routes.map(|route| &route["breakdown"]).filter(|goes| !goes.is_null()) {
-        let parts = ["on_cpu_ns", "run_queue_ns", "disk_ns", "lock_ns", "sleep_ns", "process_ns"];
+        let parts = ["on_cpu_ns", "run_queue_ns", "disk_ns", "lock_ns", "sleep_ns", "process_ns", "park_ns"];
         let parts = parts.map(|part| goes[part].as_f64().unwrap());
         let total = goes["total_ns"].as_f64().unwrap();
         assert!(parts.iter().sum::<f64>() <= 1.01 * total + 100.0, "{goes}");

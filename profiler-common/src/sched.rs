@@ -48,12 +48,14 @@ pub enum SyscallClass {
     Epoll = 5,
     /// Any of many descriptors, otherwise.
     Poll = 6,
-    /// A connection to accept: idle, but no event loop.
+    /// A connection to accept, or a signal: idle, but no event loop.
     Accept = 7,
     /// Messages and semaphores.
     Ipc = 8,
     /// The end of a child.
     Child = 9,
+    /// A lock of a file.
+    Lock = 10,
 }
 
 impl WaitCause {
@@ -73,6 +75,8 @@ impl WaitCause {
             WaitCause::Pipe
         } else if class == SyscallClass::Child as u8 {
             WaitCause::Child
+        } else if class == SyscallClass::Lock as u8 {
+            WaitCause::Lock
         } else {
             WaitCause::Other
         }

@@ -409,16 +409,17 @@ fn timed(signals: &Signals<'_>) -> Option<Verdict> {
         return None;
     }
     let sentence = format!(
-        "each request at {} of {} (pid {}) takes {}, all the same time (p99 {}), without work and without asking anybody: \
-         it waits for a time",
+        "each request at {} of {} takes {}, all the same time (p99 {}), without work and without asking anybody: \
+         it waits inside the program",
         of.peer,
-        of.process,
-        of.pid,
+        of.who(),
         time(of.first.p50_ns),
         time(of.first.p99_ns)
     );
     Some(Verdict {
-        advice: "look for what sleeps or waits for a timer in its handlers".to_owned(),
+        advice:
+            "look for what sleeps in its handlers, or for a lock or queue that all of them wait for in turn"
+                .to_owned(),
         more: more(run, Bottleneck::Sleep),
         ..signals.verdict(Bottleneck::Sleep, sentence, in_progress.min(1.0))
     })

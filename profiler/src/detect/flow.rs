@@ -195,12 +195,13 @@ fn of_children(run: &Run, pid: u32) -> Option<UnderWay> {
     let names: Vec<String> =
         of.children.iter().take(3).map(|child| format!("{} (pid {})", child.process, child.pid)).collect();
     let names = if names.is_empty() { "short-lived ones".to_owned() } else { names.join(", ") };
-    (of.children_cpu_ns > 0).then(|| UnderWay {
+    let children_ns = run.unprofiled_children_ns(of);
+    (children_ns > 0).then(|| UnderWay {
         kind: Kind::Children,
         what: format!("CPU time of its children: {names}"),
         times: None,
         watched_ns: of.span_ns,
-        sum_ns: of.children_cpu_ns,
+        sum_ns: children_ns,
         any_ns: None,
         at_once: None,
         most: of.children.len() as u64,

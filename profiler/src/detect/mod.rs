@@ -78,10 +78,19 @@ pub fn judge(run: &mut Run, overrides: &Overrides) {
 pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
     let able = RULES.iter().filter(|rule| rule.needs.iter().all(|needs| needs.is_in(run)));
     let found: Vec<Finding> = able.flat_map(|rule| (rule.check)(run, &overrides.of(rule))).collect();
+    let found = without_consequences_of_stops(found);
     let mut found = merge::defects(found, run.names());
     let rank = |of: &Finding| (of.severity, fills_up_soon(of), of.cost.ns);
     found.sort_by_key(|finding| std::cmp::Reverse(rank(finding)));
     causes_first(&mut found);
+    found
+}
+
+/// Who is stopped waits for nothing else, whatever its threads waited for before.
+fn without_consequences_of_stops(mut found: Vec<Finding>) -> Vec<Finding> {
+    let is_stop = |of: &Finding| of.rule == rules::stopped::RULE.name && of.severity == Severity::Critical;
+    let stopped: Vec<u32> = found.iter().filter(|of| is_stop(of)).map(|of| of.process.pid).collect();
+    found.retain(|of| is_stop(of) || of.cost.ns == 0 || !stopped.contains(&of.process.pid));
     found
 }
 
@@ -170,6 +179,28 @@ mod tests {
             [true, false]
         );
         assert!(growth(None), "not known");
+    }
+
+    #[test]
+    fn who_is_stopped_waits_for_nothing_else() {
+        let finding = |rule: &'static str, pid: u32, severity: Severity, ns: u64| {
+            let process = ProcessName { pid, ..ProcessName::default() };
+            let mut of = Finding::warning(rule, Bottleneck::Lock, process, String::new());
+            (of.severity, of.cost.ns) = (severity, ns);
+            of
+        };
+        let left = |severity: Severity| {
+            let all = vec![
+                finding("lock-contention", 7, Severity::Critical, 5),
+                finding("stopped", 7, severity, 4),
+                finding("memory-leak", 7, Severity::Warning, 0),
+                finding("lock-contention", 8, Severity::Critical, 5),
+            ];
+            let left = without_consequences_of_stops(all);
+            left.iter().map(|of| (of.rule, of.process.pid)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(Severity::Critical), [("stopped", 7), ("memory-leak", 7), ("lock-contention", 8)]);
+        assert_eq!(left(Severity::Warning).len(), 4, "for a part of the time only");
     }
 
     #[test]

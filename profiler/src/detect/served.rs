@@ -3,6 +3,7 @@
 use crate::{
     detect::words::{bottleneck, own_of_most},
     model::{
+        cause::WaitCause,
         finding::Bottleneck,
         function::Function,
         report::Run,
@@ -77,7 +78,11 @@ fn spent_most<'a>(
     lacks: Bottleneck,
     least: u64,
 ) -> Option<&'a Function> {
-    let is = |of: &&WorkStack| of.cause.map_or(Bottleneck::Cpu, bottleneck) == lacks;
+    let is = |of: &&WorkStack| match of.cause {
+        None => lacks == Bottleneck::Cpu,
+        Some(WaitCause::Park) => lacks == Bottleneck::Lock,
+        Some(cause) => bottleneck(cause) == lacks,
+    };
     let of_part: Vec<(StackId, u64)> = stacks.filter(is).map(|of| (of.stack, of.weight)).collect();
     let enough = of_part.iter().map(|(_, weight)| weight).sum::<u64>() >= least;
     if enough { own_of_most(run.names(), &of_part) } else { None }
@@ -93,6 +98,37 @@ pub fn in_progress(run: &Run, pid: u32) -> f64 {
 pub fn awaited(run: &Run, pid: u32) -> f64 {
     let asked = run.requests.iter().flat_map(|requests| requests.asked()).filter(|of| of.pid == pid);
     asked.map(|of| of.first.sum_ns).sum::<u64>() as f64 / run.requests_watched_ns() as f64
+}
+
+/// What is asked to wait for work, by protocol: the answer comes when there is some, or after a time.
+const WAIT_FOR_WORK: [(&str, &[&str]); 3] = [
+    (
+        "redis",
+        &[
+            "BLPOP",
+            "BRPOP",
+            "BRPOPLPUSH",
+            "BLMOVE",
+            "BLMPOP",
+            "BZPOPMIN",
+            "BZPOPMAX",
+            "BZMPOP",
+            "WAIT",
+            "XREAD",
+            "XREADGROUP",
+        ],
+    ),
+    ("Kafka", &["Fetch", "JoinGroup", "SyncGroup"]),
+    ("MongoDB", &["hello"]),
+];
+
+/// Whether most of the time that a peer is waited for is waiting for work.
+pub fn waits_for_work(peer: &Exchanges) -> bool {
+    let is = |route: &&Route| {
+        let command = route.operation.split(' ').next().unwrap_or_default();
+        WAIT_FOR_WORK.iter().any(|(of, commands)| *of == peer.protocol && commands.contains(&command))
+    };
+    2 * peer.routes.iter().filter(is).map(|route| route.first.sum_ns).sum::<u64>() > peer.first.sum_ns
 }
 
 /// An answer that is awaited in less of the looks is not what a process waits for, from 0 to 1.
@@ -114,7 +150,7 @@ pub fn needs_answers(run: &Run, pid: u32) -> bool {
 /// What a kind of request is called.
 pub fn what(peer: &Exchanges, route: &Route) -> String {
     let what = if route.operation.is_empty() { "each request" } else { &route.operation };
-    format!("{what} of {} (pid {})", peer.process, peer.pid)
+    format!("{what} of {}", peer.who())
 }
 
 /// How much of the run's time there was one of them to answer, from 0; above 1 where there were several at once.

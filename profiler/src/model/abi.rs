@@ -249,8 +249,6 @@ const CLASSES: &[(SyscallClass, &[c_long])] = &[
             libc::SYS_vmsplice,
             libc::SYS_copy_file_range,
             libc::SYS_ioctl,
-            libc::SYS_fcntl,
-            libc::SYS_flock,
             libc::SYS_connect,
             libc::SYS_recvfrom,
             libc::SYS_recvmsg,
@@ -301,10 +299,17 @@ const CLASSES: &[(SyscallClass, &[c_long])] = &[
         ],
     ),
     (SyscallClass::Futex, &[libc::SYS_futex]),
-    (SyscallClass::Sleep, &[libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_rt_sigtimedwait]),
+    // The rest of a wait with a time limit, after a signal or a debugger.
+    (SyscallClass::Sleep, &[libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_restart_syscall]),
     (SyscallClass::Epoll, &[libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2]),
     (SyscallClass::Poll, &[libc::SYS_ppoll, libc::SYS_pselect6, libc::SYS_io_uring_enter]),
-    (SyscallClass::Accept, &[libc::SYS_accept, libc::SYS_accept4]),
+    // A signal is waited for as a connection is.
+    (
+        SyscallClass::Accept,
+        &[libc::SYS_accept, libc::SYS_accept4, libc::SYS_rt_sigtimedwait, libc::SYS_rt_sigsuspend],
+    ),
+    // They wait for nothing but locks of files.
+    (SyscallClass::Lock, &[libc::SYS_flock, libc::SYS_fcntl]),
     (
         SyscallClass::Ipc,
         &[
@@ -324,7 +329,7 @@ const CLASSES: &[(SyscallClass, &[c_long])] = &[
 const LEGACY: &[(SyscallClass, &[c_long])] = &[
     (SyscallClass::Epoll, &[libc::SYS_epoll_wait]),
     (SyscallClass::Poll, &[libc::SYS_poll, libc::SYS_select]),
-    (SyscallClass::Sleep, &[libc::SYS_pause]),
+    (SyscallClass::Accept, &[libc::SYS_pause]),
     (SyscallClass::Child, &[libc::SYS_vfork]),
     (
         SyscallClass::Disk,

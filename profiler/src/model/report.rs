@@ -227,6 +227,23 @@ impl Run {
         self.vitals.as_ref()?.processes.iter().find(|of| of.pid == pid)
     }
 
+    /// CPU time of children of a process that were no targets, ns, at least: who waited for them has the time of those that were
+    /// targets, too.
+    pub fn unprofiled_children_ns(&self, of: &ProcessVitals) -> u64 {
+        let targets = match &self.blocking {
+            Some(blocking) => blocking.threads.iter().map(|of| (of.thread.pid, of.on_cpu_ns)).collect(),
+            None => self
+                .cpu
+                .stacks
+                .iter()
+                .map(|stack| (stack.thread.pid, self.cpu.estimated_ns(stack.weight)))
+                .collect::<Vec<_>>(),
+        };
+        let profiled: u64 = targets.iter().filter(|(pid, _)| *pid != of.pid).map(|(_, ns)| ns).sum();
+        let seen: u64 = of.children.iter().map(|child| child.cpu_ns).sum();
+        of.children_cpu_ns.saturating_sub(profiled).max(seen.min(of.children_cpu_ns))
+    }
+
     /// For how long requests were watched, ns; at least 1.
     pub fn requests_watched_ns(&self) -> u64 {
         let watched_ns = self.requests.as_ref().map_or(0, |requests| requests.watched_ns);

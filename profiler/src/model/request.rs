@@ -158,6 +158,14 @@ pub struct Exchanges {
 }
 
 impl Exchanges {
+    /// The program, and its process where it is one.
+    pub fn who(&self) -> String {
+        match self.processes {
+            0 | 1 => format!("{} (pid {})", self.process, self.pid),
+            n => format!("{} ({n} processes)", self.process),
+        }
+    }
+
     /// Exchanges that were counted.
     pub fn exchanges(&self) -> u64 {
         self.first.count
@@ -265,6 +273,8 @@ pub struct Breakdown {
     pub sleep_ns: u64,
     /// The thread waiting for another process: a child, the other end of a pipe, ns.
     pub process_ns: u64,
+    /// The thread waiting to be woken up by another thread of its process, other than with an answer, ns.
+    pub park_ns: u64,
     /// Answers of others that it asked in the meantime.
     pub asked: Vec<Asked>,
     /// In which at least one of them was awaited, ns.
@@ -272,6 +282,9 @@ pub struct Breakdown {
     /// The rest: timers of an event loop, other threads, what could not be seen, ns.
     pub other_ns: u64,
 }
+
+/// The part of a request in which its thread waits for other threads.
+const PARKED: &str = "other threads";
 
 /// A part of a request's time that its own thread tells.
 pub struct OwnPart {
@@ -287,7 +300,7 @@ pub struct OwnPart {
 
 impl Breakdown {
     /// What its own thread did; what was asked of others is not among it.
-    pub fn own(&self) -> [OwnPart; 7] {
+    pub fn own(&self) -> [OwnPart; 8] {
         let part = |ns, short, words, lacks| OwnPart { ns, short, words, lacks };
         [
             part(self.on_cpu_ns, "on CPU", "on a CPU", Bottleneck::Cpu),
@@ -296,6 +309,7 @@ impl Breakdown {
             part(self.lock_ns, "locks", "waiting for locks", Bottleneck::Lock),
             part(self.sleep_ns, "asleep", "asleep", Bottleneck::Sleep),
             part(self.process_ns, "other processes", "waiting for another process", Bottleneck::Process),
+            part(self.park_ns, PARKED, "waiting for other threads", Bottleneck::Lock),
             part(self.other_ns, "other", "without work", Bottleneck::None),
         ]
     }
@@ -308,6 +322,7 @@ impl Breakdown {
             Some(WaitCause::Lock) => Bottleneck::Lock,
             Some(WaitCause::Sleep) => Bottleneck::Sleep,
             Some(WaitCause::Child | WaitCause::Pipe) => Bottleneck::Process,
+            Some(WaitCause::Park) => return Some(PARKED),
             Some(_) => return None,
         };
         Breakdown::default().own().into_iter().find(|part| part.lacks == lacks).map(|part| part.short)

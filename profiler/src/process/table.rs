@@ -337,11 +337,8 @@ impl ProcessTable {
             return;
         }
         let now = monotonic_ns();
-        if code.wants_source(now, look)
-            && let Some(map) = jit::perf_map(&self.proc_root, pid)
-        {
-            code.open(map, false);
-        }
+        let map = code.wants_source(now, look).then(|| jit::perf_map(&self.proc_root, pid)).flatten();
+        map.into_iter().for_each(|map| code.open(map, false));
         code.read(now);
     }
 

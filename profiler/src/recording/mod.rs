@@ -280,7 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::stack::{ModuleId, ModuleKind, StackEnd, StackId};
+    use crate::model::stack::{ModuleId, ModuleKind, StackEnd};
 
     fn recording(samples: u64) -> Vec<u8> {
         let mut tables = Tables::default();

@@ -40,8 +40,10 @@ const SLOW: Param = Param {
     flag: None,
 };
 
-/// Fewer answers say little.
+/// Fewer answers say little; some say enough where nearly all of them fail, %.
 const MIN_ANSWERS: u64 = 20;
+const FEW_ANSWERS: u64 = 5;
+const NEARLY_ALL: f64 = 90.0;
 /// Part of the time until the answer that must have gone by before a request was read.
 const QUEUED_SHARE: f64 = 0.3;
 /// Part of a request's time in which nothing is done and nobody is asked, from which on it looks as if it was meant to wait.
@@ -113,7 +115,8 @@ fn errors(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let (failed, of) = peer.broken();
         let share = percent(failed, of);
         let least = least_failed(peer, values.get(&FAILED));
-        if of < MIN_ANSWERS || share < least {
+        let few = of < MIN_ANSWERS && !(of >= FEW_ANSWERS && share >= NEARLY_ALL);
+        if few || share < least {
             return None;
         }
         let asks = peer.side == Side::Asks;
@@ -129,18 +132,17 @@ fn errors(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         Some(Finding {
             severity: if share >= 2.0 * least { Severity::Critical } else { Severity::Warning },
             title: if asks {
-                let (process, pid) = (&peer.process, peer.pid);
                 format!(
-                    "{share:.1} % of {} answers of {} to {process} (pid {pid}) are errors{most}",
+                    "{share:.1} % of {} answers of {} to {} are errors{most}",
                     thousands(of),
-                    peer.peer
+                    peer.peer,
+                    peer.who()
                 )
             } else {
                 format!(
-                    "{share:.1} % of {} answers of {} (pid {}) at {} are errors{most}",
+                    "{share:.1} % of {} answers of {} at {} are errors{most}",
                     thousands(of),
-                    peer.process,
-                    peer.pid,
+                    peer.who(),
                     peer.peer
                 )
             },
@@ -287,6 +289,10 @@ mod tests {
             "{some:?}"
         );
         assert_eq!(found(&ERRORS, |peer| peer.statuses = [0, 0, 800, 0, 0, 200])[0].0, Severity::Critical);
+        let few = |failed: u64| found(&ERRORS, |peer| peer.statuses = [0, 0, 16 - failed, 0, 0, failed]);
+        assert_eq!((few(16)[0].0, few(12).len()), (Severity::Critical, 0), "all of a few say enough");
+        let several = found(&ERRORS, |peer| (peer.statuses, peer.processes) = ([0, 0, 800, 0, 0, 200], 4));
+        assert!(several[0].1.contains("(4 processes)"), "{several:?}");
         assert!(
             found(&ERRORS, |peer| peer.statuses = [0, 0, 500, 0, 500, 0]).is_empty(),
             "the clients' errors"

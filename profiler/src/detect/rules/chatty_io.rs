@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         rule::{Needs, Param, Rule, Unit, Values},
+        served,
         words::{calls_watched_ns, evidence, functions},
     },
     model::{
@@ -57,7 +58,14 @@ struct Group {
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let Some(calls) = &run.calls else { return Vec::new() };
-    grouped(&calls.chatty, run.names()).iter().map(|group| finding(group, run, values.get(&SHARE))).collect()
+    // Who waits for the next job asks again when it has done one.
+    let for_work = |of: &&Chatty| {
+        let asked = run.requests.iter().flat_map(|requests| requests.asked());
+        let mut peers = asked.filter(|peer| peer.pid == of.thread.pid && served::waits_for_work(peer));
+        peers.any(|peer| of.object.ends_with(&peer.peer))
+    };
+    let chatty: Vec<Chatty> = calls.chatty.iter().filter(|of| !for_work(of)).cloned().collect();
+    grouped(&chatty, run.names()).iter().map(|group| finding(group, run, values.get(&SHARE))).collect()
 }
 
 /// A pool of connections that are all used by the same functions is one finding.
@@ -135,7 +143,10 @@ fn finding(group: &Group, run: &Run, least: f64) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detect::{findings, rule::Overrides};
+    use crate::{
+        detect::{findings, rule::Overrides},
+        model::request::Route,
+    };
 
     #[test]
     fn requests_that_take_little_time_are_a_note() {
@@ -144,6 +155,23 @@ mod tests {
         assert_eq!(severity(&run), Severity::Warning);
         run.calls.as_mut().unwrap().chatty[0].total_ns = 4_000_000; // of a second
         assert_eq!(severity(&run), Severity::Info);
+    }
+
+    #[test]
+    fn who_asks_for_the_next_job_needs_no_batch() {
+        let mut run = crate::output::calls::fixtures::run_with_calls();
+        let found = |run: &Run| check(run, &Overrides::default().of(&RULE)).len();
+        let mut requests = crate::model::request::fixtures::requests();
+        let asked = &mut requests.peers[0];
+        let of = &mut run.calls.as_mut().unwrap().chatty[0];
+        (asked.pid, asked.protocol) = (of.thread.pid, "redis".into());
+        of.object = format!("tcp 127.0.0.1:5000 -> {}", asked.peer);
+        asked.routes = vec![Route { first: asked.first, ..Route::default() }];
+        for (operation, expected) in [("GET", 1), ("BRPOP", 0), ("XREAD", 0)] {
+            requests.peers[0].routes[0].operation = operation.into();
+            run.requests = Some(requests.clone());
+            assert_eq!(found(&run), expected, "{operation}");
+        }
     }
 
     #[test]

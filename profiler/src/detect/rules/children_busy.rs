@@ -46,14 +46,15 @@ those that run already.",
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
-    let share = |of: &ProcessVitals| of.children_cpu_ns as f64 / of.span_ns.max(1) as f64;
+    let share = |of: &ProcessVitals, ns: u64| ns as f64 / of.span_ns.max(1) as f64;
     processes
-        .filter(|of| share(of) * 100.0 >= values.get(&SHARE))
-        .map(|of| finding(of, share(of), values))
+        .map(|of| (of, run.unprofiled_children_ns(of)))
+        .filter(|(of, ns)| share(of, *ns) * 100.0 >= values.get(&SHARE))
+        .map(|(of, ns)| finding(of, ns, share(of, ns), values))
         .collect()
 }
 
-fn finding(of: &ProcessVitals, share: f64, values: &Values<'_>) -> Finding {
+fn finding(of: &ProcessVitals, children_ns: u64, share: f64, values: &Values<'_>) -> Finding {
     let busiest: Vec<String> = of
         .children
         .iter()
@@ -65,7 +66,7 @@ fn finding(of: &ProcessVitals, share: f64, values: &Values<'_>) -> Finding {
         .collect();
     // Of many that come and go, those that lived at a look say little.
     let listed: u64 = of.children.iter().map(|child| child.cpu_ns).sum();
-    let short_lived = 4 * listed < of.children_cpu_ns;
+    let short_lived = 4 * listed < children_ns;
     let busiest = match (short_lived, of.children.first()) {
         (true, Some(child)) => format!("short-lived ones like {}", child.process),
         (_, None) => "short-lived ones".to_owned(),
@@ -90,12 +91,9 @@ fn finding(of: &ProcessVitals, share: f64, values: &Values<'_>) -> Finding {
             100.0 * share
         ),
         advice,
-        cost: Cost { ns: of.children_cpu_ns, share_of_wall: share.min(1.0), ..Cost::default() },
+        cost: Cost { ns: children_ns, share_of_wall: share.min(1.0), ..Cost::default() },
         evidence: Vec::new(),
-        details: BTreeMap::from([
-            ("children_cpu_ns", json!(of.children_cpu_ns)),
-            ("children", json!(of.children)),
-        ]),
+        details: BTreeMap::from([("children_cpu_ns", json!(children_ns)), ("children", json!(of.children))]),
     }
 }
 
@@ -105,8 +103,43 @@ mod tests {
     use crate::{
         detect::judge,
         detect::rule::Overrides,
-        model::vitals::{Child, Vitals},
+        model::{
+            stack::ThreadKey,
+            vitals::{Child, Vitals},
+            wait::{Blocking, ThreadTime},
+        },
     };
+
+    #[test]
+    fn children_that_were_followed_were_profiled() {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        let shell = ProcessVitals {
+            pid: 7,
+            process: "sh".into(),
+            span_ns: 10_000_000_000,
+            children_cpu_ns: 9_000_000_000,
+            ..ProcessVitals::default()
+        };
+        run.vitals = Some(Vitals { processes: vec![shell], unlisted: 0 });
+        let found = |run: &Run| check(run, &Overrides::default().of(&RULE)).len();
+        assert_eq!(found(&run), 1);
+        let time = |pid, on_cpu_ns| ThreadTime {
+            thread: ThreadKey { pid, tid: pid },
+            on_cpu_ns,
+            ..ThreadTime::default()
+        };
+        // The shell's own time is nobody else's.
+        let mut threads = vec![time(7, 9_000_000_000)];
+        run.blocking = Some(Blocking { threads: threads.clone(), ..Blocking::default() });
+        assert_eq!(found(&run), 1);
+        // Those that ended may be told together.
+        threads.extend([time(8, 4_500_000_000), ThreadTime { ..time(0, 4_000_000_000) }]);
+        run.blocking = Some(Blocking { threads, ..Blocking::default() });
+        assert_eq!(found(&run), 0);
+        let child = Child { pid: 9, process: "node".into(), cpu_ns: 3_000_000_000 };
+        run.vitals.as_mut().unwrap().processes[0].children = vec![child];
+        assert_eq!(found(&run), 1, "this one was not");
+    }
 
     #[test]
     fn a_quiet_primary_is_not_called_idle() {

@@ -27,6 +27,8 @@ const SHARE: Param = Param {
 
 /// Fewer failures say nothing.
 const MIN_FAILED: u64 = 3;
+/// Attempts that may be on their way at either end of the run.
+const ONGOING: u64 = 2;
 /// Errors that say something about the peer. A missing Unix socket (ENOENT, as of nscd) and an address family that this machine
 /// does not have (ENETUNREACH) are everyday answers.
 const ERRORS: [&str; 7] =
@@ -65,8 +67,15 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
         *errors.entry(error).or_default() += n;
     }
     let failed: u64 = errors.values().sum();
-    // An attempt before the run can fail in it.
-    let tried = of.iter().map(|of| of.lengths.count).sum::<u64>().max(failed);
+    // Who asks by calling again learns what became of the attempt, and makes no other one. An attempt before the run can fail in it.
+    let named = |name: &str| -> u64 {
+        of.iter().flat_map(|of| &of.errors).filter(|(error, _)| error == name).map(|(_, n)| n).sum()
+    };
+    let calls_made = of.iter().map(|of| of.lengths.count).sum::<u64>();
+    let (begun, ended) = (named("EINPROGRESS"), calls_made.saturating_sub(named("EINPROGRESS")));
+    let asks_again =
+        begun > 0 && (named("EALREADY") + named("EISCONN") > 0 || ended.abs_diff(begun) <= ONGOING);
+    let tried = (calls_made - if asks_again { ended.min(begun) } else { 0 }).max(failed);
     let (&error, _) = errors.iter().max_by_key(|(_, n)| **n)?;
     if failed < MIN_FAILED {
         return None;
@@ -120,14 +129,14 @@ mod tests {
 
     #[test]
     fn who_is_refused_is_told_by_peer() {
-        let found = |error: &str, failed, tried| {
+        let found_with = |errors: &[(&str, u64)], tried| {
             let mut run = crate::model::report::fixtures::run(&[]);
             let connect = CallCount {
                 thread: ThreadKey { pid: 7, tid: 0 },
                 process: "api".into(),
                 syscall: "connect".into(),
                 lengths: Summary { count: tried, ..Summary::default() },
-                errors: vec![(error.into(), failed)],
+                errors: errors.iter().map(|&(error, n)| (error.into(), n)).collect(),
                 ..CallCount::default()
             };
             let waits = KindWaits {
@@ -142,6 +151,10 @@ mod tests {
             let found = check(&run, &Overrides::default().of(&RULE));
             found.into_iter().map(|of| (of.severity, of.title)).collect::<Vec<_>>()
         };
+        let found = |error: &str, failed, tried| found_with(&[(error, failed)], tried);
+        let asking_again = found_with(&[("EINPROGRESS", 20), ("ECONNREFUSED", 20)], 40);
+        assert_eq!(asking_again[0].0, Severity::Warning);
+        assert!(asking_again[0].1.starts_with("20 of 20 attempts"), "{asking_again:?}");
         let refused = found("ECONNREFUSED", 20, 20);
         assert_eq!(refused[0].0, Severity::Warning);
         assert!(refused[0].1.contains("10.0.0.2:80 failed with ECONNREFUSED"), "{refused:?}");

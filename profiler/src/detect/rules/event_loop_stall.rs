@@ -167,8 +167,17 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     for group in &mut groups {
         group.worker = roles.get(&group.thread).is_some_and(|role| *role == roles::NODE_WORKER);
     }
-    let found = groups.iter().filter(|group| !waits_by_latch(run, group.thread));
+    let found =
+        groups.iter().filter(|group| !waits_by_latch(run, group.thread) && !is_worker(blocking, group));
     found.map(|group| finding(group, &name, run, values.get(&SHARE))).collect()
+}
+
+/// Whether a thread waits to be woken up by others, and polls now and then: one that hands out work, or does some, and no event
+/// loop. Loops that wait by epoll do nothing else.
+fn is_worker(blocking: &Blocking, group: &Group) -> bool {
+    let parks = matches!(group.reason, Reason::Blocked { cause: WaitCause::Park, .. });
+    let mut loops = blocking.loops.iter().filter(|of| of.thread == group.thread);
+    parks && loops.any(|of| !of.wait.starts_with("epoll"))
 }
 
 /// Whether a thread's wait is that of a database's process for its latch: it does one thing at a time, and nobody else waits.

@@ -18,7 +18,7 @@ use crate::{
         report::{Names, Run},
         stack::ThreadKey,
         units::{percent, thousands, time},
-        wait::{Blocking, LongWait, LongWaitKind},
+        wait::{Block, Blocking, LongWait, LongWaitKind},
     },
 };
 
@@ -230,6 +230,11 @@ impl Group {
     }
 }
 
+/// Whether a wait is that for somebody else to open a FIFO: all other files are opened without a wait that can be interrupted.
+fn opens_fifo(block: &Block) -> bool {
+    block.cause == WaitCause::Other && matches!(&*block.syscall, "open" | "openat" | "openat2")
+}
+
 /// What to do about it.
 fn advice(group: &Group) -> &'static str {
     match (&group.longest.kind, group.longest.block.cause) {
@@ -243,6 +248,9 @@ fn advice(group: &Group) -> &'static str {
         }
         (_, WaitCause::Disk | WaitCause::PageFault) => "look at the disk (iostat -x 1), or read less",
         (_, WaitCause::Pipe) => "look at the process at the other end",
+        _ if opens_fifo(&group.longest.block) => {
+            "look which FIFO is opened there, and who should write to it, or read from it"
+        }
         _ => "look at the stack: what is it that this call waits for?",
     }
 }
@@ -270,7 +278,8 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
         LongWaitKind::Blocked { uninterruptible } => {
             let stuck = if *uninterruptible { " uninterruptibly" } else { "" };
             let object = block.object.as_deref().unwrap_or_default();
-            let what = join([block.cause.words(), &block.syscall, object]);
+            let cause = if opens_fifo(block) { "the other end of a FIFO" } else { block.cause.words() };
+            let what = join([cause, &block.syscall, object]);
             format!("{who} {was} blocked{stuck} {how_long}{ongoing}: {what}")
         }
         LongWaitKind::Starved { .. } => {
@@ -331,6 +340,21 @@ mod tests {
         };
         assert_eq!(found(10), (Severity::Info, true));
         assert_eq!(found(77), (Severity::Critical, false), "somebody else");
+    }
+
+    #[test]
+    fn who_opens_a_fifo_waits_for_the_other_end() {
+        let said = |syscall: &str| {
+            let mut of = wait(9, 0, 15_000_000_000, 0, WaitCause::Other);
+            of.block.syscall = syscall.into();
+            let mut run = crate::model::report::fixtures::run(&[]);
+            let waits: Vec<LongWait> = long_waits(&of, false, &Thresholds::default()).collect();
+            run.blocking = Some(Blocking { long_waits: waits, ..Blocking::default() });
+            let found = check(&run, &Overrides::default().of(&RULE)).remove(0);
+            assert!(found.title.contains("for 15 s"), "{}", found.title);
+            (found.title.contains("the other end of a FIFO"), found.advice.contains("FIFO"))
+        };
+        assert_eq!((said("openat"), said("prctl")), ((true, true), (false, false)));
     }
 
     #[test]

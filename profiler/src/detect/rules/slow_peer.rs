@@ -39,16 +39,6 @@ const ANSWER: Param = Param {
 
 /// Fewer looks say nothing.
 const MIN_SAMPLES: u64 = 4;
-/// What is asked to wait for work, by protocol: the answer comes when there is some, or after a time.
-const WAIT_FOR_WORK: [(&str, &[&str]); 3] = [
-    (
-        "redis",
-        &["BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT"],
-    ),
-    ("Kafka", &["Fetch", "JoinGroup", "SyncGroup"]),
-    ("MongoDB", &["hello"]),
-];
-
 /// Fewer questions that were given up say nothing: a connection ends for other reasons, too.
 const GIVEN_UP: u64 = 20;
 /// So many requests in progress could ask at once; so few answers are awaited one at a time, for so much of the time.
@@ -85,6 +75,8 @@ too, if answers come sooner than the second threshold.",
 #[derive(Default)]
 struct Waits {
     process: String,
+    /// As told, where that is known.
+    who: String,
     /// Time to all answers, and their number: with system calls.
     ns: u64,
     answers: u64,
@@ -137,12 +129,16 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         if processes().any(|vitals| vitals.pid == of.pid && is_itself(vitals, &of.peer)) {
             continue;
         }
+        // What several processes of one program ask is told once.
+        if of.processes > 1 {
+            peers.retain(|(_, peer), waits| *peer != of.peer || waits.process != of.process);
+        }
         let waits = peers.entry((of.pid, of.peer.clone())).or_default();
         waits.process.clone_from(&of.process);
         (waits.ns, waits.answers, waits.unanswered) = (of.first.sum_ns, of.exchanges(), of.unanswered);
         waits.measured = Some(of.awaited_ns as f64 / run.requests_watched_ns() as f64);
-        let for_work = of.routes.iter().filter(|route| waits_for_work(&of.protocol, &route.operation));
-        waits.for_work = 2 * for_work.map(|route| route.first.sum_ns).sum::<u64>() > of.first.sum_ns;
+        waits.for_work = served::waits_for_work(of);
+        waits.who = of.who();
     }
     let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
     found.chain(names(run, values)).collect()
@@ -206,11 +202,6 @@ fn is_itself(of: &ProcessVitals, peer: &str) -> bool {
     local && of.listens && serves()
 }
 
-fn waits_for_work(protocol: &str, operation: &str) -> bool {
-    let command = operation.split(' ').next().unwrap_or_default();
-    WAIT_FOR_WORK.iter().any(|(of, commands)| *of == protocol && commands.contains(&command))
-}
-
 fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) -> Option<Finding> {
     let wall_ns = run.cpu.accounts.duration_ns.max(1);
     let estimated = || (waits.ns as f64 / calls_watched_ns(run) as f64).max(waits.awaited);
@@ -259,9 +250,9 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
         process: ProcessName { pid, name: waits.process.clone() },
         subject: peer.to_owned(),
         title: format!(
-            "{:.0} % of the time {} (pid {pid}) waits for {peer}: {how}{but}",
+            "{:.0} % of the time {} waits for {peer}: {how}{but}",
             100.0 * share,
-            waits.process
+            if waits.who.is_empty() { format!("{} (pid {pid})", waits.process) } else { waits.who.clone() }
         ),
         advice: advice.to_owned(),
         // Who waits for work has none.
@@ -365,6 +356,23 @@ mod tests {
         };
         assert_eq!(found("BRPOP"), (Severity::Info, false));
         assert_eq!(found("GET"), (Severity::Warning, true));
+    }
+
+    #[test]
+    fn what_several_processes_of_a_program_ask_is_told_once() {
+        let mut run = run(9);
+        let mut requests = crate::model::request::fixtures::requests();
+        let [asked, _] = &mut requests.peers[..] else { panic!() };
+        (asked.pid, asked.process, asked.processes) = (6, "app".into(), 4);
+        asked.peer = "10.0.0.2:80".into();
+        (asked.first.sum_ns, asked.awaited_ns) = (9_000_000_000, 9_000_000_000);
+        run.requests = Some(requests);
+        let processes = &mut run.vitals.as_mut().unwrap().processes;
+        processes[0].process = "app".into();
+        processes.push(ProcessVitals { pid: 8, ..processes[0].clone() });
+        let found = check(&run, &Overrides::default().of(&RULE));
+        let titles: Vec<&str> = found.iter().map(|of| &*of.title).collect();
+        assert!(matches!(titles[..], [title] if title.contains("app (4 processes) waits for")), "{titles:?}");
     }
 
     #[test]

@@ -21,28 +21,33 @@ pub static RULE: Rule = Rule {
     params: &[],
     check,
     doc: "\
-The process was found in state T or t of `/proc/PID/stat` at least twice, and more often than not: SIGSTOP, SIGTSTP or SIGTTIN
-stopped it, or a debugger holds it. It does nothing until SIGCONT comes, or the debugger lets it go.
+The process was found in state T or t of `/proc/PID/stat` at least twice: SIGSTOP, SIGTSTP or SIGTTIN stopped it, or a debugger held
+it. It does nothing until SIGCONT comes, or the debugger lets it go. Where it was stopped for half of the time and more, what its
+threads waited for meanwhile is not told.
 
 `kill -CONT PID` lets it go on; `grep TracerPid /proc/PID/status` names the debugger.",
 };
 
 fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
     let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
-    processes.filter(|of| of.stopped >= 2 && of.stopped * 2 >= of.samples).map(finding).collect()
+    processes.filter(|of| of.stopped >= 2).map(finding).collect()
 }
 
 fn finding(of: &ProcessVitals) -> Finding {
     let share = of.stopped as f64 / of.samples.max(1) as f64;
     Finding {
         rule: RULE.name,
-        severity: Severity::Critical,
+        severity: if 2 * of.stopped >= of.samples { Severity::Critical } else { Severity::Warning },
         bottleneck: Bottleneck::Process,
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: String::new(),
         title: format!(
-            "{} (pid {}) is stopped by a signal or a debugger: so it was in {} of {} looks",
-            of.process, of.pid, of.stopped, of.samples
+            "{} (pid {}) {} stopped by a signal or a debugger: so it was in {} of {} looks",
+            of.process,
+            of.pid,
+            if 2 * of.stopped >= of.samples { "is" } else { "was" },
+            of.stopped,
+            of.samples
         ),
         advice: format!("`kill -CONT {0}`; `grep TracerPid /proc/{0}/status` names a debugger", of.pid),
         cost: Cost { ns: (of.span_ns as f64 * share) as u64, share_of_wall: share, ..Cost::default() },
@@ -64,6 +69,6 @@ mod tests {
             run.vitals = Some(Vitals { processes, unlisted: 0 });
             check(&run, &Overrides::default().of(&RULE)).len()
         };
-        assert_eq!([of(1, 1), of(2, 3), of(2, 10)], [0, 1, 0]);
+        assert_eq!([of(1, 1), of(2, 3), of(2, 10)], [0, 1, 1]);
     }
 }

@@ -200,6 +200,8 @@ impl Joined {
             // Who is asked through a Unix socket is waited for as at a pipe.
             let pipe_ns = if asked.is_empty() { blocked(WaitCause::Pipe) } else { 0 };
             breakdown.process_ns = blocked(WaitCause::Child) + pipe_ns;
+            // Another thread may hand over the answers that it asked for.
+            breakdown.park_ns = blocked(WaitCause::Park).saturating_sub(breakdown.awaiting_ns);
         }
         breakdown.settle();
         Some(breakdown)
@@ -240,7 +242,7 @@ impl Kept {
 impl Breakdown {
     /// What is left goes to the rest. A thread can be on a CPU while an answer is awaited: more than all is not explained.
     fn settle(&mut self) {
-        let blocked = self.disk_ns + self.lock_ns + self.sleep_ns + self.process_ns;
+        let blocked = self.disk_ns + self.lock_ns + self.sleep_ns + self.process_ns + self.park_ns;
         let known = self.on_cpu_ns + self.run_queue_ns + blocked + self.awaiting_ns;
         self.other_ns = self.total_ns.saturating_sub(known);
     }
@@ -277,6 +279,7 @@ impl Breakdown {
             lock_ns: of(|one| one.lock_ns),
             sleep_ns: of(|one| one.sleep_ns),
             process_ns: of(|one| one.process_ns),
+            park_ns: of(|one| one.park_ns),
             asked,
             awaiting_ns: of(|one| one.awaiting_ns),
             other_ns: of(|one| one.other_ns),

@@ -98,6 +98,16 @@ fn waits_for_threads_are_told_in_words() {
         waits(1, WaitCause::Lock),
         (Bottleneck::Lock, "waiting for a lock that another thread held, in onRequest (app.c:7)".into())
     );
+    // Who polls otherwise and parks is a worker.
+    let mut found = |wait: &str, cause: WaitCause| {
+        let blocking = run.blocking.as_mut().unwrap();
+        blocking.loops.iter_mut().for_each(|of| of.wait = wait.into());
+        blocking.stalls[0].blocked[0].0 = cause;
+        blocking.stalls[0].blocks[0].cause = cause;
+        check(&run, &Overrides::default().of(&RULE)).len()
+    };
+    assert_eq!([found("epoll_wait", WaitCause::Park), found("poll", WaitCause::Park)], [1, 0]);
+    assert_eq!(found("poll", WaitCause::Lock), 1);
 }
 
 #[test]
