@@ -178,19 +178,20 @@ fn threads_that_begin_during_the_start_have_not_waited_for_a_cpu() {
         return;
     }
     let mut command = Command::new(workload("blockers", FRAME_POINTERS));
-    command.args(["breed", "4", "1"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.args(["breed", "600", "1"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut target = Running::start(&mut command);
-    let mut said = target.ready();
+    let said = target.ready();
     target.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let tasks = format!("/proc/{}/task", target.pid());
     wait_until("many threads", || fs::read_dir(&tasks).unwrap().count() > 300);
     let profile = common::profile(&["--pid", &target.pid(), "-d", "1s"]);
+    drop(said);
+    drop(target);
     let threads = Thread::all(&profile);
     assert!(threads.len() > 300, "{} threads", threads.len());
     for (tid, thread) in &threads {
         assert!(thread.run_queue * 2 <= thread.wall.max(1_000_000_000), "{tid}: {thread:?}");
     }
-    rest(&mut said);
 }
 
 /// Who ends a wait: the thread that writes, unlocks or ends, also where an interrupt of the network lies in between; and
@@ -705,7 +706,7 @@ impl Stall<'_> {
         let ready =
             number(self.value, "on_cpu_ns") + number(self.value, "run_queue_ns").saturating_sub(queued);
         let (it, others) = (length(&it), length(&others));
-        let left = span - others - ready;
+        let left = span.saturating_sub(others + ready);
         for block in blocks {
             let stack: Vec<&str> = names(&block["stack"]);
             let about = stack.iter().find(|name| name.contains(function));

@@ -12,7 +12,7 @@ table! {
         /// Internet sockets.
         Network = 2, "network", "network", false;
         /// A contended lock: a futex whose expected value says that somebody holds it, or a priority-inheriting one.
-        Lock = 3, "lock", "lock (futex)", false;
+        Lock = 3, "lock", "lock", false;
         /// Any other futex: a condition variable, a parked or idle thread.
         Park = 4, "park", "parked (futex)", true;
         /// Sleep and timers.
@@ -48,7 +48,7 @@ pub enum SyscallClass {
     Epoll = 5,
     /// Any of many descriptors, otherwise.
     Poll = 6,
-    /// A connection to accept, or a signal: idle, but no event loop.
+    /// A connection to accept: idle, but no event loop.
     Accept = 7,
     /// Messages and semaphores.
     Ipc = 8,
@@ -56,6 +56,8 @@ pub enum SyscallClass {
     Child = 9,
     /// A lock of a file.
     Lock = 10,
+    /// A signal; or what is left of a wait with a time limit that a signal or a debugger has interrupted: idle, whatever it was.
+    Signal = 11,
 }
 
 impl WaitCause {
@@ -69,6 +71,7 @@ impl WaitCause {
         } else if class == SyscallClass::Epoll as u8
             || class == SyscallClass::Poll as u8
             || class == SyscallClass::Accept as u8
+            || class == SyscallClass::Signal as u8
         {
             WaitCause::Poll
         } else if class == SyscallClass::Ipc as u8 {

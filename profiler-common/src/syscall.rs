@@ -84,7 +84,7 @@ table! {
         /// Pipes, terminals, message queues, event descriptors.
         Pipe = 10, "pipe", "pipe", false;
         /// A lock.
-        Lock = 11, "lock", "lock (futex)", false;
+        Lock = 11, "lock", "lock", false;
         /// Any other futex.
         Park = 12, "park", "parked (futex)", true;
         /// Sleep and timers.

@@ -200,6 +200,7 @@ fn has_descriptor(done: &Done) -> bool {
     let one = class == SyscallClass::Descriptor as u8
         || class == SyscallClass::Disk as u8
         || class == SyscallClass::Accept as u8
+        || class == SyscallClass::Lock as u8
         || of & traits::POLL != 0;
     one && of & ENDS == 0
 }

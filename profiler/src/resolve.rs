@@ -43,7 +43,7 @@ type NativeArch = profiler_common::unwind::X86_64;
 /// Stacks that the kernel programs have sent, of 32,768 that they know, from which on they are to forget them.
 const MOST_SENT: usize = 24_576;
 
-/// Names of threads from which on those are to be forgotten that nothing needs: 4 MB.
+/// Names of threads from which on those are to be forgotten that nothing needs: 1 MB.
 const MOST_NAMES: usize = 16_384;
 
 /// How often the descriptors of the profiler are read for programs of its own, while it runs.

@@ -299,17 +299,26 @@ fn serving(signals: &Signals<'_>) -> Option<Verdict> {
     if !matters || part.lacks == Bottleneck::None || 2 * part.ns < goes.total_ns {
         return None;
     }
+    // Other threads may ask for it, and hand over the answers.
+    let asks = 2.0 * served::awaited(signals.run, peer.pid) >= served::in_progress(signals.run, peer.pid);
+    if part.ns == goes.park_ns && asks {
+        return None;
+    }
     let of_it = 100.0 * part.ns as f64 / goes.total_ns as f64;
-    let computes = part.lacks == Bottleneck::Cpu;
     let place = match served::spent_in(signals.run, peer, route, part.lacks) {
         // Too little is known of its own threads' work: what the process does stands for it.
         None => spent_by_process(signals.run, peer, part.lacks),
         own => most_in(own),
     };
-    let advice = if computes {
-        "no thread lacks time: only a cheaper way to answer makes these requests faster"
-    } else {
-        "no thread lacks time: requests get faster with less of that (--details: the slowest ones)"
+    let advice = match part.lacks {
+        Bottleneck::Cpu => "no thread lacks time: only a cheaper way to answer makes these requests faster",
+        Bottleneck::CpuStarvation => {
+            "they need a CPU sooner: fewer threads, more CPUs, or less work beside them"
+        }
+        Bottleneck::Lock => {
+            "requests get faster when what they wait for is held for less time (--details: the slowest ones)"
+        }
+        _ => "no thread lacks time: requests get faster with less of that (--details: the slowest ones)",
     };
     Some(Verdict {
         advice: advice.to_owned(),

@@ -4,7 +4,7 @@
 use crate::{
     detect::rule::{Overrides, Rule},
     model::{
-        finding::{Finding, Severity},
+        finding::{Bottleneck, Finding, Severity},
         report::Run,
     },
 };
@@ -90,7 +90,9 @@ pub fn findings(run: &Run, overrides: &Overrides) -> Vec<Finding> {
 fn without_consequences_of_stops(mut found: Vec<Finding>) -> Vec<Finding> {
     let is_stop = |of: &Finding| of.rule == rules::stopped::RULE.name && of.severity == Severity::Critical;
     let stopped: Vec<u32> = found.iter().filter(|of| is_stop(of)).map(|of| of.process.pid).collect();
-    found.retain(|of| is_stop(of) || of.cost.ns == 0 || !stopped.contains(&of.process.pid));
+    let waits =
+        |of: &Finding| of.cost.ns > 0 && !matches!(of.bottleneck, Bottleneck::Cpu | Bottleneck::Memory);
+    found.retain(|of| is_stop(of) || !waits(of) || !stopped.contains(&of.process.pid));
     found
 }
 
@@ -163,7 +165,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::model::finding::{Bottleneck, ProcessName};
+    use crate::model::finding::ProcessName;
 
     #[test]
     fn growth_comes_first_where_it_ends_soon() {

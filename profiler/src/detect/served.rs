@@ -4,6 +4,7 @@ use crate::{
     detect::words::{bottleneck, own_of_most},
     model::{
         cause::WaitCause,
+        distribution::Summary,
         finding::Bottleneck,
         function::Function,
         report::Run,
@@ -122,13 +123,13 @@ const WAIT_FOR_WORK: [(&str, &[&str]); 3] = [
     ("MongoDB", &["hello"]),
 ];
 
-/// Whether most of the time that a peer is waited for is waiting for work.
-pub fn waits_for_work(peer: &Exchanges) -> bool {
+/// Whether most of what is asked of a peer, by a measure of its answers, is asked to wait for work.
+pub fn waits_for_work(peer: &Exchanges, by: fn(&Summary) -> u64) -> bool {
     let is = |route: &&Route| {
         let command = route.operation.split(' ').next().unwrap_or_default();
         WAIT_FOR_WORK.iter().any(|(of, commands)| *of == peer.protocol && commands.contains(&command))
     };
-    2 * peer.routes.iter().filter(is).map(|route| route.first.sum_ns).sum::<u64>() > peer.first.sum_ns
+    2 * peer.routes.iter().filter(is).map(|route| by(&route.first)).sum::<u64>() > by(&peer.first)
 }
 
 /// An answer that is awaited in less of the looks is not what a process waits for, from 0 to 1.

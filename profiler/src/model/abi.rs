@@ -202,6 +202,10 @@ pub static CLASS_TABLE: LazyLock<[u8; MAX_SYSCALLS]> = LazyLock::new(|| {
     classes
 });
 
+/// Classes of calls whose first argument is a descriptor, most of them.
+pub const TAKES_DESCRIPTOR: [SyscallClass; 4] =
+    [SyscallClass::Descriptor, SyscallClass::Disk, SyscallClass::Accept, SyscallClass::Lock];
+
 /// Whether it is poll or ppoll: an array of descriptors, and how many.
 pub fn is_poll(number: i32) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -299,15 +303,11 @@ const CLASSES: &[(SyscallClass, &[c_long])] = &[
         ],
     ),
     (SyscallClass::Futex, &[libc::SYS_futex]),
-    // The rest of a wait with a time limit, after a signal or a debugger.
-    (SyscallClass::Sleep, &[libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_restart_syscall]),
+    (SyscallClass::Sleep, &[libc::SYS_nanosleep, libc::SYS_clock_nanosleep]),
     (SyscallClass::Epoll, &[libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2]),
     (SyscallClass::Poll, &[libc::SYS_ppoll, libc::SYS_pselect6, libc::SYS_io_uring_enter]),
-    // A signal is waited for as a connection is.
-    (
-        SyscallClass::Accept,
-        &[libc::SYS_accept, libc::SYS_accept4, libc::SYS_rt_sigtimedwait, libc::SYS_rt_sigsuspend],
-    ),
+    (SyscallClass::Accept, &[libc::SYS_accept, libc::SYS_accept4]),
+    (SyscallClass::Signal, &[libc::SYS_rt_sigtimedwait, libc::SYS_rt_sigsuspend, libc::SYS_restart_syscall]),
     // They wait for nothing but locks of files.
     (SyscallClass::Lock, &[libc::SYS_flock, libc::SYS_fcntl]),
     (
@@ -329,7 +329,7 @@ const CLASSES: &[(SyscallClass, &[c_long])] = &[
 const LEGACY: &[(SyscallClass, &[c_long])] = &[
     (SyscallClass::Epoll, &[libc::SYS_epoll_wait]),
     (SyscallClass::Poll, &[libc::SYS_poll, libc::SYS_select]),
-    (SyscallClass::Accept, &[libc::SYS_pause]),
+    (SyscallClass::Signal, &[libc::SYS_pause]),
     (SyscallClass::Child, &[libc::SYS_vfork]),
     (
         SyscallClass::Disk,

@@ -19,7 +19,7 @@ use crate::model::{
     syscall::Calls,
     totals::Snapshot,
     vitals::{ProcessVitals, Vitals},
-    wait::Blocking,
+    wait::{Blocking, ThreadTime},
 };
 
 /// What unwinding took, and what could not be unwound by tables.
@@ -36,6 +36,9 @@ pub struct UnwindReport {
     /// Processes whose mappings did not fit.
     pub processes_refused: u64,
 }
+
+/// Who was there for so much of the run has not ended in it.
+const LIVED: f64 = 0.98;
 
 /// Facts about a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -228,10 +231,14 @@ impl Run {
     }
 
     /// CPU time of children of a process that were no targets, ns, at least: who waited for them has the time of those that were
-    /// targets, too.
+    /// targets and have ended, too.
     pub fn unprofiled_children_ns(&self, of: &ProcessVitals) -> u64 {
+        let lived = |of: &&ThreadTime| of.wall_ns as f64 >= LIVED * self.cpu.accounts.duration_ns as f64;
         let targets = match &self.blocking {
-            Some(blocking) => blocking.threads.iter().map(|of| (of.thread.pid, of.on_cpu_ns)).collect(),
+            Some(blocking) => {
+                let ended = blocking.threads.iter().filter(|of| of.others > 0 || !lived(of));
+                ended.map(|of| (of.thread.pid, of.on_cpu_ns)).collect()
+            }
             None => self
                 .cpu
                 .stacks

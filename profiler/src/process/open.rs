@@ -74,8 +74,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The thread that waits for the next file to open: to start one for each would wake both CPUs of a small machine.
 static IDLE: Mutex<Option<Sender<Job>>> = Mutex::new(None);
 
-/// Threads that may hang at once, each in a file of its own: with so many, a file system does not answer.
-const MOST_HANGING: usize = 16;
+/// Threads that may hang at once. With so many, file systems do not answer, and no file is opened any more until one does.
+const MOST_HANGING: usize = 64;
 
 /// Those that do.
 static HANGING: AtomicUsize = AtomicUsize::new(0);

@@ -30,6 +30,8 @@ use crate::{
 
 /// Kernel memory for tables, bytes. Node.js takes about a twentieth of it.
 pub const DEFAULT_BUDGET_BYTES: usize = 256 * 1024 * 1024;
+/// Of that, tables of files that nobody has mapped any more may take so much: what was just run may be run again.
+const MOST_UNUSED_BYTES: usize = 32 * 1024 * 1024;
 
 /// Where tables go: the kernel, or a fake in tests.
 pub trait TableSink {
@@ -256,7 +258,7 @@ impl<S: TableSink> Feeder<S> {
         self.sink.set_rules(built.first_rule, &built.rules)?;
         let state = match built.table {
             Err(reason) => State::Failed(reason.to_string()),
-            Ok(table) => self.load(&table)?,
+            Ok(table) => self.load(&table, processes)?,
         };
         self.tables.insert(built.module, state);
         for &pid in &self.wanted {
@@ -267,10 +269,14 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
-    fn load(&mut self, table: &Table) -> Result<State> {
+    fn load(&mut self, table: &Table, processes: &ProcessTable) -> Result<State> {
         let bytes = table.bytes();
-        if self.used_bytes() + bytes > self.budget_bytes {
-            self.evict_unused()?;
+        let full = self.used_bytes() + bytes > self.budget_bytes;
+        if full || self.used_bytes() > MOST_UNUSED_BYTES {
+            let unused = self.unused(processes);
+            if full || unused.iter().map(|(_, placed)| placed.bytes).sum::<usize>() > MOST_UNUSED_BYTES {
+                self.evict(&unused)?;
+            }
         }
         if self.used_bytes() + bytes > self.budget_bytes {
             let megabytes = bytes / 1_000_000;
@@ -299,22 +305,24 @@ impl<S: TableSink> Feeder<S> {
             .sum()
     }
 
-    /// Frees the tables of files that no process has mapped any more.
-    fn evict_unused(&mut self) -> Result<()> {
-        let used: FxHashSet<ModuleId> =
-            self.processes.values().flat_map(|process| process.modules.clone()).collect();
-        let unused: Vec<(ModuleId, u32)> = self
-            .tables
-            .iter()
-            .filter_map(|(&module, state)| match state {
-                State::Ready(placed) if !used.contains(&module) => Some((module, placed.index)),
-                _ => None,
-            })
-            .collect();
-        for (module, index) in unused {
-            self.sink.remove_table(index)?;
-            self.tables.remove(&module);
-            self.free_indices.push(index);
+    /// The tables of files that no process has mapped any more, be it in the kernel already or waiting for the rest of its tables.
+    fn unused(&self, processes: &ProcessTable) -> Vec<(ModuleId, Placed)> {
+        let in_kernel = self.processes.values().flat_map(|process| process.modules.iter().copied());
+        let wanted = self.wanted.iter().flat_map(|&pid| processes.mapped_code(pid).map(|code| code.module));
+        let used: FxHashSet<ModuleId> = in_kernel.chain(wanted).collect();
+        let ready = self.tables.iter().filter_map(|(&module, state)| match state {
+            State::Ready(placed) => Some((module, *placed)),
+            _ => None,
+        });
+        ready.filter(|(module, _)| !used.contains(module)).collect()
+    }
+
+    /// Frees tables.
+    fn evict(&mut self, unused: &[(ModuleId, Placed)]) -> Result<()> {
+        for (module, placed) in unused {
+            self.sink.remove_table(placed.index)?;
+            self.tables.remove(module);
+            self.free_indices.push(placed.index);
         }
         Ok(())
     }

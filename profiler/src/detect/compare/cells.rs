@@ -153,13 +153,14 @@ fn functions(names: &Names, frames: &[usize], kind: ProfileKind) -> Vec<String> 
 /// Whether the call is one that threads wait in when they have nothing to do; what contended locks take is known from the
 /// time off CPUs.
 fn is_idle_call(names: &Names, frames: &[usize]) -> bool {
-    const IDLE: [SyscallClass; 6] = [
+    const IDLE: [SyscallClass; 7] = [
         SyscallClass::Futex,
         SyscallClass::Sleep,
         SyscallClass::Epoll,
         SyscallClass::Poll,
         SyscallClass::Accept,
         SyscallClass::Child,
+        SyscallClass::Lock,
     ];
     let class = frames.last().map(|&frame| abi::class(names.frames[frame].address as i32));
     IDLE.iter().any(|&idle| Some(idle as u8) == class)

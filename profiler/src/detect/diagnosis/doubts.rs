@@ -55,11 +55,19 @@ fn on_cpu(run: &Run) -> Option<String> {
 /// More than this of what sites hold beyond the process's growth is not the allocator's own slack.
 const LITTLE_BYTES: f64 = 16e6;
 const SLACK: f64 = 0.25;
+/// Older objects that were freed, for each that is new and live, from which on memory is replaced.
+const REPLACED: f64 = 0.1;
 
 /// Bytes allocated and not freed, and what the process grew by meanwhile.
 fn held(of: &Footprint, sites: &[Site]) -> Option<String> {
     let (first, last) = (of.growth.points().first()?, of.growth.last()?);
     let grew = last.held_bytes() as f64 - first.held_bytes() as f64;
+    // Who frees what was there before only replaces it.
+    let replaced =
+        of.heap.last().is_some_and(|heap| heap.older_freed_count as f64 > REPLACED * heap.live_count);
+    if replaced {
+        return None;
+    }
     let own = sites.iter().filter(|site| site.pid == of.pid).filter_map(|site| site.points.last());
     let (held, variance) = own.fold((0.0, 0.0), |(held, variance), point| {
         (held + point.live_bytes, variance + point.live_bytes_err.powi(2))
@@ -84,6 +92,7 @@ mod tests {
         detect::fixtures::run_that_grows,
         model::{
             distribution::Summary,
+            memory::Heap,
             report::fixtures,
             stack::ThreadKey,
             wait::{Blocking, RunQueue, ThreadTime},
@@ -143,5 +152,15 @@ mod tests {
         let [said] = &doubts(&run)[..] else { panic!("one doubt") };
         assert!(said.contains("grew by 6.00 MB, which is right"), "{said}");
         assert!(said.contains("allocated 42"), "{said}");
+        let heap = |older_freed_count| Heap { live_count: 1000.0, older_freed_count, ..Heap::default() };
+        let mut doubts_with = |older| {
+            run.memory.as_mut().unwrap().processes[0].heap = [heap(older)].into_iter().collect();
+            doubts(&run).len()
+        };
+        assert_eq!(
+            [doubts_with(50), doubts_with(500)],
+            [1, 0],
+            "a cache that is renewed holds no more than before"
+        );
     }
 }

@@ -61,8 +61,10 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     // Who waits for the next job asks again when it has done one.
     let for_work = |of: &&Chatty| {
         let asked = run.requests.iter().flat_map(|requests| requests.asked());
-        let mut peers = asked.filter(|peer| peer.pid == of.thread.pid && served::waits_for_work(peer));
-        peers.any(|peer| of.object.ends_with(&peer.peer))
+        let mut peers = asked.filter(|peer| {
+            peer.process == of.process && served::waits_for_work(peer, |answers| answers.count)
+        });
+        peers.any(|peer| of.object.ends_with(&format!(" -> {}", peer.peer)))
     };
     let chatty: Vec<Chatty> = calls.chatty.iter().filter(|of| !for_work(of)).cloned().collect();
     grouped(&chatty, run.names()).iter().map(|group| finding(group, run, values.get(&SHARE))).collect()
@@ -164,7 +166,7 @@ mod tests {
         let mut requests = crate::model::request::fixtures::requests();
         let asked = &mut requests.peers[0];
         let of = &mut run.calls.as_mut().unwrap().chatty[0];
-        (asked.pid, asked.protocol) = (of.thread.pid, "redis".into());
+        (asked.process, asked.protocol) = (of.process.clone(), "redis".into());
         of.object = format!("tcp 127.0.0.1:5000 -> {}", asked.peer);
         asked.routes = vec![Route { first: asked.first, ..Route::default() }];
         for (operation, expected) in [("GET", 1), ("BRPOP", 0), ("XREAD", 0)] {

@@ -113,6 +113,7 @@ mod tests {
     #[test]
     fn children_that_were_followed_were_profiled() {
         let mut run = crate::model::report::fixtures::run(&[]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
         let shell = ProcessVitals {
             pid: 7,
             process: "sh".into(),
@@ -126,14 +127,19 @@ mod tests {
         let time = |pid, on_cpu_ns| ThreadTime {
             thread: ThreadKey { pid, tid: pid },
             on_cpu_ns,
+            wall_ns: 5_000_000_000,
             ..ThreadTime::default()
         };
         // The shell's own time is nobody else's.
         let mut threads = vec![time(7, 9_000_000_000)];
         run.blocking = Some(Blocking { threads: threads.clone(), ..Blocking::default() });
         assert_eq!(found(&run), 1);
+        // Nor is that of another target, which lives on.
+        threads.push(ThreadTime { wall_ns: 10_000_000_000, ..time(20, 9_000_000_000) });
+        run.blocking = Some(Blocking { threads: threads.clone(), ..Blocking::default() });
+        assert_eq!(found(&run), 1);
         // Those that ended may be told together.
-        threads.extend([time(8, 4_500_000_000), ThreadTime { ..time(0, 4_000_000_000) }]);
+        threads.extend([time(8, 4_500_000_000), ThreadTime { others: 3, ..time(0, 4_000_000_000) }]);
         run.blocking = Some(Blocking { threads, ..Blocking::default() });
         assert_eq!(found(&run), 0);
         let child = Child { pid: 9, process: "node".into(), cpu_ns: 3_000_000_000 };

@@ -72,10 +72,11 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
         of.iter().flat_map(|of| &of.errors).filter(|(error, _)| error == name).map(|(_, n)| n).sum()
     };
     let calls_made = of.iter().map(|of| of.lengths.count).sum::<u64>();
-    let (begun, ended) = (named("EINPROGRESS"), calls_made.saturating_sub(named("EINPROGRESS")));
-    let asks_again =
-        begun > 0 && (named("EALREADY") + named("EISCONN") > 0 || ended.abs_diff(begun) <= ONGOING);
-    let tried = (calls_made - if asks_again { ended.min(begun) } else { 0 }).max(failed);
+    let (begun, asked) = (named("EINPROGRESS"), named("EALREADY") + named("EISCONN"));
+    let ended = calls_made.saturating_sub(begun + asked);
+    let asks_again = begun > 0 && (asked > 0 || ended.abs_diff(begun) <= ONGOING);
+    let tried =
+        if asks_again { calls_made.saturating_sub(asked + ended.min(begun)) } else { calls_made }.max(failed);
     let (&error, _) = errors.iter().max_by_key(|(_, n)| **n)?;
     if failed < MIN_FAILED {
         return None;
@@ -155,6 +156,8 @@ mod tests {
         let asking_again = found_with(&[("EINPROGRESS", 20), ("ECONNREFUSED", 20)], 40);
         assert_eq!(asking_again[0].0, Severity::Warning);
         assert!(asking_again[0].1.starts_with("20 of 20 attempts"), "{asking_again:?}");
+        let polled = [("EINPROGRESS", 20), ("EALREADY", 100), ("ECONNREFUSED", 20)];
+        assert!(found_with(&polled, 140)[0].1.starts_with("20 of 20 attempts"));
         let refused = found("ECONNREFUSED", 20, 20);
         assert_eq!(refused[0].0, Severity::Warning);
         assert!(refused[0].1.contains("10.0.0.2:80 failed with ECONNREFUSED"), "{refused:?}");

@@ -27,7 +27,7 @@ const SHARE: Param = Param {
 
 /// Errors by which a call gives an answer that its caller asked for: libuv adds a descriptor to an epoll set and changes it if
 /// it is there already; `isatty`, `realpath` and `mkdir -p` work likewise.
-const EVERYDAY: [(&str, &str); 17] = [
+const EVERYDAY: [(&str, &str); 24] = [
     ("epoll_ctl", "EEXIST"),
     ("epoll_ctl", "ENOENT"),
     ("epoll_ctl", "EPERM"), // of a file on a disk, which Go asks for each
@@ -35,6 +35,14 @@ const EVERYDAY: [(&str, &str); 17] = [
     ("lseek", "ESPIPE"),
     ("readlink", "EINVAL"),
     ("readlinkat", "EINVAL"),
+    // A file below a file is looked for: `.htaccess` by Apache.
+    ("open", "ENOTDIR"),
+    ("openat", "ENOTDIR"),
+    ("stat", "ENOTDIR"),
+    ("lstat", "ENOTDIR"),
+    ("newfstatat", "ENOTDIR"),
+    ("statx", "ENOTDIR"),
+    ("access", "ENOTDIR"),
     ("mkdir", "EEXIST"),
     ("mkdirat", "EEXIST"),
     ("futex", "ETIMEDOUT"),

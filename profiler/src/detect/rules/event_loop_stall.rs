@@ -172,12 +172,16 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     found.map(|group| finding(group, &name, run, values.get(&SHARE))).collect()
 }
 
-/// Whether a thread waits to be woken up by others, and polls now and then: one that hands out work, or does some, and no event
+/// Whether a thread mostly waits to be woken up by others, and polls now and then: one that hands out work, or does some, and no event
 /// loop. Loops that wait by epoll do nothing else.
 fn is_worker(blocking: &Blocking, group: &Group) -> bool {
     let parks = matches!(group.reason, Reason::Blocked { cause: WaitCause::Park, .. });
     let mut loops = blocking.loops.iter().filter(|of| of.thread == group.thread);
-    parks && loops.any(|of| !of.wait.starts_with("epoll"))
+    let idle = |cause: WaitCause| -> u64 {
+        let own = blocking.threads.iter().filter(|of| of.thread == group.thread).flat_map(|of| &of.blocked);
+        own.filter(|(of, _)| *of == cause).map(|(_, ns)| ns).sum()
+    };
+    parks && loops.any(|of| !of.wait.starts_with("epoll")) && idle(WaitCause::Park) > idle(WaitCause::Poll)
 }
 
 /// Whether a thread's wait is that of a database's process for its latch: it does one thing at a time, and nobody else waits.
@@ -483,7 +487,8 @@ fn is_for_threads(cause: WaitCause) -> bool {
 /// What a loop waited for, in words: a futex's number says nothing to anybody.
 fn waited_for(cause: WaitCause, syscall: &str, object: &str) -> String {
     match cause {
-        WaitCause::Lock => "a lock that another thread held".to_owned(),
+        WaitCause::Lock if syscall == "futex" => "a lock that another thread held".to_owned(),
+        WaitCause::Lock => join(["a lock of a file", syscall, object]),
         WaitCause::Park => "another thread (futex)".to_owned(),
         _ => join([cause.words(), syscall, object]),
     }

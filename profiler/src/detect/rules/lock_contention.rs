@@ -35,8 +35,8 @@ pub static RULE: Rule = Rule {
     params: &[SHARE],
     check,
     doc: "\
-The time that a thread is blocked in a lock, added up, however short each wait is. Locks are futexes whose value says so, and
-what functions on the stack say: mutexes of languages and libraries, the GIL of CPython, monitors of a JVM, locks of
+The time that a thread is blocked in a lock, added up, however short each wait is. Locks are futexes whose value says so, locks of
+files (`flock`, `fcntl`), and what functions on the stack say: mutexes of languages and libraries, the GIL of CPython, monitors of a JVM, locks of
 PostgreSQL. A condition variable is no lock: who waits for one has nothing to do. The place is the program's own function that
 waits most.
 

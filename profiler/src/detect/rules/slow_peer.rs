@@ -129,15 +129,25 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         if processes().any(|vitals| vitals.pid == of.pid && is_itself(vitals, &of.peer)) {
             continue;
         }
-        // What several processes of one program ask is told once.
+        // What several processes of one program ask is told once, with the longest that looks at any of them found.
+        let (mut awaited, mut longest_ns) = (0.0, 0);
         if of.processes > 1 {
-            peers.retain(|(_, peer), waits| *peer != of.peer || waits.process != of.process);
+            peers.retain(|(_, peer), waits| {
+                let same = *peer == of.peer && waits.process == of.process && waits.measured.is_none();
+                if same {
+                    (awaited, longest_ns) = (waits.awaited.max(awaited), waits.longest_ns.max(longest_ns));
+                }
+                !same
+            });
         }
         let waits = peers.entry((of.pid, of.peer.clone())).or_default();
+        (waits.awaited, waits.longest_ns) = (waits.awaited.max(awaited), waits.longest_ns.max(longest_ns));
         waits.process.clone_from(&of.process);
         (waits.ns, waits.answers, waits.unanswered) = (of.first.sum_ns, of.exchanges(), of.unanswered);
-        waits.measured = Some(of.awaited_ns as f64 / run.requests_watched_ns() as f64);
-        waits.for_work = served::waits_for_work(of);
+        // Of several processes it is the sum.
+        let processes = of.processes.max(1) as f64;
+        waits.measured = Some(of.awaited_ns as f64 / processes / run.requests_watched_ns() as f64);
+        waits.for_work = served::waits_for_work(of, |answers| answers.sum_ns);
         waits.who = of.who();
     }
     let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
@@ -365,7 +375,7 @@ mod tests {
         let [asked, _] = &mut requests.peers[..] else { panic!() };
         (asked.pid, asked.process, asked.processes) = (6, "app".into(), 4);
         asked.peer = "10.0.0.2:80".into();
-        (asked.first.sum_ns, asked.awaited_ns) = (9_000_000_000, 9_000_000_000);
+        (asked.first.sum_ns, asked.awaited_ns) = (36_000_000_000, 36_000_000_000);
         run.requests = Some(requests);
         let processes = &mut run.vitals.as_mut().unwrap().processes;
         processes[0].process = "app".into();

@@ -23,7 +23,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 The process was found in state T or t of `/proc/PID/stat` at least twice: SIGSTOP, SIGTSTP or SIGTTIN stopped it, or a debugger held
 it. It does nothing until SIGCONT comes, or the debugger lets it go. Where it was stopped for half of the time and more, what its
-threads waited for meanwhile is not told.
+threads waited for is not told; less than a tenth is a note.
 
 `kill -CONT PID` lets it go on; `grep TracerPid /proc/PID/status` names the debugger.",
 };
@@ -37,7 +37,11 @@ fn finding(of: &ProcessVitals) -> Finding {
     let share = of.stopped as f64 / of.samples.max(1) as f64;
     Finding {
         rule: RULE.name,
-        severity: if 2 * of.stopped >= of.samples { Severity::Critical } else { Severity::Warning },
+        severity: match of.stopped as f64 / of.samples.max(1) as f64 {
+            share if share >= 0.5 => Severity::Critical,
+            share if share >= 0.1 => Severity::Warning,
+            _ => Severity::Info,
+        },
         bottleneck: Bottleneck::Process,
         process: ProcessName { pid: of.pid, name: of.process.clone() },
         subject: String::new(),
@@ -49,7 +53,11 @@ fn finding(of: &ProcessVitals) -> Finding {
             of.stopped,
             of.samples
         ),
-        advice: format!("`kill -CONT {0}`; `grep TracerPid /proc/{0}/status` names a debugger", of.pid),
+        advice: match 2 * of.stopped >= of.samples {
+            true => format!("`kill -CONT {0}`; `grep TracerPid /proc/{0}/status` names a debugger", of.pid),
+            false => "it went on: look for who stops it (a debugger, job control, a tool that takes cores)"
+                .to_owned(),
+        },
         cost: Cost { ns: (of.span_ns as f64 * share) as u64, share_of_wall: share, ..Cost::default() },
         evidence: Vec::new(),
         details: BTreeMap::from([("stopped", json!(of.stopped)), ("looks", json!(of.samples))]),

@@ -200,8 +200,11 @@ impl Joined {
             // Who is asked through a Unix socket is waited for as at a pipe.
             let pipe_ns = if asked.is_empty() { blocked(WaitCause::Pipe) } else { 0 };
             breakdown.process_ns = blocked(WaitCause::Child) + pipe_ns;
-            // Another thread may hand over the answers that it asked for.
-            breakdown.park_ns = blocked(WaitCause::Park).saturating_sub(breakdown.awaiting_ns);
+            // Another thread may hand over the answers that it asked for; what it waited for itself was none of these.
+            let itself_ns =
+                [WaitCause::Network, WaitCause::Pipe, WaitCause::Poll].map(blocked).iter().sum::<u64>();
+            let handed_over_ns = breakdown.awaiting_ns.saturating_sub(itself_ns);
+            breakdown.park_ns = blocked(WaitCause::Park).saturating_sub(handed_over_ns);
         }
         breakdown.settle();
         Some(breakdown)

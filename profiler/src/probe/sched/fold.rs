@@ -320,6 +320,7 @@ impl Scheduler {
             .iter()
             .filter(|state| {
                 WaitCause::from_number(state.cause).unwrap_or(WaitCause::Unknown) == WaitCause::Lock
+                    && abi::class(state.syscall) == SyscallClass::Futex as u8
                     && records::is_blocked(state, &records::schedstat(self.networks.proc_root(), state))
             })
             .map(|state| Waiter {
@@ -503,9 +504,7 @@ impl Scheduler {
                 None => format!("futex {argument:#x}"),
             });
         }
-        let takes_descriptor = [SyscallClass::Descriptor, SyscallClass::Disk, SyscallClass::Accept]
-            .into_iter()
-            .any(|with| with as u8 == class);
+        let takes_descriptor = abi::TAKES_DESCRIPTOR.into_iter().any(|with| with as u8 == class);
         if !takes_descriptor || argument >= MAX_DESCRIPTOR || self.lookups >= MAX_LOOKUPS {
             return None;
         }

@@ -10,16 +10,10 @@ use crate::{model::syscall::ErrorStorm, probe::ended::too_light};
 const MIN_CALLS_PER_SECOND: f64 = 100.0;
 
 /// Errors that say "not now" or "not here", and that programs ask for.
-pub const EXPECTED: [i32; 13] = [
+pub const EXPECTED: [i32; 8] = [
     libc::EAGAIN,
     libc::EINPROGRESS,
     libc::ENOENT,
-    // No folder on the way, no terminal, no place to seek to, no attribute: programs find out what something is like that.
-    libc::ENOTDIR,
-    libc::ENOTTY,
-    libc::ESPIPE,
-    libc::ENODATA,
-    libc::EOPNOTSUPP,
     libc::EINTR,
     // As the kernel tells itself that a call is to be repeated after a signal: include/linux/errno.h.
     512,

@@ -80,7 +80,7 @@ fn fed() -> (u32, ProcessTable, Feeder<Fake>) {
 
 #[test]
 fn this_very_process_gets_tables_and_gives_them_back() {
-    let (me, _, mut feeder) = fed();
+    let (me, processes, mut feeder) = fed();
     let place = feeder.sink.processes[&me];
     let here = this_very_process_gets_tables_and_gives_them_back as *const () as u64;
     let mappings: Vec<Mapping> =
@@ -89,8 +89,13 @@ fn this_very_process_gets_tables_and_gives_them_back() {
     let found = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&here)).unwrap();
     assert!(here.wrapping_add(found.to_table) >> BUCKET_SHIFT < found.buckets.into());
 
+    assert!(feeder.unused(&processes).is_empty());
+    let in_kernel = feeder.processes.remove(&me).unwrap();
+    assert!(feeder.unused(&processes).is_empty(), "it waits for others");
+    feeder.processes.insert(me, in_kernel);
     feeder.forget(me);
-    feeder.evict_unused().unwrap();
+    let unused = feeder.unused(&processes);
+    feeder.evict(&unused).unwrap();
     assert!(feeder.sink.processes.is_empty() && feeder.sink.tables.is_empty());
     assert_eq!(feeder.free_indices.len(), MAX_TABLES);
 }

@@ -9,6 +9,7 @@ use crate::detect::{
 use crate::model::{
     module::{Language, ModuleKind},
     stack::Module,
+    wait::ThreadTime,
 };
 
 #[test]
@@ -98,16 +99,19 @@ fn waits_for_threads_are_told_in_words() {
         waits(1, WaitCause::Lock),
         (Bottleneck::Lock, "waiting for a lock that another thread held, in onRequest (app.c:7)".into())
     );
-    // Who polls otherwise and parks is a worker.
-    let mut found = |wait: &str, cause: WaitCause| {
+    // Who polls otherwise, and mostly parks, is a worker.
+    let mut found = |wait: &str, cause: WaitCause, parked: u64| {
         let blocking = run.blocking.as_mut().unwrap();
         blocking.loops.iter_mut().for_each(|of| of.wait = wait.into());
+        let thread = blocking.stalls[0].thread;
+        let blocked = vec![(WaitCause::Park, parked), (WaitCause::Poll, 10)];
+        blocking.threads = vec![ThreadTime { thread, blocked, ..ThreadTime::default() }];
         blocking.stalls[0].blocked[0].0 = cause;
         blocking.stalls[0].blocks[0].cause = cause;
         check(&run, &Overrides::default().of(&RULE)).len()
     };
-    assert_eq!([found("epoll_wait", WaitCause::Park), found("poll", WaitCause::Park)], [1, 0]);
-    assert_eq!(found("poll", WaitCause::Lock), 1);
+    assert_eq!([found("epoll_wait", WaitCause::Park, 20), found("poll", WaitCause::Park, 20)], [1, 0]);
+    assert_eq!([found("poll", WaitCause::Park, 5), found("poll", WaitCause::Lock, 20)], [1, 1]);
 }
 
 #[test]
