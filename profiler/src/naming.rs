@@ -72,7 +72,7 @@ pub fn run(
                 process: tables.process_name(key.thread).to_owned(),
                 thread_name: tables.thread_name(key.thread).to_owned(),
                 frames: if kind == CPU { frames(&names, key.stack) } else { waiting(&names, key.stack) },
-                end: tables.stack(key.stack).end,
+                end: tables.stacks.end(key.stack),
                 weight,
                 cause: key.cause,
             })

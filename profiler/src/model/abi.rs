@@ -202,9 +202,12 @@ pub static CLASS_TABLE: LazyLock<[u8; MAX_SYSCALLS]> = LazyLock::new(|| {
     classes
 });
 
-/// Classes of calls whose first argument is a descriptor, most of them.
-pub const TAKES_DESCRIPTOR: [SyscallClass; 4] =
-    [SyscallClass::Descriptor, SyscallClass::Disk, SyscallClass::Accept, SyscallClass::Lock];
+/// Whether a call is of a class whose first argument is a descriptor, of most of them.
+pub fn takes_descriptor(number: i32) -> bool {
+    const CLASSES: [SyscallClass; 4] =
+        [SyscallClass::Descriptor, SyscallClass::Disk, SyscallClass::Accept, SyscallClass::Lock];
+    CLASSES.into_iter().any(|of| of as u8 == class(number))
+}
 
 /// Whether it is poll or ppoll: an array of descriptors, and how many.
 pub fn is_poll(number: i32) -> bool {

@@ -157,13 +157,18 @@ pub struct Exchanges {
     pub routes: Vec<Route>,
 }
 
+/// A program, and its process where it is one of it.
+pub fn who(process: &str, pid: u32, processes: u64) -> String {
+    match processes {
+        0 | 1 => format!("{process} (pid {pid})"),
+        n => format!("{process} ({n} processes)"),
+    }
+}
+
 impl Exchanges {
     /// The program, and its process where it is one.
     pub fn who(&self) -> String {
-        match self.processes {
-            0 | 1 => format!("{} (pid {})", self.process, self.pid),
-            n => format!("{} ({n} processes)", self.process),
-        }
+        who(&self.process, self.pid, self.processes)
     }
 
     /// Exchanges that were counted.

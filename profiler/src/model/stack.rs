@@ -83,6 +83,11 @@ impl Stacks {
         Some(Stack { frames, kernel_frames: *kernel_frames, end: *end })
     }
 
+    /// How the user's part of the stack of a number ends.
+    pub fn end(&self, id: StackId) -> StackEnd {
+        self.stacks.get_index(id.0 as usize).map_or(StackEnd::None, |stack| stack.end)
+    }
+
     /// The outermost frame of the stack of a number.
     pub fn outermost(&self, id: StackId) -> Option<Frame> {
         Some(self.frames[*self.stacks.get_index(id.0 as usize)?.frames.last()? as usize])
@@ -234,7 +239,7 @@ mod tests {
             let id = StackId(index as u32);
             assert_eq!(stacks.insert(stack), (id, false));
             assert_eq!(stacks.find(stack), Some(id));
-            assert_eq!(stacks.get(id).as_ref(), Some(stack));
+            assert_eq!((stacks.get(id).as_ref(), stacks.end(id)), (Some(stack), stack.end));
             assert_eq!(stacks.outermost(id), stack.frames.last().copied());
         }
         assert_eq!(stacks.get(StackId(all.len() as u32)), None);

@@ -78,12 +78,10 @@ fn finding(of: &ProcessVitals, children_ns: u64, share: f64, values: &Values<'_>
         [] => "profile them too: --follow".to_owned(),
         pids => format!("profile them: {}", pids.join(" ")),
     };
+    let process = ProcessName { pid: of.pid, name: of.process.clone() };
+    let subject = of.children.first().map_or_else(String::new, |child| child.process.clone());
     Finding {
-        rule: RULE.name,
         severity: if share * 100.0 >= values.get(&WARNING) { Severity::Warning } else { Severity::Info },
-        bottleneck: Bottleneck::Process,
-        process: ProcessName { pid: of.pid, name: of.process.clone() },
-        subject: of.children.first().map_or_else(String::new, |child| child.process.clone()),
         title: format!(
             "children of {} (pid {}) used {:.0} % of one CPU and were not profiled: {busiest}",
             of.process,
@@ -92,8 +90,8 @@ fn finding(of: &ProcessVitals, children_ns: u64, share: f64, values: &Values<'_>
         ),
         advice,
         cost: Cost { ns: children_ns, share_of_wall: share.min(1.0), ..Cost::default() },
-        evidence: Vec::new(),
         details: BTreeMap::from([("children_cpu_ns", json!(children_ns)), ("children", json!(of.children))]),
+        ..Finding::warning(RULE.name, Bottleneck::Process, process, subject)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
         cause::WaitCause,
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
         report::{ProfileStack, Run},
+        request::who,
         stack::ThreadKey,
         syscall::WaitKind,
         units::{thousands, time},
@@ -75,8 +76,8 @@ too, if answers come sooner than the second threshold.",
 #[derive(Default)]
 struct Waits {
     process: String,
-    /// As told, where that is known.
-    who: String,
+    /// How many of them ask, where that is known.
+    processes: u64,
     /// Time to all answers, and their number: with system calls.
     ns: u64,
     answers: u64,
@@ -148,7 +149,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let processes = of.processes.max(1) as f64;
         waits.measured = Some(of.awaited_ns as f64 / processes / run.requests_watched_ns() as f64);
         waits.for_work = served::waits_for_work(of, |answers| answers.sum_ns);
-        waits.who = of.who();
+        waits.processes = of.processes;
     }
     let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
     found.chain(names(run, values)).collect()
@@ -262,7 +263,7 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
         title: format!(
             "{:.0} % of the time {} waits for {peer}: {how}{but}",
             100.0 * share,
-            if waits.who.is_empty() { format!("{} (pid {pid})", waits.process) } else { waits.who.clone() }
+            who(&waits.process, pid, waits.processes)
         ),
         advice: advice.to_owned(),
         // Who waits for work has none.

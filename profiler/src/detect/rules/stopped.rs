@@ -35,32 +35,29 @@ fn check(run: &Run, _: &Values<'_>) -> Vec<Finding> {
 
 fn finding(of: &ProcessVitals) -> Finding {
     let share = of.stopped as f64 / of.samples.max(1) as f64;
-    Finding {
-        rule: RULE.name,
-        severity: match of.stopped as f64 / of.samples.max(1) as f64 {
-            share if share >= 0.5 => Severity::Critical,
-            share if share >= 0.1 => Severity::Warning,
-            _ => Severity::Info,
-        },
-        bottleneck: Bottleneck::Process,
-        process: ProcessName { pid: of.pid, name: of.process.clone() },
-        subject: String::new(),
-        title: format!(
-            "{} (pid {}) {} stopped by a signal or a debugger: so it was in {} of {} looks",
-            of.process,
-            of.pid,
-            if 2 * of.stopped >= of.samples { "is" } else { "was" },
-            of.stopped,
-            of.samples
+    let (severity, is, advice) = match share {
+        share if share >= 0.5 => (
+            Severity::Critical,
+            "is",
+            format!("`kill -CONT {0}`; `grep TracerPid /proc/{0}/status` names a debugger", of.pid),
         ),
-        advice: match 2 * of.stopped >= of.samples {
-            true => format!("`kill -CONT {0}`; `grep TracerPid /proc/{0}/status` names a debugger", of.pid),
-            false => "it went on: look for who stops it (a debugger, job control, a tool that takes cores)"
-                .to_owned(),
-        },
+        share => (
+            if share >= 0.1 { Severity::Warning } else { Severity::Info },
+            "was",
+            "it went on: look for who stops it (a debugger, job control, a tool that takes cores)".to_owned(),
+        ),
+    };
+    let process = ProcessName { pid: of.pid, name: of.process.clone() };
+    Finding {
+        severity,
+        title: format!(
+            "{} (pid {}) {is} stopped by a signal or a debugger: so it was in {} of {} looks",
+            of.process, of.pid, of.stopped, of.samples,
+        ),
+        advice,
         cost: Cost { ns: (of.span_ns as f64 * share) as u64, share_of_wall: share, ..Cost::default() },
-        evidence: Vec::new(),
         details: BTreeMap::from([("stopped", json!(of.stopped)), ("looks", json!(of.samples))]),
+        ..Finding::warning(RULE.name, Bottleneck::Process, process, String::new())
     }
 }
 

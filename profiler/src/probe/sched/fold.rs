@@ -504,8 +504,7 @@ impl Scheduler {
                 None => format!("futex {argument:#x}"),
             });
         }
-        let takes_descriptor = abi::TAKES_DESCRIPTOR.into_iter().any(|with| with as u8 == class);
-        if !takes_descriptor || argument >= MAX_DESCRIPTOR || self.lookups >= MAX_LOOKUPS {
+        if !abi::takes_descriptor(syscall) || argument >= MAX_DESCRIPTOR || self.lookups >= MAX_LOOKUPS {
             return None;
         }
         self.lookups += 1;

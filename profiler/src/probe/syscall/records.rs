@@ -131,8 +131,7 @@ pub fn arguments(call: &SlowCall, redact: &Redact, descriptor: impl FnOnce(u64) 
     if class == SyscallClass::Futex as u8 {
         return format!("futex {:#x}", call.args[0]);
     }
-    let takes_descriptor = abi::TAKES_DESCRIPTOR.into_iter().any(|with| with as u8 == class);
-    if !takes_descriptor || call.args[0] >= MAX_DESCRIPTOR {
+    if !abi::takes_descriptor(number) || call.args[0] >= MAX_DESCRIPTOR {
         return String::new();
     }
     let mut text = format!("fd {}", call.args[0]);
