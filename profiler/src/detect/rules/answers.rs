@@ -169,15 +169,19 @@ fn queueing(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         Some(Finding {
             severity: Severity::Warning,
             title: format!(
-                "requests at {} lie unread for up to {} (p99) before {} (pid {}) takes them: {:.0} % of their time",
+                "requests at {} lie unread for up to {} (p99) before {} takes them: {:.0} % of their time",
                 peer.peer,
                 time(queued.p99_ns),
-                peer.process,
-                peer.pid,
+                peer.who(),
                 100.0 * share
             ),
             advice: "see what the threads that read do meanwhile: stalls, hot functions, waits".to_owned(),
-            ..finding(&QUEUEING, peer, None, vec![("queued_p99_ns", json!(queued.p99_ns)), ("share", json!(share))])
+            ..finding(
+                &QUEUEING,
+                peer,
+                None,
+                vec![("queued_p99_ns", json!(queued.p99_ns)), ("share", json!(share))],
+            )
         })
     });
     found.collect()
@@ -216,10 +220,9 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         Some(Finding {
             severity,
             title: format!(
-                "{} of {} (pid {}) takes {} and more for one in ten of {}{most}",
+                "{} of {} takes {} and more for one in ten of {}{most}",
                 if route.operation.is_empty() { "an answer" } else { &route.operation },
-                peer.process,
-                peer.pid,
+                peer.who(),
                 time(first.p90_ns),
                 thousands(first.count),
             ),
@@ -326,6 +329,10 @@ mod tests {
             (peer.queued.p99_ns, peer.queued.sum_ns) = (120 * MS, peer.whole.sum_ns);
         });
         assert!(late[0].1.contains("120 ms (p99)") && late[0].1.contains("50 % of their time"), "{late:?}");
+        let pool = found(&QUEUEING, |peer| {
+            (peer.queued.p99_ns, peer.queued.sum_ns, peer.processes) = (120 * MS, peer.whole.sum_ns, 4);
+        });
+        assert!(pool[0].1.contains("(4 processes) takes them"), "{pool:?}");
     }
 
     #[test]

@@ -85,9 +85,9 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         Some(Finding {
             severity: if mean_ns >= routes::SOON_NS { Severity::Warning } else { Severity::Info },
             title: format!(
-                "each request at {} of {} (pid {pid}), {} on average, opens {each:.0} files: {} a second",
+                "each request at {} of {}, {} on average, opens {each:.0} files: {} a second",
                 most.peer,
-                most.process,
+                most.who(),
                 time(mean_ns),
                 per_second(each_second)
             ),

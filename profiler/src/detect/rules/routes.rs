@@ -131,9 +131,9 @@ fn sequence_by_numbers(run: &Run, pid: u32, values: &Values<'_>) -> Option<Findi
     }
     let peers: Vec<String> = asked.iter().take(3).map(|of| of.peer.clone()).collect();
     let title = format!(
-        "requests at {} of {} (pid {pid}) await {each:.1} answers each, one after the other, for {:.0} % of their {}: {}",
+        "requests at {} of {} await {each:.1} answers each, one after the other, for {:.0} % of their {}: {}",
         most.peer,
-        most.process,
+        most.who(),
         100.0 * at_once.min(1.0),
         time(mean_ns),
         peers.join(", "),
