@@ -166,6 +166,38 @@ fn processes_are_chosen_by_name() {
     }
 }
 
+/// Of a cgroup of version 1 the members of now are profiled, and their children.
+#[test]
+fn a_cgroup_of_version_1_is_a_target() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let mounted = tempfile::tempdir().unwrap();
+    let at = mounted.path().to_str().unwrap();
+    let options = ["-t", "cgroup", "-o", "none,name=profiler-test", "none", at];
+    if !Command::new("mount").args(options).stderr(Stdio::null()).status().is_ok_and(|done| done.success()) {
+        machine_has_no("cgroup of version 1 that can be mounted");
+        return;
+    }
+    let group = mounted.path().join("group");
+    std::fs::create_dir(&group).unwrap();
+    let path = group.to_str().unwrap();
+    let empty = Command::new(PROFILER).args(["--cgroup", path, "-d", "1s"]).output().unwrap();
+    let inside =
+        Running::start(Command::new(workload("split", FRAME_POINTERS)).arg("60").stdout(Stdio::null()));
+    std::fs::write(group.join("cgroup.procs"), inside.pid()).unwrap();
+    let profile = profile(&["--cgroup", path, "-F", "499", "-d", "2s"]);
+    let pid = u64::from(inside.0.id());
+    drop(inside);
+    let removed = std::fs::remove_dir(&group);
+    assert!(Command::new("umount").arg(at).status().unwrap().success());
+    let pids: Vec<u64> =
+        profile.list("threads").iter().map(|thread| thread["pid"].as_u64().unwrap()).collect();
+    assert_eq!(pids, [pid]);
+    assert_eq!(empty.status.code(), Some(3), "{}", String::from_utf8_lossy(&empty.stderr));
+    removed.unwrap();
+}
+
 /// A cgroup of our own, where the machine lets us make one.
 #[test]
 fn a_cgroup_is_a_target() {

@@ -218,3 +218,46 @@ while True:
         assert!((8.5..9.5).contains(&(much / little)), "{interpreter}: {much} to {little}, not 9 to 1");
     }
 }
+
+/// Who has been asleep since before the run, and wakes up never, is where its own functions say: in each thread.
+#[test]
+fn who_sleeps_throughout_has_functions() {
+    let interpreters = interpreters();
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    const SCRIPT: &str = "import os, threading
+def reads(): os.read(0, 1)
+def waits(): reads()
+def locked(): lock.acquire()
+lock = threading.Lock()
+lock.acquire()
+threading.Thread(target=locked, daemon=True).start()
+print('ready', flush=True)
+waits()";
+    for interpreter in interpreters {
+        let mut command = Command::new(&interpreter);
+        command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut python = Running::start(&mut command);
+        let _out = python.ready();
+        python.sleeps_in("pipe_read");
+        let profile = profile(&["--pid", &python.pid(), "-d", "1s", "--alloc", "off"]);
+        let stacks = profile.0["offcpu"]["stacks"].as_array().unwrap();
+        let of_script: Vec<Vec<&str>> = stacks
+            .iter()
+            .map(|stack| {
+                let python = frames(&profile, stack).into_iter().filter(|(_, line)| line.is_some());
+                python.map(|(name, _)| name).take(2).collect()
+            })
+            .collect();
+        for wanted in [["reads", "waits"], ["locked", "run"]] {
+            assert!(
+                of_script
+                    .iter()
+                    .any(|of| of[..] == wanted || of.last() == Some(&"Thread.run") && of[0] == wanted[0]),
+                "{}: {wanted:?} is not in {of_script:?}",
+                interpreter.display()
+            );
+        }
+    }
+}

@@ -324,3 +324,23 @@ fn compiled_java_is_named() {
     let unnamed: u64 = jit.map(|of| of["self_samples"].as_u64().unwrap()).sum();
     assert!(unnamed * 50 < profile.number("samples"), "{unnamed}");
 }
+
+/// Who has been asleep since before the run, and wakes up never, is where its own functions say.
+#[test]
+fn who_sleeps_throughout_has_functions() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    const SCRIPT: &str = "function locks() { Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0); }
+function waits() { locks(); }
+console.log('ready'); waits();";
+    let mut command = Command::new(which("node").unwrap());
+    let mut node = Running::start(command.args(["-e", SCRIPT]).stdout(Stdio::piped()));
+    let _out = node.ready();
+    node.sleeps_in("futex");
+    let profile = common::profile(&["--pid", &node.pid(), "-d", "1s", "--alloc", "off"]);
+    let (functions, ns) = profile.waited_longest(node.0.id());
+    assert!(ns >= 900_000_000, "{ns}: {functions:?}");
+    let own: Vec<&str> = functions.iter().copied().filter(|name| ["locks", "waits"].contains(name)).collect();
+    assert_eq!(own, ["locks", "waits"], "{functions:?}");
+}

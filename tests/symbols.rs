@@ -108,6 +108,13 @@ fn go_programs_have_names_and_lines_without_symbols() {
     assert!(profile.total_percent("main.hotLoop") > 80.0, "{:?}", &profile.list("hotspots")[..3]);
     let hot = profile.list("hotspots").iter().find(|of| of["function"] == "main.hotLoop").unwrap();
     assert!(hot["location"].as_str().unwrap().contains("hot.go:"), "{hot}");
+    // They are followed by frame pointers, to the start of their goroutine.
+    let whole = profile.list("stacks").iter().filter(|stack| {
+        let names = profile.functions(stack);
+        stack["end"] == "complete" && names.ends_with(&["runtime.main", "runtime.goexit"])
+    });
+    let whole: u64 = whole.map(|stack| stack["samples"].as_u64().unwrap()).sum();
+    assert!(whole * 10 >= profile.number("samples") * 6, "{whole}: {}", profile.0["user_stacks"]);
 }
 
 fn get(port: u16, path: &str) -> Option<String> {

@@ -450,9 +450,22 @@ pub fn step<A: Arch, M: Memory>(registers: &mut Registers, rule: &Rule, memory: 
 
 /// Steps from a frame to its caller by the frame pointer, for code without unwind information that keeps one
 /// (compiled at run time, assembly). On anything but [`Step::Continue`] the registers are unchanged.
+///
+/// The first function of a stack is called with zero there (System V ABI, AMD64, 3.4.1; goroutines keep to it, too), so a
+/// frame that has called another, `calls`, is the outermost if its own is zero. A caller that keeps no frame pointer may have
+/// anything in that register. So where what was saved cannot be the caller's, the return address decides: `is_code` says
+/// whether an instruction is in a file's code.
 #[inline(always)]
-pub fn step_frame_pointer<A: Arch, M: Memory>(registers: &mut Registers, memory: &M) -> Step {
+pub fn step_frame_pointer<A: Arch, M: Memory>(
+    registers: &mut Registers,
+    memory: &M,
+    calls: bool,
+    is_code: impl FnOnce(u64) -> bool,
+) -> Step {
     let fp = registers.fp;
+    if fp == 0 && calls {
+        return Step::End;
+    }
     if fp & 7 != 0 || fp < registers.sp || fp == 0 {
         return Step::Stop(StopReason::NoProgress);
     }
@@ -464,7 +477,7 @@ pub fn step_frame_pointer<A: Arch, M: Memory>(registers: &mut Registers, memory:
         return Step::End;
     }
     // Zero marks the outermost frame that has a frame pointer.
-    if caller_fp != 0 && caller_fp <= fp {
+    if caller_fp != 0 && caller_fp <= fp && !is_code(return_address.wrapping_sub(1)) {
         return Step::Stop(StopReason::NoProgress);
     }
     registers.ip = return_address;

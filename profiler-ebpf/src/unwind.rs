@@ -282,7 +282,9 @@ pub extern "C" fn unwind_frame(walk: *mut Walk) -> u32 {
         if walk.process.runtimes & V8 != 0 && known.at & 7 == 0 && known.at >= walk.registers.sp {
             known.words = runtime::v8::note_frame(walk);
         }
-        match step_frame_pointer::<Native, _>(&mut walk.registers, &known) {
+        let process = walk.process;
+        let is_code = |address| find_mapping(process, address).end != 0;
+        match step_frame_pointer::<Native, _>(&mut walk.registers, &known, exact == 0, is_code) {
             Step::Stop(_) if walk.mapping.end == 0 => Step::Stop(StopReason::NoTable),
             Step::Stop(_) => Step::Stop(StopReason::NoRow),
             other => other,

@@ -167,7 +167,7 @@ pub struct ProfileArgs {
     /// Profile every process of this name, those started later too
     #[arg(long, value_name = "NAME", group = "target")]
     pub comm: Option<String>,
-    /// Profile the processes of a cgroup (v2) and of those below it: a path, the name of a systemd unit, or the id of a container
+    /// Profile the processes of a cgroup and of those below it: a path, the name of a systemd unit, or the id of a container
     /// (8 digits and more)
     #[arg(long, value_name = "CGROUP", group = "target")]
     pub cgroup: Option<PathBuf>,

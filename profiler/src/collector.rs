@@ -40,7 +40,7 @@ use crate::{
         notice::{Event, Notice},
         target::{Target, comm},
         targets::{Followed, Targets},
-        usage::{Usage, raise_file_limit},
+        usage::{self, Usage, raise_file_limit},
     },
     recording::load::write_snapshot,
     resolve::Resolver,
@@ -77,6 +77,8 @@ pub struct Collector {
     stopped_ns: Option<u64>,
     interval_ns: u64,
     usage_at_start: Usage,
+    /// Of all time before the run, ns.
+    stolen_at_start_ns: u64,
     usage_at_stop: Option<Usage>,
 }
 
@@ -170,6 +172,7 @@ impl Collector {
         probes: Vec<Running>,
     ) -> Collector {
         let now_ns = resolver.clock.now_ns();
+        let stolen_at_start_ns = usage::stolen_ns(&resolver.proc_root);
         Collector {
             meta,
             kernel,
@@ -182,6 +185,7 @@ impl Collector {
             stopped_ns: None,
             interval_ns: now_ns,
             usage_at_start: Usage::now(),
+            stolen_at_start_ns,
             usage_at_stop: None,
         }
     }
@@ -374,6 +378,7 @@ impl Collector {
         let tables = &self.resolver.tables;
         Accounts {
             duration_ns: self.elapsed().as_nanos() as u64,
+            targets_ended: self.targets.have_ended(),
             samples_taken: self.kernel.tallied(Tally::SamplesTaken),
             losses,
             probes: costs
@@ -386,6 +391,7 @@ impl Collector {
             agent_cpu_ns,
             agent_setup_cpu_ns: now.cpu_ns - agent_cpu_ns,
             agent_peak_rss_bytes: now.peak_rss_bytes,
+            stolen_ns: usage::stolen_ns(&self.resolver.proc_root).saturating_sub(self.stolen_at_start_ns),
         }
     }
 

@@ -13,9 +13,11 @@ pub enum Error {
     #[error("no running process is named '{0}'; `ps -eo comm` lists names (15 characters at most)")]
     NoSuchComm(String),
     #[error(
-        "{0} is no cgroup v2 directory, and no systemd unit or container is called so; `systemd-cgls` lists them"
+        "{0} is no directory of a cgroup, and no systemd unit or container is called so; `systemd-cgls` lists them"
     )]
     NoSuchCgroup(PathBuf),
+    #[error("cgroup {} has no processes; in one of version 1 nothing tells of those that come later", .0.display())]
+    EmptyCgroup(PathBuf),
     #[error("several cgroups are called {name}: {}; give the path of one", list(paths))]
     ManyCgroups { name: String, paths: Vec<PathBuf> },
     #[error("cannot start {command}: {reason}")]
@@ -68,6 +70,7 @@ impl Error {
             Error::NoSuchPid(_)
             | Error::NoSuchComm(_)
             | Error::NoSuchCgroup(_)
+            | Error::EmptyCgroup(_)
             | Error::ManyCgroups { .. } => 3,
             Error::MissingRights { .. } => 4,
             Error::KernelUnsupported(_) => 5,

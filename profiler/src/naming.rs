@@ -45,55 +45,97 @@ pub fn run(
     let stacks: FxHashSet<StackId> = stacks.collect();
     let (mut names, mut index) = name(&stacks, tables, symbolizer, detail);
     name_regular_expressions(&mut names, &stacks, tables, &mut index);
-    let frames = |names: &Names, stack: StackId| -> Vec<usize> {
-        let all = tables.stack(stack).frames;
-        outside_profiler(names, all.iter().map(|frame| index[frame].0).collect())
-    };
-    let waiting = |names: &Names, stack| without_probe(names, frames(names, stack));
-    let listed = listed.into_iter().map(|stack| (stack, waiting(&names, stack)));
-    names.stacks = sites.map(|stack| (stack, frames(&names, stack))).chain(listed).collect();
+    let mut shared =
+        Shared { names: &names, tables, index: &index, frames: [(); 2].map(|()| FxHashMap::default()) };
+    let listed = listed.into_iter().map(|stack| (stack, true));
+    let by_id = sites.map(|stack| (stack, false)).chain(listed);
+    let by_id = by_id.map(|(stack, waits)| (stack, shared.frames(stack, waits))).collect();
+    let sampled = shared.stacks(CPU, &cpu);
+    let others = [
+        (OFF_CPU, off_cpu),
+        (SYSCALLS, in_calls),
+        (ALLOC, memory.as_ref().map(live)),
+        (FAULTS, memory.as_ref().map(faults)),
+    ];
+    let others = others.map(|(kind, of)| of.map(|of| (kind, shared.stacks(kind, &of), of.total, of.span_ns)));
     let unnamed = cpu
         .entries
         .iter()
         .filter(|(key, _)| tables.stack(key.stack).frames.iter().any(|frame| !index[frame].1));
     accounts.losses.set(Loss::SymbolMissing, unnamed.map(|(_, weight)| weight).sum());
 
+    names.stacks = by_id;
     let names = Rc::new(names);
-    let profile = |kind, snapshot: &Snapshot| Profile {
+    let profile = |kind, stacks, total, span_ns| Profile {
         kind,
         meta: meta.clone(),
         accounts: accounts.clone(),
         names: Rc::clone(&names),
-        stacks: snapshot
-            .entries
-            .iter()
-            .map(|&(key, weight)| ProfileStack {
-                thread: key.thread,
-                process: tables.process_name(key.thread).to_owned(),
-                thread_name: tables.thread_name(key.thread).to_owned(),
-                frames: if kind == CPU { frames(&names, key.stack) } else { waiting(&names, key.stack) },
-                end: tables.stacks.end(key.stack),
-                weight,
-                cause: key.cause,
-            })
-            .collect(),
-        total: snapshot.total,
-        span_ns: snapshot.span_ns,
+        stacks,
+        total,
+        span_ns,
     };
+    let [off_cpu, in_calls, heap, faults] =
+        others.map(|of| of.map(|(kind, stacks, total, span_ns)| profile(kind, stacks, total, span_ns)));
     Run {
-        cpu: profile(CPU, &cpu),
-        off_cpu: off_cpu.map(|snapshot| profile(OFF_CPU, &snapshot)),
-        in_calls: in_calls.map(|snapshot| profile(SYSCALLS, &snapshot)),
-        heap: memory.as_ref().map(|memory| profile(ALLOC, &live(memory))),
-        faults: memory.as_ref().map(|memory| profile(FAULTS, &faults(memory))),
+        cpu: profile(CPU, sampled, cpu.total, cpu.span_ns),
+        off_cpu,
         blocking,
+        in_calls,
         calls,
         memory,
+        heap,
+        faults,
         requests,
         findings: Vec::new(),
         verdict: None,
         baseline: None,
         vitals,
+    }
+}
+
+/// Stacks with names, each kept once: most are those of many threads.
+struct Shared<'a> {
+    names: &'a Names,
+    tables: &'a Tables,
+    index: &'a FxHashMap<Frame, (usize, bool)>,
+    /// Of running threads, and of waiting ones.
+    frames: [FxHashMap<StackId, Rc<[usize]>>; 2],
+}
+
+impl Shared<'_> {
+    /// Of a waiting thread without what the kernel calls to run the probe.
+    fn frames(&mut self, stack: StackId, waits: bool) -> Rc<[usize]> {
+        let Shared { names, tables, index, .. } = *self;
+        let make = || {
+            let all = tables.stack(stack).frames;
+            let frames = outside_profiler(names, all.iter().map(|frame| index[frame].0).collect());
+            if waits { without_probe(names, frames) } else { frames }.into()
+        };
+        Rc::clone(self.frames[usize::from(waits)].entry(stack).or_insert_with(make))
+    }
+
+    fn stacks(&mut self, kind: ProfileKind, snapshot: &Snapshot) -> Vec<ProfileStack> {
+        let mut texts: FxHashSet<Rc<str>> = FxHashSet::default();
+        let mut text = |of: &str| {
+            let known = texts.get(of).cloned();
+            known.unwrap_or_else(|| {
+                let new: Rc<str> = of.into();
+                texts.insert(Rc::clone(&new));
+                new
+            })
+        };
+        let tables = self.tables;
+        let each = snapshot.entries.iter().map(|&(key, weight)| ProfileStack {
+            thread: key.thread,
+            process: text(tables.process_name(key.thread)),
+            thread_name: text(tables.thread_name(key.thread)),
+            frames: self.frames(key.stack, kind != CPU),
+            end: tables.stacks.end(key.stack),
+            weight,
+            cause: key.cause,
+        });
+        each.collect()
     }
 }
 

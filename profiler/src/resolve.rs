@@ -223,10 +223,13 @@ impl Resolver {
 
     /// The user stack of a blocked thread, from outside. Its frame pointer is not known: where it is needed before the
     /// stack itself tells it, the stack ends.
-    pub fn stack_at_rest(&mut self, pid: u32, ip: u64, sp: u64) -> Option<StackId> {
+    pub fn stack_at_rest(&mut self, thread: ThreadKey, ip: u64, sp: u64) -> Option<StackId> {
+        let pid = thread.pid;
         let memory = ProcessMemory::open(&self.proc_root, pid)?;
         let registers = Registers { ip, sp, fp: 0, lr: 0 };
-        let (user, entries, end) = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
+        let walked = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
+        let (user, mut entries, end) = walked;
+        entries.extend(self.runtimes.frames_at_rest(thread));
         let mut raw = RawSample { header: SampleHeader::default(), kernel: Vec::new(), user, entries };
         raw.header.pid = pid;
         raw.header.time_ns = self.clock.now_ns();

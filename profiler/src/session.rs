@@ -81,7 +81,21 @@ async fn profile(mut options: Options) -> Result<u8> {
         settings.requests = Requests::On;
     }
     if let Target::Cgroup(asked) = &mut settings.target {
-        *asked = cgroups::find(asked, &limits::cgroup2_mounts(&Path::new(PROC).join("self")))?;
+        let [newer, older] = limits::cgroup_mounts(&Path::new(PROC).join("self"));
+        *asked = cgroups::find(asked, &newer).or_else(|none| cgroups::find(asked, &older).or(Err(none)))?;
+    }
+    if let Target::Cgroup(path) = &settings.target
+        && cgroups::is_version_1(path)
+    {
+        let pids = settings.target.pids_now(Path::new(PROC));
+        if pids.is_empty() {
+            return Err(Error::EmptyCgroup(path.clone()).into());
+        }
+        say!(
+            "profiler: {} is of version 1: its processes of now are followed, and their children",
+            path.display()
+        );
+        settings.target = Target::Pids { pids, follow: true };
     }
     let mut pids = settings.target.initial_pids(Path::new(PROC))?;
     let mut results = Results::open(&options.outputs, !options.command.is_empty())?;
@@ -116,7 +130,7 @@ async fn profile(mut options: Options) -> Result<u8> {
     let mut command = held.map(launch::Held::start).transpose()?;
 
     // Whatever happens from here on, what was measured until then is reported.
-    let mut live = Live::default();
+    let mut live = Live::new(options.overrides.clone());
     let watched = watch(&mut collector, &mut results, &mut live, &options, signals.received()).await;
     signals.written_from_now_on();
     let stopped = collector.stop(&mut results);

@@ -226,6 +226,14 @@ impl Profile {
             .collect()
     }
 
+    /// Functions, innermost first, of where a process's first thread spent most of its time off CPUs, and that time, ns.
+    pub fn waited_longest(&self, pid: u32) -> (Vec<&str>, u64) {
+        let stacks = self.0["offcpu"]["stacks"].as_array().unwrap().iter();
+        let own = stacks.filter(|stack| stack["tid"] == pid);
+        let longest = own.max_by_key(|stack| stack["ns"].as_u64().unwrap()).expect("a stack off CPUs");
+        (self.functions(longest), longest["ns"].as_u64().unwrap())
+    }
+
     /// Every total that the document states in two ways agrees.
     pub fn assert_consistent(&self) {
         let sum = |list: &str, key: &str| -> u64 {

@@ -24,6 +24,14 @@ impl Running {
         self.0.id().to_string()
     }
 
+    /// Waits until its first thread is asleep in a kernel function whose name has this in it.
+    pub fn sleeps_in(&self, function: &str) {
+        let wchan = format!("/proc/{}/wchan", self.0.id());
+        wait_until(&format!("asleep in {function}"), || {
+            std::fs::read_to_string(&wchan).is_ok_and(|name| name.contains(function))
+        });
+    }
+
     /// Waits for the process to print its first line; returns what follows.
     pub fn ready(&mut self) -> BufReader<ChildStdout> {
         let mut out = BufReader::new(self.0.stdout.take().expect("a pipe"));

@@ -1,6 +1,7 @@
 // Stacks that cross a border.
 //   borders signals   handlers within handlers, on a stack above the thread's own: run, raises, first, second, hot
 //   borders fiber     a fiber, whose first function nobody has called: entry, hot
+//   borders compiled  code made at run time, with a frame pointer, called by what has other things to keep there: keeps_other
 // Prints a line, and works until it is killed.
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -77,9 +78,39 @@ static void fibers(void) {
     for (;;) swapcontext(&home, &fiber);
 }
 
+#if defined(__x86_64__)
+// push %rbp; mov %rsp, %rbp; some milliseconds; pop %rbp; ret
+static const unsigned char code[] = {0x55, 0x48, 0x89, 0xe5, 0xb9, 0xc0, 0xc6, 0x2d, 0, 0xff, 0xc9, 0x75, 0xfc, 0x5d, 0xc3};
+
+__asm__(".text\n"
+        ".type keeps_other, @function\n"
+        "keeps_other: .cfi_startproc\n"
+        "push %rbp\n"
+        ".cfi_adjust_cfa_offset 8\n"
+        ".cfi_offset %rbp, -16\n"
+        "mov $5, %ebp\n"
+        "call *%rdi\n"
+        "pop %rbp\n"
+        ".cfi_adjust_cfa_offset -8\n"
+        ".cfi_restore %rbp\n"
+        "ret\n"
+        ".cfi_endproc\n"
+        ".size keeps_other, . - keeps_other\n");
+void keeps_other(void (*called)(void));
+
+static void compiled(void) {
+    unsigned char *jit = mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memcpy(jit, code, sizeof code);
+    for (;;) keeps_other((void (*)(void))jit);
+}
+#else
+static void compiled(void) {}
+#endif
+
 int main(int argc, char **argv) {
     puts("ready");
     fflush(stdout);
     if (argc > 1 && !strcmp(argv[1], "signals")) signals();
+    if (argc > 1 && !strcmp(argv[1], "compiled")) compiled();
     fibers();
 }

@@ -145,16 +145,33 @@ fn a_zero_return_address_is_the_end() {
 
 #[test]
 fn frame_pointers_must_look_like_some() {
-    let memory = words(&[(0x1010, 0), (0x1018, 77), (0x2000, 0x1000), (0x2008, 1), (0x3000, 0), (0x3008, 0)]);
+    let memory = words(&[
+        (0x1010, 0),
+        (0x1018, 77),
+        (0x2000, 0x1000),
+        (0x2008, 1),
+        (0x3000, 0),
+        (0x3008, 0),
+        (0x5000, 3),
+        (0x5008, 77),
+    ]);
     let go = |sp, fp| {
         let mut at = registers(5, sp, fp, 0);
-        (step_frame_pointer::<X86_64, _>(&mut at, &memory), at)
+        (step_frame_pointer::<X86_64, _>(&mut at, &memory, false, |address| address == 76), at)
     };
     assert_eq!(go(0x1000, 0x1010), (Step::Continue, registers(77, 0x1020, 0, 77)));
     assert_eq!(go(0x1000, 0x1011).0, Step::Stop(StopReason::NoProgress));
     assert_eq!(go(0x1018, 0x1010).0, Step::Stop(StopReason::NoProgress));
     assert_eq!(go(0, 0).0, Step::Stop(StopReason::NoProgress));
+    let outermost = step_frame_pointer::<X86_64, _>(&mut registers(5, 0x1000, 0, 0), &memory, true, |_| true);
+    assert_eq!(outermost, Step::End);
     assert_eq!(go(0x1000, 0x2000).0, Step::Stop(StopReason::NoProgress), "the chain goes back");
+    let other = Step::Continue;
+    assert_eq!(
+        go(0x1000, 0x5000),
+        (other, registers(77, 0x5010, 3, 77)),
+        "the caller keeps something else there"
+    );
     assert_eq!(go(0x1000, 0x3000).0, Step::End);
     assert_eq!(go(0x1000, 0x4000).0, Step::Stop(StopReason::Unreadable));
 }
@@ -229,7 +246,7 @@ proptest! {
         let outcome = step::<Aarch64, _>(&mut at, &rule, &Constant(word));
         prop_assert!(outcome == Step::Continue || at == before);
         at = before;
-        let outcome = step_frame_pointer::<X86_64, _>(&mut at, &Constant(word));
+        let outcome = step_frame_pointer::<X86_64, _>(&mut at, &Constant(word), values[3] & 1 == 0, |address| address & 1 == 0);
         prop_assert!(outcome == Step::Continue || at == before);
     }
 

@@ -111,7 +111,7 @@ impl Blocked<'_> {
             cost: Cost { ns: self.total_ns, share_of_wall: self.share.min(1.0), ..Cost::default() },
             evidence: self
                 .stack
-                .map(|stack| Evidence { label: "waiting at", frames: stack.frames.clone(), shown: SHOWN })
+                .map(|stack| Evidence { label: "waiting at", frames: stack.frames.to_vec(), shown: SHOWN })
                 .into_iter()
                 .collect(),
             details: BTreeMap::from([

@@ -51,6 +51,8 @@ const SEVERAL: f64 = 2.0;
 
 /// A request that takes longer is slow, however seldom it comes, ns.
 const SLOW_NS: u64 = 100_000_000;
+/// Requests that all take as long, without work, wait for time to pass: a shorter while may be the network's, ns.
+const TIMED_NS: u64 = 30_000_000;
 /// Requests of one kind that are being answered for so much of the time matter, of wall time.
 const SERVES: f64 = 0.1;
 
@@ -277,7 +279,12 @@ fn too_short(signals: &Signals<'_>) -> Option<Verdict> {
             time(signals.wall_ns)
         );
         Verdict {
-            advice: "look for longer (-d 30s), while the target is slow".to_owned(),
+            advice: if signals.run.cpu.accounts.targets_ended {
+                "it has ended: start it under the profiler (profiler -- COMMAND), with more to do"
+            } else {
+                "look for longer (-d 30s), while the target is slow"
+            }
+            .to_owned(),
             ..signals.verdict(Bottleneck::Unknown, sentence, 0.0)
         }
     })
@@ -414,7 +421,7 @@ fn timed(signals: &Signals<'_>) -> Option<Verdict> {
     // Neither computes, which would be some of the CPU for each in progress, nor awaits others.
     let works = 10.0 * (signals.cpu + served::awaited(run, of.pid)) > in_progress;
     // What takes very long waits for work itself, as who asked for it knows.
-    if !same || works || !(SLOW_NS..served::LONG_POLL_NS).contains(&of.first.p50_ns) {
+    if !same || works || !(TIMED_NS..served::LONG_POLL_NS).contains(&of.first.p50_ns) {
         return None;
     }
     let sentence = format!(

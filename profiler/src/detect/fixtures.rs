@@ -153,7 +153,7 @@ pub fn run_with_findings() -> Run {
             [(2, 2 * S, WaitCause::Disk), (3, 41 * S, WaitCause::Network), (4, 50 * S, WaitCause::Park)];
         for (stack, weight, cause) in weights {
             let mut like = run.cpu.stacks[0].clone();
-            like.frames = names.stack(StackId(stack)).to_vec();
+            like.frames = names.stack(StackId(stack)).into();
             (like.weight, like.cause) = (weight, Some(cause));
             off_cpu.stacks.push(like);
             off_cpu.total += weight;

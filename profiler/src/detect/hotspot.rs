@@ -51,7 +51,7 @@ pub fn by_thread(profile: &Profile) -> Vec<ThreadHotspots> {
         .into_iter()
         .map(|(thread, stacks)| ThreadHotspots {
             thread,
-            names: (stacks[0].process.clone(), stacks[0].thread_name.clone()),
+            names: (stacks[0].process.to_string(), stacks[0].thread_name.to_string()),
             samples: stacks.iter().map(|stack| stack.weight).sum(),
             hotspots: of_stacks(profile, stacks.into_iter()),
         })

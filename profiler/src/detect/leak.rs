@@ -210,8 +210,8 @@ fn judge_process(points: &[Point]) -> Trend {
     if matches!(trend.shape, Shape::Stopped | Shape::Slowing) && goes_on_in_lumps(points) {
         trend.shape = Shape::Persistent;
     }
-    // Near the end of a watch a collection looks like an end of growth.
-    if matches!(trend.shape, Shape::Irregular | Shape::Stopped | Shape::Slowing)
+    // A collection late in a watch looks like an end of growth, and makes its steps uneven.
+    if matches!(trend.shape, Shape::Steady | Shape::Irregular | Shape::Stopped | Shape::Slowing)
         && let Some((slope, confidence)) = keeps(points, MIN_GROWTH.1)
     {
         (trend.shape, trend.bytes_per_s, trend.confidence) = (Shape::Persistent, slope, confidence);

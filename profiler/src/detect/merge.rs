@@ -258,7 +258,7 @@ mod tests {
         let run = crate::model::report::fixtures::run(&[("main;load;read", 1)]);
         let stall = Finding {
             severity: Severity::Critical,
-            evidence: vec![Evidence { frames: run.cpu.stacks[0].frames.clone(), ..Evidence::default() }],
+            evidence: vec![Evidence { frames: run.cpu.stacks[0].frames.to_vec(), ..Evidence::default() }],
             ..finding("stall", 1, Bottleneck::Cpu, 9)
         };
         let faults = |function: &str| Finding {

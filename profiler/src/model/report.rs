@@ -66,6 +66,8 @@ pub struct Meta {
 pub struct Accounts {
     /// Length of the run, ns.
     pub duration_ns: u64,
+    /// Whether it ended because the targets did.
+    pub targets_ended: bool,
     /// Samples the kernel took of the target, delivered or lost.
     pub samples_taken: u64,
     /// Samples and parts of samples that are missing, by reason.
@@ -80,6 +82,8 @@ pub struct Accounts {
     pub agent_setup_cpu_ns: u64,
     /// Peak resident memory of the profiler itself, bytes.
     pub agent_peak_rss_bytes: u64,
+    /// CPU time of this machine that its hypervisor gave to others, of all CPUs together, ns; 0 where there is none.
+    pub stolen_ns: u64,
 }
 
 /// What one probe cost.
@@ -172,7 +176,7 @@ pub struct Names {
     /// Every distinct frame once.
     pub frames: Vec<NamedFrame>,
     /// Stacks that are referred to by id: indices into `frames`, innermost first.
-    pub stacks: FxHashMap<StackId, Vec<usize>>,
+    pub stacks: FxHashMap<StackId, Rc<[usize]>>,
 }
 
 /// A frame with its names.
@@ -192,11 +196,11 @@ pub struct ProfileStack {
     /// Whose it is.
     pub thread: ThreadKey,
     /// Name of the process.
-    pub process: String,
+    pub process: Rc<str>,
     /// Name of the thread.
-    pub thread_name: String,
-    /// Indices into [`Names::frames`], innermost first.
-    pub frames: Vec<usize>,
+    pub thread_name: Rc<str>,
+    /// Indices into [`Names::frames`], innermost first: the same for all threads with this stack.
+    pub frames: Rc<[usize]>,
     /// How the user's part ends.
     pub end: StackEnd,
     /// Weight in [`ProfileKind::unit`].
@@ -306,7 +310,7 @@ impl Names {
 
     /// Frames of a stack that is referred to by id; none if it is unknown.
     pub fn stack(&self, stack: StackId) -> &[usize] {
-        self.stacks.get(&stack).map_or(&[], Vec::as_slice)
+        self.stacks.get(&stack).map_or(&[], Rc::as_ref)
     }
 }
 
@@ -389,7 +393,7 @@ pub(crate) mod fixtures {
 
     /// Indices of a folded stack's frames, new or known, innermost first. What stands for stacks that were not taken has
     /// its name.
-    pub fn frames(names: &mut Names, folded: &str) -> Vec<usize> {
+    pub fn frames(names: &mut Names, folded: &str) -> Rc<[usize]> {
         let not_taken = Module::special(ModuleKind::NotTaken);
         let each = folded.rsplit(';').map(|name| {
             let kernel = name.starts_with("k:");

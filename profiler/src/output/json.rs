@@ -43,6 +43,7 @@ struct Document<'a> {
     meta: &'a Meta,
     kind: Kind,
     duration_ns: u64,
+    targets_ended: bool,
     first_sample_monotonic_ns: Option<u64>,
     last_sample_monotonic_ns: Option<u64>,
     samples_taken: u64,
@@ -434,6 +435,7 @@ struct Cost<'a> {
     agent_cpu_ns: u64,
     agent_setup_cpu_ns: u64,
     agent_peak_rss_bytes: u64,
+    stolen_ns: u64,
 }
 
 #[derive(Serialize)]
@@ -481,6 +483,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
             unit: profile.kind.unit.id(),
         },
         duration_ns: accounts.duration_ns,
+        targets_ended: accounts.targets_ended,
         first_sample_monotonic_ns: profile.span_ns.map(|(first, _)| first),
         last_sample_monotonic_ns: profile.span_ns.map(|(_, last)| last),
         samples_taken: accounts.samples_taken,
@@ -501,6 +504,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
             agent_cpu_ns: accounts.agent_cpu_ns,
             agent_setup_cpu_ns: accounts.agent_setup_cpu_ns,
             agent_peak_rss_bytes: accounts.agent_peak_rss_bytes,
+            stolen_ns: accounts.stolen_ns,
         },
         hotspots: hotspot::hotspots(profile),
         threads: hotspot::by_thread(profile)

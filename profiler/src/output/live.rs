@@ -29,15 +29,16 @@ pub struct Live {
     lines: usize,
     /// Whether there is anyone left to show it to.
     gone: bool,
-}
-
-impl Default for Live {
-    fn default() -> Self {
-        Live { terminal: io::stderr().is_terminal(), lines: 0, gone: false }
-    }
+    /// By which values rules judge, where not by their own.
+    overrides: Overrides,
 }
 
 impl Live {
+    /// Shows what rules find by these values.
+    pub fn new(overrides: Overrides) -> Live {
+        Live { terminal: io::stderr().is_terminal(), lines: 0, gone: false, overrides }
+    }
+
     /// Shows the last interval, and what was found wrong since the start. `elapsed` and `total` are the run's. Where
     /// stderr is gone, nothing is shown any more: the run goes on.
     pub fn show(&mut self, run: &Run, calls: Option<&Interval>, elapsed: Duration, total: Option<Duration>) {
@@ -69,7 +70,8 @@ impl Live {
         let last = &run.cpu;
         let calls = calls.map(|calls| calls::interval(calls, last.accounts.duration_ns as f64 / 1e9));
         let requests = requests::live(run);
-        let found: Vec<String> = calls.into_iter().chain(requests).chain(found(run, elapsed)).collect();
+        let found: Vec<String> =
+            calls.into_iter().chain(requests).chain(found(run, elapsed, &self.overrides)).collect();
         let progress = match total {
             Some(total) => format!("{} of {}", seconds(elapsed), seconds(total)),
             None => format!("{}, Ctrl-C ends", seconds(elapsed)),
@@ -122,13 +124,13 @@ impl Live {
 }
 
 /// What was found wrong so far, worst first: the findings that the report will have, as far as they are known by now.
-fn found(run: &Run, elapsed: Duration) -> Vec<String> {
+fn found(run: &Run, elapsed: Duration, overrides: &Overrides) -> Vec<String> {
     let mut so_far = run.clone();
     so_far.cpu.accounts.duration_ns = elapsed.as_nanos() as u64;
     // Samples are those of the last interval only: rules that count them would take the rest for idle.
     so_far.cpu.stacks.clear();
     so_far.cpu.total = 0;
-    detect::judge(&mut so_far, &Overrides::default());
+    detect::judge(&mut so_far, overrides);
     let warnings: Vec<_> = so_far.findings.iter().filter(|of| of.severity > Severity::Info).collect();
     let more = warnings.len().saturating_sub(FINDINGS);
     let shown = warnings.iter().take(FINDINGS).enumerate().map(|(at, of)| {
@@ -150,12 +152,16 @@ mod tests {
     #[test]
     fn the_live_view_has_the_findings_of_the_report() {
         let mut run = run_with_findings();
-        let live = found(&run, Duration::from_secs(100));
+        let mut overrides = Overrides::default();
+        let live = found(&run, Duration::from_secs(100), &overrides);
         run.cpu.accounts.duration_ns = 100_000_000_000;
         run.cpu.stacks.clear();
         detect::judge(&mut run, &Overrides::default());
         let report: Vec<_> = run.findings.iter().filter(|of| of.severity > Severity::Info).collect();
         assert_eq!(live.len(), report.len().min(FINDINGS));
+        // By the reader's own values, too.
+        overrides.set("event-loop-stall.share=100", detect::RULES).unwrap();
+        assert_ne!(found(&run, Duration::from_secs(100), &overrides), live);
         run.requests = Some(crate::model::request::fixtures::requests());
         let requests = requests::live(&run);
         assert!(

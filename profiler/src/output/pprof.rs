@@ -161,7 +161,8 @@ fn encode(profile: &Profile) -> ProfileProto {
     // Addresses are relative to their module, so each module is one mapping that spans those seen in it.
     let mut mappings: FxHashMap<usize, usize> = FxHashMap::default();
     let mut functions: FxHashMap<(i64, i64), u64> = FxHashMap::default();
-    let used: FxHashSet<usize> = profile.stacks.iter().flat_map(|stack| &stack.frames).copied().collect();
+    let used: FxHashSet<usize> =
+        profile.stacks.iter().flat_map(|stack| stack.frames.iter()).copied().collect();
     for (index, frame) in profile.names.frames.iter().enumerate().filter(|(index, _)| used.contains(index)) {
         let module: &Module = profile.module_of(frame);
         let mapping = *mappings.entry(frame.module).or_insert_with(|| {

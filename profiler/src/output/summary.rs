@@ -61,9 +61,10 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
 fn header(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     let (meta, accounts) = (&run.cpu.meta, &run.cpu.accounts);
     let text = format!(
-        "{}: {}, {}, {}",
+        "{}: {}{}, {}, {}",
         meta.target,
         time(accounts.duration_ns),
+        if accounts.targets_ended { " until it ended" } else { "" },
         count(u64::from(meta.cpus), "CPU"),
         count(run.cpu.total, "sample"),
     );

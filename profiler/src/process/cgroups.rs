@@ -1,4 +1,4 @@
-//! Cgroups (v2) by what people call them: the name of a systemd unit, or the id of a container.
+//! Cgroups by what people call them: the name of a systemd unit, or the id of a container.
 
 use std::{
     fs,
@@ -11,6 +11,8 @@ use crate::error::Error;
 const MAX_LOOKED_AT: usize = 50_000;
 /// Containers are called by the beginning of their id, of so many digits at least.
 const ID_DIGITS: usize = 8;
+/// What every cgroup's directory has.
+const MEMBERS: &str = "cgroup.procs";
 /// What systemd appends to names.
 const UNITS: [&str; 3] = [".service", ".scope", ".slice"];
 
@@ -18,7 +20,7 @@ const UNITS: [&str; 3] = [".service", ".scope", ".slice"];
 /// mounted.
 pub fn find(asked: &Path, mounts: &[PathBuf]) -> Result<PathBuf, Error> {
     let name = asked.to_str().filter(|name| !name.is_empty() && !name.contains('/'));
-    let Some(name) = name.filter(|_| !asked.join("cgroup.controllers").exists()) else {
+    let Some(name) = name.filter(|_| !asked.join(MEMBERS).exists()) else {
         return Ok(asked.to_owned());
     };
     let mut left = mounts.to_vec();
@@ -41,6 +43,11 @@ pub fn find(asked: &Path, mounts: &[PathBuf]) -> Result<PathBuf, Error> {
         Err(none) if none.is_empty() => Err(Error::NoSuchCgroup(asked.to_owned())),
         Err(paths) => Err(Error::ManyCgroups { name: name.to_owned(), paths }),
     }
+}
+
+/// Whether a directory is a cgroup's of version 1. The kernel programs cannot ask who is in one.
+pub fn is_version_1(directory: &Path) -> bool {
+    directory.join(MEMBERS).exists() && !directory.join("cgroup.controllers").exists()
 }
 
 /// Whether a cgroup's directory is that of a unit or container called `name`.
@@ -68,6 +75,7 @@ mod tests {
         for path in [&unit, &docker, &pod] {
             fs::create_dir_all(path).unwrap();
             fs::write(path.join("cgroup.controllers"), "").unwrap();
+            fs::write(path.join(MEMBERS), "").unwrap();
         }
         let found = |name: &str| find(Path::new(name), &[root.path().to_owned()]);
         assert_eq!([found("redis").unwrap(), found("redis.service").unwrap()], [unit.clone(), unit.clone()]);
@@ -75,6 +83,9 @@ mod tests {
         assert_eq!(found(&id).unwrap(), docker);
         assert_eq!(found("fedc456789ab").unwrap(), pod);
         assert_eq!(found(unit.to_str().unwrap()).unwrap(), unit, "a path is what it is");
+        assert!(!is_version_1(&unit));
+        fs::remove_file(unit.join("cgroup.controllers")).unwrap();
+        assert!(is_version_1(&unit));
         assert!(matches!(found("0123"), Err(Error::NoSuchCgroup(_))), "too short to be an id");
         assert!(matches!(found("nobody"), Err(Error::NoSuchCgroup(_))));
         fs::create_dir_all(root.path().join("user.slice/redis.service")).unwrap();

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{open, shown::shown};
+use super::{life::namespace_ids, open, shown::shown};
 use crate::text;
 
 /// Most that is read of one file.
@@ -317,13 +317,7 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
 /// The symbol map that a process's just-in-time compiler writes (`/tmp/perf-PID.map`, as the process sees /tmp and its
 /// own pid).
 pub fn perf_map(proc_root: &Path, pid: u32) -> Option<File> {
-    let inner_pid = text::read_to_parse(&proc_root.join(format!("{pid}/status")))
-        .ok()
-        .and_then(|status| {
-            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-            ids.split_whitespace().last()?.parse().ok()
-        })
-        .unwrap_or(pid);
+    let inner_pid = namespace_ids(&proc_root.join(pid.to_string())).last().copied().unwrap_or(pid);
     let name = PathBuf::from(format!("/tmp/perf-{inner_pid}.map"));
     let root = shown(proc_root, pid).join("root");
     open::in_root(&root, &name).or_else(|_gone| open::regular(&name)).ok()

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::process::notice::{Event, Notice};
+use crate::{
+    process::notice::{Event, Notice},
+    text,
+};
 
 /// The processes whose end is the end of the run.
 pub struct Living {
@@ -86,6 +89,14 @@ pub fn start_time(proc_root: &Path, pid: u32) -> Option<u64> {
         return None;
     }
     started.parse().ok()
+}
+
+/// The ids of a process or a thread in the PID namespaces that it is in, its own one last, by its folder in /proc; none if it is
+/// gone.
+pub fn namespace_ids(task: &Path) -> Vec<u32> {
+    let status = text::read_to_parse(&task.join("status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.into_iter().flat_map(str::split_whitespace).filter_map(|id| id.parse().ok()).collect()
 }
 
 /// Ids of a process's threads.

@@ -83,10 +83,13 @@ impl Mount {
     }
 }
 
-/// Where cgroups (v2) are mounted, as the process sees it whose directory in `/proc` is given.
-pub fn cgroup2_mounts(process: &Path) -> Vec<PathBuf> {
+/// Where cgroups of version 2, and those of version 1, are mounted, as the process sees it whose directory in `/proc` is given.
+pub fn cgroup_mounts(process: &Path) -> [Vec<PathBuf>; 2] {
     let mounts = mounts(&fs::read(process.join("mountinfo")).unwrap_or_default());
-    mounts.into_iter().filter(|mount| mount.version == Version::V2).map(|mount| mount.at).collect()
+    [Version::V2, Version::V1].map(|version| {
+        let own = mounts.iter().filter(|mount| mount.version == version);
+        own.map(|mount| mount.at.clone()).collect()
+    })
 }
 
 /// Of `/proc/PID/mountinfo`.

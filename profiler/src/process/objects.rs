@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    life::namespace_ids,
     memory::ProcessMemory,
     network::{Networks, ends},
     shown::shown,
@@ -139,17 +140,12 @@ const MAX_THREADS: usize = 4096;
 /// differ.
 fn thread(proc_root: &Path, pid: u32, inner: u32) -> Option<u32> {
     let tasks = proc_root.join(pid.to_string()).join("task");
-    let ids = |task: &Path| -> Vec<u32> {
-        let status = text::read_to_parse(&task.join("status")).unwrap_or_default();
-        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        ids.into_iter().flat_map(str::split_whitespace).filter_map(|id| id.parse().ok()).collect()
-    };
-    if ids(&tasks.join(pid.to_string())).len() < 2 {
+    if namespace_ids(&tasks.join(pid.to_string())).len() < 2 {
         return tasks.join(inner.to_string()).exists().then_some(inner);
     }
     let threads = fs::read_dir(&tasks).ok()?.take(MAX_THREADS).flatten().map(|thread| thread.path());
     threads
-        .filter(|thread| ids(thread).last() == Some(&inner))
+        .filter(|thread| namespace_ids(thread).last() == Some(&inner))
         .find_map(|thread| thread.file_name()?.to_str()?.parse().ok())
 }
 

@@ -53,6 +53,11 @@ impl Followed {
         }
     }
 
+    /// Whether all have ended, and the run with them.
+    pub fn have_ended(&self) -> bool {
+        self.living.as_ref().is_some_and(Living::is_empty)
+    }
+
     /// Whether a process is known to be a target that lives.
     pub fn contains(&self, pid: u32) -> bool {
         self.living.as_ref().is_some_and(|living| living.contains(pid))
@@ -73,6 +78,6 @@ impl Followed {
             self.sweep.restart();
             living.sweep().into_iter().for_each(gone);
         }
-        if living.is_empty() { Targets::Ended } else { Targets::Live }
+        if self.have_ended() { Targets::Ended } else { Targets::Live }
     }
 }

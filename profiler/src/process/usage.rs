@@ -1,4 +1,6 @@
-//! What the profiler itself uses.
+//! What the profiler itself uses, and what of the machine others do.
+
+use std::path::Path;
 
 /// CPU time and memory of this process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +36,20 @@ impl Usage {
         // SAFETY: sysconf reads a number.
         pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64
     }
+}
+
+/// CPU time of this machine that its hypervisor has given to others since the machine started, of all CPUs together, ns.
+pub fn stolen_ns(proc_root: &Path) -> u64 {
+    let text = crate::text::read_to_parse(&proc_root.join("stat")).unwrap_or_default();
+    // "cpu", user, nice, system, idle, iowait, irq, softirq, steal: Documentation/filesystems/proc.rst.
+    let line = text.lines().next().filter(|line| line.starts_with("cpu "));
+    let steal: u64 = line
+        .and_then(|line| line.split_whitespace().nth(8))
+        .and_then(|steal| steal.parse().ok())
+        .unwrap_or(0);
+    // SAFETY: sysconf reads a number.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
+    steal.saturating_mul(1_000_000_000 / per_second)
 }
 
 /// CPU time that all threads of a process have used, those that have ended too, ns; `None` if it is gone.

@@ -34,7 +34,7 @@ pub mod load;
 pub mod normal;
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x16";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x17";
 
 /// No event is longer: a guard against damaged lengths.
 const MAX_EVENT_BYTES: u32 = 16 * 1024 * 1024;

@@ -18,13 +18,13 @@
 
 use std::{path::PathBuf, rc::Rc};
 
-use profiler_common::runtime::RuntimeOffsets;
+use profiler_common::runtime::{Entry, RuntimeOffsets};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     model::{
         memory::HeapSample,
-        stack::{Frame, Language, Module, ModuleId, ModuleKind, Tables},
+        stack::{Frame, Language, Module, ModuleId, ModuleKind, Tables, ThreadKey},
     },
     process::{ProcessTable, memory::ProcessMemory, shown},
 };
@@ -147,6 +147,13 @@ impl Runtimes {
     /// The programs have run on since names were last asked for.
     pub fn new_round(&mut self) {
         self.round += 1;
+    }
+
+    /// What tells the frames of a thread that is asleep and that lie in no native ones.
+    pub fn frames_at_rest(&mut self, thread: ThreadKey) -> Vec<Entry> {
+        let Some(process) = self.processes.get_mut(&thread.pid) else { return Vec::new() };
+        let each = process.attached.iter_mut();
+        each.flat_map(|(_, attached)| attached.frames_at_rest(&self.proc_root, thread)).collect()
     }
 
     /// Takes a sample of the heap of a process's runtime, with the bytes at which that ends the process, if it has one whose

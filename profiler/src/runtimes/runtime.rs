@@ -12,7 +12,7 @@ use crate::{
     model::{
         function::Function,
         memory::HeapSample,
-        stack::{Frame, Language, ModuleId},
+        stack::{Frame, Language, ModuleId, ThreadKey},
     },
     process::memory::ProcessMemory,
 };
@@ -67,6 +67,11 @@ pub trait Attached {
 
     /// Names the frames of a stack that are the runtime's.
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming);
+
+    /// What tells the frames of a thread that is asleep, where they lie in a list of their own, as the kernel programs copy it.
+    fn frames_at_rest(&mut self, _proc_root: &Path, _thread: ThreadKey) -> Vec<Entry> {
+        Vec::new()
+    }
 
     /// Takes a sample of its heap, as it is at a time (CLOCK_MONOTONIC, ns), and says at how many bytes of heap the runtime ends
     /// the program, where that is known; `None` where the heap cannot be read.

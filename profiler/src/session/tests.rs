@@ -40,7 +40,7 @@ fn a_run_records_until_its_time_is_over_and_replays() {
     let mut run = run_of_7();
     results.start_recordings(&run.collector.meta);
     run.kernel.0.borrow_mut().records = (0..5).map(|n| bytes(&raw(7, 7, n, &[0x1800]))).collect();
-    let mut live = Live::default();
+    let mut live = Live::new(Overrides::default());
     block_on(watch(&mut run.collector, &mut results, &mut live, &options, pending())).unwrap();
     run.collector.stop(&mut results).unwrap();
     let (mut report, totals) = run.collector.run().unwrap();
@@ -58,7 +58,14 @@ fn a_run_is_compared_with_what_is_normal() {
         results.start_recordings(&run.collector.meta);
         assert!(results.is_recording(), "a comparison needs samples");
         run.kernel.0.borrow_mut().records = (0..5).map(|n| bytes(&raw(7, 7, n, &[0x1800]))).collect();
-        block_on(watch(&mut run.collector, results, &mut Live::default(), options, pending())).unwrap();
+        block_on(watch(
+            &mut run.collector,
+            results,
+            &mut Live::new(Overrides::default()),
+            options,
+            pending(),
+        ))
+        .unwrap();
         run.collector.stop(results).unwrap();
         run
     };
@@ -90,13 +97,20 @@ fn a_run_ends_when_it_is_told_to_or_its_target_has_ended() {
     let told = tokio::time::Duration::from_millis(1);
     block_on(async {
         let told = async { tokio::time::sleep(told).await };
-        watch(&mut run.collector, &mut results, &mut Live::default(), &options, told).await
+        watch(&mut run.collector, &mut results, &mut Live::new(Overrides::default()), &options, told).await
     })
     .unwrap();
     let mut run = run_of_7();
     std::fs::remove_dir_all(run.proc.path().join("7")).unwrap();
     run.hands.set(5_000_000_000);
-    block_on(watch(&mut run.collector, &mut results, &mut Live::default(), &options, pending())).unwrap();
+    block_on(watch(
+        &mut run.collector,
+        &mut results,
+        &mut Live::new(Overrides::default()),
+        &options,
+        pending(),
+    ))
+    .unwrap();
 }
 
 #[test]

@@ -13,7 +13,7 @@ use anyhow::Result;
 use profiler_common::{
     MAX_FRAMES,
     mapping::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_TABLES, Mapping, ProcessMappings},
-    runtime::{Entry, HOTSPOT, MAX_RUNTIME_OFFSETS, RuntimeOffsets, hotspot, hotspot::At},
+    runtime::{Entry, HOTSPOT, MAX_RUNTIME_OFFSETS, RuntimeOffsets, hotspot::At},
     unwind::{
         Arch, BUCKET_SHIFT, CfaKind, Memory, PAGE_WORDS, Page, Registers, Rule, Step, StopReason,
         bucket_offset, bucket_page, decode_bucket, row_page, search_rows,
@@ -25,7 +25,10 @@ use crate::{
     model::{report::UnwindReport, stack::ModuleId},
     process::{ProcessTable, table::MappedCode},
     runtimes::InProcess,
-    unwind::{BuildError, RuleTable, Table, walk::walk},
+    unwind::{
+        BuildError, RuleTable, Table,
+        walk::{step_without_rule, walk},
+    },
 };
 
 /// Kernel memory for tables, bytes. Node.js takes about a twentieth of it.
@@ -197,8 +200,8 @@ impl<S: TableSink> Feeder<S> {
         Ok(())
     }
 
-    /// Follows a stack as the kernel programs would, by the tables they have: its frames, innermost first, what tells frames of
-    /// HotSpot, and how it ended. `None` for a process without tables.
+    /// Follows a stack as the kernel programs would, by the tables they have: its frames, innermost first, what tells those of
+    /// runtimes, and how it ended. `None` for a process without tables.
     pub fn walk<A: Arch, M: Memory>(
         &self,
         pid: u32,
@@ -210,12 +213,11 @@ impl<S: TableSink> Feeder<S> {
             let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address));
             self.find_rule(mapping.ok_or(StopReason::NoTable)?, address).ok_or(StopReason::NoRow)
         };
-        let java = self.runtimes.get(&pid).filter(|_| self.has_java(pid));
+        let known = self.runtimes.get(&pid).copied().unwrap_or_default();
+        let is_code = |at: u64| mappings.iter().any(|mapping| (mapping.start..mapping.end).contains(&at));
         let mut entries = Vec::new();
         let other = |registers: &mut Registers, index: usize, at: At| {
-            java?.offsets.hotspot.step_or_search(registers, at, memory, |_, words| {
-                entries.push(Entry { frame: index as u8, ..hotspot::entry(words) });
-            })
+            step_without_rule::<A, M>(&known, registers, (index, at), memory, is_code, &mut entries)
         };
         let (frames, end) = walk::<A, M>(registers, memory, MAX_FRAMES, find, other);
         Some((frames, entries, end))

@@ -18,6 +18,15 @@ fn what_there_was_no_room_for_is_said_beside_the_verdict() {
     assert!(says(&run, "1,200 threads not accounted for"), "{:?}", verdict(&run).blind);
 }
 
+#[test]
+fn who_has_ended_cannot_be_looked_at_for_longer() {
+    let mut run = fixtures::run(&[("main", 3)]);
+    assert!(verdict(&run).advice.contains("look for longer"), "{:?}", verdict(&run));
+    run.cpu.accounts.targets_ended = true;
+    let advice = verdict(&run).advice;
+    assert!(advice.contains("it has ended") && !advice.contains("longer"), "{advice}");
+}
+
 /// The verdict on a target with time left, whose requests were changed so.
 fn of_requests(change: impl Fn(&mut Exchanges)) -> Verdict {
     let mut run = fixtures::run(&[("main;handle;sort", 60), ("main;handle", 40)]);
@@ -119,6 +128,12 @@ fn requests_in_line_and_requests_that_wait_for_a_time_are_told() {
     let timed = said(10 * ms, 400, 200 * ms, 204 * ms);
     assert_eq!(timed.bottleneck, Bottleneck::Sleep);
     assert!(timed.sentence.contains("takes 200 ms, all the same time (p99 204 ms)"), "{timed:?}");
+    assert_eq!(said(10 * ms, 1000, 90 * ms, 92 * ms).bottleneck, Bottleneck::Sleep);
+    assert_eq!(
+        said(10 * ms, 1000, 20 * ms, 21 * ms).bottleneck,
+        Bottleneck::None,
+        "as far as a network may be"
+    );
     assert_eq!(
         said(10 * ms, 400, 200 * ms, 400 * ms).bottleneck,
         Bottleneck::None,

@@ -439,6 +439,26 @@ fn what_a_collection_leaves_tells_a_leak_in_few_cycles() {
     assert_ne!(cache.shape, Shape::Persistent, "filled in the first third: {cache:?}");
 }
 
+/// A Node.js server that never stops its timers: a collection at three quarters of the watch makes its steps uneven.
+#[test]
+fn a_collection_late_in_a_watch_is_no_chance() {
+    const HELD: [f64; 38] = [
+        22.0, 25.0, 36.0, 37.0, 40.0, 44.0, 52.0, 64.0, 65.0, 65.0, 64.0, 66.0, 77.0, 77.0, 77.0, 78.0, 89.0,
+        89.0, 89.0, 89.0, 89.0, 100.0, 101.0, 101.0, 101.0, 102.0, 113.0, 113.0, 113.0, 98.0, 102.0, 109.0,
+        111.0, 117.0, 124.0, 124.0, 127.0, 130.0,
+    ];
+    let series = |held: &[f64]| -> Vec<Point> {
+        (0..).zip(held).map(|(i, held)| (1.08 * f64::from(i), held * 1e6)).collect()
+    };
+    let leak = judge_process(&series(&HELD));
+    assert_eq!(leak.shape, Shape::Persistent, "{leak:?}");
+    assert!((2e6..4e6).contains(&leak.bytes_per_s.per_time), "{leak:?}");
+    // The same, where that collection leaves what was held long before.
+    let garbage = HELD.map(|held| if held > 97.0 { held - 30.0 } else { held });
+    let garbage = judge_process(&series(&garbage));
+    assert_ne!(garbage.shape, Shape::Persistent, "{garbage:?}");
+}
+
 /// A Node.js server that never stops its timers: the collector gives something back just before the end.
 #[test]
 fn a_collection_at_the_end_is_no_end_of_growth() {

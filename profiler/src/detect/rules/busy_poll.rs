@@ -98,7 +98,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             rule: RULE.name,
             severity: Severity::Warning,
             bottleneck: Bottleneck::Cpu,
-            process: ProcessName { pid: thread.pid, name: stack.process.clone() },
+            process: ProcessName { pid: thread.pid, name: stack.process.to_string() },
             subject: caller.map_or_else(String::new, |caller| caller.name.clone()),
             title: format!(
                 "thread {} of {} (pid {}) polls without waiting: {share:.0} % of its CPU time is in {call}, called by {function}",
@@ -106,7 +106,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             ),
             advice: advice(call).to_owned(),
             cost: Cost { ns, share_of_wall: (ns as f64 / wall_ns).min(1.0), ..Cost::default() },
-            evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+            evidence: vec![Evidence { label: "", frames: stack.frames.to_vec(), shown: SHOWN }],
             details: BTreeMap::from([
                 ("tid", json!(thread.tid)),
                 ("samples", json!(asking)),

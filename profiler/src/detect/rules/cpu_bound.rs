@@ -81,7 +81,7 @@ fn finding(run: &Run, of: &Crew, wants: f64) -> Option<Finding> {
         ),
         advice: "make that function cheaper, or divide the work among more threads or processes".to_owned(),
         cost: Cost { ns: thread.on_cpu_ns, share_of_wall: wants.min(1.0), ..Cost::default() },
-        evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+        evidence: vec![Evidence { label: "", frames: stack.frames.to_vec(), shown: SHOWN }],
         details: BTreeMap::from([
             ("tid", json!(thread.thread.tid)),
             ("on_cpu_ns", json!(thread.on_cpu_ns)),

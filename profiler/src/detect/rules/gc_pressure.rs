@@ -78,7 +78,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         if of.total < MIN_SAMPLES || share < values.get(&SHARE) || by_chance || cpu < MIN_CPU {
             return None;
         }
-        let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.clone());
+        let name = of.stacks.first().map_or_else(String::new, |stack| stack.process.to_string());
         let most = makes(run, pid).map_or_else(String::new, |(function, share)| {
             format!(", {:.0} % of the rest to {} and what it calls", 100.0 * share, at(function))
         });

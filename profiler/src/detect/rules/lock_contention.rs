@@ -140,7 +140,7 @@ fn interpreter(run: &Run, of: &Blocked<'_>) -> Finding {
     let mut finding = of.finding(RULE.name, "the GIL, the interpreter's lock", &holder);
     if let Some((function, _, stack)) = computes {
         finding.subject.clone_from(&function.name);
-        finding.evidence = vec![Evidence { label: "computing", frames: stack.frames.clone(), shown: SHOWN }];
+        finding.evidence = vec![Evidence { label: "computing", frames: stack.frames.to_vec(), shown: SHOWN }];
     }
     let advice = "make that cheaper; use processes instead of threads, or calls that release the GIL";
     Finding { bottleneck: Bottleneck::Lock, advice: advice.to_owned(), ..finding }

@@ -8,6 +8,7 @@ pub mod connect_errors;
 pub mod connections;
 pub mod cpu_bound;
 pub mod cpu_starvation;
+pub mod cpu_stolen;
 pub mod cpu_throttled;
 pub mod deadlock;
 pub mod descriptors_growing;

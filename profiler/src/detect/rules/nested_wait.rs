@@ -81,7 +81,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             rule: RULE.name,
             severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
             bottleneck: Bottleneck::Process,
-            process: ProcessName { pid: thread.pid, name: stack.process.clone() },
+            process: ProcessName { pid: thread.pid, name: stack.process.to_string() },
             title: format!(
                 "{share:.0} % of the time the event loop of {} (pid {}) waits inside a callback, in {callback}",
                 stack.process, thread.pid
@@ -89,7 +89,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             subject: callback,
             advice: "use the asynchronous form of the call (spawn, execFile, await), or a worker thread".to_owned(),
             cost: Cost { ns, share_of_wall: (share / 100.0).min(1.0), ..Cost::default() },
-            evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+            evidence: vec![Evidence { label: "", frames: stack.frames.to_vec(), shown: SHOWN }],
             details: BTreeMap::from([("tid", json!(thread.tid)), ("waited_ns", json!(ns))]),
         })
     };

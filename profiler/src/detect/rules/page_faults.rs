@@ -68,7 +68,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             Severity::Warning
         },
         bottleneck: Bottleneck::Memory,
-        process: ProcessName { pid: place.thread.pid, name: place.process.clone() },
+        process: ProcessName { pid: place.thread.pid, name: place.process.to_string() },
         title: format!(
             "{share:.0} % of the CPU time goes to page faults, most of them in {}",
             function.map(at).unwrap_or_default()
@@ -76,7 +76,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         subject: function.map_or_else(String::new, |function| function.name.clone()),
         advice: "keep buffers instead of mapping and touching new memory each time".to_owned(),
         cost: Cost { ns, share_of_wall: share_of_wall(run, ns, 1), ..Cost::default() },
-        evidence: vec![Evidence { label: "", frames: place.frames.clone(), shown: SHOWN }],
+        evidence: vec![Evidence { label: "", frames: place.frames.to_vec(), shown: SHOWN }],
         details: BTreeMap::from([("samples", json!(samples)), ("of_samples", json!(run.cpu.total))]),
     }]
 }

@@ -187,7 +187,7 @@ fn names(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             rule: RULE.name,
             severity: Severity::Warning,
             bottleneck: Bottleneck::Network,
-            process: ProcessName { pid, name: stack.process.clone() },
+            process: ProcessName { pid, name: stack.process.to_string() },
             subject: asked.map_or_else(|| "DNS".to_owned(), |of| of.peer.clone()),
             title: format!(
                 "{:.0} % of the time a thread of {} (pid {pid}) waits for a name server (DNS), {} in all{server}",
@@ -197,7 +197,7 @@ fn names(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             ),
             advice: "look at /etc/resolv.conf and at that name server; cache names, or keep connections".to_owned(),
             cost: Cost { ns: total_ns, share_of_wall: share, ..Cost::default() },
-            evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+            evidence: vec![Evidence { label: "", frames: stack.frames.to_vec(), shown: SHOWN }],
             details: BTreeMap::from([("waited_ns", json!(total_ns))]),
         })
     };

@@ -68,7 +68,7 @@ fn finding(run: &Run, of: &ProcessVitals, least: f64) -> Option<Finding> {
         ),
         advice: "end them, or have a pool of so many do the work: what are they to wait for?".to_owned(),
         evidence: place.map_or_else(Vec::new, |(_, stack)| {
-            vec![Evidence { label: "waiting", frames: stack.frames.clone(), shown: SHOWN }]
+            vec![Evidence { label: "waiting", frames: stack.frames.to_vec(), shown: SHOWN }]
         }),
         cost: Cost::default(),
         details: BTreeMap::from([

@@ -133,7 +133,7 @@ fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
                 Severity::Warning
             },
             bottleneck: bottleneck(cause),
-            process: ProcessName { pid, name: stack.process.clone() },
+            process: ProcessName { pid, name: stack.process.to_string() },
             subject: task.function.name.clone(),
             title: format!(
                 "tasks of {} (pid {pid}) block their worker threads for {} in {}: {}",
@@ -148,7 +148,7 @@ fn blocked(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             }
             .to_owned(),
             cost: Cost { ns: task.ns, share_of_wall: (share / 100.0).min(1.0), ..Cost::default() },
-            evidence: vec![Evidence { label: "", frames: stack.frames.clone(), shown: SHOWN }],
+            evidence: vec![Evidence { label: "", frames: stack.frames.to_vec(), shown: SHOWN }],
             details: BTreeMap::from([("cause", json!(cause.id())), ("blocked_ns", json!(task.ns))]),
         })
     };
@@ -177,7 +177,7 @@ fn hot(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             rule: RULE.name,
             severity: if share >= CRITICAL { Severity::Critical } else { Severity::Warning },
             bottleneck: Bottleneck::Cpu,
-            process: ProcessName { pid, name: task.heaviest.process.clone() },
+            process: ProcessName { pid, name: task.heaviest.process.to_string() },
             subject: task.function.name.clone(),
             title: format!(
                 "a worker of {} (pid {pid}) did not come back to its queue for up to {}; most CPU time of tasks is in {}",
@@ -187,7 +187,7 @@ fn hot(run: &Run, values: &Values<'_>) -> Vec<Finding> {
             ),
             advice: "divide the work with .await points, or move it to spawn_blocking".to_owned(),
             cost: Cost { ns, share_of_wall: (share / 100.0).min(1.0), ..Cost::default() },
-            evidence: vec![Evidence { label: "", frames: task.heaviest.frames.clone(), shown: SHOWN }],
+            evidence: vec![Evidence { label: "", frames: task.heaviest.frames.to_vec(), shown: SHOWN }],
             details: BTreeMap::from([("longest_turn_ns", json!(longest_ns)), ("cpu_ns", json!(ns))]),
         })
     };

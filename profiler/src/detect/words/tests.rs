@@ -119,7 +119,7 @@ fn a_function_is_the_same_in_whatever_form_it_runs() {
     names.modules.push(Module::special(ModuleKind::Managed(Language::JavaScript)));
     let module = names.modules.len() - 1;
     for stack in 0..3 {
-        for frame in names.stacks[&StackId(stack)].clone() {
+        for frame in names.stacks[&StackId(stack)].iter().copied() {
             if matches!(&*names.frames[frame].functions[0].name, "handle" | "keys (builtin)" | "other") {
                 names.frames[frame].module = module;
             }

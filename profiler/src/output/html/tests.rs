@@ -51,7 +51,7 @@ fn names_are_text_and_never_markup() {
         function.name = format!("{EVIL}{}", function.name);
         function.file = Some(EVIL.to_owned());
     }
-    run.cpu.stacks.iter_mut().for_each(|stack| stack.process = EVIL.to_owned());
+    run.cpu.stacks.iter_mut().for_each(|stack| stack.process = EVIL.into());
     run.cpu.total = 100;
     run.cpu.meta.target = format!("pid 7 ({EVIL})");
     run.cpu.meta.host = EVIL.to_owned();

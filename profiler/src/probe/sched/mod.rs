@@ -23,7 +23,10 @@ use crate::{
         port::{Hook, Port as _},
         preflight::{Check, Verdict},
     },
-    model::{kind::OFF_CPU, stack::StackId},
+    model::{
+        kind::OFF_CPU,
+        stack::{StackId, ThreadKey},
+    },
     probe::{
         sched::{
             fold::Scheduler,
@@ -104,8 +107,9 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();
     for &pid in *running {
         for seed in scheduler.seeds(pid) {
+            let thread = ThreadKey { pid, tid: seed.state.tid };
             if let Some((ip, sp)) = seed.at
-                && let Some(stack) = resolver.stack_at_rest(pid, ip, sp)
+                && let Some(stack) = resolver.stack_at_rest(thread, ip, sp)
             {
                 stacks.insert((seed.state.tid, (ip, sp)), stack);
             }

@@ -4,7 +4,16 @@
 //! computed but searched for: the thread list says whose state is whose. What the list leads to must be what the layout says:
 //! threads, frames, code, names. Otherwise this build is another than it seems, and its functions stay without names.
 
-use profiler_common::runtime::python::{FRAME_WORDS, OBJECT_WORDS, PythonFrame, PythonOffsets, SHORT_WORDS};
+use std::cmp::Reverse;
+
+use profiler_common::{
+    MAX_FRAMES,
+    runtime::{
+        Entry, RUNTIME_WORDS,
+        python::{FRAME_WORDS, OBJECT_WORDS, PythonFrame, PythonOffsets, SHORT_WORDS, cut_off},
+    },
+};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::runtimes::{
     memory::ForeignMemory,
@@ -33,6 +42,8 @@ pub struct Interpreter {
     pub layout: Layout,
     /// Where its types are.
     pub types: Types,
+    /// Where its own state is.
+    pub runtime: u64,
 }
 
 /// Gets hold of the interpreter of this build whose file is mapped `bias` above its own addresses.
@@ -62,7 +73,7 @@ pub fn attach<M: ForeignMemory>(
             any = true;
             let words = objects.code_words(code);
             if words.and_then(|words| objects.code(&words)).is_some_and(|code| is_text(&code.name)) {
-                return Ok(Interpreter { layout, types });
+                return Ok(Interpreter { layout, types, runtime });
             }
         }
     }
@@ -118,6 +129,46 @@ fn slot<M: ForeignMemory>(memory: &M, states: &[u64], thread_pointer: u64) -> Re
         _ if seen => Err(refused("its threads do not hold their state where threads keep theirs")),
         _ => Err(refused("its list of threads leads to no threads")),
     }
+}
+
+/// The state of each thread, of those with these ids, by which the process itself knows them. The thread library keeps a thread's id
+/// behind its thread pointer, where most threads have one of them.
+pub(super) fn states_by_thread<M: ForeignMemory>(
+    memory: &M,
+    interpreter: &Interpreter,
+    ids: &FxHashSet<u32>,
+) -> FxHashMap<u32, u64> {
+    let layout = &interpreter.layout;
+    let states = thread_states(memory, layout, interpreter.runtime).into_iter();
+    let libraries = states.filter_map(|state| {
+        let pointer =
+            memory.u64(state.wrapping_add(layout.thread_pointer)).filter(|pointer| *pointer != 0)?;
+        Some((state, memory.bytes(pointer, SEARCHED)?))
+    });
+    let libraries: Vec<(u64, Vec<u8>)> = libraries.collect();
+    let with_id_at = |index: usize| -> FxHashMap<u32, u64> {
+        let each = libraries.iter().filter_map(|(state, bytes)| {
+            let id = u32::from_ne_bytes(*bytes.as_chunks().0.get(index)?);
+            ids.contains(&id).then_some((id, *state))
+        });
+        each.collect()
+    };
+    (0..SEARCHED / 4).map(with_id_at).min_by_key(|found| Reverse(found.len())).unwrap_or_default()
+}
+
+/// What tells the frames of the thread with this state, as the kernel programs copy it.
+pub(super) fn entries<M: ForeignMemory>(memory: &M, offsets: &PythonOffsets, state: u64) -> Vec<Entry> {
+    let (mut words, mut used) = ([0; RUNTIME_WORDS], 0);
+    let mut at = offsets.innermost_of(state, &Plain(memory)).unwrap_or(0);
+    for _ in 0..MAX_FRAMES {
+        let Some(frame) = read_frame(memory, offsets, at).filter(|_| at != 0) else { break };
+        frame.keep(&mut words, 0, &mut used);
+        at = frame.caller;
+    }
+    if at != 0 {
+        cut_off(&mut words, 0, used);
+    }
+    words[..used as usize].as_chunks().0.iter().map(|pair| Entry::decode(*pair)).collect()
 }
 
 /// Code objects that a thread's frames name; they change while they are read.

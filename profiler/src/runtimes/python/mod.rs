@@ -6,7 +6,7 @@
 //! frames of both kinds -> one stack                                             loops.rs, merge.rs
 //! ```
 
-use std::{fs::File, rc::Rc};
+use std::{fs::File, path::Path, rc::Rc};
 
 use profiler_common::runtime::{self, Entry, EntryKind, RuntimeOffsets, python::Payload};
 use rustc_hash::FxHashMap;
@@ -14,8 +14,9 @@ use rustc_hash::FxHashMap;
 use crate::{
     model::{
         function::{Function, Start},
-        stack::{Language, ModuleId},
+        stack::{Language, ModuleId, ThreadKey},
     },
+    process::life::{self, namespace_ids},
     runtimes::{
         memory::{ForeignMemory, Round},
         python::{
@@ -90,6 +91,8 @@ pub struct Python<M> {
     loops: Loops,
     codes: FxHashMap<u64, Known>,
     table_bytes: usize,
+    /// States of its threads by their ids here; empty until they are asked for.
+    states: FxHashMap<u32, u64>,
     now: Round,
 }
 
@@ -103,6 +106,15 @@ struct Known {
 impl<M: ForeignMemory> Attached for Python<M> {
     fn new_round(&mut self) {
         self.now.next(&self.memory);
+        self.states.clear();
+    }
+
+    fn frames_at_rest(&mut self, proc_root: &Path, thread: ThreadKey) -> Vec<Entry> {
+        if self.states.is_empty() {
+            self.states = self.find_states(proc_root, thread.pid);
+        }
+        let Some(&state) = self.states.get(&thread.tid) else { return Vec::new() };
+        attach::entries(&self.memory, &self.interpreter.layout.frames, state)
     }
 
     fn name(&mut self, stack: &UserStack<'_>, naming: &mut Naming) {
@@ -184,8 +196,19 @@ impl<M: ForeignMemory> Python<M> {
             loops,
             codes: FxHashMap::default(),
             table_bytes: 0,
+            states: FxHashMap::default(),
             now: Round::default(),
         }
+    }
+
+    /// The states of a process's threads by their ids here.
+    fn find_states(&self, proc_root: &Path, pid: u32) -> FxHashMap<u32, u64> {
+        let tasks = proc_root.join(format!("{pid}/task"));
+        let threads = life::threads_of(proc_root, pid).into_iter();
+        let own = threads.filter_map(|tid| Some((*namespace_ids(&tasks.join(tid.to_string())).last()?, tid)));
+        let own: FxHashMap<u32, u32> = own.collect();
+        let found = attach::states_by_thread(&self.memory, &self.interpreter, &own.keys().copied().collect());
+        found.into_iter().map(|(id, state)| (own[&id], state)).collect()
     }
 
     /// The function of a frame with this code object and position; `None` if there is no code any more.
@@ -209,7 +232,7 @@ impl<M: ForeignMemory> Python<M> {
         if let Some(known) = known.as_ref().filter(|known| self.now.covers(known.checked)) {
             return Some(Rc::clone(&known.code));
         }
-        let Interpreter { layout, types } = &self.interpreter;
+        let Interpreter { layout, types, .. } = &self.interpreter;
         let objects = Objects { memory: &self.memory, layout, types: *types };
         let words = objects.code_words(address);
         if let (Some(known), Some(words)) = (known, &words)

@@ -26,7 +26,7 @@ fn a_loop_without_sockets_is_one_and_a_wait_for_a_latch_is_none() {
     let off_cpu = run.off_cpu.as_mut().unwrap();
     let mut like = off_cpu.stacks[0].clone();
     like.thread = crate::probe::sched::stall::fixtures::LOOP;
-    (like.frames, like.cause) = (frames, Some(WaitCause::Poll));
+    (like.frames, like.cause) = (frames.into(), Some(WaitCause::Poll));
     off_cpu.stacks.push(like);
     assert_eq!(stalls(&run), 0);
 }

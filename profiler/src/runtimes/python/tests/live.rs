@@ -107,6 +107,21 @@ fn seen(pid: u32) -> Stacks {
         }
         stacks.push(stack);
     }
+    // The same by what is known of a thread in the kernel: its id.
+    let threads = life::threads_of("/proc".as_ref(), pid).into_iter();
+    let by_id = threads.map(|tid| {
+        let entries = python.frames_at_rest("/proc".as_ref(), ThreadKey { pid, tid });
+        let codes = entries.iter().filter_map(|entry| {
+            python.function(entry.value, Payload::decode(entry.payload).position).map(|of| of.name)
+        });
+        codes.collect()
+    });
+    let mut by_id: Vec<Vec<String>> = by_id.collect();
+    by_id.sort();
+    let name = |frame: &String| frame.rsplit_once(' ').unwrap().0.to_owned();
+    let mut by_list: Vec<Vec<String>> = stacks.iter().map(|of| of.iter().map(name).collect()).collect();
+    by_list.sort();
+    assert_eq!(by_id, by_list);
     stacks
 }
 

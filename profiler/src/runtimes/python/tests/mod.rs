@@ -44,7 +44,7 @@ fn loops(version: (u8, u8)) -> Loops {
 }
 
 fn python<M: ForeignMemory>(memory: M, version: (u8, u8)) -> Python<M> {
-    let interpreter = Interpreter { layout: Layout::known(version).unwrap(), types: TYPES };
+    let interpreter = Interpreter { layout: Layout::known(version).unwrap(), types: TYPES, runtime: 0x100 };
     Python::new(memory, interpreter, loops(version))
 }
 
