@@ -15,6 +15,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use flate2::read::GzDecoder;
+
 use common::{FRAME_POINTERS, PROFILER, Running, kernel_ready, workload};
 
 const NOBODY: u32 = 65534;
@@ -270,6 +272,9 @@ fn a_killed_profiler_loses_an_interval_and_leaves_nothing_else() {
     for _ in 0..5 {
         said.read_line(&mut String::new()).unwrap();
     }
+    let tasks = fs::read_dir(format!("/proc/{}/task", run.id())).unwrap().map(Result::unwrap);
+    let names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap());
+    assert!(names.into_iter().any(|name| name == "sync\n"), "what is recorded is put on the disk beside");
     signal(&run, libc::SIGKILL);
     assert_eq!(run.wait().unwrap().signal(), Some(libc::SIGKILL));
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -284,6 +289,7 @@ fn a_killed_profiler_loses_an_interval_and_leaves_nothing_else() {
         .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
         .sum();
     assert!(samples > 0, "{said}");
+    assert!(text(&replayed.stdout).contains("work_sixty"), "it names functions: {}", text(&replayed.stdout));
     assert!(said.contains(&format!("of the run and {samples} CPU samples")), "{samples}: {said}");
 }
 
@@ -370,6 +376,28 @@ fn nobody_else_leads_an_output_elsewhere() {
     }
 }
 
+/// The texts of a pprof profile: its field 6, repeated
+/// (<https://github.com/google/pprof/blob/main/proto/profile.proto>).
+fn strings(mut profile: &[u8]) -> Vec<String> {
+    fn number(of: &mut &[u8]) -> usize {
+        let bytes = of.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+        let (number, rest) = of.split_at(bytes);
+        *of = rest;
+        number.iter().rev().fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7f))
+    }
+    let mut strings = Vec::new();
+    while !profile.is_empty() {
+        let tag = number(&mut profile);
+        let value = number(&mut profile);
+        if tag & 7 == 2 {
+            let (bytes, rest) = profile.split_at(value);
+            profile = rest;
+            strings.extend((tag >> 3 == 6).then(|| text(bytes)));
+        }
+    }
+    strings
+}
+
 #[test]
 fn names_of_the_target_steer_no_output() {
     if !kernel_ready(&[]) {
@@ -377,7 +405,7 @@ fn names_of_the_target_steer_no_output() {
     }
     let dir = tempfile::tempdir().unwrap();
     let target = Running::start(&mut Command::new(workload("names", FRAME_POINTERS)));
-    let outputs = ["x.folded", "x.svg", "x.json", "x.prec"];
+    let outputs = ["x.folded", "x.svg", "x.json", "x.html", "x.pb.gz", "x.prec"];
     let args: Vec<&str> = ["-d", "1s", "--threads"]
         .into_iter()
         .chain(outputs.iter().flat_map(|output| ["-o", output]))
@@ -387,10 +415,14 @@ fn names_of_the_target_steer_no_output() {
     let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
     let replayed =
         Command::new(PROFILER).args(["replay", "x.prec"]).current_dir(dir.path()).output().unwrap();
+    let mut pprof = Vec::new();
+    GzDecoder::new(fs::File::open(dir.path().join("x.pb.gz")).unwrap()).read_to_end(&mut pprof).unwrap();
     let texts = [
         text(&output.stdout),
         text(&output.stderr),
         text(&replayed.stdout),
+        read("x.html"),
+        strings(&pprof).join("\n"),
         read("x.folded"),
         read("x.svg"),
         read("x.json"),
@@ -400,7 +432,9 @@ fn names_of_the_target_steer_no_output() {
         assert!(!text.contains(steers), "{:?}", text.find(steers).map(|at| &text[at..]).unwrap_or_default());
     }
     // Each is in one piece: no name ends a line, a frame or an element.
-    let [report, .., folded, svg, json] = &texts[..] else { panic!("six texts") };
+    let [report, .., html, pprof, folded, svg, json] = &texts[..] else { panic!("eight texts") };
+    assert!(html.contains("&lt;&amp;") && !html.contains("<z>"), "the page is well-formed");
+    assert!(pprof.lines().any(|name| name == "line1\u{fffd}line2 7"), "{pprof}");
     assert!(report.contains("line1\u{fffd}line2 7"), "{report}");
     assert!(folded.lines().all(|line| line.rsplit(' ').next().unwrap().parse::<u64>().is_ok()), "{folded}");
     assert!(svg.contains("&lt;&amp;") && !svg.contains("<z>"), "the picture is well-formed");

@@ -46,7 +46,8 @@ Examples:
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 unforeseen, 2 wrong arguments, 3 no such target, 4 missing rights, 5 kernel lacks a
 feature, 6 output not writable (the others and the report are), 7 bad recording, 8 recording cut off (what it
-holds is shown), 9 recordings differ by what --fail-if says, 10 they are too short for it to be judged, 127 command could not be started. With -- COMMAND: the command's own (128 + signal if killed),
+holds is shown), 9 recordings differ by what --fail-if says, 10 they are too short for it to be judged,
+11 recording damaged (what comes before that is shown), 127 command could not be started. With -- COMMAND: the command's own (128 + signal if killed),
 unless the profiler failed; the report goes to stderr then, since stdout is the command's.";
 
 /// What follows the options. Formats and kinds come from their tables.
@@ -213,7 +214,7 @@ pub struct ProfileArgs {
     /// Whether to count system calls, with their errors, lengths and waits (by thread with --threads). While that runs,
     /// every system call of every process on the machine takes some 0.07 us longer, those of the target 0.15 to
     /// 0.23 us: auto watches as long as that is within a fifth of --max-overhead, and otherwise in windows; not with --all.
-    /// Without a value: on
+    /// Without a value: on, which is all the time unless --max-overhead is given
     #[arg(
         long,
         value_name = "WHEN",

@@ -343,7 +343,9 @@ impl Collector {
         self.each(results, |probe, cx| probe.flush(recording, cx))?;
         if recording {
             let totals = self.totals(Extent::Checkpoint)?;
-            results.checkpoint(&self.accounts(), totals.sections(), &self.resolver.tables);
+            self.resolver.look_at_own_code_again();
+            let names = self.resolver.new_names();
+            results.checkpoint(&self.accounts(), totals.sections(), &self.resolver.tables, &names);
         }
         Ok(())
     }

@@ -52,6 +52,9 @@ pub const DIFFERENT: u8 = 9;
 /// Exit code of `profiler replay` when the recording was cut off: what it holds has been shown.
 pub const CUT_OFF: u8 = 8;
 
+/// The same where it is damaged: what comes before that has been shown.
+pub const DAMAGED: u8 = 11;
+
 /// Some paths, in a message.
 fn list(paths: &[PathBuf]) -> String {
     const SHOWN: usize = 5;

@@ -22,7 +22,10 @@ use crate::{
         sched::records as sched,
         syscall::records as syscall,
     },
-    process::{elf::ElfInfo, hsperf, life, limits, maps, network::Networks, objects, redact::Redact, target},
+    process::{
+        elf::ElfInfo, hsperf, jit::JitCode, life, limits, maps, network::Networks, objects, redact::Redact,
+        target,
+    },
     recording,
     runtimes::{
         exported::Exported,
@@ -40,6 +43,7 @@ pub static FOREIGN: &[(&str, Feed)] = &[
     ("btf", btf),
     ("config", config),
     ("elf", elf),
+    ("jit_dump", jit_dump),
     ("machine_code", machine_code),
     ("perf_map", perf_map),
     ("proc", proc),
@@ -170,8 +174,32 @@ fn elf(bytes: &[u8]) {
 
 /// Symbols that a just-in-time compiler wrote down.
 fn perf_map(bytes: &[u8]) {
-    for line in crate::text::to_parse(bytes).lines() {
-        crate::process::jit::parse_line(line);
+    jit_code(bytes, false);
+}
+
+/// The same with records and times.
+fn jit_dump(bytes: &[u8]) {
+    jit_code(bytes, true);
+}
+
+/// A whole file of either kind, that is read as it grows.
+fn jit_code(bytes: &[u8], dump: bool) {
+    let Ok((mut file, read)) = tempfile::tempfile().and_then(|file| Ok((file.try_clone()?, file))) else {
+        return;
+    };
+    let mut code = JitCode::default();
+    code.open(read, dump);
+    let (first, rest) = bytes.split_at(bytes.len() / 2);
+    for (now_ns, piece) in [(10, first), (20, rest)] {
+        if file.write_all(piece).is_err() {
+            return;
+        }
+        code.read(now_ns);
+    }
+    for address in [0, 0x110, 0x1008, u64::MAX] {
+        for time_ns in [0, 15, 250, u64::MAX] {
+            code.name(address, code.tenant(address, time_ns).number);
+        }
     }
 }
 
@@ -258,6 +286,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::process::jit;
 
     /// Something of each kind that is in order, to be damaged.
     fn seed(name: &str) -> Vec<u8> {
@@ -280,6 +309,7 @@ mod tests {
             "source_map" => {
                 b"{\"version\":3,\"sources\":[\"../src/x.ts\"],\"names\":[\"n\"],\"mappings\":\"AAUAA,SAAS;AACA\"}".to_vec()
             }
+            "jit_dump" => jit::fixtures::dump(),
             "perf_map" => b"1000 20 a /x.js:3\n0x1010 10 b\n".to_vec(),
             "proc" => b"7 (a) b) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 2 0 9 0 0\nName:\tx\nNSpid:\t7\n\
                 55e0-66f0 r-xp 00001000 fe:01 1234 /usr/bin/a\n0::/a\n\

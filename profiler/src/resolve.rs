@@ -1,6 +1,7 @@
 //! From addresses to interned stacks: everything that a run knows about processes, their code, and its names.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,7 +32,7 @@ use crate::{
         target::comm,
     },
     runtimes::{Runtimes, UserFrame, UserStack},
-    symbolize::{Detail, LiveSymbolizer, SymbolCache, Symbolizer as _, debuginfod::Debuginfod},
+    symbolize::{Detail, Function, LiveSymbolizer, SymbolCache, Symbolizer as _, debuginfod::Debuginfod},
     unwind::feed::Feeder,
 };
 
@@ -45,6 +46,10 @@ const MOST_SENT: usize = 24_576;
 
 /// Names of threads from which on those are to be forgotten that nothing needs: 1 MB.
 const MOST_NAMES: usize = 16_384;
+
+/// For how long at most files are begun to be looked into for the names of new frames, while records wait, ns: what is left is
+/// named the next time. One large file takes longer.
+const NAMING_NS: u64 = 20_000_000;
 
 /// How often the descriptors of the profiler are read for programs of its own, while it runs.
 const OWN_CODE_INTERVAL: Duration = Duration::from_secs(10);
@@ -78,6 +83,9 @@ pub struct Resolver {
     named: FxHashSet<ThreadKey>,
     /// With so many names it is time to forget some.
     most_names: usize,
+    /// Frames that have been looked at for their names, or are among those that will be, by module.
+    frames_seen: usize,
+    unnamed: BTreeMap<ModuleId, Vec<u64>>,
 }
 
 impl Resolver {
@@ -102,6 +110,8 @@ impl Resolver {
             symbols: SymbolCache::default(),
             named: FxHashSet::default(),
             most_names: MOST_NAMES,
+            frames_seen: 0,
+            unnamed: BTreeMap::new(),
         }
     }
 
@@ -304,6 +314,33 @@ impl Resolver {
         }
     }
 
+    /// Names of frames that are new since this was last asked, without source lines, as far as there is time for them. Functions
+    /// of language runtimes have theirs already.
+    pub fn new_names(&mut self) -> Vec<(Frame, Vec<Function>)> {
+        let new = self.tables.stacks.frames_from(self.frames_seen);
+        self.frames_seen += new.len();
+        for frame in new {
+            if !matches!(self.tables.module(frame.module).kind, ModuleKind::Managed(_)) {
+                self.unnamed.entry(frame.module).or_default().push(frame.address);
+            }
+        }
+        let until_ns = self.clock.now_ns().saturating_add(NAMING_NS);
+        let mut names = Vec::new();
+        while self.clock.now_ns() < until_ns
+            && let Some((module, addresses)) = self.unnamed.pop_first()
+        {
+            let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
+            let of = self.tables.module(module);
+            let found = symbolizer.functions(module, of, &addresses, Detail::Names);
+            let named = addresses.into_iter().zip(found).filter_map(|(address, functions)| {
+                let functions = functions?.into_iter().map(Function::cleaned).collect();
+                Some((Frame { module, address }, functions))
+            });
+            names.extend(named);
+        }
+        names
+    }
+
     /// Names everything in `totals`.
     pub fn name(&mut self, meta: &Meta, accounts: Accounts, totals: Totals, detail: Detail) -> Run {
         let mut symbolizer = LiveSymbolizer::new(&mut self.symbols, &mut self.processes);
@@ -315,4 +352,34 @@ impl Resolver {
 /// ends one byte before.
 fn call_site(i: usize, address: u64) -> u64 {
     if i == 0 { address } else { address.saturating_sub(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::process::clock::fixtures::stepping;
+
+    #[test]
+    fn new_frames_are_named_once_and_only_as_long_as_there_is_time() {
+        let proc = tempfile::tempdir().unwrap();
+        // Two looks at the clock are within that time: one to begin with, one before the first file.
+        let mut resolver = Resolver::new(proc.path(), stepping(NAMING_NS - 1), false, true);
+        let mut add = |pid: u32, address| {
+            let tmp = proc.path().join(format!("{pid}/root/tmp"));
+            fs::create_dir_all(&tmp).unwrap();
+            fs::write(tmp.join(format!("perf-{pid}.map")), format!("100 40 of_{pid}\n")).unwrap();
+            let module = resolver.tables.module_id(Module::special(ModuleKind::Jit(pid)));
+            let frame = Frame { module, address };
+            let stack = Stack { frames: [frame].into(), kernel_frames: 0, end: StackEnd::Complete };
+            intern_stack(&mut resolver.tables, stack).unwrap();
+            frame
+        };
+        let frames = [add(7, 0x110), add(7, 0x120), add(8, 0x110)];
+        let named = |frame, name: &str| (frame, vec![Function { name: name.into(), ..Function::default() }]);
+        assert_eq!(resolver.new_names(), [named(frames[0], "of_7"), named(frames[1], "of_7")]);
+        assert_eq!(resolver.new_names(), [named(frames[2], "of_8")], "what was left");
+        assert_eq!(resolver.new_names(), []);
+    }
 }

@@ -98,7 +98,7 @@ impl Requests {
 pub enum Syscalls {
     /// As far as its cost is within a part of the budget, all the time or in windows; not of the whole machine.
     Auto,
-    /// All the time.
+    /// All the time, unless a budget is given.
     On,
     /// Not at all.
     Off,
@@ -150,10 +150,11 @@ impl Settings {
         }
     }
 
-    /// How much of the target's CPU time watching system calls may cost, from 0 to 1; `None` for no limit.
+    /// How much of the target's CPU time watching system calls may cost, from 0 to 1; `None` for no limit, where they are asked for
+    /// and none is given.
     pub fn calls_budget(&self) -> Option<f64> {
-        let percent = self.alloc.max_overhead_percent.unwrap_or(MAX_OVERHEAD_PERCENT);
-        (self.syscalls == Syscalls::Auto).then_some(percent / 100.0 * CALLS_PART)
+        let unasked = (self.syscalls == Syscalls::Auto).then_some(MAX_OVERHEAD_PERCENT);
+        Some(self.alloc.max_overhead_percent.or(unasked)? / 100.0 * CALLS_PART)
     }
 
     /// How allocations are watched: where a budget covers system calls too, half of it is theirs. By itself not on the whole
@@ -256,6 +257,11 @@ mod tests {
         assert!(
             calls(&all, Syscalls::On).watches_calls() && calls(&all, Syscalls::On).calls_budget().is_none()
         );
+        let mut given = calls(&one, Syscalls::On);
+        given.alloc.max_overhead_percent = Some(2.0);
+        let share = given.calls_budget().unwrap();
+        assert!((share - 0.004).abs() < 1e-9, "a limit that is given counts: {share}");
+        assert_eq!(given.allocations().max_overhead_percent, Some(1.0), "they share it");
     }
 
     #[test]

@@ -13,10 +13,7 @@ use crate::{
     error::{self, Error},
     model::{comparison::Comparison, kind::ProfileKind},
     output::{Destination, OutputSpec, RenderOptions, diff as told, flamegraph, results::style},
-    recording::{
-        Ending,
-        load::{Replayed, load},
-    },
+    recording::load::load_what_there_is,
     say,
 };
 
@@ -30,6 +27,7 @@ pub fn diff(args: &DiffArgs) -> Result<u8> {
         Ok((Destination::open(output.path.as_deref())?, kind))
     });
     let pictures: Vec<(Destination, ProfileKind)> = pictures.collect::<Result<_, Error>>()?;
+    let read = |path: &Path| load_what_there_is(path, &Overrides::default());
     let (before, after) = (read(&args.before)?, read(&args.after)?);
     let mut found = compare(before.measured(), after.measured());
     if !args.kinds.is_empty() {
@@ -57,15 +55,6 @@ pub fn diff(args: &DiffArgs) -> Result<u8> {
         Some(_) => judge(&found, args)?,
         None => 0,
     })
-}
-
-/// Reads a recording; one that was cut off is shown as far as it goes.
-fn read(path: &Path) -> Result<Replayed, Error> {
-    let read = load(path, &Overrides::default())?;
-    if read.ending == Ending::CutOff {
-        say!("profiler: {} was cut off: it is compared as far as it goes", path.display());
-    }
-    Ok(read)
 }
 
 /// The profile that a picture is asked for of.

@@ -22,17 +22,12 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
     let normal = args.report.baseline.as_deref().map(Normal::load).transpose()?;
     let mut replayed = load(&args.recording, &args.report.overrides())?;
     replayed.run.baseline = normal.map(|normal| normal.compare(&replayed.measured()));
-    let Replayed { mut run, samples, tables, ending } = replayed;
+    let lacks = replayed.lacks();
+    let Replayed { mut run, samples, tables, ending, .. } = replayed;
     let measured = KINDS.into_iter().filter(|kind| run.profile(kind).is_some());
     results.check(&measured.collect::<Vec<_>>(), run.requests.is_some())?;
-    if ending == Ending::CutOff {
-        say!(
-            "profiler: {} was cut off: it holds {:.1} s of the run and {} CPU samples, shown here; later ones and \
-             some names are missing",
-            args.recording.display(),
-            run.cpu.accounts.duration_ns as f64 / 1e9,
-            run.cpu.total
-        );
+    if let Some(lacks) = lacks {
+        say!("profiler: {} {lacks}", args.recording.display());
     }
     quit::at_once_from_now_on();
     results.start_recordings(&run.cpu.meta);
@@ -42,7 +37,11 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
     }
     let options = args.report.options();
     results.finish(&mut run, None, &tables, &options)?;
-    Ok(if ending == Ending::CutOff { error::CUT_OFF } else { 0 })
+    Ok(match ending {
+        Ending::Complete => 0,
+        Ending::CutOff => error::CUT_OFF,
+        Ending::Damaged(_) => error::DAMAGED,
+    })
 }
 
 #[cfg(test)]
@@ -187,7 +186,7 @@ pub(crate) mod tests {
         let blocking = waits.blocking(Now { threads, ..Now::default() });
         let sections =
             Sections { blocking: Some(&Blocking::default()), memory: Some(&memory), ..Sections::default() };
-        recorder.checkpoint(&Accounts::default(), sections, &tables).unwrap();
+        recorder.checkpoint(&Accounts::default(), sections, &tables, &[]).unwrap();
         let totals = Totals {
             cpu: cpu.snapshot(),
             off_cpu: Some(off_cpu.snapshot()),
@@ -217,7 +216,7 @@ pub(crate) mod tests {
             let path = dir.path().join("x.prec");
             let live = record(&path, &samples, &stalls);
             let replayed = load(&path, &Overrides::default()).unwrap();
-            prop_assert_eq!(replayed.ending, Ending::Complete);
+            prop_assert_eq!(&replayed.ending, &Ending::Complete);
             prop_assert_eq!(&replayed.run.blocking, &live.blocking);
             prop_assert_eq!(&replayed.run.calls, &live.calls);
             prop_assert_eq!(&replayed.run.vitals, &live.vitals);
@@ -248,9 +247,13 @@ pub(crate) mod tests {
             let recorder = Recorder::new(Vec::new(), &live.cpu.meta).unwrap();
             let written = recorder.finish(&live.cpu.accounts, sections, &nothing, &[]).unwrap();
             std::fs::write(&path, written).unwrap();
+            let replayed = load(&path, &Overrides::default()).unwrap();
             assert!(
-                load(&path, &Overrides::default()).err().unwrap().to_string().contains("refers to nothing")
+                matches!(&replayed.ending, Ending::Damaged(how) if how.ends_with("refers to nothing")),
+                "{:?}",
+                replayed.ending
             );
+            assert_eq!(replayed.run.cpu.meta, live.cpu.meta, "what comes before is there");
         }
     }
 

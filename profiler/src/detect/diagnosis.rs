@@ -1,7 +1,7 @@
 //! The verdict: what kind of bottleneck, in one sentence. One table decides, from findings and figures of the run.
 
 mod blind;
-mod doubts;
+pub mod doubts;
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 

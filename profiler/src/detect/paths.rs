@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use crate::model::report::Profile;
 
+/// Branches with a smaller share of all samples are left out of what is told, 0 to 1.
+pub const CUT: f64 = 0.05;
+
 /// A part of a call tree that samples go along without dividing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Path<'a> {
     /// How many parts lie outside of this one.
     pub depth: usize,

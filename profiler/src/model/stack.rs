@@ -83,6 +83,11 @@ impl Stacks {
         Some(Stack { frames, kernel_frames: *kernel_frames, end: *end })
     }
 
+    /// Their frames, each once, but the first so many: a frame keeps its place.
+    pub fn frames_from(&self, first: usize) -> impl ExactSizeIterator<Item = Frame> + '_ {
+        self.frames.iter().skip(first).copied()
+    }
+
     /// How the user's part of the stack of a number ends.
     pub fn end(&self, id: StackId) -> StackEnd {
         self.stacks.get_index(id.0 as usize).map_or(StackEnd::None, |stack| stack.end)
@@ -243,5 +248,6 @@ mod tests {
             assert_eq!(stacks.outermost(id), stack.frames.last().copied());
         }
         assert_eq!(stacks.get(StackId(all.len() as u32)), None);
+        assert_eq!(stacks.frames_from(1).map(|frame| frame.address).collect::<Vec<_>>(), [8, 9]);
     }
 }

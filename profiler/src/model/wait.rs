@@ -101,7 +101,8 @@ pub struct ThreadTime {
 impl ThreadTime {
     /// Sum of all parts: the wall time, as far as the probe is right.
     pub fn accounted_ns(&self) -> u64 {
-        self.on_cpu_ns + self.run_queue_ns + self.blocked.iter().map(|(_, ns)| ns).sum::<u64>()
+        let blocked = self.blocked.iter().map(|&(_, ns)| ns);
+        blocked.fold(self.on_cpu_ns.saturating_add(self.run_queue_ns), u64::saturating_add)
     }
 
     /// The part in which the thread had something to do, whether it got on with it or not, ns.

@@ -14,6 +14,7 @@ use crate::{
         groups::{self, Group},
         hotspot::{self, Hotspot},
         leak,
+        paths::{self, Path},
     },
     model::{
         cause::WaitCause,
@@ -54,6 +55,7 @@ struct Document<'a> {
     unwind: &'a UnwindReport,
     cost: Cost<'a>,
     hotspots: Vec<Hotspot>,
+    paths: Vec<Path<'a>>,
     threads: Vec<Thread>,
     modules: Vec<Module<'a>>,
     frames: Vec<Frame<'a>>,
@@ -507,6 +509,7 @@ pub fn write(run: &Run, _options: &RenderOptions, out: &mut dyn Write) -> Result
             stolen_ns: accounts.stolen_ns,
         },
         hotspots: hotspot::hotspots(profile),
+        paths: paths::paths(profile, paths::CUT),
         threads: hotspot::by_thread(profile)
             .into_iter()
             .map(|thread| Thread {
@@ -915,6 +918,9 @@ mod tests {
         assert_eq!(value["samples_taken"].as_u64(), Some(9));
         assert_eq!(value["samples_lost"].as_u64(), Some(4));
         assert_eq!(value["modules"][1]["build_id"], "abcd");
+        let whole = serde_json::json!({"depth": 0, "functions": ["main"], "samples": 5});
+        assert_eq!(value["paths"][0], whole, "the heaviest path is that of all samples");
+        assert_eq!(value["paths"][1]["functions"], serde_json::json!(["a"]));
     }
 
     #[test]

@@ -6,9 +6,9 @@ use anyhow::Result;
 
 use super::text::{Style, line, user_functions};
 use crate::{
-    detect::words::at,
+    detect::{diagnosis::doubts::is_held_in_doubt, words::at},
     model::{
-        memory::{Footprint, Memory, Site, WatchMode, Watching},
+        memory::{Footprint, Memory, Site, WatchMode},
         names::short,
         report::{Profile, Run},
         units::{bytes, count, percent, rounded, thousands, time},
@@ -21,6 +21,9 @@ const LISTED: (usize, usize) = (10, 10);
 const FRAMES: usize = 6;
 /// Places of page faults listed.
 const FAULTS: usize = 5;
+/// What no probe follows.
+const UNSEEN: &str = "not followed: what is given back in place (madvise) still counts; what mremap adds or moves, and what is \
+                      mapped otherwise than by mmap (brk), does not";
 
 /// Writes the part; nothing if memory was not watched.
 pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -30,7 +33,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         heap(of, style, out)?;
     }
     if memory.watching.mode == WatchMode::Watched {
-        watching(&memory.watching, style, out)?;
+        watching(memory, style, out)?;
         sites(run, memory, style, out)?;
     }
     for problem in &memory.watching.problems {
@@ -124,13 +127,18 @@ fn heap(of: &Footprint, style: &Style, out: &mut dyn Write) -> Result<()> {
 }
 
 /// How allocations were watched, and at what price.
-fn watching(of: &Watching, style: &Style, out: &mut dyn Write) -> Result<()> {
+fn watching(memory: &Memory, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let of = &memory.watching;
     let how = if of.is_estimated() {
         format!(
             "in {} only, {:.1} % of the time, to keep the cost down: all figures are estimates",
             count(of.windows, "short window"),
             percent(of.seen_ns, of.watched_ns),
         )
+    } else if memory.processes.iter().any(|process| is_held_in_doubt(memory, process.pid)) {
+        "every call, and not all of that memory is held (see doubtful)".to_owned()
+    } else if of.lost_objects > 0 {
+        "every one that there was room for".to_owned()
     } else {
         "every one".to_owned()
     };
@@ -150,6 +158,7 @@ fn watching(of: &Watching, style: &Style, out: &mut dyn Write) -> Result<()> {
         time(of.detach_ns),
     );
     line(&text, style, out)?;
+    line(UNSEEN, style, out)?;
     for (library, functions) in &of.probed {
         let name = library.rsplit('/').next().unwrap_or(library);
         line(&format!("probed in {name}: {} (* single-stepped)", functions.join(" ")), style, out)?;
@@ -162,6 +171,17 @@ fn watching(of: &Watching, style: &Style, out: &mut dyn Write) -> Result<()> {
         line(&format!("objects {what}: {}", thousands(n)), style, out)?;
     }
     Ok(())
+}
+
+/// How far off it may be what a site holds, in words: that every call was counted proves nothing where the process does not hold it.
+pub(super) fn error(site: &Site, memory: &Memory) -> String {
+    if site.estimated {
+        bytes(site.points.last().map_or(0.0, |point| point.live_bytes_err))
+    } else if is_held_in_doubt(memory, site.pid) {
+        "doubtful".to_owned()
+    } else {
+        "exact".to_owned()
+    }
 }
 
 fn sites(run: &Run, memory: &Memory, style: &Style, out: &mut dyn Write) -> Result<()> {
@@ -191,7 +211,7 @@ fn sites(run: &Run, memory: &Memory, style: &Style, out: &mut dyn Write) -> Resu
         sites.iter().take(LISTED.1).filter(|site| live(site).live_bytes > 0.0 || site.allocated_bytes > 0)
     {
         let point = live(site);
-        let error = if site.estimated { bytes(point.live_bytes_err) } else { "exact".to_owned() };
+        let error = error(site, memory);
         let functions: Vec<_> = user_functions(run.names(), run.names().stack(site.stack))
             .into_iter()
             .take(FRAMES)
@@ -246,7 +266,7 @@ mod tests {
     use super::*;
     use crate::model::{
         function::Function,
-        memory::{Growth, HeapClass, HeapKind, HeapSample, LivePoint, ManagedHeap},
+        memory::{Growth, HeapClass, HeapKind, HeapSample, LivePoint, ManagedHeap, Watching},
         report::fixtures,
         stack::StackId,
     };
@@ -333,5 +353,26 @@ mod tests {
         let mut text = Vec::new();
         write(&run(), &PLAIN, &mut text).unwrap();
         insta::assert_snapshot!(String::from_utf8(text).unwrap());
+    }
+    /// All calls are counted of a process that grew by 3 MB.
+    fn counted(live_bytes: f64, lost_objects: u64) -> String {
+        let mut run = run();
+        let memory = run.memory.as_mut().unwrap();
+        memory.watching = Watching { windows: 0, since_ns: 0, lost_objects, ..memory.watching.clone() };
+        memory.sites[0] = crate::model::memory::fixtures::site(1, [0.0, live_bytes]);
+        let mut text = Vec::new();
+        write(&run, &PLAIN, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn what_the_process_does_not_hold_is_not_called_exact() {
+        let text = counted(3e6, 0);
+        assert!(text.contains("every one\n") && text.contains("exact"), "{text}");
+        let text = counted(3e6, 5);
+        assert!(text.contains("every one that there was room for\n"), "{text}");
+        let text = counted(300e6, 0);
+        assert!(!text.contains("every one") && !text.contains("exact"), "{text}");
+        assert!(text.contains("(see doubtful)") && text.contains("  doubtful  "), "{text}");
     }
 }

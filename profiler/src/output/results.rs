@@ -5,6 +5,8 @@ use std::{
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
+    sync::mpsc::{SyncSender, sync_channel},
+    thread,
 };
 
 use anyhow::Result;
@@ -18,7 +20,7 @@ use crate::{
         report::{Accounts, Meta, Run},
         sample::Sample,
         sections::Sections,
-        stack::Tables,
+        stack::{Frame, Tables},
         totals::Snapshot,
     },
     output::{Destination, Format, OutputSpec, RenderOptions, open_in_place, report, summary, text::Style},
@@ -28,6 +30,7 @@ use crate::{
         normal::Normal,
     },
     say,
+    symbolize::Function,
 };
 
 /// Everything that a run writes. Opened before it starts, so that what cannot be written is known at once.
@@ -40,6 +43,8 @@ pub struct Results {
     failed: Vec<Failure>,
     /// What is normal, and the recording to compare with it, unless there is one anyway.
     baseline: Option<(Normal, Option<TempPath>)>,
+    /// Has recordings put on the disk.
+    sync: Option<Beside>,
 }
 
 /// An output that could not be written.
@@ -58,6 +63,7 @@ impl Results {
             stdout_taken,
             failed: Vec::new(),
             baseline: None,
+            sync: None,
         };
         for spec in outputs {
             match (spec.format, &spec.path) {
@@ -147,9 +153,26 @@ impl Results {
         !self.recorders.is_empty()
     }
 
-    /// Makes everything recorded so far safe.
-    pub fn checkpoint(&mut self, accounts: &Accounts, sections: Sections<'_>, tables: &Tables) {
-        self.each_recorder(|recorder| recorder.checkpoint(accounts, sections, tables));
+    /// Makes everything recorded so far safe, `names` that were found since the last time among it: from the profiler's own end
+    /// at once, from that of the machine soon.
+    pub fn checkpoint(
+        &mut self,
+        accounts: &Accounts,
+        sections: Sections<'_>,
+        tables: &Tables,
+        names: &[(Frame, Vec<Function>)],
+    ) {
+        self.each_recorder(|recorder| recorder.checkpoint(accounts, sections, tables, names));
+        if self.sync.is_none() {
+            let files = self.recorders.iter().filter_map(|(path, recorder)| {
+                let file = recorder.inner().get_ref().try_clone().ok()?;
+                file.metadata().is_ok_and(|of| of.is_file()).then_some((path.clone(), file))
+            });
+            self.sync = Beside::start("sync", put_on_disk(files.collect()));
+        }
+        if let Some(sync) = &self.sync {
+            sync.ask();
+        }
     }
 
     /// Writes every output, then the report. If anything cannot be written and there are `totals`, which `run` was made
@@ -235,6 +258,37 @@ impl Results {
     }
 }
 
+/// Has the system put on the disk what these files were written, and says once where it cannot.
+fn put_on_disk(mut files: Vec<(PathBuf, File)>) -> impl FnMut() {
+    move || {
+        files.retain(|(path, file)| {
+            let done = file.sync_data();
+            if let Err(error) = &done {
+                say!("profiler: {} may not be on the disk: {error}", path.display());
+            }
+            done.is_ok()
+        });
+    }
+}
+
+/// What is done on a thread of its own, however long it takes.
+struct Beside(SyncSender<()>);
+
+impl Beside {
+    /// Starts the thread, which ends with this. `None` if there can be none.
+    fn start(name: &str, mut work: impl FnMut() + Send + 'static) -> Option<Beside> {
+        let (ask, asked) = sync_channel(1);
+        let run = move || asked.iter().for_each(|()| work());
+        thread::Builder::new().name(name.to_owned()).spawn(run).ok()?;
+        Some(Beside(ask))
+    }
+
+    /// Has it done once more, from now on; where that waits to be done already, it is the same.
+    fn ask(&self) {
+        let _waits_already = self.0.try_send(());
+    }
+}
+
 /// Keeps a run as a recording in the folder for temporary files, readable by its owner only. Samples are added up by
 /// thread and stack in it.
 fn keep(run: &Run, totals: &[Snapshot], tables: &Tables) -> Result<PathBuf> {
@@ -299,4 +353,29 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|io| io.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn what_is_done_beside_holds_nobody_up() {
+        let ((begun, begins), (go_on, goes_on)) = (channel(), channel::<()>());
+        let beside = Beside::start("test", move || {
+            begun.send(()).unwrap();
+            let _over = goes_on.recv();
+        });
+        let beside = beside.unwrap();
+        beside.ask();
+        begins.recv().unwrap();
+        // It is at work, which takes as long as this test wants it to.
+        (0..10).for_each(|_| beside.ask());
+        drop(beside);
+        go_on.send(()).unwrap();
+        drop(go_on);
+        assert_eq!(begins.iter().count(), 1, "once more for all that was asked meanwhile");
+    }
 }

@@ -13,7 +13,7 @@ use crate::{
     detect::{
         groups::groups,
         hotspot::{self, Hotspot},
-        paths::paths,
+        paths::{CUT, paths},
         roles,
     },
     model::{
@@ -34,8 +34,6 @@ const PROCESSES: usize = 8;
 const MEMORY: usize = 3;
 /// With fewer samples shares of functions say nothing.
 const FEW: u64 = 20;
-/// Branches of the call tree with a smaller share of all samples are left out.
-const CUT: f64 = 0.05;
 /// Columns that all of it fits in.
 pub const COLUMNS: usize = 100;
 

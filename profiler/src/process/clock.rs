@@ -78,6 +78,12 @@ pub(crate) mod fixtures {
         }
     }
 
+    /// A clock that goes on by `step_ns` whenever it is looked at.
+    pub fn stepping(step_ns: u64) -> Clock {
+        let hands = Hands::default();
+        Clock(Rc::new(move || hands.0.replace(hands.0.get() + step_ns)))
+    }
+
     /// A clock at `now_ns`, and its hands.
     pub fn clock(now_ns: u64) -> (Clock, Hands) {
         let hands = Hands::default();

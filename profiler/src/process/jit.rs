@@ -331,12 +331,41 @@ pub fn is_dump(path: &str) -> bool {
 }
 
 #[cfg(test)]
+pub(crate) mod fixtures {
+    //! A dump made by hand.
+
+    use super::*;
+
+    fn record(kind: u32, time: u64, words: &[u64], rest: &[u8]) -> Vec<u8> {
+        let mut bytes = kind.to_ne_bytes().to_vec();
+        bytes.extend(((16 + 8 * words.len() + rest.len()) as u32).to_ne_bytes());
+        bytes.extend(time.to_ne_bytes());
+        words.iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
+        bytes.extend(rest);
+        bytes
+    }
+
+    /// Two functions at one address, the second of which moves.
+    pub fn dump() -> Vec<u8> {
+        let mut bytes = DUMP_MAGIC.to_ne_bytes().to_vec();
+        bytes.extend([1u32, 40].iter().flat_map(|word| word.to_ne_bytes()));
+        bytes.resize(40, 0);
+        // pid and tid, place in memory, code, size, index
+        bytes.extend(record(CODE_LOAD, 100, &[7, 0x100, 0x100, 0x20, 1], b"first\0\x90\x90"));
+        bytes.extend(record(4, 150, &[1], b""));
+        bytes.extend(record(CODE_LOAD, 200, &[7, 0x100, 0x100, 0x20, 2], b"second\0\x90"));
+        bytes.extend(record(CODE_MOVE, 300, &[7, 0, 0x100, 0x500, 0x20, 2], b""));
+        bytes
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::io::{Seek as _, SeekFrom, Write as _};
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{fixtures::dump, *};
 
     fn growing(dump: bool) -> (File, JitCode) {
         let file = tempfile::tempfile().unwrap();
@@ -388,27 +417,6 @@ mod tests {
         append(&file, b"400 10 anew\n");
         code.read(40);
         assert_eq!(name(&code, 0x400, 99), Some("anew"));
-    }
-
-    fn record(kind: u32, time: u64, words: &[u64], rest: &[u8]) -> Vec<u8> {
-        let mut bytes = kind.to_ne_bytes().to_vec();
-        bytes.extend(((16 + 8 * words.len() + rest.len()) as u32).to_ne_bytes());
-        bytes.extend(time.to_ne_bytes());
-        words.iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
-        bytes.extend(rest);
-        bytes
-    }
-
-    fn dump() -> Vec<u8> {
-        let mut bytes = DUMP_MAGIC.to_ne_bytes().to_vec();
-        bytes.extend([1u32, 40].iter().flat_map(|word| word.to_ne_bytes()));
-        bytes.resize(40, 0);
-        // pid and tid, place in memory, code, size, index
-        bytes.extend(record(CODE_LOAD, 100, &[7, 0x100, 0x100, 0x20, 1], b"first\0\x90\x90"));
-        bytes.extend(record(4, 150, &[1], b""));
-        bytes.extend(record(CODE_LOAD, 200, &[7, 0x100, 0x100, 0x20, 2], b"second\0\x90"));
-        bytes.extend(record(CODE_MOVE, 300, &[7, 0, 0x100, 0x500, 0x20, 2], b""));
-        bytes
     }
 
     #[test]

@@ -15,19 +15,15 @@ use crate::{
     model::{
         kind::{OFF_CPU, SYSCALLS},
         measured::Measured,
-        memory::Memory,
         report::{Accounts, Meta, Run, Totals},
-        request::Requests,
         sample::Sample,
         stack::{Frame, Module, ModuleId, Tables},
-        syscall::Calls,
         totals::Aggregator,
-        vitals::Vitals,
-        wait::Blocking,
     },
     naming,
     output::Destination,
     recording::{self, Ending, Event, Recorder},
+    say,
     symbolize::{Detail, Function, Symbolizer},
 };
 
@@ -59,12 +55,30 @@ pub struct Replayed {
     pub tables: Tables,
     /// Whether the recording is complete.
     pub ending: Ending,
+    /// Of how much of the run, from its beginning, waits, system calls, requests and memory are, ns; nothing if none is recorded.
+    pub sections_ns: Option<u64>,
 }
 
 impl Replayed {
     /// What comparisons read.
     pub fn measured(&self) -> Measured<'_> {
         Measured { run: &self.run, samples: &self.samples, tables: &self.tables }
+    }
+
+    /// What is wrong with the recording and what it lacks, in words that follow its name; nothing if it is whole.
+    pub fn lacks(&self) -> Option<String> {
+        let (cpu, s) = (&self.run.cpu, |ns: u64| ns as f64 / 1e9);
+        let older = self.sections_ns.filter(|&ns| ns < cpu.accounts.duration_ns);
+        let older = older.map_or_else(String::new, |ns| {
+            format!("; waits, system calls, requests and memory are those of its first {:.1} s", s(ns))
+        });
+        Some(format!(
+            "{}: it holds {:.1} s of the run and {} CPU samples, shown here; later ones are missing, and source lines, inlined \
+             functions and some names{older}",
+            self.ending.fault()?,
+            s(cpu.accounts.duration_ns),
+            cpu.total,
+        ))
     }
 }
 
@@ -75,6 +89,15 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Replayed, Error> {
     load_stream(BufReader::new(file), overrides).map_err(bad)
 }
 
+/// The same, and says so if it is not whole.
+pub fn load_what_there_is(path: &Path, overrides: &Overrides) -> Result<Replayed, Error> {
+    let replayed = load(path, overrides)?;
+    if let Some(fault) = replayed.ending.fault() {
+        say!("profiler: {} {fault}: it is read as far as it goes", path.display());
+    }
+    Ok(replayed)
+}
+
 /// The same from any stream.
 pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, String> {
     let mut meta = Meta::default();
@@ -82,36 +105,34 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
     let mut tables = Tables::default();
     let (mut cpu, mut off_cpu, mut in_calls) =
         (Aggregator::default(), Aggregator::default(), Aggregator::default());
-    let mut blocking: Option<Blocking> = None;
-    let mut calls: Option<Calls> = None;
-    let mut vitals: Option<Vitals> = None;
-    let mut requests: Option<Requests> = None;
-    let mut memory: Option<Memory> = None;
+    // What is not made of samples is in several events: it is whole when the counts come that were recorded with it.
+    let (mut sections, mut next) = (Totals::default(), None::<Totals>);
     let mut samples = Vec::new();
     let mut names = RecordedNames::default();
+    let mut sections_ns = None;
     let ending = recording::read(input, |event| {
         match event {
             Event::Meta(recorded) => meta = recorded,
             Event::Module(module) => {
                 if !tables.modules.insert(module) {
-                    return Err("it is damaged (a module comes twice)".to_owned());
+                    return Err("a module comes twice".to_owned());
                 }
             }
             Event::Stack(stack) => {
                 if stack.frames.iter().any(|frame| frame.module.0 as usize >= tables.modules.len())
                     || usize::from(stack.kernel_frames) > stack.frames.len()
                 {
-                    return Err("it is damaged (a stack refers to nothing)".to_owned());
+                    return Err("a stack refers to nothing".to_owned());
                 }
                 if !tables.stacks.insert(&stack).1 {
-                    return Err("it is damaged (a stack comes twice)".to_owned());
+                    return Err("a stack comes twice".to_owned());
                 }
             }
             Event::Thread(thread, name) => {
                 tables.threads.insert(thread, name);
             }
             Event::Sample(sample) => {
-                let nothing = || Err("it is damaged (a sample refers to nothing)".to_owned());
+                let nothing = || Err("a sample refers to nothing".to_owned());
                 if sample.stack.0 as usize >= tables.stacks.len() {
                     return nothing();
                 }
@@ -126,37 +147,43 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
                 samples.push(sample);
             }
             Event::Names(some) => names.0.extend(some),
-            Event::Accounts(recorded) => accounts = recorded,
+            Event::Accounts(recorded) => {
+                accounts = recorded;
+                if let Some(whole) = next.take() {
+                    sections = whole;
+                    sections_ns = Some(accounts.duration_ns);
+                }
+            }
             Event::Blocking(recorded) => {
                 if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
-                    return Err("it is damaged (a stall refers to nothing)".to_owned());
+                    return Err("a stall refers to nothing".to_owned());
                 }
-                blocking = Some(*recorded);
+                next.get_or_insert_default().blocking = Some(*recorded);
             }
             Event::Calls(recorded) => {
                 if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
-                    return Err("it is damaged (a system call refers to nothing)".to_owned());
+                    return Err("a system call refers to nothing".to_owned());
                 }
-                calls = Some(*recorded);
+                next.get_or_insert_default().calls = Some(*recorded);
             }
             Event::Memory(recorded) => {
                 if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
-                    return Err("it is damaged (a page fault refers to nothing)".to_owned());
+                    return Err("a page fault refers to nothing".to_owned());
                 }
-                memory = Some(*recorded);
+                next.get_or_insert_default().memory = Some(*recorded);
             }
             Event::Sites(sites) => {
                 if sites.iter().any(|site| site.stack.0 as usize >= tables.stacks.len()) {
-                    return Err("it is damaged (an allocation refers to nothing)".to_owned());
+                    return Err("an allocation refers to nothing".to_owned());
                 }
-                memory.get_or_insert_default().sites.extend(sites);
+                next.get_or_insert_default().memory.get_or_insert_default().sites.extend(sites);
             }
-            Event::Vitals(recorded) => vitals = Some(*recorded),
+            Event::Vitals(recorded) => next.get_or_insert_default().vitals = Some(*recorded),
             Event::Requests(recorded) => {
                 if recorded.stacks().any(|stack| stack.0 as usize >= tables.stacks.len()) {
-                    return Err("it is damaged (a request refers to nothing)".to_owned());
+                    return Err("a request refers to nothing".to_owned());
                 }
-                requests = Some(*recorded);
+                next.get_or_insert_default().requests = Some(*recorded);
             }
             Event::End => {}
         }
@@ -165,17 +192,13 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
     let (off_cpu, in_calls) = (off_cpu.snapshot(), in_calls.snapshot());
     let totals = Totals {
         cpu: cpu.snapshot(),
-        off_cpu: (blocking.is_some() || off_cpu.total > 0).then_some(off_cpu),
-        in_calls: (calls.is_some() || in_calls.total > 0).then_some(in_calls),
-        blocking,
-        calls,
-        requests,
-        vitals,
-        memory,
+        off_cpu: (sections.blocking.is_some() || off_cpu.total > 0).then_some(off_cpu),
+        in_calls: (sections.calls.is_some() || in_calls.total > 0).then_some(in_calls),
+        ..sections
     };
     let mut run = naming::run(meta, accounts, totals, &tables, &mut names, Detail::Full);
     detect::judge(&mut run, overrides);
-    Ok(Replayed { run, samples, tables, ending })
+    Ok(Replayed { run, samples, tables, ending, sections_ns })
 }
 
 /// The names that a recording holds itself.
@@ -191,5 +214,65 @@ impl Symbolizer for RecordedNames {
         _detail: Detail,
     ) -> Vec<Option<Vec<Function>>> {
         addresses.iter().map(|&address| self.0.get(&Frame { module: id, address }).cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::model::{
+        memory::{Memory, fixtures::site},
+        sections::Sections,
+        stack::{ModuleKind, Stack, StackEnd, StackId, ThreadKey},
+        wait::{Blocking, ThreadTime},
+    };
+
+    /// A run whose sections are a third of what there is room for each time, which ends in its sixth second.
+    #[test]
+    fn what_a_recording_that_was_cut_off_lacks_is_known() {
+        let mut tables = Tables::default();
+        let module = tables.module_id(Module::special(ModuleKind::Kernel));
+        let frame = Frame { module, address: 7 };
+        tables.stacks.insert(&Stack { frames: [frame].into(), kernel_frames: 1, end: StackEnd::Complete });
+        let thread = ThreadKey { pid: 1, tid: 1 };
+        let sample = Sample { time_ns: 1, thread, cpu: 0, stack: StackId(0), weight: 1, cause: None };
+        let of = ThreadTime { name: "x".repeat(recording::TOLD_BYTES as usize / 3), ..ThreadTime::default() };
+        let blocking = Blocking { threads: vec![of], ..Blocking::default() };
+        let named = [(frame, vec![Function { name: "read_tsc".into(), ..Function::default() }])];
+
+        let mut recorder = Recorder::new(Vec::new(), &Meta::default()).unwrap();
+        for second in 1..=5 {
+            recorder.sample(&sample, &tables, None).unwrap();
+            let accounts = Accounts { duration_ns: second * 1_000_000_000, ..Accounts::default() };
+            let sections = Sections { blocking: Some(&blocking), ..Sections::default() };
+            let names = if second == 1 { &named[..] } else { &[] };
+            recorder.checkpoint(&accounts, sections, &tables, names).unwrap();
+        }
+        let cut = load_stream(&recorder.inner()[..], &Overrides::default()).unwrap();
+        assert_eq!((&cut.ending, cut.sections_ns), (&Ending::CutOff, Some(3_000_000_000)));
+        let lacks = cut.lacks().unwrap();
+        assert!(lacks.starts_with("was cut off: it holds 5.0 s of the run and 5 CPU samples"), "{lacks}");
+        assert!(lacks.ends_with("are those of its first 3.0 s"), "{lacks}");
+        let functions: Vec<_> =
+            cut.run.cpu.functions(&cut.run.cpu.stacks[0]).map(|(of, ..)| &*of.name).collect();
+        assert_eq!(functions, ["read_tsc"], "a function has its name before the run is over");
+
+        // Cut off within what is whole only together: what was whole before counts.
+        let memory = Memory { sites: vec![site(0, [1.0])], ..Memory::default() };
+        let mut memories = Recorder::new(Vec::new(), &Meta::default()).unwrap();
+        let sections = Sections { memory: Some(&memory), ..Sections::default() };
+        memories.checkpoint(&Accounts::default(), sections, &tables, &[]).unwrap();
+        memories.event(&Event::Memory(Box::default())).unwrap();
+        memories.out.flush().unwrap();
+        let cut = load_stream(&memories.inner()[..], &Overrides::default()).unwrap();
+        assert_eq!((cut.run.memory.as_ref(), cut.ending), (Some(&memory), Ending::CutOff));
+
+        let end = Accounts { duration_ns: 6_000_000_000, ..Accounts::default() };
+        let sections = Sections { blocking: Some(&blocking), ..Sections::default() };
+        let whole = recorder.finish(&end, sections, &tables, &named);
+        let whole = load_stream(&whole.unwrap()[..], &Overrides::default()).unwrap();
+        assert_eq!((whole.lacks(), whole.sections_ns), (None, Some(6_000_000_000)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::load::{Replayed, load};
+use super::load::{Replayed, load_what_there_is};
 use crate::{
     detect::{compare::compare, rule::Overrides},
     error::Error,
@@ -18,7 +18,10 @@ pub struct Normal {
 impl Normal {
     /// Reads it.
     pub fn load(path: &Path) -> Result<Normal, Error> {
-        Ok(Normal { file: path.display().to_string(), recording: load(path, &Overrides::default())? })
+        Ok(Normal {
+            file: path.display().to_string(),
+            recording: load_what_there_is(path, &Overrides::default())?,
+        })
     }
 
     /// What differs from it.

@@ -159,7 +159,7 @@ pub async fn difference(State(shared): State<Arc<Shared>>, Query(asked): Query<D
 /// Reads a window, or the part of a target in it. `None` if there is none.
 fn load(dir: &std::path::Path, window: i64, target: Option<&str>) -> Result<Option<Replayed>> {
     let Some(kept) = evidence::find(dir, window) else { return Ok(None) };
-    let mut all = recording::load::load(&kept.path, &Overrides::default())?;
+    let mut all = recording::load::load_what_there_is(&kept.path, &Overrides::default())?;
     let Some(target) = target else { return Ok(Some(all)) };
     let Some(pids) = kept.targets.get(target) else { return Ok(None) };
     let mut part = part(&all.run, |pid| pids.contains(&pid));

@@ -6,13 +6,19 @@ use super::{
     super::{
         diff,
         flow::COLUMNS,
+        memory::error,
         summary::{ThreadGroup, thread_groups},
         text::innermost,
     },
     charts::COLOURS,
 };
 use crate::{
-    detect::{flow, groups::groups, hotspot, paths::paths},
+    detect::{
+        flow,
+        groups::groups,
+        hotspot,
+        paths::{CUT, paths},
+    },
     model::{
         cause::WaitCause,
         comparison::{Baseline, Change, KindComparison},
@@ -25,8 +31,6 @@ use crate::{
 
 /// Rows of a table.
 const ROWS: usize = 20;
-/// Branches of the call tree with a smaller share of all samples are left out.
-const CUT: f64 = 0.05;
 /// Functions of a place.
 const FRAMES: usize = 4;
 /// With fewer samples shares of functions say nothing.
@@ -221,21 +225,22 @@ fn path_text(functions: &[&str]) -> String {
 
 /// Who has allocated what is not freed.
 fn sites(run: &Run) -> Markup {
-    let mut sites: Vec<_> = run.memory.iter().flat_map(|memory| &memory.sites).collect();
+    let mut sites: Vec<_> =
+        run.memory.iter().flat_map(|memory| memory.sites.iter().map(move |site| (site, memory))).collect();
     let live = |site: &crate::model::memory::Site| site.points.last().copied().unwrap_or_default();
-    sites.sort_by(|a, b| live(b).live_bytes.total_cmp(&live(a).live_bytes));
+    sites.sort_by(|(a, _), (b, _)| live(b).live_bytes.total_cmp(&live(a).live_bytes));
     html! {
         @if !sites.is_empty() {
             h2 { "Memory by place: allocated in this run, and not freed" }
             div.card { div.scroll { table {
                 tr { th.n { "live" } th.n { "± error" } th.n { "objects" } th.n { "allocated" } th.n { "freed" } th { "allocated by" } }
-                @for site in sites.into_iter().take(ROWS) {
+                @for (site, memory) in sites.into_iter().take(ROWS) {
                     @let now = live(site);
                     @let functions = innermost(run.names(), site.stack);
                     @let names: Vec<_> = functions.iter().take(FRAMES).map(|of| short(&of.name)).collect();
                     tr {
                         td.n { (bytes(now.live_bytes)) }
-                        td.n { @if now.live_bytes_err > 0.0 { (bytes(now.live_bytes_err)) } @else { "exact" } }
+                        td.n { (error(site, memory)) }
                         td.n { (thousands(now.live_count.round() as u64)) }
                         td.n { (bytes(site.allocated_bytes as f64)) }
                         td.n { (bytes(site.freed_bytes as f64)) }

@@ -35,7 +35,7 @@ use crate::{
         },
         spec::{ProbeSpec, Start},
     },
-    settings::{Settings, Syscalls},
+    settings::Settings,
 };
 
 /// The scheduler probe.
@@ -102,7 +102,7 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     }
     let mut scheduler =
         Scheduler::new(maps, &resolver.networks, &resolver.clock, running, settings.thresholds.clone());
-    scheduler.calls_watched = settings.syscalls == Syscalls::On;
+    scheduler.calls_watched = settings.watches_calls() && settings.calls_budget().is_none();
     // Stacks first: they take a while, in which threads wake up unseen.
     let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();
     for &pid in *running {
