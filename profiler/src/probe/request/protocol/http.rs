@@ -129,6 +129,8 @@ mod tests {
         let body = b"GET /search HTTP/1.1\r\nContent-Length: 7\r\n\r\n{\"q\":1}";
         assert!(!batch(body, body.len() as u64), "a body");
         assert!(!batch(&body[..body.len() - 7], body.len() as u64), "a body that came with a later call");
+        let other = b"GET /x HTTP/1.1\r\n\r\n<not a request>";
+        assert!(!batch(other, other.len() as u64), "whatever that is");
         let post = b"POST /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nGET";
         assert!(!batch(post, post.len() as u64), "a body, whatever it says");
     }
