@@ -626,7 +626,7 @@ for _ in range(5):
     let mut command = Command::new(which("python3").unwrap());
     command.args(["-c", script]).stdin(Stdio::piped());
     let mut run = Running::start(&mut command);
-    let flags = ["--alloc", "off", "--syscalls", "off", "--requests", "on"];
+    let flags = ["--alloc", "off", "--syscalls=off", "--requests", "on"];
     let profiling = Profiling::start(&[&["--pid", &*run.pid()], &flags[..]].concat());
     run.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let (profile, _) = profiling.finish();
