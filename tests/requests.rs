@@ -626,17 +626,12 @@ for _ in range(5):
     let mut command = Command::new(which("python3").unwrap());
     command.args(["-c", script]).stdin(Stdio::piped());
     let mut run = Running::start(&mut command);
-    let flags = ["--alloc", "off", "--syscalls=off", "--requests", "on"];
-    let profiling = Profiling::start(&[&["--pid", &*run.pid()], &flags[..]].concat());
+    let profiling = Profiling::start(&["--pid", &run.pid(), "--alloc", "off", "--requests", "on"]);
     run.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let (profile, _) = profiling.finish();
     let failures = &peers(&profile)[0]["failures"];
     assert_eq!(failures[0]["error"], "ECONNREFUSED", "{}", profile.0["requests"]);
     assert_eq!((failures[0]["count"].as_u64(), failures[0]["connecting"].as_bool()), (Some(5), Some(true)));
-    let told = |of: &&Value| of["rule"] == "connect-errors";
-    let findings: Vec<&Value> = profile.0["findings"].as_array().unwrap().iter().filter(told).collect();
-    let [finding] = findings[..] else { panic!("{findings:?}") };
-    assert!(finding["title"].as_str().unwrap().starts_with("5 of 5 attempts of "), "{finding}");
 }
 
 /// Nobody saw the server listen or accept, and no list of targets tells who it is.
