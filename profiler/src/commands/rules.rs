@@ -71,6 +71,9 @@ fn source(needs: Needs) -> &'static str {
         Needs::Memory => "how memory grows (`--alloc`)",
         Needs::Vitals => "what /proc says about the process",
         Needs::Requests => "requests and their answers (not with `--requests off`)",
+        Needs::Connects => {
+            "connections of sockets (not with `--requests off`), or system calls (`--syscalls`)"
+        }
     }
 }
 

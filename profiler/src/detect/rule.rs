@@ -19,12 +19,21 @@ pub enum Needs {
     Vitals,
     /// Requests and their answers: not with `--requests off`.
     Requests,
+    /// Attempts to connect: either of the two tells.
+    Connects,
 }
 
 impl Needs {
     /// Every part.
-    pub const ALL: [Needs; 6] =
-        [Needs::Cpu, Needs::Waits, Needs::Calls, Needs::Memory, Needs::Vitals, Needs::Requests];
+    pub const ALL: [Needs; 7] = [
+        Needs::Cpu,
+        Needs::Waits,
+        Needs::Calls,
+        Needs::Memory,
+        Needs::Vitals,
+        Needs::Requests,
+        Needs::Connects,
+    ];
 
     /// Name in documents.
     pub fn id(self) -> &'static str {
@@ -35,6 +44,7 @@ impl Needs {
             Needs::Memory => "memory",
             Needs::Vitals => "vitals",
             Needs::Requests => "requests",
+            Needs::Connects => "connects",
         }
     }
 
@@ -47,6 +57,7 @@ impl Needs {
             Needs::Memory => run.memory.is_some(),
             Needs::Vitals => run.vitals.is_some(),
             Needs::Requests => run.requests.is_some(),
+            Needs::Connects => run.requests.is_some() || run.calls.is_some(),
         }
     }
 }

@@ -95,14 +95,19 @@ pub fn in_progress(run: &Run, pid: u32) -> f64 {
     served.map(|of| of.first.sum_ns).sum::<u64>() as f64 / run.requests_watched_ns() as f64
 }
 
-/// How many answers of others it awaits at once, on average.
+/// How many answers of others it awaits at once, on average: without those that it waits for to have work.
 pub fn awaited(run: &Run, pid: u32) -> f64 {
     let asked = run.requests.iter().flat_map(|requests| requests.asked()).filter(|of| of.pid == pid);
-    asked.map(|of| of.first.sum_ns).sum::<u64>() as f64 / run.requests_watched_ns() as f64
+    let needed = asked.filter(|of| !waits_for_work(of, |answers| answers.sum_ns));
+    needed.map(|of| of.first.sum_ns).sum::<u64>() as f64 / run.requests_watched_ns() as f64
 }
 
-/// What is asked to wait for work, by protocol: the answer comes when there is some, or after a time.
-const WAIT_FOR_WORK: [(&str, &[&str]); 3] = [
+/// What is asked to wait for work, by protocol: the answer comes when there is some, or after a time. What is sent unasked is no
+/// answer, but looks like a late one where something was said before that has none (an ack).
+const WAIT_FOR_WORK: [(&str, &[&str]); 6] = [
+    ("AMQP", &["delivery", "heartbeat"]),
+    ("MQTT", &["delivery"]),
+    ("PostgreSQL", &["replication"]),
     (
         "redis",
         &[
@@ -123,13 +128,16 @@ const WAIT_FOR_WORK: [(&str, &[&str]); 3] = [
     ("MongoDB", &["hello"]),
 ];
 
+/// Whether it is asked to wait for work.
+pub fn is_for_work(peer: &Exchanges, route: &Route) -> bool {
+    let command = route.operation.split(' ').next().unwrap_or_default();
+    WAIT_FOR_WORK.iter().any(|(of, commands)| *of == peer.protocol && commands.contains(&command))
+}
+
 /// Whether most of what is asked of a peer, by a measure of its answers, is asked to wait for work.
 pub fn waits_for_work(peer: &Exchanges, by: fn(&Summary) -> u64) -> bool {
-    let is = |route: &&Route| {
-        let command = route.operation.split(' ').next().unwrap_or_default();
-        WAIT_FOR_WORK.iter().any(|(of, commands)| *of == peer.protocol && commands.contains(&command))
-    };
-    2 * peer.routes.iter().filter(is).map(|route| by(&route.first)).sum::<u64>() > by(&peer.first)
+    let for_work = peer.routes.iter().filter(|route| is_for_work(peer, route));
+    2 * for_work.map(|route| by(&route.first)).sum::<u64>() > by(&peer.first)
 }
 
 /// An answer that is awaited in less of the looks is not what a process waits for, from 0 to 1.
@@ -163,6 +171,27 @@ pub fn share_of_wall(run: &Run, route: &Route) -> f64 {
 mod tests {
     use super::*;
     use crate::model::vitals::{Peer, ProcessVitals, Vitals};
+
+    #[test]
+    fn what_comes_unasked_is_not_awaited() {
+        let awaited = |protocol: &str, operation: &str| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            run.cpu.accounts.duration_ns = 1_000_000_000;
+            let mut requests = crate::model::request::fixtures::requests();
+            let [asked, _] = &mut requests.peers[..] else { panic!() };
+            asked.protocol = protocol.into();
+            let first = asked.first;
+            asked.routes = vec![Route { operation: operation.into(), first, ..Route::default() }];
+            run.requests = Some(requests);
+            awaited(&run, 7)
+        };
+        for (protocol, operation) in
+            [("AMQP", "delivery"), ("MQTT", "delivery"), ("PostgreSQL", "replication")]
+        {
+            assert_eq!(awaited(protocol, operation), 0.0, "{protocol}");
+        }
+        assert_eq!([awaited("AMQP", "publish"), awaited("PostgreSQL", "SELECT")], [4.0, 4.0]);
+    }
 
     #[test]
     fn who_waits_for_requests_and_messages_needs_no_answers() {

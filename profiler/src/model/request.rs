@@ -114,7 +114,7 @@ pub struct Exchanges {
     pub connect: Summary,
     /// Open at the end.
     pub open: u64,
-    /// Made, or accepted, in the run.
+    /// Made in the run; those that were accepted are not counted.
     pub opened: u64,
     /// Ended in the run.
     pub closed: u64,
@@ -151,11 +151,14 @@ pub struct Exchanges {
     pub failures: Vec<Failure>,
     /// Exchanges that were looked at one by one. What follows is of them.
     pub looked_at: u64,
-    /// Of them, batches of several requests: each counts once, and its time is that of all.
+    /// Of them, those that were several requests: each counts once, and its time is that of all, or of another one.
     pub batches: u64,
     /// By what was asked, the most time first.
     pub routes: Vec<Route>,
 }
+
+/// Protocols in whose first bytes nothing is read that tells an error.
+const ERRORS_UNKNOWN: [&str; 1] = ["Kafka"];
 
 /// A program, and its process where it is one of it.
 pub fn who(process: &str, pid: u32, processes: u64) -> String {
@@ -176,12 +179,20 @@ impl Exchanges {
         self.first.count
     }
 
+    /// Whether most of what was looked at were several requests: the times are not those of one.
+    pub fn are_batches(&self) -> bool {
+        2 * self.batches > self.looked_at
+    }
+
     /// Answers that failed, and of how many that is known: all for HTTP/1, else those that were looked at, each for all that
-    /// it stands for. Of none where what was asked cannot be read.
+    /// it stands for. Of none where what was asked, or whether it failed, cannot be read.
     pub fn failed(&self) -> (u64, u64) {
         let http: u64 = self.statuses[1..].iter().sum();
         if http > 0 {
             return (self.statuses[4] + self.statuses[5], http);
+        }
+        if ERRORS_UNKNOWN.contains(&&*self.protocol) {
+            return (0, 0);
         }
         let read = || self.routes.iter().filter(|route| !route.operation.is_empty());
         (read().map(|route| route.failed()).sum(), read().map(|route| route.first.count).sum())
@@ -511,5 +522,6 @@ mod tests {
         // One in ten was looked at, and stands for ten.
         assert_eq!(peer(&|peer| peer.looked_at = 100), (7, 1000));
         assert_eq!(peer(&|peer| peer.routes[0].operation.clear()), (0, 0), "nothing was read");
+        assert_eq!(peer(&|peer| peer.protocol = "Kafka".into()), (0, 0), "no errors were read");
     }
 }

@@ -1,6 +1,6 @@
 //! The report's parts about requests: which the process answered, whom it asked, and where their time went.
 
-use std::io::Write;
+use std::{collections::BTreeSet, io::Write};
 
 use anyhow::Result;
 
@@ -25,6 +25,8 @@ const LISTED: usize = 20;
 const ROUTES: usize = 10;
 /// Slow requests listed.
 const SLOW: usize = 5;
+/// Sockets for datagrams that are named.
+const DATAGRAMS: usize = 2;
 /// Peers of a request's breakdown.
 const ASKED: usize = 4;
 
@@ -49,13 +51,14 @@ pub fn summary(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     }
     for peer in peers.by_ref().take(SHOWN.1 - 1) {
         let awaited = percent(peer.awaited_ns, run.requests_watched_ns()).min(100.0);
-        let awaited = format!("awaited {awaited:.0} % of the time{}", at_once(peer));
+        let for_work = if served::waits_for_work(peer, |answers| answers.sum_ns) { ", for work" } else { "" };
+        let awaited = format!("awaited {awaited:.0} % of the time{for_work}{}", at_once(peer));
         let text = format!("  {}: {awaited}; {}", who(run, peer), figures(peer, seconds));
         line(&format!("{text}{}", failures(peer)), style, out)?;
     }
     more(peers.count(), out)?;
     windows(requests, style, out)?;
-    not_seen(requests, style, out)
+    not_seen(run, requests, style, out)
 }
 
 /// For how long requests were watched, where that was not all the time.
@@ -69,8 +72,21 @@ fn windows(requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<()
     line(&text, style, out)
 }
 
-/// What of encrypted connections could not be seen.
-fn not_seen(requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<()> {
+/// What could not be seen of encrypted connections, and what is sent in other ways than calls on streams.
+fn not_seen(run: &Run, requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<()> {
+    let rings = rings(run, requests);
+    if !rings.is_empty() {
+        let text = format!(
+            "  not seen: what is asked through io_uring, by or of {}: it has times only",
+            rings.join(", ")
+        );
+        line(&text, style, out)?;
+    }
+    let datagrams: Vec<&str> = datagrams(run).take(DATAGRAMS).collect();
+    if !datagrams.is_empty() {
+        let text = format!("  not seen: requests in datagrams other than to DNS ({})", datagrams.join(", "));
+        line(&text, style, out)?;
+    }
     match &requests.tls {
         Some(tls) => tls
             .not_seen
@@ -81,6 +97,29 @@ fn not_seen(requests: &Requests, style: &Style, out: &mut dyn Write) -> Result<(
         }
         None => Ok(()),
     }
+}
+
+/// Programs that have rings of io_uring, and requests of which only the times are known.
+fn rings<'a>(run: &'a Run, requests: &'a Requests) -> Vec<&'a str> {
+    let has_ring = |pid: u32| {
+        let kinds =
+            run.vitals_of(pid).is_some_and(|of| of.kinds.iter().any(|of| of.kind.contains("[io_uring]")));
+        let mut calls = run.calls.iter().flat_map(|calls| &calls.calls);
+        kinds || calls.any(|of| of.thread.pid == pid && of.syscall == "io_uring_enter")
+    };
+    let unread = |of: &&Exchanges| !of.encrypted && of.routes.iter().any(|route| route.operation.is_empty());
+    let of_rings = requests.peers.iter().filter(unread).filter(|of| has_ring(of.pid));
+    let names: BTreeSet<&str> = of_rings.map(|of| &*of.process).collect();
+    names.into_iter().collect()
+}
+
+/// Sockets for datagrams on which something was asked or answered again and again, as far as calls tell.
+fn datagrams(run: &Run) -> impl Iterator<Item = &str> {
+    let objects = run.calls.iter().flat_map(|calls| &calls.objects);
+    let of_names = |object: &str| object.contains(" -> ") && object.ends_with(":53");
+    let asked = objects
+        .filter(move |of| of.object.starts_with("udp ") && !of_names(&of.object) && of.round_trips >= FEW);
+    asked.map(|of| &*of.object)
 }
 
 /// Lines of the live view: what was answered and asked since the start.
@@ -96,7 +135,8 @@ pub fn live(run: &Run) -> Vec<String> {
     lines("answers at", Side::Answers).chain(lines("asks", Side::Asks)).collect()
 }
 
-fn is_told(peer: &Exchanges) -> bool {
+/// Whether there is anything to tell of a peer.
+pub fn is_told(peer: &Exchanges) -> bool {
     peer.exchanges() > 0 || !peer.failures.is_empty() || peer.multiplexed > 0 || peer.awaited > 0
 }
 
@@ -149,6 +189,9 @@ fn figures(peer: &Exchanges, seconds: f64) -> String {
     if peer.awaited > 0 {
         parts.push(format!("{} still awaited", thousands(peer.awaited)));
     }
+    if peer.are_batches() {
+        parts.push("most are several in one go, whose times are not those of one".to_owned());
+    }
     let (failed, of) = peer.failed();
     if failed > 0 {
         parts.push(format!("{} failed", share(failed, of)));
@@ -156,7 +199,8 @@ fn figures(peer: &Exchanges, seconds: f64) -> String {
     parts.join(", ")
 }
 
-fn failures(peer: &Exchanges) -> String {
+/// Its connections that failed.
+pub fn failures(peer: &Exchanges) -> String {
     let each = peer.failures.iter().map(|of| {
         let when = if of.connecting { "connecting" } else { "connected" };
         format!("{} {} ({when})", thousands(of.count), of.error)
@@ -212,7 +256,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         line(&format!("TLS libraries watched: {}", tls.libraries.join(", ")), style, out)?;
     }
     windows(requests, style, out)?;
-    not_seen(requests, style, out)?;
+    not_seen(run, requests, style, out)?;
     slow(run, requests, style, out)
 }
 
@@ -220,8 +264,9 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
     let seconds = run.requests_watched_ns() as f64 / 1e9;
     let (failed, of) = peer.failed();
     let first = &peer.first;
+    let failed = if of > 0 { format!("{:.2} %", percent(failed, of)) } else { "-".to_owned() };
     let text = format!(
-        "{:>10}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>5.2} %  {:>9}  {:>9}  {}{}",
+        "{:>10}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {failed:>7}  {:>9}  {:>9}  {}{}",
         thousands(peer.exchanges()),
         per_second(peer.exchanges() as f64 / seconds.max(1e-9)),
         time(first.p50_ns),
@@ -229,16 +274,19 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
         time(first.p99_ns),
         time(first.max_ns),
         time(peer.queued.p99_ns),
-        percent(failed, of),
         bytes(peer.read_bytes as f64),
         bytes(peer.written_bytes as f64),
         who(run, peer),
         failures(peer),
     );
     line(&text, style, out)?;
+    // Those that are accepted are not counted.
+    let made = match peer.side {
+        Side::Asks => format!("{} made, ", thousands(peer.opened)),
+        Side::Answers => String::new(),
+    };
     let mut notes = vec![format!(
-        "connections {} made, {} ended, {} open; at most {} awaited at once",
-        thousands(peer.opened),
+        "connections {made}{} ended, {} open; at most {} awaited at once",
         thousands(peer.closed),
         thousands(peer.open),
         thousands(peer.most_awaited),
@@ -262,7 +310,8 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
         notes.push(seen.to_owned());
     }
     if peer.batches > 0 {
-        notes.push(format!("{} of {} were batches", thousands(peer.batches), thousands(peer.looked_at)));
+        let (batches, of) = (thousands(peer.batches), thousands(peer.looked_at));
+        notes.push(format!("{batches} of {of} were several in one go, whose times are not those of one"));
     }
     if peer.looked_at < peer.exchanges() {
         notes.push(format!("routes by {} that were looked at", thousands(peer.looked_at)));
@@ -277,7 +326,10 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
 fn of_route(route: &Route) -> String {
     let errors = route.errors.iter().take(3).map(|(error, n)| format!("{} {error}", thousands(*n)));
     let errors: Vec<String> = errors.collect();
-    let errors = if errors.is_empty() { String::new() } else { format!(", failed: {}", errors.join(", ")) };
+    let errors = match route.failed() {
+        0 => String::new(),
+        failed => format!(", failed {}: {}", share(failed, route.first.count), errors.join(", ")),
+    };
     let goes = route.breakdown.as_ref().map_or_else(String::new, |it| format!(": {}", shares(it)));
     format!(
         "{}: {}, p50 {}, p99 {}, max {}{errors}{goes}",
@@ -315,10 +367,17 @@ mod tests {
     use super::*;
     use crate::model::{report::fixtures, request::fixtures::requests};
 
-    fn text(write: fn(&Run, &Style, &mut dyn Write) -> Result<()>) -> String {
+    type Writes = fn(&Run, &Style, &mut dyn Write) -> Result<()>;
+
+    fn text(write: Writes) -> String {
+        text_of(write, |_| ())
+    }
+
+    fn text_of(write: Writes, change: impl Fn(&mut Run)) -> String {
         let mut run = fixtures::run(&[]);
         run.cpu.accounts.duration_ns = 1_000_000_000;
         run.requests = Some(requests());
+        change(&mut run);
         let style = Style { colour: false, width: None, threads: false, top: 9 };
         let mut text = Vec::new();
         write(&run, &style, &mut text).unwrap();
@@ -335,5 +394,57 @@ mod tests {
     #[test]
     fn tables_tell_the_rest() {
         insta::assert_snapshot!(text(write));
+    }
+
+    #[test]
+    fn what_is_not_known_is_no_figure() {
+        let of = |protocol: &str, batches: u64, write: Writes| {
+            text_of(write, |run| {
+                let served = &mut run.requests.as_mut().unwrap().peers[1];
+                (served.protocol, served.statuses, served.batches) = (protocol.into(), [0; 6], batches);
+                served.routes[0].errors.clear();
+            })
+        };
+        let row = |protocol| {
+            let text = of(protocol, 0, write);
+            text.lines().find(|line| line.contains(":8080")).unwrap().to_owned()
+        };
+        assert!(
+            row("redis").contains("  0.00 %  ") && row("Kafka").contains("       -  "),
+            "{}",
+            row("Kafka")
+        );
+        let batches = "several in one go, whose times are not those of one";
+        assert!(of("Kafka", 600, summary).contains(batches) && !of("Kafka", 400, summary).contains(batches));
+        assert!(of("Kafka", 400, write).contains(&format!("400 of 1,000 were {batches}")));
+    }
+
+    #[test]
+    fn what_is_not_seen_is_said() {
+        use crate::model::{
+            syscall::{Calls, ObjectIo},
+            vitals::{DescriptorKind, ProcessVitals, Vitals},
+        };
+        let unread = |ring: &str| {
+            text_of(summary, |run| {
+                run.requests.as_mut().unwrap().peers[1].routes[0].operation.clear();
+                let kinds = vec![DescriptorKind { kind: ring.into(), first: 1, last: 1 }];
+                let of = ProcessVitals { pid: 7, kinds, ..ProcessVitals::default() };
+                run.vitals = Some(Vitals { processes: vec![of], unlisted: 0 });
+            })
+        };
+        assert!(
+            unread("anon_inode:[io_uring]")
+                .contains("not seen: what is asked through io_uring, by or of app:")
+        );
+        assert!(!unread("anon_inode:[eventfd]").contains("io_uring"));
+        let udp = |object: &str| {
+            text_of(summary, |run| {
+                let of = ObjectIo { object: object.into(), round_trips: 50, ..ObjectIo::default() };
+                run.calls = Some(Calls { objects: vec![of], ..Calls::default() });
+            })
+        };
+        assert!(udp("udp 10.0.0.1:4711 -> 10.0.0.2:8125").contains("(udp 10.0.0.1:4711 -> 10.0.0.2:8125)"));
+        assert!(!udp("udp 10.0.0.1:4711 -> 10.0.0.2:53").contains("datagrams"));
     }
 }

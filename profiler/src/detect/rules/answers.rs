@@ -14,7 +14,7 @@ use crate::{
         finding::{Bottleneck, Finding, ProcessName, Severity},
         report::Run,
         request::{Exchanges, Route, Side},
-        units::{percent, thousands, time},
+        units::{percent, share, thousands, time},
     },
 };
 
@@ -39,6 +39,13 @@ const SLOW: Param = Param {
     help: "Time that one in ten requests of a kind takes at least; five times as long is critical",
     flag: None,
 };
+const TIMES: Param = Param {
+    name: "times",
+    unit: Unit::Count,
+    default: 10.0,
+    help: "How many times as long as the others of their port half of the requests of a kind take, from 0.1 s on",
+    flag: None,
+};
 
 /// Fewer answers say little; some say enough where nearly all of them fail, %.
 const MIN_ANSWERS: u64 = 20;
@@ -50,6 +57,12 @@ const QUEUED_SHARE: f64 = 0.3;
 const WAITS_ITSELF: f64 = 0.8;
 /// Fewer requests of a kind say nothing of its slow ones.
 const MIN_OF_KIND: u64 = 5;
+/// Nobody minds what takes less, however fast the others are, ns.
+const NOTICED_NS: u64 = 100_000_000;
+/// Part of the time of all requests that a kind must take to be told among faster ones; and the parts of that time and of their
+/// number from which on it is no rare thing (a log-in, a report), %.
+const NOTICED: f64 = 20.0;
+const MATTERS: (f64, f64) = (50.0, 10.0);
 
 /// Requests that fail.
 pub static ERRORS: Rule = Rule {
@@ -63,10 +76,12 @@ Of the answers that the process gave at one of its ports many are errors that it
 and more, of other protocols what they call an error. Errors of clients (404, 401) are not among them. All answers of HTTP/1.x are
 counted, of other protocols those that were looked at.
 
-The route that fails most is named. Look at the program's log for it, and at the peers it asked.
+The route that fails most is named. Look at the program's log for it, and at the peers it asked. Where only few of all answers are
+errors, a route is told of which as many are: so many of those that were looked at that chance is no explanation.
 
 Answers that the process gets are judged likewise. Where the protocol does not tell whose fault an error is (all but HTTP), half of
-the answers must be errors; of a name server nearly all, as names are looked for in one domain after the other.",
+the answers must be errors; of a name server nearly all, as names are looked for in one domain after the other. A route of
+theirs is a note only: a command may be tried that the other side need not know.",
 };
 
 /// Requests that are read late.
@@ -89,11 +104,15 @@ pub static SLOW_ROUTE: Rule = Rule {
     name: "slow-requests",
     summary: "requests of one kind take long",
     needs: &[Needs::Requests],
-    params: &[SLOW],
+    params: &[SLOW, TIMES],
     check: slow,
     doc: "\
 One in ten requests of a kind takes longer than the threshold until the first byte of its answer. Where the time goes is said as far as
 it could be followed: on a CPU, waiting for one, for a lock, for files, for peers.
+
+So is the kind that takes most time at a port where half of its requests take many times as long as others there, and a fifth of the
+time of all. It is a warning where it makes up a tenth of the requests and half of the time; a log-in or a report, slow by its nature
+and rare, is a note.
 
 Requests that take their time without any work and without asking anybody are a note only: a long poll looks like that, a timer too. So
 are those that await answers for 5 s and more, all for the same time and without an error: a long poll that is passed on.",
@@ -109,53 +128,103 @@ fn least_failed(peer: &Exchanges, failed: f64) -> f64 {
     }
 }
 
+/// The least share that a part of a whole stands for, whatever chance did: Wilson's lower bound, three standard errors below.
+fn at_least(part: f64, whole: f64) -> f64 {
+    const Z: f64 = 3.0;
+    let (share, each) = (part / whole, Z * Z / whole);
+    let error = Z * (share * (1.0 - share) / whole + each / whole / 4.0).sqrt();
+    (share + each / 2.0 - error) / (1.0 + each)
+}
+
 fn errors(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let peers = run.requests.iter().flat_map(|requests| &requests.peers);
-    let found = peers.filter_map(|peer| {
-        let (failed, of) = peer.broken();
-        let share = percent(failed, of);
-        let least = least_failed(peer, values.get(&FAILED));
-        let few = of < MIN_ANSWERS;
-        let enough = !few || (peer.protocol == "HTTP" && of >= FEW_ANSWERS && share >= NEARLY_ALL);
-        if !enough || share < least {
-            return None;
-        }
-        let asks = peer.side == Side::Asks;
-        let http = peer.protocol == "HTTP";
-        let broken = |route: &Route| route.broken(http).map(|(_, n)| n).sum::<u64>();
-        let worst = peer.routes.iter().max_by_key(|route| broken(route)).filter(|route| broken(route) > 0);
-        let all: u64 = peer.routes.iter().map(broken).sum();
-        let most = worst.map_or_else(String::new, |route| {
-            let error = route.broken(http).next().map_or("", |(error, _)| error);
-            let most = if 2 * broken(route) > all { "most of them" } else { "the most of one kind" };
-            format!(", {most} {} ({error})", route.operation)
-        });
-        Some(Finding {
-            severity: if share >= 2.0 * least && !few { Severity::Critical } else { Severity::Warning },
-            title: if asks {
-                format!(
-                    "{share:.1} % of {} answers of {} to {} are errors{most}",
-                    thousands(of),
-                    peer.peer,
-                    peer.who()
-                )
-            } else {
-                format!(
-                    "{share:.1} % of {} answers of {} at {} are errors{most}",
-                    thousands(of),
-                    peer.who(),
-                    peer.peer
-                )
-            },
-            advice: if asks {
-                "look at that peer, and at what it is asked for".to_owned()
-            } else {
-                "look at its log for that route, and at the peers that it asked".to_owned()
-            },
-            ..finding(&ERRORS, peer, worst, vec![("failed", json!(failed)), ("answers", json!(of))])
-        })
+    let failed = values.get(&FAILED);
+    peers.filter_map(|peer| errors_of_peer(peer, failed).or_else(|| errors_of_route(peer, failed))).collect()
+}
+
+/// Errors of one route that the side that answers is to blame for.
+fn broken(peer: &Exchanges, route: &Route) -> u64 {
+    route.broken(peer.protocol == "HTTP").map(|(_, n)| n).sum()
+}
+
+/// Whose answers these are, and for whom.
+fn answers_of(peer: &Exchanges) -> String {
+    match peer.side {
+        Side::Asks => format!("answers of {} to {}", peer.peer, peer.who()),
+        Side::Answers => format!("answers of {} at {}", peer.who(), peer.peer),
+    }
+}
+
+fn errors_of_peer(peer: &Exchanges, failed_least: f64) -> Option<Finding> {
+    let (failed, of) = peer.broken();
+    let share = percent(failed, of);
+    let least = least_failed(peer, failed_least);
+    let few = of < MIN_ANSWERS;
+    let enough = !few || (peer.protocol == "HTTP" && of >= FEW_ANSWERS && share >= NEARLY_ALL);
+    if !enough || share < least {
+        return None;
+    }
+    let broken = |route: &Route| broken(peer, route);
+    let worst = peer.routes.iter().max_by_key(|route| broken(route)).filter(|route| broken(route) > 0);
+    let all: u64 = peer.routes.iter().map(broken).sum();
+    let most = worst.map_or_else(String::new, |route| {
+        let most = if 2 * broken(route) > all { "most of them" } else { "the most of one kind" };
+        let (rate, requests) = (percent(broken(route), route.first.count), thousands(route.first.count));
+        format!(", {most} {} ({}): {rate:.0} % of its {requests}", route.operation, first_error(peer, route))
     });
-    found.collect()
+    Some(Finding {
+        severity: if share >= 2.0 * least && !few { Severity::Critical } else { Severity::Warning },
+        title: format!("{share:.1} % of {} {} are errors{most}", thousands(of), answers_of(peer)),
+        ..errors_finding(peer, worst, failed, of)
+    })
+}
+
+/// The route that fails most by its own rate, of a peer that does not as a whole.
+fn errors_of_route(peer: &Exchanges, failed_least: f64) -> Option<Finding> {
+    let http = peer.protocol == "HTTP";
+    // Of names that are looked for in vain each kind (PTR, AAAA) can be.
+    let least = if http { failed_least } else { failed_least.max(50.0) };
+    // Where some were looked at, each stands for several.
+    let seen = (peer.looked_at as f64 / peer.exchanges().max(1) as f64).min(1.0);
+    let sure = |route: &Route| match broken(peer, route) as f64 * seen {
+        failed if failed < FEW_ANSWERS as f64 || route.operation.is_empty() => 0.0,
+        failed => 100.0 * at_least(failed, (route.first.count as f64 * seen).max(failed)),
+    };
+    let worst = peer.routes.iter().max_by(|a, b| sure(a).total_cmp(&sure(b)))?;
+    if sure(worst) < least.max(f64::MIN_POSITIVE) || peer.protocol == "DNS" {
+        return None;
+    }
+    let (failed, of) = (broken(peer, worst), worst.first.count);
+    let (all_failed, all) = peer.broken();
+    Some(Finding {
+        severity: if http { Severity::Warning } else { Severity::Info },
+        title: format!(
+            "{:.0} % of {} {} for {} are errors ({}), though of all its answers {}",
+            percent(failed, of),
+            thousands(of),
+            answers_of(peer),
+            worst.operation,
+            first_error(peer, worst),
+            share(all_failed, all),
+        ),
+        ..errors_finding(peer, Some(worst), failed, of)
+    })
+}
+
+/// The most common error of a route.
+fn first_error<'a>(peer: &Exchanges, route: &'a Route) -> &'a str {
+    route.broken(peer.protocol == "HTTP").next().map_or("", |(error, _)| error)
+}
+
+fn errors_finding(peer: &Exchanges, route: Option<&Route>, failed: u64, of: u64) -> Finding {
+    let advice = match peer.side {
+        Side::Asks => "look at that peer, and at what it is asked for",
+        Side::Answers => "look at its log for that route, and at the peers that it asked",
+    };
+    Finding {
+        advice: advice.to_owned(),
+        ..finding(&ERRORS, peer, route, vec![("failed", json!(failed)), ("answers", json!(of))])
+    }
 }
 
 fn queueing(run: &Run, values: &Values<'_>) -> Vec<Finding> {
@@ -189,10 +258,16 @@ fn queueing(run: &Run, values: &Values<'_>) -> Vec<Finding> {
 
 fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let served = run.requests.iter().flat_map(|requests| requests.served());
-    let routes = served.flat_map(|peer| peer.routes.iter().map(move |route| (peer, route)));
-    let found = routes.filter_map(|(peer, route)| {
+    let routes = served.flat_map(|peer| {
+        let among = among_faster(peer, values);
+        let of_route = move |route| among.filter(|among| std::ptr::eq(among.route, route));
+        peer.routes.iter().map(move |route| (peer, route, of_route(route)))
+    });
+    let found = routes.filter_map(|(peer, route, among)| {
         let first = &route.first;
-        if first.count < MIN_OF_KIND || first.p90_ns < values.ns(&SLOW) {
+        let late = first.count >= MIN_OF_KIND && first.p90_ns >= values.ns(&SLOW);
+        let among = among.filter(|_| !late);
+        if !late && among.is_none() {
             return None;
         }
         let goes = route.breakdown.as_ref();
@@ -206,7 +281,7 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
                 && first.p99_ns as f64 <= served::SAME * first.p50_ns as f64
         });
         let severity = match () {
-            () if waits || polls => Severity::Info,
+            () if waits || polls || among.is_some_and(|among| !among.matters) => Severity::Info,
             () if first.p90_ns >= 5 * values.ns(&SLOW) => Severity::Critical,
             () => Severity::Warning,
         };
@@ -219,13 +294,25 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         });
         Some(Finding {
             severity,
-            title: format!(
-                "{} of {} takes {} and more for one in ten of {}{most}",
-                if route.operation.is_empty() { "an answer" } else { &route.operation },
-                peer.who(),
-                time(first.p90_ns),
-                thousands(first.count),
-            ),
+            title: match among {
+                None => format!(
+                    "{} of {} takes {} and more for one in ten of {}{most}",
+                    if route.operation.is_empty() { "an answer" } else { &route.operation },
+                    peer.who(),
+                    time(first.p90_ns),
+                    thousands(first.count),
+                ),
+                Some(among) => format!(
+                    "{} of {} takes {} and more for half of {}, others at {} {}: {:.0} % of the time of all{most}",
+                    route.operation,
+                    peer.who(),
+                    time(first.p50_ns),
+                    thousands(first.count),
+                    peer.peer,
+                    time(among.others_ns),
+                    among.share,
+                ),
+            },
             bottleneck: if lacks == Bottleneck::None { Bottleneck::Network } else { lacks },
             advice: "see where its time goes among the slowest requests (--details)".to_owned(),
             ..finding(
@@ -237,6 +324,44 @@ fn slow(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         })
     });
     found.collect()
+}
+
+/// A kind of request among others that are much faster.
+#[derive(Clone, Copy)]
+struct Among<'a> {
+    route: &'a Route,
+    /// What half of the others take, ns.
+    others_ns: u64,
+    /// Its part of the time of all, %.
+    share: f64,
+    /// It is not rare.
+    matters: bool,
+}
+
+/// The kind with the most time of those that take many times as long as the others of their port.
+fn among_faster<'a>(peer: &'a Exchanges, values: &Values<'_>) -> Option<Among<'a>> {
+    let mut routes: Vec<&Route> =
+        peer.routes.iter().filter(|route| !served::is_for_work(peer, route)).collect();
+    routes.sort_by_key(|route| route.first.p50_ns);
+    let requests: u64 = routes.iter().map(|route| route.first.count).sum();
+    let total_ns: u64 = routes.iter().map(|route| route.first.sum_ns).sum();
+    let is_slow = |route: &&&Route| {
+        let long = route.first.p50_ns >= NOTICED_NS && route.first.count >= MIN_ANSWERS;
+        long && !route.operation.is_empty() && percent(route.first.sum_ns, total_ns) >= NOTICED
+    };
+    let route = *routes.iter().filter(is_slow).max_by_key(|route| route.first.sum_ns)?;
+    let others = requests - route.first.count;
+    let mut half = others / 2;
+    // The median of each for that of all of them.
+    let other = routes.iter().filter(|of| !std::ptr::eq(**of, route)).find(|of| {
+        let is_there = of.first.count > half;
+        half = half.saturating_sub(of.first.count);
+        is_there
+    })?;
+    let (others_ns, share) = (other.first.p50_ns, percent(route.first.sum_ns, total_ns));
+    let matters = share >= MATTERS.0 && percent(route.first.count, requests) >= MATTERS.1;
+    let apart = route.first.p50_ns as f64 >= values.get(&TIMES) * others_ns as f64;
+    (apart && others >= MIN_ANSWERS).then_some(Among { route, others_ns, share, matters })
 }
 
 fn finding(
@@ -257,7 +382,10 @@ fn finding(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::rule::Overrides, model::request::fixtures};
+    use crate::{
+        detect::rule::Overrides,
+        model::{distribution::Summary, request::fixtures},
+    };
 
     const MS: u64 = 1_000_000;
 
@@ -323,6 +451,45 @@ mod tests {
     }
 
     #[test]
+    fn a_route_is_judged_by_its_own_errors() {
+        // Of 10,000 requests these of one route, and its errors.
+        let found = |protocol: &str, requests: u64, failed: u64, looked_at: u64| {
+            found(&ERRORS, |peer| {
+                (peer.protocol, peer.first.count, peer.looked_at) = (protocol.to_owned(), 10_000, looked_at);
+                peer.statuses = match protocol {
+                    "HTTP" => [0, 0, 10_000 - failed, 0, 0, failed],
+                    _ => [0; 6],
+                };
+                (peer.routes[0].first.count, peer.routes[0].errors) = (10_000 - requests, Vec::new());
+                let first = Summary { count: requests, ..Summary::default() };
+                let errors = vec![("404".into(), 9), ("503".into(), failed)];
+                peer.routes.push(Route { operation: "POST /pay".into(), first, errors, ..Route::default() });
+            })
+        };
+        let all = found("HTTP", 40, 40, 10_000);
+        assert_eq!((all.len(), all[0].0), (1, Severity::Warning));
+        assert!(
+            all[0].1.contains("100 % of 40 answers of app (pid 7) at :8080 for POST /pay are errors (503)")
+                && all[0].1.contains("of all its answers 0.4 %"),
+            "{all:?}"
+        );
+        assert!(found("HTTP", 4, 4, 10_000).is_empty(), "too few");
+        assert!(found("HTTP", 100, 7, 10_000).is_empty(), "chance can do that");
+        assert!(found("HTTP", 40, 40, 1000).is_empty(), "four were seen, each for ten");
+        assert_eq!(found("redis", 40, 40, 10_000)[0].0, Severity::Info);
+        assert!(found("redis", 40, 20, 10_000).is_empty() && found("DNS", 40, 40, 10_000).is_empty());
+        let many = found("HTTP", 1000, 900, 10_000);
+        assert!(many.len() == 1 && many[0].1.contains("POST /pay (503): 90 % of its 1,000"), "{many:?}");
+    }
+
+    #[test]
+    fn a_part_of_few_stands_for_less() {
+        for (part, whole, least) in [(5.0, 5.0, 0.357), (0.0, 9.0, 0.0), (500.0, 1000.0, 0.453)] {
+            assert!((at_least(part, whole) - least).abs() < 0.001, "{part} of {whole}");
+        }
+    }
+
+    #[test]
     fn requests_that_lie_unread_are_told() {
         assert!(found(&QUEUEING, |_| ()).is_empty());
         let late = found(&QUEUEING, |peer| {
@@ -351,5 +518,38 @@ mod tests {
         assert!(slow(1500, 1200)[0].1.contains("on average 80 % of it on a CPU"), "{:?}", slow(1500, 1200));
         assert_eq!(slow(6000, 5000)[0].0, Severity::Critical);
         assert_eq!(slow(30_000, 10)[0].0, Severity::Info, "a long poll");
+    }
+
+    #[test]
+    fn a_slow_kind_among_fast_ones_is_told() {
+        // So many requests of a kind that takes so long, ms, beside 1,000 that take 5 ms.
+        let slow = |requests: u64, ms: u64| {
+            found(&SLOW_ROUTE, |peer| {
+                let first = |count, ms| Summary {
+                    count,
+                    p50_ns: ms * MS,
+                    p90_ns: ms * MS,
+                    sum_ns: count * ms * MS,
+                    ..Summary::default()
+                };
+                let report = Route {
+                    operation: "GET /report".into(),
+                    first: first(requests, ms),
+                    ..peer.routes[0].clone()
+                };
+                peer.routes[0].first = first(1000, 5);
+                peer.routes.push(report);
+            })
+        };
+        let one = slow(250, 400);
+        assert_eq!((one.len(), one[0].0), (1, Severity::Warning));
+        assert!(
+            one[0].1.contains(
+                "GET /report of app (pid 7) takes 400 ms and more for half of 250, others at :8080 5 ms"
+            ) && one[0].1.contains("95 % of the time of all, on average 67 % of it on a CPU"),
+            "{one:?}"
+        );
+        assert_eq!(slow(20, 400)[0].0, Severity::Info, "a report, slow by its nature and rare");
+        assert!(slow(2, 400).is_empty() && slow(250, 40).is_empty() && slow(20, 60).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Connections that are refused, or fail otherwise.
+//! Connections that are refused, fail otherwise, or are broken off.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,9 @@ use crate::{
     model::{
         finding::{Bottleneck, Finding, ProcessName, Severity},
         report::Run,
+        request::{Exchanges, Failure},
         syscall::{CallCount, Calls},
-        units::{per_second, thousands},
+        units::{count, per_second, percent, thousands},
     },
 };
 
@@ -21,12 +22,14 @@ const SHARE: Param = Param {
     name: "share",
     unit: Unit::Percent,
     default: 60.0,
-    help: "Attempts to connect that fail; less is a note",
+    help: "Attempts to connect that fail, or connections that do; less is a note",
     flag: None,
 };
 
 /// Fewer failures say nothing.
 const MIN_FAILED: u64 = 3;
+/// Connections that break off of which less is no note, %: a peer that closes what is idle does that, too.
+const NOTED: f64 = 5.0;
 /// Attempts that may be on their way at either end of the run.
 const ONGOING: u64 = 2;
 /// Errors that say something about the peer. A missing Unix socket (ENOENT, as of nscd) and an address family that this machine
@@ -34,36 +37,156 @@ const ONGOING: u64 = 2;
 const ERRORS: [&str; 7] =
     ["ECONNREFUSED", "ETIMEDOUT", "EHOSTUNREACH", "ECONNRESET", "EADDRNOTAVAIL", "EACCES", "EPERM"];
 
+/// Those that come before a connection is tried, so that only the call's result tells them.
+const LOCAL: [&str; 3] = ["EADDRNOTAVAIL", "EACCES", "EPERM"];
+
 /// The rule.
 pub static RULE: Rule = Rule {
     name: "connect-errors",
-    summary: "attempts to connect to a peer fail",
-    needs: &[Needs::Calls],
+    summary: "attempts to connect to a peer fail, or connections to it break off",
+    needs: &[Needs::Connects],
     params: &[SHARE],
     check,
     doc: "\
 Most attempts of the process to connect fail: nobody listens there (ECONNREFUSED), nobody answers (ETIMEDOUT, EHOSTUNREACH),
-this machine has no ports left (EADDRNOTAVAIL), or a rule forbids it. A call that returned EINPROGRESS counts by what the
-program is told later, when it asks (SO_ERROR). Half of the attempts are a note: a name with two addresses, of
+this machine has no ports left (EADDRNOTAVAIL), or a rule forbids it. Half of the attempts are a note: a name with two addresses, of
 which one is not served, is tried like that (`localhost` as ::1 and 127.0.0.1).
+
+Where requests are watched each attempt is counted by its peer, also one that fails later than the call. Otherwise the results of
+calls are: one that returned EINPROGRESS counts by what the program is told later, when it asks (SO_ERROR), and the peer is the one
+that was tried most.
+
+Connections that stood and broke off (ECONNRESET, ETIMEDOUT) are told likewise, where requests are watched: a warning where questions
+had no answer then, else a note. Who answers there has been restarted, or closes what it has too much of, or what is idle.
 
 Look whether the peer runs, and whether address and port are right. Wait longer between attempts (back off), and keep connections
 once they stand. Against EADDRNOTAVAIL keep connections, too: each closed one keeps its port for a minute.",
 };
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
-    let Some(calls) = &run.calls else { return Vec::new() };
+    let least = values.get(&SHARE);
+    let asked = || run.requests.iter().flat_map(|requests| requests.asked());
+    let exact = asked().filter_map(|peer| not_made(run, peer, least).or_else(|| broken_off(peer, least)));
+    let mut found: Vec<Finding> = exact.collect();
+    let Some(calls) = &run.calls else { return found };
     let mut processes: BTreeMap<u32, Vec<&CallCount>> = BTreeMap::new();
     for of in calls.calls.iter().filter(|of| of.syscall == "connect") {
         processes.entry(of.thread.pid).or_default().push(of);
     }
-    processes.into_iter().filter_map(|(pid, of)| finding(run, calls, pid, &of, values.get(&SHARE))).collect()
+    found.extend(processes.into_iter().filter_map(|(pid, of)| {
+        // What is known of each peer is not told again by the calls.
+        let same = |peer: &Exchanges| {
+            peer.pid == pid || (peer.processes > 1 && of.iter().any(|of| of.process == peer.process))
+        };
+        let known = asked().any(|peer| same(peer) && failures(peer, true).next().is_some());
+        let errors = if known { &LOCAL[..] } else { &ERRORS[..] };
+        by_calls(run, calls, pid, &of, errors, least)
+    }));
+    found
 }
 
-fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) -> Option<Finding> {
+/// Failures that say something about the peer, of attempts or of connections that stood.
+fn failures(peer: &Exchanges, connecting: bool) -> impl Iterator<Item = &Failure> {
+    let told = move |of: &&Failure| of.connecting == connecting && ERRORS.contains(&&*of.error);
+    peer.failures.iter().filter(told)
+}
+
+/// How many there are, and what most of them are called.
+fn most(peer: &Exchanges, connecting: bool) -> Option<(u64, &str)> {
+    let most = failures(peer, connecting).max_by_key(|of| of.count)?;
+    let all = failures(peer, connecting).map(|of| of.count).sum();
+    (all >= MIN_FAILED).then_some((all, &most.error))
+}
+
+/// Attempts that failed, as the sockets tell.
+fn not_made(run: &Run, peer: &Exchanges, least: f64) -> Option<Finding> {
+    let (failed, error) = most(peer, true)?;
+    let tried = peer.opened.max(failed);
+    let title = format!(
+        "{} of {} attempts of {} to connect to {} failed with {error}, {} a second",
+        thousands(failed),
+        thousands(tried),
+        peer.who(),
+        peer.peer,
+        // Attempts are always seen, also where requests are watched for some of the time.
+        per_second(failed as f64 / (run.cpu.accounts.duration_ns.max(1) as f64 / 1e9)),
+    );
+    let severity = if percent(failed, tried) < least { Severity::Info } else { Severity::Warning };
+    Some(exact(peer, severity, title, advice(error), (failed, tried)))
+}
+
+/// Connections that stood and failed.
+fn broken_off(peer: &Exchanges, least: f64) -> Option<Finding> {
+    let (failed, error) = most(peer, false)?;
+    let never_stood: u64 = peer.failures.iter().filter(|of| of.connecting).map(|of| of.count).sum();
+    let ended = peer.closed.saturating_sub(never_stood).max(failed);
+    let share = percent(failed, ended);
+    if share < NOTED {
+        return None;
+    }
+    let lost = match peer.unanswered {
+        0 => String::new(),
+        n => format!("; {} had no answer", count(n, "question")),
+    };
+    let resent = match peer.retransmits {
+        0 => String::new(),
+        n => format!("; {} sent again", count(n, "segment")),
+    };
+    let title = format!(
+        "{} of {} connections of {} to {} broke off with {error}{lost}{resent}",
+        thousands(failed),
+        thousands(ended),
+        peer.who(),
+        peer.peer,
+    );
+    let matters = share >= least && peer.unanswered >= MIN_FAILED;
+    let severity = if matters { Severity::Warning } else { Severity::Info };
+    let advice =
+        "look at the log of that peer and its limits (idle time, number of connections), and ask again once";
+    Some(exact(peer, severity, title, advice, (failed, ended)))
+}
+
+fn exact(
+    peer: &Exchanges,
+    severity: Severity,
+    title: String,
+    advice: &str,
+    (failed, attempts): (u64, u64),
+) -> Finding {
+    let errors: BTreeMap<&str, u64> = peer.failures.iter().map(|of| (&*of.error, of.count)).collect();
+    let process = ProcessName { pid: peer.pid, name: peer.process.clone() };
+    Finding {
+        severity,
+        title,
+        advice: advice.to_owned(),
+        details: BTreeMap::from([
+            ("failed", json!(failed)),
+            ("attempts", json!(attempts)),
+            ("errors", json!(errors)),
+        ]),
+        ..Finding::warning(RULE.name, Bottleneck::Network, process, peer.peer.clone())
+    }
+}
+
+fn advice(error: &str) -> &'static str {
+    match error {
+        "EADDRNOTAVAIL" => "keep connections open: this machine has no ports left for new ones",
+        "EACCES" | "EPERM" => "look at firewall rules and at the process's rights",
+        _ => "look whether that peer runs and is reachable (nc -vz HOST PORT); wait longer between attempts",
+    }
+}
+
+/// Attempts that failed with one of the `told` errors, as calls tell.
+fn by_calls(
+    run: &Run,
+    calls: &Calls,
+    pid: u32,
+    of: &[&CallCount],
+    told: &[&str],
+    least: f64,
+) -> Option<Finding> {
     let mut errors: BTreeMap<&str, u64> = BTreeMap::new();
-    for (error, n) in of.iter().flat_map(|of| &of.errors).filter(|(name, _)| ERRORS.contains(&name.as_str()))
-    {
+    for (error, n) in of.iter().flat_map(|of| &of.errors).filter(|(name, _)| told.contains(&name.as_str())) {
         *errors.entry(error).or_default() += n;
     }
     let failed: u64 = errors.values().sum();
@@ -86,11 +209,6 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
     let to = peer.as_deref().map_or_else(String::new, |peer| format!(" to {peer}"));
     let process = of.first().map_or_else(String::new, |of| of.process.clone());
     let seconds = calls_watched_ns(run) as f64 / 1e9;
-    let advice = match error {
-        "EADDRNOTAVAIL" => "keep connections open: this machine has no ports left for new ones",
-        "EACCES" | "EPERM" => "look at firewall rules and at the process's rights",
-        _ => "look whether that peer runs and is reachable (nc -vz HOST PORT); wait longer between attempts",
-    };
     let title = format!(
         "{} of {} attempts of {process} (pid {pid}) to connect{to} failed with {error}, {} a second",
         thousands(failed),
@@ -101,7 +219,7 @@ fn finding(run: &Run, calls: &Calls, pid: u32, of: &[&CallCount], least: f64) ->
     Some(Finding {
         severity: if share < least { Severity::Info } else { Severity::Warning },
         title,
-        advice: advice.to_owned(),
+        advice: advice(error).to_owned(),
         details: BTreeMap::from([
             ("failed", json!(failed)),
             ("attempts", json!(tried)),
@@ -123,10 +241,82 @@ mod tests {
         detect::rule::Overrides,
         model::{
             distribution::Summary,
+            request::fixtures,
             stack::ThreadKey,
             syscall::{KindWaits, WaitKind},
         },
     };
+
+    /// Calls of connect, of which so many had these errors.
+    fn connects(errors: &[(&str, u64)]) -> Calls {
+        let connect = CallCount {
+            thread: ThreadKey { pid: 7, tid: 0 },
+            process: "app".into(),
+            syscall: "connect".into(),
+            lengths: Summary { count: 40, ..Summary::default() },
+            errors: errors.iter().map(|&(error, n)| (error.into(), n)).collect(),
+            ..CallCount::default()
+        };
+        Calls { calls: vec![connect], ..Calls::default() }
+    }
+
+    fn found(calls: &[(&str, u64)], change: impl Fn(&mut Exchanges)) -> Vec<(Severity, String)> {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        run.cpu.accounts.duration_ns = 10_000_000_000;
+        let mut requests = fixtures::requests();
+        change(&mut requests.peers[0]);
+        (run.requests, run.calls) = (Some(requests), Some(connects(calls)));
+        let found = check(&run, &Overrides::default().of(&RULE));
+        found.into_iter().map(|of| (of.severity, of.title)).collect()
+    }
+
+    fn failure(error: &str, connecting: bool, count: u64) -> Failure {
+        Failure { error: error.into(), connecting, count }
+    }
+
+    #[test]
+    fn what_sockets_tell_is_exact_and_told_once() {
+        let refused = |count, opened| {
+            found(&[("ECONNREFUSED", 40)], |peer| {
+                peer.failures = vec![failure("ECONNREFUSED", true, count), failure("gave up", true, 50)];
+                peer.opened = opened;
+            })
+        };
+        let all = refused(30, 32);
+        assert_eq!((all.len(), all[0].0), (1, Severity::Warning), "{all:?}");
+        assert!(
+            all[0].1.contains("30 of 32 attempts of app (pid 7) to connect to 10.0.0.2:5432 failed")
+                && all[0].1.ends_with("ECONNREFUSED, 3.0 a second"),
+            "{all:?}"
+        );
+        assert_eq!(refused(30, 60)[0].0, Severity::Info, "two addresses of one name");
+        assert!(refused(2, 2).is_empty(), "too few, and the calls say no more");
+        let others = found(&[("ECONNREFUSED", 40), ("EACCES", 30)], |_| ());
+        assert!(others.len() == 1 && others[0].1.contains("30 of 40") && others[0].1.contains("EACCES"));
+        let unix = found(&[("ECONNREFUSED", 40)], |peer| peer.failures.clear());
+        assert!(unix.len() == 1 && unix[0].1.contains("40 of 40"), "no socket that is watched: {unix:?}");
+    }
+
+    #[test]
+    fn connections_that_break_off_are_told() {
+        let reset = |resets, closed, unanswered| {
+            found(&[], |peer| {
+                peer.failures = vec![failure("ECONNRESET", false, resets), failure("gave up", true, 5)];
+                (peer.closed, peer.unanswered, peer.retransmits) = (closed, unanswered, 4);
+            })
+        };
+        let lost = reset(8, 15, 6);
+        assert_eq!(lost[0].0, Severity::Warning);
+        assert!(
+            lost[0].1.ends_with(
+                "8 of 10 connections of app (pid 7) to 10.0.0.2:5432 broke off with ECONNRESET; 6 questions had no \
+                 answer; 4 segments sent again"
+            ),
+            "{lost:?}"
+        );
+        assert_eq!((reset(8, 15, 0)[0].0, reset(8, 85, 6)[0].0), (Severity::Info, Severity::Info));
+        assert!(reset(8, 1000, 6).is_empty() && reset(2, 7, 2).is_empty());
+    }
 
     #[test]
     fn who_is_refused_is_told_by_peer() {

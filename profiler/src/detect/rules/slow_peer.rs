@@ -13,12 +13,13 @@ use crate::{
     },
     model::{
         cause::WaitCause,
+        distribution::Summary,
         finding::{Bottleneck, Cost, Evidence, Finding, ProcessName, Severity},
         report::{ProfileStack, Run},
         request::who,
         stack::ThreadKey,
         syscall::WaitKind,
-        units::{thousands, time},
+        units::{percent, thousands, time},
         vitals::{Peer, ProcessVitals},
     },
 };
@@ -42,10 +43,18 @@ const ANSWER: Param = Param {
 const MIN_SAMPLES: u64 = 4;
 /// Fewer questions that were given up say nothing: a connection ends for other reasons, too.
 const GIVEN_UP: u64 = 20;
+/// The slowest of a hundred answers are another thing than half of them where they take so many times as long, and at least so
+/// long, ns. Of fewer answers too few are slow.
+const TAIL: (f64, u64) = (20.0, 200_000_000);
+const TAIL_OF: u64 = 300;
+/// Segments of TCP sent again that matter: so many, and so many for each answer.
+const RESENT: (u64, f64) = (10, 0.01);
 /// So many requests in progress could ask at once; so few answers are awaited one at a time, for so much of the time.
 const SEVERAL: f64 = 2.5;
 const ONE: f64 = 1.2;
 const MOSTLY: f64 = 0.5;
+/// Part of a pool's connections that await answers, on average, where it is used up.
+const USED_UP: f64 = 0.95;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -65,11 +74,17 @@ them at once; a cache, or a timeout, may help.
 A name server that is slow holds up the threads that ask it (with Node.js those of libuv's pool, where files and crypto wait
 too): known by the functions of the C library that poll for its answer.
 
+Where all connections to the peer await answers all the time, and as many requests of clients again are in progress, the pool is
+used up: that is said, too.
+
 Where most questions have no answer when their connection ends (the process gives up after a time of its own), that is said.
 
 An answer that is awaited for longer than 5 s is a note only: such a question (a long poll) waits for work. So do some commands by their
 nature (BRPOP, Kafka's Fetch): where they make up most of the time, it is a note without a share. A note it is,
-too, if answers come sooner than the second threshold.",
+too, if answers come sooner than the second threshold.
+
+Where half of the answers come soon, and one in a hundred takes many times as long, that is told however much time it is: a
+warning where such answers alone are awaited for so much of it. Segments of TCP that were sent again are time that the network took.",
 };
 
 /// What is known of one peer of one process.
@@ -91,6 +106,51 @@ struct Waits {
     for_work: bool,
     /// Questions that were given up, or whose connection ended otherwise.
     unanswered: u64,
+    /// Times to its answers, where requests were watched; and for how long the latest of a hundred had been there unread, ns.
+    first: Summary,
+    unread_ns: u64,
+    /// What it is asked that takes longest, where that is several things.
+    slowest: String,
+    /// The times are those of several answers.
+    batches: bool,
+    /// Segments sent again.
+    resent: u64,
+    /// Connections to it, where one process has them all.
+    connections: u64,
+}
+
+impl Waits {
+    /// How the slowest answers differ from the others, where they do; and the time in which they are awaited, ns.
+    fn tail(&self) -> Option<(String, u64)> {
+        let Summary { count, p50_ns, p99_ns, .. } = self.first;
+        let long = p99_ns >= TAIL.1 && p99_ns as f64 >= TAIL.0 * p50_ns as f64;
+        // Who reads late waits for himself.
+        if !long || count < TAIL_OF || 2 * self.unread_ns >= p99_ns || self.for_work || self.batches {
+            return None;
+        }
+        let slowest = if self.slowest.is_empty() { "" } else { &format!(", mostly {}", self.slowest) };
+        let text = format!(
+            ", half of them up to {}, one in a hundred {} and more{slowest}",
+            time(p50_ns),
+            time(p99_ns)
+        );
+        Some((text, (count / 100).saturating_mul(p99_ns)))
+    }
+
+    /// Whether all connections of a pool await answers all the time, while as many requests and more wait for one of them.
+    fn used_up(&self, run: &Run, pid: u32, in_progress: f64) -> bool {
+        let (busy, connections) =
+            (self.ns as f64 / run.requests_watched_ns() as f64, self.connections as f64);
+        let wait = in_progress - served::awaited(run, pid);
+        !self.for_work && connections > 1.0 && busy >= USED_UP * connections && wait >= connections
+    }
+
+    /// What the network lost, where that matters.
+    fn lost(&self) -> String {
+        let each = self.resent as f64 / (self.answers + self.unanswered).max(1) as f64;
+        let matters = self.resent >= RESENT.0 && each >= RESENT.1;
+        if matters { format!("; {} segments were sent again", thousands(self.resent)) } else { String::new() }
+    }
 }
 
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
@@ -149,6 +209,11 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let processes = of.processes.max(1) as f64;
         waits.measured = Some(of.awaited_ns as f64 / processes / run.requests_watched_ns() as f64);
         waits.for_work = served::waits_for_work(of, |answers| answers.sum_ns);
+        (waits.first, waits.unread_ns) = (of.first, of.queued.p99_ns);
+        (waits.resent, waits.batches) = (of.retransmits, of.are_batches());
+        waits.connections = if of.processes > 1 { 0 } else { of.open.max(of.most_awaited) };
+        let slowest = of.routes.iter().max_by_key(|route| route.first.p99_ns).filter(|_| of.routes.len() > 1);
+        waits.slowest = slowest.map_or_else(String::new, |route| route.operation.clone());
         waits.processes = of.processes;
     }
     let found = peers.into_iter().filter_map(|((pid, peer), waits)| finding(run, pid, &peer, &waits, values));
@@ -218,12 +283,19 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
     let estimated = || (waits.ns as f64 / calls_watched_ns(run) as f64).max(waits.awaited);
     let share = waits.measured.unwrap_or_else(estimated).min(1.0);
     let mean_ns = waits.ns / waits.answers.max(1);
-    if 100.0 * share < values.get(&SHARE) {
+    let least = values.get(&SHARE);
+    let much = 100.0 * share >= least;
+    let tail = waits.tail();
+    if !much && tail.is_none() {
         return None;
     }
+    let (tail, in_tail_ns) = tail.unwrap_or_default();
+    let tail_matters = in_tail_ns > 0 && percent(in_tail_ns, run.requests_watched_ns()) >= least;
     let each_ns = (share * wall_ns as f64) as u64 / (waits.answers + waits.unanswered).max(1);
-    let gives_up =
-        waits.unanswered >= GIVEN_UP && waits.unanswered > waits.answers && each_ns < served::LONG_POLL_NS;
+    let gives_up = much
+        && waits.unanswered >= GIVEN_UP
+        && waits.unanswered > waits.answers
+        && each_ns < served::LONG_POLL_NS;
     let how = match waits.answers {
         n if gives_up => format!(
             "{} of {} questions had no answer when their connection was closed",
@@ -235,16 +307,21 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
             100.0 * waits.awaited,
             time(waits.longest_ns)
         ),
-        n => format!("{} answers took {} each", thousands(n), time(mean_ns)),
+        n if waits.batches => format!("{} batches of answers took {} each", thousands(n), time(mean_ns)),
+        n => format!("{} answers took {} each{tail}", thousands(n), time(mean_ns)),
     };
     // Half of what is awaited at a look has been so for half of its time.
     let answer_ns = if waits.answers > 0 { mean_ns } else { waits.longest_ns };
-    let slow = (values.ns(&ANSWER)..served::LONG_POLL_NS).contains(&answer_ns) && !waits.for_work;
+    let slow = much && (values.ns(&ANSWER)..served::LONG_POLL_NS).contains(&answer_ns) && !waits.for_work;
     // With several requests in progress several answers could be awaited.
     let in_progress = served::in_progress(run, pid);
     let one_by_one =
         !waits.for_work && in_progress >= SEVERAL && served::awaited(run, pid) <= ONE && share >= MOSTLY;
+    let used_up = much && waits.used_up(run, pid, in_progress);
     let (but, advice) = match one_by_one {
+        _ if !much => {
+            (String::new(), "look at what it does when it is slow, and at the way to it; set a timeout")
+        }
         _ if gives_up => {
             (String::new(), "it does not answer in time: profile that peer, or look at the way to it")
         }
@@ -252,18 +329,27 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
             format!("; {in_progress:.0} requests are in progress, but one answer at a time is awaited"),
             "look for a lock that is held meanwhile, or a pool of one connection; profile that peer",
         ),
+        _ if used_up => (
+            format!(
+                "; all {} connections to it are in use all the time, and {in_progress:.0} requests in progress",
+                waits.connections
+            ),
+            "hold connections for less time, or give the pool more if that peer can do more at once",
+        ),
         false => (String::new(), "profile that peer; ask it for more at once, or in parallel"),
     };
+    let warns = slow || one_by_one || used_up || gives_up || tail_matters;
     Some(Finding {
         rule: RULE.name,
-        severity: if slow || one_by_one || gives_up { Severity::Warning } else { Severity::Info },
+        severity: if warns { Severity::Warning } else { Severity::Info },
         bottleneck: Bottleneck::Network,
         process: ProcessName { pid, name: waits.process.clone() },
         subject: peer.to_owned(),
         title: format!(
-            "{:.0} % of the time {} waits for {peer}: {how}{but}",
+            "{:.0} % of the time {} waits for {peer}: {how}{}{but}",
             100.0 * share,
-            who(&waits.process, pid, waits.processes)
+            who(&waits.process, pid, waits.processes),
+            waits.lost(),
         ),
         advice: advice.to_owned(),
         // Who waits for work has none.
@@ -286,8 +372,7 @@ mod tests {
     use crate::{
         detect::{judge, rule::Overrides},
         model::{
-            distribution::Summary,
-            request::Route,
+            request::{Exchanges, Route},
             syscall::{Calls, ObjectIo},
             vitals::Vitals,
         },
@@ -367,6 +452,73 @@ mod tests {
         };
         assert_eq!(found("BRPOP"), (Severity::Info, false));
         assert_eq!(found("GET"), (Severity::Warning, true));
+    }
+
+    #[test]
+    fn the_slowest_answers_are_told_where_most_come_soon() {
+        // So many answers in 10 s, of which the slowest take so long, ms.
+        let found_with = |count: u64, p99_ms: u64, operation: &str, change: fn(&mut Exchanges)| {
+            let mut run = run(0);
+            let mut requests = crate::model::request::fixtures::requests();
+            let [asked, _] = &mut requests.peers[..] else { panic!() };
+            (asked.protocol, asked.retransmits) = ("redis".into(), 30);
+            asked.first = Summary {
+                count,
+                p50_ns: 2_000_000,
+                p99_ns: p99_ms * 1_000_000,
+                sum_ns: count * 11_000_000,
+                ..Summary::default()
+            };
+            let first = asked.first;
+            let route = |operation: &str, p99_ns| Route {
+                operation: operation.into(),
+                first: Summary { p99_ns, ..first },
+                ..Route::default()
+            };
+            asked.routes = vec![route("GET", 5), route(operation, 9)];
+            change(asked);
+            run.requests = Some(requests);
+            let found = check(&run, &Overrides::default().of(&RULE));
+            found.into_iter().map(|of| (of.severity, of.title)).collect::<Vec<_>>()
+        };
+        let found = |count, p99_ms, operation| found_with(count, p99_ms, operation, |_| ());
+        let many = found(1000, 900, "KEYS");
+        assert_eq!(many[0].0, Severity::Warning, "900 ms of each second one of them is awaited");
+        let tail = "half of them up to 2 ms, one in a hundred 900 ms and more, mostly KEYS; 30 segments";
+        assert!(many[0].1.contains(tail), "{many:?}");
+        let few = found(400, 300, "KEYS");
+        assert_eq!(few[0].0, Severity::Info, "{few:?}");
+        let but = |change| found_with(1000, 900, "KEYS", change).len();
+        assert_eq!(but(|peer| peer.queued.p99_ns = 800_000_000), 0, "read late");
+        assert_eq!(but(|peer| peer.batches = 1100), 0, "not told apart");
+        assert!(found(1000, 30, "KEYS").is_empty() && found(200, 900, "KEYS").is_empty());
+        assert!(found(1000, 900, "BLPOP").is_empty(), "it waits for work");
+    }
+
+    #[test]
+    fn a_pool_that_is_used_up_is_told() {
+        // Answers awaited at once, on average, and requests in progress, with a pool of four.
+        let found = |at_once: u64, in_progress: u64, processes: u64| {
+            let mut run = run(0);
+            let mut requests = crate::model::request::fixtures::requests();
+            let [asked, served] = &mut requests.peers[..] else { panic!() };
+            served.first.sum_ns = in_progress * 10_000_000_000;
+            (asked.first.sum_ns, asked.awaited_ns) = (at_once * 9_800_000_000, 9_800_000_000);
+            asked.processes = processes;
+            run.requests = Some(requests);
+            let found = check(&run, &Overrides::default().of(&RULE)).pop().unwrap();
+            (found.severity, found.title.contains("all 4 connections to it are in use all the time"))
+        };
+        assert_eq!(found(4, 20, 1), (Severity::Warning, true));
+        assert_eq!(found(4, 6, 1), (Severity::Info, false), "none waits");
+        assert_eq!((found(3, 20, 1).1, found(4, 20, 4).1), (false, false));
+    }
+
+    #[test]
+    fn segments_that_were_sent_again_are_told_where_they_matter() {
+        let lost = |resent, answers| Waits { resent, answers, ..Waits::default() }.lost();
+        assert_eq!(lost(1200, 40_000), "; 1,200 segments were sent again");
+        assert_eq!((lost(9, 10), lost(20, 40_000)), (String::new(), String::new()));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{
         diff,
         flow::COLUMNS,
         memory::error,
+        requests,
         summary::{ThreadGroup, thread_groups},
         text::innermost,
     },
@@ -22,15 +23,18 @@ use crate::{
     model::{
         cause::WaitCause,
         comparison::{Baseline, Change, KindComparison},
+        distribution::Summary,
         names::{PLACE, place, short},
         report::Run,
         request::Side,
-        units::{bytes, count, percent, thousands, time},
+        units::{bytes, count, percent, share, thousands, time},
     },
 };
 
 /// Rows of a table.
 const ROWS: usize = 20;
+/// Routes of a peer.
+const ROUTES: usize = 5;
 /// Functions of a place.
 const FRAMES: usize = 4;
 /// With fewer samples shares of functions say nothing.
@@ -254,8 +258,8 @@ fn sites(run: &Run) -> Markup {
 
 /// Whom the process asks, and who asks it.
 fn peers(run: &Run) -> Markup {
-    let peers: Vec<_> =
-        run.requests.iter().flat_map(|of| &of.peers).filter(|of| of.first.count > 0).collect();
+    let peers = run.requests.iter().flat_map(|of| &of.peers).filter(|of| requests::is_told(of));
+    let peers: Vec<_> = peers.collect();
     html! {
         @if !peers.is_empty() {
             h2 { "Requests" }
@@ -263,21 +267,54 @@ fn peers(run: &Run) -> Markup {
                 p.soft { "Watched for " (time(of.watched_ns)) " in windows, for their cost: counts are those of that time." }
             }
             div.card { div.scroll { table {
-                tr { th { "" } th { "peer" } th.n { "answers" } th.n { "p50" } th.n { "p99" } th.n { "max" } th.n { "unanswered" } }
+                tr { th { "" } th { "peer" } th.n { "answers" } th.n { "p50" } th.n { "p99" } th.n { "max" } th.n { "failed" } th.n { "unanswered" } }
                 @for of in peers.into_iter().take(ROWS) {
                     tr {
                         td.soft { @if of.side == Side::Asks { "asks" } @else { "answers" } }
                         td.name { (of.protocol) " " (of.peer) @if !of.name.is_empty() { " (" (of.name) ")" } }
-                        td.n { (thousands(of.first.count)) }
-                        td.n { (time(of.first.p50_ns)) }
-                        td.n { (time(of.first.p99_ns)) }
-                        td.n { (time(of.first.max_ns)) }
-                        td.n { (of.unanswered) }
+                        (times(&of.first))
+                        td.n { (failed(of.failed())) }
+                        td.n { (thousands(of.unanswered)) }
+                    }
+                    @let connections = requests::failures(of);
+                    @if !connections.is_empty() || of.multiplexed > 0 {
+                        tr {
+                            td {}
+                            td.soft colspan="7" {
+                                (connections.trim_start_matches("; "))
+                                @if of.multiplexed > 0 {
+                                    " " (count(of.multiplexed, "connection")) " whose requests overlap, not told apart"
+                                }
+                            }
+                        }
+                    }
+                    @for route in of.routes.iter().filter(|route| !route.operation.is_empty()).take(ROUTES) {
+                        tr {
+                            td {}
+                            td.soft style="padding-left:18px" { (route.operation) }
+                            (times(&route.first))
+                            td.n { (failed((route.failed(), if of.failed().1 > 0 { route.first.count } else { 0 }))) }
+                            td {}
+                        }
                     }
                 }
             } } }
         }
     }
+}
+
+fn times(of: &Summary) -> Markup {
+    html! {
+        td.n { (thousands(of.count)) }
+        td.n { @if of.count > 0 { (time(of.p50_ns)) } }
+        td.n { @if of.count > 0 { (time(of.p99_ns)) } }
+        td.n { @if of.count > 0 { (time(of.max_ns)) } }
+    }
+}
+
+/// A part of the answers; of none that is known nothing is said.
+fn failed((failed, of): (u64, u64)) -> String {
+    if of > 0 { share(failed, of) } else { String::new() }
 }
 
 /// What is under way for each event loop, at once or one after the other.

@@ -42,6 +42,20 @@ fn verdict_findings_charts_and_flame_graph_are_in_the_page() {
 }
 
 #[test]
+fn peers_have_their_routes_and_failures() {
+    let mut run = fixtures::run(&[("main", 1)]);
+    let mut requests = crate::model::request::fixtures::requests();
+    requests.peers[0].first = Default::default();
+    run.requests = Some(requests);
+    let html = page(&run);
+    assert!(html.contains("GET /users/:id") && html.contains(">0.7 %<"), "{html}");
+    assert!(
+        html.contains("10.0.0.2:5432") && html.contains(">failed: 2 ECONNREFUSED (connecting)<"),
+        "{html}"
+    );
+}
+
+#[test]
 fn names_are_text_and_never_markup() {
     const EVIL: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>";
     let mut run = run_with_findings();

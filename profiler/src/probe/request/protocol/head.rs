@@ -22,7 +22,7 @@ pub struct Operation {
     pub name: Cow<'static, str>,
     /// How the protocol calls the error, if it was one.
     pub error: Option<String>,
-    /// Several requests came at once: the times are those of all of them.
+    /// Several requests came before the first answer, or the answer is another one's: the times are not those of one.
     pub batch: bool,
     /// It belongs to the beginning of a connection, as a log-in does.
     pub setup: bool,

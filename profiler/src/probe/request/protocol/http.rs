@@ -24,7 +24,23 @@ fn read(head: &Head<'_>) -> Option<Operation> {
         _ => None,
     };
     let name = format!("{method} {}", template(path, whole.is_none())).into();
-    Some(Operation { name, error, ..Operation::default() })
+    Some(Operation { name, error, batch: is_batch(method, head), ..Operation::default() })
+}
+
+/// Whether another request follows one that has no body, as far as its first bytes tell.
+fn is_batch(method: &str, head: &Head<'_>) -> bool {
+    const END: &[u8] = b"\r\n\r\n";
+    let Some(end) = head.request.windows(END.len()).position(|four| four == END) else { return false };
+    let (own, next) = head.request.split_at(end + END.len());
+    let is_of_body = |line: &[u8]| {
+        let name = line.split(|&byte| byte == b':').next().unwrap_or_default().to_ascii_lowercase();
+        matches!(&*name, b"content-length" | b"transfer-encoding")
+    };
+    let begins = |method: &&str| next.iter().zip(method.as_bytes()).all(|(next, byte)| next == byte);
+    matches!(method, "GET" | "HEAD")
+        && (own.len() as u64) < head.request_bytes
+        && METHODS.iter().any(begins)
+        && !own.split(|&byte| byte == b'\n').any(is_of_body)
 }
 
 /// The status of an answer.
@@ -98,6 +114,25 @@ mod tests {
         assert_eq!(route("/static/app.3f2a9c1b.js"), "GET /static/app.3f2a9c1b.js");
         assert_eq!(route("http://host:80/a/7"), "GET /a/:id");
         assert_eq!(operation("GET /a/verylongna", "").unwrap().0, "GET /a/…");
+    }
+
+    #[test]
+    fn requests_in_one_go_are_a_batch() {
+        let batch = |request: &[u8], request_bytes| {
+            let request = &request[..request.len().min(128)];
+            read(&Head { request, request_bytes, ..Head::default() }).unwrap().batch
+        };
+        let one = b"GET /plaintext HTTP/1.1\r\nHost: localhost:8080\r\n\r\n";
+        assert!(!batch(one, one.len() as u64));
+        assert!(batch(&one.repeat(16), 16 * one.len() as u64));
+        assert!(batch(one, 2 * one.len() as u64), "what follows came with a later call");
+        let body = b"GET /search HTTP/1.1\r\nContent-Length: 7\r\n\r\n{\"q\":1}";
+        assert!(!batch(body, body.len() as u64), "a body");
+        assert!(!batch(&body[..body.len() - 7], body.len() as u64), "a body that came with a later call");
+        let other = b"GET /x HTTP/1.1\r\n\r\n<not a request>";
+        assert!(!batch(other, other.len() as u64), "whatever that is");
+        let post = b"POST /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nGET";
+        assert!(!batch(post, post.len() as u64), "a body, whatever it says");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod http;
 mod kafka;
 mod memcached;
 mod mongodb;
+mod mqtt;
 mod mysql;
 mod postgres;
 mod redis;
@@ -26,6 +27,7 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &mongodb::PROTOCOL,
     &mysql::PROTOCOL,
     &kafka::PROTOCOL,
+    &mqtt::PROTOCOL,
 ];
 
 /// Reads an exchange by the protocol that is `known` to be spoken on its connections, or else finds it.
@@ -71,7 +73,7 @@ mod tests {
             request in prop::collection::vec(any::<u8>(), 0..130),
             answer in prop::collection::vec(any::<u8>(), 0..70),
             request_bytes: u64,
-            port in prop::sample::select(vec![0u16, 53, 80, 3306, 5432, 5672, 9092, 11211, 27017]),
+            port in prop::sample::select(vec![0u16, 53, 80, 1883, 3306, 5432, 5672, 9092, 11211, 27017]),
         ) {
             let head = Head { request: &request, answer: &answer, request_bytes, port };
             for protocol in PROTOCOLS {

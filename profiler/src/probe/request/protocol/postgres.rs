@@ -33,6 +33,8 @@ fn read(head: &Head<'_>) -> Option<Operation> {
         b'B' => "execute",
         b'E' | b'S' | b'D' | b'C' | b'F' if known_answer(head.answer) => "execute",
         b'p' if alone => "password",
+        // Both sides copy: what the other one sends is news, and answers nothing.
+        b'd' if head.answer.starts_with(b"d") && known_answer(head.answer) => "replication",
         b'd' | b'c' | b'f' if known_answer(head.answer) => "COPY",
         b'X' if alone && len == 4 => "disconnect",
         _ => return None,
@@ -41,7 +43,19 @@ fn read(head: &Head<'_>) -> Option<Operation> {
     if !head.answer.is_empty() && !known_answer(head.answer) {
         return None;
     }
-    Some(Operation { name: name.into(), error, batch: false, setup: matches!(kind, b'p' | b'X') })
+    Some(Operation { name: name.into(), error, batch: is_batch(head), setup: matches!(kind, b'p' | b'X') })
+}
+
+/// Whether more follows what asks for an answer (Sync, Query), as far as the first bytes tell.
+fn is_batch(head: &Head<'_>) -> bool {
+    let mut at = 0usize;
+    while let (Some(&kind), Some(len)) = (head.request.get(at), be32(head.request, at.saturating_add(1))) {
+        at = at.saturating_add(1).saturating_add(len as usize);
+        if matches!(kind, b'S' | b'Q') || len < 4 {
+            return len >= 4 && (at as u64) < head.request_bytes;
+        }
+    }
+    false
 }
 
 fn known_answer(answer: &[u8]) -> bool {
@@ -94,5 +108,16 @@ mod tests {
         let startup = &startup[..16];
         assert!(of(startup, &message(b'R', &[0; 8])).unwrap().setup);
         assert_eq!(of(b"Q\0\0\0\x0dSELECT 1\0", b"HTTP/1.1"), None);
+    }
+
+    #[test]
+    fn pipelines_are_batches_and_replication_is_no_answer() {
+        let one = [message(b'B', &[0; 8]), message(b'E', &[0; 5]), message(b'S', b"")].concat();
+        let bound = message(b'2', b"");
+        assert!(!of(&one, &bound).unwrap().batch);
+        assert!(of(&one.repeat(2), &bound).unwrap().batch);
+        let (status, news) = (message(b'd', b"r\0\0\0\0"), message(b'd', b"w\0\0\0\0"));
+        assert_eq!(&*of(&status, &news).unwrap().name, "replication");
+        assert_eq!(&*of(&status, &message(b'C', b"COPY 1\0")).unwrap().name, "COPY");
     }
 }
