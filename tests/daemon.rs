@@ -95,8 +95,13 @@ fn a_stall_becomes_one_alert_with_its_evidence() {
     let stalls = |finding: &Value| finding["rule"] == "event-loop-stall";
     assert!(message["findings"].as_array().unwrap().iter().any(stalls), "the cause is named: {message}");
     let evidence = message["evidence"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned();
-    let replay = Command::new(PROFILER).args(["replay", &evidence]).output().unwrap();
+    let command = message["command"].as_str().unwrap();
+    assert!(command.contains(&evidence), "{command}");
+    let replay =
+        Command::new("sh").args(["-c", &command.replacen("profiler", PROFILER, 1)]).output().unwrap();
+    let said = String::from_utf8_lossy(&replay.stdout);
     assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
+    assert!(said.contains("target sick"), "{said}");
     assert!(status.success(), "{status}");
 }
 

@@ -561,6 +561,9 @@ pub struct ReplayArgs {
     /// The recording
     #[arg(value_name = "FILE")]
     pub recording: PathBuf,
+    /// Only the processes of this target of the daemon, which has kept the recording
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
     /// What to report, and where to.
     #[command(flatten)]
     pub report: ReportArgs,

@@ -8,7 +8,7 @@ mod api;
 mod client;
 pub(crate) mod config;
 mod engine;
-mod evidence;
+pub(crate) mod evidence;
 mod export;
 mod facts;
 mod history;

@@ -1,6 +1,7 @@
 //! Reads a recording back into a run, and writes a memory snapshot as one.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufReader, Read},
     path::Path,
@@ -16,6 +17,7 @@ use crate::{
         kind::{OFF_CPU, SYSCALLS},
         measured::Measured,
         memory::Memory,
+        part::part,
         report::{Accounts, Meta, Run, Totals},
         request::Requests,
         sample::Sample,
@@ -65,6 +67,14 @@ impl Replayed {
     /// What comparisons read.
     pub fn measured(&self) -> Measured<'_> {
         Measured { run: &self.run, samples: &self.samples, tables: &self.tables }
+    }
+
+    /// The part of some of its processes, judged as if they had been profiled alone.
+    pub fn only(mut self, pids: &BTreeSet<u32>, overrides: &Overrides) -> Replayed {
+        self.run = part(&self.run, |pid| pids.contains(&pid));
+        detect::judge(&mut self.run, overrides);
+        self.samples.retain(|sample| pids.contains(&sample.thread.pid));
+        self
     }
 }
 

@@ -96,7 +96,7 @@ impl Engine {
             started_unix_ms: alert.started_unix_ms,
             unix_ms: now.unix_ms,
             reason: reason.to_owned(),
-            command: recordings.last().map_or_else(String::new, |last| format!("profiler replay {last}")),
+            command: recordings.last().map_or_else(String::new, |last| replay(last, target)),
             evidence: recordings,
             ..Message::default()
         };
@@ -284,6 +284,16 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The command that shows what a recording has of a target, for a shell.
+pub(super) fn replay(recording: &str, target: &str) -> String {
+    let word = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:@+".contains(c)) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    };
+    let of = if target == metrics::OWN { String::new() } else { format!(" --target={}", word(target)) };
+    format!("profiler replay {}{of}", word(recording))
 }
 
 /// Id of an alert: of its rule, target and beginning, so that it is the same whenever it is made.

@@ -104,7 +104,7 @@ fn an_alert_is_told_once_when_it_begins_and_once_when_it_ends_with_its_reasons()
         (hot.function.as_str(), hot.percent, hot.before_percent),
         ("renderReport (app.c:7)", 90.0, Some(90.0))
     );
-    assert_eq!(told[0].command, "profiler replay /evidence/1.prec");
+    assert_eq!(told[0].command, "profiler replay /evidence/1.prec --target=api");
     assert_eq!(told[1].reason, "the value is good again");
 }
 
@@ -366,4 +366,11 @@ fn a_profiler_that_costs_too_much_says_so_of_itself() {
     let of_itself = engine.standings().into_iter().filter(|of| of.target == OWN);
     let rules: Vec<String> = of_itself.map(|of| of.rule).collect();
     assert_eq!(rules, ["own-cpu", "own-memory"], "no other rule is asked of it");
+}
+
+#[test]
+fn the_command_of_a_message_is_safe_in_a_shell() {
+    use super::alerts::replay;
+    assert_eq!(replay("/e/1.prec", "~profiler"), "profiler replay /e/1.prec");
+    assert_eq!(replay("/my e/1.prec", "it's; $x"), r"profiler replay '/my e/1.prec' --target='it'\''s; $x'");
 }
