@@ -243,6 +243,9 @@ pub struct ProfileArgs {
     /// No live view
     #[arg(short, long)]
     pub quiet: bool,
+    /// Started by the daemon: see [`Options::unattended`]
+    #[arg(long, hide = true)]
+    pub unattended: bool,
     /// Print what the kernel programs log
     #[arg(long)]
     pub kernel_log: bool,
@@ -263,6 +266,7 @@ impl ProfileArgs {
             duration: self.duration,
             interval: self.interval,
             quiet: self.quiet,
+            unattended: self.unattended,
             snapshots: SnapshotSettings {
                 every: self.snapshots.snapshot,
                 above_bytes: self.snapshots.snapshot_above,

@@ -27,6 +27,9 @@ use crate::{
 /// How much longer than its window a process may take, to start and to name what it found.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// How long a process that has taken too long may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs the daemon.
 pub fn run(args: &DaemonArgs) -> Result<()> {
     if !preflight::may_load_programs() {
@@ -72,7 +75,7 @@ pub fn token(role: &str) -> Result<()> {
 }
 
 /// Profiles for one window.
-fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
+fn measure(window: &Window, must_end: &dyn Fn() -> Option<Instant>) -> Result<Run> {
     let mut command = Command::new("/proc/self/exe");
     for pid in &window.pids {
         command.arg("--pid").arg(pid.to_string());
@@ -80,6 +83,7 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
     command
         .arg("--follow")
         .arg("--quiet")
+        .arg("--unattended")
         .arg("--duration")
         .arg(humantime::format_duration(window.length).to_string().replace(' ', ""))
         .arg("--frequency")
@@ -113,16 +117,16 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         }
         text
     });
-    let end = Instant::now() + window.length + GRACE;
+    let overdue = Instant::now() + window.length + GRACE;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if stop() || Instant::now() > end {
+        let is_overdue = || (Instant::now() > overdue).then(|| Instant::now() + PATIENCE);
+        if let Some(until) = must_end().or_else(is_overdue) {
             // SAFETY: the child has not been waited for, so that the pid is its own.
             unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-            let patience = Instant::now() + Duration::from_secs(2);
-            while child.try_wait()?.is_none() && Instant::now() < patience {
+            while child.try_wait()?.is_none() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(20));
             }
             child.kill()?;
@@ -132,10 +136,11 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         std::thread::sleep(Duration::from_millis(50));
     };
     let said = said.join().unwrap_or_default();
-    let last = said.lines().last().unwrap_or_default();
-    if status.code() == Some(Error::NoSuchPid(0).exit_code().into()) {
-        return Ok(None);
-    }
-    ensure!(status.success(), "the window ended with {status}: {last}");
-    Ok(Some(recording::load::load(&window.recording, &Overrides::default())?.run))
+    // The last line is how it ended, the one before often why.
+    let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("profiler: ")).collect();
+    let last = lines[lines.len().saturating_sub(2)..].join("; ");
+    let nobody = status.code() == Some(Error::NoSuchPid(0).exit_code().into());
+    ensure!(!nobody, "every process that was found had ended before it began");
+    ensure!(status.success(), "its process ended with {status}: {last}");
+    Ok(recording::load::load(&window.recording, &Overrides::default())?.run)
 }
