@@ -18,7 +18,7 @@ use crate::{
     detect::rule::Overrides,
     error::Error,
     kernel::preflight,
-    metrics::METRICS,
+    metrics::{METRICS, Metric},
     model::report::Run,
     output::json::hex,
     recording,
@@ -45,14 +45,18 @@ pub fn config(command: &ConfigCommand) -> Result<()> {
         ConfigCommand::Check { file } => println!("{}", daemon::check(file)?),
         ConfigCommand::Show { file } => print!("{}", daemon::show(file)?),
         ConfigCommand::Metrics => {
-            for metric in METRICS {
-                let label =
-                    if metric.label.is_empty() { String::new() } else { format!(" by {}", metric.label) };
-                println!("{}{label}\n    {}", metric.name, metric.help);
-            }
+            METRICS.iter().for_each(|metric| println!("{}", described(metric)));
         }
     }
     Ok(())
+}
+
+/// A metric, for people: what it is called and told apart by, its kind and unit, and what it is.
+fn described(metric: &Metric) -> String {
+    let Metric { name, label, unit, kind, help, .. } = metric;
+    let by = if label.is_empty() { String::new() } else { format!(" by {label}") };
+    let unit = if unit.id().is_empty() { String::new() } else { format!(", {}", unit.id()) };
+    format!("{name}{by} ({}{unit})\n    {help}", kind.id())
 }
 
 /// Does what `profiler alert` asks for.
@@ -143,4 +147,18 @@ fn measure(window: &Window, must_end: &dyn Fn() -> Option<Instant>) -> Result<Ru
     ensure!(!nobody, "every process that was found had ended before it began");
     ensure!(status.success(), "its process ended with {status}: {last}");
     Ok(recording::load::load(&window.recording, &Overrides::default())?.run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::find;
+
+    #[test]
+    fn a_metric_is_listed_with_its_kind_and_unit() {
+        let first = |name: &str| described(find(name).unwrap()).lines().next().unwrap().to_owned();
+        assert_eq!(first("cpu_seconds"), "cpu_seconds (counter, seconds)");
+        assert_eq!(first("own_failed_windows"), "own_failed_windows (gauge)");
+        assert_eq!(first("own_budget_ratio"), "own_budget_ratio by resource (gauge, ratio)");
+    }
 }

@@ -74,6 +74,16 @@ pub enum Kind {
     Counter,
 }
 
+impl Kind {
+    /// Name in OpenMetrics.
+    pub fn id(self) -> &'static str {
+        match self {
+            Kind::Gauge => "gauge",
+            Kind::Counter => "counter",
+        }
+    }
+}
+
 /// One thing that is measured.
 #[derive(Debug)]
 pub struct Metric {

@@ -134,3 +134,32 @@ fn a_file_that_cannot_be_used_now_stays_where_it_is() {
     assert!(error.contains("alerts.sqlite: unable to open") && !error.contains('\n'), "{error}");
     assert_eq!(set_aside(dir.path()), [""; 0]);
 }
+
+#[test]
+fn the_queries_of_the_documents_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::start(dir.path()).unwrap();
+    store.record(&change("1", "fired", 5, &["a".to_owned()])).unwrap();
+    let text = include_str!("../../../../docs/operating.md");
+    let queries = text.split_once("```sql\n").unwrap().1.split_once("```").unwrap().0;
+    for query in queries.split_inclusive(';').filter(|query| !query.trim().is_empty()) {
+        let rows = store.db.prepare(query).unwrap().query_map([], |_| Ok(())).unwrap().count();
+        assert_eq!(rows, 1, "{query}");
+    }
+    // Whatever the page says of a table is a column.
+    let tables = text.split_once("| table | a row is | columns |").unwrap().1.split_once("```sql").unwrap().0;
+    for row in tables.lines().filter(|row| row.starts_with("| `")) {
+        let cells: Vec<Vec<&str>> = row.split('|').map(words).collect();
+        let known = cells[1].iter().flat_map(|table| {
+            let table = store.db.prepare(&format!("SELECT * FROM {table}")).unwrap();
+            table.column_names().map(str::to_owned).collect::<Vec<_>>()
+        });
+        let known: Vec<String> = known.chain(["fired", "escalated", "resolved"].map(str::to_owned)).collect();
+        assert!(cells[3].iter().all(|column| known.iter().any(|of| of == column)), "{row}");
+    }
+}
+
+/// What stands in backquotes.
+fn words(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
