@@ -95,9 +95,71 @@ fn a_stall_becomes_one_alert_with_its_evidence() {
     let stalls = |finding: &Value| finding["rule"] == "event-loop-stall";
     assert!(message["findings"].as_array().unwrap().iter().any(stalls), "the cause is named: {message}");
     let evidence = message["evidence"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned();
-    let replay = Command::new(PROFILER).args(["replay", &evidence]).output().unwrap();
+    let command = message["command"].as_str().unwrap();
+    assert!(command.contains(&evidence), "{command}");
+    let replay =
+        Command::new("sh").args(["-c", &command.replacen("profiler", PROFILER, 1)]).output().unwrap();
+    let said = String::from_utf8_lossy(&replay.stdout);
     assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
+    assert!(said.contains("target sick"), "{said}");
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_window_leaves_out_who_has_ended_and_leaves_nothing_behind() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let busy = Running::start(Command::new("sh").args(["-c", "while :; do :; done"]));
+    let mut ended = Command::new("true").spawn().unwrap();
+    ended.wait().unwrap();
+    let (busy, ended) = (busy.0.id().to_string(), ended.id().to_string());
+    let (good, full, kept) =
+        (dir.path().join("x.prec"), dir.path().join("full.prec"), dir.path().join("tmp"));
+    std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+    fs::create_dir(&kept).unwrap();
+    let run = |more: &[&str], output: &std::path::Path| {
+        let mut command = Command::new(PROFILER);
+        command.args(["--quiet", "--duration", "1s", "--pid", &busy]).args(more).arg("-o").arg(output);
+        command.env("TMPDIR", &kept).output().unwrap().status.code()
+    };
+    assert_eq!(run(&["--pid", &ended], &good), Some(3), "for a user it is a typing error");
+    assert_eq!(run(&["--unattended", "--pid", &ended], &good), Some(0));
+    let left = || fs::read_dir(&kept).unwrap().count();
+    assert_eq!((run(&["--unattended"], &full), left()), (Some(6), 0));
+    assert_eq!((run(&[], &full), left()), (Some(6), 1), "for a user it is kept");
+}
+
+#[test]
+fn systemd_hears_of_the_daemon_in_the_middle_of_a_window() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _busy = Running::start(Command::new("sh").args(["-c", "while :; do :; done"]));
+    let (state, config, socket) =
+        (dir.path().display(), dir.path().join("profiler.toml"), dir.path().join("systemd"));
+    let text = format!(
+        "[daemon]\nwindow = \"1h\"\nstate_dir = \"{state}\"\nlisten = \"\"\n[[targets]]\nname = \"t\"\n\
+         argument = \"while :; do :; done\"\n"
+    );
+    fs::write(&config, text).unwrap();
+    let systemd = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(PROFILER);
+    let command = command.args(["daemon", "--config"]).arg(&config).env("NOTIFY_SOCKET", &socket);
+    let mut daemon = Running::start(command.stderr(Stdio::null()));
+    let hear = || {
+        let mut bytes = [0; 100];
+        let length = systemd.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).trim().to_owned()
+    };
+    // The first sign of life comes before the window, the second within.
+    assert_eq!([hear(), hear(), hear()], ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+    // SAFETY: the daemon is a child that has not been waited for.
+    unsafe { libc::kill(daemon.0.id() as libc::pid_t, libc::SIGTERM) };
+    assert!(daemon.0.wait().unwrap().success());
 }
 
 /// A server with faults that are made on demand.

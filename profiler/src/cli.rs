@@ -244,6 +244,9 @@ pub struct ProfileArgs {
     /// No live view
     #[arg(short, long)]
     pub quiet: bool,
+    /// Started by the daemon: see [`Options::unattended`]
+    #[arg(long, hide = true)]
+    pub unattended: bool,
     /// Print what the kernel programs log
     #[arg(long)]
     pub kernel_log: bool,
@@ -264,6 +267,7 @@ impl ProfileArgs {
             duration: self.duration,
             interval: self.interval,
             quiet: self.quiet,
+            unattended: self.unattended,
             snapshots: SnapshotSettings {
                 every: self.snapshots.snapshot,
                 above_bytes: self.snapshots.snapshot_above,
@@ -562,6 +566,9 @@ pub struct ReplayArgs {
     /// The recording
     #[arg(value_name = "FILE")]
     pub recording: PathBuf,
+    /// Only the processes of this target of the daemon, which has kept the recording
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
     /// What to report, and where to.
     #[command(flatten)]
     pub report: ReportArgs,

@@ -50,6 +50,9 @@ pub struct Options {
     pub interval: Duration,
     /// No live view.
     pub quiet: bool,
+    /// Started by the daemon: processes that have ended already are left out, and what cannot be written where it is to go is
+    /// not kept elsewhere.
+    pub unattended: bool,
     /// When the state of memory is written down.
     pub snapshots: SnapshotSettings,
     /// The recording of what is normal, to compare the run with.
@@ -97,7 +100,10 @@ async fn profile(mut options: Options) -> Result<u8> {
         );
         settings.target = Target::Pids { pids, follow: true };
     }
-    let mut pids = settings.target.initial_pids(Path::new(PROC))?;
+    let proc_root = Path::new(PROC);
+    let target = &mut settings.target;
+    let mut pids =
+        if options.unattended { target.pids_left(proc_root) } else { target.initial_pids(proc_root) }?;
     let mut results = Results::open(&options.outputs, !options.command.is_empty())?;
     if let Some(baseline) = &options.baseline {
         results.compare_with(baseline)?;
@@ -137,7 +143,8 @@ async fn profile(mut options: Options) -> Result<u8> {
     live.clear();
     let (mut run, totals) = collector.run()?;
     detect::judge(&mut run, &options.overrides);
-    let finished = results.finish(&mut run, Some(&totals), collector.tables(), &options.render);
+    let kept = (!options.unattended).then_some(&totals[..]);
+    let finished = results.finish(&mut run, kept, collector.tables(), &options.render);
     let command = command.as_mut().map(|command| {
         say!("{}", command.describe());
         command.exit_code()

@@ -29,6 +29,8 @@ pub enum Reading {
     Found(Option<Severity>),
     /// The value is not known in this window.
     Nothing,
+    /// Nothing is known: the window failed.
+    Unseen,
     /// The target has ended and none of its processes is left.
     Gone,
 }
@@ -159,11 +161,14 @@ pub fn step(rule: &Rule, state: &mut State, reading: Reading, moment: Moment) ->
         Reading::Value(value) => (rule.severity(value), rule.is_clear(value)),
         Reading::Found(found) => (found, found.is_none()),
         Reading::Gone => return resolve(rule, state, Resolution::TargetGone, moment.now),
-        Reading::Nothing => match rule.no_data {
-            // What is not known neither makes it worse nor better, and its time does not count.
-            NoData::Keep => return None,
-            NoData::Resolve => return resolve(rule, state, Resolution::NoData, moment.now),
+        Reading::Nothing | Reading::Unseen => match rule.no_data {
             NoData::Alert => (Some(Severity::Warning), false),
+            // Without a window it is not known either that there is nothing to measure.
+            NoData::Resolve if reading == Reading::Nothing => {
+                return resolve(rule, state, Resolution::NoData, moment.now);
+            }
+            // What is not known neither makes it worse nor better, and its time does not count.
+            NoData::Keep | NoData::Resolve => return None,
         },
     };
     let now = moment.now;

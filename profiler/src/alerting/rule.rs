@@ -308,5 +308,16 @@ pub static BUILT_IN: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             "the profiler uses more CPU time than it may, although it sees less already",
         ),
         own("own-memory", "own_budget_ratio.memory", "the profiler uses more memory than it may"),
+        Rule {
+            capture: false,
+            ..metric(
+                "own-windows",
+                "own_failed_windows",
+                2.0,
+                5.0,
+                0,
+                "the profiler's windows fail: meanwhile nothing is known of any target",
+            )
+        },
     ]
 });

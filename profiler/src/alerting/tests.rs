@@ -93,6 +93,19 @@ fn what_is_not_known_does_what_the_rule_says() {
 }
 
 #[test]
+fn a_window_that_failed_ends_no_alert() {
+    for no_data in [NoData::Keep, NoData::Resolve, NoData::Alert] {
+        let mut readings = values(&[20.0; 4]);
+        readings.extend([Reading::Unseen; 20]);
+        let changes = run(&Rule { no_data, ..rule() }, &readings);
+        assert_eq!(changes, [(0, Pending(Warning)), (30, Fired(Warning))], "{no_data:?}");
+    }
+    let unseen = [Reading::Unseen; 5];
+    assert_eq!(run(&rule(), &unseen), []);
+    assert_eq!(run(&Rule { no_data: NoData::Alert, ..rule() }, &unseen)[1], (30, Fired(Warning)));
+}
+
+#[test]
 fn unknown_time_is_no_good_time() {
     let mut readings = values(&[20.0, 20.0, 20.0, 20.0, 1.0]);
     readings.extend([Reading::Nothing; 3]);

@@ -18,7 +18,7 @@ use crate::{
     detect::rule::Overrides,
     error::Error,
     kernel::preflight,
-    metrics::METRICS,
+    metrics::{METRICS, Metric},
     model::report::Run,
     output::json::hex,
     recording,
@@ -26,6 +26,9 @@ use crate::{
 
 /// How much longer than its window a process may take, to start and to name what it found.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// How long a process that has taken too long may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the daemon.
 pub fn run(args: &DaemonArgs) -> Result<()> {
@@ -42,14 +45,18 @@ pub fn config(command: &ConfigCommand) -> Result<()> {
         ConfigCommand::Check { file } => println!("{}", daemon::check(file)?),
         ConfigCommand::Show { file } => print!("{}", daemon::show(file)?),
         ConfigCommand::Metrics => {
-            for metric in METRICS {
-                let label =
-                    if metric.label.is_empty() { String::new() } else { format!(" by {}", metric.label) };
-                println!("{}{label}\n    {}", metric.name, metric.help);
-            }
+            METRICS.iter().for_each(|metric| println!("{}", described(metric)));
         }
     }
     Ok(())
+}
+
+/// A metric, for people: what it is called and told apart by, its kind and unit, and what it is.
+fn described(metric: &Metric) -> String {
+    let Metric { name, label, unit, kind, help, .. } = metric;
+    let by = if label.is_empty() { String::new() } else { format!(" by {label}") };
+    let unit = if unit.id().is_empty() { String::new() } else { format!(", {}", unit.id()) };
+    format!("{name}{by} ({}{unit})\n    {help}", kind.id())
 }
 
 /// Does what `profiler alert` asks for.
@@ -72,7 +79,7 @@ pub fn token(role: &str) -> Result<()> {
 }
 
 /// Profiles for one window.
-fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
+fn measure(window: &Window, must_end: &dyn Fn() -> Option<Instant>) -> Result<Run> {
     let mut command = Command::new("/proc/self/exe");
     for pid in &window.pids {
         command.arg("--pid").arg(pid.to_string());
@@ -80,6 +87,7 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
     command
         .arg("--follow")
         .arg("--quiet")
+        .arg("--unattended")
         .arg("--duration")
         .arg(humantime::format_duration(window.length).to_string().replace(' ', ""))
         .arg("--frequency")
@@ -113,16 +121,16 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         }
         text
     });
-    let end = Instant::now() + window.length + GRACE;
+    let overdue = Instant::now() + window.length + GRACE;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if stop() || Instant::now() > end {
+        let is_overdue = || (Instant::now() > overdue).then(|| Instant::now() + PATIENCE);
+        if let Some(until) = must_end().or_else(is_overdue) {
             // SAFETY: the child has not been waited for, so that the pid is its own.
             unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-            let patience = Instant::now() + Duration::from_secs(2);
-            while child.try_wait()?.is_none() && Instant::now() < patience {
+            while child.try_wait()?.is_none() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(20));
             }
             child.kill()?;
@@ -132,10 +140,25 @@ fn measure(window: &Window, stop: &dyn Fn() -> bool) -> Result<Option<Run>> {
         std::thread::sleep(Duration::from_millis(50));
     };
     let said = said.join().unwrap_or_default();
-    let last = said.lines().last().unwrap_or_default();
-    if status.code() == Some(Error::NoSuchPid(0).exit_code().into()) {
-        return Ok(None);
+    // The last line is how it ended, the one before often why.
+    let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("profiler: ")).collect();
+    let last = lines[lines.len().saturating_sub(2)..].join("; ");
+    let nobody = status.code() == Some(Error::NoSuchPid(0).exit_code().into());
+    ensure!(!nobody, "every process that was found had ended before it began");
+    ensure!(status.success(), "its process ended with {status}: {last}");
+    Ok(recording::load::load_what_there_is(&window.recording, &Overrides::default())?.run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::find;
+
+    #[test]
+    fn a_metric_is_listed_with_its_kind_and_unit() {
+        let first = |name: &str| described(find(name).unwrap()).lines().next().unwrap().to_owned();
+        assert_eq!(first("cpu_seconds"), "cpu_seconds (counter, seconds)");
+        assert_eq!(first("own_failed_windows"), "own_failed_windows (gauge)");
+        assert_eq!(first("own_budget_ratio"), "own_budget_ratio by resource (gauge, ratio)");
     }
-    ensure!(status.success(), "the window ended with {status}: {last}");
-    Ok(Some(recording::load::load_what_there_is(&window.recording, &Overrides::default())?.run))
 }

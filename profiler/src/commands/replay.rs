@@ -4,8 +4,9 @@ use anyhow::Result;
 
 use crate::{
     cli::ReplayArgs,
+    daemon::evidence,
     error,
-    model::kind::KINDS,
+    model::{kind::KINDS, report::Run},
     output::results::Results,
     quit,
     recording::{
@@ -21,6 +22,13 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
     let mut results = Results::open(&args.report.outputs, false)?;
     let normal = args.report.baseline.as_deref().map(Normal::load).transpose()?;
     let mut replayed = load(&args.recording, &args.report.overrides())?;
+    if let Some(target) = &args.target {
+        let pids = evidence::processes(&args.recording, target)?;
+        replayed = replayed.only(&pids, &args.report.overrides());
+        let Run { cpu, off_cpu, in_calls, heap, faults, .. } = &mut replayed.run;
+        let others = [off_cpu, in_calls, heap, faults].into_iter().flatten();
+        others.chain([cpu]).for_each(|profile| profile.meta.target = format!("target {target}"));
+    }
     replayed.run.baseline = normal.map(|normal| normal.compare(&replayed.measured()));
     let lacks = replayed.lacks();
     let Replayed { mut run, samples, tables, ending, .. } = replayed;
@@ -55,7 +63,7 @@ pub(crate) mod tests {
             cause::WaitCause,
             kind::{CPU, ProfileKind},
             memory::{Footprint, Memory, fixtures::site},
-            report::{Accounts, Meta, Run, Totals},
+            report::{Accounts, Meta, Totals},
             sample::Sample,
             sections::Sections,
             stack::{Frame, Module, ModuleId, ModuleKind, Stack, StackEnd, StackId, Tables, ThreadKey},

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context as _, Result};
+
 /// The windows before something goes wrong that are evidence of it.
 const BEFORE: Duration = Duration::from_secs(120);
 
@@ -38,6 +40,19 @@ pub fn kept(state_dir: &Path) -> Vec<Kept> {
 /// The window that began at a time.
 pub fn find(state_dir: &Path, unix_ms: i64) -> Option<Kept> {
     kept(state_dir).into_iter().find(|kept| kept.unix_ms == unix_ms)
+}
+
+/// The processes of a target in a recording that the daemon has kept; an error says what is missing.
+pub fn processes(recording: &Path, target: &str) -> Result<BTreeSet<u32>> {
+    let beside = targets_of(recording);
+    let bytes = fs::read(&beside)
+        .with_context(|| format!("cannot read {}, which says whose processes are in it", beside.display()))?;
+    let mut targets: BTreeMap<String, BTreeSet<u32>> =
+        serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", beside.display()))?;
+    targets.remove(target).with_context(|| {
+        let known: Vec<String> = targets.into_keys().collect();
+        format!("{} has no target {target}; it has {}", beside.display(), known.join(", "))
+    })
 }
 
 /// Which process of a recording belongs to which target is in a file beside it.
@@ -99,8 +114,14 @@ impl Evidence {
         let since = now_unix_ms - BEFORE.as_millis() as i64;
         for (unix_ms, path) in windows_in(&self.windows) {
             let link = folder.join(path.file_name().unwrap_or_default());
-            if unix_ms >= since && !link.exists() {
-                fs::hard_link(&path, link)?;
+            if unix_ms < since {
+                continue;
+            }
+            // Of a window that is not complete it is not known which process is whose.
+            for (path, link) in [(&path, &link), (&targets_of(&path), &targets_of(&link))] {
+                if path.exists() && !link.exists() {
+                    fs::hard_link(path, link)?;
+                }
             }
         }
         Ok(())
@@ -125,10 +146,7 @@ impl Evidence {
 
     /// The recordings kept under a name, the oldest first.
     pub fn of(&self, name: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.folder(name)).into_iter().flatten().filter_map(Result::ok);
-        let mut paths: Vec<String> = entries.map(|entry| entry.path().display().to_string()).collect();
-        paths.sort();
-        paths
+        windows_in(&self.folder(name)).into_iter().map(|(_, path)| path.display().to_string()).collect()
     }
 
     /// Throws away windows that are old, and the oldest evidence beyond the limit.
@@ -186,14 +204,25 @@ mod tests {
         evidence.pin("rule--../../x", 39 * 30_000).unwrap();
         assert_eq!(evidence.of("rule--../../x").len(), 5, "two minutes and the window itself");
         window(40 * 30_000);
+        evidence.note(&evidence.window_path(40 * 30_000), &BTreeMap::from([("api", &pids)])).unwrap();
         evidence.promote("rule--../../x", "id1", 40 * 30_000).unwrap();
         assert_eq!((evidence.of("rule--../../x").len(), evidence.of("id1").len()), (0, 6));
+        let last = PathBuf::from(evidence.of("id1").pop().unwrap());
+        assert_eq!(processes(&last, "api").unwrap(), pids, "whose processes are whose is kept, too");
+        let missing =
+            |recording: &Path, target: &str| format!("{:#}", processes(recording, target).unwrap_err());
+        assert!(
+            missing(&last, "web").ends_with("has no target web; it has api"),
+            "{}",
+            missing(&last, "web")
+        );
+        assert!(missing(Path::new("x.prec"), "api").starts_with("cannot read x.targets.json"));
         evidence.clean(40 * 30_000).unwrap();
         assert_eq!(windows_in(&evidence.windows).len(), 31);
         assert_eq!(
             fs::read_dir(&evidence.windows).unwrap().count(),
-            31,
-            "nothing is left of those that went"
+            32,
+            "nothing is left of those that went; of the last there is what is beside it"
         );
         evidence.clean(1_000_000_000).unwrap();
         assert_eq!((windows_in(&evidence.windows).len(), evidence.of("id1").len()), (0, 6));

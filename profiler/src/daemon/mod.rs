@@ -8,7 +8,7 @@ mod api;
 mod client;
 pub(crate) mod config;
 mod engine;
-mod evidence;
+pub(crate) mod evidence;
 mod export;
 mod facts;
 mod history;
@@ -59,10 +59,13 @@ pub fn check(config_file: &Path) -> Result<String> {
         if config.daemon.listen.is_empty() { "nothing" } else { &config.daemon.listen }
     )];
     let processes: Vec<targets::Process> = targets::running(Path::new(PROC)).collect();
-    let found = targets::assign(&config.targets, processes.into_iter());
+    let (found, left_out) = targets::assign(&config.targets, processes.into_iter());
     for (target, pids) in config.targets.iter().zip(found) {
         let processes = if pids.len() == 1 { "process" } else { "processes" };
         lines.push(format!("target {}: {} {processes} now", target.name, pids.len()));
+    }
+    if left_out > 0 {
+        lines.push(targets::left_out_words(left_out));
     }
     lines.extend(config.receivers.iter().map(|receiver| format!("receiver {}", receiver.name)));
     for rule in config.rules.iter() {

@@ -1,22 +1,32 @@
 //! What the daemon knows of itself: what it has cost, seen, lost and failed at.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use super::{engine::Engine, export::Exports, notify::Senders, shed::Shed};
 use crate::{
-    metrics::{Kind, OwnMetric, Unit},
+    metrics::{Budget, Itself, Kind, OwnMetric, Unit},
     model::report::Accounts,
     process::usage::Usage,
 };
+
+/// Windows whose failures are told together.
+const LAST: usize = 10;
 
 /// Sums since the start.
 #[derive(Debug)]
 pub struct Own {
     windows: u64,
+    failed_windows: u64,
+    /// Whether each of the last windows failed.
+    last: VecDeque<bool>,
+    /// Why the last that did failed.
+    why: String,
+    /// Processes of targets that have no room in the windows.
+    pub left_out: usize,
     /// Time in windows, of all time so far.
     seen: Duration,
     started: Instant,
@@ -36,6 +46,10 @@ impl Default for Own {
     fn default() -> Own {
         Own {
             windows: 0,
+            failed_windows: 0,
+            last: VecDeque::new(),
+            why: String::new(),
+            left_out: 0,
             seen: Duration::ZERO,
             started: Instant::now(),
             refused_reloads: 0,
@@ -64,9 +78,23 @@ impl Own {
         process_ns + probes_ns
     }
 
-    /// How long the daemon has run.
-    pub fn age(&self) -> Duration {
-        self.started.elapsed()
+    /// Takes note of how a window ended: why it failed, if it did. Gives what is known of the daemon then.
+    pub fn ended(&mut self, failure: Option<&str>, budget: Option<Budget>) -> Itself {
+        self.last.push_back(failure.is_some());
+        if self.last.len() > LAST {
+            self.last.pop_front();
+        }
+        if let Some(why) = failure {
+            self.failed_windows += 1;
+            self.why = why.to_owned();
+        }
+        let failed = self.last.iter().filter(|failed| **failed).count();
+        Itself {
+            age: self.started.elapsed(),
+            budget,
+            failed: (failed, self.last.len()),
+            why: self.why.clone(),
+        }
     }
 
     /// As metrics.
@@ -78,7 +106,6 @@ impl Own {
         shed: &Shed,
     ) -> Vec<OwnMetric> {
         let usage = Usage::now();
-        let (history_bytes, damaged) = engine.history_size();
         let one = |name, help, unit, kind, value: f64| OwnMetric {
             name,
             help,
@@ -153,7 +180,27 @@ impl Own {
                 Kind::Gauge,
                 seen,
             ),
-            one("agent_windows", "Windows that have ended", Unit::Count, Kind::Counter, self.windows as f64),
+            one(
+                "agent_windows",
+                "Windows that have been measured",
+                Unit::Count,
+                Kind::Counter,
+                self.windows as f64,
+            ),
+            one(
+                "agent_failed_windows",
+                "Windows that failed: nothing is known of any target in them",
+                Unit::Count,
+                Kind::Counter,
+                self.failed_windows as f64,
+            ),
+            one(
+                "agent_processes_left_out",
+                "Processes of targets that have no room and are not watched",
+                Unit::Count,
+                Kind::Gauge,
+                self.left_out as f64,
+            ),
             one(
                 "agent_shed_level",
                 "How much is left out to keep the cost down: 0 nothing, 5 most",
@@ -173,7 +220,7 @@ impl Own {
                 "Windows, files and evidence that failed",
                 Unit::Count,
                 Kind::Counter,
-                (self.failures + damaged) as f64,
+                (self.failures + engine.damaged()) as f64,
             ),
             one(
                 "agent_refused_reloads",
@@ -197,13 +244,20 @@ impl Own {
                 engine.outbox().0 as f64,
             ),
             one(
+                "alerts_unstored",
+                "Changes of alerts that could not be written yet; their messages have gone out without",
+                Unit::Count,
+                Kind::Gauge,
+                engine.unstored() as f64,
+            ),
+            one(
                 "outbox_dropped",
                 "Messages that were dropped because too many waited",
                 Unit::Count,
                 Kind::Counter,
                 engine.outbox().1 as f64,
             ),
-            one("history_bytes", "History on disk", Unit::Bytes, Kind::Gauge, history_bytes as f64),
+            one("history_bytes", "History on disk", Unit::Bytes, Kind::Gauge, engine.history_bytes() as f64),
             family(
                 "agent_lost",
                 "Samples and records that are missing, by reason",

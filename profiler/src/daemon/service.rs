@@ -1,6 +1,7 @@
 //! The daemon at work: a window, what it means, what the API shows of it, and the next one.
 
 use std::{
+    cell::{Cell, OnceCell},
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{
@@ -42,10 +43,13 @@ pub const PROC: &str = "/proc";
 /// How often it is looked for processes while there are none.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// When it is tried again after a process ended just before its window began.
-const RETRY: Duration = Duration::from_millis(200);
+/// How often systemd is told that the daemon lives, at most.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
-/// How long receivers may take at the end.
+/// How long the end may take: of a window, and in all, with the last messages.
+const END: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+
+/// How long receivers of before may take when the configuration is read again.
 const LAST_MESSAGES: Duration = Duration::from_secs(1);
 
 /// Gives memory that a window has left back to the kernel: the next one may be long in coming, and smaller.
@@ -66,11 +70,15 @@ fn now() -> Now {
     Now { monotonic: Duration::from_nanos(clock::monotonic_ns()), unix_ms: clock::unix_ms() }
 }
 
-/// What has been asked of the daemon by signals.
+/// What has been asked of the daemon by signals. Whoever waits asks again and again: so systemd knows that the daemon lives.
 #[derive(Debug, Default)]
 struct Asked {
     stop: Arc<AtomicBool>,
     reload: Arc<AtomicBool>,
+    /// When it was first seen that the daemon must stop.
+    stopped: OnceCell<Instant>,
+    /// When systemd was told last.
+    told: Cell<Option<Instant>>,
 }
 
 impl Asked {
@@ -84,7 +92,16 @@ impl Asked {
     }
 
     fn stop(&self) -> bool {
+        if self.told.get().is_none_or(|at| at.elapsed() >= SIGN_OF_LIFE) {
+            self.told.set(Some(Instant::now()));
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// When all must have ended that may take so long, counted from when it was first asked to stop.
+    fn until(&self, patience: Duration) -> Instant {
+        *self.stopped.get_or_init(Instant::now) + patience
     }
 
     /// Sleeps, unless something is asked meanwhile.
@@ -122,11 +139,9 @@ pub fn run(config_file: &Path, measure: Measure<'_>) -> Result<()> {
             }
         }
         daemon.window(measure, &asked);
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    daemon.senders.stop(LAST_MESSAGES);
-    daemon.exports.stop(LAST_MESSAGES);
+    daemon.end(asked.until(END.1));
     Ok(())
 }
 
@@ -150,6 +165,8 @@ struct Daemon {
     budget: Option<Budget>,
     /// When the last window ended, ms since 1970 (UTC).
     window_ended: Arc<AtomicI64>,
+    /// When the last window ended that did not fail, ms since 1970 (UTC).
+    measured_unix_ms: Option<i64>,
     /// Somebody asked to see everything in this window.
     capturing: bool,
     problems: Vec<String>,
@@ -162,6 +179,8 @@ impl Daemon {
         let evidence = Evidence::open(&dir, config.daemon.keep_windows, config.daemon.evidence_bytes)
             .with_context(|| format!("cannot write in {}", dir.display()))?;
         let history = History::open(&dir, config.daemon.history_bytes, clock::unix_ms());
+        // The first to open it: who sets a damaged one aside.
+        let store = Store::start(&dir)?;
         let window_ended = Arc::new(AtomicI64::new(clock::unix_ms()));
         let senders = Senders::start(&dir, &config, &host(), &window_ended)?;
         let exports = Exports::start(&dir, &config.exports)?;
@@ -170,7 +189,7 @@ impl Daemon {
         let config = overlaid(config);
         shared.configure(&configured.rules, &config)?;
         api::serve(&config.daemon, Arc::clone(&shared))?;
-        let engine = Engine::new(config, host(), Store::open(&dir)?, history, now())?;
+        let engine = Engine::new(config, host(), store, history, now())?;
         Ok(Daemon {
             configured,
             engine,
@@ -182,6 +201,7 @@ impl Daemon {
             own: Own::default(),
             budget: None,
             window_ended,
+            measured_unix_ms: None,
             capturing: false,
             problems: Vec::new(),
         })
@@ -200,14 +220,23 @@ impl Daemon {
         }
         let dir = old.state_dir.clone();
         let senders = Senders::start(&dir, &config, &host(), &self.window_ended)?;
-        std::mem::replace(&mut self.senders, senders).stop(LAST_MESSAGES);
+        std::mem::replace(&mut self.senders, senders).stop(Instant::now() + LAST_MESSAGES);
         let exports = Exports::start(&dir, &config.exports)?;
-        std::mem::replace(&mut self.exports, exports).stop(LAST_MESSAGES);
+        std::mem::replace(&mut self.exports, exports).stop(Instant::now() + LAST_MESSAGES);
         self.evidence = Evidence::open(&dir, config.daemon.keep_windows, config.daemon.evidence_bytes)?;
         self.configured = config;
         self.overlay();
         crate::say!("profiler: the configuration has been read again");
         Ok(())
+    }
+
+    /// Lets messages and profiles that are being sent arrive, until then.
+    fn end(self, until: Instant) {
+        // All are asked before any is waited for.
+        self.senders.end();
+        self.exports.end();
+        self.senders.stop(until);
+        self.exports.stop(until);
     }
 
     /// Lays what was changed through the API over the configuration.
@@ -225,55 +254,69 @@ impl Daemon {
         self.engine.reconfigure(served);
     }
 
-    /// One window. What fails is said and counted, and the next one comes.
+    /// One window. What fails is said and counted, and the next one comes: of one that failed nothing is known.
     fn window(&mut self, measure: Measure<'_>, asked: &Asked) {
         let config = self.engine.config();
-        let found = targets::assign(&config.targets, targets::running(Path::new(PROC)));
+        let (found, left_out) = targets::assign(&config.targets, targets::running(Path::new(PROC)));
         self.problems.clear();
+        self.left_out(left_out);
         let one_less = |n: u32| n.checked_sub(1);
         self.capturing =
             self.shared.captures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
-        let Some(run) = self.measure(&found, measure, asked) else { return };
+        let nobody = found.iter().all(BTreeSet::is_empty);
+        let measured = if nobody { Ok(None) } else { self.measure(&found, measure, asked).map(Some) };
         if asked.stop() {
             return; // a part of a window says less than it seems to
         }
-        if let Some((recording, _)) = &run {
+        let failure = measured.as_ref().err().map(|error| format!("{error:#}"));
+        let measured = measured.ok().flatten();
+        if let Some((recording, _)) = &measured {
             self.note(recording, &found);
         }
-        let run = run.map(|(_, run)| run);
+        if let Some(why) = &failure {
+            self.failed(format!("a window failed: {why}"));
+            // Who asked to see everything has not seen it.
+            self.shared.captures.fetch_add(self.capturing.into(), Ordering::Relaxed);
+        }
+        let run = measured.map(|(_, run)| run);
         let facts: Vec<TargetFacts> = found.into_iter().map(|pids| facts(Path::new(PROC), pids)).collect();
         let now = now();
         let mut keeper = Pins { evidence: &self.evidence, unix_ms: now.unix_ms, errors: Vec::new() };
-        let own = self.budget.take().map(|budget| (budget, self.own.age()));
-        let taken = self.engine.window(run.as_ref(), &facts, own, now, &mut keeper);
+        let budget = self.budget.take();
+        let own = (!nobody).then(|| self.own.ended(failure.as_deref(), budget));
+        let taken = self.engine.window(run.as_ref(), &facts, own.as_ref(), now, &mut keeper);
         let mut errors = keeper.errors;
         errors.extend(taken.err().map(|error| format!("{error:#}")));
         errors.extend(self.evidence.clean(now.unix_ms).err().map(|error| error.to_string()));
         for error in errors {
             self.failed(error);
         }
+        for (message, receivers) in self.engine.urgent() {
+            self.senders.urgent(message, receivers);
+        }
         if let Some(run) = &run {
             self.export(run, &facts);
         }
-        self.window_ended.store(now.unix_ms, Ordering::Relaxed);
-        self.publish(&facts);
+        if failure.is_none() {
+            self.window_ended.store(now.unix_ms, Ordering::Relaxed);
+            self.measured_unix_ms = Some(now.unix_ms);
+        }
+        self.publish(&facts, failure.is_some());
+        if run.is_none() {
+            asked.wait(LOOK);
+        }
         drop(run);
         give_back();
     }
 
-    /// Measures a window of all targets' processes: `Some(None)` if there are none, `None` if it came to nothing.
+    /// Measures a window of all targets' processes: its recording, and what it says.
     fn measure(
         &mut self,
         found: &[BTreeSet<u32>],
         measure: Measure<'_>,
         asked: &Asked,
-    ) -> Option<Option<(PathBuf, Run)>> {
+    ) -> Result<(PathBuf, Run)> {
         let settings = self.engine.config().daemon.clone();
-        let pids: Vec<u32> = found.iter().flatten().copied().collect();
-        if pids.is_empty() {
-            asked.wait(LOOK);
-            return Some(None);
-        }
         let wanted = Detail {
             syscalls: settings.syscalls,
             requests: settings.requests,
@@ -286,7 +329,7 @@ impl Daemon {
             (false, captures) => self.shed.detail(Detail { syscalls: wanted.syscalls || captures, ..wanted }),
         };
         let window = Window {
-            pids,
+            pids: found.iter().flatten().copied().collect(),
             length: settings.window,
             recording: self.evidence.window_path(clock::unix_ms()),
             syscalls: detail.syscalls,
@@ -295,39 +338,38 @@ impl Daemon {
             frequency: detail.frequency,
         };
         let (begun, before) = (Instant::now(), Usage::now().cpu_ns);
-        match measure(&window, &|| asked.stop()) {
-            Ok(Some(run)) => {
-                let usage = Usage::now();
-                let spent_ns = self.own.window(&run.cpu.accounts) + usage.cpu_ns - before;
-                let mut budget = Budget {
-                    cpu: spent_ns as f64 / begun.elapsed().as_nanos().max(1) as f64,
-                    most_cpu: settings.max_overhead / 100.0,
-                    memory_bytes: (Usage::rss_bytes() + run.cpu.accounts.agent_peak_rss_bytes) as f64,
-                    most_memory_bytes: settings.max_memory as f64,
-                    shed: (self.shed.level, shed::LEVELS),
-                };
-                if !self.capturing {
-                    self.shed(&mut budget);
-                    self.budget = Some(budget);
-                }
-                Some(Some((window.recording, run)))
-            }
-            Ok(None) => {
-                asked.wait(RETRY);
-                None
-            }
-            Err(_) if asked.stop() => {
-                // A part of a window is no evidence.
-                let _ = std::fs::remove_file(&window.recording);
-                None
-            }
-            Err(error) => {
-                let _ = std::fs::remove_file(&window.recording);
-                self.failed(format!("a window failed: {error:#}"));
-                asked.wait(LOOK);
-                None
-            }
+        let must_end = || asked.stop().then(|| asked.until(END.0));
+        let run = measure(&window, &must_end).inspect_err(|_| {
+            // A part of a window is no evidence.
+            let _ = std::fs::remove_file(&window.recording);
+        })?;
+        let usage = Usage::now();
+        let spent_ns = self.own.window(&run.cpu.accounts) + usage.cpu_ns - before;
+        let mut budget = Budget {
+            cpu: spent_ns as f64 / begun.elapsed().as_nanos().max(1) as f64,
+            most_cpu: settings.max_overhead / 100.0,
+            memory_bytes: (Usage::rss_bytes() + run.cpu.accounts.agent_peak_rss_bytes) as f64,
+            most_memory_bytes: settings.max_memory as f64,
+            shed: (self.shed.level, shed::LEVELS),
+        };
+        if !self.capturing {
+            self.shed(&mut budget);
+            self.budget = Some(budget);
         }
+        Ok((window.recording, run))
+    }
+
+    /// Takes note of processes that have no room. It is a problem for as long as it lasts, and said when it begins.
+    fn left_out(&mut self, left_out: usize) {
+        let before = std::mem::replace(&mut self.own.left_out, left_out);
+        if left_out == 0 {
+            return;
+        }
+        let words = targets::left_out_words(left_out);
+        if before == 0 {
+            crate::say!("profiler: {words}");
+        }
+        self.problems.push(words);
     }
 
     /// Sees less from now on, if a window has cost more than it may.
@@ -373,7 +415,7 @@ impl Daemon {
         self.problems.push(what);
     }
 
-    fn publish(&self, facts: &[TargetFacts]) {
+    fn publish(&self, facts: &[TargetFacts], failed: bool) {
         let config = self.engine.config();
         let mut targets: Vec<TargetStatus> = Vec::new();
         let mut values: BTreeMap<&str, BTreeMap<String, Value>> = BTreeMap::new();
@@ -417,7 +459,8 @@ impl Daemon {
             )),
             targets,
             standings: self.engine.standings(),
-            window_unix_ms: Some(clock::unix_ms()),
+            window_unix_ms: self.measured_unix_ms,
+            failed,
             problems: self.problems.clone(),
         });
     }
@@ -447,3 +490,6 @@ impl Keeper for Pins<'_> {
         self.evidence.of(alert)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,15 @@
 //! What the daemon must not forget: alerts, what changed of them, and messages that are still to be sent. One SQLite
 //! file (`alerts.sqlite`); a change and its messages are one transaction, so that neither is there without the other.
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, config::DbConfig, params};
 
 use crate::model::finding::Severity;
+
+/// Its name in the folder of the daemon.
+const FILE: &str = "alerts.sqlite";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS alerts (
@@ -59,6 +62,19 @@ const MAX_OUTBOX: i64 = 10_000;
 /// The daemon's memory of alerts.
 pub struct Store {
     db: Connection,
+    /// Files that were damaged and set aside when it was opened.
+    pub damaged: u64,
+}
+
+/// A file that SQLite can read and that is not what it was.
+#[derive(Debug, thiserror::Error)]
+#[error("it is damaged: {0}")]
+struct Damaged(String);
+
+/// Whether an error says that the file is damaged, and not that it cannot be used now (a full disk, a lock).
+fn is_damage(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code);
+    error.is::<Damaged>() || matches!(code, Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
 }
 
 /// An alert, as stored.
@@ -148,32 +164,46 @@ pub struct Outgoing {
 }
 
 impl Store {
-    /// Opens the store in a folder, which must be there. A file that is damaged is set aside, with a line on standard
-    /// error: the daemon must start.
-    pub fn open(dir: &Path) -> Result<Store> {
-        let path = dir.join("alerts.sqlite");
-        match Store::open_file(&path) {
-            Ok(store) => Ok(store),
-            Err(error) if path.exists() => {
-                let aside = dir.join(format!("alerts.sqlite.damaged-{}", crate::process::clock::unix_ms()));
-                crate::say!("profiler: {}: {error:#}; set aside as {}", path.display(), aside.display());
-                std::fs::rename(&path, &aside)?;
-                for suffix in ["-wal", "-shm"] {
-                    let _ = std::fs::remove_file(dir.join(format!("alerts.sqlite{suffix}")));
+    /// Opens the store in a folder, which must be there, when nobody else has it open. A file that is damaged is set aside,
+    /// with a line on standard error: the daemon must start.
+    pub fn start(dir: &Path) -> Result<Store> {
+        match Store::open(dir) {
+            Err(error) if is_damage(&error) => {
+                let aside = format!("{FILE}.damaged-{}", crate::process::clock::unix_ms());
+                crate::say!("profiler: {error:#}; set aside as {}", dir.join(&aside).display());
+                // What it had not taken over yet stays beside it, by the name that SQLite looks for.
+                for suffix in ["", "-wal", "-shm"] {
+                    match std::fs::rename(
+                        dir.join(format!("{FILE}{suffix}")),
+                        dir.join(aside.clone() + suffix),
+                    ) {
+                        Err(error) if suffix.is_empty() || error.kind() != io::ErrorKind::NotFound => {
+                            return Err(error).with_context(|| format!("cannot set {FILE}{suffix} aside"));
+                        }
+                        _ => {}
+                    }
                 }
-                Store::open_file(&path)
+                Ok(Store { damaged: 1, ..Store::open(dir)? })
             }
-            Err(error) => Err(error),
+            opened => opened,
         }
     }
 
+    /// Opens the store in a folder, which must be there.
+    pub fn open(dir: &Path) -> Result<Store> {
+        let path = dir.join(FILE);
+        Store::open_file(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+
     fn open_file(path: &Path) -> Result<Store> {
-        let mut db = Connection::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let mut db = Connection::open(path)?;
+        // A file that is set aside is left as it was found.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.busy_timeout(Duration::from_secs(5))?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
         let sound: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        anyhow::ensure!(sound == "ok", "it is damaged: {sound}");
+        anyhow::ensure!(sound == "ok", Damaged(sound));
         let is_new = !db.table_exists(None, "alerts")?;
         let version: u32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         // All of it or nothing: what was changed once cannot be changed again.
@@ -182,9 +212,13 @@ impl Store {
             all.execute_batch(migration)?;
         }
         all.execute_batch(SCHEMA)?;
-        all.pragma_update(None, "user_version", MIGRATIONS.len() as u32)?;
+        if version as usize != MIGRATIONS.len() {
+            // Otherwise nothing is written: the disk may be full.
+            all.pragma_update(None, "user_version", MIGRATIONS.len() as u32)?;
+        }
         all.commit()?;
-        Ok(Store { db })
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        Ok(Store { db, damaged: 0 })
     }
 
     /// Stores a change of an alert, and a message of it to each receiver: all or nothing.
@@ -437,118 +471,4 @@ fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredAlert> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn change<'a>(alert: &'a str, change: &'a str, unix_ms: i64, receivers: &'a [String]) -> Change<'a> {
-        let severity = Severity::Warning;
-        Change {
-            alert,
-            rule: "r",
-            target: "t",
-            severity,
-            change,
-            unix_ms,
-            body: "{\"n\":1}",
-            receivers,
-            told: true,
-        }
-    }
-
-    #[test]
-    fn a_change_and_its_messages_survive_together() {
-        let dir = tempfile::tempdir().unwrap();
-        let receivers = ["a".to_owned(), "b".to_owned()];
-        {
-            let mut store = Store::open(dir.path()).unwrap();
-            store.record(&change("1", "fired", 5, &receivers)).unwrap();
-            // Told twice, sent once.
-            store.record(&change("1", "fired", 5, &receivers)).unwrap();
-        }
-        let mut store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.firing().unwrap().len(), 1);
-        assert_eq!(store.waiting().unwrap(), 2);
-        let first = store.due("a", 5, 9).unwrap();
-        assert_eq!((first[0].message.as_str(), first[0].attempts), ("1-fired", 0));
-        store.failed(&first, "away", 100).unwrap();
-        assert_eq!(store.due("a", 99, 9).unwrap(), [], "not yet");
-        assert_eq!(store.due("a", 100, 9).unwrap()[0].attempts, 1);
-        assert_eq!(store.due("b", 5, 9).unwrap().len(), 1, "one receiver does not wait for another");
-        store.sent(&first).unwrap();
-        assert_eq!(store.due("a", 1000, 9).unwrap(), []);
-        store.record(&change("1", "resolved", 9, &receivers)).unwrap();
-        assert_eq!(store.firing().unwrap().len(), 0);
-        assert_eq!(store.last(10).unwrap()[0].ended_unix_ms, Some(9));
-        assert!(store.acknowledge("1", "me").unwrap() && !store.acknowledge("2", "me").unwrap());
-        assert_eq!(store.alert("1").unwrap().unwrap().acknowledged.as_deref(), Some("me"));
-        assert_eq!(store.alert("2").unwrap(), None);
-    }
-
-    #[test]
-    fn messages_keep_their_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        let receivers = ["a".to_owned()];
-        store.record(&change("1", "fired", 5, &receivers)).unwrap();
-        store.record(&change("1", "resolved", 6, &receivers)).unwrap();
-        let both = store.due("a", 10, 9).unwrap();
-        assert_eq!(both.len(), 2);
-        store.failed(&both[..1], "away", 50).unwrap();
-        assert_eq!(store.due("a", 10, 9).unwrap(), [], "the end waits for the beginning");
-    }
-
-    #[test]
-    fn a_file_of_before_is_taken_over() {
-        let dir = tempfile::tempdir().unwrap();
-        {
-            let old = Connection::open(dir.path().join("alerts.sqlite")).unwrap();
-            old.execute_batch(
-                "CREATE TABLE alerts (
-                    id TEXT PRIMARY KEY, rule TEXT NOT NULL, target TEXT NOT NULL, severity TEXT NOT NULL,
-                    started_unix_ms INTEGER NOT NULL, ended_unix_ms INTEGER, acknowledged TEXT, body TEXT NOT NULL
-                ) STRICT;
-                CREATE TABLE outbox (
-                    seq INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL, receiver TEXT NOT NULL,
-                    body TEXT NOT NULL, created_unix_ms INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
-                    due_unix_ms INTEGER NOT NULL, error TEXT, UNIQUE (message, receiver)
-                ) STRICT;
-                INSERT INTO alerts VALUES ('1', 'r', 't', 'warning', 5, NULL, NULL, '{}');
-                INSERT INTO outbox (message, receiver, body, created_unix_ms, due_unix_ms)
-                VALUES ('1-fired', 'a', '{}', 5, 5);",
-            )
-            .unwrap();
-        }
-        for _ in 0..2 {
-            let mut store = Store::open(dir.path()).unwrap();
-            store.audit(7, "ada", "capture", "{}").unwrap();
-            assert!(store.firing().unwrap()[0].told);
-            assert_eq!(store.due("a", 5, 9).unwrap()[0].digest, None);
-        }
-    }
-
-    #[test]
-    fn what_was_silenced_is_told_later() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        let id = store.silence(Some("r"), None, 100, "a deploy").unwrap();
-        let silences = store.silences(50).unwrap();
-        assert!(silences[0].covers("r", "any") && !silences[0].covers("other", "any"));
-        assert_eq!(store.silences(100).unwrap(), [], "over");
-        store.record(&Change { told: false, ..change("1", "fired", 5, &[]) }).unwrap();
-        assert_eq!(store.since(0).unwrap(), []);
-        store.tell("1", &["a".to_owned()], 60).unwrap();
-        assert_eq!(store.due("a", 60, 9).unwrap()[0].message, "1-fired");
-        assert!(store.firing().unwrap()[0].told);
-        assert!(store.unsilence(id).unwrap() && !store.unsilence(id).unwrap());
-    }
-
-    #[test]
-    fn a_damaged_file_is_set_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("alerts.sqlite"), vec![7u8; 5000]).unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.firing().unwrap(), []);
-        let aside = std::fs::read_dir(dir.path()).unwrap().filter_map(Result::ok);
-        assert!(aside.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().contains("damaged")));
-    }
-}
+mod tests;

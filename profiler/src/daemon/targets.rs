@@ -27,19 +27,28 @@ pub struct Process {
     pub arguments: Vec<u8>,
 }
 
-/// The processes of each target, in the order of `targets`. A process belongs to the first target that it fits.
-pub fn assign(targets: &[TargetConfig], processes: impl Iterator<Item = Process>) -> Vec<BTreeSet<u32>> {
+/// The processes of each target, in the order of `targets`, and how many have no room. A process belongs to the first target
+/// that it fits.
+pub fn assign(
+    targets: &[TargetConfig],
+    processes: impl Iterator<Item = Process>,
+) -> (Vec<BTreeSet<u32>>, usize) {
     let mut found = vec![BTreeSet::new(); targets.len()];
-    let mut count = 0;
+    let mut count = 0usize;
     for process in processes {
-        if let Some(target) = targets.iter().position(|target| fits(target, &process))
-            && count < MAX_PROCESSES
-        {
-            found[target].insert(process.pid);
+        if let Some(target) = targets.iter().position(|target| fits(target, &process)) {
+            if count < MAX_PROCESSES {
+                found[target].insert(process.pid);
+            }
             count += 1;
         }
     }
-    found
+    (found, count.saturating_sub(MAX_PROCESSES))
+}
+
+/// That processes have no room, in words.
+pub fn left_out_words(left_out: usize) -> String {
+    format!("{left_out} processes of targets are not watched: there is room for {MAX_PROCESSES}")
 }
 
 /// Whether a process is as a target describes it.
@@ -149,7 +158,8 @@ mod tests {
             ];
             list.into_iter()
         };
-        let of = |target: TargetConfig| assign(&[target], all()).remove(0).into_iter().collect::<Vec<u32>>();
+        let of =
+            |target: TargetConfig| assign(&[target], all()).0.remove(0).into_iter().collect::<Vec<u32>>();
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(of(TargetConfig { comm: text("node"), ..target() }), [1, 2]);
         assert_eq!(of(TargetConfig { comm: text("a-very-long-name"), ..target() }), [4]);
@@ -165,8 +175,17 @@ mod tests {
         assert_eq!(of(TargetConfig { exe: Some("/usr/bin/sh".into()), ..target() }), [5]);
         let both =
             [TargetConfig { comm: text("node"), ..target() }, TargetConfig { cgroup: text("/"), ..target() }];
-        let found = assign(&both, all());
-        assert_eq!((found[0].len(), found[1].len()), (2, 3));
+        let (found, left_out) = assign(&both, all());
+        assert_eq!((found[0].len(), found[1].len(), left_out), (2, 3, 0));
+    }
+
+    #[test]
+    fn processes_without_room_are_counted() {
+        let many = (1..).map(|pid| process(pid, "node", "0::/\n")).take(MAX_PROCESSES + 3);
+        let others = [process(u32::MAX, "sh", "0::/\n")].into_iter();
+        let (found, left_out) =
+            assign(&[TargetConfig { comm: Some("node".into()), ..target() }], many.chain(others));
+        assert_eq!((found[0].len(), left_out), (MAX_PROCESSES, 3));
     }
 
     #[test]

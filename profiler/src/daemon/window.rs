@@ -1,6 +1,9 @@
 //! What is measured in a window, and with what.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -25,6 +28,5 @@ pub struct Window {
     pub frequency: u32,
 }
 
-/// Measures a window until its end, or until it is asked to stop. `None` if one of the processes had ended before it
-/// began.
-pub type Measure<'a> = &'a mut dyn FnMut(&Window, &dyn Fn() -> bool) -> Result<Option<Run>>;
+/// Measures a window until its end. Asks often whether it must end, and by when: `None` for not yet.
+pub type Measure<'a> = &'a mut dyn FnMut(&Window, &dyn Fn() -> Option<Instant>) -> Result<Run>;

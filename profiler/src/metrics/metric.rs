@@ -1,6 +1,6 @@
 //! What a metric is, and what it is read from.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use crate::model::report::Run;
 
@@ -74,6 +74,16 @@ pub enum Kind {
     Counter,
 }
 
+impl Kind {
+    /// Name in OpenMetrics.
+    pub fn id(self) -> &'static str {
+        match self {
+            Kind::Gauge => "gauge",
+            Kind::Counter => "counter",
+        }
+    }
+}
+
 /// One thing that is measured.
 #[derive(Debug)]
 pub struct Metric {
@@ -106,12 +116,44 @@ pub struct View<'a> {
     pub functions: &'a [String],
     /// Its oldest process is younger than the one of the window before.
     pub restarted: bool,
-    /// What the profiler costs, where it is its own target.
-    pub budget: Option<&'a Budget>,
+    /// What the profiler knows of itself, where it is its own target.
+    pub own: Option<&'a Itself>,
 }
 
 /// Name under which the daemon is a target of itself: rules and history have it, and no target of a configuration.
 pub const OWN: &str = "~profiler";
+
+/// What the daemon knows of itself at the end of a window.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Itself {
+    /// How long it has run.
+    pub age: Duration,
+    /// What the window has cost; `None` where that is not known, or says nothing.
+    pub budget: Option<Budget>,
+    /// Windows that failed, and of how many: the last ones.
+    pub failed: (usize, usize),
+    /// Why the last of them did.
+    pub why: String,
+}
+
+impl Itself {
+    /// What is wrong where a rule of this metric alerts, in words; and what to do.
+    pub fn words(&self, metric: &str) -> (String, &'static str) {
+        match &self.budget {
+            Some(budget) if metric.starts_with("own_budget_ratio") => (
+                budget.words(),
+                "allow it more (max_overhead, max_memory), watch fewer processes, or make windows longer",
+            ),
+            _ => (
+                format!(
+                    "of the last {} windows {} failed; the last: {}",
+                    self.failed.1, self.failed.0, self.why
+                ),
+                "nothing is seen of any target in a window that fails: mend what its error names (a full disk?)",
+            ),
+        }
+    }
+}
 
 /// What the profiler cost in a window, and what it may.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

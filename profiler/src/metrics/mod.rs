@@ -6,7 +6,7 @@ mod openmetrics;
 mod read;
 mod requests;
 
-pub use metric::{Budget, Kind, MemoryTrend, Metric, OWN, Outside, Unit, Values, View};
+pub use metric::{Budget, Itself, Kind, MemoryTrend, Metric, OWN, Outside, Unit, Values, View};
 pub use openmetrics::{OwnMetric, Samples, classic};
 pub use read::METRICS;
 
@@ -18,7 +18,7 @@ pub fn find(name: &str) -> Option<&'static Metric> {
 
 /// Whether the metric is one of the daemon itself.
 pub fn is_own(name: &str) -> bool {
-    name.split('.').next() == Some("own_budget_ratio")
+    name.starts_with("own_")
 }
 
 /// All names that [`find`] knows.

@@ -285,11 +285,18 @@ pub static METRICS: &[Metric] = &[
         "resource",
         "What the profiler costs itself, as a part of what it may: CPU time (max_overhead), memory (max_memory)",
         |view, values| {
-            if let Some(budget) = view.budget {
+            if let Some(budget) = view.own.and_then(|own| own.budget.as_ref()) {
                 values.push("cpu", budget.cpu_ratio());
                 values.push("memory", budget.memory_ratio());
             }
         },
+    ),
+    Metric::gauge(
+        "own_failed_windows",
+        Unit::Count,
+        "",
+        "Of the profiler's last 10 windows those that failed: nothing is known of any target in them",
+        |view, values| values.one(view.own.map(|own| own.failed.0 as f64)),
     ),
     Metric::counter(
         "function_cpu_seconds",

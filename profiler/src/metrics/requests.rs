@@ -171,7 +171,7 @@ mod tests {
             memory_trend: None,
             functions: &[],
             restarted: false,
-            budget: None,
+            own: None,
         };
         value(name, &view)
     }

@@ -10,7 +10,7 @@ use crate::model::{
     comparison::Baseline,
     finding::{Finding, Verdict},
     function::Function,
-    kind::ProfileKind,
+    kind::{CPU, ProfileKind},
     loss::Losses,
     memory::Memory,
     request::Requests,
@@ -223,6 +223,34 @@ impl Totals {
 }
 
 impl Run {
+    /// One that has seen nothing.
+    pub fn empty() -> Run {
+        let cpu = Profile {
+            kind: CPU,
+            meta: Meta::default(),
+            accounts: Accounts::default(),
+            names: Rc::default(),
+            stacks: Vec::new(),
+            total: 0,
+            span_ns: None,
+        };
+        Run {
+            cpu,
+            off_cpu: None,
+            blocking: None,
+            in_calls: None,
+            calls: None,
+            memory: None,
+            heap: None,
+            faults: None,
+            findings: Vec::new(),
+            verdict: None,
+            baseline: None,
+            requests: None,
+            vitals: None,
+        }
+    }
+
     /// The profile of a kind, if it was measured.
     pub fn profile(&self, kind: &ProfileKind) -> Option<&Profile> {
         let others = [&self.off_cpu, &self.in_calls, &self.heap, &self.faults];
@@ -348,7 +376,6 @@ pub(crate) mod fixtures {
     //! Profiles made by hand, for the tests of everything that reads profiles.
 
     use super::*;
-    use crate::model::{kind::CPU, stack::ModuleKind};
 
     /// A profile of stacks written as folded text, outermost first; a name in `k:` is a kernel function.
     pub fn profile(stacks: &[(&str, u64)]) -> Profile {
@@ -417,20 +444,6 @@ pub(crate) mod fixtures {
 
     /// A run of nothing but a CPU profile.
     pub fn run(stacks: &[(&str, u64)]) -> Run {
-        Run {
-            cpu: profile(stacks),
-            off_cpu: None,
-            blocking: None,
-            in_calls: None,
-            calls: None,
-            memory: None,
-            heap: None,
-            faults: None,
-            findings: Vec::new(),
-            verdict: None,
-            baseline: None,
-            requests: None,
-            vitals: None,
-        }
+        Run { cpu: profile(stacks), ..Run::empty() }
     }
 }

@@ -77,6 +77,19 @@ impl Target {
 }
 
 impl Target {
+    /// Processes that are targets now, where those asked for were found a moment ago: who has ended since is left out, also of
+    /// the target. An error where all have.
+    pub fn pids_left(&mut self, proc_root: &Path) -> Result<Vec<u32>, Error> {
+        if let Target::Pids { pids, .. } = self {
+            let first = pids.first().copied();
+            pids.retain(|&pid| thread_group(proc_root, pid) == Some(pid));
+            if let (true, Some(first)) = (pids.is_empty(), first) {
+                return Err(Error::NoSuchPid(first));
+            }
+        }
+        Ok(self.pids_now(proc_root))
+    }
+
     /// Processes that are targets now, as far as they can be listed: with `follow` what descends from those asked for, too.
     /// None of [`Target::All`], which everything is.
     pub fn pids_now(&self, proc_root: &Path) -> Vec<u32> {
@@ -208,6 +221,18 @@ mod tests {
         assert_eq!(target(7).initial_pids(root.path()).unwrap(), [7]);
         assert!(matches!(target(8).initial_pids(root.path()), Err(Error::NoSuchPid(8))), "a thread");
         assert!(matches!(target(9).initial_pids(root.path()), Err(Error::NoSuchPid(9))), "nothing");
+    }
+
+    #[test]
+    fn those_that_have_ended_can_be_left_out() {
+        let root = fake_proc(&[(7, 7, "a"), (8, 7, "a"), (9, 9, "b")]);
+        let mut target = Target::Pids { pids: vec![6, 7, 8, 9, 10], follow: false };
+        assert!(target.initial_pids(root.path()).is_err(), "for a user it is a typing error");
+        assert_eq!(target.pids_left(root.path()).unwrap(), [7, 9]);
+        assert_eq!(target, Target::Pids { pids: vec![7, 9], follow: false });
+        fs::remove_dir_all(root.path().join("7")).unwrap();
+        fs::remove_dir_all(root.path().join("9")).unwrap();
+        assert!(matches!(target.pids_left(root.path()), Err(Error::NoSuchPid(7))), "nobody is left");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Reads a recording back into a run, and writes a memory snapshot as one.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufReader, Read},
     path::Path,
@@ -15,6 +16,7 @@ use crate::{
     model::{
         kind::{OFF_CPU, SYSCALLS},
         measured::Measured,
+        part::part,
         report::{Accounts, Meta, Run, Totals},
         sample::Sample,
         stack::{Frame, Module, ModuleId, Tables},
@@ -79,6 +81,14 @@ impl Replayed {
             s(cpu.accounts.duration_ns),
             cpu.total,
         ))
+    }
+
+    /// The part of some of its processes, judged as if they had been profiled alone.
+    pub fn only(mut self, pids: &BTreeSet<u32>, overrides: &Overrides) -> Replayed {
+        self.run = part(&self.run, |pid| pids.contains(&pid));
+        detect::judge(&mut self.run, overrides);
+        self.samples.retain(|sample| pids.contains(&sample.thread.pid));
+        self
     }
 }
 

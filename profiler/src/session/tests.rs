@@ -18,6 +18,7 @@ fn options(outputs: Vec<OutputSpec>) -> Options {
         duration: Some(Duration::from_millis(250)),
         interval: Duration::from_millis(50),
         quiet: true,
+        unattended: false,
         snapshots: SnapshotSettings { every: None, above_bytes: None, dir: ".".into() },
         baseline: None,
         outputs,

@@ -28,9 +28,11 @@ pub async fn health(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 pub async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.with(|snapshot| snapshot.window_unix_ms) {
-        Some(_) => data(json!({ "status": "ready" })),
-        None => error(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "the first window has not ended yet"),
+    let not_ready = |why| error(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why);
+    match shared.with(|snapshot| (snapshot.failed, snapshot.window_unix_ms)) {
+        (true, _) => not_ready("the last window failed: /api/v1/status says why"),
+        (false, None) => not_ready("the first window has not ended yet"),
+        (false, Some(_)) => data(json!({ "status": "ready" })),
     }
 }
 

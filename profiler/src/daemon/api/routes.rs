@@ -136,7 +136,7 @@ const TARGET: &[(&str, Kind, bool)] = &[("target", Kind::Text, false)];
 /// The table.
 pub static ROUTES: &[Route] = &[
     Route { open: true, ..read("/healthz", "Whether the daemon runs", &[], &[], || get(read::health)) },
-    Route { open: true, ..read("/readyz", "Whether a window has ended", &[], &[503], || get(read::ready)) },
+    Route { open: true, ..read("/readyz", "Whether windows end", &[], &[503], || get(read::ready)) },
     Route {
         answer: (200, "text/plain"),
         ..read("/metrics", "Metrics for scrapers", &[], &[], || get(read::metrics))

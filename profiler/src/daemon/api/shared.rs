@@ -35,8 +35,10 @@ pub struct Snapshot {
     pub targets: Vec<TargetStatus>,
     /// Where each rule stands for each target.
     pub standings: Vec<RuleStatus>,
-    /// End of the last window, ms since 1970 (UTC); `None` before the first.
+    /// End of the last window that did not fail, ms since 1970 (UTC); `None` before the first.
     pub window_unix_ms: Option<i64>,
+    /// The last window failed.
+    pub failed: bool,
     /// What is wrong with the daemon itself.
     pub problems: Vec<String>,
 }

@@ -19,16 +19,18 @@ fn served(tokens_text: &str) -> (tempfile::TempDir, String) {
 }
 
 fn served_as(dir: tempfile::TempDir, settings: Daemon) -> (tempfile::TempDir, String) {
+    let targets = vec![TargetStatus { name: "api".into(), ..TargetStatus::default() }];
+    served_after(dir, settings, Snapshot { targets, ..Snapshot::default() })
+}
+
+fn served_after(dir: tempfile::TempDir, settings: Daemon, last: Snapshot) -> (tempfile::TempDir, String) {
     let address = free_address();
     let settings = Daemon { listen: address.to_string(), ..settings };
     let shared = Shared::new(dir.path(), &settings).unwrap();
     let config = crate::daemon::config::parse("[[targets]]\nname = \"api\"\ncomm = \"node\"\n").unwrap();
     let rules = config.rules.clone();
     shared.configure(&rules, &crate::daemon::config::Config { daemon: settings.clone(), ..config }).unwrap();
-    shared.publish(Snapshot {
-        targets: vec![TargetStatus { name: "api".into(), ..TargetStatus::default() }],
-        ..Snapshot::default()
-    });
+    shared.publish(last);
     serve(&settings, Arc::new(shared)).unwrap();
     (dir, format!("http://{address}"))
 }
@@ -53,6 +55,17 @@ fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, 
 
 fn hash(token: &str) -> String {
     Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn it_is_ready_as_long_as_windows_do_not_fail() {
+    for (failed, window_unix_ms, expected) in
+        [(false, None, 503), (false, Some(1), 200), (true, Some(1), 503)]
+    {
+        let last = Snapshot { failed, window_unix_ms, ..Snapshot::default() };
+        let (_dir, url) = served_after(tempfile::tempdir().unwrap(), Daemon::default(), last);
+        assert_eq!(ask("GET", &format!("{url}/readyz"), &[]).0, expected);
+    }
 }
 
 #[test]

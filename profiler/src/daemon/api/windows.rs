@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     daemon::evidence::{self, Kept},
-    detect::{self, compare::compare, rule::Overrides},
-    model::{kind::KINDS, part::part},
+    detect::{compare::compare, rule::Overrides},
+    model::kind::KINDS,
     output::{FORMATS, Format, RenderOptions, diff, results::style, summary},
     recording::{self, load::Replayed},
 };
@@ -159,13 +159,9 @@ pub async fn difference(State(shared): State<Arc<Shared>>, Query(asked): Query<D
 /// Reads a window, or the part of a target in it. `None` if there is none.
 fn load(dir: &std::path::Path, window: i64, target: Option<&str>) -> Result<Option<Replayed>> {
     let Some(kept) = evidence::find(dir, window) else { return Ok(None) };
-    let mut all = recording::load::load_what_there_is(&kept.path, &Overrides::default())?;
+    let all = recording::load::load_what_there_is(&kept.path, &Overrides::default())?;
     let Some(target) = target else { return Ok(Some(all)) };
-    let Some(pids) = kept.targets.get(target) else { return Ok(None) };
-    let mut part = part(&all.run, |pid| pids.contains(&pid));
-    detect::judge(&mut part, &Overrides::default());
-    all.samples.retain(|sample| pids.contains(&sample.thread.pid));
-    Ok(Some(Replayed { run: part, ..all }))
+    Ok(kept.targets.get(target).map(|pids| all.only(pids, &Overrides::default())))
 }
 
 /// What differs, for programs: of each kind the places that differ most.

@@ -2,18 +2,21 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
-use super::{Alert, Asked, Engine, Keeper, Now, diagnose::diagnose};
+use super::{Alert, Asked, Engine, Keeper, Now, Standing, diagnose::diagnose, unstored::Unstored};
 use crate::{
     alerting::{self, Moment, Reading, Rule, Transition},
-    daemon::{history::Key, message::Message, store::Change},
+    daemon::{history::Key, message::Message},
     metrics::{self, Unit},
     model::finding::Severity,
 };
 
 /// A baseline is compared with so many of the last values, and taken from so long before and after the same time.
 const COMPARED: (usize, i64) = (10, 30 * 60 * 1000);
+
+/// Changes that wait to be stored, at most.
+const MOST_UNSTORED: usize = 1000;
 
 /// What a rule reads.
 struct Read {
@@ -96,27 +99,23 @@ impl Engine {
             started_unix_ms: alert.started_unix_ms,
             unix_ms: now.unix_ms,
             reason: reason.to_owned(),
-            command: recordings.last().map_or_else(String::new, |last| format!("profiler replay {last}")),
+            command: recordings.last().map_or_else(String::new, |last| replay(last, target)),
             evidence: recordings,
             ..Message::default()
         };
         if let (Some(view), false) = (&asked.view, change == "resolved") {
             let before = self.hot.get(asked.index);
-            diagnose(&mut message, view, asked.hot, before.unwrap_or(&VecDeque::new()));
+            diagnose(&mut message, &rule.metric, view, asked.hot, before.unwrap_or(&VecDeque::new()));
         }
-        let changed = self.change(message, rule, severity, alert);
-        if changed.is_err()
-            && let Some(standing) = self.states.get_mut(&(rule.id.clone(), target.to_owned()))
-        {
-            // Nobody knows of it: the next window finds it anew.
-            standing.state = before;
-        }
-        changed
+        self.change(message, rule, severity, alert)
     }
 
     /// What the rule reads of the target.
     fn read(&mut self, rule: &Rule, asked: &Asked<'_>) -> Read {
-        let Some(view) = &asked.view else { return Read::unknown(Reading::Gone) };
+        let Some(view) = &asked.view else {
+            let gone = asked.facts.pids.is_empty();
+            return Read::unknown(if gone { Reading::Gone } else { Reading::Unseen });
+        };
         if !rule.finding.is_empty() {
             let found = view.run.findings.iter().filter(|finding| finding.rule == rule.finding);
             let worst = found.map(|finding| finding.severity).max();
@@ -193,29 +192,42 @@ impl Engine {
         }
     }
 
-    /// Stores a change of an alert, and its messages to those who are to be told.
+    /// Stores a change of an alert, and its messages to those who are to be told. Where it cannot be stored yet, they are told
+    /// at once, and again by the same id when it is.
     fn change(&mut self, message: Message, rule: &Rule, severity: Severity, alert: Alert) -> Result<()> {
         let is_over = message.change == "resolved";
         let silenced = self.silences.iter().any(|silence| silence.covers(&rule.id, &message.target));
         // Who was not told of the beginning is not told of the end.
         let told = if is_over { alert.told } else { alert.told || !silenced };
         let receivers = if told && (is_over || !silenced) { self.receivers(rule) } else { Vec::new() };
-        self.store.record(&Change {
-            alert: &message.alert,
-            rule: &rule.id,
-            target: &message.target,
-            severity,
-            change: &message.change,
-            unix_ms: message.unix_ms,
-            body: &serde_json::to_string(&message)?,
-            receivers: &receivers,
-            told,
-        })?;
         let key = (rule.id.clone(), message.target.clone());
         if let Some(standing) = self.states.get_mut(&key) {
             standing.alert = (!is_over).then_some(Alert { told, ..alert });
         }
-        self.changes.push(message);
+        self.changes.push(message.clone());
+        if self.unstored.len() >= MOST_UNSTORED {
+            self.unsent_dropped +=
+                self.unstored.pop_front().map_or(0, |oldest| oldest.receivers.len() as u64);
+        }
+        self.unstored.push_back(Unstored {
+            message: message.clone(),
+            severity,
+            receivers: receivers.clone(),
+            told,
+        });
+        let stored = self.store_changes();
+        if stored.is_err() && !receivers.is_empty() {
+            self.urgent.push((message, receivers));
+        }
+        stored
+    }
+
+    /// Stores what could not be stored before, in order.
+    pub(super) fn store_changes(&mut self) -> Result<()> {
+        while let Some(first) = self.unstored.front() {
+            first.store(&mut self.store).context("a change of an alert cannot be stored yet")?;
+            self.unstored.pop_front();
+        }
         Ok(())
     }
 
@@ -231,18 +243,21 @@ impl Engine {
     /// Tells of alerts that began in silence, go on, and are not silenced any more.
     pub(super) fn end_silences(&mut self, now: Now) -> Result<()> {
         self.silences = self.store.silences(now.unix_ms)?;
-        let mut late: Vec<(String, String)> = Vec::new();
-        for ((rule, target), standing) in &mut self.states {
-            let Some(alert) = standing.alert.as_mut().filter(|alert| !alert.told) else { continue };
-            if !self.silences.iter().any(|silence| silence.covers(rule, target)) {
-                alert.told = true;
-                late.push((rule.clone(), alert.id.clone()));
-            }
+        if !self.unstored.is_empty() {
+            return Ok(()); // of what is not stored nothing can be told
         }
-        for (rule, alert) in late {
-            let Some(rule) = self.config.rules.iter().find(|known| known.id == rule) else { continue };
-            let receivers = self.receivers(rule);
-            self.store.tell(&alert, &receivers, now.unix_ms)?;
+        let is_late = |((rule, target), standing): &(&(String, String), &Standing)| {
+            let untold = standing.alert.as_ref().is_some_and(|alert| !alert.told);
+            untold && !self.silences.iter().any(|silence| silence.covers(rule, target))
+        };
+        let late: Vec<(String, String)> =
+            self.states.iter().filter(is_late).map(|(key, _)| key.clone()).collect();
+        for key in late {
+            let rule = self.config.rules.iter().find(|known| known.id == key.0);
+            let receivers = rule.map_or_else(Vec::new, |rule| self.receivers(rule));
+            let Some(alert) = self.states.get_mut(&key).and_then(|of| of.alert.as_mut()) else { continue };
+            self.store.tell(&alert.id, &receivers, now.unix_ms)?;
+            alert.told = true;
         }
         Ok(())
     }
@@ -284,6 +299,16 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The command that shows what a recording has of a target, for a shell.
+pub(super) fn replay(recording: &str, target: &str) -> String {
+    let word = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:@+".contains(c)) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    };
+    let of = if target == metrics::OWN { String::new() } else { format!(" --target={}", word(target)) };
+    format!("profiler replay {}{of}", word(recording))
 }
 
 /// Id of an alert: of its rule, target and beginning, so that it is the same whenever it is made.

@@ -92,9 +92,10 @@ fn routes(run: &Run) -> Vec<Told> {
     told.collect()
 }
 
-/// Says in a message what the window shows.
+/// Says in a message of a rule of this metric what the window shows.
 pub fn diagnose(
     message: &mut Message,
+    metric: &str,
     view: &View<'_>,
     hot: &FxHashMap<String, f64>,
     baseline: &VecDeque<FxHashMap<String, f64>>,
@@ -136,11 +137,9 @@ pub fn diagnose(
         .collect();
     message.path = main_path(view.run, MOST_PATH);
     message.routes = routes(view.run);
-    if let Some(budget) = view.budget {
-        message.verdict = budget.words();
-        message.advice =
-            "allow it more (max_overhead, max_memory), watch fewer processes, or make windows longer"
-                .to_owned();
+    if let Some(own) = view.own {
+        let (verdict, advice) = own.words(metric);
+        (message.verdict, message.advice) = (verdict, advice.to_owned());
     }
     let losses = &view.run.cpu.accounts.losses;
     message.lost = losses.iter().filter(|(_, n)| *n > 0).map(|(loss, n)| (loss.id().to_owned(), n)).collect();

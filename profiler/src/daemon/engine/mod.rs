@@ -5,6 +5,7 @@ mod alerts;
 mod diagnose;
 mod grown;
 mod trend;
+mod unstored;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,7 +15,7 @@ use std::{
 use anyhow::Result;
 use rustc_hash::FxHashMap;
 
-use self::{diagnose::hot_functions, grown::Grown};
+use self::{diagnose::hot_functions, grown::Grown, unstored::Unstored};
 use super::{
     config::Config,
     history::{History, Key},
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     alerting::{Firing, Phase, Recent, State},
     detect::{self, rule::Overrides},
-    metrics::{self, Budget, METRICS, Metric, OWN, Outside, Samples, View},
+    metrics::{self, Itself, METRICS, Metric, OWN, Outside, Samples, View},
     model::{
         finding::{Finding, Severity, Verdict},
         part::part,
@@ -95,6 +96,10 @@ pub struct Engine {
     capturing: Vec<String>,
     /// What has changed in the last window.
     changes: Vec<Message>,
+    /// Changes that could not be stored yet, in order.
+    unstored: VecDeque<Unstored>,
+    /// Messages of the last window that are not in the outbox, since that could not be written; and who gets them.
+    urgent: Vec<(Message, Vec<String>)>,
     unsent_dropped: u64,
 }
 
@@ -134,7 +139,7 @@ struct Asked<'a> {
     target: &'a str,
     /// What is known of it from outside.
     facts: &'a TargetFacts,
-    /// What was measured of it; `None` if none of its processes is left.
+    /// What was measured of it; `None` if none of its processes is left, or if the window failed.
     view: Option<View<'a>>,
     /// Where its CPU time went: share by function, percent.
     hot: &'a FxHashMap<String, f64>,
@@ -191,6 +196,8 @@ impl Engine {
             silences: Vec::new(),
             capturing: Vec::new(),
             changes: Vec::new(),
+            unstored: VecDeque::new(),
+            urgent: Vec::new(),
             unsent_dropped: 0,
         })
     }
@@ -225,22 +232,27 @@ impl Engine {
         each.collect()
     }
 
-    /// Takes in a window; `own` is what it has cost, and how long the daemon has run.
+    /// Takes in a window; `own` is what the daemon knows of itself, unless there was nobody to watch. Without a run nothing is
+    /// known of targets that have processes: their alerts stay as they are.
     pub fn window(
         &mut self,
         run: Option<&Run>,
         facts: &[TargetFacts],
-        own: Option<(Budget, Duration)>,
+        own: Option<&Itself>,
         now: Now,
         keeper: &mut dyn Keeper,
     ) -> Result<()> {
         // What was seen in this window belongs to the alerts that began in the one before, too.
-        for alert in std::mem::take(&mut self.capturing) {
-            keeper.pin(&alert);
+        if run.is_some() {
+            for alert in std::mem::take(&mut self.capturing) {
+                keeper.pin(&alert);
+            }
         }
         self.changes.clear();
+        self.urgent.clear();
         // What cannot be written (a full disk) must not keep the rest from being seen.
         let mut errors = Vec::new();
+        errors.extend(self.store_changes().err());
         errors.extend(self.end_silences(now).err());
         errors.extend(self.forget_removed(now, keeper).err());
         let functions = self.config.daemon.functions.clone();
@@ -275,13 +287,15 @@ impl Engine {
                 memory_trend: trend,
                 functions: &functions,
                 restarted,
-                budget: None,
+                own: None,
             });
             match &view {
                 Some(view) => errors.extend(self.keep(name, METRICS.iter(), view, now).err()),
                 None => {
                     self.samples.end(name);
-                    self.growth.retain(|(of, _), _| *of != index);
+                    if facts.pids.is_empty() {
+                        self.growth.retain(|(of, _), _| *of != index);
+                    }
                 }
             }
             self.judged[index] = run.map_or_else(Judged::default, |run| Judged {
@@ -298,8 +312,8 @@ impl Engine {
             hot_now.push(hot);
         }
         self.learn(hot_now);
-        if let (Some(run), Some((budget, age))) = (run, own) {
-            errors.extend(self.judge_self(run, &budget, age, now, keeper).err());
+        if let Some(own) = own {
+            errors.extend(self.judge_self(run, own, now, keeper).err());
         }
         match self.store.clean(now.unix_ms) {
             Ok(dropped) => self.unsent_dropped += dropped,
@@ -332,16 +346,15 @@ impl Engine {
     /// Asks the rules about the daemon itself.
     fn judge_self(
         &mut self,
-        run: &Run,
-        budget: &Budget,
-        age: Duration,
+        run: Option<&Run>,
+        own: &Itself,
         now: Now,
         keeper: &mut dyn Keeper,
     ) -> Result<()> {
-        let none = part(run, |_| false);
+        let none = run.map_or_else(Run::empty, |run| part(run, |_| false));
         let facts = TargetFacts {
             pids: [std::process::id()].into(),
-            age_s: age.as_secs_f64(),
+            age_s: own.age.as_secs_f64(),
             outside: Outside::default(),
         };
         let view = View {
@@ -351,7 +364,7 @@ impl Engine {
             memory_trend: None,
             functions: &[],
             restarted: false,
-            budget: Some(budget),
+            own: Some(own),
         };
         let own = METRICS.iter().filter(|metric| metrics::is_own(metric.name));
         let mut done = self.keep(OWN, own, &view, now);
@@ -395,9 +408,19 @@ impl Engine {
         &self.changes
     }
 
+    /// Messages of the last window that are to go out at once, since the outbox could not be written; and who gets them.
+    pub fn urgent(&self) -> &[(Message, Vec<String>)] {
+        &self.urgent
+    }
+
     /// Messages that wait to be sent, and those that were dropped because too many did.
     pub fn outbox(&self) -> (u64, u64) {
         (self.store.waiting().unwrap_or(0) as u64, self.unsent_dropped)
+    }
+
+    /// Changes of alerts that could not be stored yet.
+    pub fn unstored(&self) -> usize {
+        self.unstored.len()
     }
 
     /// Whether the next window is to see more: an alert has just begun.
@@ -405,9 +428,14 @@ impl Engine {
         !self.capturing.is_empty()
     }
 
-    /// Bytes of history on disk, and damaged files of it.
-    pub fn history_size(&self) -> (u64, u64) {
-        (self.history.bytes(), self.history.damaged)
+    /// Bytes of history on disk.
+    pub fn history_bytes(&self) -> u64 {
+        self.history.bytes()
+    }
+
+    /// Files that were damaged: of the history, or the store.
+    pub fn damaged(&self) -> u64 {
+        self.history.damaged + self.store.damaged
     }
 }
 

@@ -1,11 +1,14 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{
-    distribution::Summary,
-    report::fixtures,
-    stack::ThreadKey,
-    wait::{Blocking, EventLoop, ThreadTime},
+use crate::{
+    metrics::Budget,
+    model::{
+        distribution::Summary,
+        report::fixtures,
+        stack::ThreadKey,
+        wait::{Blocking, EventLoop, ThreadTime},
+    },
 };
 
 const CONFIG: &str = "
@@ -104,7 +107,7 @@ fn an_alert_is_told_once_when_it_begins_and_once_when_it_ends_with_its_reasons()
         (hot.function.as_str(), hot.percent, hot.before_percent),
         ("renderReport (app.c:7)", 90.0, Some(90.0))
     );
-    assert_eq!(told[0].command, "profiler replay /evidence/1.prec");
+    assert_eq!(told[0].command, "profiler replay /evidence/1.prec --target=api");
     assert_eq!(told[1].reason, "the value is good again");
 }
 
@@ -347,9 +350,9 @@ fn a_profiler_that_costs_too_much_says_so_of_itself() {
     let mut engine = engine(dir.path());
     for i in 0..40 {
         let cpu = if (5..25).contains(&i) { 0.15 } else { 0.025 };
-        let own = Budget { cpu, most_cpu: 0.1, memory_bytes: 9e7, most_memory_bytes: 5e8, shed: (5, 5) };
-        let own = Some((own, Duration::from_secs(1000)));
-        engine.window(Some(&window(1_000_000)), &facts(), own, at(i), &mut Asked::default()).unwrap();
+        let budget = Budget { cpu, most_cpu: 0.1, memory_bytes: 9e7, most_memory_bytes: 5e8, shed: (5, 5) };
+        let own = Itself { age: Duration::from_secs(1000), budget: Some(budget), ..Itself::default() };
+        engine.window(Some(&window(1_000_000)), &facts(), Some(&own), at(i), &mut Asked::default()).unwrap();
         if i == 10 {
             assert_eq!(messages(dir.path()), [], "it is given the time to see less");
         }
@@ -365,5 +368,75 @@ fn a_profiler_that_costs_too_much_says_so_of_itself() {
     assert!(!text.contains("own_budget_ratio{target=\"api\""), "{text}");
     let of_itself = engine.standings().into_iter().filter(|of| of.target == OWN);
     let rules: Vec<String> = of_itself.map(|of| of.rule).collect();
-    assert_eq!(rules, ["own-cpu", "own-memory"], "no other rule is asked of it");
+    assert_eq!(rules, ["own-cpu", "own-memory", "own-windows"], "no other rule is asked of it");
+}
+
+#[test]
+fn a_window_that_failed_ends_nothing_and_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    let mut step = |i: u32, run: Option<&Run>, failed: usize| {
+        let why = "the disk is full".to_owned();
+        let own = Itself { age: Duration::from_secs(1000), budget: None, failed: (failed, 10), why };
+        engine.window(run, &facts(), Some(&own), at(i), &mut Asked::default()).unwrap();
+        let own = engine.samples.iter().any(|(metric, ..)| metric.name == "own_failed_windows");
+        let of_target = engine.samples.iter().any(|(metric, ..)| metric.name == "processes");
+        (own, of_target)
+    };
+    let sick = window(100_000_000);
+    for i in 0..3 {
+        assert_eq!(step(i, Some(&sick), 0), (true, true));
+    }
+    assert_eq!(messages(dir.path()).len(), 1, "the target's alert");
+    for i in 3..13 {
+        assert_eq!(step(i, None, (i - 2) as usize), (true, false), "what is not known is absent");
+    }
+    let told = messages(dir.path());
+    let changes: Vec<(&str, &str, &str)> =
+        told.iter().map(|of| (&*of.rule, &*of.target, &*of.change)).collect();
+    assert_eq!(changes, [("own-windows", OWN, "fired"), ("own-windows", OWN, "escalated")]);
+    assert_eq!(told[0].verdict, "of the last 10 windows 2 failed; the last: the disk is full");
+    for i in 13..20 {
+        step(i, Some(&window(1_000_000)), 0);
+    }
+    let over: Vec<String> = messages(dir.path()).into_iter().map(|of| of.reason).collect();
+    assert_eq!(over, ["the value is good again"; 2], "both end as soon as that is seen");
+}
+
+#[test]
+fn what_cannot_be_stored_is_told_at_once_and_stored_later_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engine = engine(dir.path());
+    let other = rusqlite::Connection::open(dir.path().join("alerts.sqlite")).unwrap();
+    let full =
+        "CREATE TRIGGER full BEFORE INSERT ON journal BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+    other.execute_batch(full).unwrap();
+    let mut urgent: Vec<(String, Vec<String>)> = Vec::new();
+    let mut errors = Vec::new();
+    for (delay_ms, i) in [100, 100, 100, 1, 1, 1, 1].into_iter().zip(0..) {
+        let run = window(delay_ms * 1_000_000);
+        let done = engine.window(Some(&run), &facts(), None, at(i), &mut Asked::default());
+        errors.extend(done.err().map(|error| format!("{error:#}")));
+        urgent.extend(engine.urgent().iter().map(|(of, to)| (of.message.clone(), to.clone())));
+    }
+    let told: Vec<&str> = urgent.iter().filter_map(|(of, _)| Some(of.split_once('-')?.1)).collect();
+    assert_eq!((told, engine.unstored()), (vec!["fired", "resolved"], 2), "each once");
+    assert!(urgent.iter().all(|(_, to)| to == &["log"]));
+    assert!(
+        errors.iter().all(|error| error.contains("cannot be stored yet: the disk is full")),
+        "{errors:?}"
+    );
+    assert_eq!(messages(dir.path()), []);
+    other.execute_batch("DROP TRIGGER full").unwrap();
+    engine.window(Some(&window(1_000_000)), &facts(), None, at(9), &mut Asked::default()).unwrap();
+    let stored: Vec<String> = messages(dir.path()).into_iter().map(|of| of.message).collect();
+    assert_eq!(stored, urgent.into_iter().map(|(of, _)| of).collect::<Vec<_>>(), "by the same ids");
+    assert_eq!((engine.unstored(), engine.urgent().len()), (0, 0));
+}
+
+#[test]
+fn the_command_of_a_message_is_safe_in_a_shell() {
+    use super::alerts::replay;
+    assert_eq!(replay("/e/1.prec", "~profiler"), "profiler replay /e/1.prec");
+    assert_eq!(replay("/my e/1.prec", "it's; $x"), r"profiler replay '/my e/1.prec' --target='it'\''s; $x'");
 }

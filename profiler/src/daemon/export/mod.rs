@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
@@ -99,12 +99,16 @@ impl Exports {
         Ok(())
     }
 
-    /// Lets every thread finish what it is at, for as long as `patience` lasts.
-    pub fn stop(self, patience: Duration) {
+    /// Lets no thread begin anything more.
+    pub fn end(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        let end = std::time::Instant::now() + patience;
+    }
+
+    /// Lets every thread finish what it is at, until then.
+    pub fn stop(self, until: Instant) {
+        self.end();
         for thread in self.threads {
-            while !thread.is_finished() && std::time::Instant::now() < end {
+            while !thread.is_finished() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
@@ -185,8 +189,8 @@ fn send_all(export: &Export, queue: &Path, counts: &Counts, stop: &AtomicBool) {
                 }
                 let wait = BACKOFF.0.saturating_mul(2u32.saturating_pow(failures.min(16))).min(BACKOFF.1);
                 failures = failures.saturating_add(1);
-                let until = std::time::Instant::now() + wait;
-                while std::time::Instant::now() < until && !stop.load(Ordering::Relaxed) {
+                let until = Instant::now() + wait;
+                while Instant::now() < until && !stop.load(Ordering::Relaxed) {
                     std::thread::sleep(POLL.min(wait));
                 }
             }

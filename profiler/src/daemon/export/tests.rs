@@ -29,7 +29,7 @@ fn a_profile_waits_until_it_is_taken() {
     let counts = Arc::clone(&exports.counts[0].1);
     wait_for(|| counts.sent.load(Ordering::Relaxed) == 1);
     assert_eq!(counts.failed.load(Ordering::Relaxed), 1);
-    exports.stop(Duration::from_secs(5));
+    exports.stop(Instant::now() + Duration::from_secs(5));
     let got = server.join().unwrap();
     assert!(got[1].0.starts_with("post /ingest?name=api__x_%7bhost%3d"), "{}", got[1].0);
     assert!(got[1].0.contains("content-type: multipart/form-data; boundary="), "{}", got[1].0);
@@ -61,6 +61,6 @@ fn what_is_refused_for_good_is_counted_and_not_tried_again() {
     exports.add(Window { target: "api", profile: &profile }).unwrap();
     let counts = Arc::clone(&exports.counts[0].1);
     wait_for(|| counts.rejected.load(Ordering::Relaxed) == 1);
-    exports.stop(Duration::from_secs(5));
+    exports.stop(Instant::now() + Duration::from_secs(5));
     assert!(server.join().unwrap()[0].0.starts_with("post /v1development/profiles "));
 }

@@ -75,13 +75,15 @@ pub struct Delivery {
     digest_ms: Option<i64>,
     /// When everything that fires was told again.
     again_ms: i64,
+    /// What has arrived and is still in the outbox, since that could not be written.
+    arrived: Vec<Outgoing>,
 }
 
 impl Delivery {
     /// Goes on with what is in the store.
     pub fn new(store: Store, receiver: Receiver, rules: BTreeSet<String>, counts: Arc<Counts>) -> Delivery {
         let sent = VecDeque::new();
-        Delivery { store, receiver, rules, counts, sent, digest_ms: None, again_ms: 0 }
+        Delivery { store, receiver, rules, counts, sent, digest_ms: None, again_ms: 0, arrived: Vec::new() }
     }
 
     /// The receiver's name.
@@ -89,8 +91,25 @@ impl Delivery {
         &self.receiver.name
     }
 
+    /// Sends a message that is not in the outbox, once.
+    pub fn urgent(&self, message: Message) {
+        let outcome = send(&self.receiver.kind, &[message]);
+        self.counts.attempt(&self.receiver.name, &outcome);
+        self.counts.sent.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
+    }
+
+    /// Takes what has arrived out of the outbox: before, nothing else is sent, or it would arrive again and again.
+    fn take_out(&mut self) -> Result<()> {
+        if !self.arrived.is_empty() {
+            self.store.sent(&self.arrived)?;
+            self.arrived.clear();
+        }
+        Ok(())
+    }
+
     /// Sends what is due next; whether there was something.
     pub fn next(&mut self, now_ms: i64) -> Result<bool> {
+        self.take_out()?;
         let due = self.store.due(&self.receiver.name, now_ms, MOST)?;
         if due.is_empty() {
             return self.again(now_ms).map(|()| false);
@@ -101,9 +120,10 @@ impl Delivery {
         self.counts.attempt(&self.receiver.name, &outcome);
         match outcome {
             Ok(()) => {
-                self.store.sent(&batch)?;
                 self.counts.sent.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 self.sent.push_back(now_ms);
+                self.arrived = batch;
+                self.take_out()?;
             }
             Err(error) => {
                 let attempts = batch.iter().map(|message| message.attempts).max().unwrap_or(0);

@@ -7,10 +7,12 @@ mod send;
 mod smtp;
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
+        mpsc::{self, SyncSender},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -33,6 +35,8 @@ use crate::process::clock;
 const POLL: Duration = Duration::from_millis(500);
 /// The wait after something failed that is no receiver.
 const RETRY: Duration = Duration::from_secs(1);
+/// Messages that wait for a receiver outside of the outbox, at most.
+const MOST_URGENT: usize = 20;
 /// A sign of life is given as long as a window ended within so many lengths of one.
 const ALIVE_WINDOWS: u32 = 4;
 
@@ -40,6 +44,8 @@ const ALIVE_WINDOWS: u32 = 4;
 pub struct Senders {
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    /// Ways around the outbox, by receiver.
+    urgent: BTreeMap<String, SyncSender<Message>>,
     /// What each receiver got.
     pub counts: Vec<(String, Arc<Counts>)>,
 }
@@ -49,7 +55,7 @@ impl Senders {
     /// did, ms since 1970 (UTC).
     pub fn start(dir: &Path, config: &Config, host: &str, window_ended: &Arc<AtomicI64>) -> Result<Senders> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (mut threads, mut counts) = (Vec::new(), Vec::new());
+        let (mut threads, mut counts, mut urgent) = (Vec::new(), Vec::new(), BTreeMap::new());
         for receiver in config.receivers.iter().cloned() {
             let count = Arc::new(Counts::default());
             counts.push((receiver.name.clone(), Arc::clone(&count)));
@@ -68,9 +74,15 @@ impl Senders {
                 .iter()
                 .filter(|rule| rule.receivers.is_empty() || rule.receivers.contains(&receiver.name));
             let rules = rules.map(|rule| rule.id.clone()).collect();
+            let (way_in, way_out) = mpsc::sync_channel(MOST_URGENT);
+            urgent.insert(receiver.name.clone(), way_in);
             let mut delivery = Delivery::new(Store::open(dir)?, receiver, rules, count);
             threads.push(thread.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
+                loop {
+                    way_out.try_iter().for_each(|message| delivery.urgent(message));
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
                     match delivery.next(clock::unix_ms()) {
                         Ok(true) => {}
                         Ok(false) => std::thread::sleep(POLL),
@@ -82,15 +94,26 @@ impl Senders {
                 }
             })?);
         }
-        Ok(Senders { threads, stop, counts })
+        Ok(Senders { threads, stop, urgent, counts })
     }
 
-    /// Lets every receiver finish what it is at, for as long as `patience` lasts. What is left stays in the outbox.
-    pub fn stop(self, patience: Duration) {
+    /// Sends a message that could not be put into the outbox, once. Whoever has too many of these gets it when it could be.
+    pub fn urgent(&self, message: &Message, receivers: &[String]) {
+        for way_in in receivers.iter().filter_map(|name| self.urgent.get(name)) {
+            let _ = way_in.try_send(message.clone());
+        }
+    }
+
+    /// Lets no receiver begin anything more.
+    pub fn end(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        let end = Instant::now() + patience;
+    }
+
+    /// Lets every receiver finish what it is at, until then. What is left stays in the outbox.
+    pub fn stop(self, until: Instant) {
+        self.end();
         for thread in self.threads {
-            while !thread.is_finished() && Instant::now() < end {
+            while !thread.is_finished() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }

@@ -62,6 +62,26 @@ fn what_fails_is_tried_again_and_arrives_once() {
 }
 
 #[test]
+fn what_has_arrived_is_not_sent_again_while_the_outbox_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (url, server) = server(vec![200, 200]);
+    let mut delivery = delivery(dir.path(), webhook(url));
+    fire(&mut delivery.store, "a1", 1);
+    let other = rusqlite::Connection::open(dir.path().join("alerts.sqlite")).unwrap();
+    let full =
+        "CREATE TRIGGER full BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+    other.execute_batch(full).unwrap();
+    (1..4).for_each(|now| assert!(delivery.next(now).is_err()));
+    delivery.urgent(Message { message: "a2-fired".into(), ..message() });
+    other.execute_batch("DROP TRIGGER full").unwrap();
+    assert!(!delivery.next(9).unwrap());
+    assert_eq!(delivery.store.waiting().unwrap(), 0);
+    assert_eq!(delivery.counts.sent.load(Ordering::Relaxed), 2);
+    let got = server.join().unwrap();
+    assert!(got[0].1.contains("a1-fired") && got[1].1.contains("a2-fired"), "each once: {got:?}");
+}
+
+#[test]
 fn a_storm_is_one_digest_that_stays_the_same_until_it_arrives() {
     let dir = tempfile::tempdir().unwrap();
     let (url, server) = server(vec![200, 200, 500, 200, 200]);
