@@ -423,19 +423,6 @@ static double even_load(double t) { return t >= 0 ? 100 : 0; }
 static void load(void) { lives(growing_load, 2); }
 static void sessions(void) { lives(even_load, 30); }
 
-// The same as `callers` in a process whose main thread has ended.
-static void *without(void *main_thread) {
-    pthread_join(*(pthread_t *)main_thread, 0);
-    callers();
-    return 0;
-}
-static void leader_ends(void) {
-    static pthread_t main_thread, worker;
-    main_thread = pthread_self();
-    pthread_create(&worker, 0, without, &main_thread);
-    pthread_exit(0);
-}
-
 static const struct {
     const char *name;
     void (*run)(void);
@@ -446,7 +433,6 @@ static const struct {
     {"gc", gc},           {"gc-slow", gc_slow},   {"warm-up", warm_up},   {"arena", arena},
     {"ring", ring},       {"batch", batch},       {"many", many},         {"pool", pool},
     {"load", load},       {"sessions", sessions}, {"lru-even", lru_even},
-    {"leader-ends", leader_ends},
 };
 
 int main(int argc, char **argv) {
