@@ -149,6 +149,16 @@ fn code_is_named_wherever_it_is() {
         let called = stacks.filter(|stack| profile.functions(stack).contains(&"caller"));
         let called: u64 = called.map(|stack| stack["samples"].as_u64().unwrap()).sum();
         assert!(called * 100 >= by_tables * 95, "{place}: {called} whole of {by_tables}");
+        if place == "leader-ends" {
+            let watched = common::profile(&["--pid", &target.pid(), "-d", "1s", "--alloc", "full"]);
+            let problems = watched.0["memory"]["watching"]["problems"].to_string();
+            let traced = watched.0["memory"]["watching"]["hits"].as_u64() > Some(0);
+            assert!(
+                traced || problems.contains("main thread has ended"),
+                "{}",
+                watched.0["memory"]["watching"]
+            );
+        }
     }
 }
 

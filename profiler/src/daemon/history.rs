@@ -12,11 +12,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 use zstd::bulk::Compressor;
 
 use self::series::{DAY_MS, HOUR_MS, HourQuery, LEVEL, PREFIX, day_file, pack, unpack};
 pub use self::series::{Key, Point};
+use super::store::is_damaged;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS series (
@@ -78,7 +79,7 @@ impl History {
         }
         let path = self.path(self.hour * HOUR_MS);
         let written = self.write(&path);
-        if written.is_err() && path.exists() && sound(&path).is_err() {
+        if written.is_err() && is_damaged(&path) {
             self.set_aside(&path)?;
             self.write(&path)?;
         } else {
@@ -168,7 +169,6 @@ impl History {
     fn keep_steps(&mut self, day: &Path) -> Result<()> {
         let Some(day_index) = day_of(day) else { return Ok(()) };
         let month = coarse::file(&self.dir, day_index);
-        let is_damaged = |path: &Path| path.exists() && sound(path).is_err();
         if is_damaged(&month) {
             self.set_aside(&month)?;
         }
@@ -268,13 +268,6 @@ fn each(dir: &Path, key: &Key, from: i64, to: i64, mut give: impl FnMut(Point)) 
         let mut hours = HourQuery::new(&db)?;
         hours.each(key, first..=last, |unix_ms, value| give(Point::one(unix_ms, value)))?;
     }
-    Ok(())
-}
-
-fn sound(path: &Path) -> Result<()> {
-    let db = Connection::open(path)?;
-    let sound: Option<String> = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).optional()?;
-    ensure!(sound.as_deref() == Some("ok"), "it is damaged");
     Ok(())
 }
 
@@ -412,6 +405,23 @@ mod tests {
         );
         assert!(bytes <= budget, "{bytes}");
         assert_eq!(week(now - 7 * DAY_MS).0, 168);
+    }
+
+    #[test]
+    fn a_day_that_cannot_be_written_now_is_no_damaged_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path(), u64::MAX, MIDNIGHT);
+        history.add(key("m"), MIDNIGHT, 1.0).unwrap();
+        history.flush().unwrap();
+        // As where the disk is full: its log cannot be made.
+        let log = dir.path().join("history-2026-11-26.sqlite-wal");
+        fs::create_dir(&log).unwrap();
+        history.add(key("m"), MIDNIGHT + 30_000, 2.0).unwrap();
+        history.flush().unwrap_err();
+        assert_eq!(history.damaged, 0);
+        fs::remove_dir(&log).unwrap();
+        history.flush().unwrap();
+        assert_eq!(history.values(&key("m"), MIDNIGHT, MIDNIGHT + HOUR_MS).unwrap(), [1.0, 2.0]);
     }
 
     #[test]

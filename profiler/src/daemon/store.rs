@@ -77,6 +77,18 @@ fn is_damage(error: &anyhow::Error) -> bool {
     error.is::<Damaged>() || matches!(code, Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
 }
 
+/// Whether the file of a database is there and damaged.
+pub(super) fn is_damaged(path: &Path) -> bool {
+    let checked = || check(&Connection::open(path)?);
+    path.exists() && checked().is_err_and(|error| is_damage(&error))
+}
+
+fn check(db: &Connection) -> Result<()> {
+    let sound: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    anyhow::ensure!(sound == "ok", Damaged(sound));
+    Ok(())
+}
+
 /// An alert, as stored.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct StoredAlert {
@@ -202,8 +214,7 @@ impl Store {
         db.busy_timeout(Duration::from_secs(5))?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
-        let sound: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        anyhow::ensure!(sound == "ok", Damaged(sound));
+        check(&db)?;
         let is_new = !db.table_exists(None, "alerts")?;
         let version: u32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         // All of it or nothing: what was changed once cannot be changed again.

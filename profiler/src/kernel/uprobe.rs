@@ -25,7 +25,10 @@ use aya::{
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
 use perf_event_open_sys::bindings as sys;
 
-use crate::kernel::{perf_event, preflight};
+use crate::{
+    kernel::{perf_event, preflight},
+    process::shown::shown,
+};
 
 /// A kernel program that breakpoints run.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,6 +137,10 @@ impl Programs {
 
     /// Puts breakpoints into a process. If one cannot be, none is.
     pub fn attach(&self, pid: u32, breakpoints: &[Breakpoint]) -> io::Result<Attached> {
+        // The kernel tells whose they are by the memory of the main thread, which has none when it has ended.
+        if self.multi && shown(Path::new("/proc"), pid) != Path::new("/proc").join(pid.to_string()) {
+            return Err(io::Error::other("its main thread has ended: the kernel runs no breakpoints of it"));
+        }
         let mut attached = Attached::default();
         for (program, fd) in &self.loaded {
             let mut files: BTreeMap<&Path, Vec<&Breakpoint>> = BTreeMap::new();
