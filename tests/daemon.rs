@@ -111,7 +111,7 @@ fn a_window_leaves_out_who_has_ended_and_leaves_nothing_behind() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let busy = Running::start(Command::new("sh").args(["-c", "while :; do :; done"]));
+    let busy = Running::start(Command::new("sh").args(["-c", "until false; do :; done"]));
     let mut ended = Command::new("true").spawn().unwrap();
     ended.wait().unwrap();
     let (busy, ended) = (busy.0.id().to_string(), ended.id().to_string());
@@ -137,12 +137,12 @@ fn systemd_hears_of_the_daemon_in_the_middle_of_a_window() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let _busy = Running::start(Command::new("sh").args(["-c", "while :; do :; done"]));
+    let _busy = Running::start(Command::new("sh").args(["-c", "until ! :; do :; done"]));
     let (state, config, socket) =
         (dir.path().display(), dir.path().join("profiler.toml"), dir.path().join("systemd"));
     let text = format!(
         "[daemon]\nwindow = \"1h\"\nstate_dir = \"{state}\"\nlisten = \"\"\n[[targets]]\nname = \"t\"\n\
-         argument = \"while :; do :; done\"\n"
+         argument = \"until ! :; do :; done\"\n"
     );
     fs::write(&config, text).unwrap();
     let systemd = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();

@@ -236,7 +236,7 @@ impl Resolver {
     pub fn stack_at_rest(&mut self, thread: ThreadKey, ip: u64, sp: u64) -> Option<StackId> {
         let pid = thread.pid;
         let memory = ProcessMemory::open(&self.proc_root, pid)?;
-        let registers = Registers { ip, sp, fp: 0, lr: 0 };
+        let registers = Registers { ip, sp, fp: FP_UNKNOWN, lr: 0 };
         let walked = self.unwinder.as_ref()?.walk::<NativeArch, _>(pid, registers, &memory)?;
         let (user, mut entries, end) = walked;
         entries.extend(self.runtimes.frames_at_rest(thread));
@@ -347,6 +347,9 @@ impl Resolver {
         naming::run(meta.clone(), accounts, totals, &self.tables, &mut symbolizer, detail)
     }
 }
+
+/// No frame pointer, and none of an outermost frame either.
+const FP_UNKNOWN: u64 = 1;
 
 /// The address to look up for a stack's `i`th entry: all but the innermost are return addresses, and the call
 /// ends one byte before.

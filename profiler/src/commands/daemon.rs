@@ -143,10 +143,19 @@ fn measure(window: &Window, must_end: &dyn Fn() -> Option<Instant>) -> Result<Ru
     // The last line is how it ended, the one before often why.
     let lines: Vec<&str> = said.lines().map(|line| line.trim_start_matches("profiler: ")).collect();
     let last = lines[lines.len().saturating_sub(2)..].join("; ");
-    let nobody = status.code() == Some(Error::NoSuchPid(0).exit_code().into());
-    ensure!(!nobody, "every process that was found had ended before it began");
+    let gone = Error::NoSuchPid(window.pids.first().copied().unwrap_or(0));
+    if status.code() == Some(gone.exit_code().into()) {
+        return Err(gone.into());
+    }
     ensure!(status.success(), "its process ended with {status}: {last}");
-    Ok(recording::load::load_what_there_is(&window.recording, &Overrides::default())?.run)
+    let replayed = recording::load::load(&window.recording, &Overrides::default())?;
+    // By a part of a window alerts would end.
+    ensure!(
+        replayed.ending == recording::Ending::Complete,
+        "its recording {}",
+        replayed.ending.fault().unwrap_or_default()
+    );
+    Ok(replayed.run)
 }
 
 #[cfg(test)]

@@ -29,6 +29,13 @@ pub fn diff(args: &DiffArgs) -> Result<u8> {
     let pictures: Vec<(Destination, ProfileKind)> = pictures.collect::<Result<_, Error>>()?;
     let read = |path: &Path| load_what_there_is(path, &Overrides::default());
     let (before, after) = (read(&args.before)?, read(&args.after)?);
+    // Nobody is to pass by the part of a recording that can be read.
+    for (of, path) in [(&before, &args.before), (&after, &args.after)] {
+        if let (Some(fault), Some(_)) = (of.ending.fault(), &args.fail_if) {
+            let reason = format!("it {fault}, and --fail-if needs a whole one");
+            return Err(Error::BadRecording { path: path.clone(), reason }.into());
+        }
+    }
     let mut found = compare(before.measured(), after.measured());
     if !args.kinds.is_empty() {
         found.kinds.retain(|of| args.kinds.contains(&of.kind));

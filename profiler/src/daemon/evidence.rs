@@ -3,13 +3,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 
+use crate::text::clean_text;
+
+/// The processes of 64 targets take less.
+const MAX_TARGETS_BYTES: u64 = 16 << 20;
 /// The windows before something goes wrong that are evidence of it.
 const BEFORE: Duration = Duration::from_secs(120);
 
@@ -30,7 +35,7 @@ pub struct Kept {
 pub fn kept(state_dir: &Path) -> Vec<Kept> {
     let all = windows_in(&state_dir.join("windows")).into_iter();
     all.filter_map(|(unix_ms, path)| {
-        let targets = serde_json::from_slice(&fs::read(targets_of(&path)).ok()?).ok()?;
+        let targets = serde_json::from_slice(&read_targets(&targets_of(&path)).ok()?).ok()?;
         let bytes = fs::metadata(&path).ok()?.len();
         Some(Kept { unix_ms, path, bytes, targets })
     })
@@ -45,14 +50,21 @@ pub fn find(state_dir: &Path, unix_ms: i64) -> Option<Kept> {
 /// The processes of a target in a recording that the daemon has kept; an error says what is missing.
 pub fn processes(recording: &Path, target: &str) -> Result<BTreeSet<u32>> {
     let beside = targets_of(recording);
-    let bytes = fs::read(&beside)
+    let bytes = read_targets(&beside)
         .with_context(|| format!("cannot read {}, which says whose processes are in it", beside.display()))?;
     let mut targets: BTreeMap<String, BTreeSet<u32>> =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", beside.display()))?;
     targets.remove(target).with_context(|| {
-        let known: Vec<String> = targets.into_keys().collect();
+        let known: Vec<String> = targets.into_keys().map(|name| clean_text(&name).into_owned()).collect();
         format!("{} has no target {target}; it has {}", beside.display(), known.join(", "))
     })
+}
+
+/// Reads such a file; it may have come with a recording of somebody else's.
+fn read_targets(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_TARGETS_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Which process of a recording belongs to which target is in a file beside it.

@@ -31,6 +31,7 @@ use super::{
     window::{Measure, Window},
 };
 use crate::{
+    error::Error,
     metrics::Budget,
     model::{part::part, report::Run},
     process::{clock, usage::Usage},
@@ -257,16 +258,21 @@ impl Daemon {
     /// One window. What fails is said and counted, and the next one comes: of one that failed nothing is known.
     fn window(&mut self, measure: Measure<'_>, asked: &Asked) {
         let config = self.engine.config();
-        let (found, left_out) = targets::assign(&config.targets, targets::running(Path::new(PROC)));
+        let (mut found, left_out) = targets::assign(&config.targets, targets::running(Path::new(PROC)));
         self.problems.clear();
         self.left_out(left_out);
         let one_less = |n: u32| n.checked_sub(1);
         self.capturing =
             self.shared.captures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
-        let nobody = found.iter().all(BTreeSet::is_empty);
-        let measured = if nobody { Ok(None) } else { self.measure(&found, measure, asked).map(Some) };
+        let mut nobody = found.iter().all(BTreeSet::is_empty);
+        let mut measured = if nobody { Ok(None) } else { self.measure(&found, measure, asked).map(Some) };
         if asked.stop() {
             return; // a part of a window says less than it seems to
+        }
+        // They were gone before it began.
+        if measured.as_ref().is_err_and(|error| matches!(error.downcast_ref(), Some(Error::NoSuchPid(_)))) {
+            (measured, nobody) = (Ok(None), true);
+            found.iter_mut().for_each(BTreeSet::clear);
         }
         let failure = measured.as_ref().err().map(|error| format!("{error:#}"));
         let measured = measured.ok().flatten();
@@ -274,9 +280,8 @@ impl Daemon {
             self.note(recording, &found);
         }
         if let Some(why) = &failure {
-            self.failed(format!("a window failed: {why}"));
-            // Who asked to see everything has not seen it.
-            self.shared.captures.fetch_add(self.capturing.into(), Ordering::Relaxed);
+            let what = if self.capturing { "a window in which all was to be seen" } else { "a window" };
+            self.failed(format!("{what} failed: {why}"));
         }
         let run = measured.map(|(_, run)| run);
         let facts: Vec<TargetFacts> = found.into_iter().map(|pids| facts(Path::new(PROC), pids)).collect();

@@ -420,6 +420,11 @@ fn timed(signals: &Signals<'_>) -> Option<Verdict> {
     let same = of.first.p99_ns as f64 <= served::SAME * of.first.p50_ns as f64;
     // Neither computes, which would be some of the CPU for each in progress, nor awaits others.
     let works = 10.0 * (signals.cpu + served::awaited(run, of.pid)) > in_progress;
+    // Who asks by a protocol whose answers are not told apart may wait for these.
+    let asked = run.requests.iter().flat_map(|requests| requests.asked());
+    if asked.filter(|peer| peer.pid == of.pid).any(|peer| peer.multiplexed > 0) {
+        return None;
+    }
     // What takes very long waits for work itself, as who asked for it knows.
     if !same || works || !(TIMED_NS..served::LONG_POLL_NS).contains(&of.first.p50_ns) {
         return None;

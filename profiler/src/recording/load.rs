@@ -86,8 +86,17 @@ impl Replayed {
     /// The part of some of its processes, judged as if they had been profiled alone.
     pub fn only(mut self, pids: &BTreeSet<u32>, overrides: &Overrides) -> Replayed {
         self.run = part(&self.run, |pid| pids.contains(&pid));
-        detect::judge(&mut self.run, overrides);
         self.samples.retain(|sample| pids.contains(&sample.thread.pid));
+        self.judged(overrides)
+    }
+
+    fn judged(mut self, overrides: &Overrides) -> Replayed {
+        detect::judge(&mut self.run, overrides);
+        // Of two times nothing can be compared; that is said by itself.
+        let older = self.sections_ns.is_some_and(|ns| ns < self.run.cpu.accounts.duration_ns);
+        if let (Some(verdict), true) = (&mut self.run.verdict, older) {
+            verdict.doubts.clear();
+        }
         self
     }
 }
@@ -206,9 +215,8 @@ pub fn load_stream(input: impl Read, overrides: &Overrides) -> Result<Replayed, 
         in_calls: (sections.calls.is_some() || in_calls.total > 0).then_some(in_calls),
         ..sections
     };
-    let mut run = naming::run(meta, accounts, totals, &tables, &mut names, Detail::Full);
-    detect::judge(&mut run, overrides);
-    Ok(Replayed { run, samples, tables, ending, sections_ns })
+    let run = naming::run(meta, accounts, totals, &tables, &mut names, Detail::Full);
+    Ok(Replayed { run, samples, tables, ending, sections_ns }.judged(overrides))
 }
 
 /// The names that a recording holds itself.
@@ -262,6 +270,7 @@ mod tests {
         }
         let cut = load_stream(&recorder.inner()[..], &Overrides::default()).unwrap();
         assert_eq!((&cut.ending, cut.sections_ns), (&Ending::CutOff, Some(3_000_000_000)));
+        assert_eq!(cut.run.verdict.as_ref().unwrap().doubts, [""; 0], "of two times nothing can be compared");
         let lacks = cut.lacks().unwrap();
         assert!(lacks.starts_with("was cut off: it holds 5.0 s of the run and 5 CPU samples"), "{lacks}");
         assert!(lacks.ends_with("are those of its first 3.0 s"), "{lacks}");

@@ -242,11 +242,10 @@ impl Engine {
         now: Now,
         keeper: &mut dyn Keeper,
     ) -> Result<()> {
-        // What was seen in this window belongs to the alerts that began in the one before, too.
-        if run.is_some() {
-            for alert in std::mem::take(&mut self.capturing) {
-                keeper.pin(&alert);
-            }
+        // What was seen in this window belongs to the alerts that began in the one before, too. To see more can be why a window
+        // failed: it is not tried again.
+        for alert in std::mem::take(&mut self.capturing).into_iter().filter(|_| run.is_some()) {
+            keeper.pin(&alert);
         }
         self.changes.clear();
         self.urgent.clear();

@@ -66,7 +66,12 @@ once they stand. Against EADDRNOTAVAIL keep connections, too: each closed one ke
 fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let least = values.get(&SHARE);
     let asked = || run.requests.iter().flat_map(|requests| requests.asked());
-    let exact = asked().filter_map(|peer| not_made(run, peer, least).or_else(|| broken_off(peer, least)));
+    let exact = asked().filter_map(|peer| {
+        // Of the addresses of one name another may do.
+        let elsewhere = asked()
+            .any(|of| (of.pid, port(of)) == (peer.pid, port(peer)) && of.peer != peer.peer && stands(of));
+        not_made(run, peer, if elsewhere { f64::INFINITY } else { least }).or_else(|| broken_off(peer, least))
+    });
     let mut found: Vec<Finding> = exact.collect();
     let Some(calls) = &run.calls else { return found };
     let mut processes: BTreeMap<u32, Vec<&CallCount>> = BTreeMap::new();
@@ -83,6 +88,16 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         by_calls(run, calls, pid, &of, errors, least)
     }));
     found
+}
+
+/// Whether a connection was made, as far as is known.
+fn stands(peer: &Exchanges) -> bool {
+    peer.opened > failures(peer, true).map(|of| of.count).sum()
+}
+
+/// The port of a peer that has one.
+fn port(peer: &Exchanges) -> Option<&str> {
+    peer.peer.rsplit_once(':').map(|(_, port)| port)
 }
 
 /// Failures that say something about the peer, of attempts or of connections that stood.
@@ -295,6 +310,24 @@ mod tests {
         assert!(others.len() == 1 && others[0].1.contains("30 of 40") && others[0].1.contains("EACCES"));
         let unix = found(&[("ECONNREFUSED", 40)], |peer| peer.failures.clear());
         assert!(unix.len() == 1 && unix[0].1.contains("40 of 40"), "no socket that is watched: {unix:?}");
+    }
+
+    #[test]
+    fn an_address_that_fails_where_another_of_its_port_does_is_a_note() {
+        let severity = |other: &str, opened| {
+            let mut run = crate::model::report::fixtures::run(&[]);
+            let mut requests = fixtures::requests();
+            let peer = &mut requests.peers[0];
+            (peer.peer, peer.opened) = ("[::1]:5432".into(), 30);
+            peer.failures = vec![failure("ECONNREFUSED", true, 30)];
+            let other = Exchanges { peer: other.into(), opened, failures: Vec::new(), ..peer.clone() };
+            requests.peers.push(other);
+            run.requests = Some(requests);
+            check(&run, &Overrides::default().of(&RULE))[0].severity
+        };
+        assert_eq!(severity("127.0.0.1:5432", 30), Severity::Info);
+        assert_eq!(severity("127.0.0.1:5432", 0), Severity::Warning, "none was made there either");
+        assert_eq!(severity("127.0.0.1:6379", 30), Severity::Warning, "another port");
     }
 
     #[test]

@@ -22,6 +22,8 @@ const SHARE: Param = Param {
 
 /// So many times as much is critical.
 const CRITICAL: f64 = 3.0;
+/// A target that uses less of one CPU lost nothing that matters.
+const HARDLY_RAN: f64 = 0.05;
 
 /// The rule.
 pub static RULE: Rule = Rule {
@@ -33,7 +35,7 @@ pub static RULE: Rule = Rule {
     doc: "\
 This machine is a virtual one, and its CPUs were ready to run but did not get a real one (steal time, `st` in `top`), all of them
 together, in the run. Nothing inside the machine sees that happen: a function seems slow, a short wait long. Times on a CPU may
-contain it.
+contain it. Where the target hardly ran it is a note.
 
 Move to a machine whose CPUs are not shared out so often, or use up no more than the credits of one that has some.",
 };
@@ -45,10 +47,15 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     if share * 100.0 < values.get(&SHARE) {
         return Vec::new();
     }
-    let critical = share * 100.0 >= CRITICAL * values.get(&SHARE);
+    let used_ns = run.cpu.estimated_ns(run.cpu.total) as f64;
+    let severity = match share * 100.0 / values.get(&SHARE) {
+        _ if used_ns < HARDLY_RAN * accounts.duration_ns as f64 => Severity::Info,
+        CRITICAL.. => Severity::Critical,
+        _ => Severity::Warning,
+    };
     vec![Finding {
         rule: RULE.name,
-        severity: if critical { Severity::Critical } else { Severity::Warning },
+        severity,
         bottleneck: Bottleneck::CpuStarvation,
         process: ProcessName::default(),
         subject: "steal".to_owned(),
@@ -58,7 +65,11 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         ),
         advice: "ask who owns the hypervisor, or move: nothing on this machine can be made faster by as much"
             .to_owned(),
-        cost: Cost { ns: accounts.stolen_ns, share_of_wall: share, ..Cost::default() },
+        cost: Cost {
+            ns: (share * accounts.duration_ns as f64) as u64,
+            share_of_wall: share,
+            ..Cost::default()
+        },
         evidence: Vec::new(),
         details: BTreeMap::from([("stolen_ns", json!(accounts.stolen_ns))]),
     }]
@@ -71,15 +82,15 @@ mod tests {
 
     #[test]
     fn stolen_time_is_told_by_its_share_of_all_cpus() {
-        let severity = |stolen_ns: u64| {
-            let mut run = crate::model::report::fixtures::run(&[]);
+        let severity = |stolen_ns: u64, samples: u64| {
+            let mut run = crate::model::report::fixtures::run(&[("main", samples)]);
             // A second of two CPUs.
             run.cpu.accounts.stolen_ns = stolen_ns;
-            check(&run, &Overrides::default().of(&RULE)).first().map(|found| found.severity)
+            check(&run, &Overrides::default().of(&RULE)).first().map(|found| (found.severity, found.cost.ns))
         };
-        assert_eq!(
-            [190_000_000, 210_000_000, 700_000_000].map(severity),
-            [None, Some(Severity::Warning), Some(Severity::Critical)]
-        );
+        assert_eq!(severity(190_000_000, 50), None);
+        assert_eq!(severity(210_000_000, 50), Some((Severity::Warning, 105_000_000)));
+        assert_eq!(severity(700_000_000, 50), Some((Severity::Critical, 350_000_000)));
+        assert_eq!(severity(700_000_000, 2), Some((Severity::Info, 350_000_000)));
     }
 }

@@ -290,7 +290,8 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
         return None;
     }
     let (tail, in_tail_ns) = tail.unwrap_or_default();
-    let tail_matters = in_tail_ns > 0 && percent(in_tail_ns, run.requests_watched_ns()) >= least;
+    // Several are awaited at once: they make up that part of the time in which any is.
+    let tail_matters = in_tail_ns > 0 && share * percent(in_tail_ns, waits.first.sum_ns.max(1)) >= least;
     let each_ns = (share * wall_ns as f64) as u64 / (waits.answers + waits.unanswered).max(1);
     let gives_up = much
         && waits.unanswered >= GIVEN_UP
@@ -482,12 +483,17 @@ mod tests {
             found.into_iter().map(|of| (of.severity, of.title)).collect::<Vec<_>>()
         };
         let found = |count, p99_ms, operation| found_with(count, p99_ms, operation, |_| ());
-        let many = found(1000, 900, "KEYS");
+        let many = found_with(1000, 900, "KEYS", |peer| peer.awaited_ns = 9_900_000_000);
         assert_eq!(many[0].0, Severity::Warning, "900 ms of each second one of them is awaited");
         let tail = "half of them up to 2 ms, one in a hundred 900 ms and more, mostly KEYS; 30 segments";
         assert!(many[0].1.contains(tail), "{many:?}");
         let few = found(400, 300, "KEYS");
         assert_eq!(few[0].0, Severity::Info, "{few:?}");
+        // On a hundred connections: 2,000 s of answers, of which 200 s are those of the slowest.
+        let at_once = found_with(100_000, 200, "KEYS", |peer| {
+            (peer.first.sum_ns, peer.awaited_ns) = (2_000_000_000_000, 9_900_000_000);
+        });
+        assert_eq!(at_once[0].0, Severity::Info, "{at_once:?}");
         let but = |change| found_with(1000, 900, "KEYS", change).len();
         assert_eq!(but(|peer| peer.queued.p99_ns = 800_000_000), 0, "read late");
         assert_eq!(but(|peer| peer.batches = 1100), 0, "not told apart");

@@ -91,8 +91,8 @@ pub struct Python<M> {
     loops: Loops,
     codes: FxHashMap<u64, Known>,
     table_bytes: usize,
-    /// States of its threads by their ids here; empty until they are asked for.
-    states: FxHashMap<u32, u64>,
+    /// States of its threads by their ids here, if they were asked for in this round.
+    states: Option<FxHashMap<u32, u64>>,
     now: Round,
 }
 
@@ -106,14 +106,14 @@ struct Known {
 impl<M: ForeignMemory> Attached for Python<M> {
     fn new_round(&mut self) {
         self.now.next(&self.memory);
-        self.states.clear();
+        self.states = None;
     }
 
     fn frames_at_rest(&mut self, proc_root: &Path, thread: ThreadKey) -> Vec<Entry> {
-        if self.states.is_empty() {
-            self.states = self.find_states(proc_root, thread.pid);
-        }
-        let Some(&state) = self.states.get(&thread.tid) else { return Vec::new() };
+        let states = self.states.take().unwrap_or_else(|| self.find_states(proc_root, thread.pid));
+        let state = states.get(&thread.tid).copied();
+        self.states = Some(states);
+        let Some(state) = state else { return Vec::new() };
         attach::entries(&self.memory, &self.interpreter.layout.frames, state)
     }
 
@@ -196,7 +196,7 @@ impl<M: ForeignMemory> Python<M> {
             loops,
             codes: FxHashMap::default(),
             table_bytes: 0,
-            states: FxHashMap::default(),
+            states: None,
             now: Round::default(),
         }
     }
