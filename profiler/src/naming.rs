@@ -104,13 +104,11 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Of a waiting thread without what the kernel calls to run the probe.
     fn frames(&mut self, stack: StackId, waits: bool) -> Rc<[usize]> {
         let Shared { names, tables, index, .. } = *self;
         let make = || {
             let all = tables.stack(stack).frames;
-            let frames = outside_profiler(names, all.iter().map(|frame| index[frame].0).collect());
-            if waits { without_probe(names, frames) } else { frames }.into()
+            told(names, all.iter().map(|frame| index[frame].0).collect(), waits).into()
         };
         Rc::clone(self.frames[usize::from(waits)].entry(stack).or_insert_with(make))
     }
@@ -152,9 +150,14 @@ pub fn frames_by_stack<'a>(
     move |stack| {
         let all = tables.stack(stack).frames;
         let all = all.iter().filter_map(|frame| index.get(frame).copied());
-        let frames = outside_profiler(names, all.collect());
-        if kind == CPU { frames } else { without_probe(names, frames) }
+        told(names, all.collect(), kind != CPU)
     }
+}
+
+/// The frames of a stack that are told; of one that waits, without what the kernel calls to run the probe.
+fn told(names: &Names, frames: Vec<usize>, waits: bool) -> Vec<usize> {
+    let frames = outside_profiler(names, frames);
+    if waits { without_probe(names, frames) } else { frames }
 }
 
 /// What each site had allocated and not freed at the end, bytes.

@@ -20,6 +20,7 @@ mod service;
 mod shed;
 mod store;
 mod targets;
+mod threads;
 mod tryout;
 mod window;
 

@@ -70,8 +70,7 @@ impl Replayed {
     /// What is wrong with the recording and what it lacks, in words that follow its name; nothing if it is whole.
     pub fn lacks(&self) -> Option<String> {
         let (cpu, s) = (&self.run.cpu, |ns: u64| ns as f64 / 1e9);
-        let older = self.sections_ns.filter(|&ns| ns < cpu.accounts.duration_ns);
-        let older = older.map_or_else(String::new, |ns| {
+        let older = self.older_ns().map_or_else(String::new, |ns| {
             format!("; waits, system calls, requests and memory are those of its first {:.1} s", s(ns))
         });
         Some(format!(
@@ -93,11 +92,16 @@ impl Replayed {
     fn judged(mut self, overrides: &Overrides) -> Replayed {
         detect::judge(&mut self.run, overrides);
         // Of two times nothing can be compared; that is said by itself.
-        let older = self.sections_ns.is_some_and(|ns| ns < self.run.cpu.accounts.duration_ns);
+        let older = self.older_ns().is_some();
         if let (Some(verdict), true) = (&mut self.run.verdict, older) {
             verdict.doubts.clear();
         }
         self
+    }
+
+    /// Of how much of the run, ns, what is not made of samples is, where that is not all of it.
+    fn older_ns(&self) -> Option<u64> {
+        self.sections_ns.filter(|&ns| ns < self.run.cpu.accounts.duration_ns)
     }
 }
 

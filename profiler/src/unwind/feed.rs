@@ -209,12 +209,13 @@ impl<S: TableSink> Feeder<S> {
         memory: &M,
     ) -> Option<(Vec<u64>, Vec<Entry>, Step)> {
         let mappings = &self.processes.get(&pid)?.mappings;
+        let mapping_of = |at: u64| mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&at));
         let find = |address| {
-            let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address));
-            self.find_rule(mapping.ok_or(StopReason::NoTable)?, address).ok_or(StopReason::NoRow)
+            let mapping = mapping_of(address).ok_or(StopReason::NoTable)?;
+            self.find_rule(mapping, address).ok_or(StopReason::NoRow)
         };
         let known = self.runtimes.get(&pid).copied().unwrap_or_default();
-        let is_code = |at: u64| mappings.iter().any(|mapping| (mapping.start..mapping.end).contains(&at));
+        let is_code = |at| mapping_of(at).is_some();
         let mut entries = Vec::new();
         let other = |registers: &mut Registers, index: usize, at: At| {
             step_without_rule::<A, M>(&known, registers, (index, at), memory, is_code, &mut entries)

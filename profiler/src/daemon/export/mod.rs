@@ -23,6 +23,7 @@ pub use self::window::Window;
 use super::{
     client,
     config::{Export, ExportKind},
+    threads::wait_for,
 };
 
 /// How long one attempt may take.
@@ -107,11 +108,7 @@ impl Exports {
     /// Lets every thread finish what it is at, until then.
     pub fn stop(self, until: Instant) {
         self.end();
-        for thread in self.threads {
-            while !thread.is_finished() && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        wait_for(self.threads, until);
     }
 }
 

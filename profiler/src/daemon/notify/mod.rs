@@ -28,6 +28,7 @@ use super::{
     config::{Config, Receiver, ReceiverKind},
     message::Message,
     store::Store,
+    threads::wait_for,
 };
 use crate::process::clock;
 
@@ -112,11 +113,7 @@ impl Senders {
     /// Lets every receiver finish what it is at, until then. What is left stays in the outbox.
     pub fn stop(self, until: Instant) {
         self.end();
-        for thread in self.threads {
-            while !thread.is_finished() && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        wait_for(self.threads, until);
     }
 }
 
