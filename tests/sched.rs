@@ -69,6 +69,30 @@ fn causes_of_waiting_are_right() {
     assert!(folded.lines().any(|line| line.contains("wait_mutex;")), "{folded}");
 }
 
+/// Who waits for another process is told which.
+#[test]
+fn who_is_awaited_has_a_name() {
+    if !kernel_ready(&[]) {
+        return;
+    }
+    let shell = |script: &str, input: Stdio| {
+        Running::start(Command::new("sh").args(["-c", script]).stdin(input).stdout(Stdio::piped()))
+    };
+    let mut writer = shell("while sleep 0.05; do echo x; done", Stdio::null());
+    let pipe = writer.0.stdout.take().unwrap();
+    let reader = shell("while read x; do :; done", pipe.into());
+    // Its child ends with its standard input.
+    let parent = shell("cat; :", Stdio::piped());
+    let children = format!("/proc/{0}/task/{0}/children", parent.pid());
+    wait_until("the child", || fs::read_to_string(&children).is_ok_and(|pids| !pids.is_empty()));
+    let child = fs::read_to_string(&children).unwrap().trim().to_owned();
+    for (pid, awaited) in [(reader.pid(), format!("sh, pid {}", writer.pid())), (parent.pid(), child)] {
+        let profile = common::profile(&["-d", "1s", "--pid", &pid]);
+        let sentence = profile.0["verdict"]["sentence"].as_str().unwrap();
+        assert!(sentence.contains(&awaited), "{awaited} is not in: {sentence}");
+    }
+}
+
 /// The parts of each thread's time add up to the time it was there, and are what the kernel says they are.
 #[test]
 fn wall_time_is_accounted_for() {

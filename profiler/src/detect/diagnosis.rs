@@ -13,7 +13,9 @@ use crate::{
     detect::{
         blocked::heaviest,
         crews::{Crew, crews},
-        hotspot, rules, served,
+        hotspot,
+        other_end::{kinds_of, most_awaited, others},
+        rules, served,
         words::{at, bottleneck, by_function, hottest, is_of_libc, most_in, own, path, place, tail},
     },
     model::{
@@ -212,7 +214,7 @@ fn saturated(signals: &Signals<'_>) -> Option<Verdict> {
     let full = signals.cpu >= BUSY * cpus;
     let (who, share) = match &signals.busiest {
         Some((crew, share)) if *share >= BUSY => (format!("{} runs", crew.who()), *share),
-        _ if full => ("the target uses all CPUs".to_owned(), signals.cpu / cpus),
+        _ if full => ("the target uses all CPUs".to_owned(), (signals.cpu / cpus).min(1.0)),
         // Without the times of threads it is not known whose the time is.
         None if signals.cpu >= BUSY => ("the target runs".to_owned(), signals.cpu.min(1.0)),
         _ => return None,
@@ -236,17 +238,21 @@ fn waiting(signals: &Signals<'_>) -> Option<Verdict> {
     let (cause, share) = (*cause, *share);
     let lacks = bottleneck(cause);
     let place = waited_in(signals.run, crew, cause);
+    let idle = matches!(cause, WaitCause::Network | WaitCause::Pipe);
+    let whom = idle.then(|| most_awaited(signals.run, crew.time.thread.pid, kinds_of(cause))).flatten();
     let sentence = format!(
-        "{:.0} % of the time of {} is waiting for {}{place}",
+        "{:.0} % of the time of {} is waiting for {}{}{place}",
         100.0 * share,
         crew.who(),
-        cause.words()
+        cause.words(),
+        whom.as_deref().map_or_else(String::new, |whom| format!(" ({whom})"))
     );
-    let idle = matches!(cause, WaitCause::Network | WaitCause::Pipe);
-    let advice = if idle {
-        "find out whether that is the next request or an answer it needs: who is at the other end?"
-    } else {
-        "see the waits below: what holds it, and whether it can be avoided"
+    let advice = match whom {
+        Some(_) => "if that is late: profile that process; if it is only the next request, all is well",
+        None if idle => {
+            "find out whether that is the next request or an answer it needs: who is at the other end?"
+        }
+        None => "see the waits below: what holds it, and whether it can be avoided",
     };
     Some(Verdict {
         advice: advice.to_owned(),
@@ -526,11 +532,16 @@ fn for_child(signals: &Signals<'_>) -> Option<Verdict> {
         .map(|of| (of, waits(of)))
         .max_by(|a, b| a.1.total_cmp(&b.1))
         .filter(|of| of.1 >= ASLEEP)?;
+    let vitals = signals.run.vitals_of(crew.time.thread.pid);
+    let children = vitals.map_or(&[][..], |of| &of.children);
+    let which = children.iter().take(3).map(|child| format!("{}, pid {}", child.process, child.pid));
+    let which = which.collect::<Vec<_>>().join("; ");
     let sentence = format!(
-        "the target hardly ran ({:.1} % of one CPU): {} waits {:.0} % of the time for a child process to end",
+        "the target hardly ran ({:.1} % of one CPU): {} waits {:.0} % of the time for a child process to end{}",
         100.0 * signals.cpu,
         crew.who(),
-        100.0 * share
+        100.0 * share,
+        if which.is_empty() { which } else { format!(" ({which})") }
     );
     Some(Verdict {
         advice: "look at that child: --follow, or --pid with its number".to_owned(),
@@ -551,22 +562,6 @@ fn idle(signals: &Signals<'_>) -> Option<Verdict> {
         more: more(signals.run, Bottleneck::None),
         ..signals.verdict(Bottleneck::None, sentence, 0.0)
     })
-}
-
-/// Whom a target may wait for, as the end of a sentence: peers that it has connected to itself.
-fn others(run: &Run) -> String {
-    let processes = run.vitals.iter().flat_map(|vitals| &vitals.processes);
-    let peers = processes.flat_map(|of| &of.peers).filter(|peer| !peer.clients);
-    let mut names: Vec<&str> = peers.map(|peer| peer.peer.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    match &names[..] {
-        [] => String::new(),
-        [first, second, rest @ ..] if rest.len() > 1 => {
-            format!("; it is connected to {first}, {second} and {} more", rest.len())
-        }
-        few => format!("; it is connected to {}", few.join(", ")),
-    }
 }
 
 fn unknown(signals: &Signals<'_>) -> Verdict {

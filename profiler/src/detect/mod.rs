@@ -19,6 +19,7 @@ pub mod groups;
 pub mod hotspot;
 pub mod leak;
 pub mod merge;
+pub mod other_end;
 pub mod paths;
 pub mod roles;
 pub mod rule;

@@ -262,6 +262,11 @@ impl Run {
         self.vitals.as_ref()?.processes.iter().find(|of| of.pid == pid)
     }
 
+    /// The systemd unit or container of a process; empty where it has none, or it is not known.
+    pub fn unit_of(&self, pid: u32) -> &str {
+        self.vitals_of(pid).map_or("", |of| &of.unit)
+    }
+
     /// CPU time of children of a process that were no targets, ns, at least: who waited for them has the time of those that were
     /// targets and have ended, too.
     pub fn unprofiled_children_ns(&self, of: &ProcessVitals) -> u64 {

@@ -20,6 +20,8 @@ pub struct ProcessVitals {
     pub pid: u32,
     /// Its name.
     pub process: String,
+    /// The systemd unit that it belongs to, or `container ID`; empty if it is in neither.
+    pub unit: String,
     /// How often it was looked at.
     pub samples: u64,
     /// From the first look to the last, ns.
@@ -42,6 +44,8 @@ pub struct ProcessVitals {
     pub kinds: Vec<DescriptorKind>,
     /// Internet peers, by connections at once, most first.
     pub peers: Vec<Peer>,
+    /// Who has the other end of what it had open at the end, on this machine; at most 64 of these.
+    pub other_ends: Vec<OtherEnd>,
     /// CPU time of its children that are no targets, ns; those that have ended and were waited for, too.
     pub children_cpu_ns: u64,
     /// The busiest of these that were seen alive.
@@ -112,6 +116,26 @@ impl Peer {
     pub fn is_awaited_for(&self, share: f64) -> bool {
         self.judged > 0 && self.awaited as f64 >= share * self.judged as f64
     }
+}
+
+/// The other end of what a process has open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherEnd {
+    /// `pipe:[INODE]`, `unix PATH` (`unix` where nobody gave it one), or of a connection `ADDRESS:PORT` of the other side.
+    pub object: String,
+    /// Whether the process can receive something there: not from who reads its pipe.
+    pub receives: bool,
+    /// Who has it, at most 8 processes, and not the process itself.
+    pub holders: Vec<Holder>,
+}
+
+/// A process that has something open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub process: String,
 }
 
 /// A child that is no target.

@@ -31,6 +31,10 @@ const FINDINGS: usize = 6;
 const PATHS: usize = 6;
 const THREADS: usize = 5;
 const PROCESSES: usize = 8;
+/// Units and containers listed.
+const UNITS: usize = 5;
+/// What is in none of them.
+const NO_UNIT: &str = "no unit or container";
 const MEMORY: usize = 3;
 /// With fewer samples shares of functions say nothing.
 const FEW: u64 = 20;
@@ -187,11 +191,45 @@ fn processes(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
         let most =
             hottest.get(pid).map_or_else(String::new, |(_, function)| format!(": {}", short(function)));
         let who = if *pid == 0 { "others that ended".to_owned() } else { format!("{name} (pid {pid})") };
+        let who = match run.unit_of(*pid) {
+            "" => who,
+            unit => format!("{who}, {unit}"),
+        };
         let text = format!("{:>6.1}  {:>6.1}  {who}{most}", percent(*cpu, wall_ns), percent(*queue, wall_ns));
         line(&text, style, out)?;
     }
     if processes.len() > PROCESSES {
         writeln!(out, "                {} more (--details)", processes.len() - PROCESSES)?;
+    }
+    units(run, &processes, style, out)
+}
+
+/// A process, with its time on CPUs and waiting for one, ns.
+type ProcessTime<'a> = ((u32, &'a str), (u64, u64));
+
+/// Which unit or container, where there are several: each with the name of its busiest process.
+fn units(run: &Run, processes: &[ProcessTime<'_>], style: &Style, out: &mut dyn Write) -> Result<()> {
+    let mut units: BTreeMap<&str, (u64, u64, usize, &str)> = BTreeMap::new();
+    for &((pid, name), (cpu, queue)) in processes {
+        let unit = Some(run.unit_of(pid)).filter(|unit| !unit.is_empty()).unwrap_or(NO_UNIT);
+        let of = units.entry(unit).or_insert((0, 0, 0, name));
+        *of = (of.0 + cpu, of.1 + queue, of.2 + 1, of.3);
+    }
+    if units.len() < 2 {
+        return Ok(());
+    }
+    let wall_ns = run.cpu.accounts.duration_ns;
+    let mut units: Vec<_> = units.into_iter().collect();
+    units.sort_by_key(|&(unit, (cpu, queue, ..))| (std::cmp::Reverse(cpu + queue), unit));
+    writeln!(out, "\n{}", style.bold("units and containers, busiest first"))?;
+    writeln!(out, "{}", style.dim(&format!("{:>6}  {:>6}  unit: processes", "% CPU", "queue")))?;
+    for (unit, (cpu, queue, number, name)) in units.iter().take(UNITS) {
+        let others = if *number > 1 { format!(" and {} more", number - 1) } else { String::new() };
+        let (cpu, queue) = (percent(*cpu, wall_ns), percent(*queue, wall_ns));
+        line(&format!("{cpu:>6.1}  {queue:>6.1}  {unit}: {name}{others}"), style, out)?;
+    }
+    if units.len() > UNITS {
+        writeln!(out, "                {} more (JSON has the unit of each process)", units.len() - UNITS)?;
     }
     Ok(())
 }
@@ -367,7 +405,42 @@ fn last(run: &Run, verdict: &Verdict, style: &Style, out: &mut dyn Write) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{report::fixtures, stack::ThreadKey};
+    use crate::model::{
+        report::fixtures,
+        stack::ThreadKey,
+        vitals::{ProcessVitals, Vitals},
+    };
+
+    fn table_of_processes(run: &Run) -> String {
+        let mut text = Vec::new();
+        let style = Style { colour: false, width: Some(80), threads: false, top: 9 };
+        processes(run, &style, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn units_have_the_time_of_their_processes() {
+        let mut run = fixtures::run(&[("main;parse", 60), ("main;read", 30), ("main", 10)]);
+        for (stack, pid) in run.cpu.stacks.iter_mut().zip([7, 8, 9]) {
+            stack.thread = ThreadKey { pid, tid: pid };
+            stack.process = "app".into();
+        }
+        assert!(!table_of_processes(&run).contains("units"), "nothing is known of them");
+        let of = |pid, unit: &str| ProcessVitals { pid, unit: unit.into(), ..ProcessVitals::default() };
+        let processes = vec![of(7, "a.service"), of(8, "b.service"), of(9, "b.service")];
+        run.vitals = Some(Vitals { processes, unlisted: 0 });
+        let text = table_of_processes(&run);
+        let shares: Vec<(&str, f64)> = ["a.service: app", "b.service: app and 1 more"]
+            .map(|what| {
+                let line = text.lines().find(|line| line.ends_with(what)).unwrap_or_else(|| panic!("{text}"));
+                (what, line.split_whitespace().next().unwrap().parse().unwrap())
+            })
+            .into();
+        assert!((shares[0].1 / shares[1].1 - 1.5).abs() < 0.01, "60 of 100 and 40: {shares:?}");
+        assert!(text.contains("app (pid 8), b.service"), "{text}");
+        run.vitals.as_mut().unwrap().processes[0].unit = "b.service".into();
+        assert!(!table_of_processes(&run).contains("busiest first\n % CPU   queue  unit"), "there is one");
+    }
 
     #[test]
     fn processes_that_ended_and_are_told_together_have_no_number() {
@@ -376,10 +449,7 @@ mod tests {
             stack.thread = ThreadKey { pid, tid: pid };
             stack.process = name.into();
         }
-        let mut text = Vec::new();
-        let style = Style { colour: false, width: Some(80), threads: false, top: 9 };
-        processes(&run, &style, &mut text).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = table_of_processes(&run);
         assert!(text.contains("2 processes (and others that ended), busiest first"), "{text}");
         assert!(text.contains("  others that ended: read") && !text.contains("pid 0"), "{text}");
     }

@@ -17,6 +17,7 @@ pub mod network;
 pub mod notice;
 pub mod objects;
 pub mod open;
+pub mod other_ends;
 pub mod privileges;
 pub mod quota;
 pub mod redact;

@@ -26,6 +26,14 @@ impl Redact {
         }
     }
 
+    /// The other end of a descriptor: a peer, or as [`Self::object`].
+    pub fn end(&self, object: &str) -> String {
+        match object.split_once([' ', ':']) {
+            Some(("pipe" | "unix", _)) => self.object(object),
+            _ => self.text(object),
+        }
+    }
+
     /// What a descriptor is: of what it is called, the part before the first space or colon says its kind.
     pub fn object(&self, object: &str) -> String {
         match (self, object.split_once([' ', ':'])) {

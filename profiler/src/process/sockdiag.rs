@@ -1,5 +1,5 @@
-//! Which TCP connections wait for an answer: the kernel knows of each when it last sent and when it last received.
-//! Asked by netlink (sock_diag(7)), in the network namespace of the process.
+//! Which TCP connections wait for an answer: the kernel knows of each when it last sent and when it last received. And which Unix
+//! sockets are connected to each other. Asked by netlink (sock_diag(7)), in the network namespace of the process.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ const MAX_NAMESPACES: usize = 16;
 /// Most that is read at each look, bytes: some 25,000 connections.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
-// include/uapi/linux/{sock_diag,inet_diag,tcp}.h.
+// include/uapi/linux/{sock_diag,inet_diag,unix_diag,tcp}.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_INFO: u16 = 2;
 const ESTABLISHED: u32 = 1 << 1;
@@ -31,6 +31,12 @@ const LAST_DATA_SENT: usize = 44;
 const LAST_DATA_RECEIVED: usize = 52;
 const BYTES_RECEIVED: usize = 128;
 
+const UDIAG_SHOW_PEER: u32 = 4;
+const UNIX_DIAG_PEER: u16 = 2;
+/// Length of unix_diag_msg, and where it has the inode.
+const UNIX_MESSAGE: usize = 16;
+const UNIX_INODE: usize = 4;
+
 /// A netlink socket for each network namespace of the targets.
 #[derive(Debug, Default)]
 pub struct SockDiag(BTreeMap<u64, Option<OwnedFd>>);
@@ -40,19 +46,32 @@ impl SockDiag {
     /// an answer is awaited, with how long ago that was, ms. `None` where that
     /// cannot be asked, or not to the end.
     pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> Option<BTreeMap<u64, u32>> {
+        let socket = self.socket(proc_root, pid)?;
+        let mut found = BTreeMap::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            ask(socket, &connections(family as u8)).ok()?;
+            read(socket, &mut |message| found.extend(awaits(message))).ok()?;
+        }
+        Some(found)
+    }
+
+    /// Of the Unix sockets in a process's namespace that are connected, by inode, the inode of the other one; of a server's
+    /// listening socket none. `None` where that cannot be asked, or not to the end.
+    pub fn unix_peers(&mut self, proc_root: &Path, pid: u32) -> Option<BTreeMap<u64, u64>> {
+        let socket = self.socket(proc_root, pid)?;
+        let mut found = BTreeMap::new();
+        ask(socket, &unix_sockets()).ok()?;
+        read(socket, &mut |message| found.extend(unix_peer(message))).ok()?;
+        Some(found)
+    }
+
+    fn socket(&mut self, proc_root: &Path, pid: u32) -> Option<&OwnedFd> {
         let path = shown(proc_root, pid).join("ns/net");
         let namespace = fs::metadata(&path).ok()?.ino();
         if self.0.len() >= MAX_NAMESPACES && !self.0.contains_key(&namespace) {
             return None;
         }
-        let socket = self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok());
-        let socket = socket.as_ref()?;
-        let mut found = BTreeMap::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            ask(socket, family as u8).ok()?;
-            read(socket, &mut found).ok()?;
-        }
-        Some(found)
+        self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok()).as_ref()
     }
 }
 
@@ -84,22 +103,37 @@ fn netlink() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Asks for all established connections of a family, with their tcp_info.
-fn ask(socket: &OwnedFd, family: u8) -> io::Result<()> {
-    let mut request = Vec::with_capacity(MESSAGE);
-    request.extend(72u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request.extend([0; 8]); // sequence, port
-    request.extend([family, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0]);
+/// Of all established connections of a family, with their tcp_info: struct inet_diag_req_v2.
+fn connections(family: u8) -> Vec<u8> {
+    let mut request = vec![family, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
     request.extend(ESTABLISHED.to_ne_bytes());
     request.extend([0; 48]); // any socket
+    request
+}
+
+/// Of all connected Unix sockets, with the other one: struct unix_diag_req.
+fn unix_sockets() -> Vec<u8> {
+    let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    for field in [ESTABLISHED, 0, UDIAG_SHOW_PEER, 0, 0] {
+        request.extend(field.to_ne_bytes()); // inode, cookie: any socket
+    }
+    request
+}
+
+/// Asks for all sockets that a request describes.
+fn ask(socket: &OwnedFd, request: &[u8]) -> io::Result<()> {
+    let mut message = Vec::with_capacity(HEADER + request.len());
+    message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
+    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    message.extend([0; 8]); // sequence, port
+    message.extend(request);
     // SAFETY: the buffer is as long as is said.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
+    let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn read(socket: &OwnedFd, found: &mut BTreeMap<u64, u32>) -> io::Result<()> {
+fn read(socket: &OwnedFd, take: &mut impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0u8; 32 * 1024];
     let mut all = 0;
     // A dump is there at once: the kernel makes the next part of it as it is read.
@@ -108,22 +142,22 @@ fn read(socket: &OwnedFd, found: &mut BTreeMap<u64, u32>) -> io::Result<()> {
         let n = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
         let Ok(n) = usize::try_from(n) else { return Err(io::Error::last_os_error()) };
         all += n;
-        if n == 0 || parse(&buffer[..n], found) {
+        if n == 0 || parse(&buffer[..n], take) {
             return Ok(());
         }
     }
     Err(io::Error::other("too many connections"))
 }
 
-/// Takes in some messages; returns whether the last one was among them.
-fn parse(mut bytes: &[u8], found: &mut BTreeMap<u64, u32>) -> bool {
+/// Takes some messages apart; returns whether the last one was among them.
+fn parse(mut bytes: &[u8], take: &mut impl FnMut(&[u8])) -> bool {
     while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
         let length = length as usize;
         if i32::from(kind) == libc::NLMSG_DONE || i32::from(kind) == libc::NLMSG_ERROR || length < HEADER {
             return true;
         }
         let Some(message) = bytes.get(HEADER..length) else { return true };
-        found.extend(awaits(message));
+        take(message);
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     false
@@ -132,16 +166,27 @@ fn parse(mut bytes: &[u8], found: &mut BTreeMap<u64, u32>) -> bool {
 /// The inode of a connection, if it waits for an answer, and how long ago it asked, ms.
 fn awaits(message: &[u8]) -> Option<(u64, u32)> {
     let inode = u32_at(message, INODE)?;
-    let mut attributes = message.get(MESSAGE..)?;
+    let info = attribute(message.get(MESSAGE..)?, INET_DIAG_INFO)?;
+    let (sent, received) = (u32_at(info, LAST_DATA_SENT)?, u32_at(info, LAST_DATA_RECEIVED)?);
+    // Who never answers, a log server, is not waited for.
+    let answers =
+        info.get(BYTES_RECEIVED..BYTES_RECEIVED + 8).is_some_and(|n| n.iter().any(|byte| *byte > 0));
+    (answers && sent < received).then_some((inode.into(), sent))
+}
+
+/// The inodes of a Unix socket and of the one it is connected to.
+fn unix_peer(message: &[u8]) -> Option<(u64, u64)> {
+    let peer = u32_at(attribute(message.get(UNIX_MESSAGE..)?, UNIX_DIAG_PEER)?, 0)?;
+    Some((u32_at(message, UNIX_INODE)?.into(), peer.into()))
+}
+
+/// The value of the first attribute of a kind: struct nlattr.
+fn attribute(mut attributes: &[u8], of: u16) -> Option<&[u8]> {
     while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
         let length = usize::from(length);
         let value = attributes.get(4..length)?;
-        if kind == INET_DIAG_INFO {
-            let (sent, received) = (u32_at(value, LAST_DATA_SENT)?, u32_at(value, LAST_DATA_RECEIVED)?);
-            // Who never answers, a log server, is not waited for.
-            let answers =
-                value.get(BYTES_RECEIVED..BYTES_RECEIVED + 8).is_some_and(|n| n.iter().any(|byte| *byte > 0));
-            return (answers && sent < received).then_some((inode.into(), sent));
+        if kind == of {
+            return Some(value);
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
@@ -161,6 +206,7 @@ mod tests {
     use std::{
         io::{Read as _, Write as _},
         net::{TcpListener, TcpStream},
+        os::{fd::AsRawFd, unix::net::UnixStream},
         time::Duration,
     };
 
@@ -168,15 +214,16 @@ mod tests {
 
     use super::*;
 
+    fn inode(of: &impl AsRawFd) -> u64 {
+        let link = fs::read_link(format!("/proc/self/fd/{}", of.as_raw_fd())).unwrap();
+        link.to_string_lossy().trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+    }
+
     #[test]
     fn whoever_asked_last_waits() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        let inode = |of: &TcpStream| {
-            let link = fs::read_link(format!("/proc/self/fd/{}", of.as_raw_fd())).unwrap();
-            link.to_string_lossy().trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap()
-        };
         let mut diag = SockDiag::default();
         let pid = std::process::id();
         let mut awaits =
@@ -195,15 +242,23 @@ mod tests {
         assert!(awaits(&client) && !awaits(&server));
     }
 
+    #[test]
+    fn unix_sockets_know_each_other() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let peers = SockDiag::default().unix_peers(Path::new("/proc"), std::process::id()).unwrap();
+        assert_eq!(peers.get(&inode(&one)), Some(&inode(&other)));
+        assert_eq!(peers.get(&inode(&other)), Some(&inode(&one)));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), length in 0u32..400) {
-            let mut found = BTreeMap::new();
-            parse(&bytes, &mut found);
-            awaits(&bytes);
+            let mut take = |message: &[u8]| _ = (awaits(message), unix_peer(message));
+            take(&bytes);
+            parse(&bytes, &mut take);
             let mut framed = length.to_ne_bytes().to_vec();
             framed.extend(bytes);
-            parse(&framed, &mut found);
+            parse(&framed, &mut take);
         }
     }
 }

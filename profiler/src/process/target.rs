@@ -167,7 +167,7 @@ pub fn comm(proc_root: &Path, pid: u32) -> Option<String> {
 }
 
 /// All processes there are.
-fn running(proc_root: &Path) -> impl Iterator<Item = u32> {
+pub fn running(proc_root: &Path) -> impl Iterator<Item = u32> {
     fs::read_dir(proc_root)
         .into_iter()
         .flatten()

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    hsperf::PerfData, network::Networks, objects::inode, quota::CpuQuota, redact::Redact, room::make_room,
-    shown::shown, sockdiag::SockDiag, tcp::TcpState,
+    cgroups::unit, hsperf::PerfData, network::Networks, objects::inode, other_ends::other_ends,
+    quota::CpuQuota, redact::Redact, room::make_room, shown::shown, sockdiag::SockDiag, tcp::TcpState,
 };
 use crate::model::vitals::{
     Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Threads, Throttling, Vitals,
@@ -135,6 +135,11 @@ impl VitalsSampler {
         self.begin_round(targets);
         let all = std::mem::take(&mut self.to_come);
         self.look_at(&all, now_ns);
+        let listed = self.processes.keys().copied().filter(|pid| self.round.contains(pid));
+        let mut ends = other_ends(&self.networks, &mut self.diag, &self.redact, listed);
+        for (pid, seen) in &mut self.processes {
+            seen.vitals.other_ends = ends.remove(pid).unwrap_or_default();
+        }
     }
 
     fn begin_round(&mut self, targets: Vec<u32>) {
@@ -157,6 +162,8 @@ impl VitalsSampler {
             if first {
                 (seen.first_ns, seen.reaped_before_ns) = (now_ns, stat.reaped * self.tick_ns);
                 seen.vitals.pid = pid;
+                let groups = crate::text::read_to_parse(&dir.join("cgroup")).unwrap_or_default();
+                seen.vitals.unit = unit(&groups).map_or_else(String::new, |unit| self.redact.text(&unit));
             }
             seen.reaped_ns = stat.reaped * self.tick_ns;
             seen.vitals.process = stat.name;
@@ -202,8 +209,8 @@ impl Seen {
         let mut children: Vec<Child> = self
             .children
             .iter()
+            .filter(|(_, child)| child.alive || cpu_ns(child) > 0)
             .map(|(&pid, child)| Child { pid, process: child.name.clone(), cpu_ns: cpu_ns(child) })
-            .filter(|child| child.cpu_ns > 0)
             .collect();
         children.sort_by_key(|child| std::cmp::Reverse(child.cpu_ns));
         children.truncate(CHILDREN);

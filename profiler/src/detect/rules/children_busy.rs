@@ -58,6 +58,7 @@ fn finding(of: &ProcessVitals, children_ns: u64, share: f64, values: &Values<'_>
     let busiest: Vec<String> = of
         .children
         .iter()
+        .filter(|child| child.cpu_ns > 0)
         .take(3)
         .map(|child| {
             let share = 100.0 * child.cpu_ns as f64 / of.span_ns.max(1) as f64;
@@ -72,7 +73,11 @@ fn finding(of: &ProcessVitals, children_ns: u64, share: f64, values: &Values<'_>
         (_, None) => "short-lived ones".to_owned(),
         (false, _) => busiest.join(", "),
     };
-    let pids = of.children.iter().filter(|_| !short_lived).map(|child| format!("--pid {}", child.pid));
+    let pids = of
+        .children
+        .iter()
+        .filter(|child| child.cpu_ns > 0 && !short_lived)
+        .map(|child| format!("--pid {}", child.pid));
     let pids: Vec<String> = pids.collect();
     let advice = match &pids[..] {
         [] => "profile them too: --follow".to_owned(),

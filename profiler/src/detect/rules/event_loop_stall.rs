@@ -6,7 +6,9 @@ use serde_json::json;
 
 use crate::{
     detect::{
-        groups, roles,
+        groups,
+        other_end::in_brackets,
+        roles,
         rule::{Needs, Param, Rule, Unit, Values},
         rules::{gc_pressure, nested_wait},
         words::{
@@ -227,7 +229,7 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
         bottleneck: lacks,
         process: name.of(group.thread),
         subject,
-        title: title(group, name),
+        title: title(group, name, run),
         advice: advice(group).to_owned(),
         cost: Cost { ns: group.total_ns, share_of_wall: share, ..Cost::default() },
         evidence: evidence(run.names(), "", group.stack),
@@ -418,7 +420,7 @@ fn prefixes<'s, 'a>(path: &'s [&'a str]) -> impl Iterator<Item = &'s [&'a str]> 
     (1..path.len()).rev().map(|len| &path[..len])
 }
 
-fn title(group: &Group, name: &Namer<'_>) -> String {
+fn title(group: &Group, name: &Namer<'_>, run: &Run) -> String {
     let how_often = match group.count {
         1 => format!("was held up once, for {}", time(group.total_ns)),
         n => format!("was held up {} times, for up to {}", thousands(n), time(group.longest_ns)),
@@ -448,7 +450,8 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
             )
         }
         Reason::Blocked { cause, syscall } => {
-            let what = waited_for(*cause, syscall, group.object.as_deref().unwrap_or_default());
+            let object = group.object.as_deref().unwrap_or_default();
+            let what = waited_for(*cause, syscall, object) + &in_brackets(run, group.thread.pid, object);
             let place = group.own.as_ref().map_or_else(String::new, |own| format!(", in {}", at(own)));
             format!("{mostly}by waiting for {what}{place}")
         }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::{
     detect::{
+        other_end::in_brackets,
         rule::{Needs, Param, Rule, Unit, Values},
         rules::cpu_starvation::{OWN, OWN_ADVICE},
         served::AWAITED,
@@ -170,7 +171,7 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
         bottleneck: lacks,
         process: name.of(group.longest.thread),
         subject,
-        title: title(group, name),
+        title: title(group, name, run),
         advice: advice(group).to_owned(),
         cost: Cost { ns: group.total_ns, share_of_wall: share, ..Cost::default() },
         evidence: evidence(run.names(), "", stack),
@@ -255,7 +256,7 @@ fn advice(group: &Group) -> &'static str {
     }
 }
 
-fn title(group: &Group, name: &Namer<'_>) -> String {
+fn title(group: &Group, name: &Namer<'_>, run: &Run) -> String {
     let who = match &group.threads[..] {
         [thread] => format!("thread {}", name.thread(*thread)),
         threads => {
@@ -280,7 +281,8 @@ fn title(group: &Group, name: &Namer<'_>) -> String {
             let object = block.object.as_deref().unwrap_or_default();
             let cause = if opens_fifo(block) { "the other end of a FIFO" } else { block.cause.words() };
             let what = join([cause, &block.syscall, object]);
-            format!("{who} {was} blocked{stuck} {how_long}{ongoing}: {what}")
+            let whose = in_brackets(run, group.longest.thread.pid, object);
+            format!("{who} {was} blocked{stuck} {how_long}{ongoing}: {what}{whose}")
         }
         LongWaitKind::Starved { .. } => {
             let instead: Vec<String> = group

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::{
     detect::{
         causes,
+        other_end::in_brackets,
         rule::{Needs, Param, Rule, Unit, Values},
         served,
         words::{SHOWN, calls_watched_ns},
@@ -347,9 +348,10 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
         process: ProcessName { pid, name: waits.process.clone() },
         subject: peer.to_owned(),
         title: format!(
-            "{:.0} % of the time {} waits for {peer}: {how}{}{but}",
+            "{:.0} % of the time {} waits for {peer}{}: {how}{}{but}",
             100.0 * share,
             who(&waits.process, pid, waits.processes),
+            in_brackets(run, pid, peer),
             waits.lost(),
         ),
         advice: advice.to_owned(),

@@ -8,6 +8,7 @@ use crate::detect::{
 };
 use crate::model::{
     module::{Language, ModuleKind},
+    report::fixtures,
     stack::Module,
     wait::ThreadTime,
 };
@@ -53,7 +54,7 @@ fn a_wait_for_descriptors_inside_a_callback_is_for_another_process() {
     assert_eq!(lacks(WaitCause::Disk, "read"), Bottleneck::Io);
     let mut group = group(&[], reason("epoll_pwait"));
     (group.count, group.total_ns, group.reason_ns, group.longest_ns) = (2, 200, 190, 110);
-    let title = title(&group, &Namer::new(None));
+    let title = title(&group, &Namer::new(None), &fixtures::run(&[]));
     assert!(title.contains("inside a callback") && title.contains("spawnSync"), "{title}");
 }
 
@@ -62,7 +63,7 @@ fn a_worker_is_not_told_to_use_one() {
     let told = |worker: bool| {
         let group =
             Group { worker, count: 1, total_ns: 200, reason_ns: 200, ..group(&[], Reason::OnCpu(None)) };
-        (title(&group, &Namer::new(None)), advice(&group))
+        (title(&group, &Namer::new(None), &fixtures::run(&[])), advice(&group))
     };
     let (loops, worker) = (told(false), told(true));
     assert!(worker.0.starts_with("event loop of worker tid 0") && loops.0.starts_with("event loop tid 0"));
@@ -179,7 +180,7 @@ fn what_it_did_is_told_by_its_kind_and_never_by_a_runtimes_glue() {
         let mut stall = run_with_findings().blocking.unwrap().stalls[0].clone();
         stall.samples = vec![(StackId(0), 5), (StackId(1), 5)];
         let (work, ..) = by_function(&[(&stall, 20)], run.names()).remove(0);
-        let title = title(&group(&[], Reason::OnCpu(work)), &Namer::new(None));
+        let title = title(&group(&[], Reason::OnCpu(work)), &Namer::new(None), &fixtures::run(&[]));
         title.split_once("CPU work ").unwrap().1.split(';').next().unwrap().to_owned()
     };
     assert_eq!(title(["handle;Builtins_JsonParse;JsonParser<char>::Parse"; 2]), "in handle (app.c:7): JSON");
