@@ -184,7 +184,7 @@ pub(crate) mod tests {
             slow.block.stack = Some(stack(&mut tables, 1000 + start)); // in no sample
             let slow_site = slow.block.stack.map(|stack| site(stack.0, [0.0, length as f64]));
             waits.wait(slow);
-            waits.iteration(&iteration(start * MS, (start + length) * MS, length * MS / 2, 0));
+            waits.iteration(&iteration(start * MS, (start + length) * MS, length * MS / 2, 0), Vec::new());
             memory.sites.extend(slow_site);
             let mut starved = wait(9, start, 0, length * MS, WaitCause::Other);
             starved.block.stack = None;

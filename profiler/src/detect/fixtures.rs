@@ -81,13 +81,13 @@ pub fn run_with_findings() -> Run {
         for at in 0..20 {
             waits.cpu_sample(LOOP, start + at * 10 * MS, StackId((at % 2 == 0).into()), at % 10 == 9);
         }
-        waits.iteration(&iteration(start, start + (200 + i % 4) * MS, 199 * MS, MS));
+        waits.iteration(&iteration(start, start + (200 + i % 4) * MS, 199 * MS, MS), Vec::new());
     }
     for i in 0..3 {
         let start = (60 + i) * S;
         let block = Block { stack: Some(StackId(2)), ..block(start + MS, 30 * MS, 0, WaitCause::Disk) };
         waits.wait(Wait { thread: LOOP, block, ..wait(LOOP.tid, 0, 0, 0, WaitCause::Disk) });
-        waits.iteration(&iteration(start, start + 32 * MS, 2 * MS, 0));
+        waits.iteration(&iteration(start, start + 32 * MS, 2 * MS, 0), Vec::new());
     }
     for (i, tid) in [9, 9, 10].into_iter().enumerate() {
         let mut slow = wait(tid, i as u64 * 4 * S, 2 * S + i as u64 * S / 10, 0, WaitCause::Network);

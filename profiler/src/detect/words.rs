@@ -10,7 +10,8 @@ use crate::{
         names::{is_of_package, short},
         report::{NamedFrame, Names, ProfileStack, Run},
         stack::{ModuleKind, StackId, ThreadKey},
-        wait::{Blocking, ThreadTime},
+        units::percent,
+        wait::{Blocking, RanInstead, ThreadTime},
     },
     naming::REGULAR_EXPRESSION,
     symbolize::Function,
@@ -378,6 +379,23 @@ pub fn calls_watched_ns(run: &Run) -> u64 {
         .as_ref()
         .map_or(wall_ns, |calls| if calls.watched_ns == 0 { wall_ns } else { calls.watched_ns })
         .max(1)
+}
+
+/// Adds up who ran instead of threads that waited for a CPU, by name, ns; the most first.
+pub fn ran_instead<'a>(ran: impl Iterator<Item = &'a RanInstead>) -> Vec<(String, u64)> {
+    let mut names: BTreeMap<&str, u64> = BTreeMap::new();
+    ran.for_each(|thread| *names.entry(&thread.name).or_default() += thread.ns);
+    let mut names: Vec<_> = names.into_iter().map(|(name, ns)| (name.to_owned(), ns)).collect();
+    names.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+    names
+}
+
+/// The first of them in words, with their shares of a time; empty if nobody was seen.
+pub fn who_ran(instead: &[(String, u64)], waited_ns: u64) -> String {
+    let named = instead.iter().filter(|(name, _)| !name.is_empty()).take(3);
+    let named: Vec<String> =
+        named.map(|(name, ns)| format!("{name} ({:.0} %)", percent(*ns, waited_ns))).collect();
+    named.join(", ")
 }
 
 /// Names of threads and processes.

@@ -182,6 +182,9 @@ pub struct Stall {
     pub samples: Vec<(StackId, u64)>,
     /// Blocks inside it that took long enough to be reported one by one, the longest if they are many; in order of time.
     pub blocks: Vec<Block>,
+    /// Who ran meanwhile, on whatever CPU, with the part of `run_queue_ns` that its samples make up; at most 5, the most first. Only
+    /// asked where waiting for a CPU is a large part of it.
+    pub instead: Vec<RanInstead>,
     /// Share of its length that is explained: by blocks with a cause, by waiting for a CPU, and by time on a CPU if
     /// there is a sample of what ran. From 0 to 1.
     pub explained: f64,

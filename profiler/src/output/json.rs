@@ -322,6 +322,7 @@ struct Stall<'a> {
     explained: f64,
     samples: Vec<Samples<'a>>,
     blocks: Vec<Block<'a>>,
+    instead: &'a [RanInstead],
 }
 
 #[derive(Serialize)]
@@ -754,6 +755,7 @@ fn blocking<'a>(of: &'a wait::Blocking, names: &'a Names) -> Blocking<'a> {
             .map(|&(id, samples)| Samples { samples, stack: stack(Some(id)) })
             .collect(),
         blocks: of.blocks.iter().map(block).collect(),
+        instead: &of.instead,
     };
     let long_wait = |of: &'a wait::LongWait| {
         let (kind, uninterruptible, instead) = match &of.kind {

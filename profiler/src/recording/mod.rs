@@ -339,7 +339,7 @@ mod tests {
         finding::Severity,
         request::{Asked, Breakdown, Exchanges, Route, RouteStacks, WorkStack},
         stack::{ModuleId, ModuleKind, StackEnd},
-        wait::{Block, Stall, ThreadTime},
+        wait::{Block, RanInstead, Stall, ThreadTime},
     };
 
     fn recording(samples: u64) -> Vec<u8> {
@@ -488,6 +488,7 @@ mod tests {
             blocked: Vec::new(),
             samples: vec![(StackId(u32::MAX), u64::MAX); 20],
             blocks: vec![block; 20],
+            instead: vec![RanInstead { tid: 0, name: text(15), ns: 0 }; 5],
             explained: 1.0,
         };
         let blocking = Blocking {

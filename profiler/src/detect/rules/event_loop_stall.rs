@@ -13,7 +13,7 @@ use crate::{
         rules::{gc_pressure, nested_wait},
         words::{
             Namer, at, bottleneck, common_path, evidence, functions, is_runtimes, join, own, own_of_most,
-            own_within, path, share_of_wall, typical,
+            own_within, path, ran_instead, share_of_wall, typical, who_ran,
         },
     },
     model::{
@@ -106,6 +106,8 @@ struct Group {
     collects: bool,
     /// The loop is that of a worker thread.
     worker: bool,
+    /// Who ran while it waited for a CPU, ns; most first.
+    instead: Vec<(String, u64)>,
 }
 
 /// What a thread was busy with.
@@ -240,6 +242,7 @@ fn finding(group: &Group, name: &Namer<'_>, run: &Run, least: f64) -> Finding {
             ("reason_ns", json!(group.reason_ns)),
             ("explained_ns", json!(group.explained_ns)),
             ("object", json!(group.object)),
+            ("instead", json!(group.instead)),
         ]),
     }
 }
@@ -333,6 +336,7 @@ fn group(stalls: &[(&Stall, u64)], reason: Reason) -> Group {
         longest_ns: each().map(|stall| stall.duration_ns).max().unwrap_or(0),
         reason,
         reason_ns: stalls.iter().map(|(_, ns)| ns).sum(),
+        instead: ran_instead(each().flat_map(|stall| &stall.instead)),
         explained_ns: each().map(|stall| (stall.explained * stall.duration_ns as f64) as u64).sum(),
         stack: None,
         object: None,
@@ -435,7 +439,10 @@ fn title(group: &Group, name: &Namer<'_>, run: &Run) -> String {
             format!("by {mostly}CPU work in {}{}", at(work.place()), work.within())
         }
         Reason::OnCpu(None) => format!("by {mostly}CPU work without a sample"),
-        Reason::RunQueue => format!("{mostly}because it had no CPU"),
+        Reason::RunQueue => match &*who_ran(&group.instead, group.reason_ns) {
+            "" => format!("{mostly}because it had no CPU"),
+            ran => format!("{mostly}because it had no CPU; meanwhile ran: {ran}"),
+        },
         Reason::Blocked { .. } if group.collects => {
             let place = group.own.as_ref().map_or_else(String::new, |own| format!(", for {}", at(own)));
             format!("{mostly}by waiting for the threads of its garbage collector{place}")

@@ -11,14 +11,14 @@ use crate::{
         rule::{Needs, Param, Rule, Unit, Values},
         rules::cpu_starvation::{OWN, OWN_ADVICE},
         served::AWAITED,
-        words::{Namer, bottleneck, evidence, functions, join, share_of_wall},
+        words::{Namer, bottleneck, evidence, functions, join, ran_instead, share_of_wall, who_ran},
     },
     model::{
         cause::WaitCause,
         finding::{Bottleneck, Cost, Finding, Severity},
         report::{Names, Run},
         stack::ThreadKey,
-        units::{percent, thousands, time},
+        units::{thousands, time},
         wait::{Block, Blocking, LongWait, LongWaitKind},
     },
 };
@@ -135,21 +135,17 @@ fn group(waits: &[&LongWait], blocking: &Blocking) -> Option<Group> {
     let longest = waits.iter().max_by_key(|wait| wait.length_ns())?;
     let mut seen = FxHashSet::default();
     let threads = std::iter::once(longest).chain(waits).map(|wait| wait.thread);
-    let mut instead: BTreeMap<&str, u64> = BTreeMap::new();
-    for wait in waits {
-        if let LongWaitKind::Starved { instead: threads } = &wait.kind {
-            threads.iter().for_each(|thread| *instead.entry(&thread.name).or_default() += thread.ns);
-        }
-    }
-    let mut instead: Vec<_> = instead.into_iter().map(|(name, ns)| (name.to_owned(), ns)).collect();
-    instead.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+    let instead = waits.iter().filter_map(|wait| match &wait.kind {
+        LongWaitKind::Starved { instead } => Some(instead),
+        LongWaitKind::Blocked { .. } => None,
+    });
     Some(Group {
         threads: threads.filter(|thread| seen.insert(*thread)).collect(),
         severity: waits.iter().map(|wait| wait.severity).max()?,
         count: waits.len() as u64,
         total_ns: waits.iter().map(|wait| wait.length_ns()).sum(),
         longest: (*longest).clone(),
-        instead,
+        instead: ran_instead(instead.flatten()),
         own_ns: blocking.targets_ran_ns(waits.iter().copied()),
         ongoing: waits.iter().filter(|wait| wait.ongoing).count() as u64,
     })
@@ -285,14 +281,10 @@ fn title(group: &Group, name: &Namer<'_>, run: &Run) -> String {
             format!("{who} {was} blocked{stuck} {how_long}{ongoing}: {what}{whose}")
         }
         LongWaitKind::Starved { .. } => {
-            let instead: Vec<String> = group
-                .instead
-                .iter()
-                .filter(|(name, _)| !name.is_empty())
-                .take(3)
-                .map(|(name, ns)| format!("{name} ({:.0} %)", percent(*ns, group.total_ns)))
-                .collect();
-            let instead = if instead.is_empty() { "unknown".to_owned() } else { instead.join(", ") };
+            let instead = match &*who_ran(&group.instead, group.total_ns) {
+                "" => "unknown".to_owned(),
+                known => known.to_owned(),
+            };
             format!("{who} {was} ready without a CPU {how_long}{ongoing}; meanwhile ran: {instead}")
         }
     }

@@ -63,6 +63,9 @@ const MAX_LOOKUPS: u32 = 100;
 
 /// For how long a look at who ran on the CPUs is good enough: records are taken in at about this pace.
 const RAN_FRESH_NS: u64 = 50_000_000;
+/// An iteration is asked who ran meanwhile if the loop waited for a CPU in one part in so many of it; so many are kept.
+const STARVED_PART: u64 = 4;
+const MAX_BESIDE: usize = 5;
 
 /// Histograms made for threads that are not yet known to be event loops.
 const MAX_EARLY_HISTOGRAMS: usize = 256;
@@ -239,14 +242,8 @@ impl Scheduler {
         if waited_ns < self.limits.starvation_ns {
             return Vec::new();
         }
-        let now_ns = self.clock.now_ns();
-        let ran = match self.ran.take() {
-            Some((asked_ns, ran)) if now_ns.saturating_sub(asked_ns) < RAN_FRESH_NS => (asked_ns, ran),
-            _ => (now_ns, self.maps.ran()),
-        };
-        let (_, cpus) = self.ran.insert(ran);
-        let seen = cpus.get(interval.cpu as usize).map_or(&[][..], Vec::as_slice);
-        let found = who_ran(seen, interval.tid, interval.woken_ns, interval.end_ns);
+        let seen = self.ran_lately().get(interval.cpu as usize).map_or(&[][..], Vec::as_slice);
+        let found = who_ran(seen, interval.tid, interval.woken_ns..interval.end_ns, waited_ns);
         if found.is_empty() && interval.instead_tid != 0 {
             let name = comm(&interval.instead_comm);
             return vec![RanInstead { tid: interval.instead_tid, name, ns: waited_ns }];
@@ -254,12 +251,36 @@ impl Scheduler {
         found
     }
 
+    /// Who ran on any CPU during an iteration in which the loop was without one for long.
+    fn ran_beside(&mut self, iteration: &Iteration) -> Vec<RanInstead> {
+        let length_ns = iteration.end_ns.saturating_sub(iteration.start_ns);
+        if iteration.run_queue_ns < length_ns / STARVED_PART || iteration.run_queue_ns == 0 {
+            return Vec::new();
+        }
+        let seen = self.ran_lately().concat();
+        let during = iteration.start_ns..iteration.end_ns;
+        let mut found = who_ran(&seen, iteration.tid, during, iteration.run_queue_ns);
+        found.truncate(MAX_BESIDE);
+        found
+    }
+
+    /// Who has been seen on each CPU in the last seconds.
+    fn ran_lately(&mut self) -> &[Vec<Seen>] {
+        let now_ns = self.clock.now_ns();
+        let ran = match self.ran.take() {
+            Some((asked_ns, ran)) if now_ns.saturating_sub(asked_ns) < RAN_FRESH_NS => (asked_ns, ran),
+            _ => (now_ns, self.maps.ran()),
+        };
+        &self.ran.insert(ran).1
+    }
+
     /// A long iteration of an event loop.
     fn iteration(&mut self, iteration: &Iteration) {
         let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
         self.loops.turn(iteration);
         if iteration.span != Span::Worker as u32 && self.loops.holds_others_up(thread) {
-            self.waits.iteration(iteration);
+            let instead = self.ran_beside(iteration);
+            self.waits.iteration(iteration, instead);
         }
     }
 

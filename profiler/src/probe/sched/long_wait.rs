@@ -1,6 +1,6 @@
 //! Threads that do not get on: blocked for long in something other than idleness, or without a CPU.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use profiler_common::cpu::Seen;
 
@@ -52,16 +52,16 @@ pub fn long_waits(wait: &Wait, event_loop: bool, thresholds: &Thresholds) -> imp
     blocked.into_iter().chain(starved)
 }
 
-/// Who ran on a CPU while thread `tid` waited for it from `start_ns` to `end_ns`, by the samples of that CPU; the most time
+/// Who ran while thread `tid` waited for a CPU, by samples of that CPU, or of all; each with its part of `waited_ns`, the most
 /// first.
-pub fn who_ran(seen: &[Seen], tid: u32, start_ns: u64, end_ns: u64) -> Vec<RanInstead> {
-    let meanwhile = seen.iter().filter(|seen| (start_ns..end_ns).contains(&seen.time_ns) && seen.tid != tid);
+pub fn who_ran(seen: &[Seen], tid: u32, during: Range<u64>, waited_ns: u64) -> Vec<RanInstead> {
+    let meanwhile = seen.iter().filter(|seen| during.contains(&seen.time_ns) && seen.tid != tid);
     let all = meanwhile.clone().count() as u64;
     let mut samples: BTreeMap<(u32, String), u64> = BTreeMap::new();
     for seen in meanwhile.filter(|seen| seen.tid != 0) {
         *samples.entry((seen.tid, comm(&seen.comm))).or_default() += 1;
     }
-    let part = |samples| (u128::from(end_ns - start_ns) * u128::from(samples) / u128::from(all)) as u64;
+    let part = |samples| (u128::from(waited_ns) * u128::from(samples) / u128::from(all)) as u64;
     let mut ran: Vec<RanInstead> = samples
         .into_iter()
         .map(|((tid, name), samples)| RanInstead { tid, name, ns: part(samples) })
@@ -139,7 +139,7 @@ mod tests {
             seen(50, 2, "hog"),
         ];
         let ran = |tid, name: &str, ns| RanInstead { tid, name: name.into(), ns };
-        assert_eq!(who_ran(&samples, 1, 10, 50), [ran(2, "hog", 20), ran(3, "other", 10)]);
-        assert_eq!(who_ran(&samples, 1, 60, 70), []);
+        assert_eq!(who_ran(&samples, 1, 10..50, 40), [ran(2, "hog", 20), ran(3, "other", 10)]);
+        assert_eq!(who_ran(&samples, 1, 60..70, 10), []);
     }
 }

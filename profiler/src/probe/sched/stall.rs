@@ -55,6 +55,7 @@ pub fn explain(
         blocked: blocked.into_iter().collect(),
         samples,
         blocks,
+        instead: Vec::new(),
         explained: (explained_ns as f64 / duration_ns.max(1) as f64).min(1.0),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         finding::Severity,
         stack::{StackId, ThreadKey},
         threshold::Thresholds,
-        wait::{Block, Blocking, EventLoop, LongWait, RunQueue, Stall, ThreadTime},
+        wait::{Block, Blocking, EventLoop, LongWait, RanInstead, RunQueue, Stall, ThreadTime},
     },
     probe::sched::{
         convoy::{Convoys, Holder, Waiter},
@@ -125,8 +125,8 @@ impl Waits {
         }
     }
 
-    /// An iteration that took long enough to be reported.
-    pub fn iteration(&mut self, iteration: &Iteration) {
+    /// An iteration that took long enough to be reported; and who ran meanwhile, where it had no CPU.
+    pub fn iteration(&mut self, iteration: &Iteration, instead: Vec<RanInstead>) {
         let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
         let Some(severity) = self.thresholds.iteration(length_ns(iteration)) else { return };
         self.add_loop(thread);
@@ -138,8 +138,8 @@ impl Waits {
             Severity::Info | Severity::Warning => of.warnings += 1,
             Severity::Critical => of.criticals += 1,
         }
-        let stall =
-            explain(iteration, of.samples.make_contiguous(), of.blocks.make_contiguous(), &self.thresholds);
+        let (samples, blocks) = (of.samples.make_contiguous(), of.blocks.make_contiguous());
+        let stall = Stall { instead, ..explain(iteration, samples, blocks, &self.thresholds) };
         self.stalls.add((severity, stall.duration_ns), stall);
         let (samples, blocks) = of.forget_before(iteration.end_ns);
         self.kept = (self.kept.0 - samples, self.kept.1 - blocks);
@@ -327,8 +327,8 @@ mod tests {
             waits.cpu_sample(OTHER, at * 10 * MS, StackId(5), false);
         }
         waits.wait(wait(LOOP.tid, 92 * MS, 100 * MS, 2 * MS, WaitCause::Disk));
-        waits.iteration(&iteration(25 * MS, 194 * MS, 67 * MS, 2 * MS));
-        waits.iteration(&iteration(195 * MS, 196 * MS, MS, 0)); // no stall
+        waits.iteration(&iteration(25 * MS, 194 * MS, 67 * MS, 2 * MS), Vec::new());
+        waits.iteration(&iteration(195 * MS, 196 * MS, MS, 0), Vec::new()); // no stall
         let threads = vec![ThreadTime { thread: LOOP, on_cpu_ns: 100, ..ThreadTime::default() }];
         let loops = vec![EventLoop { thread: LOOP, ..EventLoop::default() }];
         let blocking = waits.blocking(Now { threads, loops, ..Now::default() });
@@ -363,7 +363,7 @@ mod tests {
         let mut waits = waits();
         for i in 0..MAX_LISTED as u64 + 10 {
             let start = i * 1000 * MS;
-            waits.iteration(&iteration(start, start + 10 * MS + i, 0, 0));
+            waits.iteration(&iteration(start, start + 10 * MS + i, 0, 0), Vec::new());
             waits.wait(wait(9, start, 2000 * MS - i, 0, WaitCause::Pipe));
         }
         let blocking = waits.blocking(Now::default());

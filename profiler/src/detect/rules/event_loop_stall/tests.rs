@@ -10,7 +10,7 @@ use crate::model::{
     module::{Language, ModuleKind},
     report::fixtures,
     stack::Module,
-    wait::ThreadTime,
+    wait::{RanInstead, ThreadTime},
 };
 
 #[test]
@@ -45,6 +45,23 @@ fn own_work_that_alone_is_too_long_is_not_blamed_on_the_machine() {
         [main(60_000_000, 90_000_000), main(5_000_000, 9_000_000), main(20_000_000, 90_000_000)],
         [true, false, false]
     );
+}
+
+#[test]
+fn who_ran_while_a_loop_had_no_cpu_is_told() {
+    let mut run = run_with_findings();
+    let blocking = run.blocking.as_mut().unwrap();
+    blocking.stalls.truncate(1);
+    let stall = &mut blocking.stalls[0];
+    stall.blocked.clear();
+    (stall.duration_ns, stall.on_cpu_ns, stall.run_queue_ns) = (100_000_000, 0, 100_000_000);
+    let ran = |name: &str, ms: u64| RanInstead { tid: 9, name: name.into(), ns: ms * 1_000_000 };
+    stall.instead = vec![ran("burn", 50), ran("cc1", 20), ran("burn", 12)];
+    let found = check(&run, &Overrides::default().of(&RULE)).remove(0);
+    assert!(found.title.contains("no CPU; meanwhile ran: burn (62 %), cc1 (20 %)"), "{}", found.title);
+    run.blocking.as_mut().unwrap().stalls[0].instead.clear();
+    let found = check(&run, &Overrides::default().of(&RULE)).remove(0);
+    assert!(!found.title.contains("meanwhile"), "{}", found.title);
 }
 
 #[test]
@@ -205,6 +222,7 @@ fn grouped(stacks: &[&str], stalls: &[&[(u32, u64)]]) -> Vec<(String, usize)> {
         samples: samples.iter().map(|&(stack, n)| (StackId(stack), n)).collect(),
         blocked: Vec::new(),
         blocks: Vec::new(),
+        instead: Vec::new(),
         explained: 1.0,
     };
     let stalls: Vec<_> = stalls.iter().map(stall).collect();

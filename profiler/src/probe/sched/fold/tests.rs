@@ -312,6 +312,26 @@ fn long_waits_are_listed_with_what_they_waited_for() {
 }
 
 #[test]
+fn an_iteration_without_a_cpu_is_told_with_who_ran() {
+    let mut bench = Bench::new();
+    let (mut scheduler, maps) = begun(&bench);
+    let seen = |time_ns, tid| Seen { time_ns, pid: tid, tid, comm: *b"hog\0\0\0\0\0\0\0\0\0\0\0\0\0" };
+    // On two CPUs: three samples of others inside, one of the loop itself, one before.
+    maps.0.borrow_mut().ran =
+        vec![vec![seen(S, 9), seen(2 * S + MS, 9), seen(2 * S + 2 * MS, 7)], vec![seen(2 * S + MS, 8); 2]];
+    let mut stall_with = |tid, run_queue_ns| {
+        let (start_ns, end_ns) = (2 * S, 2 * S + 200 * MS);
+        let iteration = Iteration { pid: 7, tid, start_ns, end_ns, run_queue_ns, ..Iteration::default() };
+        bench.record(&mut scheduler, &Record::Iteration(iteration));
+        let stalls = run(&mut bench, &mut scheduler).blocking.unwrap().stalls;
+        let stall = stalls.into_iter().find(|stall| stall.thread.tid == tid).unwrap();
+        stall.instead.iter().map(|ran| (ran.tid, ran.ns)).collect::<Vec<_>>()
+    };
+    assert_eq!(stall_with(7, 150 * MS), [(8, 100 * MS), (9, 50 * MS)]);
+    assert_eq!(stall_with(17, 20 * MS), [], "it had a CPU nearly all the time");
+}
+
+#[test]
 fn iterations_of_an_event_loop_are_its_own() {
     let mut bench = Bench::new();
     let (mut scheduler, maps) = begun(&bench);
