@@ -5,7 +5,6 @@ use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 use anyhow::Result;
 use ended::{Ended, MOST_HISTOGRAMS, forget_loop};
 use profiler_common::{
-    cpu::Seen,
     sched::{
         Exit, HistogramKey, HistogramKind, Interval, Iteration, LoopSeen, MAX_THREADS, OffCpuKey, Phase,
         Span, SyscallClass, ThreadState,
@@ -29,7 +28,7 @@ use crate::{
         stack::{StackId, Tables, ThreadKey, comm},
         threshold::Thresholds,
         totals::Aggregator,
-        wait::{Block, Blocking, EventLoop, RanInstead, RunQueue},
+        wait::{Block, Blocking, EventLoop, RunQueue},
     },
     probe::{
         cpu::records::RawSample,
@@ -37,10 +36,11 @@ use crate::{
         sched::{
             convoy::{Holder, Waiter},
             hooks::LOOP_WAITS,
-            long_wait::{Wait, who_ran},
+            long_wait::Wait,
             loops::Loops,
             maps::{Limits, SchedMaps},
             off_cpu::{OffCpuSample, Waker, with_waker},
+            ran::RanLately,
             records::{self, Seed},
             totals::{Now, Waits},
         },
@@ -61,12 +61,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Descriptors looked up in /proc between two calls of [`Scheduler::look`]: each may read long tables.
 const MAX_LOOKUPS: u32 = 100;
 
-/// For how long a look at who ran on the CPUs is good enough: records are taken in at about this pace.
-const RAN_FRESH_NS: u64 = 50_000_000;
-/// An iteration is asked who ran meanwhile if the loop waited for a CPU in one part in so many of it; so many are kept.
-const STARVED_PART: u64 = 4;
-const MAX_BESIDE: usize = 5;
-
 /// Histograms made for threads that are not yet known to be event loops.
 const MAX_EARLY_HISTOGRAMS: usize = 256;
 
@@ -81,8 +75,7 @@ pub struct Scheduler {
     waits: Waits,
     /// What woke threads, by the kernel programs' ids.
     wakers: FxHashMap<u64, Waker>,
-    /// Who ran on each CPU lately, and when that was asked, ns.
-    ran: Option<(u64, Vec<Vec<Seen>>)>,
+    ran: RanLately,
     ended: Ended,
     loops: Loops,
     /// Off-CPU time that has become samples, ns.
@@ -119,7 +112,7 @@ impl Scheduler {
             ended_ns: None,
             waits: Waits::new(thresholds),
             wakers: FxHashMap::default(),
-            ran: None,
+            ran: RanLately::default(),
             ended: Ended::new(),
             loops: Loops::default(),
             taken: FxHashMap::default(),
@@ -212,7 +205,7 @@ impl Scheduler {
     fn interval(&mut self, interval: &Interval, resolver: &Resolver) {
         let cause = WaitCause::from_number(interval.cause).unwrap_or(WaitCause::Unknown);
         let blocked = interval.syscall >= 0 || interval.woken_ns > interval.start_ns;
-        let instead = self.ran_instead(interval);
+        let instead = self.ran.instead(interval, self.limits.starvation_ns, &self.clock, &*self.maps);
         let wait = Wait {
             thread: ThreadKey { pid: interval.pid, tid: interval.tid },
             block: Block {
@@ -235,51 +228,12 @@ impl Scheduler {
         self.waits.wait(wait);
     }
 
-    /// Who ran while a thread waited for a CPU for too long: by samples of that CPU; if there are none of the time, the
-    /// thread that it was preempted for.
-    fn ran_instead(&mut self, interval: &Interval) -> Vec<RanInstead> {
-        let waited_ns = interval.end_ns.saturating_sub(interval.woken_ns);
-        if waited_ns < self.limits.starvation_ns {
-            return Vec::new();
-        }
-        let seen = self.ran_lately().get(interval.cpu as usize).map_or(&[][..], Vec::as_slice);
-        let found = who_ran(seen, interval.tid, interval.woken_ns..interval.end_ns, waited_ns);
-        if found.is_empty() && interval.instead_tid != 0 {
-            let name = comm(&interval.instead_comm);
-            return vec![RanInstead { tid: interval.instead_tid, name, ns: waited_ns }];
-        }
-        found
-    }
-
-    /// Who ran on any CPU during an iteration in which the loop was without one for long.
-    fn ran_beside(&mut self, iteration: &Iteration) -> Vec<RanInstead> {
-        let length_ns = iteration.end_ns.saturating_sub(iteration.start_ns);
-        if iteration.run_queue_ns < length_ns / STARVED_PART || iteration.run_queue_ns == 0 {
-            return Vec::new();
-        }
-        let seen = self.ran_lately().concat();
-        let during = iteration.start_ns..iteration.end_ns;
-        let mut found = who_ran(&seen, iteration.tid, during, iteration.run_queue_ns);
-        found.truncate(MAX_BESIDE);
-        found
-    }
-
-    /// Who has been seen on each CPU in the last seconds.
-    fn ran_lately(&mut self) -> &[Vec<Seen>] {
-        let now_ns = self.clock.now_ns();
-        let ran = match self.ran.take() {
-            Some((asked_ns, ran)) if now_ns.saturating_sub(asked_ns) < RAN_FRESH_NS => (asked_ns, ran),
-            _ => (now_ns, self.maps.ran()),
-        };
-        &self.ran.insert(ran).1
-    }
-
     /// A long iteration of an event loop.
     fn iteration(&mut self, iteration: &Iteration) {
         let thread = ThreadKey { pid: iteration.pid, tid: iteration.tid };
         self.loops.turn(iteration);
         if iteration.span != Span::Worker as u32 && self.loops.holds_others_up(thread) {
-            let instead = self.ran_beside(iteration);
+            let instead = self.ran.beside(iteration, &self.clock, &*self.maps);
             self.waits.iteration(iteration, instead);
         }
     }

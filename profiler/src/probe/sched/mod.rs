@@ -8,6 +8,7 @@ pub mod long_wait;
 mod loops;
 pub mod maps;
 mod off_cpu;
+mod ran;
 pub mod records;
 pub mod stall;
 pub mod totals;

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, fs, rc::Rc};
 
 use profiler_common::{
+    cpu::Seen,
     histogram::{Histogram, bucket},
     sched::{Exit, KnownStack, MANY, OffCpuTime, Times, WaitCause},
 };
