@@ -133,7 +133,7 @@ pub struct Tables {
 }
 
 /// Modules from which on code without a file is that of no process: a machine that starts programs all day has ever more of them.
-const MOST_MODULES: usize = 65_536;
+const MOST_MODULES: usize = 16_384;
 
 /// Functions of language runtimes that are kept apart, each at each of its lines: some 50 MB.
 const MOST_MANAGED: usize = 262_144;

@@ -40,7 +40,7 @@ pub fn add_up(totals: &mut Aggregator, living: &LivingThreads) {
 }
 
 /// Rows of what has ended that a table keeps by themselves. When there are twice as many, the lightest half goes.
-pub const KEPT: usize = 4_096;
+pub const KEPT: usize = 1_024;
 
 /// Of `rows`, each a key and its weight: the keys of the lightest, if there are more than twice as many as are `kept`; the
 /// heaviest of those stay. Of equal weight, later keys stay.

@@ -7,7 +7,7 @@ use profiler_common::request::{FailureKey, PeerKey, PeerStats};
 use crate::probe::ended::too_light;
 
 /// Peers of processes that have ended, 10 kB each, and failures, that are kept when there are twice as many.
-const KEPT_PEERS: usize = 512;
+const KEPT_PEERS: usize = 128;
 const KEPT_FAILURES: usize = 2048;
 
 /// What processes of one program have done, and how many these were.
