@@ -93,6 +93,59 @@ fn who_is_awaited_has_a_name() {
     }
 }
 
+/// With `--redact-paths` no output tells a path or an address, whichever probe saw it; and a peer has one number everywhere.
+#[test]
+fn what_is_redacted_is_told_by_no_probe() {
+    const ASKS: &str = r#"
+import os, socket, sys, time
+def ask(family, address):
+    listener = socket.socket(family)
+    listener.bind(address)
+    listener.listen()
+    client = socket.socket(family)
+    if os.fork():
+        client.connect(listener.getsockname())
+        return client
+    server, _ = listener.accept()
+    client.close()
+    while data := server.recv(9):
+        time.sleep(0.15)
+        server.send(data)
+    os._exit(0)
+clients = [ask(socket.AF_UNIX, sys.argv[1]), ask(socket.AF_INET, ('127.0.0.1', 0))]
+print(flush=True)
+while True:
+    for client in clients:
+        client.send(b'question')
+        client.recv(9)
+"#;
+    if !kernel_ready(&["python3"]) {
+        return;
+    }
+    let out = Outputs::new();
+    let socket = out.path("very-secret");
+    let mut program = Command::new("/usr/bin/python3");
+    let mut program = Running::start(program.args(["-c", ASKS]).arg(&socket).stdout(Stdio::piped()));
+    let _ready = program.ready();
+    let options = ["-d", "3s", "--redact-paths", "--long-block", "100ms", "--syscalls", "--requests", "on"];
+    let report = out.path("x.html");
+    let profile =
+        common::profile(&[&options[..], &["--pid", &program.pid(), "-o", report.to_str().unwrap()]].concat());
+    let all = profile.0.to_string() + &out.text("x.html");
+    for secret in ["very-secret", "127.0.0.1"] {
+        let at = all.find(secret).map(|at| &all[at.saturating_sub(100)..(at + 50).min(all.len())]);
+        assert_eq!(at, None, "{secret}");
+    }
+    let waits = profile.0["blocking"]["long_waits"].as_array().unwrap();
+    let object =
+        waits.iter().find_map(|wait| wait["block"]["object"].as_str().filter(|of| of.starts_with("tcp ")));
+    let remote = object.expect("waits for the peer").rsplit(' ').next().unwrap();
+    let peers = profile.0["requests"]["peers"].as_array().unwrap();
+    assert!(peers.iter().any(|peer| peer["peer"] == remote), "{remote} is not in {peers:?}");
+    let looked_at = profile.0["vitals"]["processes"][0]["peers"].as_array().unwrap();
+    assert!(looked_at.iter().any(|peer| peer["peer"] == remote), "{remote} is not in {looked_at:?}");
+}
+
 /// The parts of each thread's time add up to the time it was there, and are what the kernel says they are.
 #[test]
 fn wall_time_is_accounted_for() {

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::{model::threshold::Thresholds, process::target::Target};
+use crate::{
+    model::threshold::Thresholds,
+    process::{redact::Redact, target::Target},
+};
 
 /// What all probes together may cost a target, percent of its CPU time, where nothing else is asked for.
 pub const MAX_OVERHEAD_PERCENT: f64 = 5.0;
@@ -43,8 +46,8 @@ pub struct Settings {
     pub alloc: AllocSettings,
     /// Keep system calls and waits for a CPU apart by thread.
     pub by_thread: bool,
-    /// Keep paths and addresses of peers out of everything.
-    pub redact_paths: bool,
+    /// Keep paths and addresses of peers out of everything: all probes tell them by the same numbers.
+    pub redact: Redact,
     /// What is too long.
     pub thresholds: Thresholds,
     /// Share of calls, 0 to 1, whose failure makes an error storm.
@@ -228,7 +231,7 @@ pub(crate) mod fixtures {
             tls: false,
             alloc: AllocSettings { mode: Alloc::Auto, libraries: Vec::new(), max_overhead_percent: None },
             by_thread: false,
-            redact_paths: false,
+            redact: Redact::No,
             thresholds: Thresholds::default(),
             error_storm_share: 0.05,
             expected_errors: Vec::new(),

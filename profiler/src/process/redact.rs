@@ -18,7 +18,7 @@ impl Redact {
         if redact { Redact::Yes(std::hash::RandomState::new()) } else { Redact::No }
     }
 
-    /// A path, or the address of a socket.
+    /// A path.
     pub fn text(&self, text: &str) -> String {
         match self {
             Redact::No => text.to_owned(),
@@ -26,11 +26,25 @@ impl Redact {
         }
     }
 
+    /// The address of a socket: its port is told, since what is asked there is told anyway.
+    pub fn address(&self, address: &str) -> String {
+        match address.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()) {
+            Some((host, port)) => format!("{}:{port}", self.text(host)),
+            None => self.text(address),
+        }
+    }
+
+    /// A path, or the address of a socket.
+    pub fn path_or_address(&self, text: &str) -> String {
+        if text.starts_with('/') { self.text(text) } else { self.address(text) }
+    }
+
     /// The other end of a descriptor: a peer, or as [`Self::object`].
     pub fn end(&self, object: &str) -> String {
         match object.split_once([' ', ':']) {
             Some(("pipe" | "unix", _)) => self.object(object),
-            _ => self.text(object),
+            None if object == "unix" => object.to_owned(),
+            _ => self.address(object),
         }
     }
 
@@ -39,7 +53,13 @@ impl Redact {
         match (self, object.split_once([' ', ':'])) {
             (Redact::No, _) => object.to_owned(),
             _ if object.starts_with('/') => self.text(object),
-            (_, Some((kind @ ("tcp" | "udp" | "unix"), rest))) => format!("{kind} {}", self.text(rest)),
+            _ if object == "unix" => object.to_owned(),
+            (_, Some((kind @ ("tcp" | "udp"), ends))) => {
+                let ends: Vec<String> = ends.split(" -> ").map(|end| self.address(end)).collect();
+                format!("{kind} {}", ends.join(" -> "))
+            }
+            (_, Some(("unix", path))) => format!("unix {}", self.text(path)),
+            (_, Some(("futex", _))) => object.to_owned(),
             (_, Some(("pipe" | "anon_inode" | "socket", _))) => object.to_owned(),
             _ => self.text(object),
         }
@@ -61,6 +81,14 @@ mod tests {
         );
         let peer = object("tcp 10.0.0.1:80 -> 10.0.0.2:5432");
         assert!(peer.starts_with("tcp [") && !peer.contains("10.0"));
+        let remote = redact.address("10.0.0.2:5432");
+        assert!(peer.ends_with(&format!(" -> {remote}")) && remote.ends_with("]:5432"), "{peer}");
+        assert_eq!(redact.end("10.0.0.2:5432"), remote, "the same peer everywhere");
+        assert!(
+            !redact.address("[fe80::1]:80").contains("fe80") && !redact.address("fe80::1").contains("::")
+        );
+        assert_eq!(redact.path_or_address("/run/db"), redact.text("/run/db"));
+        assert_eq!(object("futex 0x7f, held by thread 7"), "futex 0x7f, held by thread 7");
         assert_eq!(object("pipe:[77]"), "pipe:[77]");
         assert_eq!(Redact::new(false).object("/a"), "/a");
     }

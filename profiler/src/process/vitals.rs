@@ -292,7 +292,7 @@ impl Seen {
                         let peer = if clients {
                             format!("clients of :{}", of.local.1)
                         } else {
-                            redact.text(&of.remote)
+                            redact.address(&of.remote)
                         };
                         let at = peers.entry(peer.clone()).or_default();
                         let awaiting = network.awaiting(diag, networks.proc_root());
@@ -338,7 +338,7 @@ impl Seen {
                 .iter()
                 .filter(|of| {
                     of.state == TcpState::TimeWait
-                        && (redact.text(&of.remote) == peer || redact.text(&of.local.0) == peer)
+                        && (redact.address(&of.remote) == peer || redact.address(&of.local.0) == peer)
                 })
                 .count() as u64;
             if let Some(seen) = self.peer(&peer, clients) {

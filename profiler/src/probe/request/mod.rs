@@ -32,7 +32,7 @@ use crate::{
         sched,
         spec::{Probe, ProbeSpec, Start},
     },
-    process::{redact::Redact, target::Target},
+    process::target::Target,
     say,
     settings::{Requests, Settings},
 };
@@ -79,7 +79,7 @@ fn prepare(settings: &Settings, plan: &mut Plan) -> Result<()> {
 fn start(begin: &mut Start<'_>) -> Result<Box<dyn Probe>> {
     let Start { kernel, settings, resolver, pids, before, proc_root, .. } = begin;
     let maps = Box::new(KernelMaps::take(kernel, &resolver.networks, before)?);
-    let redact = Redact::new(settings.redact_paths);
+    let redact = settings.redact.clone();
     let mut collector = RequestCollector::new(maps, proc_root, pids, &resolver.clock, redact);
     for (program, tracepoint) in TCP {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;

@@ -61,7 +61,7 @@ pub fn label(key: &PeerKey, unix: Option<UnixName>, redact: &Redact) -> String {
         IpAddr::V6(v6) => format!("[{v6}]:{}", key.port),
         IpAddr::V4(v4) => format!("{v4}:{}", key.port),
     };
-    redact.text(&address)
+    redact.address(&address)
 }
 
 /// A path, or `@` and a name that is in no file system.

@@ -51,6 +51,7 @@ use crate::{
         life,
         network::Networks,
         objects,
+        redact::Redact,
     },
     resolve::Resolver,
 };
@@ -69,6 +70,7 @@ pub struct Scheduler {
     maps: Box<dyn SchedMaps>,
     limits: Limits,
     networks: Networks,
+    redact: Redact,
     clock: Clock,
     began_ns: u64,
     ended_ns: Option<u64>,
@@ -96,6 +98,7 @@ impl Scheduler {
     pub fn new(
         mut maps: Box<dyn SchedMaps>,
         networks: &Networks,
+        redact: Redact,
         clock: &Clock,
         pids: &[u32],
         thresholds: Thresholds,
@@ -107,6 +110,7 @@ impl Scheduler {
             maps,
             limits: Limits::of(&thresholds),
             networks: networks.clone(),
+            redact,
             clock: clock.clone(),
             began_ns: 0,
             ended_ns: None,
@@ -483,7 +487,7 @@ impl Scheduler {
             return None;
         }
         self.lookups += 1;
-        objects::descriptor(&self.networks, pid, argument)
+        objects::descriptor(&self.networks, pid, argument).map(|object| self.redact.object(&object))
     }
 }
 

@@ -101,8 +101,8 @@ fn start(begin: &mut Start<'_>) -> Result<Scheduler> {
     ] {
         kernel.attach(Hook::Tracepoint { program, tracepoint })?;
     }
-    let mut scheduler =
-        Scheduler::new(maps, &resolver.networks, &resolver.clock, running, settings.thresholds.clone());
+    let (redact, limits) = (settings.redact.clone(), settings.thresholds.clone());
+    let mut scheduler = Scheduler::new(maps, &resolver.networks, redact, &resolver.clock, running, limits);
     scheduler.calls_watched = settings.watches_calls() && settings.calls_budget().is_none();
     // Stacks first: they take a while, in which threads wake up unseen.
     let mut stacks: FxHashMap<(u32, (u64, u64)), StackId> = FxHashMap::default();

@@ -426,7 +426,7 @@ impl CallCollector {
                 process: process(key.pid),
                 kind: WaitKind::from_number(key.kind).unwrap_or(WaitKind::Other),
                 peer: match (records::peer(key), key.serves) {
-                    (peer, 0) if !peer.is_empty() => self.redact.text(&peer),
+                    (peer, 0) if !peer.is_empty() => self.redact.path_or_address(&peer),
                     (peer, _) => peer,
                 },
                 lengths: waits.lengths.summary(waits.sums.0 + waits.sums.1),

@@ -28,7 +28,7 @@ use crate::{
             storm::Storms,
         },
     },
-    process::{redact::Redact, target::Target},
+    process::target::Target,
     settings::Settings,
 };
 
@@ -69,7 +69,7 @@ fn start(begin: &mut Start<'_>) -> Result<CallCollector> {
     sched::maps::set_classes(kernel)?;
     let maps = Box::new(KernelMaps::take(kernel)?);
     let storms = Storms::new(settings.error_storm_share, &settings.expected_errors);
-    let redact = Redact::new(settings.redact_paths);
+    let redact = settings.redact.clone();
     let mut calls = CallCollector::new(maps, before, &resolver.networks, &resolver.clock, redact, storms)?;
     for (index, program) in (0..).zip(STEPS) {
         kernel.attach(Hook::TailCall { program, map: "CALL_STEPS", index })?;

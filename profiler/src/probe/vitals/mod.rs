@@ -7,7 +7,6 @@ use crate::{
     probe::spec::{Context, Extent, Probe, ProbeSpec},
     process::{
         notice::{Event, Notice},
-        redact::Redact,
         vitals::VitalsSampler,
     },
 };
@@ -21,7 +20,7 @@ pub static SPEC: ProbeSpec = ProbeSpec {
     large_maps: &[],
     prepare: |_, _| Ok(()),
     start: |start| {
-        let redact = Redact::new(start.settings.redact_paths);
+        let redact = start.settings.redact.clone();
         Ok(Box::new(Vitals(VitalsSampler::new(&start.resolver.networks, redact))))
     },
     kinds: &[],
@@ -66,7 +65,7 @@ mod tests {
     #[test]
     fn targets_are_looked_at_until_the_end_and_shown_in_runs() {
         let mut bench = Bench::new();
-        let sampler = VitalsSampler::new(&bench.resolver.networks, Redact::new(false));
+        let sampler = VitalsSampler::new(&bench.resolver.networks, crate::process::redact::Redact::No);
         let mut vitals = Vitals(sampler);
         bench.with(|cx| vitals.poll(cx));
         bench.hands.set(3_000_000_000);

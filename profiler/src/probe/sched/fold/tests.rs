@@ -102,8 +102,8 @@ fn histogram(values: &[u64]) -> Histogram {
 fn begun(bench: &Bench) -> (Scheduler, FakeMaps) {
     let maps = FakeMaps::default();
     let (root, clock) = (&bench.resolver.proc_root, &bench.resolver.clock);
-    let mut scheduler =
-        Scheduler::new(Box::new(maps.clone()), &Networks::new(root), clock, &[7], Thresholds::default());
+    let (networks, limits) = (Networks::new(root), Thresholds::default());
+    let mut scheduler = Scheduler::new(Box::new(maps.clone()), &networks, Redact::No, clock, &[7], limits);
     scheduler.begin(clock.now_ns()).unwrap();
     (scheduler, maps)
 }
