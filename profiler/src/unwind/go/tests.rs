@@ -1,3 +1,5 @@
+use gimli::UnwindSection as _;
+use profiler_common::unwind::{Memory, Registers, Step, StopReason, X86_64};
 use proptest::prelude::*;
 
 use super::*;
@@ -6,7 +8,7 @@ use crate::{
         GoSection,
         fixtures::{Made, TEXT, Written, file, framed, some, table},
     },
-    unwind::Table,
+    unwind::{Source, Table, walk::walk},
 };
 
 const EACH: [Written; 3] = [Written::By1_16, Written::By1_18, Written::By1_20];
@@ -185,6 +187,97 @@ fn work_without_limit_is_refused() {
     let section = GoSection { table: table.into(), text: TEXT };
     let built = Table::of_go(section, &code, &mut RuleTable::new());
     assert_eq!(built.map(|_| ()), Err(BuildError::TooLarge("unwind information")));
+}
+
+/// Memory that has these words and no others.
+struct Words(Vec<(u64, u64)>);
+
+impl Memory for Words {
+    fn read_u64(&self, address: u64) -> Option<u64> {
+        self.0.iter().find(|word| word.0 == address).map(|word| word.1)
+    }
+}
+
+/// From the scheduler's stack, which may be above or below, to that of a goroutine.
+#[test]
+fn stacks_are_followed_from_one_to_the_other() {
+    let functions = [
+        framed("main.top"),
+        framed("main.asks"),
+        Made::new("runtime.systemstack", &[(32, 0)], &[0x90; 32]),
+        framed("runtime.serves"),
+        Made::new("main.leaf", &[(32, 0)], &[0x90; 32]),
+        Made::new("runtime.goexit", &[(32, 0)], &[0x90; 32]),
+    ];
+    let (table, rules) = built(Written::By1_18, &functions);
+    let code = |function: u64, offset| TEXT + 32 * function + offset;
+    // Of `main.top`: its frame, 24 bytes, begins at 0x5030. Of `runtime.serves`: at the place given.
+    for serves in [0x1000, 0x9000] {
+        let memory = Words(vec![
+            (serves - 8, code(3, 20)), // of the leaf
+            (serves + 16, 0x5020),     // the frame pointer of `main.asks`
+            (serves + 24, code(2, 20)),
+            (0x5020, 0x5040),
+            (0x5028, code(0, 20)),
+            (0x5040, 0),
+            (0x5048, code(5, 1)),
+        ]);
+        let registers = Registers { ip: code(4, 9), sp: serves - 8, fp: serves + 16, lr: 0 };
+        let find = |address| {
+            let rule = table.find(address).and_then(|id| rules.get(id)).ok_or(StopReason::NoTable)?;
+            Ok(*rule)
+        };
+        let (frames, end) = walk::<X86_64, _>(registers, &memory, 20, find, |_, _, _| None);
+        // Where the stacks change the frame pointer is that of who asked for it, which therefore is left out.
+        let expected = [code(4, 9), code(3, 20), code(2, 20), code(0, 20), code(5, 1)];
+        assert_eq!((frames.as_slice(), end), (&expected[..], Step::End), "{serves:#x}");
+    }
+}
+
+/// Go's linker writes the same sizes in the form of DWARF.
+#[test]
+fn sizes_of_frames_agree_with_debug_information() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("program");
+    let source = folder.path().join("main.go");
+    std::fs::write(&source, "package main\n\nimport \"fmt\"\n\nfunc main() { fmt.Println(1) }\n").unwrap();
+    let mut go = std::process::Command::new("go");
+    go.env("GOCACHE", folder.path().join("cache")).env("GOFLAGS", "").env("HOME", folder.path());
+    go.args(["build", "-ldflags", "-compressdwarf=false", "-o"]).arg(&program).arg(&source);
+    if !go.status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no go");
+        return;
+    }
+    let data = std::fs::read(&program).unwrap();
+    let mut rules = RuleTable::new();
+    let built = Table::build(&*data, &mut rules).unwrap();
+    let image = Image::parse(&*data).unwrap();
+    let frames = image.sections.iter().find(|section| section.source == Source::DebugFrame).unwrap();
+    let mut section = gimli::DebugFrame::new(frames.data, gimli::LittleEndian);
+    section.set_address_size(8);
+    let bases = gimli::BaseAddresses::default();
+    let mut context = gimli::UnwindContext::new();
+    let (mut same, mut special) = (0, 0);
+    let mut entries = section.entries(&bases);
+    while let Some(entry) = entries.next().unwrap() {
+        let gimli::CieOrFde::Fde(fde) = entry else { continue };
+        let fde = fde.parse(gimli::DebugFrame::cie_from_offset).unwrap();
+        let mut rows = fde.rows(&section, &bases, &mut context).unwrap();
+        while let Some(row) = rows.next_row().unwrap() {
+            let &gimli::CfaRule::RegisterAndOffset { offset, .. } = row.cfa() else { panic!("{row:?}") };
+            for address in row.start_address()..row.end_address() {
+                let rule = rules.get(built.find(address).unwrap()).unwrap();
+                let is_usual = rule.cfa_kind == CfaKind::SpOffset as u8;
+                (same, special) = (same + u64::from(is_usual), special + u64::from(!is_usual));
+                assert!(
+                    !is_usual || i64::from(rule.cfa_offset) == offset,
+                    "{address:#x}: {rule:?} is not {row:?}"
+                );
+                assert_ne!(*rule, Rule::NO_INFO, "{address:#x}");
+            }
+        }
+    }
+    assert!(same > 100_000 && special * 100 < same, "{same} and {special} bytes of code");
 }
 
 proptest! {
