@@ -171,6 +171,21 @@ fn functions_in_disorder_or_outside_the_code_are_left_out() {
     assert_eq!(built.find(TEXT + 64 + 20).map(|id| *rules.get(id).unwrap()), Some(saved(24)));
 }
 
+/// The second begins where the third ends, and ends before it begins.
+#[test]
+fn a_function_that_goes_back_is_left_out() {
+    let (mut table, code) = table(Written::By1_18, &[framed("main.a"), framed("main.b"), framed("main.c")]);
+    let index = u64::from_le_bytes(table[64..72].try_into().unwrap()) as usize;
+    for (function, start) in [(1, 64u32), (2, 32)] {
+        for at in [index + 8 * function, index + 32 + 40 * function] {
+            table[at..at + 4].copy_from_slice(&start.to_le_bytes());
+        }
+    }
+    let section = GoSection { table: table.into(), text: TEXT };
+    let built = Table::of_go(section, &code, &mut RuleTable::new()).unwrap();
+    assert_eq!((built.stats.go_functions, built.stats.skipped), (1, 2));
+}
+
 #[test]
 fn work_without_limit_is_refused() {
     // All functions share steps that change nothing and lead nowhere.
@@ -251,6 +266,7 @@ fn sizes_of_frames_agree_with_debug_information() {
     let data = std::fs::read(&program).unwrap();
     let mut rules = RuleTable::new();
     let built = Table::build(&*data, &mut rules).unwrap();
+    assert!(built.stats.go_functions > 1000, "{:?}", built.stats);
     let image = Image::parse(&*data).unwrap();
     let frames = image.sections.iter().find(|section| section.source == Source::DebugFrame).unwrap();
     let mut section = gimli::DebugFrame::new(frames.data, gimli::LittleEndian);
