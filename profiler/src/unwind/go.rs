@@ -113,8 +113,13 @@ impl Kind {
 enum Saves {
     /// It has no frame.
     NoFrame,
-    /// From an address on it is saved right below the return address, wherever there is a frame.
-    From(u64),
+    /// It is saved right below the return address, wherever there is a frame.
+    From {
+        /// From this address on.
+        saved: u64,
+        /// From here on it is the function's own.
+        own: u64,
+    },
     /// It has a frame, and leaves the frame pointer alone.
     Not,
 }
@@ -125,7 +130,7 @@ impl Saves {
         let mut at = function.start;
         for (until, size) in steps {
             if size > 0 {
-                return saved_from(code, at, size).map_or(Saves::Not, Saves::From);
+                return saved_from(code, at, size).unwrap_or(Saves::Not);
             }
             at = until;
             if at >= function.end {
@@ -137,7 +142,7 @@ impl Saves {
 }
 
 /// Where the frame pointer is saved from, in a function that has a frame of `size` bytes from `at` on.
-fn saved_from(code: Code<'_>, at: u64, size: i64) -> Option<u64> {
+fn saved_from(code: Code<'_>, at: u64, size: i64) -> Option<Saves> {
     const PUSH_FP: u8 = 0x55;
     const MOVE_SP_TO_FP: &[u8] = &[0x48, 0x89, 0xe5];
     const STORE_FP: &[u8] = &[0x48, 0x89];
@@ -145,7 +150,7 @@ fn saved_from(code: Code<'_>, at: u64, size: i64) -> Option<u64> {
     // From 1.21 on it is pushed.
     if size == 8 && code.from(at.wrapping_sub(1)).first() == Some(&PUSH_FP) && next.starts_with(MOVE_SP_TO_FP)
     {
-        return Some(at);
+        return Some(Saves::From { saved: at, own: at.wrapping_add(MOVE_SP_TO_FP.len() as u64) });
     }
     // Before, it is stored where the frame ends: MOVQ BP, size-8(SP).
     let store = next.strip_prefix(STORE_FP)?;
@@ -156,7 +161,8 @@ fn saved_from(code: Code<'_>, at: u64, size: i64) -> Option<u64> {
         [0xac, 0x24, a, b, c, d, ..] => (8, i32::from_le_bytes([a, b, c, d])),
         _ => return None,
     };
-    (stored == slot).then(|| at.wrapping_add(length))
+    // LEAQ size-8(SP), BP, which follows, is as long.
+    (stored == slot).then(|| Saves::From { saved: at.wrapping_add(length), own: at.wrapping_add(2 * length) })
 }
 
 /// Bytes of the instruction before `at` if it frees a whole frame: `ADDQ $size, SP`.
@@ -275,7 +281,7 @@ impl<'a> Rows<'a> {
         self.end = end;
         self.described += 1;
         self.with_frame += u32::from(saves != Saves::NoFrame);
-        self.saving += u32::from(matches!(saves, Saves::From(_)));
+        self.saving += u32::from(matches!(saves, Saves::From { .. }));
         Ok(())
     }
 
@@ -288,20 +294,28 @@ impl<'a> Rows<'a> {
         saves: Saves,
         left: u64,
     ) -> Result<(), BuildError> {
-        let (start, end) = (at.start, at.end);
-        let saved_from = match saves {
-            Saves::From(from) if size > 0 => from,
-            _ => u64::MAX,
+        let Range { start, end } = at;
+        if start >= end {
+            return Ok(());
+        }
+        let (saved, own) = match saves {
+            Saves::From { saved, own } if size > 0 => (saved.clamp(start, end), own.clamp(start, end)),
+            _ => (end, end),
         };
-        if start < end.min(saved_from) {
-            self.set(start, rule(kind, size, saves, false))?;
-        }
-        if start.max(saved_from) < end {
-            self.set(start.max(saved_from), rule(kind, size, saves, true))?;
-        }
-        if kind == Kind::Switches && saved_from < end.saturating_sub(left) && left > 0 {
-            // Back on its stack, and with its caller's frame pointer.
-            self.set(end - left, rule(Kind::Usual, size, saves, true))?;
+        let freed = end.saturating_sub(left).clamp(own, end);
+        // While a function that changes stacks has its caller's frame pointer, it is on its caller's stack.
+        let keeps = matches!(saves, Saves::From { .. }) && kind == Kind::Switches;
+        let around = if keeps { Kind::Usual } else { kind };
+        let pieces = [
+            (start, saved, around, false),
+            (saved, own, around, true),
+            (own, freed, kind, true),
+            (freed, end, around, true),
+        ];
+        for (from, to, kind, is_saved) in pieces {
+            if from < to {
+                self.set(from, rule(kind, size, saves, is_saved))?;
+            }
         }
         Ok(())
     }
@@ -328,7 +342,7 @@ fn rule(kind: Kind, size: i64, saves: Saves, is_saved: bool) -> Rule {
         Kind::Outermost => return Rule::END,
         Kind::SignalReturn => return SIGNAL_RETURN,
         // The frame pointer is this function's or, where it keeps none, its caller's.
-        Kind::Switches if is_saved || !matches!(saves, Saves::From(_)) => return BY_FRAME_POINTER,
+        Kind::Switches if is_saved || !matches!(saves, Saves::From { .. }) => return BY_FRAME_POINTER,
         _ => {}
     }
     let Some(cfa_offset) = size.checked_add(8).filter(|_| size >= 0).and_then(|cfa| i32::try_from(cfa).ok())
