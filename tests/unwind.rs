@@ -351,3 +351,127 @@ fn code_compiled_at_run_time() {
     assert!(all > 300, "{all} samples of JavaScript: {}", profile.0["user_stacks"]);
     assert!(percent(complete, all) >= COMPLETE_PERCENT, "{}", profile.0["user_stacks"]);
 }
+
+/// A Go program of ours, built with `flags`.
+fn go_program(source: &str, flags: &str) -> PathBuf {
+    // What `compiled` adds is the source, `-o`, and where to.
+    compiled(source, &["sh", "-c", &format!("exec go build {flags} -o \"$2\" \"$0\"")])
+}
+
+/// Profiles a Go program whose stacks are as good as all complete; returns its stacks by tables: functions and samples.
+fn stacks_of_go(program: &Path) -> Vec<(Vec<String>, u64)> {
+    let _alone = alone();
+    let program = programs::running(program);
+    let target: Vec<&str> = program.target.iter().map(String::as_str).collect();
+    let (profile, _samples) = Profiling::start(&[&["-F", "1999", "-d", "3s"], &target[..]].concat()).finish();
+    profile.assert_consistent();
+    let by_tables = profile.list("stacks").iter().filter(|stack| {
+        // Not what only the kernel ran in.
+        stack["end"] != "frame_pointers" && stack["end"] != "none"
+    });
+    let (mut complete, mut all, mut stacks) = (0, 0, Vec::new());
+    for stack in by_tables {
+        let samples = stack["samples"].as_u64().unwrap();
+        all += samples;
+        complete += if stack["end"] == "complete" { samples } else { 0 };
+        stacks.push((profile.functions(stack).into_iter().map(str::to_owned).collect(), samples));
+    }
+    assert!(all > 200, "{}", profile.0["user_stacks"]);
+    assert!(percent(complete, all) >= COMPLETE_PERCENT, "{}", profile.0["user_stacks"]);
+    stacks
+}
+
+/// Samples of a function, by who called it.
+fn by_caller<'a>(stacks: &'a [(Vec<String>, u64)], function: &str) -> BTreeMap<&'a str, u64> {
+    let mut callers = BTreeMap::new();
+    for (functions, samples) in stacks {
+        if let Some(at) = functions.iter().position(|of| of == function) {
+            *callers.entry(functions.get(at + 1).map_or("", String::as_str)).or_default() += samples;
+        }
+    }
+    callers
+}
+
+/// Code without a frame of its own has its caller, and stacks reach the start of their goroutine or thread.
+#[test]
+fn go() {
+    if !kernel_ready(&["go"]) {
+        return;
+    }
+    for flags in ["", "-ldflags='-s -w'", "-buildmode=pie", "-buildmode=pie -ldflags='-s -w'"] {
+        let stacks = stacks_of_go(&go_program("callers.go", flags));
+        let expected: [(&str, &[(&str, f64)]); 4] = [
+            (
+                "main.leaf",
+                &[
+                    ("main.thrice", 50.0),
+                    ("main.once", 16.7),
+                    ("main.descend", 16.7),
+                    ("main.late.func1", 16.7),
+                ],
+            ),
+            ("main.square.area", &[("main.(*square).area", 100.0)]),
+            ("main.closureOf.func1", &[("main.call", 100.0)]),
+            ("time.now", &[("time.Now", 100.0)]),
+        ];
+        for (function, expected) in expected {
+            let callers = by_caller(&stacks, function);
+            let all: u64 = callers.values().sum();
+            assert!(all > 20, "{flags}: {function} has {callers:?}");
+            let right: u64 = expected.iter().filter_map(|(caller, _)| callers.get(caller)).sum();
+            assert!(percent(right, all) >= 98.5, "{flags}: {function} has {callers:?}");
+            for (caller, share) in expected {
+                let is = percent(callers.get(caller).copied().unwrap_or(0), all);
+                assert!((is - share).abs() < 10.0, "{flags}: {caller} has {is} % of {function}");
+            }
+        }
+        let depth = |functions: &[String]| functions.iter().filter(|of| *of == "main.descend").count();
+        let descended: Vec<usize> = stacks
+            .iter()
+            .filter(|(functions, _)| functions.windows(2).any(|two| two == ["main.leaf", "main.descend"]))
+            .map(|(functions, _)| depth(functions))
+            .collect();
+        assert!(
+            !descended.is_empty() && descended.iter().all(|depth| *depth == 61),
+            "{flags}: {descended:?}"
+        );
+    }
+}
+
+/// From Go into C and back, by the unwind information of each.
+#[test]
+fn go_and_c() {
+    if !kernel_ready(&["go", "cc"]) {
+        return;
+    }
+    for flags in ["", "-buildmode=pie"] {
+        let stacks = stacks_of_go(&go_program("go_and_c.go", flags));
+        let ways: [&[&str]; 3] = [
+            &["workInC", "runtime.asmcgocall", "main.intoC", "main.main", "runtime.goexit"],
+            &[
+                "main.leaf",
+                "crosscall2",
+                "fromC",
+                "runtime.asmcgocall",
+                "main.throughC",
+                "main.main",
+                "runtime.goexit",
+            ],
+            &["main.leaf", "main.alone", "main.main", "runtime.main", "runtime.goexit"],
+        ];
+        let goes = |functions: &[String], way: &[&str]| {
+            let mut functions = functions.iter();
+            way.iter().all(|step| functions.any(|of| of == step))
+        };
+        let all: u64 = stacks.iter().map(|(_, samples)| samples).sum();
+        let of_way = ways.map(|way| {
+            stacks
+                .iter()
+                .filter(|(functions, _)| goes(functions, way))
+                .map(|(_, samples)| samples)
+                .sum::<u64>()
+        });
+        assert!(of_way.iter().all(|samples| percent(*samples, all) > 20.0), "{flags}: {of_way:?} of {all}");
+        assert!(percent(of_way.iter().sum(), all) > 95.0, "{flags}: {of_way:?} of {all}");
+    }
+}

@@ -8,7 +8,7 @@ fn main() {
     let mut rules = RuleTable::new();
     println!(
         "{:>9} {:>9} {:>9} {:>6} {:>9} {:>7} {:>7} {:>6}  file",
-        "ms", "fdes", "rows", "pages", "KiB", "rules", "unsup", "skip"
+        "ms", "functions", "rows", "pages", "KiB", "rules", "unsup", "skip"
     );
     for path in std::env::args_os().skip(1) {
         let start = Instant::now();
@@ -19,7 +19,7 @@ fn main() {
         match built {
             Ok(table) => println!(
                 "{ms:>9.1} {:>9} {:>9} {:>6} {:>9} {:>7} {:>7} {:>6}  {}",
-                table.stats.fdes,
+                table.stats.fdes + table.stats.go_functions,
                 table.rows,
                 table.pages.len(),
                 table.bytes() / 1024,

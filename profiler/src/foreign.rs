@@ -23,7 +23,14 @@ use crate::{
         syscall::records as syscall,
     },
     process::{
-        elf::ElfInfo, hsperf, jit::JitCode, life, limits, maps, network::Networks, objects, redact::Redact,
+        elf::ElfInfo,
+        go::{GoSection, GoTable},
+        hsperf,
+        jit::JitCode,
+        life, limits, maps,
+        network::Networks,
+        objects,
+        redact::Redact,
         target,
     },
     recording,
@@ -31,7 +38,7 @@ use crate::{
         exported::Exported,
         v8::source_map::{self, SourceMap},
     },
-    symbolize::{facts::Facts, go::GoTable},
+    symbolize::facts::Facts,
     unwind::{RuleTable, Table},
 };
 
@@ -43,6 +50,7 @@ pub static FOREIGN: &[(&str, Feed)] = &[
     ("btf", btf),
     ("config", config),
     ("elf", elf),
+    ("go_table", go_table),
     ("jit_dump", jit_dump),
     ("machine_code", machine_code),
     ("perf_map", perf_map),
@@ -146,9 +154,7 @@ fn machine_code(bytes: &[u8]) {
 /// A file that a process has mapped.
 fn elf(bytes: &[u8]) {
     if let Some(table) = Facts::parse(bytes).and_then(|facts| GoTable::read(facts.go?)) {
-        for address in [0, 0x1000, 0x40_1000, u64::MAX] {
-            table.function(address);
-        }
+        functions_of_go(&table);
     }
     if let Some(info) = ElfInfo::parse(bytes) {
         for file_offset in [0, 0x1000, u64::MAX] {
@@ -169,6 +175,23 @@ fn elf(bytes: &[u8]) {
     let Ok(mut file) = tempfile::tempfile() else { return };
     if file.write_all(bytes).is_ok() {
         allocators::functions(&file, true);
+    }
+}
+
+/// Go's table of functions, and code that may or may not be theirs.
+fn go_table(bytes: &[u8]) {
+    let section = || GoSection { table: bytes.into(), text: 0x1000 };
+    if let Some(table) = GoTable::read(section()) {
+        functions_of_go(&table);
+    }
+    for code in [bytes, &[0x55, 0x48, 0x89, 0xe5].repeat(0x1000)] {
+        let _any_table = Table::of_go(section(), code, &mut RuleTable::new());
+    }
+}
+
+fn functions_of_go(table: &GoTable<'_>) {
+    for address in [0, 0x1000, 0x1020, 0x40_1000, u64::MAX] {
+        table.function(address);
     }
 }
 
@@ -286,7 +309,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::process::jit;
+    use crate::process::{go, jit};
 
     /// Something of each kind that is in order, to be damaged.
     fn seed(name: &str) -> Vec<u8> {
@@ -303,6 +326,7 @@ mod tests {
                 fs::read(golden).unwrap()
             }
             "config" => include_bytes!("daemon/profiler.toml").to_vec(),
+            "go_table" => go::fixtures::table(go::fixtures::Written::By1_20, &go::fixtures::some()).0,
             "requests" => {
                 b"\x00\x50\x24GET /users/17 HTTP/1.1\r\nHost: x\r\n\r\nHTTP/1.1 200 OK\r\n".to_vec()
             }

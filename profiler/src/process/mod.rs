@@ -5,6 +5,7 @@ pub mod anonymous;
 pub mod cgroups;
 pub mod clock;
 pub mod elf;
+pub mod go;
 pub mod hsperf;
 pub mod jit;
 pub mod launch;

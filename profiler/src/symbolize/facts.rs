@@ -4,9 +4,11 @@ use std::fs::File;
 
 use object::{
     Endianness, ReadCache, ReadRef,
-    elf::{FileHeader64, SHF_ALLOC, SHT_NOBITS, SHT_SYMTAB},
+    elf::{FileHeader64, SHT_NOBITS, SHT_SYMTAB},
     read::elf::{FileHeader, SectionHeader},
 };
+
+use crate::process::go::GoSection;
 
 /// Bytes of a section that are copied at most.
 const LARGEST: u64 = 256 << 20;
@@ -25,16 +27,7 @@ pub struct Facts {
     /// Its mini debug information, if it has no symbols: an ELF file with symbols only, compressed with xz.
     pub mini: Option<Vec<u8>>,
     /// Go's own table of functions, if it has no symbols.
-    pub go: Option<GoSection>,
-}
-
-/// Go's table of functions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GoSection {
-    /// Its bytes.
-    pub table: Vec<u8>,
-    /// Where the program's code begins.
-    pub text: u64,
+    pub go: Option<GoSection<'static>>,
 }
 
 impl Facts {
@@ -49,7 +42,7 @@ impl Facts {
         let endian = header.endian().ok()?;
         let sections = header.sections(endian, data).ok()?;
         let mut facts = Facts::default();
-        let (mut text, mut go, mut mini) = (0, None, None);
+        let mut mini = None;
         for section in sections.iter() {
             facts.symbols |= section.sh_type(endian) == SHT_SYMTAB;
             let Ok(name) = sections.section_name(endian, section) else { continue };
@@ -66,19 +59,13 @@ impl Facts {
                     facts.shared = id.filter(|id| !id.is_empty() && id.len() <= 64).map(<[u8]>::to_vec);
                 }
                 b".gnu_debugdata" => mini = bytes(),
-                b".text" => text = section.sh_addr(endian),
-                b".gopclntab" | b".data.rel.ro.gopclntab"
-                    if section.sh_flags(endian) & u64::from(SHF_ALLOC) != 0 =>
-                {
-                    go = bytes();
-                }
                 _ => {}
             }
         }
         // Who has symbols needs neither.
         if !facts.symbols {
             facts.mini = mini.map(<[u8]>::to_vec);
-            facts.go = go.map(|table| GoSection { table: table.to_vec(), text });
+            facts.go = GoSection::find(data).map(GoSection::into_owned);
         }
         Some(facts)
     }

@@ -25,8 +25,8 @@ use tempfile::TempDir;
 
 use crate::{
     model::stack::Module,
-    process::{elf::ElfInfo, open},
-    symbolize::{debuginfod::Debuginfod, facts::Facts, go::GoTable},
+    process::{elf::ElfInfo, go::GoTable, open},
+    symbolize::{debuginfod::Debuginfod, facts::Facts},
 };
 
 /// Where distributions put debug files.
@@ -59,7 +59,7 @@ pub enum Names {
         shared: Option<(TempDir, File)>,
     },
     /// Go's table.
-    Go(GoTable),
+    Go(GoTable<'static>),
 }
 
 /// Where names come from.

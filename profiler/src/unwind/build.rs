@@ -2,15 +2,26 @@
 
 use std::fs::File;
 
-use object::{ReadCache, ReadRef};
-
-use crate::unwind::{
-    eh_frame,
-    image::Image,
-    outcome::{BuildError, Stats},
-    rules::RuleTable,
-    table::Table,
+use object::{
+    LittleEndian as LE, ReadCache, ReadRef,
+    elf::{FileHeader64, PF_X, PT_LOAD},
+    read::elf::{FileHeader, ProgramHeader},
 };
+
+use crate::{
+    process::go::{GoSection, GoTable},
+    unwind::{
+        eh_frame, go,
+        go::Code,
+        image::Image,
+        outcome::{BuildError, Stats},
+        rules::RuleTable,
+        table::Table,
+    },
+};
+
+/// Most code of Go that is read.
+const MAX_CODE_BYTES: u64 = 128 << 20;
 
 impl Table {
     /// Builds the table of an open file. Reads no more of it than headers and unwind information, and does not
@@ -21,11 +32,51 @@ impl Table {
 
     /// Builds the table of an ELF file, or of an image of one in memory (the vDSO).
     pub fn build<'a, R: ReadRef<'a>>(data: R, rules: &mut RuleTable) -> Result<Table, BuildError> {
-        let image = Image::parse(data)?;
-        let mut stats = Stats::default();
-        let refused = rules.refused();
-        let packer = eh_frame::fill(&image, rules, &mut stats)?;
-        stats.refused = rules.refused() - refused;
-        packer.finish(image.machine, image.base, stats)
+        let mut image = Image::parse(data)?;
+        let Some(go) = image.go.take().and_then(GoTable::read) else { return pack(&image, None, rules) };
+        let code = code_at(data, go.start(0).unwrap_or_default())?;
+        pack(&image, Some((go, code)), rules)
     }
+
+    /// Builds the table of code that begins where Go's table of functions says, and of which nothing else is known.
+    pub fn of_go(section: GoSection<'_>, code: &[u8], rules: &mut RuleTable) -> Result<Table, BuildError> {
+        let code = Code { address: section.text, bytes: code };
+        let image = Image::of_code(code.address, code.bytes.len() as u64)?;
+        let go = GoTable::read(section).ok_or(BuildError::NoUnwindInfo)?;
+        pack(&image, Some((go, code)), rules)
+    }
+}
+
+fn pack(
+    image: &Image<'_>,
+    of_go: Option<(GoTable<'_>, Code<'_>)>,
+    rules: &mut RuleTable,
+) -> Result<Table, BuildError> {
+    let mut stats = Stats::default();
+    let refused = rules.refused();
+    let of_go = match &of_go {
+        Some((table, code)) => go::rows(table, *code, image, rules, &mut stats)?,
+        None => Vec::new(),
+    };
+    let packer = eh_frame::fill(image, of_go, rules, &mut stats)?;
+    stats.refused = rules.refused() - refused;
+    packer.finish(image.machine, image.base, stats)
+}
+
+/// The code from an address on, as far as its segment goes; empty if it is not in the file.
+fn code_at<'a, R: ReadRef<'a>>(data: R, address: u64) -> Result<Code<'a>, BuildError> {
+    let place = || {
+        let header = FileHeader64::<LE>::parse(data).ok()?;
+        header.program_headers(LE, data).ok()?.iter().find_map(|segment| {
+            let is_code = segment.p_type(LE) == PT_LOAD && segment.p_flags(LE) & PF_X != 0;
+            let within = address.checked_sub(segment.p_vaddr(LE)).filter(|_| is_code)?;
+            let len = segment.p_filesz(LE).checked_sub(within)?;
+            Some((segment.p_offset(LE).checked_add(within)?, len))
+        })
+    };
+    let Some((offset, len)) = place() else { return Ok(Code::default()) };
+    if len > MAX_CODE_BYTES {
+        return Err(BuildError::TooLarge("code of Go"));
+    }
+    Ok(Code { address, bytes: data.read_bytes_at(offset, len).unwrap_or_default() })
 }

@@ -70,7 +70,7 @@ pub fn functions(image: &Image<'_>) -> Result<Vec<(u64, u64, bool)>, BuildError>
                 let frames = eh_frame(image, section);
                 Frames::new(image, section, &frames, &bases).collect(&mut Stats::default())?
             }
-            Source::DebugFrame => {
+            Source::DebugFrame | Source::Go => {
                 let frames = debug_frame(image, section);
                 Frames::new(image, section, &frames, &bases).collect(&mut Stats::default())?
             }
@@ -107,34 +107,50 @@ fn vendor(image: &Image<'_>) -> Vendor {
     }
 }
 
-/// Packs the rules of everything that the image's unwind information describes.
+/// Packs the rules of everything that the image's unwind information describes, below those of `over`, by address.
 pub(super) fn fill(
     image: &Image<'_>,
+    over: Vec<(u32, u32)>,
     rules: &mut RuleTable,
     stats: &mut Stats,
 ) -> Result<Packer, BuildError> {
+    let known = *stats;
+    let mut over = Over { end: over.last().map_or(0, |last| last.0), rows: over };
     for section in &image.sections {
         let bases = image.bases.clone().set_eh_frame(section.address);
-        *stats = Stats { source: section.source, ..Stats::default() };
+        *stats = Stats { source: section.source, ..known };
         let packer = match section.source {
             Source::EhFrame => {
                 let frames = eh_frame(image, section);
-                Frames::new(image, section, &frames, &bases).fill(rules, stats)?
+                Frames::new(image, section, &frames, &bases).fill(&mut over, rules, stats)?
             }
-            Source::DebugFrame => {
+            Source::DebugFrame | Source::Go => {
                 let frames = debug_frame(image, section);
-                Frames::new(image, section, &frames, &bases).fill(rules, stats)?
+                Frames::new(image, section, &frames, &bases).fill(&mut over, rules, stats)?
             }
         };
         if let Some(packer) = packer {
             return Ok(packer);
         }
     }
-    Err(if stats.skipped != 0 {
+    if !over.rows.is_empty() {
+        *stats = Stats { source: Source::Go, ..known };
+        return Ok(Packer::new(over.end, over.rows));
+    }
+    Err(if image.sections.is_empty() {
+        image.without_sections()
+    } else if stats.skipped != 0 {
         BuildError::Malformed("no entry of the unwind information is usable")
     } else {
         BuildError::NoUnwindInfo
     })
+}
+
+/// What goes over the rules of a section.
+struct Over {
+    rows: Vec<(u32, u32)>,
+    /// One past the last address that has a rule, from the image's base on.
+    end: u32,
 }
 
 /// A section and what has been parsed of it.
@@ -165,12 +181,17 @@ impl<'a, 'b, S: UnwindSection<Reader<'a>>> Frames<'a, 'b, S> {
     }
 
     /// Packs the section's rules; `None` if it describes no code of the image.
-    fn fill(mut self, rules: &mut RuleTable, stats: &mut Stats) -> Result<Option<Packer>, BuildError> {
+    fn fill(
+        mut self,
+        over: &mut Over,
+        rules: &mut RuleTable,
+        stats: &mut Stats,
+    ) -> Result<Option<Packer>, BuildError> {
         let spans = self.collect(stats)?;
         let Some(end) = spans.iter().map(|span| span.start + span.len).max() else { return Ok(None) };
         stats.fdes = spans.len() as u32;
 
-        let mut packer = Packer::new(end);
+        let mut packer = Packer::new(end.max(over.end), std::mem::take(&mut over.rows));
         let mut context = UnwindContext::new_in();
         let mut work = 0;
         for (index, span) in spans.iter().enumerate() {

@@ -11,7 +11,10 @@ use object::{
 };
 use profiler_common::unwind::BUCKET_BYTES;
 
-use crate::unwind::outcome::{BuildError, Source};
+use crate::{
+    process::go::GoSection,
+    unwind::outcome::{BuildError, Source},
+};
 
 /// Largest section of unwind information that is read.
 const MAX_SECTION_BYTES: u64 = 128 << 20;
@@ -49,6 +52,10 @@ pub struct Image<'a> {
     pub end: u64,
     /// Unwind information, best first.
     pub sections: Vec<FrameSection<'a>>,
+    /// Whether there is more, but compressed.
+    pub compressed: bool,
+    /// Go's own table of functions, which goes before all of them.
+    pub go: Option<GoSection<'a>>,
     /// Where `.text` and `.got` are: addresses may be relative to them.
     pub bases: BaseAddresses,
 }
@@ -86,14 +93,9 @@ impl<'a> Image<'a> {
         if base >= end {
             return Err(BuildError::NoCode);
         }
-        base &= !(BUCKET_BYTES - 1);
-        if end - base > MAX_CODE_BYTES {
-            return Err(BuildError::TooLarge("code"));
-        }
-
-        let mut image = Image { machine, base, end, sections: Vec::new(), bases: BaseAddresses::default() };
+        let mut image = Image { machine, ..Image::of_code(base, end - base)? };
+        image.go = GoSection::find(data).filter(|_| machine == Machine::X86_64);
         let mut debug_frame = None;
-        let mut compressed = false;
         // Files in use may have lost their section headers, or carry damaged ones: that only costs the sections.
         if header.e_shnum(endian) != 0
             && let Ok(sections) = header.sections(endian, data)
@@ -105,7 +107,7 @@ impl<'a> Image<'a> {
                     b".got" => image.bases = image.bases.clone().set_got(section.sh_addr(endian)),
                     b".eh_frame" | b".debug_frame" => {
                         if section.sh_flags(endian) & u64::from(SHF_COMPRESSED) != 0 {
-                            compressed = true;
+                            image.compressed = true;
                         } else if let Some(bytes) = section_bytes(section, data)? {
                             let address = section.sh_addr(endian);
                             if name == b".eh_frame" {
@@ -128,10 +130,26 @@ impl<'a> Image<'a> {
             image.sections.extend(by_program_headers(segments, data));
         }
         image.sections.extend(debug_frame);
-        if image.sections.is_empty() {
-            return Err(if compressed { BuildError::Compressed } else { BuildError::NoUnwindInfo });
+        if image.sections.is_empty() && image.go.is_none() {
+            return Err(image.without_sections());
         }
         Ok(image)
+    }
+
+    /// Code of x86_64 from `base` on, `len` bytes of it, and nothing that is known of it.
+    pub(super) fn of_code(base: u64, len: u64) -> Result<Image<'a>, BuildError> {
+        let end = base.checked_add(len).ok_or(BuildError::Malformed("code past the end of memory"))?;
+        let base = base & !(BUCKET_BYTES - 1);
+        if end - base > MAX_CODE_BYTES {
+            return Err(BuildError::TooLarge("code"));
+        }
+        let (sections, bases) = (Vec::new(), BaseAddresses::default());
+        Ok(Image { machine: Machine::X86_64, base, end, sections, compressed: false, go: None, bases })
+    }
+
+    /// Why a file without a section of unwind information has no table.
+    pub(super) fn without_sections(&self) -> BuildError {
+        if self.compressed { BuildError::Compressed } else { BuildError::NoUnwindInfo }
     }
 }
 

@@ -12,7 +12,7 @@ pub enum BuildError {
     /// Nothing in the file is executable.
     #[error("no code")]
     NoCode,
-    /// Neither `.eh_frame` nor `.debug_frame`, or they describe none of the code.
+    /// Neither `.eh_frame` nor `.debug_frame` nor Go's table, or they describe none of the code.
     #[error("no unwind information")]
     NoUnwindInfo,
     /// Only compressed unwind information.
@@ -34,6 +34,8 @@ pub enum Source {
     EhFrame,
     /// `.debug_frame`, debug information.
     DebugFrame,
+    /// Go's own table of functions.
+    Go,
 }
 
 /// What was met while a table was built.
@@ -43,6 +45,8 @@ pub struct Stats {
     pub source: Source,
     /// Functions with unwind information.
     pub fdes: u32,
+    /// Functions that Go's own table describes.
+    pub go_functions: u32,
     /// Entries that could not be understood.
     pub skipped: u32,
     /// Stretches of code whose rule no [`Rule`](profiler_common::unwind::Rule) can express.

@@ -1,5 +1,7 @@
 //! The unwind table of a file, and how it is packed into pages.
 
+use std::{iter::Peekable, vec::IntoIter};
+
 use profiler_common::unwind::{
     self, BUCKET_SHIFT, BUCKETS_PER_PAGE, MAX_BUCKET_ROWS, PAGE_WORDS, Page, ROWS_PER_PAGE, RULE_NO_INFO,
 };
@@ -74,11 +76,18 @@ pub(super) struct Packer {
     rows: u64,
     /// A row that begins at offset 0, for each rule: serves every bucket that has no other rule.
     whole: FxHashMap<u32, u32>,
+    /// What precedes the rules that are set, wherever it has one.
+    over: Peekable<IntoIter<(u32, u32)>>,
+    /// The rule of it.
+    over_rule: u32,
+    /// The rule below it.
+    below: u32,
 }
 
 impl Packer {
-    /// For code from the base to `end`, relative to it.
-    pub(super) fn new(end: u32) -> Packer {
+    /// For code from the base to `end`, relative to it. Where `over` has a rule, that applies and no other; it has addresses and
+    /// the rules from there on, by address.
+    pub(super) fn new(end: u32, over: Vec<(u32, u32)>) -> Packer {
         let buckets = (end as u64).div_ceil(unwind::BUCKET_BYTES) as u32;
         let bucket_pages = buckets.div_ceil(BUCKETS_PER_PAGE);
         Packer {
@@ -91,11 +100,29 @@ impl Packer {
             next_row: 0,
             rows: 0,
             whole: FxHashMap::default(),
+            over: over.into_iter().peekable(),
+            over_rule: RULE_NO_INFO,
+            below: RULE_NO_INFO,
         }
     }
 
     /// From `address` (relative to the base) on, `rule` applies. Addresses never go back.
     pub(super) fn set(&mut self, address: u32, rule: u32) -> Result<(), BuildError> {
+        self.advance_over(address)?;
+        self.below = rule;
+        if self.over_rule == RULE_NO_INFO { self.put(address, rule) } else { Ok(()) }
+    }
+
+    /// Sets what goes over all else, up to an address.
+    fn advance_over(&mut self, address: u32) -> Result<(), BuildError> {
+        while let Some((at, rule)) = self.over.next_if(|next| next.0 <= address) {
+            self.over_rule = rule;
+            self.put(at, if rule == RULE_NO_INFO { self.below } else { rule })?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, address: u32, rule: u32) -> Result<(), BuildError> {
         if rule == self.rule || address >> BUCKET_SHIFT >= self.buckets {
             return Ok(());
         }
@@ -174,6 +201,7 @@ impl Packer {
 
     /// All of it.
     pub(super) fn finish(mut self, machine: Machine, base: u64, stats: Stats) -> Result<Table, BuildError> {
+        self.advance_over(u32::MAX)?;
         self.advance(self.buckets)?;
         self.pages.shrink_to_fit();
         Ok(Table {
@@ -195,7 +223,11 @@ mod tests {
     use super::*;
 
     fn pack(end: u32, changes: &[(u32, u32)]) -> Table {
-        let mut packer = Packer::new(end);
+        pack_below(end, changes, &[])
+    }
+
+    fn pack_below(end: u32, changes: &[(u32, u32)], over: &[(u32, u32)]) -> Table {
+        let mut packer = Packer::new(end, over.to_vec());
         for &(address, rule) in changes {
             packer.set(address, rule).unwrap();
         }
@@ -230,18 +262,23 @@ mod tests {
         #[test]
         fn every_address_has_the_rule_set_last(
             changes in proptest::collection::btree_map(0u32..0x10000, 0u32..50, 0..3000),
+            over in proptest::collection::btree_map(0u32..0x10000, 0u32..4, 0..300),
             end in 1u32..0x10000,
         ) {
             let changes: Vec<(u32, u32)> = changes.into_iter().filter(|&(address, _)| address < end).collect();
-            let table = pack(end, &changes);
-            let mut rule = 0;
-            let mut next = changes.iter().peekable();
+            let over: Vec<(u32, u32)> = over.into_iter().filter(|&(address, _)| address < end).collect();
+            let table = pack_below(end, &changes, &over);
+            let (mut rule, mut over_rule) = (0, 0);
+            let (mut next, mut next_over) = (changes.iter().peekable(), over.iter().peekable());
             for address in 0..end {
-                while let Some(&&(_, changed)) = next.peek().filter(|change| change.0 <= address) {
+                while let Some(&(_, changed)) = next.next_if(|change| change.0 <= address) {
                     rule = changed;
-                    next.next();
                 }
-                prop_assert_eq!(table.find(0x1000 + u64::from(address)), Some(rule));
+                while let Some(&(_, changed)) = next_over.next_if(|change| change.0 <= address) {
+                    over_rule = changed;
+                }
+                let applies = if over_rule == 0 { rule } else { over_rule };
+                prop_assert_eq!(table.find(0x1000 + u64::from(address)), Some(applies));
             }
         }
     }
