@@ -1,5 +1,5 @@
-//! Which TCP connections wait for an answer: the kernel knows of each when it last sent and when it last received.
-//! Asked by netlink (sock_diag(7)), in the network namespace of the process.
+//! Which TCP connections wait for an answer: the kernel knows of each when it last sent and when it last received; and which
+//! wait to be accepted. Asked by netlink (sock_diag(7)), in the network namespace of the process.
 
 use std::{
     collections::BTreeMap,
@@ -22,9 +22,14 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_INFO: u16 = 2;
 const ESTABLISHED: u32 = 1 << 1;
+const CLOSE_WAIT: u32 = 1 << 8;
+const LISTEN: u32 = 1 << 10;
 const HEADER: usize = 16;
 const MESSAGE: usize = 72;
-/// Of inet_diag_msg.
+/// Of inet_diag_msg. Of a socket that listens the two queues are the connections that wait to be accepted, and the limit.
+const PORT: usize = 4;
+const RECEIVE_QUEUE: usize = 56;
+const SEND_QUEUE: usize = 60;
 const INODE: usize = 68;
 /// Of tcp_info: the first two in ms ago.
 const LAST_DATA_SENT: usize = 44;
@@ -35,11 +40,46 @@ const BYTES_RECEIVED: usize = 128;
 #[derive(Debug, Default)]
 pub struct SockDiag(BTreeMap<u64, Option<OwnedFd>>);
 
+/// A socket that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// Its inode.
+    pub inode: u64,
+    /// Connections that wait to be accepted.
+    pub waiting: u32,
+    /// How many may, beside one.
+    pub limit: u32,
+}
+
 impl SockDiag {
     /// Inodes of the connections in a process's namespace on which it sent something later than it received: those of which
     /// an answer is awaited, with how long ago that was, ms. `None` where that
     /// cannot be asked, or not to the end.
     pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> Option<BTreeMap<u64, u32>> {
+        let mut found = BTreeMap::new();
+        let asked = Asked { states: ESTABLISHED, port: 0, info: true };
+        self.each(proc_root, pid, asked, |message| found.extend(awaits(message)))?;
+        Some(found)
+    }
+
+    /// The sockets that listen in a process's namespace. `None` as above.
+    pub fn listening(&mut self, proc_root: &Path, pid: u32) -> Option<Vec<Listening>> {
+        let mut found = Vec::new();
+        let asked = Asked { states: LISTEN, port: 0, info: false };
+        self.each(proc_root, pid, asked, |message| found.extend(listens(message)))?;
+        Some(found)
+    }
+
+    /// For how long the connection has waited that waits longest to be accepted at a port there, ms: since it was made, in ticks
+    /// of the kernel. Nothing where none waits; `None` as above.
+    pub fn longest_unaccepted(&mut self, proc_root: &Path, pid: u32, port: u16) -> Option<Option<u32>> {
+        let mut longest = None;
+        let asked = Asked { states: ESTABLISHED | CLOSE_WAIT, port, info: true };
+        self.each(proc_root, pid, asked, |message| longest = longest.max(unaccepted(message, port)))?;
+        Some(longest)
+    }
+
+    fn each(&mut self, proc_root: &Path, pid: u32, what: Asked, mut found: impl FnMut(&[u8])) -> Option<()> {
         let path = shown(proc_root, pid).join("ns/net");
         let namespace = fs::metadata(&path).ok()?.ino();
         if self.0.len() >= MAX_NAMESPACES && !self.0.contains_key(&namespace) {
@@ -47,13 +87,22 @@ impl SockDiag {
         }
         let socket = self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok());
         let socket = socket.as_ref()?;
-        let mut found = BTreeMap::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            ask(socket, family as u8).ok()?;
+            ask(socket, family as u8, what).ok()?;
             read(socket, &mut found).ok()?;
         }
-        Some(found)
+        Some(())
     }
+}
+
+/// Which sockets are asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    states: u32,
+    /// Their own port; zero for any.
+    port: u16,
+    /// With their tcp_info.
+    info: bool,
 }
 
 /// A socket in this namespace. A thread of its own enters it, and ends.
@@ -84,22 +133,23 @@ fn netlink() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Asks for all established connections of a family, with their tcp_info.
-fn ask(socket: &OwnedFd, family: u8) -> io::Result<()> {
+/// Asks for sockets of a family.
+fn ask(socket: &OwnedFd, family: u8, what: Asked) -> io::Result<()> {
     let mut request = Vec::with_capacity(MESSAGE);
     request.extend(72u32.to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
     request.extend([0; 8]); // sequence, port
-    request.extend([family, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0]);
-    request.extend(ESTABLISHED.to_ne_bytes());
-    request.extend([0; 48]); // any socket
+    request.extend([family, libc::IPPROTO_TCP as u8, u8::from(what.info) << (INET_DIAG_INFO - 1), 0]);
+    request.extend(what.states.to_ne_bytes());
+    request.extend(what.port.to_be_bytes());
+    request.extend([0; 46]); // any other side
     // SAFETY: the buffer is as long as is said.
     let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn read(socket: &OwnedFd, found: &mut BTreeMap<u64, u32>) -> io::Result<()> {
+fn read(socket: &OwnedFd, found: &mut impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0u8; 32 * 1024];
     let mut all = 0;
     // A dump is there at once: the kernel makes the next part of it as it is read.
@@ -116,14 +166,14 @@ fn read(socket: &OwnedFd, found: &mut BTreeMap<u64, u32>) -> io::Result<()> {
 }
 
 /// Takes in some messages; returns whether the last one was among them.
-fn parse(mut bytes: &[u8], found: &mut BTreeMap<u64, u32>) -> bool {
+fn parse(mut bytes: &[u8], found: &mut impl FnMut(&[u8])) -> bool {
     while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
         let length = length as usize;
         if i32::from(kind) == libc::NLMSG_DONE || i32::from(kind) == libc::NLMSG_ERROR || length < HEADER {
             return true;
         }
         let Some(message) = bytes.get(HEADER..length) else { return true };
-        found.extend(awaits(message));
+        found(message);
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     false
@@ -132,16 +182,38 @@ fn parse(mut bytes: &[u8], found: &mut BTreeMap<u64, u32>) -> bool {
 /// The inode of a connection, if it waits for an answer, and how long ago it asked, ms.
 fn awaits(message: &[u8]) -> Option<(u64, u32)> {
     let inode = u32_at(message, INODE)?;
+    let value = info(message)?;
+    let (sent, received) = (u32_at(value, LAST_DATA_SENT)?, u32_at(value, LAST_DATA_RECEIVED)?);
+    // Who never answers, a log server, is not waited for.
+    let answers =
+        value.get(BYTES_RECEIVED..BYTES_RECEIVED + 8).is_some_and(|n| n.iter().any(|byte| *byte > 0));
+    (answers && sent < received).then_some((inode.into(), sent))
+}
+
+fn listens(message: &[u8]) -> Option<Listening> {
+    let number = |at| u32_at(message, at);
+    let (waiting, limit) = (number(RECEIVE_QUEUE)?, number(SEND_QUEUE)?);
+    Some(Listening { inode: number(INODE)?.into(), waiting, limit })
+}
+
+/// How long ago a connection was made, ms, if it is at this port and no process has got it yet: nothing has been sent on it, and
+/// the kernel begins to count when it is made.
+fn unaccepted(message: &[u8], port: u16) -> Option<u32> {
+    let at_port = message.get(PORT..PORT + 2)? == port.to_be_bytes();
+    if !at_port || u32_at(message, INODE)? != 0 {
+        return None;
+    }
+    u32_at(info(message)?, LAST_DATA_SENT)
+}
+
+/// The tcp_info of a message.
+fn info(message: &[u8]) -> Option<&[u8]> {
     let mut attributes = message.get(MESSAGE..)?;
     while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
         let length = usize::from(length);
         let value = attributes.get(4..length)?;
         if kind == INET_DIAG_INFO {
-            let (sent, received) = (u32_at(value, LAST_DATA_SENT)?, u32_at(value, LAST_DATA_RECEIVED)?);
-            // Who never answers, a log server, is not waited for.
-            let answers =
-                value.get(BYTES_RECEIVED..BYTES_RECEIVED + 8).is_some_and(|n| n.iter().any(|byte| *byte > 0));
-            return (answers && sent < received).then_some((inode.into(), sent));
+            return Some(value);
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
@@ -195,15 +267,43 @@ mod tests {
         assert!(awaits(&client) && !awaits(&server));
     }
 
+    #[test]
+    fn who_is_not_accepted_waits() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+        let inode: u64 = link.to_string_lossy().trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+        let (mut diag, pid, root) = (SockDiag::default(), std::process::id(), Path::new("/proc"));
+        let mut look = || {
+            let all = diag.listening(root, pid).unwrap();
+            let waiting = all.iter().find(|of| of.inode == inode).unwrap().waiting;
+            (waiting, diag.longest_unaccepted(root, pid, port).unwrap())
+        };
+        assert_eq!(look(), (0, None));
+        let mut clients = [(); 3].map(|()| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        clients[1].write_all(b"it has asked already").unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let (waiting, longest) = look();
+        assert_eq!(waiting, 3);
+        assert!(longest.unwrap() >= 80, "{longest:?}");
+        let accepted = [(); 3].map(|()| listener.accept().unwrap());
+        assert_eq!(look(), (0, None), "{accepted:?}");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), length in 0u32..400) {
-            let mut found = BTreeMap::new();
+            let mut messages = Vec::new();
+            let mut found = |message: &[u8]| messages.push(message.to_vec());
             parse(&bytes, &mut found);
-            awaits(&bytes);
             let mut framed = length.to_ne_bytes().to_vec();
-            framed.extend(bytes);
+            framed.extend(&bytes);
             parse(&framed, &mut found);
+            for message in messages.iter().map(|message| &message[..]).chain([&bytes[..]]) {
+                awaits(message);
+                listens(message);
+                unaccepted(message, 80);
+            }
         }
     }
 }

@@ -34,7 +34,7 @@ pub mod load;
 pub mod normal;
 
 /// First bytes of a recording; the last one is the version.
-pub const MAGIC: &[u8; 8] = b"PRECORD\x17";
+pub const MAGIC: &[u8; 8] = b"PRECORD\x18";
 
 /// No event is longer, bytes: none is written, and a length that says so is damage. A section is one event, and the bounds of
 /// what it holds allow some 100 MB (65,536 threads, 16,384 routes, 20,000 waits each with the path of a file).
@@ -507,6 +507,8 @@ mod tests {
             operation: text(128),
             first: lengths,
             whole: lengths,
+            answer_bytes: u64::MAX,
+            largest_bytes: u64::MAX,
             errors: vec![(text(16), u64::MAX); 32],
             breakdown: Some(Breakdown { asked: vec![asked; 20], ..Breakdown::default() }),
         };
