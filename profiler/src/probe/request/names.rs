@@ -175,6 +175,8 @@ mod tests {
         assert_eq!(known.name(&key(7, 2)), "api.test or www.test");
         known.add(7, &answer(b"ftp", 2));
         assert_eq!(known.name(&key(7, 2)), "api.test or www.test or others");
+        (b'a'..=b'z').for_each(|letter| known.add(7, &answer(&[letter; 3], 2)));
+        assert_eq!(known.0.values().map(Vec::len).sum::<usize>(), MAX_NAMES + 1);
         (0..200).for_each(|pid| (0..=255).for_each(|last| known.add(pid, &answer(b"api", last))));
         assert_eq!(known.0.len(), MAX_ADDRESSES);
     }

@@ -71,6 +71,25 @@ mod tests {
             assert_eq!(decode(coded, 100).as_deref(), Some(text.as_bytes()));
             assert_eq!(decode(coded, text.len() - 1), None, "it is longer");
         }
+        // The first and the last code of each length from 8 bits on.
+        let longer: [(u8, u16, u32); 11] = [
+            (b'&', 0xf8, 8),
+            (b'Z', 0xfd, 8),
+            (b'!', 0x3f8, 10),
+            (b'?', 0x3fc, 10),
+            (b'\'', 0x7fa, 11),
+            (b'|', 0x7fc, 11),
+            (b'#', 0xffa, 12),
+            (b'~', 0x1ffd, 13),
+            (b'^', 0x3ffc, 14),
+            (b'<', 0x7ffc, 15),
+            (b'{', 0x7ffe, 15),
+        ];
+        for (byte, code, bits) in longer {
+            let filled_up = (u32::from(code) << (32 - bits) | u32::MAX >> bits).to_be_bytes();
+            let len = bits.div_ceil(8) as usize;
+            assert_eq!(decode(&filled_up[..len], 100), Some(vec![byte]), "{}", char::from(byte));
+        }
         assert_eq!(decode(b"\xff\xff\xff\xff", 100), None, "nothing that has so many bits is read");
         assert_eq!(decode(b"\x00", 100), None, "it ends in ones");
     }
