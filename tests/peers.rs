@@ -46,7 +46,7 @@ fn server_that_logs(
 fn get(port: u16, path: &str) -> usize {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    // At once: who is accepted late is reset if more comes when he is.
+    // In one call: in three, eight of twenty clients of the slow server were reset. Why has not been found out.
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
