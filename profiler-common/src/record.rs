@@ -29,5 +29,9 @@ table! {
         Waker = 11, "waker", "stack that wakes threads";
         /// A request and its answer, a [`Connection`](crate::request::Connection).
         Exchange = 12, "exchange", "request and answer";
+        /// What a name server said, a [`Names`](crate::request::Names).
+        Names = 13, "names", "answer of a name server";
+        /// What a call moved on a connection of HTTP/2, a [`Frames`](crate::request::Frames).
+        Frames = 14, "frames", "frames of HTTP/2";
     }
 }

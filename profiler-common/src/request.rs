@@ -66,6 +66,8 @@ pub mod flags {
     pub const OVERLAPS: u32 = 256;
     /// The TLS library told of the exchange: its first bytes are plain text.
     pub const INSIDE: u32 = 512;
+    /// It begins as HTTP/2 does, so that its frames can be told.
+    pub const FRAMES: u32 = 1024;
     /// What is about one exchange, not about the connection.
     pub const OF_EXCHANGE: u32 = OTHER_THREAD | TIMES | OVERLAPS | INSIDE;
 }
@@ -109,7 +111,8 @@ pub struct PeerKey {
 pub struct Connection {
     /// [`RecordKind::Exchange`](crate::record::RecordKind).
     pub kind: u32,
-    /// Exchanges of the peer that this record stands for: it and those before it that were not sent.
+    /// Exchanges of the peer that this record stands for: it and those before it that were not sent. Zero if it is none: an attempt
+    /// to connect that failed ([`flags::CONNECTING`]), or a question of the process that had no answer when its connection ended.
     pub weight: u32,
     /// The socket.
     pub sock: u64,
@@ -129,7 +132,7 @@ pub struct Connection {
     pub inside: u64,
     /// When it was made, or first seen: CLOCK_MONOTONIC, ns.
     pub opened_ns: u64,
-    /// Exchanges on it that have ended.
+    /// Exchanges on it that have ended; of HTTP/2 calls that moved something.
     pub exchanges: u64,
     /// When the request's first byte arrived at the socket, or zero where that is not known. Of who asks: its answer's.
     pub arrived_ns: u64,
@@ -156,6 +159,63 @@ pub struct Connection {
     pub request: [u8; REQUEST_HEAD],
     /// The answer's first bytes.
     pub answer: [u8; ANSWER_HEAD],
+}
+
+/// First bytes of a name server's message that are looked at: all of it, mostly (RFC 1035, 4.2.1).
+pub const NAMES: usize = 512;
+
+/// The record of a message that came from a name server.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// [`RecordKind::Names`](crate::record::RecordKind).
+    pub kind: u32,
+    /// Process that asked, in the profiler's PID namespace.
+    pub pid: u32,
+    /// When it was read: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// How much of `bytes` is in use.
+    pub len: u32,
+    /// Not used.
+    pub _padding: u32,
+    /// The message.
+    pub bytes: [u8; NAMES],
+}
+
+/// First bytes that a call moves on a connection of HTTP/2 that are looked at: some frames. Of a call with several buffers so many of
+/// them, and as much of each: who writes frames mostly has what they carry in buffers of its own.
+pub const FRAMES: usize = 1024;
+/// See [`FRAMES`].
+pub const BUFFERS: usize = 8;
+/// See [`FRAMES`].
+pub const OF_BUFFER: usize = FRAMES / BUFFERS;
+
+/// The record of a call that moved bytes on a connection of HTTP/2.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// [`RecordKind::Frames`](crate::record::RecordKind).
+    pub kind: u32,
+    /// How much of `bytes` is in use; where there are several buffers zero.
+    pub len: u32,
+    /// The socket.
+    pub sock: u64,
+    /// Whose connection, and with whom.
+    pub peer: PeerKey,
+    /// When: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// Number of the call on this connection, so that it is known when one was not told.
+    pub number: u64,
+    /// Bytes that it moved.
+    pub moved: u64,
+    /// Whether it wrote them.
+    pub wrote: u32,
+    /// How many buffers are looked at; zero for one that is not in an array.
+    pub buffers: u32,
+    /// How long each of them is.
+    pub lens: [u32; BUFFERS],
+    /// The first bytes: of one buffer, or [`OF_BUFFER`] of each.
+    pub bytes: [u8; FRAMES],
 }
 
 /// Classes of answers that are told apart: by the first digit of HTTP/1 statuses; at zero what is none.
@@ -346,6 +406,10 @@ mod pod {
     unsafe impl aya::Pod for super::PeerKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Connection {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Names {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Frames {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PeerStats {}
     // SAFETY: as above.

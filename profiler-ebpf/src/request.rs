@@ -26,9 +26,9 @@ use profiler_common::{
     loss::Loss,
     record::RecordKind,
     request::{
-        ANSWER_HEAD, Buffer, Connection, FailureKey, FirstBytes, ListenerKey, MAX_CONNECTIONS, MAX_FAILURES,
-        MAX_LISTENERS, MAX_PEERS, PeerKey, PeerStats, Phase, REQUEST_HEAD, Role, SHORT_HEAD, STATUS_AT,
-        STATUSES, UNIX_NAME, UnixName, class_of, flags,
+        ANSWER_HEAD, BUFFERS, Buffer, Connection, FRAMES, FailureKey, FirstBytes, Frames, ListenerKey,
+        MAX_CONNECTIONS, MAX_FAILURES, MAX_LISTENERS, MAX_PEERS, NAMES, Names, OF_BUFFER, PeerKey, PeerStats,
+        Phase, REQUEST_HEAD, Role, SHORT_HEAD, STATUS_AT, STATUSES, UNIX_NAME, UnixName, class_of, flags,
     },
     sched::{MAX_SYSCALLS, Times, WaitCause},
     syscall::DNS_PORT,
@@ -98,6 +98,14 @@ static SOCKET_BUFFERS: Array<u8, MAX_SYSCALLS> = Array::new();
 /// The data that is being received on this CPU.
 #[btf_map]
 static ARRIVED: PerCpuArray<Arrival, 1> = PerCpuArray::new();
+
+/// Where a name server's message is copied to: too large for the stack.
+#[btf_map]
+static NAMES_READ: PerCpuArray<Names, 1> = PerCpuArray::new();
+
+/// Where frames of HTTP/2 are copied to.
+#[btf_map]
+static FRAMES_READ: PerCpuArray<Frames, 1> = PerCpuArray::new();
 
 /// How many records of exchanges this CPU has sent in this slice of time.
 #[btf_map]
@@ -342,7 +350,13 @@ pub extern "C" fn move_bytes(sock: u64, bytes: u64, wrote: u32, pid: u32, tid: u
     }
     let asks = connection.peer.role == Role::Asks as u32;
     if connection.flags & flags::MULTIPLEXED != 0 {
+        if connection.flags & (flags::FRAMES | flags::TLS) == flags::FRAMES {
+            tell_frames(connection, sock, 0, bytes, wrote, now);
+        }
         return 0;
+    }
+    if wrote == 0 && connection.peer.port == DNS_PORT && connection.peer.socket_type == SOCK_DGRAM.into() {
+        tell_names(pid, bytes, now);
     }
     let arrived_ns = if wrote != 0 { 0 } else { arrival(sock, now) };
     let mut moved = Moved { bytes, plain: 0, inside: Inside::No, arrived_ns };
@@ -358,6 +372,89 @@ pub extern "C" fn move_bytes(sock: u64, bytes: u64, wrote: u32, pid: u32, tid: u
         answer(connection, sock, &moved, asks, tid, now);
     }
     0
+}
+
+/// Tells of a message of a name server in full: who was looked up, and at which addresses, stands at its end. A resolver asks for
+/// two kinds of addresses at once, so that of an exchange only the first answer's beginning is known.
+#[inline(always)]
+fn tell_names(pid: u32, bytes: u64, now: u64) {
+    let Some(names) = NAMES_READ.get_ptr_mut(0) else { return };
+    if !may_send(now) {
+        return;
+    }
+    // SAFETY: this CPU's own slot, as in `begin_connection`.
+    let names = unsafe { &mut *names };
+    names.kind = RecordKind::Names as u32;
+    names.pid = pid;
+    names.time_ns = now;
+    let buffer = buffer_of(bytes);
+    names.len = copy_head(names.bytes.as_mut_ptr(), NAMES as u64, &buffer);
+    // SAFETY: a value and its size.
+    if names.len > 0 && !unsafe { send(core::ptr::from_ref(names).cast(), size_of::<Names>() as u64) } {
+        count(Loss::RecordsLost);
+    }
+}
+
+/// Tells of the first frames that a call moves on a connection of HTTP/2. Userspace finds requests and answers in them. Their plain
+/// text is at `plain`, or where the system call has it.
+#[inline(always)]
+fn tell_frames(connection: &mut Connection, sock: u64, plain: u64, moved: u64, wrote: u32, now: u64) {
+    let number = connection.exchanges;
+    connection.exchanges += 1;
+    if !may_send(now) {
+        return;
+    }
+    let Some(frames) = FRAMES_READ.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own slot, as in `begin_connection`.
+    let frames = unsafe { &mut *frames };
+    frames.kind = RecordKind::Frames as u32;
+    frames.sock = sock;
+    frames.peer = connection.peer;
+    frames.time_ns = now;
+    frames.number = number;
+    frames.moved = moved;
+    frames.wrote = wrote;
+    copy_frames(frames, plain);
+    // SAFETY: a value and its size.
+    if !unsafe { send(core::ptr::from_ref(frames).cast(), size_of::<Frames>() as u64) } {
+        count(Loss::RecordsLost);
+    }
+}
+
+/// Copies the first bytes of a call, of each of its buffers.
+#[inline(always)]
+fn copy_frames(frames: &mut Frames, plain: u64) {
+    let moved = frames.moved;
+    frames.buffers = 0;
+    frames.len = 0;
+    let vector = if plain == 0 { vector_of() } else { 0 };
+    if vector == 0 {
+        let buffer =
+            if plain == 0 { buffer_of(moved) } else { Bytes { at: plain, len: moved, kernel: false } };
+        frames.len = copy_head(frames.bytes.as_mut_ptr(), FRAMES as u64, &buffer);
+        return;
+    }
+    let mut left = moved;
+    for number in 0..BUFFERS {
+        if left == 0 {
+            break;
+        }
+        // SAFETY: the helper checks the address. Address and length: struct iovec.
+        let Ok([at, len]) =
+            (unsafe { bpf_probe_read_user((vector + 16 * number as u64) as *const [u64; 2]) })
+        else {
+            break;
+        };
+        let len = if len < left { len } else { left };
+        // SAFETY: inside of the array, and there is room for so much behind it.
+        let to = unsafe { frames.bytes.as_mut_ptr().add(OF_BUFFER * number) };
+        if len > 0 && copy_head(to, OF_BUFFER as u64, &Bytes { at, len, kernel: false }) == 0 {
+            break;
+        }
+        frames.lens[number] = len as u32;
+        frames.buffers = number as u32 + 1;
+        left -= len;
+    }
 }
 
 /// Bytes that were moved.
@@ -503,10 +600,13 @@ pub extern "C" fn move_inside(sock: u64, ssl: u64, at: u64, bytes: u64, how: u64
     if connection.inside != ssl {
         return 0;
     }
+    let (now, tid, wrote) = (now_ns(), how as u32, how & WROTE != 0);
     if connection.flags & flags::MULTIPLEXED != 0 {
+        if connection.flags & flags::FRAMES != 0 {
+            tell_frames(connection, sock, at, bytes, wrote.into(), now);
+        }
         return 1;
     }
-    let (now, tid, wrote) = (now_ns(), how as u32, how & WROTE != 0);
     let asks = connection.peer.role == Role::Asks as u32;
     let arrived_ns = match tls::thread() {
         Some(thread) if !wrote && thread.last == sock => thread.arrived_ns,
@@ -556,7 +656,8 @@ fn request(connection: &mut Connection, sock: u64, moved: &Moved, asks: bool, ti
         finish_exchange(connection, now);
     }
     if first.is_http2() {
-        connection.flags |= flags::MULTIPLEXED;
+        connection.flags |= flags::MULTIPLEXED | flags::FRAMES;
+        tell_frames(connection, sock, moved.plain, bytes, asks.into(), now);
         if let Some(stats) = stats_of(connection) {
             // SAFETY: a member of a map's value.
             unsafe { output::add(&raw mut (*stats).multiplexed, 1) };
@@ -855,6 +956,8 @@ pub extern "C" fn begin_connection(sock: u64, pid: u32, connecting: u32, now: u6
     new.ended_ns = now;
     if connecting != 0 {
         new.flags |= flags::CONNECTING | flags::OPENED;
+        // SAFETY: no arguments.
+        new.tid = unsafe { bpf_get_current_pid_tgid() } as u32;
     }
     new.at = find_peer(new);
     if connecting != 0
@@ -1001,7 +1104,25 @@ pub extern "C" fn change_connection(sock: u64, state: u32) -> u32 {
         Some(failures) => unsafe { output::add(failures, 1) },
         None => count(Loss::PeersFull),
     }
+    if connecting {
+        tell_failure(connection, now_ns());
+    }
     0
+}
+
+/// Tells of what came to nothing, so that it can be seen how soon it is tried again: an attempt to connect, or a question without
+/// an answer. It is no exchange, and stands for none.
+#[inline(always)]
+fn tell_failure(connection: &mut Connection, now: u64) {
+    if !may_send(now) {
+        return;
+    }
+    connection.ended_ns = now;
+    connection.weight = 0;
+    // SAFETY: a value and its size.
+    if !unsafe { send(core::ptr::from_ref(connection).cast(), size_of::<Connection>() as u64) } {
+        count(Loss::RecordsLost);
+    }
 }
 
 /// A connection has ended.
@@ -1016,6 +1137,9 @@ pub extern "C" fn end_connection(sock: u64) -> u32 {
         finish_exchange(connection, now);
     } else if phase == Phase::Asked as u32 {
         stop_awaiting(connection, now);
+        if connection.peer.role == Role::Asks as u32 {
+            tell_failure(connection, now);
+        }
     }
     if let Some(stats) = stats_of(connection) {
         // SAFETY: members of a map's value.
@@ -1041,6 +1165,24 @@ pub struct Bytes {
     pub kernel: bool,
 }
 
+/// Where the current system call has an array of `struct iovec`, or zero if it has none.
+#[inline(always)]
+fn vector_of() -> u64 {
+    let entry = syscall_entry(current_task());
+    let Some(&kind) = SOCKET_BUFFERS.get(entry.number as u32) else { return 0 };
+    let at = entry.args[1];
+    if kind == Buffer::Vector as u8 {
+        return at;
+    }
+    if kind != Buffer::Message as u8 {
+        return 0;
+    }
+    /// Where `struct msghdr` has its array of `struct iovec`, on 64-bit machines.
+    const VECTOR: u64 = 16;
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user((at + VECTOR) as *const u64) }.unwrap_or(0)
+}
+
 /// Where the current system call has the bytes that it has moved.
 #[inline(always)]
 fn buffer_of(moved: u64) -> Bytes {
@@ -1052,19 +1194,10 @@ fn buffer_of(moved: u64) -> Bytes {
     if kind == Buffer::Plain as u8 {
         return user(at, moved);
     }
-    let vector = if kind == Buffer::Vector as u8 {
-        at
-    } else if kind == Buffer::Message as u8 {
-        /// Where `struct msghdr` has its array of `struct iovec`, on 64-bit machines.
-        const VECTOR: u64 = 16;
-        // SAFETY: the helper checks the address.
-        match unsafe { bpf_probe_read_user((at + VECTOR) as *const u64) } {
-            Ok(vector) => vector,
-            Err(_) => return nowhere,
-        }
-    } else {
+    let vector = vector_of();
+    if vector == 0 {
         return nowhere;
-    };
+    }
     // SAFETY: the helper checks the address. Address and length: struct iovec.
     match unsafe { bpf_probe_read_user(vector as *const [u64; 2]) } {
         Ok([at, len]) => user(at, if len < moved { len } else { moved }),

@@ -18,7 +18,7 @@ use crate::{
     probe::{
         alloc::{allocators, exits, site},
         record::Record,
-        request::protocol,
+        request::{h2, protocol},
         sched::records as sched,
         syscall::records as syscall,
     },
@@ -95,12 +95,14 @@ fn config(bytes: &[u8]) {
     }
 }
 
-/// The first bytes of a request and of its answer: port, length of the request, and both.
+/// The first bytes of a request and of its answer: port, length of the request, and both; or what a name server says.
 fn requests(bytes: &[u8]) {
     let Some((&[high, low, length], both)) = bytes.split_first_chunk::<3>() else { return };
     let (request, answer) = both.split_at(usize::from(length).min(both.len()));
     let (request_bytes, port) = (request.len() as u64, u16::from_be_bytes([high, low]));
     let head = protocol::Head { request, answer, request_bytes, port };
+    protocol::addresses(both);
+    h2::feed(both);
     let Some((spoken, _)) = protocol::read(&head, None) else { return };
     // However little of it is there, it is not taken for something else.
     for cut in 0..request.len() {

@@ -17,7 +17,7 @@ const HOW: [&str; 3] = ["page-fault-storm", "cpu-bound", "busy-poll"];
 /// Rules that say that there is a lack, and not where.
 const THAT: [&str; 1] = ["lock-convoy"];
 /// Rules whose defect is one of its own, whatever its threads lack.
-const APART: [&str; 1] = ["thread-pool-saturated"];
+const APART: [&str; 2] = ["thread-pool-saturated", "retry-storm"];
 /// Rules that say why a CPU is lacking: where that costs at least half of it, they stand for the lack.
 const WHY: [&str; 1] = ["cpu-throttled"];
 
@@ -65,7 +65,7 @@ fn same_reason(mut found: Vec<Finding>) -> Vec<Finding> {
             let of_process = of.process.name == finding.process.name && of.bottleneck == finding.bottleneck;
             let same = !of.subject.is_empty() && of.subject == finding.subject;
             let apart = APART.contains(&of.rule) != APART.contains(&finding.rule);
-            of_process && (same || (ONE.contains(&of.bottleneck) && !apart))
+            of_process && !apart && (same || ONE.contains(&of.bottleneck))
         });
         match first {
             // Whichever costs more, the one that explains stands for both.

@@ -61,6 +61,9 @@ pub static RULES: &[&Rule] = &[
     &rules::answers::ERRORS,
     &rules::answers::SLOW_ROUTE,
     &rules::answers::QUEUEING,
+    &rules::accept_backlog::RULE,
+    &rules::large_answers::RULE,
+    &rules::retry_storm::RULE,
     &rules::connect_errors::RULE,
     &rules::connections::CHURN,
     &rules::connections::UNANSWERED,
@@ -139,10 +142,11 @@ const FAILURES: &[&Rule] = &[
 ];
 
 /// What clients of the process notice, and by what that can be explained.
-const SYMPTOMS: [(&Rule, &[&Rule]); 3] = [
+const SYMPTOMS: [(&Rule, &[&Rule]); 4] = [
     (&rules::answers::ERRORS, FAILURES),
     (&rules::answers::SLOW_ROUTE, DELAYS),
     (&rules::answers::QUEUEING, DELAYS),
+    (&rules::accept_backlog::RULE, DELAYS),
 ];
 
 /// Puts what clients notice behind the first finding of the same process that warns and can explain it.

@@ -100,7 +100,7 @@ pub struct Exchanges {
     pub side: Side,
     /// `ADDRESS:PORT` that is asked, `:PORT` at which the process answers, or the path of a Unix socket.
     pub peer: String,
-    /// Name of the address, from `/etc/hosts`; mostly empty.
+    /// Name of the address, from `/etc/hosts` or from what name servers were seen to answer; mostly empty.
     pub name: String,
     /// What is spoken, by the first bytes, or else what is mostly spoken at such a port; empty if neither is known.
     pub protocol: String,
@@ -141,6 +141,8 @@ pub struct Exchanges {
     pub retransmits: u64,
     /// Connections on which requests overlap (HTTP/2 and what was upgraded): their requests are in no count.
     pub multiplexed: u64,
+    /// What was seen of the streams on connections of HTTP/2; nothing if there are none.
+    pub streams: Option<Streams>,
     /// Whether connections are encrypted and what is asked on some is not known.
     pub encrypted: bool,
     /// Exchanges on encrypted connections that were looked at and whose plain text the TLS library told.
@@ -149,6 +151,8 @@ pub struct Exchanges {
     pub statuses: [u64; STATUSES],
     /// Connections that failed.
     pub failures: Vec<Failure>,
+    /// What failed and was asked again, with the same words, most first.
+    pub retries: Vec<Retries>,
     /// Exchanges that were looked at one by one. What follows is of them.
     pub looked_at: u64,
     /// Of them, those that were several requests: each counts once, and its time is that of all, or of another one.
@@ -169,6 +173,16 @@ pub fn who(process: &str, pid: u32, processes: u64) -> String {
 }
 
 impl Exchanges {
+    /// The peer by its name, if that is known and says more than the address does.
+    pub fn place(&self) -> String {
+        // That the own machine is called so everybody knows.
+        if self.name.is_empty() || self.name == "localhost" {
+            self.peer.clone()
+        } else {
+            format!("{} ({})", self.name, self.peer)
+        }
+    }
+
     /// The program, and its process where it is one.
     pub fn who(&self) -> String {
         who(&self.process, self.pid, self.processes)
@@ -216,6 +230,46 @@ pub struct Failure {
     pub count: u64,
 }
 
+/// Requests on connections of HTTP/2, each a stream: an estimate from those that were seen whole, since only the first bytes of each
+/// call are looked at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Streams {
+    /// Streams that began, by their numbers, since the first one that was seen.
+    pub begun: u64,
+    /// Of these, seen from their beginning to their end. What follows is of them.
+    pub seen: u64,
+    /// Calls of gRPC among them.
+    pub grpc: u64,
+    /// From the call that moved the request's headers to the one that moved the answer's.
+    pub first: Summary,
+    /// To the one that moved the end of the answer.
+    pub whole: Summary,
+    /// Answers that were errors, most first, at least: statuses from 500 on, and those of gRPC that the side that answers is to blame
+    /// for. After headers that were not seen a status that is only referred to cannot be read, but for the usual ones.
+    pub errors: Vec<(String, u64)>,
+    /// By what was asked, the most time first; without a name where it could not be read, and without errors. Bytes are those of the body.
+    pub routes: Vec<Route>,
+}
+
+/// What failed and was asked again by the same program with the same words: of the seconds in which it was, which need not follow
+/// one another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retries {
+    /// What was asked, as [`Route::operation`]; `connect` for attempts to connect.
+    pub operation: String,
+    /// The error that most attempts failed with.
+    pub error: String,
+    /// How many seconds.
+    pub seconds: u64,
+    /// Attempts in them.
+    pub attempts: u64,
+    /// Of these, failed.
+    pub failed: u64,
+    /// From the end of each that failed to the beginning of the thread's next one. Of several that failed the first one is taken to
+    /// be tried again first.
+    pub pauses: Summary,
+}
+
 /// What was asked, where single things are left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Route {
@@ -225,6 +279,10 @@ pub struct Route {
     pub first: Summary,
     /// To the last one.
     pub whole: Summary,
+    /// Bytes of all answers, those with a status and headers included, and of the largest that was looked at.
+    pub answer_bytes: u64,
+    /// See `answer_bytes`.
+    pub largest_bytes: u64,
     /// Answers that were errors, by error, most first.
     pub errors: Vec<(String, u64)>,
     /// Where the time went, as a mean; if the process answers, and some could be followed.
@@ -232,6 +290,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// Mean size of an answer, bytes.
+    pub fn mean_bytes(&self) -> u64 {
+        self.answer_bytes / self.first.count.max(1)
+    }
+
     /// Answers that were errors.
     pub fn failed(&self) -> u64 {
         self.errors.iter().map(|(_, n)| n).sum()
@@ -446,6 +509,8 @@ pub(crate) mod fixtures {
             operation: "GET /users/:id".into(),
             first: lengths(1000, 30 * MS),
             whole: lengths(1000, 31 * MS),
+            answer_bytes: 9_000_000,
+            largest_bytes: 12_000,
             errors: vec![("500".into(), 7)],
             breakdown: Some(breakdown.clone()),
         };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::series::Series;
+use crate::model::{distribution::Summary, series::Series};
 
 /// Of all targets that were looked at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,11 @@ pub struct ProcessVitals {
     pub stopped: u64,
     /// It listens for connections.
     pub listens: bool,
+    /// Its sockets that listen for TCP connections, and which of these wait there to be accepted.
+    pub backlogs: Vec<Backlog>,
+    /// Connections that its network namespace turned away during the run because such a socket had no room, of all its processes;
+    /// none where that is not known.
+    pub overflows: Option<u64>,
     /// Most connections it had at once, internet and Unix sockets.
     pub most_connections: u64,
     /// Threads over time.
@@ -54,6 +59,29 @@ pub struct ProcessVitals {
     pub collections: Option<u64>,
     /// How its cgroup's CPU quota held it up, where there is one.
     pub throttling: Option<Throttling>,
+}
+
+/// Connections that wait to be accepted at one socket, as looks several times a second found them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backlog {
+    /// `ADDRESS:PORT` that is listened at.
+    pub address: String,
+    /// Processes that have this socket.
+    pub processes: u64,
+    /// How often it was looked at.
+    pub looks: u64,
+    /// How many may wait, beside one, at the last look.
+    pub limit: u64,
+    /// How many waited then.
+    pub last: u64,
+    /// Most at once.
+    pub most: u64,
+    /// All that were found waiting, of all looks.
+    pub sum: u64,
+    /// Looks that found it full: what comes then is not taken in.
+    pub full: u64,
+    /// For how long the connection had waited that had waited longest: of the looks that found one, in ticks of the kernel.
+    pub oldest: Summary,
 }
 
 /// Threads at one time.

@@ -168,7 +168,7 @@ mod tests {
             requests[0].starts_with("answers at :8080 (HTTP)") && requests[0].contains("10.0/s"),
             "{requests:?}"
         );
-        assert!(requests[1].starts_with("asks 10.0.0.2:5432 (PostgreSQL, db): 20.0/s"), "{requests:?}");
+        assert!(requests[1].starts_with("asks db (10.0.0.2:5432) (PostgreSQL): 20.0/s"), "{requests:?}");
         assert!(live.iter().zip(report).all(|(line, of)| line.contains(&of.title)), "{live:?}");
     }
 }

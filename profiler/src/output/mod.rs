@@ -21,6 +21,7 @@ use crate::{
     },
 };
 
+pub mod backlog;
 pub mod calls;
 pub mod diff;
 pub mod findings;

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{
-    calls, findings, flow, memory, requests,
+    backlog, calls, findings, flow, memory, requests,
     text::{Keep, Style, fit, width},
     waiting,
 };
@@ -66,6 +66,7 @@ pub fn write(run: &Run, style: &Style, out: &mut dyn Write) -> Result<()> {
     findings::write(run, style, out)?;
     waiting::stacks(run, style, out)?;
     requests::write(run, style, out)?;
+    backlog::write(run, style, out)?;
     flow::write(run, style, out)?;
     calls::write(run, style, out)?;
     memory::write(run, style, out)?;

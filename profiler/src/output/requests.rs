@@ -8,8 +8,9 @@ use super::text::{Style, line};
 use crate::{
     detect::{served, words},
     model::{
+        distribution::Summary,
         report::Run,
-        request::{Breakdown, Exchanges, Requests, Route, Side, SlowRequest},
+        request::{Breakdown, Exchanges, Requests, Retries, Route, Side, SlowRequest, Streams},
         units::{bytes, count, per_second, percent, share, thousands, time},
     },
 };
@@ -27,6 +28,9 @@ const ROUTES: usize = 10;
 const SLOW: usize = 5;
 /// Sockets for datagrams that are named.
 const DATAGRAMS: usize = 2;
+/// So much later than the first byte the last one must come to be told, and so large a part of that time.
+const NOTICED_NS: u64 = 1_000_000;
+const NOTICED_SHARE: f64 = 0.2;
 /// Peers of a request's breakdown.
 const ASKED: usize = 4;
 
@@ -150,9 +154,7 @@ fn more(n: usize, out: &mut dyn Write) -> Result<()> {
 /// The peer with its protocol and name; and the process, where there are several.
 fn who(run: &Run, peer: &Exchanges) -> String {
     let tls = if peer.encrypted || peer.decrypted > 0 { "TLS" } else { "" };
-    // That the own machine is called so everybody knows.
-    let name = if peer.name == "localhost" { "" } else { &*peer.name };
-    let of: Vec<&str> = [&*peer.protocol, tls, name].into_iter().filter(|word| !word.is_empty()).collect();
+    let of: Vec<&str> = [&*peer.protocol, tls].into_iter().filter(|word| !word.is_empty()).collect();
     let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
     let others = run.requests.iter().flat_map(|all| &all.peers).any(|other| other.pid != peer.pid);
     let process = match peer.processes {
@@ -160,7 +162,20 @@ fn who(run: &Run, peer: &Exchanges) -> String {
         0 | 1 => format!(", {} (pid {})", peer.process, peer.pid),
         n => format!(", {n} processes of {} (pid {})", peer.process, peer.pid),
     };
-    format!("{}{of}{process}", peer.peer)
+    format!("{}{of}{process}", peer.place())
+}
+
+/// The time to the last byte in words, where it differs from that to the first one so that it is noticed.
+fn to_the_last(first: &Summary, whole: &Summary) -> String {
+    let differs = |first_ns: u64, whole_ns: u64| {
+        let more_ns = whole_ns.saturating_sub(first_ns);
+        more_ns >= NOTICED_NS && more_ns as f64 >= NOTICED_SHARE * first_ns as f64
+    };
+    if differs(first.p50_ns, whole.p50_ns) || differs(first.p99_ns, whole.p99_ns) {
+        format!(", last byte p50 {}, p99 {}", time(whole.p50_ns), time(whole.p99_ns))
+    } else {
+        String::new()
+    }
 }
 
 /// How many are awaited at once, on average, where enough is known.
@@ -180,9 +195,11 @@ fn figures(peer: &Exchanges, seconds: f64) -> String {
     if peer.exchanges() > 0 {
         parts.push(format!("{}/s", per_second(peer.exchanges() as f64 / seconds.max(1e-9))));
         parts.push(format!("p50 {}", time(peer.first.p50_ns)));
-        parts.push(format!("p99 {}", time(peer.first.p99_ns)));
+        parts.push(format!("p99 {}{}", time(peer.first.p99_ns), to_the_last(&peer.first, &peer.whole)));
     }
-    if peer.multiplexed > 0 {
+    if let Some(of) = peer.streams.as_ref().filter(|of| of.seen > 0) {
+        parts.push(streams(of));
+    } else if peer.multiplexed > 0 {
         let n = count(peer.multiplexed, "connection");
         parts.push(format!("{n} whose requests overlap (HTTP/2 …), not told apart"));
     }
@@ -265,15 +282,17 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
     let (failed, of) = peer.failed();
     let first = &peer.first;
     let failed = if of > 0 { format!("{:.2} %", percent(failed, of)) } else { "-".to_owned() };
+    // What is not known is not zero.
+    let of = |known: u64, ns: u64| if known > 0 { time(ns) } else { "-".to_owned() };
     let text = format!(
         "{:>10}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {failed:>7}  {:>9}  {:>9}  {}{}",
         thousands(peer.exchanges()),
         per_second(peer.exchanges() as f64 / seconds.max(1e-9)),
-        time(first.p50_ns),
-        time(first.p90_ns),
-        time(first.p99_ns),
-        time(first.max_ns),
-        time(peer.queued.p99_ns),
+        of(first.count, first.p50_ns),
+        of(first.count, first.p90_ns),
+        of(first.count, first.p99_ns),
+        of(first.count, first.max_ns),
+        of(peer.queued.count, peer.queued.p99_ns),
         bytes(peer.read_bytes as f64),
         bytes(peer.written_bytes as f64),
         who(run, peer),
@@ -291,6 +310,10 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
         thousands(peer.open),
         thousands(peer.most_awaited),
     )];
+    if peer.whole.count > 0 {
+        let [p50, p99, max] = [peer.whole.p50_ns, peer.whole.p99_ns, peer.whole.max_ns].map(time);
+        notes.push(format!("to the last byte p50 {p50}, p99 {p99}, max {max}"));
+    }
     if peer.connect.count > 0 {
         notes.push(format!(
             "connecting p50 {}, p99 {}",
@@ -303,6 +326,12 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
     }
     if peer.unanswered > 0 {
         notes.push(format!("{} never answered", thousands(peer.unanswered)));
+    }
+    if let Some(of) = &peer.streams {
+        notes.push(streams(of));
+    }
+    for of in &peer.retries {
+        notes.push(again(of));
     }
     if peer.encrypted {
         let seen =
@@ -317,10 +346,43 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
         notes.push(format!("routes by {} that were looked at", thousands(peer.looked_at)));
     }
     line(&format!("{:12}{}", "", notes.join("; ")), style, out)?;
-    for route in peer.routes.iter().filter(|route| !route.operation.is_empty()).take(ROUTES) {
+    let of_streams = peer.streams.iter().flat_map(|of| &of.routes);
+    let routes = peer.routes.iter().chain(of_streams).filter(|route| !route.operation.is_empty());
+    for route in routes.take(ROUTES) {
         line(&format!("{:12}{}", "", of_route(route)), style, out)?;
     }
     more(peer.routes.len().saturating_sub(ROUTES), out)
+}
+
+/// Streams of HTTP/2, an estimate.
+fn streams(of: &Streams) -> String {
+    let grpc = if of.grpc > 0 { format!(", {} of gRPC", thousands(of.grpc)) } else { String::new() };
+    let errors: Vec<String> =
+        of.errors.iter().take(3).map(|(error, n)| format!("{} {error}", thousands(*n))).collect();
+    let failed =
+        if errors.is_empty() { String::new() } else { format!(", failed at least {}", errors.join(", ")) };
+    format!(
+        "{} of {} seen whole{grpc}: p50 {}, p99 {}{}{failed} (an estimate)",
+        thousands(of.seen),
+        count(of.begun, "stream"),
+        time(of.first.p50_ns),
+        time(of.first.p99_ns),
+        to_the_last(&of.first, &of.whole),
+    )
+}
+
+/// What failed and was asked again.
+fn again(of: &Retries) -> String {
+    let what = if of.operation.is_empty() { "what was asked" } else { &of.operation };
+    format!(
+        "{what} tried again {} after it failed ({}), pause p50 {}: {} of {} attempts failed in {}",
+        count(of.pauses.count, "time"),
+        of.error,
+        time(of.pauses.p50_ns),
+        thousands(of.failed),
+        thousands(of.attempts),
+        count(of.seconds, "second"),
+    )
 }
 
 fn of_route(route: &Route) -> String {
@@ -332,12 +394,14 @@ fn of_route(route: &Route) -> String {
     };
     let goes = route.breakdown.as_ref().map_or_else(String::new, |it| format!(": {}", shares(it)));
     format!(
-        "{}: {}, p50 {}, p99 {}, max {}{errors}{goes}",
+        "{}: {}, p50 {}, p99 {}, max {}{}, {} each{errors}{goes}",
         route.operation,
         thousands(route.first.count),
         time(route.first.p50_ns),
         time(route.first.p99_ns),
         time(route.first.max_ns),
+        to_the_last(&route.first, &route.whole),
+        bytes(route.mean_bytes() as f64),
     )
 }
 
@@ -394,6 +458,45 @@ mod tests {
     #[test]
     fn tables_tell_the_rest() {
         insta::assert_snapshot!(text(write));
+    }
+
+    #[test]
+    fn streams_are_an_estimate_that_says_of_how_many() {
+        let of = |seen: u64, write: Writes| {
+            text_of(write, |run| {
+                let served = &mut run.requests.as_mut().unwrap().peers[1];
+                let route = Route { breakdown: None, errors: Vec::new(), ..served.routes[0].clone() };
+                let errors = vec![("503".into(), 3)];
+                let (first, whole) = (served.first, served.whole);
+                let streams =
+                    Streams { begun: 200, seen, grpc: 5, first, whole, errors, routes: vec![route] };
+                (served.streams, served.multiplexed, served.first) = (Some(streams), 1, Summary::default());
+                served.routes.clear();
+            })
+        };
+        let estimate = "150 of 200 streams seen whole, 5 of gRPC: p50 30 ms, p99 120 ms, \
+                        failed at least 3 503 (an estimate)";
+        assert!(of(150, summary).contains(estimate), "{}", of(150, summary));
+        assert!(of(0, summary).contains("1 connection whose requests overlap (HTTP/2 …), not told apart"));
+        let table = of(150, write);
+        assert!(table.contains(estimate) && table.contains("GET /users/:id: 1,000, p50 30 ms"), "{table}");
+    }
+
+    #[test]
+    fn what_is_tried_again_and_the_last_byte_are_told() {
+        let text = text_of(write, |run| {
+            let peers = &mut run.requests.as_mut().unwrap().peers;
+            let pauses = Summary { count: 395, p50_ns: 2_000_000, ..Summary::default() };
+            let (operation, error) = ("GET /pay".into(), "503".into());
+            peers[0].retries =
+                vec![Retries { operation, error, seconds: 4, attempts: 400, failed: 396, pauses }];
+            peers[1].routes[0].whole.p99_ns = 900_000_000;
+        });
+        assert!(
+            text.contains("GET /pay tried again 395 times after it failed (503), pause p50 2 ms: 396 of 400 attempts failed in 4 seconds"),
+            "{text}"
+        );
+        assert!(text.contains("max 180 ms, last byte p50 31 ms, p99 900 ms, 9.00 kB each"), "{text}");
     }
 
     #[test]

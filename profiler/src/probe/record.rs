@@ -2,7 +2,11 @@
 
 use std::mem::offset_of;
 
-use profiler_common::{record::RecordKind, request::Connection, sched as raw, syscall as raw_calls};
+use profiler_common::{
+    record::RecordKind,
+    request::{Connection, Frames, Names},
+    sched as raw, syscall as raw_calls,
+};
 
 use crate::probe::{
     cpu::records::{self as cpu, RawSample},
@@ -40,6 +44,10 @@ pub enum Record {
     Io(Box<raw_calls::IoRecord>),
     /// A request and its answer.
     Exchange(Box<Connection>),
+    /// What a name server said.
+    Names(Box<Names>),
+    /// What a call moved on a connection of HTTP/2.
+    Frames(Box<Frames>),
 }
 
 impl Record {
@@ -69,6 +77,8 @@ impl Record {
                 wire::cut_off(bytes, least).map(Record::Io)
             }
             RecordKind::Exchange => wire::plain(bytes).map(Box::new).map(Record::Exchange),
+            RecordKind::Frames => wire::plain(bytes).map(Box::new).map(Record::Frames),
+            RecordKind::Names => wire::plain(bytes).map(Box::new).map(Record::Names),
         }
     }
 
@@ -85,6 +95,8 @@ impl Record {
             Record::Exit(exit) => exit.time_ns,
             Record::SlowCall(call) => call.end_ns,
             Record::Exchange(of) => of.ended_ns,
+            Record::Names(of) => of.time_ns,
+            Record::Frames(of) => of.time_ns,
             // A descriptor must be known before it is closed.
             Record::Io(io) if io.closed != 0 => io.stats.last_ns,
             Record::Loop(_) | Record::Io(_) => 0,
@@ -100,7 +112,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_are_survived(kind in 0u32..20, mut bytes in prop::collection::vec(any::<u8>(), 0..1200)) {
             if let Some(first) = bytes.first_chunk_mut() {
                 *first = kind.to_ne_bytes();
             }

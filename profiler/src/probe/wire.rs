@@ -1,7 +1,7 @@
 //! How records lie in memory.
 
 use profiler_common::{
-    request::Connection,
+    request::{Connection, Frames, Names},
     sched::{Exit, Interval, Iteration, LoopSeen},
     syscall::{IoRecord, SlowCall},
 };
@@ -15,6 +15,8 @@ impl Plain for LoopSeen {}
 impl Plain for SlowCall {}
 impl Plain for IoRecord {}
 impl Plain for Connection {}
+impl Plain for Names {}
+impl Plain for Frames {}
 
 /// Reads one; `None` if bytes are missing.
 pub fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {

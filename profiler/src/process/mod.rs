@@ -2,6 +2,7 @@
 //! raw addresses into [`Frame`](crate::model::stack::Frame)s. The /proc root is injected, so tests need no rights.
 
 pub mod anonymous;
+pub mod backlog;
 pub mod cgroups;
 pub mod clock;
 pub mod elf;

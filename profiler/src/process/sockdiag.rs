@@ -1,5 +1,6 @@
-//! Which TCP connections wait for an answer: the kernel knows of each when it last sent and when it last received. And which Unix
-//! sockets are connected to each other. Asked by netlink (sock_diag(7)), in the network namespace of the process.
+//! Which TCP connections wait for an answer: the kernel knows of each when it last sent and when it last received; which wait to be
+//! accepted; and which Unix sockets are connected to each other. Asked by netlink (sock_diag(7)), in the network namespace of the
+//! process.
 
 use std::{
     collections::BTreeMap,
@@ -22,9 +23,14 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_INFO: u16 = 2;
 const ESTABLISHED: u32 = 1 << 1;
+const CLOSE_WAIT: u32 = 1 << 8;
+const LISTEN: u32 = 1 << 10;
 const HEADER: usize = 16;
 const MESSAGE: usize = 72;
-/// Of inet_diag_msg.
+/// Of inet_diag_msg. Of a socket that listens the two queues are the connections that wait to be accepted, and the limit.
+const PORT: usize = 4;
+const RECEIVE_QUEUE: usize = 56;
+const SEND_QUEUE: usize = 60;
 const INODE: usize = 68;
 /// Of tcp_info: the first two in ms ago.
 const LAST_DATA_SENT: usize = 44;
@@ -41,28 +47,62 @@ const UNIX_INODE: usize = 4;
 #[derive(Debug, Default)]
 pub struct SockDiag(BTreeMap<u64, Option<OwnedFd>>);
 
+/// A socket that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// Its inode.
+    pub inode: u64,
+    /// Connections that wait to be accepted.
+    pub waiting: u32,
+    /// How many may, beside one.
+    pub limit: u32,
+}
+
 impl SockDiag {
     /// Inodes of the connections in a process's namespace on which it sent something later than it received: those of which
     /// an answer is awaited, with how long ago that was, ms. `None` where that
     /// cannot be asked, or not to the end.
     pub fn awaiting(&mut self, proc_root: &Path, pid: u32) -> Option<BTreeMap<u64, u32>> {
-        let socket = self.socket(proc_root, pid)?;
         let mut found = BTreeMap::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            ask(socket, &connections(family as u8)).ok()?;
-            read(socket, &mut |message| found.extend(awaits(message))).ok()?;
-        }
+        let asked = Asked { states: ESTABLISHED, port: 0, info: true };
+        self.each(proc_root, pid, asked, |message| found.extend(awaits(message)))?;
         Some(found)
     }
 
-    /// Of the Unix sockets in a process's namespace that are connected, by inode, the inode of the other one; of a server's
-    /// listening socket none. `None` where that cannot be asked, or not to the end.
+    /// The sockets that listen in a process's namespace. `None` as above.
+    pub fn listening(&mut self, proc_root: &Path, pid: u32) -> Option<Vec<Listening>> {
+        let mut found = Vec::new();
+        let asked = Asked { states: LISTEN, port: 0, info: false };
+        self.each(proc_root, pid, asked, |message| found.extend(listens(message)))?;
+        Some(found)
+    }
+
+    /// For how long the connection has waited that waits longest to be accepted at a port there, ms: since it was made, in ticks
+    /// of the kernel. Nothing where none waits; `None` as above.
+    pub fn longest_unaccepted(&mut self, proc_root: &Path, pid: u32, port: u16) -> Option<Option<u32>> {
+        let mut longest = None;
+        let asked = Asked { states: ESTABLISHED | CLOSE_WAIT, port, info: true };
+        self.each(proc_root, pid, asked, |message| longest = longest.max(unaccepted(message, port)))?;
+        Some(longest)
+    }
+
+    /// Of the Unix sockets in a process's namespace that are connected, by inode, the inode of the other one. `None` as above.
     pub fn unix_peers(&mut self, proc_root: &Path, pid: u32) -> Option<BTreeMap<u64, u64>> {
         let socket = self.socket(proc_root, pid)?;
         let mut found = BTreeMap::new();
         ask(socket, &unix_sockets()).ok()?;
         read(socket, &mut |message| found.extend(unix_peer(message))).ok()?;
         Some(found)
+    }
+
+    /// Asks for TCP sockets of both families.
+    fn each(&mut self, proc_root: &Path, pid: u32, what: Asked, mut take: impl FnMut(&[u8])) -> Option<()> {
+        let socket = self.socket(proc_root, pid)?;
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            ask(socket, &what.of(family as u8)).ok()?;
+            read(socket, &mut take).ok()?;
+        }
+        Some(())
     }
 
     fn socket(&mut self, proc_root: &Path, pid: u32) -> Option<&OwnedFd> {
@@ -73,6 +113,16 @@ impl SockDiag {
         }
         self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok()).as_ref()
     }
+}
+
+/// Which sockets are asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    states: u32,
+    /// Their own port; zero for any.
+    port: u16,
+    /// With their tcp_info.
+    info: bool,
 }
 
 /// A socket in this namespace. A thread of its own enters it, and ends.
@@ -103,12 +153,16 @@ fn netlink() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Of all established connections of a family, with their tcp_info: struct inet_diag_req_v2.
-fn connections(family: u8) -> Vec<u8> {
-    let mut request = vec![family, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
-    request.extend(ESTABLISHED.to_ne_bytes());
-    request.extend([0; 48]); // any socket
-    request
+impl Asked {
+    /// What is sent to ask for those of a family: struct inet_diag_req_v2.
+    fn of(self, family: u8) -> Vec<u8> {
+        let mut request =
+            vec![family, libc::IPPROTO_TCP as u8, u8::from(self.info) << (INET_DIAG_INFO - 1), 0];
+        request.extend(self.states.to_ne_bytes());
+        request.extend(self.port.to_be_bytes());
+        request.extend([0; 46]); // any other side
+        request
+    }
 }
 
 /// Of all connected Unix sockets, with the other one: struct unix_diag_req.
@@ -172,6 +226,22 @@ fn awaits(message: &[u8]) -> Option<(u64, u32)> {
     let answers =
         info.get(BYTES_RECEIVED..BYTES_RECEIVED + 8).is_some_and(|n| n.iter().any(|byte| *byte > 0));
     (answers && sent < received).then_some((inode.into(), sent))
+}
+
+fn listens(message: &[u8]) -> Option<Listening> {
+    let number = |at| u32_at(message, at);
+    let (waiting, limit) = (number(RECEIVE_QUEUE)?, number(SEND_QUEUE)?);
+    Some(Listening { inode: number(INODE)?.into(), waiting, limit })
+}
+
+/// How long ago a connection was made, ms, if it is at this port and no process has got it yet: nothing has been sent on it, and
+/// the kernel begins to count when it is made.
+fn unaccepted(message: &[u8], port: u16) -> Option<u32> {
+    let at_port = message.get(PORT..PORT + 2)? == port.to_be_bytes();
+    if !at_port || u32_at(message, INODE)? != 0 {
+        return None;
+    }
+    u32_at(attribute(message.get(MESSAGE..)?, INET_DIAG_INFO)?, LAST_DATA_SENT)
 }
 
 /// The inodes of a Unix socket and of the one it is connected to.
@@ -250,10 +320,34 @@ mod tests {
         assert_eq!(peers.get(&inode(&other)), Some(&inode(&one)));
     }
 
+    #[test]
+    fn who_is_not_accepted_waits() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let inode = inode(&listener);
+        let (mut diag, pid, root) = (SockDiag::default(), std::process::id(), Path::new("/proc"));
+        let mut look = || {
+            let all = diag.listening(root, pid).unwrap();
+            let waiting = all.iter().find(|of| of.inode == inode).unwrap().waiting;
+            (waiting, diag.longest_unaccepted(root, pid, port).unwrap())
+        };
+        assert_eq!(look(), (0, None));
+        let mut clients = [(); 3].map(|()| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        clients[1].write_all(b"it has asked already").unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let (waiting, longest) = look();
+        assert_eq!(waiting, 3);
+        assert!(longest.unwrap() >= 80, "{longest:?}");
+        let accepted = [(); 3].map(|()| listener.accept().unwrap());
+        assert_eq!(look(), (0, None), "{accepted:?}");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), length in 0u32..400) {
-            let mut take = |message: &[u8]| _ = (awaits(message), unix_peer(message));
+            let mut take = |message: &[u8]| {
+                _ = (awaits(message), listens(message), unaccepted(message, 80), unix_peer(message));
+            };
             take(&bytes);
             parse(&bytes, &mut take);
             let mut framed = length.to_ne_bytes().to_vec();

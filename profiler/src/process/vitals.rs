@@ -9,8 +9,18 @@ use std::{
 };
 
 use super::{
-    cgroups::unit, hsperf::PerfData, network::Networks, objects::inode, other_ends::other_ends,
-    quota::CpuQuota, redact::Redact, room::make_room, shown::shown, sockdiag::SockDiag, tcp::TcpState,
+    backlog::{Backlogs, overflows},
+    cgroups::unit,
+    hsperf::PerfData,
+    network::Networks,
+    objects::inode,
+    other_ends::other_ends,
+    quota::CpuQuota,
+    redact::Redact,
+    room::make_room,
+    shown::shown,
+    sockdiag::SockDiag,
+    tcp::TcpState,
 };
 use crate::model::vitals::{
     Child, DescriptorKind, Descriptors, Peer, ProcessVitals, Threads, Throttling, Vitals,
@@ -48,6 +58,7 @@ pub struct VitalsSampler {
     to_come: Vec<u32>,
     redact: Redact,
     diag: SockDiag,
+    backlogs: Backlogs,
     due: Instant,
 }
 
@@ -57,6 +68,10 @@ struct Seen {
     vitals: ProcessVitals,
     kinds: BTreeMap<String, (u64, u64)>,
     peers: BTreeMap<String, SeenPeer>,
+    /// Its sockets that listen for TCP connections, by inode: address and port.
+    listening: BTreeMap<u64, (String, u16)>,
+    /// Connections turned away for want of room before the first look.
+    overflows_before: Option<u64>,
     /// CPU time of children that were waited for, at the first look, ns.
     reaped_before_ns: u64,
     reaped_ns: u64,
@@ -108,6 +123,7 @@ impl VitalsSampler {
             to_come: Vec::new(),
             redact,
             diag: SockDiag::default(),
+            backlogs: Backlogs::new(networks.proc_root()),
             due: Instant::now(),
         }
     }
@@ -128,6 +144,11 @@ impl VitalsSampler {
         self.look_at(&turn, now_ns);
         let turns = self.round.len().div_ceil(AT_ONCE).max(1);
         self.due = Instant::now() + (INTERVAL / turns as u32).max(begun.elapsed() * PAUSE);
+    }
+
+    /// Looks at connections that wait to be accepted, which come and go faster, if it is time to.
+    pub fn look_at_backlogs(&mut self) {
+        self.backlogs.look();
     }
 
     /// Looks at all targets, for the last time.
@@ -173,6 +194,8 @@ impl VitalsSampler {
             seen.vitals.thread_limit = self.thread_limit;
             seen.vitals.stopped += u64::from(matches!(stat.state, b'T' | b't'));
             seen.descriptors(&self.networks, &mut self.diag, &self.redact, now_ns, first);
+            seen.overflows(self.networks.proc_root(), pid);
+            self.backlogs.learn(pid, seen.listening.iter().map(|(inode, at)| (*inode, at)));
             seen.quota(self.networks.proc_root(), &self.redact, pid);
             seen.collections(self.networks.proc_root(), pid);
             let known = self.processes.values().map(|seen| seen.children.len()).sum::<usize>();
@@ -199,7 +222,9 @@ impl VitalsSampler {
 
     /// What was seen so far.
     pub fn vitals(&self) -> Vitals {
-        Vitals { processes: self.processes.values().map(Seen::vitals).collect(), unlisted: self.unlisted }
+        let with_backlogs =
+            |(&pid, seen): (&u32, &Seen)| ProcessVitals { backlogs: self.backlogs.of(pid), ..seen.vitals() };
+        Vitals { processes: self.processes.iter().map(with_backlogs).collect(), unlisted: self.unlisted }
     }
 }
 
@@ -273,6 +298,9 @@ impl Seen {
                 || network.unix(*inode).is_some_and(|unix| unix.listens)
         };
         self.vitals.listens = self.vitals.listens || sockets.iter().any(listens);
+        let tcp = sockets.iter().filter_map(|inode| network.tcp().socket(*inode));
+        let tcp = tcp.filter(|of| of.state == TcpState::Listen);
+        self.listening = tcp.map(|of| (of.inode, (redact.text(&of.local.0), of.local.1))).collect();
 
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
         // Connections of each, whether they are clients, and the time since the oldest question without an answer, ms.
@@ -370,6 +398,16 @@ impl Seen {
             ..SeenPeer::default()
         };
         Some(self.peers.entry(peer.to_owned()).or_insert_with(new))
+    }
+
+    fn overflows(&mut self, proc_root: &Path, pid: u32) {
+        if self.listening.is_empty() {
+            return;
+        }
+        let now = overflows(proc_root, pid);
+        self.overflows_before = self.overflows_before.or(now);
+        let more = |now: u64| Some(now.saturating_sub(self.overflows_before?));
+        self.vitals.overflows = now.and_then(more).or(self.vitals.overflows);
     }
 
     fn collections(&mut self, proc_root: &Path, pid: u32) {

@@ -508,6 +508,8 @@ mod tests {
             operation: text(128),
             first: lengths,
             whole: lengths,
+            answer_bytes: u64::MAX,
+            largest_bytes: u64::MAX,
             errors: vec![(text(16), u64::MAX); 32],
             breakdown: Some(Breakdown { asked: vec![asked; 20], ..Breakdown::default() }),
         };

@@ -150,7 +150,7 @@ fn broken(peer: &Exchanges, route: &Route) -> u64 {
 /// Whose answers these are, and for whom.
 fn answers_of(peer: &Exchanges) -> String {
     match peer.side {
-        Side::Asks => format!("answers of {} to {}", peer.peer, peer.who()),
+        Side::Asks => format!("answers of {} to {}", peer.place(), peer.who()),
         Side::Answers => format!("answers of {} at {}", peer.who(), peer.peer),
     }
 }

@@ -122,7 +122,7 @@ fn not_made(run: &Run, peer: &Exchanges, least: f64) -> Option<Finding> {
         thousands(failed),
         thousands(tried),
         peer.who(),
-        peer.peer,
+        peer.place(),
         // Attempts are always seen, also where requests are watched for some of the time.
         per_second(failed as f64 / (run.cpu.accounts.duration_ns.max(1) as f64 / 1e9)),
     );
@@ -152,7 +152,7 @@ fn broken_off(peer: &Exchanges, least: f64) -> Option<Finding> {
         thousands(failed),
         thousands(ended),
         peer.who(),
-        peer.peer,
+        peer.place(),
     );
     let matters = share >= least && peer.unanswered >= MIN_FAILED;
     let severity = if matters { Severity::Warning } else { Severity::Info };
@@ -300,7 +300,7 @@ mod tests {
         let all = refused(30, 32);
         assert_eq!((all.len(), all[0].0), (1, Severity::Warning), "{all:?}");
         assert!(
-            all[0].1.contains("30 of 32 attempts of app (pid 7) to connect to 10.0.0.2:5432 failed")
+            all[0].1.contains("30 of 32 attempts of app (pid 7) to connect to db (10.0.0.2:5432) failed")
                 && all[0].1.ends_with("ECONNREFUSED, 3.0 a second"),
             "{all:?}"
         );
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(lost[0].0, Severity::Warning);
         assert!(
             lost[0].1.ends_with(
-                "8 of 10 connections of app (pid 7) to 10.0.0.2:5432 broke off with ECONNRESET; 6 questions had no \
+                "8 of 10 connections of app (pid 7) to db (10.0.0.2:5432) broke off with ECONNRESET; 6 questions had no \
                  answer; 4 segments sent again"
             ),
             "{lost:?}"

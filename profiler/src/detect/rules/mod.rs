@@ -1,5 +1,6 @@
 //! A file per rule: parameters, judgement, words, advice, documentation, tests.
 
+pub mod accept_backlog;
 pub mod answers;
 pub mod busy_poll;
 pub mod chatty_io;
@@ -17,6 +18,7 @@ pub mod event_loop_stall;
 pub mod files_per_request;
 pub mod gc_pressure;
 mod heap;
+pub mod large_answers;
 pub mod leak;
 pub mod lock_contention;
 pub mod lock_convoy;
@@ -24,6 +26,7 @@ pub mod long_wait;
 pub mod memory_growing;
 pub mod nested_wait;
 pub mod page_faults;
+pub mod retry_storm;
 pub mod routes;
 pub mod slow_io;
 pub mod slow_peer;

@@ -92,6 +92,8 @@ warning where such answers alone are awaited for so much of it. Segments of TCP 
 #[derive(Default)]
 struct Waits {
     process: String,
+    /// The peer with its name, where that is known.
+    called: String,
     /// How many of them ask, where that is known.
     processes: u64,
     /// Time to all answers, and their number: with system calls.
@@ -205,6 +207,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
         let waits = peers.entry((of.pid, of.peer.clone())).or_default();
         (waits.awaited, waits.longest_ns) = (waits.awaited.max(awaited), waits.longest_ns.max(longest_ns));
         waits.process.clone_from(&of.process);
+        waits.called = of.place();
         (waits.ns, waits.answers, waits.unanswered) = (of.first.sum_ns, of.exchanges(), of.unanswered);
         // Of several processes it is the sum.
         let processes = of.processes.max(1) as f64;
@@ -348,9 +351,10 @@ fn finding(run: &Run, pid: u32, peer: &str, waits: &Waits, values: &Values<'_>) 
         process: ProcessName { pid, name: waits.process.clone() },
         subject: peer.to_owned(),
         title: format!(
-            "{:.0} % of the time {} waits for {peer}{}: {how}{}{but}",
+            "{:.0} % of the time {} waits for {}{}: {how}{}{but}",
             100.0 * share,
             who(&waits.process, pid, waits.processes),
+            if waits.called.is_empty() { peer } else { &waits.called },
             in_brackets(run, pid, peer),
             waits.lost(),
         ),

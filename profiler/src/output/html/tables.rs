@@ -271,7 +271,7 @@ fn peers(run: &Run) -> Markup {
                 @for of in peers.into_iter().take(ROWS) {
                     tr {
                         td.soft { @if of.side == Side::Asks { "asks" } @else { "answers" } }
-                        td.name { (of.protocol) " " (of.peer) @if !of.name.is_empty() { " (" (of.name) ")" } }
+                        td.name { (of.protocol) " " (of.place()) }
                         (times(&of.first))
                         td.n { (failed(of.failed())) }
                         td.n { (thousands(of.unanswered)) }

@@ -80,6 +80,9 @@ pub struct Kept {
 pub struct RouteCount {
     pub first: Durations,
     pub whole: Durations,
+    /// Of all answers, and of the largest one.
+    pub answer_bytes: u64,
+    pub largest_bytes: u64,
     pub errors: BTreeMap<String, u64>,
     /// Some of them, each as likely as any other.
     pub kept: Vec<Kept>,
@@ -132,6 +135,8 @@ impl Told {
         let route = self.routes.get_mut(name)?;
         route.first.add(of.answered_ns.saturating_sub(of.began_ns), weight);
         route.whole.add(of.ended_ns.saturating_sub(of.began_ns), weight);
+        route.answer_bytes = route.answer_bytes.saturating_add(of.answer_bytes.saturating_mul(weight));
+        route.largest_bytes = route.largest_bytes.max(of.answer_bytes);
         if let Some(error) = operation.and_then(|operation| operation.error.as_deref()) {
             let error = if route.errors.len() >= MAX_ERRORS && !route.errors.contains_key(error) {
                 OTHERS
@@ -153,6 +158,13 @@ impl Told {
         }
         Some(route.number)
     }
+}
+
+/// Errors with how many of each, most first.
+pub fn most_first(errors: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
+    let mut errors: Vec<(String, u64)> = errors.iter().map(|(name, n)| (name.clone(), *n)).collect();
+    errors.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    errors
 }
 
 /// Counts the time in which at least one answer has been awaited up to now, where one is: the kernel programs count it when there

@@ -25,12 +25,14 @@ use crate::{
     probe::{
         record::Record,
         request::{
-            counts::{Kept, OTHERS, Room, Told, await_until},
+            counts::{Kept, OTHERS, Room, Told, await_until, most_first},
             ended::{Ended, count},
+            h2::Http2,
             maps::RequestMaps,
-            names::{self, Hosts},
+            names::{self, Names},
             programs::Programs,
-            protocol::{self, Head, Operation},
+            protocol::{self, Head, Operation, Protocol},
+            retries::Retried,
             spans::{self, Joined, Span, Spans},
             tls::TlsWatch,
             windows::Windows,
@@ -45,8 +47,6 @@ use crate::{
     },
 };
 
-/// Processes whose files of names are known at once.
-const MOST_HOSTS: usize = 64;
 /// How often it is looked which processes have ended.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Sockets that nothing tells the end of are forgotten when they have been idle for so long, ns.
@@ -84,10 +84,12 @@ pub struct RequestCollector {
     spans: Spans,
     moments: Moments,
     slow: BTreeMap<(u64, u64), (PeerKey, SlowRequest, Kept)>,
+    retried: Retried,
+    http2: Http2,
     /// Processes are told together by program: peers below have the first process's id.
     programs: Programs,
     ended: Ended,
-    hosts: FxHashMap<u32, Hosts>,
+    names: Names,
     look: Every,
     /// Where encrypted connections are looked into.
     tls: Option<TlsWatch>,
@@ -104,6 +106,7 @@ impl RequestCollector {
         clock: &Clock,
         redact: Redact,
     ) -> RequestCollector {
+        let secret = matches!(redact, Redact::Yes(_));
         RequestCollector {
             maps,
             proc_root: proc_root.to_owned(),
@@ -116,9 +119,11 @@ impl RequestCollector {
             spans: Spans::default(),
             moments: Moments::default(),
             slow: BTreeMap::new(),
+            retried: Retried::default(),
+            http2: Http2::default(),
             programs: Programs::new(proc_root, pids),
             ended: Ended::default(),
-            hosts: FxHashMap::default(),
+            names: Names::new(proc_root, secret),
             look: Every::new(clock, LOOK_INTERVAL),
             tls: None,
             windows: None,
@@ -145,21 +150,35 @@ impl RequestCollector {
         PeerKey { pid: self.programs.first(peer.pid), ..peer }
     }
 
-    /// An exchange that has ended.
-    fn exchange(&mut self, of: &Connection) {
-        let peer = self.of_program(of.peer);
-        let known = self.told.get(&peer).and_then(|told| told.protocol);
-        let inside = of.flags & flags::INSIDE != 0;
-        let encrypted = of.flags & flags::TLS != 0 && !inside;
+    /// What was asked, as far as that can be read.
+    fn read(&self, of: &Connection, peer: &PeerKey) -> Option<(&'static Protocol, Operation)> {
+        let known = self.told.get(peer).and_then(|told| told.protocol);
         let head = Head {
             request: head(&of.request, of.request_len),
             answer: head(&of.answer, of.answer_len),
             request_bytes: of.request_bytes,
             port: of.peer.port,
         };
-        let read = if encrypted { None } else { protocol::read(&head, known) };
-        let (protocol, operation) = read.unzip();
-        let operation = operation.map(|operation| self.redacted(operation));
+        let (protocol, operation) = if is_hidden(of) { None } else { protocol::read(&head, known) }?;
+        Some((protocol, self.redacted(operation)))
+    }
+
+    /// An attempt to connect, or a question, that came to nothing.
+    fn failure(&mut self, of: &Connection) {
+        let peer = self.of_program(of.peer);
+        if of.flags & flags::CONNECTING != 0 {
+            self.retried.connect(peer, of);
+        } else {
+            let read = self.read(&Connection { answer_len: 0, ..*of }, &peer);
+            self.retried.unanswered(peer, of, read.as_ref().map(|(_, operation)| operation));
+        }
+    }
+
+    /// An exchange that has ended.
+    fn exchange(&mut self, of: &Connection) {
+        let peer = self.of_program(of.peer);
+        let (inside, encrypted) = (of.flags & flags::INSIDE != 0, is_hidden(of));
+        let (protocol, operation) = self.read(of, &peer).unzip();
         let kept = Kept {
             pid: of.peer.pid,
             tid: of.tid,
@@ -184,7 +203,9 @@ impl RequestCollector {
         let (route, stays) = (route.unwrap_or(NO_NUMBER), kept.stays());
         let read_ns = if asks { of.ended_ns } else { of.asked_ns };
         self.spans.add(Span { pid, tid, peer: number, route, asks, stays, began_ns, read_ns, answered_ns });
-        if !asks {
+        if asks {
+            self.retried.exchange(peer, of, protocol, operation.as_ref());
+        } else {
             self.moments.serves(pid);
             self.slow(of, peer, operation, kept);
         }
@@ -263,6 +284,7 @@ impl RequestCollector {
             self.told.retain(|key, _| live.contains(key) || self.ended.peers.contains_key(key));
             self.room = Room::beside(self.told.values());
         }
+
         forgotten
     }
 
@@ -385,9 +407,11 @@ impl RequestCollector {
                 count,
             })
             .collect();
-        if open.connections == 0 && stats.opened == 0 && stats.first.sum_ns == 0 && failures.is_empty() {
+        let idle = stats.opened + stats.first.sum_ns + stats.multiplexed == 0;
+        if open.connections == 0 && idle && failures.is_empty() {
             return None;
         }
+        let name = self.names.of(key);
         let told = self.told.get(key);
         let spoken = told.and_then(|told| told.protocol).map(|protocol| protocol.name);
         let at_port =
@@ -400,7 +424,9 @@ impl RequestCollector {
                 operation: operation.clone(),
                 first: of.first.summary(),
                 whole: of.whole.summary(),
-                errors: sorted(&of.errors),
+                answer_bytes: of.answer_bytes,
+                largest_bytes: of.largest_bytes,
+                errors: most_first(&of.errors),
                 breakdown: joined.filter(|_| !asks).and_then(|joined| {
                     let followed = spans::followed(&of.kept);
                     let each: Vec<Breakdown> =
@@ -410,21 +436,18 @@ impl RequestCollector {
             })
             .collect();
         routes.sort_by_key(|route| std::cmp::Reverse(route.whole.sum_ns));
-        let (label, proc_root) = (self.label(key), &self.proc_root);
-        if self.hosts.len() >= MOST_HOSTS && !self.hosts.contains_key(&key.pid) {
-            self.hosts.clear();
-        }
-        let hosts = self.hosts.entry(key.pid).or_insert_with(|| Hosts::read(proc_root, key.pid));
-        let is_net = asks && i32::from(key.family) != libc::AF_UNIX;
-        let name = if is_net && matches!(self.redact, Redact::No) { hosts.name(key) } else { String::new() };
         Some(Exchanges {
             pid: key.pid,
             process: process(cx, key.pid),
             processes: 1,
             side: if asks { Side::Asks } else { Side::Answers },
-            peer: label,
+            peer: self.label(key),
             name,
-            protocol: spoken.or_else(at_port).unwrap_or_default().to_owned(),
+            protocol: spoken
+                .or(self.http2.of(key).map(|_| "HTTP/2"))
+                .or_else(at_port)
+                .unwrap_or_default()
+                .to_owned(),
             first: Summary::of(&stats.first),
             whole: Summary::of(&stats.whole),
             queued: Summary::of(&stats.queued),
@@ -447,6 +470,8 @@ impl RequestCollector {
             decrypted: told.map_or(0, |told| told.decrypted),
             statuses: stats.statuses,
             failures,
+            retries: self.retried.of(key),
+            streams: self.http2.of(key),
             looked_at: told.map_or(0, |told| told.looked_at),
             batches: told.map_or(0, |told| told.batches),
             routes,
@@ -472,6 +497,11 @@ impl RequestCollector {
     }
 }
 
+/// Whether an exchange is encrypted, and nobody told what it says.
+fn is_hidden(of: &Connection) -> bool {
+    of.flags & flags::TLS != 0 && of.flags & flags::INSIDE == 0
+}
+
 fn process(cx: &mut Context<'_>, pid: u32) -> String {
     let thread = ThreadKey { pid, tid: pid };
     cx.resolver.name_thread(thread);
@@ -480,12 +510,6 @@ fn process(cx: &mut Context<'_>, pid: u32) -> String {
 
 fn head(bytes: &[u8], len: u32) -> &[u8] {
     &bytes[..(len as usize).min(bytes.len())]
-}
-
-fn sorted(errors: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
-    let mut errors: Vec<(String, u64)> = errors.iter().map(|(name, n)| (name.clone(), *n)).collect();
-    errors.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
-    errors
 }
 
 /// Counts an exchange as the kernel programs do.
@@ -518,7 +542,15 @@ impl Probe for RequestCollector {
 
     fn record(&mut self, record: &Record, stack: Option<StackId>, cx: &mut Context<'_>) -> Result<()> {
         match record {
+            Record::Exchange(of) if of.weight == 0 => self.failure(of),
             Record::Exchange(of) => self.exchange(of),
+            Record::Frames(of) => {
+                let peer = self.of_program(of.peer);
+                self.http2.add(of, peer);
+            }
+            Record::Names(of) => {
+                self.names.looked_up.add(self.programs.first(of.pid), head(&of.bytes, of.len));
+            }
             _ => self.moments.take(record, stack, |id| cx.resolver.stack(id)),
         }
         Ok(())

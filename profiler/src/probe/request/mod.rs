@@ -4,10 +4,12 @@
 mod counts;
 mod ended;
 pub mod fold;
+pub mod h2;
 pub mod maps;
 mod names;
 mod programs;
 pub mod protocol;
+mod retries;
 mod spans;
 mod tls;
 mod windows;

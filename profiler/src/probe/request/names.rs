@@ -1,10 +1,15 @@
 //! What peers are called.
 
-use std::{collections::HashMap, net::IpAddr, path::Path};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use profiler_common::request::{PeerKey, Role, UnixName};
+use rustc_hash::FxHashMap;
 
-use crate::{process::redact::Redact, text};
+use crate::{probe::request::protocol, process::redact::Redact, text};
 
 /// Names by address, as `/etc/hosts` has them.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +39,74 @@ impl Hosts {
     /// The name of what a peer's key has for an address.
     pub fn name(&self, key: &PeerKey) -> String {
         self.0.get(&address(key)).cloned().unwrap_or_default()
+    }
+}
+
+/// Processes whose files of names are known at once.
+const MOST_HOSTS: usize = 64;
+
+/// Names of peers.
+pub struct Names {
+    proc_root: PathBuf,
+    /// None are told.
+    secret: bool,
+    hosts: FxHashMap<u32, Hosts>,
+    /// What name servers said.
+    pub looked_up: LookedUp,
+}
+
+impl Names {
+    /// Nothing is known yet.
+    pub fn new(proc_root: &Path, secret: bool) -> Names {
+        let (hosts, looked_up) = Default::default();
+        Names { proc_root: proc_root.to_owned(), secret, hosts, looked_up }
+    }
+
+    /// The name of an internet peer that is asked, or nothing.
+    pub fn of(&mut self, key: &PeerKey) -> String {
+        if self.secret || key.role != Role::Asks as u32 || i32::from(key.family) == libc::AF_UNIX {
+            return String::new();
+        }
+        if self.hosts.len() >= MOST_HOSTS && !self.hosts.contains_key(&key.pid) {
+            self.hosts.clear();
+        }
+        let proc_root = &self.proc_root;
+        let hosts = self.hosts.entry(key.pid).or_insert_with(|| Hosts::read(proc_root, key.pid));
+        let name = hosts.name(key);
+        if name.is_empty() { self.looked_up.name(key) } else { name }
+    }
+}
+
+/// Names by address, as name servers were seen to answer: what a program was told itself, other programs need not have been.
+#[derive(Clone, Debug, Default)]
+pub struct LookedUp(FxHashMap<(u32, IpAddr), Vec<String>>);
+
+/// Addresses that are remembered, with their names.
+const MAX_ADDRESSES: usize = 4096;
+/// Names of one address: many are served at one.
+const MAX_NAMES: usize = 2;
+
+impl LookedUp {
+    /// The program of that process was told this message.
+    pub fn add(&mut self, pid: u32, message: &[u8]) {
+        let Some((name, addresses)) = protocol::addresses(message) else { return };
+        for address in addresses {
+            if self.0.len() >= MAX_ADDRESSES && !self.0.contains_key(&(pid, address)) {
+                return;
+            }
+            let names = self.0.entry((pid, address)).or_default();
+            // One more says that there are more.
+            if names.len() <= MAX_NAMES && !names.contains(&name) {
+                names.push(name.clone());
+            }
+        }
+    }
+
+    /// The names that were looked up of what a peer's key has for an address, in the order in which they were.
+    pub fn name(&self, key: &PeerKey) -> String {
+        let names = self.0.get(&(key.pid, address(key))).map_or(&[][..], |names| names);
+        let more = if names.len() > MAX_NAMES { " or others" } else { "" };
+        format!("{}{more}", names[..names.len().min(MAX_NAMES)].join(" or "))
     }
 }
 
@@ -78,6 +151,35 @@ mod tests {
     use profiler_common::request::UNIX_NAME;
 
     use super::*;
+
+    #[test]
+    fn an_address_is_called_what_was_looked_up() {
+        let answer = |name: &[u8; 3], last: u8| {
+            let mut message = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x03".to_vec();
+            message.extend(name);
+            message.extend(b"\x04test\0\0\x01\0\x01\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x0a\0\0");
+            message.push(last);
+            message
+        };
+        let mut known = LookedUp::default();
+        known.add(7, &answer(b"api", 2));
+        known.add(7, b"nothing");
+        let key = |pid, last| PeerKey {
+            pid,
+            family: libc::AF_INET as u16,
+            address: [10, 0, 0, last, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            ..PeerKey::default()
+        };
+        assert_eq!([key(7, 2), key(7, 3), key(8, 2)].map(|key| known.name(&key)), ["api.test", "", ""]);
+        (0..2).for_each(|_| known.add(7, &answer(b"www", 2)));
+        assert_eq!(known.name(&key(7, 2)), "api.test or www.test");
+        known.add(7, &answer(b"ftp", 2));
+        assert_eq!(known.name(&key(7, 2)), "api.test or www.test or others");
+        (b'a'..=b'z').for_each(|letter| known.add(7, &answer(&[letter; 3], 2)));
+        assert_eq!(known.0.values().map(Vec::len).sum::<usize>(), MAX_NAMES + 1);
+        (0..200).for_each(|pid| (0..=255).for_each(|last| known.add(pid, &answer(b"api", last))));
+        assert_eq!(known.0.len(), MAX_ADDRESSES);
+    }
 
     #[test]
     fn peers_have_names() {

@@ -41,6 +41,7 @@ impl Probe for Vitals {
         if self.0.is_due() {
             self.0.look(|| cx.targets.pids(), cx.resolver.clock.now_ns());
         }
+        self.0.look_at_backlogs();
         Ok(())
     }
 

@@ -27,6 +27,13 @@ fn read(head: &Head<'_>) -> Option<Operation> {
     Some(Operation { name, error, batch: is_batch(method, head), ..Operation::default() })
 }
 
+/// What is asked with a method and a path, as it is told.
+pub fn operation(method: &[u8], path: &[u8]) -> Option<String> {
+    let method = METHODS.into_iter().find(|known| known.as_bytes() == method)?;
+    let path = path.split(|&byte| byte == b'?').next()?;
+    Some(format!("{method} {}", template(path, false)))
+}
+
 /// Whether another request follows one that has no body, as far as its first bytes tell.
 fn is_batch(method: &str, head: &Head<'_>) -> bool {
     const END: &[u8] = b"\r\n\r\n";

@@ -14,7 +14,9 @@ mod mysql;
 mod postgres;
 mod redis;
 
+pub use dns::addresses;
 pub use head::{Head, Operation, Protocol};
+pub use http::operation;
 
 /// Every protocol, in the order in which they are looked for.
 pub static PROTOCOLS: &[&Protocol] = &[
