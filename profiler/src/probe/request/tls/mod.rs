@@ -109,7 +109,8 @@ impl TlsWatch {
             let found = library::find(&self.proc_root, pid, &mut self.known);
             if found.libraries.is_empty() && process.libraries.is_empty() && self.without.len() < MAX_WITHOUT
             {
-                self.without.insert(pid, found.go);
+                // One that is about to end shows nothing any more.
+                *self.without.entry(pid).or_default() |= found.go;
             } else {
                 self.without.remove(&pid);
             }
