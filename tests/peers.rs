@@ -254,6 +254,30 @@ fn peers_have_the_names_that_were_looked_up() {
     assert!(!secret.0.to_string().contains("api.example.test"));
 }
 
+/// A connection that was there before the run does not say any more that it is one of HTTP/2: its frames do.
+#[test]
+fn a_connection_of_http2_from_before_the_run_gets_no_false_times() {
+    if !kernel_ready(&["node"]) {
+        return;
+    }
+    let (mut server, _out, port) = server_that_logs("node", "streams.js", &["serve"]);
+    let mut client = Command::new(which("node").unwrap());
+    client.arg(source("streams.js")).args(["ask", &port.to_string(), "wait"]);
+    let mut client = Running::start(client.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let _ready = client.ready();
+    let profiling = Profiling::start(&["--pid", &server.pid(), "--alloc", "off", "--requests", "on"]);
+    client.0.stdin.as_mut().unwrap().write_all(b"go on\n").unwrap();
+    assert!(client.0.wait().unwrap().success());
+    server.0.wait().unwrap();
+    let (profile, _) = profiling.finish();
+    let of = asked(&profile, port);
+    assert_eq!((of["protocol"].as_str(), of["multiplexed"].as_u64()), (Some("HTTP/2"), Some(1)), "{of}");
+    assert_eq!(of["first"]["count"], 0, "{of}");
+    let (begun, seen) = (of["streams"]["begun"].as_u64(), of["streams"]["seen"].as_u64());
+    assert!(begun.is_some_and(|begun| (190..=201).contains(&begun)), "{of}");
+    assert!(seen.is_some_and(|seen| seen >= 140), "{of}");
+}
+
 #[test]
 fn streams_of_http2_have_times_of_their_own() {
     if !kernel_ready(&["node"]) {

@@ -363,6 +363,24 @@ impl FirstBytes {
         self.0 == u64::from_be_bytes(*b"PRI * HT")
     }
 
+    /// Whether they are those of a frame with which the side that asks goes on in HTTP/2: the header of a request, settings or a ping
+    /// (RFC 9113, 4.1 and 6). Of a frame's nine bytes eight are known. What begins otherwise, as data does, is like the requests
+    /// of other protocols.
+    #[inline(always)]
+    pub fn is_http2_frame(self) -> bool {
+        let (len, kind, flags) = ((self.0 >> 40) as u32, (self.0 >> 32) as u8, (self.0 >> 24) as u8);
+        let of_connection = self.0 & 0xff_ffff == 0;
+        match kind {
+            // With all of its headers, and in one of the first 16 million streams.
+            1 => {
+                0 < len && len <= 1 << 14 && flags & 4 != 0 && flags & !0x2d == 0 && (self.0 >> 16) as u8 == 0
+            }
+            4 => len <= 60 && len % 6 == 0 && flags <= 1 && of_connection,
+            6 => len == 8 && flags <= 1 && of_connection,
+            _ => false,
+        }
+    }
+
     /// Whether it is a record of TLS, and then whether that belongs to the handshake: RFC 8446, 5.1.
     #[inline(always)]
     pub fn tls(self) -> Option<bool> {
@@ -436,6 +454,20 @@ mod tests {
         assert!(first(b"GET / HTTP/1.1").is_http() && first(b"DELETE /x").is_http());
         assert!(!first(b"*1\r\n$4\r\nPING").is_http() && !first(b"GE").is_http());
         assert!(first(b"PRI * HTTP/2.0\r\n").is_http2() && !first(b"PRI").is_http2());
+        let frames = [&[0, 0, 30, 1, 5, 0, 0, 1][..], &[0, 0, 8, 6, 0, 0, 0, 0], &[0, 0, 0, 4, 1, 0, 0, 0]];
+        assert!(frames.into_iter().all(|bytes| first(bytes).is_http2_frame()));
+        let others: [&[u8]; 9] = [
+            &[0, 0, 1, 1, 0, 3, 0, 9],          // Kafka: a length, then the kind of request
+            &[0, 0, 8, 6, 0, 0, 0, 9],          // the same, of another length
+            &[0, 0, 4, 8, 0, 0, 0, 0],          // and as long as a change of the window
+            &[0, 29, 7, 1, 1, 0, 0, 1],         // DNS over TCP
+            &[0, 1, 0, 0, 3, b's', b'e', b'l'], // MySQL, 256 bytes
+            &[1, 0, 1, 0, 0, 0, 13, 0],         // AMQP: a frame of a method
+            &[0, 0, 0, 8, 4, 210, 22, 47],      // PostgreSQL asks for TLS
+            &[0, 1, 0, 0, 7, 0, 0, 0],          // MongoDB
+            &[0, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        assert_eq!(others.map(|bytes| first(bytes).is_http2_frame()), [false; 9]);
         assert_eq!(first(&[22, 3, 1, 0, 5]).tls(), Some(true));
         assert_eq!(first(&[23, 3, 3, 0, 5]).tls(), Some(false));
         assert_eq!((first(&[23]).tls(), first(b"GET ").tls()), (None, None));

@@ -634,6 +634,9 @@ fn identity_of(sock: u64) -> u64 {
     read(socket, OFF_SOCKET_INODE.load()).unwrap_or(0)
 }
 
+/// Exchanges of a connection after which frames of HTTP/2 are not looked for any more.
+const MAX_MISTAKEN: u64 = 16;
+
 /// Bytes of a request.
 #[inline(always)]
 fn request(connection: &mut Connection, sock: u64, moved: &Moved, asks: bool, tid: u32, now: u64) {
@@ -655,7 +658,10 @@ fn request(connection: &mut Connection, sock: u64, moved: &Moved, asks: bool, ti
         }
         finish_exchange(connection, now);
     }
-    if first.is_http2() {
+    // One that was there before the run says nothing any more of what it is, and may go on with frames that others have, too.
+    let early = connection.exchanges < MAX_MISTAKEN && connection.flags & flags::OPENED == 0;
+    let goes_on = early && first.is_http2_frame();
+    if first.is_http2() || goes_on {
         connection.flags |= flags::MULTIPLEXED | flags::FRAMES;
         tell_frames(connection, sock, moved.plain, bytes, asks.into(), now);
         if let Some(stats) = stats_of(connection) {

@@ -1,7 +1,8 @@
 // A server of HTTP/2 without encryption, and a client of it in a process of its own that asks over one connection, several at once.
-// `serve` prints its port, and then, when it is told to end, how long each answer took by its own clock; `ask PORT` asks.
+// `serve` prints its port, and then, when it is told to end, how long each answer took by its own clock; `ask PORT` asks, `ask PORT wait` once
+// before it waits for a line on its standard input.
 const http2 = require("http2");
-const [, , how, port] = process.argv;
+const [, , how, port, wait] = process.argv;
 
 function serve() {
   const log = [];
@@ -29,11 +30,17 @@ async function ask() {
     stream.on("error", reject).on("end", resolve).resume();
     stream.end();
   });
+  if (wait) {
+    await get("/before");
+    console.log("ready");
+    await new Promise((resolve) => process.stdin.once("data", resolve));
+  }
   for (let i = 0; i < 50; i++) {
     await Promise.all([get(`/users/${i}`), get("/slow"), get("/fail"), get(`/users/${i + 1}`)]);
   }
   await get("/quit");
   session.close();
+  process.stdin.destroy();
 }
 
 if (how === "serve") serve(); else ask();
