@@ -251,6 +251,7 @@ fn peers_have_the_names_that_were_looked_up() {
     assert_eq!((&of["name"], &of["first"]["count"]), (&"api.example.test".into(), &5.into()), "{of}");
     assert_eq!(asked(&profile, 53)["protocol"], "DNS");
     let secret = client("node", "looks_up.js", &[server, &port], &["--redact-paths"]);
+    assert_eq!(asked(&secret, port.parse().unwrap())["first"]["count"], 5);
     assert!(!secret.0.to_string().contains("api.example.test"));
 }
 
@@ -265,7 +266,8 @@ fn a_connection_of_http2_from_before_the_run_gets_no_false_times() {
     client.arg(source("streams.js")).args(["ask", &port.to_string(), "wait"]);
     let mut client = Running::start(client.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let _ready = client.ready();
-    let profiling = Profiling::start(&["--pid", &server.pid(), "--alloc", "off", "--requests", "on"]);
+    let options = ["--alloc", "off", "--requests", "on", "--redact-paths"];
+    let profiling = Profiling::start(&[&["--pid", &*server.pid()][..], &options].concat());
     client.0.stdin.as_mut().unwrap().write_all(b"go on\n").unwrap();
     assert!(client.0.wait().unwrap().success());
     server.0.wait().unwrap();
@@ -276,6 +278,9 @@ fn a_connection_of_http2_from_before_the_run_gets_no_false_times() {
     let (begun, seen) = (of["streams"]["begun"].as_u64(), of["streams"]["seen"].as_u64());
     assert!(begun.is_some_and(|begun| (190..=201).contains(&begun)), "{of}");
     assert!(seen.is_some_and(|seen| seen >= 140), "{of}");
+    let mut routes = of["streams"]["routes"].as_array().unwrap().iter();
+    assert!(routes.any(|route| route["operation"].as_str().unwrap().starts_with("GET [")), "{of}");
+    assert!(!profile.0.to_string().contains("/users"), "paths are redacted in streams, too");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
         blocked::heaviest,
         crews::{Crew, crews},
         hotspot,
-        other_end::{kinds_of, most_awaited, others},
+        other_end::{most_awaited, others},
         rules, served,
         words::{at, bottleneck, by_function, hottest, is_of_libc, most_in, own, path, place, tail},
     },
@@ -239,7 +239,7 @@ fn waiting(signals: &Signals<'_>) -> Option<Verdict> {
     let lacks = bottleneck(cause);
     let place = waited_in(signals.run, crew, cause);
     let idle = matches!(cause, WaitCause::Network | WaitCause::Pipe);
-    let whom = idle.then(|| most_awaited(signals.run, crew.time.thread.pid, kinds_of(cause))).flatten();
+    let whom = idle.then(|| most_awaited(signals.run, crew.time.thread.pid, cause)).flatten();
     let sentence = format!(
         "{:.0} % of the time of {} is waiting for {}{}{place}",
         100.0 * share,
@@ -534,7 +534,11 @@ fn for_child(signals: &Signals<'_>) -> Option<Verdict> {
         .filter(|of| of.1 >= ASLEEP)?;
     let vitals = signals.run.vitals_of(crew.time.thread.pid);
     let children = vitals.map_or(&[][..], |of| &of.children);
-    let which = children.iter().take(3).map(|child| format!("{}, pid {}", child.process, child.pid));
+    let which = children
+        .iter()
+        .filter(|child| child.alive)
+        .take(3)
+        .map(|child| format!("{}, pid {}", child.process, child.pid));
     let which = which.collect::<Vec<_>>().join("; ");
     let sentence = format!(
         "the target hardly ran ({:.1} % of one CPU): {} waits {:.0} % of the time for a child process to end{}",

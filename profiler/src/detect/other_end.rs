@@ -26,19 +26,15 @@ pub fn in_brackets(run: &Run, pid: u32, object: &str) -> String {
     other_end(run, pid, object).map_or_else(String::new, |who| format!(" ({who})"))
 }
 
-/// Who it is whose messages a process has waited for most, of those on a pipe or socket whose other end is known; where
-/// system calls were not watched, it must be the only one.
-pub fn most_awaited(run: &Run, pid: u32, is: impl Fn(&str) -> bool) -> Option<String> {
-    let objects = run.calls.iter().flat_map(|calls| &calls.objects);
-    let most = objects
-        .filter(|of| of.pid == pid && of.blocked_ns > 0 && is(&of.object))
-        .max_by_key(|of| of.blocked_ns);
-    if let Some(most) = most {
-        return other_end(run, pid, &most.object);
-    }
-    let mut ends = run.vitals_of(pid)?.other_ends.iter().filter(|of| is(&of.object));
-    let only = ends.next()?;
-    if ends.next().is_some() { None } else { words(&only.holders) }
+/// Who it is whose messages on one pipe or socket make up most of the time in which all threads of a process waited for this cause;
+/// known where system calls were watched all the time.
+pub fn most_awaited(run: &Run, pid: u32, cause: WaitCause) -> Option<String> {
+    let objects = run.calls.iter().flat_map(|calls| &calls.objects).filter(|of| of.pid == pid);
+    let most = objects.max_by_key(|of| of.blocked_ns)?;
+    let threads = run.blocking.iter().flat_map(|blocking| &blocking.threads);
+    let blocked = threads.filter(|of| of.thread.pid == pid).flat_map(|of| &of.blocked);
+    let all_ns = blocked.filter(|(of, _)| *of == cause).fold(0u64, |sum, (_, ns)| sum.saturating_add(*ns));
+    if all_ns == 0 || most.blocked_ns <= all_ns / 2 { None } else { other_end(run, pid, &most.object) }
 }
 
 /// Whom the targets may wait for, as the end of a sentence: peers that they have connected to themselves, and processes of this
@@ -67,12 +63,6 @@ pub fn others(run: &Run) -> String {
     }
 }
 
-/// Whether an object is one that waits of this cause are for: pipes and Unix sockets are told as one.
-pub fn kinds_of(cause: WaitCause) -> impl Fn(&str) -> bool {
-    let local = |object: &str| object.starts_with("pipe:") || object.starts_with("unix");
-    move |object| (cause == WaitCause::Pipe) == local(object) && !object.starts_with('/')
-}
-
 /// Processes of one name are told together.
 fn words(holders: &[Holder]) -> Option<String> {
     let first = holders.first()?;
@@ -91,8 +81,10 @@ mod tests {
     use super::*;
     use crate::model::{
         report::fixtures,
+        stack::ThreadKey,
         syscall::{Calls, ObjectIo},
         vitals::{Peer, ProcessVitals, Vitals},
+        wait::{Blocking, ThreadTime},
     };
 
     fn end(object: &str, receives: bool, holders: &[(u32, &str)]) -> OtherEnd {
@@ -125,27 +117,31 @@ mod tests {
     }
 
     #[test]
-    fn who_is_awaited_most_is_whose_object_blocked_most() {
-        let mut run = run(vec![
-            end("pipe:[5]", true, &[(8, "slow")]),
-            end("pipe:[6]", true, &[(9, "quick")]),
-            end("10.0.0.2:6379", true, &[(42, "redis")]),
-        ]);
-        let most = |run: &Run, cause| most_awaited(run, 7, kinds_of(cause));
-        assert_eq!(most(&run, WaitCause::Pipe), None, "either of two");
-        assert_eq!(most(&run, WaitCause::Network).as_deref(), Some("redis, pid 42"), "the only one");
+    fn who_is_awaited_most_is_named_where_it_is_most_of_the_waiting() {
+        let mut run =
+            run(vec![end("pipe:[5]", true, &[(8, "slow")]), end("pipe:[6]", true, &[(9, "quick")])]);
+        let most = |run: &Run| most_awaited(run, 7, WaitCause::Pipe);
         let of = |object: &str, blocked_ns| ObjectIo {
             pid: 7,
             object: object.into(),
             blocked_ns,
             ..ObjectIo::default()
         };
-        let objects = vec![of("pipe:[6]", 5), of("pipe:[5]", 6), of("tcp 1.1.1.1:1 -> 10.0.0.2:6379", 99)];
-        run.calls = Some(Calls { objects, ..Calls::default() });
-        assert_eq!(most(&run, WaitCause::Pipe).as_deref(), Some("slow, pid 8"));
-        let elsewhere = vec![of("tcp 1.1.1.1:1 -> 10.0.0.9:80", 99)];
-        run.calls = Some(Calls { objects: elsewhere, ..Calls::default() });
-        assert_eq!(most(&run, WaitCause::Network), None, "on another machine");
+        let blocked = |ns| ThreadTime {
+            thread: ThreadKey { pid: 7, tid: 7 },
+            blocked: vec![(WaitCause::Pipe, ns)],
+            ..ThreadTime::default()
+        };
+        run.calls = Some(Calls { objects: vec![of("pipe:[6]", 5), of("pipe:[5]", 6)], ..Calls::default() });
+        run.blocking = Some(Blocking { threads: vec![blocked(11)], ..Blocking::default() });
+        assert_eq!(most(&run).as_deref(), Some("slow, pid 8"));
+        run.blocking.as_mut().unwrap().threads.push(blocked(1));
+        assert_eq!(most(&run), None, "half of it is elsewhere");
+        run.blocking.as_mut().unwrap().threads.pop();
+        run.calls.as_mut().unwrap().objects.push(of("anon_inode:[eventfd]", 9));
+        assert_eq!(most(&run), None, "mostly it waits for itself");
+        run.calls = None;
+        assert_eq!(most(&run), None, "system calls were not watched");
     }
 
     #[test]

@@ -175,6 +175,8 @@ pub struct Child {
     pub process: String,
     /// CPU time it used during the run, ns.
     pub cpu_ns: u64,
+    /// Whether it lived at the last look.
+    pub alive: bool,
 }
 
 /// What a CPU quota did during the run.

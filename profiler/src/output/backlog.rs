@@ -60,7 +60,7 @@ fn told(of: &ProcessVitals, backlog: &Backlog) -> String {
         thousands(backlog.last),
         backlog.sum as f64 / backlog.looks.max(1) as f64,
         thousands(backlog.most),
-        thousands(backlog.limit + 1),
+        thousands(backlog.limit.saturating_add(1)),
         thousands(backlog.full),
         count(backlog.looks, "look"),
     )

@@ -346,12 +346,13 @@ fn row(run: &Run, peer: &Exchanges, style: &Style, out: &mut dyn Write) -> Resul
         notes.push(format!("routes by {} that were looked at", thousands(peer.looked_at)));
     }
     line(&format!("{:12}{}", "", notes.join("; ")), style, out)?;
-    let of_streams = peer.streams.iter().flat_map(|of| &of.routes);
-    let routes = peer.routes.iter().chain(of_streams).filter(|route| !route.operation.is_empty());
-    for route in routes.take(ROUTES) {
-        line(&format!("{:12}{}", "", of_route(route)), style, out)?;
+    let of_streams = peer.streams.iter().flat_map(|of| &of.routes).map(|route| (route, " (estimate)"));
+    let routes = peer.routes.iter().map(|route| (route, "")).chain(of_streams);
+    let routes: Vec<_> = routes.filter(|(route, _)| !route.operation.is_empty()).collect();
+    for (route, how) in routes.iter().take(ROUTES) {
+        line(&format!("{:12}{}{how}", "", of_route(route)), style, out)?;
     }
-    more(peer.routes.len().saturating_sub(ROUTES), out)
+    more(routes.len().saturating_sub(ROUTES), out)
 }
 
 /// Streams of HTTP/2, an estimate.

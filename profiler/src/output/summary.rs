@@ -35,6 +35,8 @@ const PROCESSES: usize = 8;
 const UNITS: usize = 5;
 /// What is in none of them.
 const NO_UNIT: &str = "no unit or container";
+/// What ended before it was looked at, or had no place among those that were.
+const UNKNOWN: &str = "not known";
 const MEMORY: usize = 3;
 /// With fewer samples shares of functions say nothing.
 const FEW: u64 = 20;
@@ -211,11 +213,15 @@ type ProcessTime<'a> = ((u32, &'a str), (u64, u64));
 fn units(run: &Run, processes: &[ProcessTime<'_>], style: &Style, out: &mut dyn Write) -> Result<()> {
     let mut units: BTreeMap<&str, (u64, u64, usize, &str)> = BTreeMap::new();
     for &((pid, name), (cpu, queue)) in processes {
-        let unit = Some(run.unit_of(pid)).filter(|unit| !unit.is_empty()).unwrap_or(NO_UNIT);
+        let unit = match run.unit_of(pid) {
+            _ if run.vitals_of(pid).is_none() => UNKNOWN,
+            "" => NO_UNIT,
+            unit => unit,
+        };
         let of = units.entry(unit).or_insert((0, 0, 0, name));
-        *of = (of.0 + cpu, of.1 + queue, of.2 + 1, of.3);
+        *of = (of.0.saturating_add(cpu), of.1.saturating_add(queue), of.2 + 1, of.3);
     }
-    if units.len() < 2 {
+    if units.keys().filter(|unit| **unit != UNKNOWN).count() < 2 {
         return Ok(());
     }
     let wall_ns = run.cpu.accounts.duration_ns;

@@ -38,7 +38,9 @@ pub struct Backlogs {
 struct Socket {
     port: u16,
     namespace: u32,
+    /// Those that have it now, and who had it last where nobody does.
     pids: BTreeSet<u32>,
+    last: u32,
     seen: Backlog,
     /// Where somebody has waited.
     oldest: Option<Box<Histogram>>,
@@ -84,6 +86,7 @@ impl Backlogs {
                     port: *port,
                     namespace,
                     pids: BTreeSet::new(),
+                    last: pid,
                     seen: Backlog { address: address.clone(), ..Backlog::default() },
                     oldest: None,
                 };
@@ -95,8 +98,10 @@ impl Backlogs {
     }
 
     fn forget(&mut self, pid: u32) {
-        for of in self.sockets.values_mut().filter(|of| of.pids.len() > 1) {
-            of.pids.remove(&pid);
+        for of in self.sockets.values_mut() {
+            if of.pids.remove(&pid) {
+                of.last = pid;
+            }
         }
     }
 
@@ -106,11 +111,22 @@ impl Backlogs {
             return;
         }
         let begun = Instant::now();
-        // Any process tells the way into its namespace.
-        let namespaces: BTreeMap<u32, u32> =
-            self.sockets.values().filter_map(|of| Some((of.namespace, *of.pids.last()?))).collect();
+        // Any process that lives tells the way into its namespace.
+        let mut namespaces: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        for of in self.sockets.values() {
+            namespaces.entry(of.namespace).or_default().extend(&of.pids);
+        }
         let mut asked = 0;
-        for pid in namespaces.into_values() {
+        for pids in namespaces.into_values() {
+            let mut living = None;
+            for pid in pids {
+                if network_namespace(&self.proc_root, pid).is_some() {
+                    living = Some(pid);
+                    break;
+                }
+                self.forget(pid);
+            }
+            let Some(pid) = living else { continue };
             for found in self.diag.listening(&self.proc_root, pid).unwrap_or_default() {
                 let Some(of) = self.sockets.get_mut(&found.inode) else { continue };
                 let mut oldest = None;
@@ -128,7 +144,7 @@ impl Backlogs {
     pub fn of(&self, pid: u32) -> Vec<Backlog> {
         let is_its = |of: &&Socket| {
             let first = of.pids.iter().find(|pid| **pid != INIT || of.pids.len() == 1);
-            first == Some(&pid) && of.seen.looks > 0
+            *first.unwrap_or(&of.last) == pid && of.seen.looks > 0
         };
         let of = self.sockets.values().filter(is_its);
         of.map(|of| Backlog {
@@ -203,6 +219,7 @@ mod tests {
             port: 80,
             namespace: 1,
             pids: pids.iter().copied().collect(),
+            last: 0,
             seen: Backlog { looks: 1, ..Backlog::default() },
             oldest: None,
         };
@@ -214,6 +231,7 @@ mod tests {
         assert_eq!([1, 7, 8].map(|pid| backlogs.of(pid).len()), [0, 0, 2]);
         backlogs.forget(8);
         assert_eq!(backlogs.of(8).len(), 1, "the last one that had it is told with it");
+        assert!(backlogs.sockets[&5].pids.is_empty(), "and it makes room where there are too many");
         let mut full = of(&[7]);
         (0..3).for_each(|waiting| full.add(waiting, 1, None));
         assert_eq!((full.seen.full, full.seen.sum, full.seen.most), (1, 3, 2));

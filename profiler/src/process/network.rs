@@ -4,7 +4,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
@@ -44,6 +44,7 @@ pub struct Tcp {
     /// All of them.
     pub sockets: Vec<TcpSocket>,
     by_inode: BTreeMap<u64, usize>,
+    by_ends: OnceCell<HashMap<(String, String), u64>>,
     /// Ports that are listened at.
     pub listening: BTreeSet<u16>,
 }
@@ -65,6 +66,7 @@ impl Tcp {
         let listening = listeners.map(|of| of.local.1).collect();
         Tcp {
             by_inode: sockets.iter().enumerate().map(|(at, of)| (of.inode, at)).collect(),
+            by_ends: OnceCell::new(),
             listening,
             sockets,
         }
@@ -73,6 +75,14 @@ impl Tcp {
     /// The socket with an inode.
     pub fn socket(&self, inode: u64) -> Option<&TcpSocket> {
         self.by_inode.get(&inode).map(|&at| &self.sockets[at])
+    }
+
+    /// The inodes of the connections that some process has, by their own and the other address.
+    pub fn by_ends(&self) -> &HashMap<(String, String), u64> {
+        let connected =
+            || self.sockets.iter().filter(|of| of.state == TcpState::Established && of.inode != 0);
+        let ends = |of: &TcpSocket| ((of.local.0.clone(), of.remote.clone()), of.inode);
+        self.by_ends.get_or_init(|| connected().map(ends).collect())
     }
 }
 

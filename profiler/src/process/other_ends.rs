@@ -17,7 +17,7 @@ use super::{
     shown::shown,
     sockdiag::SockDiag,
     target::{comm, running},
-    tcp::{TcpSocket, TcpState},
+    tcp::TcpState,
 };
 use crate::{
     model::vitals::{Holder, OtherEnd},
@@ -34,8 +34,9 @@ const MAX_DESCRIPTORS: usize = 4096;
 const MAX_HOLDERS: usize = 8;
 /// Most namespaces in which the other side of a connection is looked for.
 const MAX_NAMESPACES: usize = 16;
-/// Going through all processes takes no longer: who has not been come to is not known.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// What processes have open, and then who has the other ends, is looked for no longer than this each: nothing is told of what
+/// takes longer, since who was not come to may have it, too.
+pub const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Who may read, and who may write, as the permissions of a link in `/proc/PID/fd` say.
 const READS: u32 = 0o400;
@@ -54,15 +55,16 @@ pub fn other_ends(
     diag: &mut SockDiag,
     redact: &Redact,
     pids: impl IntoIterator<Item = u32>,
+    patience: Duration,
 ) -> BTreeMap<u32, Vec<OtherEnd>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let mut elsewhere = None;
     let mut wanted: Vec<(u32, String, End)> = Vec::new();
     for pid in pids {
         if Instant::now() > deadline {
             break;
         }
-        let ends = ends_of(networks, diag, pid, &mut elsewhere);
+        let ends = ends_of(networks, diag, pid, &mut elsewhere, deadline);
         wanted.extend(ends.into_iter().map(|(object, end)| (pid, object, end)));
     }
     let mut by_link: HashMap<&str, Vec<usize>> = HashMap::new();
@@ -71,7 +73,11 @@ pub fn other_ends(
     }
     let mut holders: Vec<Vec<Holder>> = vec![Vec::new(); wanted.len()];
     if !by_link.is_empty() {
-        for other in running(networks.proc_root()).take_while(|_| Instant::now() < deadline) {
+        let deadline = Instant::now() + patience;
+        for other in running(networks.proc_root()) {
+            if Instant::now() > deadline {
+                return BTreeMap::new();
+            }
             let name = std::cell::LazyCell::new(|| comm(networks.proc_root(), other).unwrap_or_default());
             for (link, access) in descriptors(networks.proc_root(), other, |link| by_link.contains_key(link))
             {
@@ -115,7 +121,8 @@ fn ends_of(
     networks: &Networks,
     diag: &mut SockDiag,
     pid: u32,
-    elsewhere: &mut Option<Vec<TcpSocket>>,
+    elsewhere: &mut Option<HashMap<(String, String), u64>>,
+    deadline: Instant,
 ) -> BTreeMap<String, End> {
     let has_end = |link: &str| link.starts_with("pipe:[") || link.starts_with("socket:[");
     let own: Vec<(String, u32)> = descriptors(networks.proc_root(), pid, has_end).collect();
@@ -136,13 +143,14 @@ fn ends_of(
             if tcp.state != TcpState::Established {
                 continue;
             }
-            let same = network.tcp().sockets.iter().find(|of| is_other_side(of, tcp));
-            let other = same.cloned().or_else(|| {
-                let all = elsewhere.get_or_insert_with(|| sockets_elsewhere(networks, pid));
-                all.iter().find(|of| is_other_side(of, tcp)).cloned()
+            let mirrored = (tcp.remote.clone(), tcp.local.0.clone());
+            let other = network.tcp().by_ends().get(&mirrored).copied().or_else(|| {
+                let is_own = is_loopback(&tcp.remote);
+                let all = (!is_own).then(|| elsewhere.get_or_insert_with(|| connections(networks, deadline)));
+                all?.get(&mirrored).copied()
             });
             if let Some(other) = other {
-                let of = (tcp.remote.clone(), format!("socket:[{}]", other.inode), 0);
+                let of = (tcp.remote.clone(), format!("socket:[{other}]"), 0);
                 let serves = network.tcp().listening.contains(&tcp.local.1);
                 if serves { clients.push(of) } else { found.push(of) }
             }
@@ -173,20 +181,20 @@ fn ends_of(
     ends
 }
 
-fn is_other_side(of: &TcpSocket, tcp: &TcpSocket) -> bool {
-    of.inode != 0 && of.local.0 == tcp.remote && of.remote == tcp.local.0
+/// Whether an address is one that each namespace has for itself.
+fn is_loopback(address: &str) -> bool {
+    address.starts_with("127.") || address.starts_with("[::1]") || address.starts_with("[::ffff:127.")
 }
 
-/// Connected sockets of all other network namespaces of this machine.
-fn sockets_elsewhere(networks: &Networks, pid: u32) -> Vec<TcpSocket> {
-    let mut namespaces = BTreeSet::from_iter(network_namespace(networks.proc_root(), pid));
-    let mut found = Vec::new();
-    for other in running(networks.proc_root()) {
-        let new = network_namespace(networks.proc_root(), other).is_some_and(|ns| namespaces.insert(ns));
-        if new && namespaces.len() <= MAX_NAMESPACES + 1 {
-            let network = networks.of(other);
-            let connected = network.tcp().sockets.iter().filter(|of| of.state == TcpState::Established);
-            found.extend(connected.cloned());
+/// Connections in all network namespaces of this machine, by their ends.
+fn connections(networks: &Networks, deadline: Instant) -> HashMap<(String, String), u64> {
+    let mut namespaces = BTreeSet::new();
+    let mut found = HashMap::new();
+    for pid in running(networks.proc_root()).take_while(|_| Instant::now() < deadline) {
+        let new = network_namespace(networks.proc_root(), pid).is_some_and(|ns| namespaces.insert(ns));
+        if new && namespaces.len() <= MAX_NAMESPACES {
+            let network = networks.of(pid);
+            found.extend(network.tcp().by_ends().iter().map(|(ends, inode)| (ends.clone(), *inode)));
         }
     }
     found
@@ -211,7 +219,9 @@ mod tests {
 
     fn found(pid: u32) -> Vec<OtherEnd> {
         let (networks, mut diag) = (Networks::new(Path::new("/proc")), SockDiag::default());
-        other_ends(&networks, &mut diag, &Redact::No, [pid]).remove(&pid).unwrap_or_default()
+        other_ends(&networks, &mut diag, &Redact::No, [pid], Duration::from_secs(60))
+            .remove(&pid)
+            .unwrap_or_default()
     }
 
     fn holders<'a>(ends: &'a [OtherEnd], object: &str) -> &'a [Holder] {

@@ -28,9 +28,18 @@ impl Redact {
 
     /// The address of a socket: its port is told, since what is asked there is told anyway.
     pub fn address(&self, address: &str) -> String {
-        match address.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()) {
+        let is_host = |host: &str| host.ends_with(']') || !host.contains(':');
+        match address.rsplit_once(':').filter(|(host, port)| is_host(host) && port.parse::<u16>().is_ok()) {
             Some((host, port)) => format!("{}:{port}", self.text(host)),
             None => self.text(address),
+        }
+    }
+
+    /// What was asked: a method and a path, of which the method is told. What has no blank is a command.
+    pub fn operation(&self, operation: &str) -> String {
+        match (self, operation.split_once(' ')) {
+            (Redact::Yes(_), Some((method, path))) => format!("{method} {}", self.text(path)),
+            _ => operation.to_owned(),
         }
     }
 
@@ -84,9 +93,9 @@ mod tests {
         let remote = redact.address("10.0.0.2:5432");
         assert!(peer.ends_with(&format!(" -> {remote}")) && remote.ends_with("]:5432"), "{peer}");
         assert_eq!(redact.end("10.0.0.2:5432"), remote, "the same peer everywhere");
-        assert!(
-            !redact.address("[fe80::1]:80").contains("fe80") && !redact.address("fe80::1").contains("::")
-        );
+        assert!(!redact.address("[fe80::1]:80").contains("fe80") && !redact.address("fe80::1").contains(':'));
+        let asked = redact.operation("GET /secret");
+        assert!(asked.starts_with("GET [") && !asked.contains("secret") && redact.operation("GET") == "GET");
         assert_eq!(redact.path_or_address("/run/db"), redact.text("/run/db"));
         assert_eq!(object("futex 0x7f, held by thread 7"), "futex 0x7f, held by thread 7");
         assert_eq!(object("pipe:[77]"), "pipe:[77]");

@@ -88,30 +88,40 @@ impl SockDiag {
 
     /// Of the Unix sockets in a process's namespace that are connected, by inode, the inode of the other one. `None` as above.
     pub fn unix_peers(&mut self, proc_root: &Path, pid: u32) -> Option<BTreeMap<u64, u64>> {
-        let socket = self.socket(proc_root, pid)?;
         let mut found = BTreeMap::new();
-        ask(socket, &unix_sockets()).ok()?;
-        read(socket, &mut |message| found.extend(unix_peer(message))).ok()?;
+        self.ask(proc_root, pid, &unix_sockets(), &mut |message| found.extend(unix_peer(message)))?;
         Some(found)
     }
 
     /// Asks for TCP sockets of both families.
     fn each(&mut self, proc_root: &Path, pid: u32, what: Asked, mut take: impl FnMut(&[u8])) -> Option<()> {
-        let socket = self.socket(proc_root, pid)?;
         for family in [libc::AF_INET, libc::AF_INET6] {
-            ask(socket, &what.of(family as u8)).ok()?;
-            read(socket, &mut take).ok()?;
+            self.ask(proc_root, pid, &what.of(family as u8), &mut take)?;
         }
         Some(())
     }
 
-    fn socket(&mut self, proc_root: &Path, pid: u32) -> Option<&OwnedFd> {
+    /// Asks in a process's namespace. A socket whose answer was not read to its end is given up: the kernel would go on with it, and
+    /// refuse what is asked next.
+    fn ask(
+        &mut self,
+        proc_root: &Path,
+        pid: u32,
+        request: &[u8],
+        take: &mut impl FnMut(&[u8]),
+    ) -> Option<()> {
         let path = shown(proc_root, pid).join("ns/net");
         let namespace = fs::metadata(&path).ok()?.ino();
         if self.0.len() >= MAX_NAMESPACES && !self.0.contains_key(&namespace) {
             return None;
         }
-        self.0.entry(namespace).or_insert_with(|| open(proc_root, &path, namespace).ok()).as_ref()
+        let new = || open(proc_root, &path, namespace).ok();
+        let socket = self.0.entry(namespace).or_insert_with(new).as_ref()?;
+        let answered = ask(socket, request).and_then(|()| read(socket, take));
+        if answered.is_err() {
+            self.0.remove(&namespace);
+        }
+        answered.ok()
     }
 }
 

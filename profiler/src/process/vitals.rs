@@ -14,7 +14,7 @@ use super::{
     hsperf::PerfData,
     network::Networks,
     objects::inode,
-    other_ends::other_ends,
+    other_ends::{PATIENCE, other_ends},
     quota::CpuQuota,
     redact::Redact,
     room::make_room,
@@ -32,6 +32,8 @@ const MAX_PROCESSES: usize = 512;
 const AT_ONCE: usize = 16;
 /// Most links of a process that are read at each look.
 const MAX_LINKS: usize = 1024;
+/// And of these all of the first ones, however many there are.
+const MAX_FIRST: usize = 128;
 /// Most kinds of descriptors, and most peers, of a process.
 const MAX_KINDS: usize = 256;
 /// Most descendants looked at, of all targets.
@@ -157,7 +159,7 @@ impl VitalsSampler {
         let all = std::mem::take(&mut self.to_come);
         self.look_at(&all, now_ns);
         let listed = self.processes.keys().copied().filter(|pid| self.round.contains(pid));
-        let mut ends = other_ends(&self.networks, &mut self.diag, &self.redact, listed);
+        let mut ends = other_ends(&self.networks, &mut self.diag, &self.redact, listed, PATIENCE);
         for (pid, seen) in &mut self.processes {
             seen.vitals.other_ends = ends.remove(pid).unwrap_or_default();
         }
@@ -184,7 +186,8 @@ impl VitalsSampler {
                 (seen.first_ns, seen.reaped_before_ns) = (now_ns, stat.reaped * self.tick_ns);
                 seen.vitals.pid = pid;
                 let groups = crate::text::read_to_parse(&dir.join("cgroup")).unwrap_or_default();
-                seen.vitals.unit = unit(&groups).map_or_else(String::new, |unit| self.redact.text(&unit));
+                seen.vitals.unit = unit(&groups)
+                    .map_or_else(String::new, |unit| self.redact.text(&crate::text::clean_text(&unit)));
             }
             seen.reaped_ns = stat.reaped * self.tick_ns;
             seen.vitals.process = stat.name;
@@ -235,7 +238,12 @@ impl Seen {
             .children
             .iter()
             .filter(|(_, child)| child.alive || cpu_ns(child) > 0)
-            .map(|(&pid, child)| Child { pid, process: child.name.clone(), cpu_ns: cpu_ns(child) })
+            .map(|(&pid, child)| Child {
+                pid,
+                process: child.name.clone(),
+                cpu_ns: cpu_ns(child),
+                alive: child.alive,
+            })
             .collect();
         children.sort_by_key(|child| std::cmp::Reverse(child.cpu_ns));
         children.truncate(CHILDREN);
@@ -298,9 +306,13 @@ impl Seen {
                 || network.unix(*inode).is_some_and(|unix| unix.listens)
         };
         self.vitals.listens = self.vitals.listens || sockets.iter().any(listens);
-        let tcp = sockets.iter().filter_map(|inode| network.tcp().socket(*inode));
+        // A listener has a low number, and must not be left out.
+        let low = numbers.iter().take(if step > 1 { MAX_FIRST } else { 0 });
+        let low = low.filter_map(|path| inode(&crate::text::path(&fs::read_link(path).ok()?)));
+        let low: BTreeSet<u64> = low.chain(sockets.iter().copied()).collect();
+        let tcp = low.iter().filter_map(|inode| network.tcp().socket(*inode));
         let tcp = tcp.filter(|of| of.state == TcpState::Listen);
-        self.listening = tcp.map(|of| (of.inode, (redact.text(&of.local.0), of.local.1))).collect();
+        self.listening = tcp.map(|of| (of.inode, (redact.address(&of.local.0), of.local.1))).collect();
 
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
         // Connections of each, whether they are clients, and the time since the oldest question without an answer, ms.

@@ -34,8 +34,8 @@ impl Table {
     pub fn build<'a, R: ReadRef<'a>>(data: R, rules: &mut RuleTable) -> Result<Table, BuildError> {
         let mut image = Image::parse(data)?;
         let Some(go) = image.go.take().and_then(GoTable::read) else { return pack(&image, None, rules) };
-        let code = code_at(data, go.start(0).unwrap_or_default())?;
-        pack(&image, Some((go, code)), rules)
+        let code = code_at(data, go.start(0).unwrap_or_default());
+        pack(&image, code.map(|code| (go, code)), rules)
     }
 
     /// Builds the table of code that begins where Go's table of functions says, and of which nothing else is known.
@@ -54,17 +54,17 @@ fn pack(
 ) -> Result<Table, BuildError> {
     let mut stats = Stats::default();
     let refused = rules.refused();
-    let of_go = match &of_go {
-        Some((table, code)) => go::rows(table, *code, image, rules, &mut stats)?,
-        None => Vec::new(),
-    };
-    let packer = eh_frame::fill(image, of_go, rules, &mut stats)?;
+    let rows = of_go.as_ref().map(|(table, code)| go::rows(table, *code, image, rules, &mut stats));
+    // Where that is too large, or damaged, there may be what else the file has.
+    let (rows, no_rows) = rows.transpose().map_or_else(|error| (None, Some(error)), |rows| (rows, None));
+    let packer = eh_frame::fill(image, rows.unwrap_or_default(), rules, &mut stats)
+        .map_err(|error| no_rows.unwrap_or(error))?;
     stats.refused = rules.refused() - refused;
     packer.finish(image.machine, image.base, stats)
 }
 
-/// The code from an address on, as far as its segment goes; empty if it is not in the file.
-fn code_at<'a, R: ReadRef<'a>>(data: R, address: u64) -> Result<Code<'a>, BuildError> {
+/// The code from an address on, as far as its segment goes; empty if it is not in the file, nothing if it is too large.
+fn code_at<'a, R: ReadRef<'a>>(data: R, address: u64) -> Option<Code<'a>> {
     let place = || {
         let header = FileHeader64::<LE>::parse(data).ok()?;
         header.program_headers(LE, data).ok()?.iter().find_map(|segment| {
@@ -74,9 +74,7 @@ fn code_at<'a, R: ReadRef<'a>>(data: R, address: u64) -> Result<Code<'a>, BuildE
             Some((segment.p_offset(LE).checked_add(within)?, len))
         })
     };
-    let Some((offset, len)) = place() else { return Ok(Code::default()) };
-    if len > MAX_CODE_BYTES {
-        return Err(BuildError::TooLarge("code of Go"));
-    }
-    Ok(Code { address, bytes: data.read_bytes_at(offset, len).unwrap_or_default() })
+    let Some((offset, len)) = place() else { return Some(Code::default()) };
+    let read = || Code { address, bytes: data.read_bytes_at(offset, len).unwrap_or_default() };
+    (len <= MAX_CODE_BYTES).then(read)
 }

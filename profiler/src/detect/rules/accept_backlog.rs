@@ -10,7 +10,7 @@ use crate::{
         words::{bottleneck, by_function, hottest, most_in, own},
     },
     model::{
-        finding::{Bottleneck, Finding, ProcessName},
+        finding::{Bottleneck, Finding, ProcessName, Severity},
         report::Run,
         units::{count, percent, thousands, time},
         vitals::{Backlog, ProcessVitals},
@@ -91,20 +91,22 @@ fn judge(run: &Run, of: &ProcessVitals, backlog: &Backlog, values: &Values<'_>) 
         0 | 1 => format!("{} (pid {})", of.process, of.pid),
         n => format!("{} ({n} processes)", of.process),
     };
+    let how_long = match oldest.count {
+        0 => String::new(),
+        _ => format!(" for {} (in half of the looks that find one)", time(oldest.p50_ns)),
+    };
     let mut title = format!(
-        "connections at {} wait for {} (in half of the looks that find one) until {who} accepts them: {:.1} at once, {} at most, \
-         room for {}",
+        "connections at {} wait{how_long} until {who} accepts them: {:.1} at once, {} at most, room for {}",
         backlog.address,
-        time(oldest.p50_ns),
         backlog.sum as f64 / backlog.looks.max(1) as f64,
         thousands(backlog.most),
-        thousands(backlog.limit + 1),
+        thousands(backlog.limit.saturating_add(1)),
     );
     if full {
         title += &format!(", full in {} of {}", thousands(backlog.full), count(backlog.looks, "look"));
     }
     if let Some(n) = of.overflows.filter(|n| *n > 0 && backlog.full > 0) {
-        title += &format!("; {} turned away", thousands(n));
+        title += &format!("; {} turned away in its network namespace", thousands(n));
     }
     let busy = busy_with(run, of.pid);
     if let Some((what, _)) = &busy {
@@ -112,6 +114,7 @@ fn judge(run: &Run, of: &ProcessVitals, backlog: &Backlog, values: &Values<'_>) 
     }
     let process = ProcessName { pid: of.pid, name: of.process.clone() };
     Some(Finding {
+        severity: if fails_to_accept(run, of.pid) { Severity::Info } else { Severity::Warning },
         title,
         advice: advice(full && !late).to_owned(),
         details: BTreeMap::from([
@@ -131,6 +134,12 @@ fn judge(run: &Run, of: &ProcessVitals, backlog: &Backlog, values: &Values<'_>) 
     })
 }
 
+/// Whether it tries to accept them and fails: that is another finding, which says why.
+fn fails_to_accept(run: &Run, pid: u32) -> bool {
+    let storms = run.calls.iter().flat_map(|calls| &calls.storms);
+    storms.filter(|of| of.pid == pid).any(|of| matches!(&*of.syscall, "accept" | "accept4"))
+}
+
 fn advice(burst: bool) -> &'static str {
     if burst {
         "a longer queue takes such bursts in (listen(backlog), net.core.somaxconn)"
@@ -144,7 +153,7 @@ fn busy_with(run: &Run, pid: u32) -> Option<(String, Bottleneck)> {
     let wall_ns = run.cpu.accounts.duration_ns;
     let all = run.blocking.iter().flat_map(|blocking| &blocking.threads);
     let threads: Vec<&ThreadTime> =
-        all.filter(|of| of.thread.pid == pid && of.wall_ns * 2 >= wall_ns && of.others == 0).collect();
+        all.filter(|of| of.thread.pid == pid && of.wall_ns >= wall_ns / 2 && of.others == 0).collect();
     let mut sum = ThreadTime::default();
     threads.iter().for_each(|of| sum.add(of));
     let whose = if threads.len() == 1 { "its only thread spends" } else { "its threads spend" };
@@ -171,7 +180,14 @@ mod tests {
     use super::*;
     use crate::{
         detect::rule::Overrides,
-        model::{cause::WaitCause, distribution::Summary, stack::ThreadKey, vitals::Vitals, wait::Blocking},
+        model::{
+            cause::WaitCause,
+            distribution::Summary,
+            stack::ThreadKey,
+            syscall::{Calls, ErrorStorm},
+            vitals::Vitals,
+            wait::Blocking,
+        },
     };
 
     const MS: u64 = 1_000_000;
@@ -213,9 +229,14 @@ mod tests {
             "{late}"
         );
         let full = title(30, 20, 4).unwrap();
-        assert!(full.contains("full in 4 of 40 looks; 9 turned away"), "{full}");
+        assert!(full.contains("full in 4 of 40 looks; 9 turned away in its network namespace"), "{full}");
         let none = [(30, 20, 0), (7, 800, 0), (40, 99, 0), (30, 20, 1)];
         assert!(none.iter().all(|&(waiting, ms, full)| title(waiting, ms, full).is_none()));
+        let fails = found(30, 800, 0, |run| {
+            let storm = ErrorStorm { pid: 7, syscall: "accept4".into(), ..ErrorStorm::default() };
+            run.calls = Some(Calls { storms: vec![storm], ..Calls::default() });
+        });
+        assert_eq!(fails[0].severity, Severity::Info, "why is another finding");
         let few = found(30, 800, 9, |run| run.vitals.as_mut().unwrap().processes[0].backlogs[0].looks = 9);
         assert!(few.is_empty());
     }

@@ -145,7 +145,7 @@ mod tests {
         threads.extend([time(8, 4_500_000_000), ThreadTime { others: 3, ..time(0, 4_000_000_000) }]);
         run.blocking = Some(Blocking { threads, ..Blocking::default() });
         assert_eq!(found(&run), 0);
-        let child = Child { pid: 9, process: "node".into(), cpu_ns: 3_000_000_000 };
+        let child = Child { pid: 9, process: "node".into(), cpu_ns: 3_000_000_000, alive: true };
         run.vitals.as_mut().unwrap().processes[0].children = vec![child];
         assert_eq!(found(&run), 1, "this one was not");
     }
@@ -155,7 +155,7 @@ mod tests {
         let mut run = crate::model::report::fixtures::run(&[]);
         run.cpu.accounts.duration_ns = 10_000_000_000;
         run.blocking = Some(crate::model::wait::Blocking::default());
-        let children = vec![Child { pid: 8, process: "node".into(), cpu_ns: 9_000_000_000 }];
+        let children = vec![Child { pid: 8, process: "node".into(), cpu_ns: 9_000_000_000, alive: true }];
         let primary = ProcessVitals {
             pid: 7,
             process: "node".into(),

@@ -88,6 +88,8 @@ fn judge(peer: &Exchanges, route: &Route, values: &Values<'_>) -> Option<Finding
         return None;
     }
     let makes = making >= values.get(&SHARE);
+    // In words it is of all of the time.
+    let [sending, making] = [sending_ns, making_ns].map(|ns| percent(ns, mean_ns + starved_ns).min(100.0));
     let operation = if route.operation.is_empty() { "an answer" } else { &route.operation };
     let (of, moved) = match peer.side {
         Side::Answers => (format!("{operation} of {}", peer.who()), "sent"),

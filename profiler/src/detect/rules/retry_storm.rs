@@ -69,6 +69,17 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     asked.filter_map(|peer| judge(run, peer, values)).collect()
 }
 
+/// What an attempt to connect is called.
+const CONNECT: &str = "connect";
+
+/// Whether as much is asked of the process itself, so that it may only pass on what others try again.
+fn passes_on(run: &Run, peer: &Exchanges, of: &Retries) -> bool {
+    let served = run.requests.iter().flat_map(|requests| requests.served()).filter(|of| of.pid == peer.pid);
+    let served =
+        served.fold(0u64, |sum, of| sum.saturating_add(of.exchanges()).saturating_add(of.multiplexed));
+    of.attempts as f64 <= EACH * served as f64
+}
+
 /// The worst of what is asked again of a peer.
 fn judge(run: &Run, peer: &Exchanges, values: &Values<'_>) -> Option<Finding> {
     let rate = |of: &Retries| of.pauses.count as f64 / of.seconds.max(1) as f64;
@@ -78,19 +89,17 @@ fn judge(run: &Run, peer: &Exchanges, values: &Values<'_>) -> Option<Finding> {
             && of.pauses.p50_ns <= values.ns(&PAUSE)
             && percent(of.failed, of.attempts) >= values.get(&FAILED)
     };
+    // Who has never answered there may only take in what it is sent: a log server.
+    let is_answered = |of: &&Retries| of.operation == CONNECT || peer.exchanges() > 0;
+    let storms = |of: &&Retries| storms(of) && is_answered(of) && !passes_on(run, peer, of);
     let of = peer.retries.iter().filter(storms).max_by_key(|of| of.pauses.count)?;
-    let served = run.requests.iter().flat_map(|requests| requests.served()).filter(|of| of.pid == peer.pid);
-    let served: u64 = served.map(|of| of.exchanges() + of.multiplexed).sum();
-    if of.attempts as f64 <= EACH * served as f64 {
-        return None;
-    }
     let what = match &*of.operation {
-        "connect" => "to connect".to_owned(),
+        CONNECT => "to connect".to_owned(),
         "" => "to ask".to_owned(),
         operation => format!("at {operation}"),
     };
     let title = format!(
-        "{} tries {what} again at once when it fails, at {}: {} attempts a second, {:.0} % of {} failed ({}), half of the pauses are \
+        "{} tries {what} again at once when it fails, at {}: {} attempts a second, {:.0} % of {} failed (first with {}), half of the pauses are \
          shorter than {}",
         peer.who(),
         peer.place(),
@@ -100,7 +109,7 @@ fn judge(run: &Run, peer: &Exchanges, values: &Values<'_>) -> Option<Finding> {
         of.error,
         time(of.pauses.p50_ns),
     );
-    let known = of.operation == "connect" || of.error == "no answer" || peer.protocol == "HTTP";
+    let known = of.operation == CONNECT || of.error == "no answer" || peer.protocol == "HTTP";
     let process = ProcessName { pid: peer.pid, name: peer.process.clone() };
     Some(Finding {
         severity: if known { Severity::Warning } else { Severity::Info },
@@ -164,7 +173,7 @@ mod tests {
         assert!(
             title
                 .contains("app (pid 7) tries at GET /pay again at once when it fails, at db (10.0.0.2:5432)")
-                && title.contains("100 attempts a second, 99 % of 400 failed (503)")
+                && title.contains("100 attempts a second, 99 % of 400 failed (first with 503)")
                 && title.contains("shorter than 2 ms"),
             "{title}"
         );

@@ -59,7 +59,7 @@ fn check(run: &Run, values: &Values<'_>) -> Vec<Finding> {
     let mut pools: BTreeMap<(u32, usize), Vec<&ThreadTime>> = BTreeMap::new();
     for thread in run.blocking.iter().flat_map(|blocking| &blocking.threads) {
         // Threads that lived for a part of the run only say little.
-        let whole = thread.wall_ns * 2 >= run.cpu.accounts.duration_ns;
+        let whole = thread.wall_ns >= run.cpu.accounts.duration_ns / 2;
         if let Some(pool) = POOLS.iter().position(|(name, ..)| is_in(thread, name, &roles)).filter(|_| whole)
         {
             pools.entry((thread.thread.pid, pool)).or_default().push(thread);

@@ -160,7 +160,7 @@ impl RequestCollector {
             port: of.peer.port,
         };
         let (protocol, operation) = if is_hidden(of) { None } else { protocol::read(&head, known) }?;
-        Some((protocol, self.redacted(operation)))
+        Some((protocol, Operation { name: self.redact.operation(&operation.name).into(), ..operation }))
     }
 
     /// An attempt to connect, or a question, that came to nothing.
@@ -168,7 +168,8 @@ impl RequestCollector {
         let peer = self.of_program(of.peer);
         if of.flags & flags::CONNECTING != 0 {
             self.retried.connect(peer, of);
-        } else {
+        } else if !is_hidden(of) && of.request_len > 0 {
+            // What cannot be read is like anything else.
             let read = self.read(&Connection { answer_len: 0, ..*of }, &peer);
             self.retried.unanswered(peer, of, read.as_ref().map(|(_, operation)| operation));
         }
@@ -237,14 +238,6 @@ impl RequestCollector {
         if self.slow.len() > MAX_SLOW {
             self.slow.pop_first();
         }
-    }
-
-    /// What is kept of what was asked where paths are not to be told: the method.
-    fn redacted(&self, mut operation: Operation) -> Operation {
-        if let (Redact::Yes(_), Some((method, path))) = (&self.redact, operation.name.split_once(' ')) {
-            operation.name = format!("{method} {}", self.redact.text(path)).into();
-        }
-        operation
     }
 
     /// Brings what ended processes did over here, and makes room. Returns how many peers were forgotten.
@@ -471,7 +464,11 @@ impl RequestCollector {
             statuses: stats.statuses,
             failures,
             retries: self.retried.of(key),
-            streams: self.http2.of(key),
+            streams: self.http2.of(key).map(|mut streams| {
+                let routes = streams.routes.iter_mut();
+                routes.for_each(|route| route.operation = self.redact.operation(&route.operation));
+                streams
+            }),
             looked_at: told.map_or(0, |told| told.looked_at),
             batches: told.map_or(0, |told| told.batches),
             routes,

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use profiler_common::request::{Connection, PeerKey};
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 
 use crate::{
     model::request::Retries,
@@ -31,7 +31,10 @@ const TOO_MANY: &str = "429";
 
 /// What failed and what was tried again, of all peers.
 #[derive(Default)]
-pub struct Retried(FxHashMap<(PeerKey, u64), Asked>);
+pub struct Retried(FxHashMap<Words, Asked>);
+
+/// Whom, and the first bytes that it was asked with; none of an attempt to connect.
+type Words = (PeerKey, Box<[u8]>);
 
 /// One attempt.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +109,11 @@ impl Asked {
         self.attempts.push(attempt);
     }
 
+    /// How many attempts are known.
+    fn tried(&self) -> usize {
+        self.attempts.len() + self.counts.all[0] as usize
+    }
+
     fn retries(&self) -> Retries {
         let mut counts = self.counts.clone();
         let mut rest = self.attempts.clone();
@@ -151,19 +159,34 @@ impl Retried {
     /// An attempt to connect that failed.
     pub fn connect(&mut self, peer: PeerKey, of: &Connection) {
         let attempt = attempt(of, of.opened_ns, of.ended_ns, true);
-        self.add((peer, 0), attempt, "connect", Some("no connection"));
+        self.add((peer, Box::default()), attempt, "connect", Some("no connection"));
     }
 
-    fn add(&mut self, key: (PeerKey, u64), attempt: Attempt, name: &str, error: Option<&str>) {
+    fn add(&mut self, key: Words, attempt: Attempt, name: &str, error: Option<&str>) {
         if let Some(asked) = self.0.get_mut(&key) {
             asked.add(attempt);
-        } else if let Some(error) = error.filter(|_| self.0.len() < MAX_ASKED) {
+        } else if let Some(error) = error {
             // What has never failed is not looked at.
+            if self.0.len() >= MAX_ASKED {
+                self.make_room();
+            }
             let (operation, error) = (name.to_owned(), error.to_owned());
             let mut asked = Asked { operation, error, ..Asked::default() };
             asked.add(attempt);
             self.0.insert(key, asked);
         }
+    }
+
+    /// Forgets the half that was tried least.
+    fn make_room(&mut self) {
+        let mut tried: Vec<usize> = self.0.values().map(Asked::tried).collect();
+        let (_, &mut half, _) = tried.select_nth_unstable(MAX_ASKED / 2);
+        let mut too_many = self.0.len() - MAX_ASKED / 2;
+        self.0.retain(|_, asked| {
+            let goes = asked.tried() <= half && too_many > 0;
+            too_many -= usize::from(goes);
+            !goes
+        });
     }
 
     /// What was tried again of a peer, most first.
@@ -189,11 +212,8 @@ fn is_failure(protocol: &Protocol, error: &str) -> bool {
 }
 
 /// What tells a question from others: its first bytes.
-fn words(of: &Connection) -> u64 {
-    use std::hash::Hasher as _;
-    let mut hasher = FxHasher::default();
-    hasher.write(&of.request[..(of.request_len as usize).min(of.request.len())]);
-    hasher.finish() | 1
+fn words(of: &Connection) -> Box<[u8]> {
+    of.request[..(of.request_len as usize).min(of.request.len())].into()
 }
 
 #[cfg(test)]

@@ -49,7 +49,8 @@ pub fn judge(entry: &Entry, said: &Said, report: &str, peer: Option<&str>) -> Ju
         verdict if entry.rules.is_empty() => said.bottleneck == verdict.id(),
         _ => first.is_some_and(|first| is_alarm(first) && entry.rules.contains(&first.rule)),
     };
-    let answer: String = report.lines().take(LINES).collect::<Vec<_>>().join("\n");
+    // Where a line is broken says nothing.
+    let answer = report.lines().take(LINES).flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
     let is_missing = |words: &&String| {
         let words = words.replace("{peer}", peer.unwrap_or("{peer}"));
         !words.split('|').any(|word| answer.contains(word))
@@ -113,6 +114,7 @@ mod tests {
         let right = [finding("gc", "warning"), finding("leak", "critical")];
         assert!(judge(&right, "late, because of 127.0.0.1:99"));
         assert!(!judge(&right, "late, because of 127.0.0.1:98"));
+        assert!(judge(&right, "because of\n    127.0.0.1:99 it is late"));
         assert!(!judge(&right, "127.0.0.1:99"));
         assert!(!judge(&right, &format!("127.0.0.1:99{}late", "\n".repeat(LINES))));
         assert!(!judge(&[right[1].clone(), right[0].clone()], "late 127.0.0.1:99"));

@@ -133,7 +133,8 @@ impl Table {
             self.evict(header.size);
             if header.size <= self.limit {
                 self.size += header.size;
-                self.entries.push_front(header.clone());
+                let value = header.value.clone().filter(|_| header.name != Name::Other);
+                self.entries.push_front(Header { value, ..header });
             }
             if self.entries.len() > MAX_ENTRIES
                 && let Some(oldest) = self.entries.pop_back()

@@ -23,6 +23,8 @@ use crate::{
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_STREAMS: usize = 256;
 const MAX_ROUTES: usize = 100;
+/// Peers whose streams are told.
+const MAX_PEERS: usize = 256;
 const MAX_ERRORS: usize = 32;
 /// Routes told, those with most time.
 const MAX_TOLD: usize = 20;
@@ -207,6 +209,9 @@ fn is_likely(of: &Frame<'_>) -> bool {
 impl Http2 {
     /// Takes in what a call moved. `program` is who the peer belongs to.
     pub fn add(&mut self, of: &Frames, program: PeerKey) {
+        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&program) {
+            return;
+        }
         if !self.connections.contains_key(&of.sock) {
             if self.connections.len() >= MAX_CONNECTIONS {
                 self.connections.clear();
