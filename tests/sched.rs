@@ -87,7 +87,8 @@ fn who_is_awaited_has_a_name() {
     wait_until("the child", || fs::read_to_string(&children).is_ok_and(|pids| !pids.is_empty()));
     let child = fs::read_to_string(&children).unwrap().trim().to_owned();
     for (pid, awaited) in [(reader.pid(), format!("sh, pid {}", writer.pid())), (parent.pid(), child)] {
-        let profile = common::profile(&["-d", "1s", "--pid", &pid]);
+        // Watched all the time, however busy the machine is.
+        let profile = common::profile(&["-d", "2s", "--syscalls", "--pid", &pid]);
         let sentence = profile.0["verdict"]["sentence"].as_str().unwrap();
         assert!(sentence.contains(&awaited), "{awaited} is not in: {sentence}");
     }
