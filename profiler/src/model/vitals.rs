@@ -84,6 +84,18 @@ pub struct Backlog {
     pub oldest: Summary,
 }
 
+impl Backlog {
+    /// How many may wait at once.
+    pub fn room(&self) -> u64 {
+        self.limit.saturating_add(1)
+    }
+
+    /// How many waited, on average.
+    pub fn mean(&self) -> f64 {
+        self.sum as f64 / self.looks.max(1) as f64
+    }
+}
+
 /// Threads at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Threads {

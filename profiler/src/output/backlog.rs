@@ -58,9 +58,9 @@ fn told(of: &ProcessVitals, backlog: &Backlog) -> String {
         of.process,
         of.pid,
         thousands(backlog.last),
-        backlog.sum as f64 / backlog.looks.max(1) as f64,
+        backlog.mean(),
         thousands(backlog.most),
-        thousands(backlog.limit.saturating_add(1)),
+        thousands(backlog.room()),
         thousands(backlog.full),
         count(backlog.looks, "look"),
     )

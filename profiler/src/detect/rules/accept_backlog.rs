@@ -98,9 +98,9 @@ fn judge(run: &Run, of: &ProcessVitals, backlog: &Backlog, values: &Values<'_>) 
     let mut title = format!(
         "connections at {} wait{how_long} until {who} accepts them: {:.1} at once, {} at most, room for {}",
         backlog.address,
-        backlog.sum as f64 / backlog.looks.max(1) as f64,
+        backlog.mean(),
         thousands(backlog.most),
-        thousands(backlog.limit.saturating_add(1)),
+        thousands(backlog.room()),
     );
     if full {
         title += &format!(", full in {} of {}", thousands(backlog.full), count(backlog.looks, "look"));

@@ -78,7 +78,8 @@ fn judge(peer: &Exchanges, route: &Route, values: &Values<'_>) -> Option<Finding
     let goes = route.breakdown.as_ref();
     // That others have the CPUs is not the answer's fault.
     let starved_ns = goes.map_or(0, |goes| goes.run_queue_ns);
-    let mean_ns = (whole.sum_ns / whole.count.max(1)).saturating_sub(starved_ns).max(1);
+    let whole_ns = whole.sum_ns / whole.count.max(1);
+    let mean_ns = whole_ns.saturating_sub(starved_ns).max(1);
     let sending_ns = whole.sum_ns.saturating_sub(first.sum_ns) / whole.count.max(1);
     let on_cpu_ns = goes.map_or(0, |goes| goes.on_cpu_ns);
     let explains = on_cpu_ns as f64 <= 1e9 * size as f64 / LEAST_BYTES_PER_SECOND;
@@ -89,7 +90,7 @@ fn judge(peer: &Exchanges, route: &Route, values: &Values<'_>) -> Option<Finding
     }
     let makes = making >= values.get(&SHARE);
     // In words it is of all of the time.
-    let [sending, making] = [sending_ns, making_ns].map(|ns| percent(ns, mean_ns + starved_ns).min(100.0));
+    let [sending, making] = [sending_ns, making_ns].map(|ns| percent(ns, whole_ns).min(100.0));
     let operation = if route.operation.is_empty() { "an answer" } else { &route.operation };
     let (of, moved) = match peer.side {
         Side::Answers => (format!("{operation} of {}", peer.who()), "sent"),
@@ -180,6 +181,19 @@ mod tests {
                 && title.contains("95 % of it while it is received"),
             "{title}"
         );
+    }
+
+    #[test]
+    fn a_recording_may_say_anything() {
+        let mut run = crate::model::report::fixtures::run(&[]);
+        let mut requests = fixtures::requests();
+        let route = requests.peers.iter_mut().find_map(|peer| peer.routes.first_mut()).unwrap();
+        let all = Summary { count: 9, sum_ns: u64::MAX, p50_ns: u64::MAX, ..Summary::default() };
+        (route.first, route.whole, route.answer_bytes) = (all, all, u64::MAX);
+        let goes = Breakdown { on_cpu_ns: u64::MAX, run_queue_ns: u64::MAX, ..Breakdown::default() };
+        route.breakdown = Some(goes);
+        run.requests = Some(requests);
+        assert_eq!(check(&run, &Overrides::default().of(&RULE)).len(), 1);
     }
 
     #[test]

@@ -83,15 +83,16 @@ fn passes_on(run: &Run, peer: &Exchanges, of: &Retries) -> bool {
 /// The worst of what is asked again of a peer.
 fn judge(run: &Run, peer: &Exchanges, values: &Values<'_>) -> Option<Finding> {
     let rate = |of: &Retries| of.pauses.count as f64 / of.seconds.max(1) as f64;
+    // Who has never answered there may only take in what it is sent: a log server.
+    let is_answered = |of: &Retries| of.operation == CONNECT || peer.exchanges() > 0;
     let storms = |of: &&Retries| {
         of.pauses.count >= MIN_AGAIN
             && rate(of) >= values.get(&RATE)
             && of.pauses.p50_ns <= values.ns(&PAUSE)
             && percent(of.failed, of.attempts) >= values.get(&FAILED)
+            && is_answered(of)
+            && !passes_on(run, peer, of)
     };
-    // Who has never answered there may only take in what it is sent: a log server.
-    let is_answered = |of: &&Retries| of.operation == CONNECT || peer.exchanges() > 0;
-    let storms = |of: &&Retries| storms(of) && is_answered(of) && !passes_on(run, peer, of);
     let of = peer.retries.iter().filter(storms).max_by_key(|of| of.pauses.count)?;
     let what = match &*of.operation {
         CONNECT => "to connect".to_owned(),
@@ -192,6 +193,7 @@ mod tests {
         assert!(found(|peer, _| peer.retries[0].failed = 40).is_none(), "errors now and then");
         assert!(found(|peer, _| peer.retries[0].seconds = 60).is_none(), "a few a second");
         assert!(found(|peer, _| peer.retries[0].pauses.count = 19).is_none(), "few");
+        assert!(found(|peer, _| peer.first.count = 0).is_none(), "it only sends: a log server");
         assert!(found(|_, served| *served = 380).is_none(), "it passes on what it is asked");
         assert!(found(|_, served| *served = 100).is_some(), "it asks four times for each");
     }
