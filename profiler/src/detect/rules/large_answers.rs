@@ -193,7 +193,8 @@ mod tests {
         let goes = Breakdown { on_cpu_ns: u64::MAX, run_queue_ns: u64::MAX, ..Breakdown::default() };
         route.breakdown = Some(goes);
         run.requests = Some(requests);
-        assert_eq!(check(&run, &Overrides::default().of(&RULE)).len(), 1);
+        let found = check(&run, &Overrides::default().of(&RULE)).remove(0);
+        assert!(found.title.contains("100 % of it on a CPU"), "{}", found.title);
     }
 
     #[test]
